@@ -1,0 +1,29 @@
+"""A minimal autograd engine in NumPy: tensors, declared-once operators, and proof that their gradients are right.
+
+    from autograd import Tensor, grad
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    (x * x).sum().backward()
+    x.grad                      # Tensor([2., 4.], dtype=float64)
+"""
+
+from . import ops
+from .check import adjoint_test, assert_close, distance, gradcheck
+from .device import to_numpy
+from .dispatch import explain, use
+from .errors import (
+    AutogradError,
+    DomainError,
+    DtypeError,
+    GraphError,
+    KernelError,
+    NonFiniteError,
+    ShapeError,
+)
+from .op import REGISTRY, Op, op
+from .ops import *  # noqa: F403
+from .random import Random
+from .state import check_mode, enable_grad, no_grad
+from .tensor import Tensor, grad, gradients
+
+# minitv checks this marker: another package on the public index is also called autograd.
+MINITV_ENGINE = True

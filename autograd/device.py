@@ -1,0 +1,58 @@
+"""The array's type is the device: namespaces, dtypes, transfers and threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from types import ModuleType
+
+import numpy as np
+
+from .errors import DtypeError
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def is_cupy(x) -> bool:
+    """Whether ``x`` is a CuPy array; never imports CuPy."""
+    return type(x).__module__.partition(".")[0] == "cupy"
+
+
+def namespace(*arrays) -> ModuleType:
+    """The module (numpy or cupy) that owns the arrays; a mixture raises DtypeError naming both."""
+    cupy = [is_cupy(a) for a in arrays if a is not None]
+    if not any(cupy):
+        return np
+    if not all(cupy):
+        raise DtypeError("NumPy and CuPy arrays are mixed in one call: move one with autograd.to_numpy or cupy.asarray")
+    return sys.modules["cupy"]
+
+
+def device_name(x) -> str:
+    """The kernel family that runs on this array: "cpu" or "cuda"."""
+    return "cuda" if is_cupy(x) else "cpu"
+
+
+def to_numpy(x) -> np.ndarray:
+    """The values as a NumPy array (a copy only if they live on a GPU)."""
+    x = getattr(x, "data", x) if not isinstance(x, np.ndarray) else x
+    return x.get() if is_cupy(x) else np.asarray(x)
+
+
+def cores() -> int:
+    """The number of CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def blas_threads(count: int):
+    """Hold every BLAS library in the process to ``count`` threads.
+
+    Worker threads each call BLAS on their own slice of the batch; a second level of threads below them would make
+    them wait for each other.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=count, user_api="blas"):
+        yield

@@ -1,0 +1,103 @@
+"""Laws: statements about an operator that hold for every input, declared beside it and enumerated by tests.
+
+A law has a name and ``check(op, args, params, run, draw)``, which raises AssertionError when it does not hold. ``run``
+is a function from the operator's arrays to a tuple of output arrays: the definition, a form or a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .check import assert_close
+
+
+@dataclass(frozen=True)
+class Law:
+    """One statement and how to test it."""
+
+    name: str
+    check: Callable
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _axis(argument, letter):
+    return argument.dims.index(letter) - len(argument.dims)
+
+
+def causal(inputs: str, letter: str = "T") -> Law:
+    """Output at position t does not depend on the named inputs after t."""
+
+    def check(op, args, params, run, draw):
+        names = inputs.split()
+        args = list(args)
+        position = next(i for i, a in enumerate(op.signature.inputs) if a.name in names)
+        length = args[position].shape[_axis(op.signature.inputs[position], letter)]
+        if length < 2:
+            return
+        cut = draw.integer(1, length - 1)
+        before = run(tuple(args), params)
+        for i, argument in enumerate(op.signature.inputs):
+            if argument.name in names:
+                axis = _axis(argument, letter)
+                changed = np.moveaxis(args[i].copy(), axis, 0)
+                changed[cut:] = draw.floats(*changed[cut:].shape)
+                args[i] = np.moveaxis(changed, 0, axis)
+        after = run(tuple(args), params)
+        for argument, old, new in zip(op.signature.outputs, before, after, strict=True):
+            axis = _axis(argument, letter)
+            assert_close(np.moveaxis(new, axis, 0)[:cut], np.moveaxis(old, axis, 0)[:cut],
+                         f"{op.name}: {argument.name} before position {cut} depends on later inputs")
+
+    return Law(f"causal in {inputs} over {letter}", check)
+
+
+def independent(letters: str) -> Law:
+    """Each index of the named axes is computed on its own: selecting one before or after is the same."""
+
+    def check(op, args, params, run, draw):
+        for letter in letters.split():
+            sizes = {a.shape[_axis(arg, letter)] for arg, a in zip(op.signature.inputs, args, strict=True)
+                     if a is not None and letter in arg.dims}
+            size = sizes.pop()
+            if size == 0:
+                continue
+            pick = draw.integer(0, size - 1)
+
+            def select(argument, array, letter=letter, pick=pick):
+                if array is None or letter not in argument.dims:
+                    return array
+                return np.take(array, [pick], axis=_axis(argument, letter))
+
+            alone = run(tuple(map(select, op.signature.inputs, args)), params)
+            together = run(args, params)
+            for argument, one, many in zip(op.signature.outputs, alone, together, strict=True):
+                assert_close(one, select(argument, many), f"{op.name}: {letter} = {pick} depends on the others")
+
+    return Law(f"independent over {letters}", check)
+
+
+def linear_in(name: str) -> Law:
+    """f(.., a u + w, ..) = a f(.., u, ..) + f(.., w, ..) - f(.., 0, ..): affine in the named input."""
+
+    def check(op, args, params, run, draw):
+        position = [a.name for a in op.signature.inputs].index(name)
+        u, w, scale = args[position], draw.floats(*args[position].shape), 0.5
+
+        def at(value):
+            return run((*args[:position], value, *args[position + 1:]), params)
+
+        for both, one, other, none in zip(at(u * u.dtype.type(scale) + w), at(u), at(w), at(np.zeros_like(u)),
+                                          strict=True):
+            assert_close(both, scale * (one - none) + other, f"{op.name} is not linear in {name}", terms=8)
+
+    return Law(f"linear in {name}", check)
+
+
+def identity(name: str, statement: Callable) -> Law:
+    """A named identity: ``statement(args, params, run, draw)`` raises AssertionError when it fails."""
+    return Law(name, lambda op, args, params, run, draw: statement(args, params, run, draw))

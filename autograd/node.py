@@ -1,0 +1,187 @@
+"""The tape: nodes with slots, an iterative backward that releases as it goes, and no reference cycles.
+
+A node points to its parents (nodes, or leaf tensors) and holds what its gradient needs, never the tensors it made.
+Nodes are numbered as they are recorded and visited from the newest to the oldest, which is a topological order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+
+import numpy as np
+
+from .device import namespace
+from .errors import GraphError, NonFiniteError, ShapeError
+from .shapes import broadcast_axes
+from .state import STATE, enable_grad, no_grad
+
+_number = itertools.count()
+
+
+class Node:
+    """One recorded call of an operator.
+
+    ``parents`` has one entry per input: a ``(Node, output index)`` pair, a leaf tensor, or None where no gradient goes.
+    ``differentiate(node, grads, create_graph)`` returns one gradient (a Tensor or None) per input.
+    """
+
+    __slots__ = ("differentiate", "number", "op", "outputs", "parents", "retained", "saved", "shapes", "versions")
+
+    def __init__(self, op, parents, differentiate, saved, shapes, outputs, versions):
+        self.op = op
+        self.parents = parents
+        self.differentiate = differentiate
+        self.saved = saved
+        self.shapes = shapes  # of the inputs
+        self.outputs = outputs  # (shape, dtype) of each output
+        self.versions = versions  # (cell, version at recording, argument) of what was saved
+        self.number = next(_number)
+        self.retained = None  # output index -> weak reference to a tensor that wants its gradient
+
+    def check_versions(self):
+        """Raise if an array that backward needs was updated in place after it was recorded."""
+        for cell, version, argument in self.versions:
+            if cell[0] != version:
+                raise GraphError(
+                    f"{self.op.name}: argument {argument!r} was updated in place after this call was recorded, so its "
+                    "gradient would be wrong: run backward() before the update, or use a copy"
+                )
+
+    def release(self):
+        """Drop what backward needed; a second backward then raises."""
+        self.saved = self.parents = self.versions = None
+
+
+def undo_broadcast(grad, shape: tuple[int, ...]):
+    """Sum a gradient over the axes along which broadcasting repeated the input: the adjoint of broadcasting."""
+    if grad.shape == shape:
+        return grad
+    from .ops import reduce, shape as shape_ops
+
+    axes = broadcast_axes(shape, grad.shape)
+    return shape_ops.reshape(reduce.sum(grad, axis=axes), shape)
+
+
+class _Sum:
+    """The gradients that reached one output, added up; only arrays allocated here are written to."""
+
+    __slots__ = ("owned", "value")
+
+    def __init__(self):
+        self.value, self.owned = None, False
+
+    def add(self, grad, create_graph: bool):
+        if self.value is None:
+            self.value = grad
+        elif create_graph:
+            self.value = self.value + grad
+        elif self.owned:
+            xp = namespace(grad.data)
+            xp.add(self.value.data, grad.data, out=self.value.data)
+        else:
+            self.value, self.owned = self.value + grad, True
+
+
+def run_backward(
+    outputs: Sequence,
+    seeds: Sequence,
+    *,
+    retain: bool = False,
+    create_graph: bool = False,
+    sink: Callable | None = None,
+    targets: Sequence = (),
+) -> list:
+    """Send ``seeds`` back from ``outputs``.
+
+    Leaf gradients go to ``sink(leaf, gradient)`` as soon as each contribution is known, or, without a sink, are
+    added to ``leaf.grad`` when everything has succeeded. With ``targets`` nothing is stored and the gradients of
+    those tensors are returned (None where nothing arrived).
+    """
+    pending: dict[int, tuple[Node, list[_Sum]]] = {}
+    leaves: dict[int, tuple[object, _Sum]] = {}
+    retained: list[tuple[object, object]] = []
+    heap: list[int] = []
+    wanted = {(id(t.node), t.index): i for i, t in enumerate(targets) if t.node is not None}
+    found: list = [None] * len(targets)
+
+    def deliver(parent, grad):
+        if type(parent) is tuple:
+            node, index = parent
+            entry = pending.get(node.number)
+            if entry is None:
+                entry = pending[node.number] = (node, [_Sum() for _ in node.outputs])
+                heappush(heap, -node.number)
+            entry[1][index].add(grad, create_graph)
+        elif sink is not None:
+            sink(parent, grad)
+        else:
+            entry = leaves.get(id(parent))
+            if entry is None:
+                entry = leaves[id(parent)] = (parent, _Sum())
+            entry[1].add(grad, create_graph)
+
+    with enable_grad() if create_graph else no_grad():
+        for output, seed in zip(outputs, seeds, strict=True):
+            deliver((output.node, output.index) if output.node is not None else output, seed)
+        while heap:
+            node, sums = pending.pop(-heappop(heap))
+            grads = []
+            for index, (total, (shape, dtype)) in enumerate(zip(sums, node.outputs, strict=True)):
+                position = wanted.get((id(node), index))
+                if position is not None:
+                    found[position] = total.value
+                if node.retained is not None and index in node.retained and total.value is not None:
+                    tensor = node.retained[index]()
+                    if tensor is not None:
+                        retained.append((tensor, total.value))
+                grads.append(total.value if total.value is not None else _zeros(outputs[0], shape, dtype))
+            if node.saved is None:
+                raise GraphError(
+                    f"backward reached {node.op.name}, whose graph was already released by an earlier backward: "
+                    "pass retain=True to the first one"
+                )
+            if node.versions:
+                node.check_versions()
+            parents = node.parents
+            results = node.differentiate(node, grads, create_graph)
+            for parent, grad, shape in zip(parents, results, node.shapes, strict=True):
+                if parent is None or grad is None:
+                    continue
+                if grad.shape != shape:
+                    try:
+                        grad = undo_broadcast(grad, shape)
+                    except (IndexError, ValueError):
+                        raise ShapeError(
+                            f"gradient of {node.op.name}: shape {grad.shape} for an input of shape {shape}"
+                        ) from None
+                if STATE.checking:
+                    require_finite(grad.data, f"the gradient of {node.op.name}")
+                deliver(parent, grad)
+            if not (retain or create_graph):
+                node.release()
+    if targets:
+        for i, target in enumerate(targets):
+            if target.node is None and id(target) in leaves:
+                found[i] = leaves[id(target)][1].value
+        return found
+    for leaf, total in leaves.values():
+        leaf.accumulate(total.value)
+    for tensor, value in retained:
+        tensor.accumulate(value)
+    return []
+
+
+def _zeros(like, shape, dtype):
+    return type(like).wrap(namespace(like.data).zeros(shape, dtype))
+
+
+def require_finite(array, where: str):
+    """Raise NonFiniteError naming ``where`` if the array has a NaN or an infinity."""
+    if array.dtype.kind not in "fc":
+        return
+    finite = np.isfinite(array) if isinstance(array, np.ndarray) else namespace(array).isfinite(array)
+    if not bool(finite.all()):
+        bad = int(array.size - finite.sum())
+        raise NonFiniteError(f"{where}: {bad} of {array.size} values are NaN or infinite (shape {array.shape})")

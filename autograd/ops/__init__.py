@@ -1,0 +1,77 @@
+"""The generic operators, by kind: elementwise, reduce, shape, index, linalg, fft, conv; a folder where kernels exist."""
+
+from ..tensor import Tensor
+from .adamw import adamw
+from .conv import causal_conv1d
+from .cross_entropy import cross_entropy
+from .dropout import dropout
+from .elementwise import (
+    absolute,
+    add,
+    astype,
+    clip,
+    cos,
+    divide,
+    erf,
+    exp,
+    identity,
+    log,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    relu,
+    relu_squared,
+    rsqrt,
+    sigmoid,
+    silu,
+    sin,
+    softplus,
+    sqrt,
+    subtract,
+    tanh,
+    where,
+)
+from .embedding import embedding
+from .fft import complex_multiply, irfft, rfft
+from .gelu import gelu, gelu_tanh
+from .group_norm import group_norm
+from .index import add_along_axis, argsort, gather, getitem, put_add, scatter_add, sort, take_along_axis
+from .layer_norm import layer_norm
+from .linalg import einsum, matmul
+from .linear import linear
+from .reduce import cumsum, log_softmax, logsumexp, max, mean, min, prod, softmax, std, sum, var
+from .rms_norm import rms_norm
+from .shape import (
+    broadcast_to,
+    concat,
+    flip,
+    pad,
+    repeat,
+    reshape,
+    roll,
+    split,
+    stack,
+    swapaxes,
+    tile,
+    transpose,
+    tril,
+    triu,
+)
+
+
+def _method(operator):
+    def method(self, *args, **kwargs):
+        return operator(self, *args, **kwargs)
+
+    method.__name__ = operator.name
+    method.__doc__ = operator.__doc__
+    return method
+
+
+# The operators that PyTorch also offers as methods of a tensor.
+for _operator in (sum, mean, var, std, max, min, prod, cumsum, logsumexp, softmax, log_softmax, exp, log, sqrt, rsqrt, tanh,
+                  sigmoid, relu, sin, cos, erf, clip, flip, roll, repeat, tile, split, broadcast_to, swapaxes, tril, triu,
+                  sort, argsort, gather, matmul):
+    setattr(Tensor, _operator.name, _method(_operator))

@@ -1,0 +1,71 @@
+"""cross_entropy: the mean negative log-likelihood of integer labels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ...device import namespace
+from ...errors import DomainError, ShapeError
+from ...op import op
+from ..elementwise import where
+from ..index import take_along_axis
+from ..reduce import log_softmax, sum
+from ..shape import reshape
+
+
+@op("logits[*], labels:int[*] -> loss[]", tolerance=4.0)
+def cross_entropy(logits, labels, *, ignore_index=None):
+    """-mean over the rows whose label is not ``ignore_index`` of ln softmax(logits)[label].
+
+    logits[... V], labels[...] in 0 .. V-1; another label raises DomainError. In nats. Nothing to average: 0, gradient 0.
+    """
+    losses = []
+    for index in np.ndindex(labels.shape):
+        if ignore_index is None or labels[index] != ignore_index:
+            row = logits[index].tolist()
+            top = max(row)
+            losses.append(top + math.log(math.fsum(math.exp(v - top) for v in row)) - row[labels[index]])
+    return np.asarray(math.fsum(losses) / len(losses) if losses else 0.0, logits.dtype)
+
+
+@cross_entropy.form
+def composed(logits, labels, *, ignore_index=None):
+    xp = namespace(logits.data)
+    counted = xp.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
+    safe = xp.where(counted, labels, 0)[..., None]
+    rows = log_softmax(logits, axis=-1)
+    chosen = reshape(take_along_axis(rows, safe, axis=-1), shape=labels.shape)
+    return -sum(where(counted, chosen, 0.0)) * (1.0 / max(int(counted.sum()), 1))
+
+
+cross_entropy.kernel("cpu", "autograd.ops.cross_entropy.cpu")
+
+
+@cross_entropy.validate
+def _(logits, labels, *, ignore_index):
+    if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
+        raise ShapeError(f"cross_entropy: logits {logits.shape} need labels of shape {logits.shape[:-1]}, got {labels.shape}")
+    if not labels.size:
+        return
+    size = logits.shape[-1]
+    low, high = int(labels.min()), int(labels.max())
+    if low >= 0 and high < size:
+        return
+    wrong = (labels < 0) | (labels >= size)
+    if ignore_index is not None:
+        wrong &= labels != ignore_index
+    if bool(wrong.any()):
+        raise DomainError(f"cross_entropy: label {int(labels[wrong][0])} is outside 0 .. {size - 1}"
+                          + ("" if ignore_index is None else f" and is not ignore_index = {ignore_index}"))
+
+
+@cross_entropy.inputs
+def _(draw):
+    lead, size = draw.shape(0, 2), draw.size(1, 7)
+    ignore = draw.choice((None, -100, 0))
+    labels = draw.integers(0, size, *lead)
+    if ignore == -100:
+        labels = np.where(draw.mask(*lead), labels, -100)
+    return (draw.floats(*lead, size), labels), {"ignore_index": ignore}

@@ -1,0 +1,280 @@
+"""Elementwise operators: one table row each. Inputs broadcast like NumPy's; the engine undoes it in the gradient.
+
+Decided where mathematics leaves a choice: |x| and relu have gradient 0 at 0; clip passes the gradient at its bounds;
+maximum and minimum share it evenly on ties and propagate NaN; 0 ** 0 is 1 and its gradients are 0; sqrt, log and
+division follow the limits (an infinite slope is infinite). ``where(m, f(x), 0)`` cannot hide a NaN of f's gradient:
+make f's argument safe first, ``where(m, f(where(m, x, 1)), 0)``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import special
+
+from ..device import FLOATS, is_cupy, namespace
+from ..draw import Draw
+from ..errors import DomainError, DtypeError
+from ..op import Op
+from ..tensor import Tensor
+
+
+def special_namespace(x):
+    """scipy.special, or CuPy's."""
+    if not is_cupy(x):
+        return special
+    from cupyx.scipy import special as cupy_special
+
+    return cupy_special
+
+
+def scalar_loop(function, *arrays):
+    """Apply a function of Python floats to every element of the broadcast arrays: how definitions are computed."""
+    out = np.empty(np.broadcast_shapes(*(a.shape for a in arrays)), next(a.dtype for a in arrays if a.dtype.kind == "f"))
+    for index in np.ndindex(out.shape):
+        out[index] = function(*(np.broadcast_to(a, out.shape)[index].item() for a in arrays))
+    return out
+
+
+def unary(name, formula, scalar, array, vjp, *, domain=None, kinks=(), analytic=True, tolerance=1.0) -> Op:
+    """Declare y = f(x): the formula, the definition on a float, array code, and the gradient in operators."""
+
+    def definition(x):
+        return scalar_loop(scalar, x)
+
+    definition.__name__ = name
+    definition.__doc__ = f"{formula}, elementwise."
+    op = Op(definition, "x[...] -> y[...]", analytic=analytic, tolerance=tolerance)
+    op.primitive(array)
+    op.vjp(vjp)
+    low, high = domain or (None, None)
+    op.inputs(lambda draw: ((draw.floats(*draw.shape(), low=low, high=high, kinks=kinks),), {}))
+    return op
+
+
+def binary(name, formula, scalar, array, vjp, *, domains=((None, None), (None, None)), separate=False,
+           analytic=True) -> Op:
+    """Declare out = f(x, y) with broadcasting."""
+
+    def definition(x, y):
+        return scalar_loop(scalar, x, y)
+
+    definition.__name__ = name
+    definition.__doc__ = f"{formula}, elementwise with broadcasting."
+    op = Op(definition, "x[...], y[...] -> out[...]", analytic=analytic)
+    op.primitive(array)
+    op.vjp(vjp)
+
+    def inputs(draw: Draw):
+        shape = draw.shape()
+        pair = []
+        for low, high in domains:
+            own = tuple(1 if n and draw.integer(0, 3) == 0 else n for n in shape)
+            own = own[draw.integer(0, len(own)):] if draw.integer(0, 3) == 0 else own
+            pair.append(draw.floats(*own, low=low, high=high))
+        if separate:  # keep away from x = y, where the derivative jumps
+            x, y = np.broadcast_arrays(*pair)
+            pair = [np.where(np.abs(x - y) < 0.05, x + y.dtype.type(0.2), x), pair[1]]
+        return tuple(pair), {}
+
+    op.inputs(inputs)
+    return op
+
+
+def _named(function, name):
+    function.__name__ = name
+    return function
+
+
+def _constant(like: Tensor, array) -> Tensor:
+    """A plain array as a constant of the tensor's dtype."""
+    return Tensor.wrap(namespace(like.data).asarray(array, dtype=like.dtype))
+
+
+def _relu(x):
+    return namespace(x).maximum(x, x.dtype.type(0))
+
+
+def _sigmoid(x):
+    return special_namespace(x).expit(x)
+
+
+def _silu(x):
+    return x * _sigmoid(x)
+
+
+def _softplus(x):
+    xp = namespace(x)
+    return xp.maximum(x, x.dtype.type(0)) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
+def _scalar_sigmoid(x):
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def _needed(needs, *makers):
+    return tuple(make() if need else None for need, make in zip(needs, makers, strict=True))
+
+
+def _power_vjp(g, x, y, out, needs):
+    one, zero_base = (y.data == 0), (x.data == 0)
+    return _needed(
+        needs,
+        lambda: g * y * power(x, where(one, 1.0, y - 1.0)),
+        lambda: g * out * log(where(zero_base, 1.0, x)),
+    )
+
+
+def _maximum_share(chosen, other):
+    """1 where chosen, 1/2 on ties; a NaN is chosen."""
+    xp = namespace(chosen.data)
+    a, b = chosen.data, other.data
+    return _constant(chosen, (a > b) + 0.5 * (a == b) + 1.0 * xp.isnan(a))
+
+
+def _minimum_share(chosen, other):
+    xp = namespace(chosen.data)
+    a, b = chosen.data, other.data
+    return _constant(chosen, (a < b) + 0.5 * (a == b) + 1.0 * xp.isnan(a))
+
+
+def _extreme(pick):
+    return lambda x, y: math.nan if math.isnan(x) or math.isnan(y) else pick(x, y)
+
+
+add = binary("add", "x + y", lambda x, y: x + y, lambda x, y: x + y, lambda g: (g, g))
+subtract = binary("subtract", "x - y", lambda x, y: x - y, lambda x, y: x - y,
+                  lambda g, needs: _needed(needs, lambda: g, lambda: -g))
+multiply = binary("multiply", "x y", lambda x, y: x * y, lambda x, y: x * y,
+                  lambda g, x, y, needs: _needed(needs, lambda: g * y, lambda: g * x))
+divide = binary("divide", "x / y", lambda x, y: x / y, lambda x, y: x / y,
+                lambda g, y, out, needs: _needed(needs, lambda: g / y, lambda: -g * out / y),
+                domains=((None, None), (0.5, 2.0)))
+power = binary("power", "x ** y", lambda x, y: x**y, lambda x, y: x**y, _power_vjp, domains=((0.3, 2.0), (-2.0, 3.0)))
+maximum = binary("maximum", "max(x, y), NaN if either is", _extreme(max), lambda x, y: namespace(x, y).maximum(x, y),
+                 lambda g, x, y: (g * _maximum_share(x, y), g * _maximum_share(y, x)), separate=True, analytic=False)
+minimum = binary("minimum", "min(x, y), NaN if either is", _extreme(min), lambda x, y: namespace(x, y).minimum(x, y),
+                 lambda g, x, y: (g * _minimum_share(x, y), g * _minimum_share(y, x)), separate=True, analytic=False)
+
+negative = unary("negative", "-x", lambda x: -x, lambda x: -x, lambda g: -g)
+exp = unary("exp", "e^x", math.exp, lambda x: namespace(x).exp(x), lambda g, out: g * out)
+log = unary("log", "ln x", math.log, lambda x: namespace(x).log(x), lambda g, x: g / x, domain=(0.3, 3.0))
+sqrt = unary("sqrt", "√x (infinite slope at 0)", math.sqrt, lambda x: namespace(x).sqrt(x),
+             lambda g, out: g * 0.5 / out, domain=(0.3, 3.0))
+rsqrt = unary("rsqrt", "1/√x", lambda x: 1 / math.sqrt(x), lambda x: 1 / namespace(x).sqrt(x),
+              lambda g, x, out: g * -0.5 * out / x, domain=(0.3, 3.0))
+sin = unary("sin", "sin x, x in radians", math.sin, lambda x: namespace(x).sin(x), lambda g, x: g * cos(x))
+cos = unary("cos", "cos x, x in radians", math.cos, lambda x: namespace(x).cos(x), lambda g, x: -g * sin(x))
+tanh = unary("tanh", "tanh x", math.tanh, lambda x: namespace(x).tanh(x), lambda g, out: g * (1.0 - out * out))
+sigmoid = unary("sigmoid", "1 / (1 + e^-x)", _scalar_sigmoid, _sigmoid, lambda g, out: g * out * (1.0 - out),
+                analytic=False)
+silu = unary("silu", "x sigmoid(x)", lambda x: x * _scalar_sigmoid(x), _silu, lambda g, x: _silu_vjp(g, x),
+             analytic=False)
+softplus = unary("softplus", "ln(1 + e^x); -softplus(-x) is the stable ln(sigmoid(x))",
+                 lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))), _softplus, lambda g, x: g * sigmoid(x),
+                 analytic=False)
+relu = unary("relu", "max(x, 0)", lambda x: x if x > 0 or x != x else 0.0, _relu,
+             lambda g, x: where(x.data > 0, g, 0.0), kinks=(0.0,), analytic=False)
+relu_squared = unary("relu_squared", "max(x, 0)²", lambda x: max(x, 0.0) ** 2, lambda x: _relu(x) ** 2,
+                     lambda g, x: g * 2.0 * relu(x), kinks=(0.0,), analytic=False)
+absolute = unary("absolute", "|x|", abs, lambda x: namespace(x).abs(x),
+                 lambda g, x: g * _constant(x, namespace(x.data).sign(x.data)), kinks=(0.0,), analytic=False)
+erf = unary("erf", "(2/√π) ∫₀ˣ e^(-t²) dt", math.erf, lambda x: special_namespace(x).erf(x),
+            lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-(x * x)))
+
+
+def _silu_vjp(g, x):
+    s = sigmoid(x)
+    return g * s * (1.0 + x * (1.0 - s))
+
+
+def _where(condition, x, y):
+    """x where the condition holds, else y: out = condition ? x : y, all three broadcast."""
+    return scalar_loop(lambda c, a, b: a if c else b, condition, x, y)
+
+
+where = Op(_named(_where, "where"), "condition:bool[...], x[...], y[...] -> out[...]", analytic=True)
+where.primitive(lambda condition, x, y: namespace(condition, x, y).where(condition, x, y))
+where.vjp(lambda g, condition, needs: (None, *_needed(
+    needs[1:], lambda: where(condition, g, 0.0), lambda: where(condition, 0.0, g))))
+
+
+@where.inputs
+def _(draw):
+    shape = draw.shape()
+    squeezed = tuple(1 if n else 0 for n in shape)
+    pair = [draw.floats(*(squeezed if draw.integer(0, 3) == 0 else shape)) for _ in range(2)]
+    return (draw.mask(*(shape[1:] if draw.boolean() else shape)), *pair), {}
+
+
+def _clip(x, *, low=None, high=None):
+    """min(max(x, low), high); None is no bound. The gradient passes where low <= x <= high."""
+    return scalar_loop(lambda v: v if v != v else min(max(v, -math.inf if low is None else low),
+                                                      math.inf if high is None else high), x)
+
+
+clip = Op(_named(_clip, "clip"), "x[...] -> y[...]")
+
+
+@clip.primitive
+def _(x, *, low=None, high=None):
+    if low is not None:
+        x = namespace(x).maximum(x, x.dtype.type(low))
+    return namespace(x).minimum(x, x.dtype.type(high)) if high is not None else x.copy()
+
+
+@clip.vjp
+def _(g, x, low, high):
+    inside = namespace(x.data).ones(x.shape, bool)
+    if low is not None:
+        inside &= x.data >= low
+    if high is not None:
+        inside &= x.data <= high
+    return where(inside, g, 0.0)
+
+
+@clip.inputs
+def _(draw):
+    return (draw.floats(*draw.shape(), kinks=(-0.5, 0.75)),), {
+        "low": draw.choice((None, -0.5)), "high": draw.choice((None, 0.75))}
+
+
+@clip.validate
+def _(x, *, low, high):
+    for name, bound in (("low", low), ("high", high)):
+        if bound is not None and not isinstance(bound, int | float):
+            raise DtypeError(f"clip: {name} must be a Python number or None, got {type(bound).__name__}")
+    if low is not None and high is not None and low > high:
+        raise DomainError(f"clip: low {low} is above high {high}")
+
+
+def _identity(x):
+    """x itself, as a new node of the graph."""
+    return x.copy()
+
+
+identity = Op(_named(_identity, "identity"), "x[...] -> y[...]", view=True, analytic=True)
+identity.primitive(lambda x: x)
+identity.vjp(lambda g: g)
+
+
+def _astype(x, *, dtype=np.float32):
+    """x converted to float32 or float64; the gradient is converted back."""
+    return x.astype(dtype)
+
+
+astype = Op(_named(_astype, "astype"), "x[...] -> y[...]")
+astype.primitive(lambda x, *, dtype=np.float32: x.astype(dtype))
+astype.vjp(lambda g, x: astype(g, dtype=x.dtype))
+
+
+@astype.inputs
+def _(draw):
+    return (draw.floats(*draw.shape()),), {"dtype": draw.dtype}
+
+
+@astype.validate
+def _(x, *, dtype):
+    if np.dtype(dtype) not in FLOATS:
+        raise DtypeError(f"astype: dtype {np.dtype(dtype)} is not differentiable, allowed: float32, float64")

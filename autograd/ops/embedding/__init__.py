@@ -1,0 +1,40 @@
+"""embedding: rows of a table by token id."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import DomainError
+from ...op import op
+from ..index import gather
+
+
+@op("weight[V D], ids:int[...] -> y[... D]", analytic=True)
+def embedding(weight, ids):
+    """y = weight[ids]; ids in 0 .. V-1, a negative or larger id raises DomainError. Repeated ids add their gradients."""
+    out = np.empty((*ids.shape, weight.shape[1]), weight.dtype)
+    for index in np.ndindex(ids.shape):
+        out[index] = weight[ids[index]]
+    return out
+
+
+@embedding.form
+def composed(weight, ids):
+    return gather(weight, ids, axis=0)
+
+
+embedding.kernel("cpu", "autograd.ops.embedding.cpu")
+
+
+@embedding.validate
+def _(weight, ids):
+    if ids.size:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= weight.shape[0]:
+            raise DomainError(f"embedding: id {low if low < 0 else high} is outside 0 .. {weight.shape[0] - 1}")
+
+
+@embedding.inputs
+def _(draw):
+    size = draw.size(1, 5)
+    return (draw.floats(size, draw.size(0, 4)), draw.integers(0, size, *draw.shape(0, 2))), {}

@@ -1,0 +1,45 @@
+"""gelu and gelu_tanh: x times the normal distribution function, exactly and by GPT-2's approximation.
+
+Hendrycks and Gimpel 2016, arXiv 1606.08415. The two differ by up to 5e-4, so they are two operators.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ...op import op
+from ..elementwise import erf, scalar_loop, tanh
+
+_C = math.sqrt(2 / math.pi)
+
+
+def _inputs(draw):
+    return (draw.floats(*draw.shape()),), {}
+
+
+@op("x[...] -> y[...]", analytic=True)
+def gelu(x):
+    """x Φ(x) = x (1 + erf(x/√2)) / 2."""
+    return scalar_loop(lambda v: 0.5 * v * math.erfc(-v / math.sqrt(2)), x)
+
+
+@gelu.form
+def composed(x):
+    return x * 0.5 * (1.0 + erf(x * math.sqrt(0.5)))
+
+
+@op("x[...] -> y[...]", analytic=True)
+def gelu_tanh(x):
+    """x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2."""
+    return scalar_loop(lambda v: 0.5 * v * (1 + math.tanh(_C * (v + 0.044715 * v**3))), x)
+
+
+@gelu_tanh.form
+def composed(x):  # noqa: F811
+    return 0.5 * x * (1.0 + tanh(_C * (x + 0.044715 * x * x * x)))
+
+
+gelu.kernel("cpu", "autograd.ops.gelu.cpu")
+gelu_tanh.kernel("cpu", "autograd.ops.gelu.cpu", prefix="tanh_")
+gelu.inputs(_inputs)
+gelu_tanh.inputs(_inputs)

@@ -1,0 +1,62 @@
+"""layer_norm: each row to mean 0 and variance 1, then a gain and an offset. Ba et al. 2016, arXiv 1607.06450."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ...laws import identity
+from ...op import op
+from ..elementwise import rsqrt
+from ..reduce import mean
+
+# (x - mean) rsqrt(var + eps) divides rounding by the deviation: rows that hardly vary keep fewer digits.
+
+
+def _shift_invariance(args, params, run, draw):
+    from ...check import assert_close
+
+    x, *affine = args
+    shifted = run((x + x.dtype.type(3), *affine), params)[0]
+    assert_close(shifted, run(args, params)[0], "layer_norm changes when a constant is added to x", terms=64)
+
+
+@op("x[... D], weight?[D], bias?[D] -> y[... D]", analytic=True,
+    laws=[identity("unchanged by a constant added to x", _shift_invariance)])
+def layer_norm(x, weight=None, bias=None, *, eps=1e-5):
+    """y = (x - mean) / √(var + eps) · weight + bias over the last axis, with the biased variance.
+
+    A constant row is exactly 0 before weight and bias, with a finite gradient.
+    """
+    out = np.empty_like(x)
+    for index in np.ndindex(x.shape[:-1]):
+        row = x[index].tolist()
+        if not row:
+            continue
+        center = math.fsum(row) / len(row)
+        variance = math.fsum((v - center) ** 2 for v in row) / len(row)
+        for j, v in enumerate(row):
+            y = (v - center) / math.sqrt(variance + eps)
+            y = y * weight[j].item() if weight is not None else y
+            out[(*index, j)] = y + bias[j].item() if bias is not None else y
+    return out
+
+
+@layer_norm.form
+def composed(x, weight=None, bias=None, *, eps=1e-5):
+    centered = x - mean(x, axis=-1, keepdims=True)
+    y = centered * rsqrt(mean(centered * centered, axis=-1, keepdims=True) + eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+layer_norm.kernel("cpu", "autograd.ops.layer_norm.cpu")
+
+
+@layer_norm.inputs
+def _(draw):
+    width = draw.size(1, 9)
+    weight = draw.floats(width) if draw.boolean() else None
+    bias = draw.floats(width) if draw.boolean() else None
+    return (draw.floats(*draw.shape(0, 2), width), weight, bias), {}

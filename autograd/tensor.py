@@ -1,0 +1,359 @@
+"""Tensor: an array, its gradient, and the node that made it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from functools import wraps
+
+import numpy as np
+
+from .device import FLOATS, is_cupy, namespace, to_numpy
+from .errors import DtypeError, GraphError, ShapeError
+from .node import run_backward
+from .state import STATE
+
+
+class Tensor:
+    """A float32 or float64 array that can be differentiated through.
+
+    ``Tensor(x)`` copies a list, a NumPy array or a CuPy array and keeps its dtype; integer and boolean data are not
+    differentiable and stay plain arrays. The array ``data`` is immutable by contract: ``numpy()`` is a read-only view,
+    and ``assign_`` is the one way to change it.
+    """
+
+    __slots__ = ("__weakref__", "data", "grad", "index", "node", "requires_grad", "version")
+    __array_ufunc__ = None  # ndarray * Tensor calls Tensor.__rmul__ once, not once per element
+
+    data: np.ndarray
+    grad: Tensor | None
+
+    def __init__(self, data, *, dtype=None, requires_grad: bool = False):
+        if isinstance(data, Tensor):
+            data = data.data
+        xp = namespace(data)
+        array = xp.array(data, dtype=dtype, copy=True)
+        if array.dtype not in FLOATS and not (STATE.complex_step and array.dtype.kind == "c"):
+            raise DtypeError(
+                f"Tensor: dtype {array.dtype} is not differentiable, allowed: float32, float64. "
+                "Pass dtype=np.float32 to convert; keep ids, labels and masks as plain arrays"
+            )
+        self._set(array, requires_grad)
+
+    def _set(self, array, requires_grad):
+        self.data = array
+        self.grad = None
+        self.requires_grad = requires_grad
+        self.node = None
+        self.index = 0
+        self.version = [0]
+
+    @classmethod
+    def wrap(cls, array, requires_grad: bool = False) -> Tensor:
+        """A Tensor around this very array, without a copy: the caller promises not to write to it."""
+        tensor = cls.__new__(cls)
+        tensor._set(array, requires_grad)
+        return tensor
+
+    # -- the array ---------------------------------------------------------------------------------------------------
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array: a read-only view on the CPU, a copy from a GPU."""
+        array = to_numpy(self.data)
+        view = array.view()
+        view.flags.writeable = False
+        return view
+
+    def item(self) -> float:
+        """The one value as a Python float; more than one raises ShapeError."""
+        if self.size != 1:
+            raise ShapeError(f"item() needs one element, this tensor has shape {self.shape}")
+        return float(self.data.reshape(())[()])
+
+    __float__ = item
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len() of a 0-d tensor")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.ndim:
+            raise TypeError("iteration over a 0-d tensor")
+        return (self[i] for i in range(self.shape[0]))
+
+    def __repr__(self) -> str:
+        text = np.array2string(to_numpy(self.data), separator=", ", prefix="Tensor(")
+        made_by = f", op={self.node.op.name}" if self.node is not None else ""
+        flag = ", requires_grad=True" if self.requires_grad and self.node is None else ""
+        return f"Tensor({text}, dtype={self.dtype}{flag}{made_by})"
+
+    def __array__(self, dtype=None, copy=None):
+        if self.requires_grad and STATE.recording:
+            raise GraphError("a tensor that requires a gradient is not converted to an array silently: use .numpy()")
+        if copy is False and (dtype is not None and np.dtype(dtype) != self.dtype):
+            raise ValueError("a conversion of dtype needs a copy")
+        return self.numpy() if dtype is None and not copy else np.array(self.numpy(), dtype=dtype)
+
+    def __setitem__(self, key, value):
+        raise GraphError(
+            "tensors are immutable: t[i] = v would change values that backward needs. "
+            "Use where(mask, v, t), concat, scatter_add, or fill a NumPy array before Tensor(array)"
+        )
+
+    __hash__ = object.__hash__
+
+    # -- the graph ---------------------------------------------------------------------------------------------------
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded operator made this tensor."""
+        return self.node is None
+
+    def requires_grad_(self, flag: bool = True) -> Tensor:
+        """Switch the gradient of this leaf on or off, and return the tensor."""
+        if self.node is not None:
+            raise GraphError("requires_grad_() is for leaves: this tensor was made by " + self.node.op.name)
+        self.requires_grad = bool(flag)
+        return self
+
+    def detach(self) -> Tensor:
+        """The same values outside the graph. Shares memory: an ``assign_`` to one is seen, and noticed, by the other."""
+        tensor = Tensor.wrap(self.data)
+        tensor.version = self.version
+        return tensor
+
+    def retain_grad(self) -> Tensor:
+        """Keep the gradient of this intermediate tensor in ``.grad`` at the next backward."""
+        if not self.requires_grad:
+            raise GraphError("retain_grad() on a tensor that requires no gradient")
+        if self.node is not None:
+            if self.node.retained is None:
+                self.node.retained = {}
+            self.node.retained[self.index] = weakref.ref(self)
+        return self
+
+    def assign_(self, values) -> Tensor:
+        """Overwrite the values in place (same shape and dtype); a graph that saved the old ones will refuse backward."""
+        values = values.data if isinstance(values, Tensor) else namespace(self.data).asarray(values)
+        if values.shape != self.shape or values.dtype != self.dtype:
+            raise ShapeError(
+                f"assign_: needs shape {self.shape} and dtype {self.dtype}, got {values.shape} and {values.dtype}"
+            )
+        self.data[...] = values
+        self.version[0] += 1
+        return self
+
+    def accumulate(self, grad: Tensor) -> None:
+        """Add to ``.grad``. The sum is a new tensor, so a gradient somebody else holds never changes."""
+        if self.grad is not None:
+            self.grad = self.grad + grad
+        elif grad.node is None and not grad.data.flags.owndata:
+            self.grad = Tensor(grad.data)
+        else:
+            self.grad = grad
+
+    def backward(self, seed=None, *, retain: bool = False, sink: Callable | None = None) -> None:
+        """Add the gradient of this tensor (times ``seed``) to ``.grad`` of every leaf that requires one.
+
+        A scalar needs no seed; any other shape needs one of its own shape and dtype. The graph is released on the way:
+        a second backward raises unless the first had ``retain=True``. ``sink(leaf, gradient)`` receives the leaf
+        gradients instead of ``.grad``.
+        """
+        if not self.requires_grad:
+            raise GraphError("backward() on a tensor that does not depend on anything that requires a gradient")
+        run_backward([self], [_seed("backward", self, seed)], retain=retain, sink=sink)
+
+    def __deepcopy__(self, memo) -> Tensor:
+        if self.node is not None:
+            raise GraphError("copying a tensor would copy its graph: use detach() first")
+        copy = memo[id(self)] = Tensor(self.data, requires_grad=self.requires_grad)
+        return copy
+
+    def __reduce__(self):
+        if self.node is not None:
+            raise GraphError("pickling a tensor would pickle its graph: use detach() first")
+        return _rebuild, (self.data, self.requires_grad)
+
+    # -- operators ---------------------------------------------------------------------------------------------------
+    def __add__(self, other):
+        return ops.add(self, other)
+
+    def __radd__(self, other):
+        return ops.add(other, self)
+
+    def __sub__(self, other):
+        return ops.subtract(self, other)
+
+    def __rsub__(self, other):
+        return ops.subtract(other, self)
+
+    def __mul__(self, other):
+        return ops.multiply(self, other)
+
+    def __rmul__(self, other):
+        return ops.multiply(other, self)
+
+    def __truediv__(self, other):
+        return ops.divide(self, other)
+
+    def __rtruediv__(self, other):
+        return ops.divide(other, self)
+
+    def __pow__(self, other):
+        return ops.power(self, other)
+
+    def __rpow__(self, other):
+        return ops.power(other, self)
+
+    def __matmul__(self, other):
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other):
+        return ops.matmul(other, self)
+
+    def __neg__(self):
+        return ops.negative(self)
+
+    def __abs__(self):
+        return ops.absolute(self)
+
+    def __getitem__(self, key):
+        return ops.getitem(self, key)
+
+    # Comparisons return plain boolean arrays: they carry no gradient. Hence `in` and list.index do not work on tensors.
+    def __eq__(self, other):
+        return _compare("equal", self, other)
+
+    def __ne__(self, other):
+        return _compare("not_equal", self, other)
+
+    def __lt__(self, other):
+        return _compare("less", self, other)
+
+    def __le__(self, other):
+        return _compare("less_equal", self, other)
+
+    def __gt__(self, other):
+        return _compare("greater", self, other)
+
+    def __ge__(self, other):
+        return _compare("greater_equal", self, other)
+
+    # -- methods: the operators that PyTorch also spells as methods ------------------------------------------------------
+    @property
+    def T(self) -> Tensor:
+        """The last two axes swapped."""
+        return ops.swapaxes(self, -1, -2)
+
+    def reshape(self, *shape) -> Tensor:
+        return ops.reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+
+    def transpose(self, *axes) -> Tensor:
+        return ops.transpose(self, axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes or None)
+
+    def astype(self, dtype) -> Tensor:
+        """Convert between float32 and float64; the gradient is converted back."""
+        return ops.astype(self, dtype)
+
+
+def _rebuild(data, requires_grad):
+    return Tensor(data, requires_grad=requires_grad)
+
+
+def _compare(name, left, right):
+    right = right.data if isinstance(right, Tensor) else right
+    if not isinstance(right, np.ndarray | np.generic | int | float) and not is_cupy(right):
+        return NotImplemented
+    return getattr(namespace(left.data), name)(left.data, right)
+
+
+def _seed(name: str, tensor: Tensor, seed) -> Tensor:
+    xp = namespace(tensor.data)
+    if seed is None:
+        if tensor.shape != ():
+            raise GraphError(f"{name}: the output has shape {tensor.shape}, only a scalar needs no seed; pass one")
+        return Tensor.wrap(xp.ones((), tensor.dtype))
+    if not isinstance(seed, Tensor):
+        if isinstance(seed, int | float) and not isinstance(seed, np.generic | bool):
+            seed = xp.asarray(seed, tensor.dtype)
+        seed = Tensor(seed)
+    if seed.shape != tensor.shape or seed.dtype != tensor.dtype:
+        raise GraphError(
+            f"{name}: the seed has shape {seed.shape} and dtype {seed.dtype}, "
+            f"the output has shape {tensor.shape} and dtype {tensor.dtype}"
+        )
+    return seed
+
+
+def gradients(outputs, inputs, seeds=None, *, create_graph: bool = False, retain: bool = False) -> list[Tensor]:
+    """The gradients of ``outputs`` (times ``seeds``) with respect to ``inputs``, without touching any ``.grad``.
+
+    ``inputs`` may be leaves or intermediate tensors; one that is not reached gets zeros. With ``create_graph`` the
+    results can be differentiated again; fused kernels refuse that and name the form to use.
+    """
+    outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+    seeds = list(seeds) if isinstance(seeds, tuple | list) else [seeds] * len(outputs)
+    starts = [_seed("gradients", o, s) for o, s in zip(outputs, seeds, strict=True)]
+    reached = [(o, s) for o, s in zip(outputs, starts, strict=True) if o.requires_grad]
+    found = [None] * len(inputs)
+    if reached:
+        found = run_backward(*zip(*reached, strict=True), targets=inputs, create_graph=create_graph, retain=retain)
+    return [Tensor.wrap(namespace(x.data).zeros_like(x.data)) if g is None else g
+            for x, g in zip(inputs, found, strict=True)]
+
+
+def grad(f: Callable, argument: int | tuple[int, ...] = 0, *, create_graph: bool | None = None) -> Callable:
+    """The function that returns the gradient of the scalar function ``f`` with respect to the given argument(s).
+
+    ``grad(grad(f))`` is the second derivative. Arrays passed as differentiated arguments become Tensors. The result is
+    itself differentiable when an outer ``grad`` is active or an argument requires a gradient; ``create_graph`` decides
+    otherwise (needed when ``f`` closes over a tensor with respect to which the result is differentiated later).
+    """
+    positions = (argument,) if isinstance(argument, int) else tuple(argument)
+
+    @wraps(f)
+    def gradient(*args, **kwargs):
+        args = list(args)
+        for position in positions:
+            if not -len(args) <= position < len(args):
+                raise TypeError(f"grad: argument {position} was not given ({len(args)} positional arguments)")
+        outer = STATE.depth > 0 or any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        recording, STATE.recording = STATE.recording, True
+        STATE.depth += 1
+        try:
+            for position in positions:
+                x = args[position]
+                connected = isinstance(x, Tensor) and x.requires_grad
+                args[position] = ops.identity(x) if connected else Tensor(x, requires_grad=True)
+            output = f(*args, **kwargs)
+            if not isinstance(output, Tensor):
+                raise GraphError(f"grad: the function returned {type(output).__name__}, not a Tensor")
+            inputs = [args[p] for p in positions]
+            results = gradients(output, inputs, create_graph=outer if create_graph is None else create_graph)
+        finally:
+            STATE.depth -= 1
+            STATE.recording = recording
+        return results[0] if isinstance(argument, int) else tuple(results)
+
+    return gradient
+
+
+from . import ops  # noqa: E402  (operators are written with Tensor, and Tensor's methods forward to them)
