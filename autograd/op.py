@@ -238,7 +238,7 @@ class Op:
         recording = False
         for i, argument in enumerate(arguments):
             value = values[i]
-            if type(value) is Tensor:
+            if isinstance(value, Tensor):
                 if argument.kind != "float":
                     raise DtypeError(f"{self.name}: {argument.name} takes a plain {argument.kind} array, got a Tensor")
                 data = arrays[i] = value.data
@@ -332,7 +332,7 @@ class Op:
             if kind == "input":
                 tensor = tensors[key]
                 saved.append(tensor)
-                if type(tensor) is Tensor:
+                if isinstance(tensor, Tensor):
                     versions.append((tensor.version, tensor.version[0], name))
             elif kind == "shape":
                 saved.append(arrays[key].shape if arrays[key] is not None else None)
@@ -341,7 +341,7 @@ class Op:
             elif kind == "shapes":
                 saved.append(tuple(a.shape for a in arrays))
             elif kind == "needs":
-                saved.append(tuple(type(t) is Tensor and t.requires_grad for t in tensors))
+                saved.append(tuple(isinstance(t, Tensor) and t.requires_grad for t in tensors))
             else:
                 saved.append([_array(o) for o in outputs])
         node = self._node(tensors, arrays, outputs, (form, saved), _differentiate_primitive, versions)
@@ -355,13 +355,13 @@ class Op:
             return result
         if not recording:
             return self._wrap(outputs, tensors, None, many)
-        versions = [(t.version, t.version[0], n) for t, n in zip(tensors, self._names, strict=True) if type(t) is Tensor]
+        versions = [(t.version, t.version[0], n) for t, n in zip(tensors, self._names, strict=True) if isinstance(t, Tensor)]
         node = self._node(tensors, arrays, outputs, (kernel, saved), _differentiate_kernel, versions)
         return self._wrap(outputs, tensors, node, many)
 
     def _node(self, tensors, arrays, outputs, saved, differentiate, versions):
         parents = tuple(
-            None if type(t) is not Tensor or not t.requires_grad else (t.node, t.index) if t.node is not None else t
+            None if not isinstance(t, Tensor) or not t.requires_grad else (t.node, t.index) if t.node is not None else t
             for t in tensors
         )
         shapes = tuple(None if a is None else a.shape for a in arrays)
@@ -381,7 +381,7 @@ class Op:
             tensor = Tensor.wrap(output)
             if node is not None:
                 tensor.requires_grad, tensor.node, tensor.index = True, node, index
-            if self.view and type(tensors[0]) is Tensor:
+            if self.view and isinstance(tensors[0], Tensor):
                 tensor.version = tensors[0].version
             wrapped.append(tensor)
         return tuple(wrapped) if many else wrapped[0]

@@ -1,0 +1,100 @@
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, SC'11), the same bits in NumPy and in kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .errors import DomainError
+
+M0, M1 = 0xD2511F53, 0xCD9E8D57  # the multipliers
+W0, W1 = 0x9E3779B9, 0xBB67AE85  # the key's increments
+LOW = 0xFFFFFFFF
+
+
+def philox(c0, c1, c2, c3, seed: int):
+    """Four uint32 arrays for each counter (c0, c1, c2, c3) under the 64-bit key ``seed``; the counters broadcast."""
+    c0, c1, c2, c3 = (np.asarray(c).astype(np.uint64) & np.uint64(LOW) for c in (c0, c1, c2, c3))
+    k0, k1 = seed & LOW, (seed >> 32) & LOW
+    shift, low = np.uint64(32), np.uint64(LOW)
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(M0), c2 * np.uint64(M1)
+        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ np.uint64(k0), p1 & low, (p0 >> shift) ^ c3 ^ np.uint64(k1), p0 & low
+        k0, k1 = (k0 + W0) & LOW, (k1 + W1) & LOW
+    return tuple(np.broadcast_arrays(*(c.astype(np.uint32) for c in (c0, c1, c2, c3))))
+
+
+def philox_int(counter: tuple[int, int, int, int], seed: int) -> tuple[int, int, int, int]:
+    """``philox`` of one counter in Python integers."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = seed & LOW, (seed >> 32) & LOW
+    for _ in range(10):
+        p0, p1 = c0 * M0, c2 * M1
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & LOW, (p0 >> 32) ^ c3 ^ k1, p0 & LOW
+        k0, k1 = (k0 + W0) & LOW, (k1 + W1) & LOW
+    return c0, c1, c2, c3
+
+
+class Random:
+    """A source of random numbers that is a value: the same Random gives the same numbers each time.
+
+    Different numbers come from different sources: ``split(i, j, ...)`` makes independent ones.
+    """
+
+    __slots__ = ("seed",)
+
+    def __init__(self, seed: int):
+        if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+            raise DomainError(f"Random: seed must be an integer in [0, 2**64), got {seed!r}")
+        self.seed = int(seed)
+
+    def __repr__(self) -> str:
+        return f"Random({self.seed})"
+
+    def split(self, *path: int) -> Random:
+        """An independent source for each path of integers >= 0."""
+        seed = self.seed
+        for step in path:
+            a, b, _, _ = philox_int((step & LOW, step >> 32, 0, 2), seed)
+            seed = a | b << 32
+        return Random(seed)
+
+    def words(self, count: int) -> np.ndarray:
+        """``count`` uint32 words; word e is element e mod 4 of counter (e div 4, 0, 0, 0)."""
+        blocks = np.arange(-(-count // 4), dtype=np.uint64)
+        return np.stack(philox(blocks, blocks >> np.uint64(32), 0, 0, self.seed), axis=-1).reshape(-1)[:count]
+
+    def uniform(self, shape=(), dtype=np.float32) -> np.ndarray:
+        """Uniform in [0, 1): multiples of 2**-24 (float32) or 2**-53 (float64)."""
+        size = int(np.prod(shape, dtype=int))
+        if np.dtype(dtype) == np.float32:
+            return ((self.words(size) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
+        words = self.words(2 * size).astype(np.uint64).reshape(-1, 2)
+        return (((words[:, 0] << np.uint64(32) | words[:, 1]) >> np.uint64(11)) * 2.0**-53).reshape(shape)
+
+    def normal(self, shape=(), dtype=np.float32) -> np.ndarray:
+        """Standard normal, by the Box-Muller transform of pairs of uniforms."""
+        size = int(np.prod(shape, dtype=int))
+        half = -(-size // 2)
+        u = self.uniform((2, half), np.float64)
+        radius, angle = np.sqrt(-2 * np.log1p(-u[0])), 2 * np.pi * u[1]
+        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size].reshape(shape).astype(dtype)
+
+    def integers(self, low: int, high: int, shape=()) -> np.ndarray:
+        """Integers in [low, high), int64."""
+        if high <= low or high - low > 2**31:
+            raise DomainError(f"Random.integers: needs low < high and at most 2**31 values, got [{low}, {high})")
+        size = int(np.prod(shape, dtype=int))
+        span = np.uint64(high - low)
+        words = self.words(2 * size).astype(np.uint64).reshape(-1, 2)
+        # (word * span) / 2**64 in two halves: a bias below 2**-32
+        product = (words[:, 0] * span) + (words[:, 1] * span >> np.uint64(32))
+        return (low + (product >> np.uint64(32)).astype(np.int64)).reshape(shape)
+
+    def permutation(self, n: int) -> np.ndarray:
+        """A random order of 0 .. n-1."""
+        return np.argsort(self.uniform((n,), np.float64), kind="stable")
+
+    def keep(self, shape, p: float) -> np.ndarray:
+        """A boolean array, False with probability p: word e of element e (C order) is at least p 2**32."""
+        size = int(np.prod(shape, dtype=int))
+        return (self.words(size).astype(np.uint64) >= round(p * 2**32)).reshape(shape)

@@ -1,0 +1,316 @@
+"""Checkpoints: safetensors + JSON, replaced as a whole, checked when loaded, never unpickled.
+
+    DIR/last/model.safetensors, optimizer.safetensors, state.json        the newest state of a run
+    DIR/best/...                                                         the one with the lowest held-out loss
+
+``state.json`` holds ``format_version``, what the caller gave, the SHA-256 of the two array files (``files``), and the
+SHA-256 of all that (``sha256``).
+
+A save writes and fsyncs ``DIR/.last.tmp-PID``, then: rename ``last`` to ``.last.old``, rename ``.last.tmp-PID`` to
+``last``, remove ``.last.old``. A folder cannot be renamed over a non-empty one on any system, hence two renames; each
+is atomic on Linux, macOS and Windows. So at every moment ``last`` is either complete, or absent with a complete
+``.last.old`` that ``load`` takes instead: ``.last.old`` is removed only while ``last`` is there. The parent folder is
+fsynced after each rename, so a power cut finds the same states in the same order (Windows cannot fsync a folder; its
+file system keeps the order itself). What a killed save left is removed by the next one. A folder has one writer;
+readers may load while it saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import safetensors.numpy
+
+from .errors import CheckpointError
+
+T = TypeVar("T")
+Arrays = dict[str, np.ndarray]
+
+FORMAT_VERSION = 1
+NAMES = ("last", "best")
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+DTYPES = ("float32", "float64", "int64")
+OWN_KEYS = ("format_version", "files", "sha256")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What ``load`` read: fresh writable C-contiguous arrays by name, and the caller's state as JSON gives it back."""
+
+    model: Arrays
+    optimizer: Arrays
+    state: dict[str, Any]
+
+
+def save(directory: str | os.PathLike, name: str, *, model: Arrays, optimizer: Arrays, state: dict[str, Any]) -> Path:
+    """Write the checkpoint ``name`` ("last" or "best") of the run in ``directory`` and return its folder.
+
+    Arrays are float32, float64 or int64, of any shape and layout; ``state`` is strict JSON (no NaN or infinity, keys
+    are text, tuples come back as lists). Raises CheckpointError when something cannot be stored or the disk refuses;
+    the checkpoint saved before is then intact.
+    """
+    target = _target(directory, name)
+    aside, temporary = _aside(target), target.with_name(f".{name}.tmp-{os.getpid()}")
+    contents = {MODEL: _encode(target / MODEL, model), OPTIMIZER: _encode(target / OPTIMIZER, optimizer)}
+    contents[STATE] = _encode_state(target / STATE, state, contents)
+    try:
+        os.makedirs(target.parent, exist_ok=True)
+        if target.exists() and not (target / STATE).is_file():
+            raise CheckpointError(f"{target} is in the way: it is not a minitv checkpoint (it has no {STATE})")
+        for leftover in target.parent.glob(f".{name}.tmp-*"):
+            _remove(leftover)
+        if target.exists():
+            _remove(aside)
+
+        os.mkdir(temporary)
+        for file, data in contents.items():
+            _write(temporary / file, data)
+        _sync_folder(temporary)
+        if target.exists():
+            _rename(target, aside)
+            _sync_folder(target.parent)
+        _rename(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            if aside.exists() and not target.exists():
+                os.rename(aside, target)
+        with contextlib.suppress(OSError):
+            _remove(temporary)
+        raise CheckpointError(f"{target} could not be saved: {error.strerror or error}; "
+                              "a checkpoint saved there earlier is intact") from error
+    with contextlib.suppress(OSError):  # the next save tries again
+        _remove(aside)
+    return target
+
+
+def load(directory: str | os.PathLike, name: str = "last") -> Checkpoint:
+    """Read the checkpoint ``name`` of the run in ``directory``, or the one that the folder itself is (``DIR/best``).
+
+    Raises CheckpointError when it is missing, truncated, foreign, damaged, or of a newer format.
+    """
+    return _read(directory, name, _read_checkpoint)
+
+
+def read_config(directory: str | os.PathLike, name: str = "last") -> dict[str, Any]:
+    """The ``config`` in a checkpoint's state, without reading its arrays; paths and errors as in ``load``."""
+    def read(folder: Path) -> dict[str, Any]:
+        config = _read_state(folder)[0].get("config")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{folder / STATE} has no config: the options of the run are unknown")
+        return config
+    return _read(directory, name, read)
+
+
+def exists(directory: str | os.PathLike, name: str = "last") -> bool:
+    """Whether the run in ``directory`` has the checkpoint ``name``; ``load`` says whether it is sound."""
+    target = _target(directory, name)
+    return any(os.path.isfile(folder / STATE) for folder in (target, _aside(target)))
+
+
+def check_arrays(expected: Arrays, loaded: Arrays, what: str) -> None:
+    """Raise CheckpointError unless ``loaded`` has exactly the names, shapes and dtypes of ``expected``."""
+    both = [key for key in expected if key in loaded]
+    problems = {
+        "missing": [key for key in expected if key not in loaded],
+        "unexpected": [key for key in loaded if key not in expected],
+        "wrong shape": [f"{key} {loaded[key].shape} instead of {expected[key].shape}"
+                        for key in both if loaded[key].shape != expected[key].shape],
+        "wrong dtype": [f"{key} {loaded[key].dtype} instead of {expected[key].dtype}"
+                        for key in both if loaded[key].dtype != expected[key].dtype],
+    }
+    found = [f"{problem}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+             for problem, names in problems.items() if names]
+    if found:
+        raise CheckpointError(f"{what} does not fit: " + "; ".join(found))
+
+
+def _target(directory: str | os.PathLike, name: str) -> Path:
+    if name not in NAMES:
+        raise CheckpointError(f"a checkpoint is called {' or '.join(NAMES)}, not {name!r}")
+    return Path(directory) / name
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+# -- writing
+
+def _encode(path: Path, arrays: Arrays) -> bytes:
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype not in [np.dtype(dtype) for dtype in DTYPES]:
+            given = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+            raise CheckpointError(f"{path}: {key!r} is {given}, allowed are arrays of {', '.join(DTYPES)}")
+        if key == "__metadata__":
+            raise CheckpointError(f"{path}: the name '__metadata__' is reserved by safetensors")
+    try:
+        # safetensors writes the memory of an array whatever its strides are (safetensors#825), so C order it must be;
+        # np.ascontiguousarray would make a 0-d array 1-d.
+        return safetensors.numpy.save({key: np.asarray(array, order="C") for key, array in arrays.items()})
+    except Exception as error:  # whatever the package raises, such as a name that is not UTF-8
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
+
+
+def _encode_state(path: Path, state: dict[str, Any], contents: dict[str, bytes]) -> bytes:
+    if reserved := [key for key in OWN_KEYS if key in state]:
+        raise CheckpointError(f"{path}: the keys {', '.join(reserved)} are reserved")
+    body = {"format_version": FORMAT_VERSION, **state,
+            "files": {file: _sha256(data) for file, data in contents.items()}}
+    try:
+        text = json.dumps(body, allow_nan=False)
+        if json.dumps(json.loads(text)) != text:
+            raise ValueError("two keys of a dictionary are the same text")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the state is not strict JSON: {error}") from error
+    return json.dumps({**body, "sha256": _sha256(text.encode())}, indent=1).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.read_bytes() != data:
+        raise OSError(f"{path.name} does not read back as written")
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "nt":  # cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no fsync of folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _rename(source: Path, target: Path) -> None:
+    for wait in (0.05, 0.2, 0.8):  # on Windows a reader or a virus scanner in the folder blocks the rename for a moment
+        try:
+            return os.rename(source, target)
+        except PermissionError:
+            time.sleep(wait)
+    os.rename(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+# -- reading
+
+def _read(directory: str | os.PathLike, name: str, read: Callable[[Path], T]) -> T:
+    """``read(folder of the checkpoint)``, again when a save replaced the folder meanwhile."""
+    while True:
+        seen = _identity(directory, name)
+        try:
+            return read(_find(directory, name))
+        except CheckpointError:
+            if _identity(directory, name) == seen:
+                raise
+
+
+def _identity(directory: str | os.PathLike, name: str) -> tuple[Path, int, int] | None:
+    try:
+        folder = _find(directory, name)
+        found = os.stat(folder)
+    except (CheckpointError, OSError):
+        return None
+    return folder, found.st_ino, found.st_mtime_ns
+
+
+def _find(directory: str | os.PathLike, name: str) -> Path:
+    path, target = Path(directory), _target(directory, name)
+    itself = [path] if any(os.path.isfile(path / file) for file in (STATE, MODEL, OPTIMIZER)) else []
+    if path.name in NAMES:
+        itself.append(_aside(path))
+    for folder in (*itself, target, _aside(target)):
+        if os.path.isdir(folder):
+            return folder
+    if not os.path.exists(path):
+        raise CheckpointError(f"{path}: there is no such folder")
+    if not os.path.isdir(path):
+        raise CheckpointError(f"{path} is a file: a checkpoint is a folder, give the one that `minitv train` wrote")
+    other = [other for other in NAMES if other != name and exists(path, other)]
+    raise CheckpointError(f"{path} has no checkpoint {name!r}" + (f", it has {other[0]!r}" if other else
+                          ": it is not the folder of a run, or the run ended before it saved"))
+
+
+def _read_checkpoint(folder: Path) -> Checkpoint:
+    state, hashes = _read_state(folder)
+    return Checkpoint(*(_read_arrays(folder / file, hashes[file]) for file in (MODEL, OPTIMIZER)), state)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        hint = "is not a minitv checkpoint" if path.name == STATE else "is incomplete"
+        raise CheckpointError(f"{path.parent} {hint}: it has no {path.name}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The caller's state in a folder's ``state.json``, and the SHA-256 of the other files."""
+    path = folder / STATE
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        body = json.loads(_read_file(path).decode(), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is truncated or not JSON: {error}") from error
+    version = body.get("format_version") if isinstance(body, dict) else None
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path} is not of a minitv checkpoint: it has no format_version (a positive integer)")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(f"{path} has format {version}, this minitv reads up to {FORMAT_VERSION}: update minitv")
+    if missing := [key for key in OWN_KEYS if key not in body]:
+        raise CheckpointError(f"{path} is incomplete: missing {', '.join(missing)}")
+    stored = body.pop("sha256")
+    try:
+        changed = _sha256(json.dumps(body, allow_nan=False).encode()) != stored
+    except ValueError:  # a number so large that it became infinite
+        changed = True
+    if changed:
+        raise CheckpointError(f"{path} was changed or damaged after it was saved: its sha256 differs")
+    hashes = body["files"]
+    if not isinstance(hashes, dict) or {MODEL, OPTIMIZER} - hashes.keys():
+        raise CheckpointError(f"{path} is incomplete: files must hold the sha256 of {MODEL} and {OPTIMIZER}")
+    return {key: value for key, value in body.items() if key not in OWN_KEYS}, hashes
+
+
+def _read_arrays(path: Path, sha256: str) -> Arrays:
+    data = _read_file(path)
+    try:
+        loaded = safetensors.numpy.load(data)
+    except Exception as error:  # whatever the package raises
+        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
+    if _sha256(data) != sha256:
+        raise CheckpointError(f"{path} was changed or damaged after it was saved, or is of another checkpoint: "
+                              "its sha256 differs")
+    return {key: np.array(array, order="C") for key, array in loaded.items()}

@@ -1,0 +1,403 @@
+"""The command line. NumPy, Numba and the library are imported inside the commands, so that help is immediate."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+from .config import Options, Parser, choose, from_json, read_toml, settings, shown, table, to_json
+from .errors import UserError
+from .options import DEFAULT_PRESET, PRESETS, RESUMABLE, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
+
+DEFAULT_VARIANT = "transformer"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 the machine said no, 2 usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        except SystemExit as stop:  # argparse, after --help
+            code = stop.code if isinstance(stop.code, int) else 0
+        sys.stdout.flush()  # a reader that is gone shows here
+        return code
+    except UserError as error:
+        return _fail(error, 2)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError as error:
+        return _fail(f"not enough memory{': ' if str(error) else ''}{error}; try a smaller model, context or batch", 1)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"minitv: error: {message}", file=sys.stderr)
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv:
+        print(_overview(), end="", file=sys.stderr)
+        return 2
+    word = argv[0]
+    if word in ("-h", "--help", "help"):
+        print(_overview(), end="")
+    elif word in ("-V", "--version"):
+        print(f"minitv {_version()}")
+    elif word in COMMANDS:
+        return COMMANDS[word][0](argv[1:])
+    elif word.startswith("-"):
+        close = difflib.get_close_matches(word, ["--help", "--version"], 1, 0.75)
+        hint = f"did you mean {close[0]}?" if close else "the command comes first, as in minitv train --steps 100"
+        raise UserError(f"unknown option {word}; {hint}")
+    else:
+        choose("command", word, COMMANDS)
+    return 0
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def _train(argv: list[str]) -> int:
+    words, argv = (argv[:1], argv[1:]) if argv and not argv[0].startswith("-") else ([], argv)
+    early = _train_parser()
+    early.add_argument("--resume")
+    seen = early.peek(argv)  # what decides which other options exist
+    file = read_toml(seen["config"]) if "config" in seen else {}
+    variant, source = (words[0], "command line") if words else (file.get("variant", DEFAULT_VARIANT), "default")
+    if "variant" in file and not words:
+        source = seen["config"]
+    file.pop("variant", None)
+    preset = seen.get("preset", file.pop("preset", None))
+    resume = seen.get("resume", file.get("resume"))
+
+    layers: list[tuple[str, dict[str, Any]]] = []
+    stored: dict[str, Any] | None = None
+    if resume not in (None, "none"):
+        stored_variant, stored = _stored(resume)
+        if source != "default" and variant != stored_variant:
+            raise UserError(f"--resume {resume}: this is a run of {stored_variant}, it cannot continue as {variant}")
+        variant, source = stored_variant, f"checkpoint {resume}"
+    options = Options(ModelOptions, _mixer_options(_variant(variant)), TrainOptions)
+    if stored is None or preset is not None:
+        name = choose("preset", str(preset or DEFAULT_PRESET), PRESETS)
+        layers.append((f"preset {name}", {k: v for k, v in PRESETS[name].items() if k in options.settings}))
+    if file:
+        layers.append((seen["config"], file))
+    values, _ = options.merge(*([(source, stored)] if stored else []), *layers)  # for the help
+
+    parser = _train_parser()
+    parser.add_options(options, values)
+    given = parser.parse(argv)
+    print_config = given.pop("print_config", False)
+    layers.append(("command line", {name: value for name, value in given.items() if name in options.settings}))
+    if stored is not None:
+        _only_resumable(resume, stored, layers, options)
+        layers.insert(0, (source, stored))
+    values, sources = options.merge(*layers)
+    sources["variant"] = source
+    if values["out"] is None:
+        values["out"] = f"runs/{variant}"
+    model, mixer, run = options.build(values)
+    if print_config:
+        print(_table(variant, (model, mixer, run), sources))
+        return 0
+    from .train import train
+
+    return train(variant, model, mixer, run, sources) or 0
+
+
+def _train_parser() -> Parser:
+    parser = Parser(
+        "minitv train",
+        synonyms=SYNONYMS,
+        usage="minitv train [VARIANT] [options]",
+        description="Train a language model on text. "
+        f"VARIANT is a name from `minitv list` (default: {DEFAULT_VARIANT}).\n"
+        "Values come from the defaults, then --preset, then --config, then the command line.",
+        epilog="examples:\n  minitv train\n"
+        "  minitv train transformer --data my.txt --preset nanogpt-cpu --out runs/mine\n"
+        "  minitv train --resume runs/mine --steps 4000",
+    )
+    names = "{" + ",".join(PRESETS) + "}"
+    parser.add_argument("--preset", metavar=names, help=f"a set of values (default: {DEFAULT_PRESET})")
+    parser.add_argument("--config", metavar="FILE.toml", help="values from a file, one `name = value` a line")
+    text = "print every value and where it came from, and exit; the output is a --config file"
+    parser.add_argument("--print-config", action="store_true", help=text)
+    return parser
+
+
+def _variant(name: object) -> str:
+    from .mixers import variants
+
+    return choose("variant", str(name), variants())
+
+
+def _mixer_options(variant: str) -> type:
+    """The option dataclass in the variant's module: the class whose name ends in Options."""
+    import importlib
+
+    module = importlib.import_module(f"minitv.mixers.{variant}")
+    found = [
+        value
+        for name, value in vars(module).items()
+        if name.endswith("Options") and is_dataclass(value) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} must declare one dataclass named ...Options, found {found}")
+    return found[0]
+
+
+def _stored(directory: str) -> tuple[str, dict[str, Any]]:
+    """The variant and all options of the run in a folder, from its last checkpoint."""
+    from .checkpoint import exists, read_config
+
+    config = read_config(directory)
+    if not exists(directory):
+        raise UserError(f"--resume {directory}: this is one checkpoint, give the folder of the run, above it")
+    if missing := [key for key in ("variant", "model", "mixer", "run") if key not in config]:
+        raise UserError(f"--resume {directory}: the checkpoint's config has no {missing[0]}")
+    variant = _variant(config["variant"])
+    values: dict[str, Any] = {}
+    for cls, part in ((ModelOptions, "model"), (_mixer_options(variant), "mixer"), (TrainOptions, "run")):
+        try:
+            values |= to_json(from_json(cls, config[part]))
+        except UserError as error:
+            raise UserError(f"--resume {directory}: the checkpoint's config: {error}") from None
+    return variant, values | dict(out=directory, resume=directory, overwrite=False)
+
+
+def _only_resumable(directory: str, stored: dict, layers: list, options: Options) -> None:
+    """Refuse what would make the resumed run another run."""
+    for source, layer in layers:
+        for name, value in layer.items():
+            setting, old = options.settings[name], stored[name]
+            value = setting.check(value, f"{source}: {name}")
+            if name == "out" and value is not None:
+                value, old = os.path.abspath(value), os.path.abspath(old)
+            if name in (*RESUMABLE, "resume") or value == old or (name == "out" and value is None):
+                continue
+            may = ", ".join(options.settings[n].flag for n in RESUMABLE)
+            raise UserError(
+                f"--resume {directory}: {setting.flag} is {shown(old)} in this run and cannot become {shown(value)} "
+                f"({source}); what may change: {may}"
+            )
+
+
+def _table(variant: str, configs: tuple, sources: dict[str, str]) -> str:
+    rows = [("minitv train", "variant", variant, sources["variant"])]
+    for config in configs:
+        for name, setting in settings(type(config)).items():
+            rows.append((setting.group, name, getattr(config, name), sources[name]))
+    return table(rows)
+
+
+def _sample(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv sample",
+        synonyms=SYNONYMS,
+        usage="minitv sample DIR [options]",
+        description="Write text with a trained model. DIR is the folder of a run.",
+        epilog='examples:\n  minitv sample runs/transformer --prompt "def " --tokens 300\n'
+        "  echo -n 'ROMEO:' | minitv sample runs/mine --prompt - --temperature 0.7 --top-k 20",
+    )
+    parser.add_argument("directory", metavar="DIR", help="the folder of a run")
+    options = Options(SampleOptions)
+    parser.add_options(options)
+    given = parser.parse(argv)
+    directory = given.pop("directory")
+    values, _ = options.merge(("command line", given))
+    (config,) = options.build(values)
+    if config.prompt == "-":
+        config = replace(config, prompt=_standard_input())
+    from .sample import stream
+
+    text, last = config.prompt, ""
+    for piece in stream(directory, config):
+        sys.stdout.write(text + piece)  # the prompt goes out with the first piece: after all checks have passed
+        sys.stdout.flush()
+        last, text = text + piece or last, ""
+    if not last.endswith("\n"):
+        print(text)
+    return 0
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt -: standard input is not UTF-8 at byte {error.start}") from None
+
+
+def _list(argv: list[str]) -> int:
+    _plain("list", "List the variants and the presets.", argv)
+    from .mixers import variants
+
+    print("variants (minitv train VARIANT)")
+    _columns(variants().items())
+    print("\npresets (--preset NAME)")
+    for name, preset in PRESETS.items():
+        known = Options(ModelOptions, TrainOptions)
+        values, _ = known.merge(("preset", {k: v for k, v in preset.items() if k in known.settings}))
+        summary = "context {context}, {layers} layers, width {width}, batch {batch}, {steps} steps".format(**values)
+        _columns([(name, summary + (" (the default)" if name == DEFAULT_PRESET else ""))])
+    return 0
+
+
+def _info(argv: list[str]) -> int:
+    _plain("info", "Show versions, processor, threads and GPU: what minitv finds on this machine.", argv)
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    rows = [("minitv", _version()), ("python", system)]
+    for name in ("numpy", "numba", "scipy", "safetensors", "matplotlib"):
+        try:
+            rows.append((name, version(name)))
+        except PackageNotFoundError:
+            rows.append((name, 'not installed; for curve.png: pip install "minitv[plot]"'))
+    import numpy  # noqa: F401 - loads the BLAS that is shown below
+    from threadpoolctl import threadpool_info
+
+    from autograd import device, kernels
+
+    rows.append(("cupy", _cupy()))
+    rows.append(("cores", f"{device.cores()} usable of {os.cpu_count()}"))
+    for pool in threadpool_info():
+        if pool["user_api"] == "blas":
+            name = " ".join(str(pool[key]) for key in ("internal_api", "version", "architecture") if pool.get(key))
+            rows.append(("BLAS", f"{name}, {pool['num_threads']} threads (1 while training)"))
+    rows.append(("workers", f"{device.cores()} threads in training (--threads)"))
+    rows.extend(kernels.describe())
+    _columns(rows)
+    return 0
+
+
+def _cupy() -> str:
+    import importlib.util
+
+    if importlib.util.find_spec("cupy") is None:
+        return 'not installed; for a GPU: pip install "minitv[cuda12]" or "minitv[cuda13]"'
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+        names = [cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(count)]
+        return f"{cupy.__version__}, {', '.join(names) or 'no GPU'}"
+    except Exception as error:  # a broken driver or library: whatever it says is the answer
+        return f"installed, unusable: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+
+def _explain(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv explain",
+        usage="minitv explain [OP]",
+        description="Show an operator: its formula, shapes, forms and kernels. Without OP, list all.",
+        epilog="example:\n  minitv explain layer_norm",
+    )
+    parser.add_argument("operator", metavar="OP", nargs="?", help="name of an operator")
+    name = parser.parse(argv).get("operator")
+    import minitv.ops  # noqa: F401 - declares the variants' operators
+    from autograd import REGISTRY
+
+    if name is None:
+        _columns((op.name, str(op.signature)) for op in sorted(REGISTRY.values(), key=lambda op: op.name))
+        return 0
+    if name not in REGISTRY:
+        close = difflib.get_close_matches(name, REGISTRY, 1)
+        hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all"
+        raise UserError(f"unknown operator {name!r}; {hint}")
+    op = REGISTRY[name]
+    print(f"{op.name}: {op.signature}\n")
+    if op.__doc__:
+        import inspect
+
+        print(inspect.cleandoc(op.__doc__) + "\n")
+    _columns(
+        [
+            ("forms", ", ".join(op.forms) or "none"),
+            ("kernels", ", ".join(op.kernels) or "none: the form runs"),
+            ("laws", ", ".join(map(str, op.laws)) or "none"),
+            ("differentiable", "yes" if op.differentiable else "no"),
+        ]
+    )
+    return 0
+
+
+def _plot(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv plot",
+        usage="minitv plot DIR [--out FILE]",
+        description="Draw the curve of a run from DIR/log.jsonl, beside its n-gram baselines.",
+        epilog="example:\n  minitv plot runs/transformer",
+    )
+    parser.add_argument("directory", metavar="DIR", help="the folder of a run")
+    parser.add_argument("--out", metavar="FILE", help="picture to write: .png, .svg or .pdf (default: DIR/curve.png)")
+    given = parser.parse(argv)
+    from .report import plot
+
+    print(plot(given["directory"], given.get("out")))
+    return 0
+
+
+def _plain(name: str, description: str, argv: list[str]) -> None:
+    command = f"minitv {name}"
+    Parser(command, usage=command, description=description, epilog=f"example:\n  {command}").parse(argv)
+
+
+def _columns(rows: Any) -> None:
+    rows = list(rows)
+    width = max([14, *(len(name) for name, _ in rows)])
+    for name, text in rows:
+        print(f"  {name:<{width}}  {text}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("minitv")
+    except PackageNotFoundError:
+        return "(source tree, not installed)"
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (_train, "train a model on text"),
+    "sample": (_sample, "write text with a trained model"),
+    "list": (_list, "list the variants and presets"),
+    "info": (_info, "show versions, processor, threads, GPU"),
+    "explain": (_explain, "show an operator: formula, shapes, forms, kernels"),
+    "plot": (_plot, "draw the curve of a run"),
+}
+
+
+def _overview() -> str:
+    commands = "\n".join(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items())
+    return f"""usage: minitv COMMAND [options]
+
+Every Transformer variant from scratch, on a small autograd engine.
+
+commands:
+{commands}
+
+options:
+  -h, --help     show this help; minitv COMMAND --help for a command's
+  -V, --version  show the version
+
+examples:
+  minitv train                            about a minute, no file and no network needed
+  minitv train --data my.txt --out runs/mine
+  minitv sample runs/mine --prompt "Once "
+"""

@@ -1,0 +1,386 @@
+"""Options declared once: a frozen dataclass gives the command line, its help, the TOML schema and the stored JSON.
+
+    @dataclass(frozen=True)
+    class ModelOptions:
+        "The model."
+        layers: int = option(2, "number of blocks", low=1)
+        __post_init__ = check
+
+Values come in layers, the later wins: default < preset < file < command line. Where each value came from is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import itertools
+import json
+import math
+import re
+import shutil
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import UserError
+
+T = TypeVar("T")
+
+NOUNS = {int: "an integer", float: "a number", str: "a text", Path: "a path"}
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+YES_NO = ("true", "false", "yes", "no", "on", "off", "0", "1")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    group: str | None = None,
+) -> Any:
+    """A dataclass field that is also a command-line option.
+
+    ``low`` and ``high`` are inclusive bounds, ``above`` and ``below`` exclusive ones. ``group`` is the heading in the
+    help (default: the first line of the dataclass's docstring).
+    """
+    return dataclasses.field(
+        default=default,
+        metadata=dict(
+            help=help, low=low, high=high, above=above, below=below, choices=choices, metavar=metavar, group=group
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One option: its type, limits and help, read from a field that ``option`` made."""
+
+    name: str
+    type: type
+    optional: bool
+    default: Any
+    help: str
+    group: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] | None = None
+    metavar: str | None = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return (self.flag, "--no-" + self.flag[2:]) if self.type is bool else (self.flag,)
+
+    @property
+    def allowed(self) -> str:
+        """What may be given, in words: "an integer from 1 up to 8"."""
+        if self.type is bool:
+            return "true or false"
+        if self.choices:
+            words = ", ".join(self.choices)
+        else:
+            bounds = ((" above", self.above), (" from", self.low), (" and below", self.below), (" up to", self.high))
+            words = NOUNS[self.type] + "".join(f"{word} {_bound(at)}" for word, at in bounds if at is not None)
+        return words + (" or none" if self.optional else "")
+
+    def parse(self, text: str) -> Any:
+        """The value of a text from the command line, or UserError."""
+        if self.optional and text == "none":
+            return None
+        value: Any = text
+        if self.type in (int, float):
+            try:
+                value = self.type(text)
+            except ValueError:
+                raise UserError(f"{self.flag}: {text!r} is not {NOUNS[self.type]}, allowed: {self.allowed}") from None
+        return self.check(value, self.flag)
+
+    def check(self, value: Any, label: str) -> Any:
+        """The value with its exact type (an integer is accepted for a float, a text for a path), or UserError."""
+        if value is None or (value == "none" and self.optional):
+            if self.optional:
+                return None
+            raise UserError(f"{label}: a value is needed, allowed: {self.allowed}")
+        if type(value) is int and self.type is float:
+            value = float(value) if abs(value) < 2**1023 else math.inf
+        if type(value) is str and self.type is Path:
+            value = Path(value)
+        if not isinstance(value, self.type) or (isinstance(value, bool) and self.type is not bool):
+            noun = NOUNS.get(self.type, "true or false")
+            raise UserError(f"{label}: {value!r} is not {noun}, allowed: {self.allowed}")
+        if self.choices and value not in self.choices:
+            hint = did_you_mean(value, self.choices)
+            raise UserError(f"{label}: {value!r} is unknown, allowed: {self.allowed}{hint}")
+        if self.type is float and not math.isfinite(value):
+            raise UserError(f"{label}: {value} is not a finite number, allowed: {self.allowed}")
+        if self.type in (int, float):
+            small = (self.low is not None and value < self.low) or (self.above is not None and value <= self.above)
+            large = (self.high is not None and value > self.high) or (self.below is not None and value >= self.below)
+            if small or large:
+                raise UserError(f"{label}: {value} is too {'small' if small else 'large'}, allowed: {self.allowed}")
+        return value
+
+
+def _bound(limit: float) -> str:
+    power = (int(limit) + 1).bit_length() - 1
+    return f"2**{power} - 1" if power > 30 and limit == 2**power - 1 else str(limit)
+
+
+@functools.cache
+def settings(cls: type) -> dict[str, Setting]:
+    """The options that a dataclass declares, by field name."""
+    hints = typing.get_type_hints(cls)
+    title = (cls.__doc__ or cls.__name__).strip().splitlines()[0].rstrip(".")
+    result = {}
+    for field in dataclasses.fields(cls):
+        kind, arguments = hints[field.name], typing.get_args(hints[field.name])
+        optional = typing.get_origin(kind) in (typing.Union, types.UnionType) and type(None) in arguments
+        if optional:
+            kind, *others = (a for a in arguments if a is not type(None))
+        if kind not in (*NOUNS, bool) or (optional and (others or kind is bool)) or "help" not in field.metadata:
+            raise TypeError(
+                f"{cls.__name__}.{field.name}: use option(...) with int, float, str, bool, Path or X | None"
+            )
+        limits = {k: v for k, v in field.metadata.items() if k != "group"}
+        limits["choices"] = tuple(limits["choices"]) if limits["choices"] else None
+        group = field.metadata["group"] or title
+        result[field.name] = Setting(field.name, kind, optional, field.default, group=group, **limits)
+    return result
+
+
+def check(config: Any) -> None:
+    """Check every field against its declaration; meant as ``__post_init__`` (integers become floats where declared)."""
+    for name, setting in settings(type(config)).items():
+        object.__setattr__(config, name, setting.check(getattr(config, name), name))
+
+
+# -- layers of values --------------------------------------------------------------------------------------------------
+
+
+class Options:
+    """Several option dataclasses in one flat namespace: each field name belongs to exactly one of them."""
+
+    def __init__(self, *classes: type):
+        self.classes = classes
+        self.settings: dict[str, Setting] = {}
+        for cls in classes:
+            for name, setting in settings(cls).items():
+                if name in self.settings:
+                    raise TypeError(f"option {name!r} of {cls.__name__} is declared twice")
+                self.settings[name] = setting
+
+    def merge(self, *layers: tuple[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Values and where each came from: the defaults, then ``(source, {name: value})`` in order, the later wins."""
+        values = {name: setting.default for name, setting in self.settings.items()}
+        sources = dict.fromkeys(values, "default")
+        for source, layer in layers:
+            for name, value in layer.items():
+                if name not in self.settings:
+                    raise UserError(f"{source}: unknown option {name!r}{did_you_mean(name, self.settings)}")
+                label = self.settings[name].flag if source == "command line" else f"{source}: {name}"
+                values[name] = self.settings[name].check(value, label)
+                sources[name] = source
+        return values, sources
+
+    def build(self, values: Mapping[str, Any]) -> list[Any]:
+        """One instance of each dataclass, in the order they were given."""
+        return [cls(**{name: values[name] for name in settings(cls)}) for cls in self.classes]
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The fields as a dictionary that ``json.dumps`` takes."""
+    values = {name: getattr(config, name) for name in settings(type(config))}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
+    """The inverse of ``to_json``: every field must be there, nothing else may, and each value is checked."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"{cls.__name__}: expected an object with fields, got {data!r}")
+    declared = settings(cls)
+    for name in data:
+        if name not in declared:
+            raise UserError(f"{cls.__name__}: unknown field {name!r}{did_you_mean(name, declared)}")
+    missing = [name for name in declared if name not in data]
+    if missing:
+        noun = "fields" if len(missing) > 1 else "field"
+        raise UserError(f"{cls.__name__}: missing {noun} {', '.join(map(repr, missing))}")
+    return cls(**{name: setting.check(data[name], f"{cls.__name__}.{name}") for name, setting in declared.items()})
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The keys of a flat TOML file; ``eval-every`` and ``eval_every`` are the same key."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[no-redef]
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"--config {path}: not a TOML file: {error}") from None
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            raise UserError(f"--config {path}: tables are not used, write the keys of [{key}] at the top of the file")
+        name = key.replace("-", "_")
+        if name in values:
+            raise UserError(f"--config {path}: {name} is given twice")
+        values[name] = value
+    return values
+
+
+def table(rows: Iterable[tuple[str, str, Any, str]]) -> str:
+    """Rows of ``(group, name, value, source)`` as text that is also a TOML file: ``layers = 2  # preset small``."""
+    rows = list(rows)
+    texts = [f"{name} = {_toml(value)}" for _, name, value, _ in rows]
+    width = min(max(map(len, texts)), 40)
+    lines, last = [], None
+    for (group, _, _, source), text in zip(rows, texts, strict=True):
+        if group != last:
+            lines += [*([""] if lines else []), f"# {group}"]
+            last = group
+        lines.append(f"{text:<{width}}  # {source}")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence: on, off, none, 0.003."""
+    return {True: "on", False: "off", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean X?"` for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word.lower(), list(known), 1, 0.66)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def choose(what: str, word: str, known: Iterable[str]) -> str:
+    """``word`` if it is known, else UserError with what is allowed and the closest match."""
+    known = list(known)
+    if word not in known:
+        raise UserError(f"unknown {what} {word!r}, allowed: {', '.join(known)}{did_you_mean(word, known)}")
+    return word
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+class _Flag(argparse.Action):
+    def __init__(self, option_strings, dest, **kwargs):
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, not option_string.startswith("--no-"))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UserError sentences, accepts ``--eval_every`` for ``--eval-every``, and suggests names.
+
+    ``synonyms`` maps option names that people know from other programs to ours; they are suggested, not accepted.
+    """
+
+    def __init__(self, prog: str, *, synonyms: Mapping[str, str] | None = None, **kwargs: Any):
+        width = min(shutil.get_terminal_size().columns - 2, 110)
+        formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=width)
+        super().__init__(
+            prog,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            add_help=False,
+            formatter_class=formatter,
+            **kwargs,
+        )
+        self.synonyms = synonyms or {}
+        self.add_argument("-h", "--help", action="help", help="show this help and exit")
+
+    def add_options(self, options: Options, values: Mapping[str, Any] | None = None) -> None:
+        """Add every option, grouped; the help shows ``values`` (by default the dataclass defaults) as defaults."""
+        groups: dict[str, Any] = {}
+        for name, setting in options.settings.items():
+            if setting.group not in groups:
+                groups[setting.group] = self.add_argument_group(setting.group)
+            default = (values or {}).get(name, setting.default)
+            allowed = "" if setting.type is bool or setting.choices or setting.type in (str, Path) else setting.allowed
+            notes = [*([allowed] if allowed else []), *([f"default: {shown(default)}"] if default != "" else [])]
+            text = setting.help + (f" ({'; '.join(notes)})" if notes else "")
+            kwargs: dict[str, Any] = dict(dest=name, help=text.replace("%", "%%"))
+            if setting.type is bool:
+                kwargs["action"] = _Flag
+            else:
+                metavar = "{" + ",".join(setting.choices) + "}" if setting.choices else METAVARS[setting.type]
+                kwargs.update(type=setting.parse, metavar=setting.metavar or metavar)
+            groups[setting.group].add_argument(*setting.flags, **kwargs)
+
+    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Only what was given, by name; UserError for anything unknown."""
+        given, extra = self.parse_known_intermixed_args(self._normalise(argv))
+        for word in extra:
+            if word.startswith("-") and word != "-":
+                raise UserError(f"unknown option {word.split('=')[0]}{self._suggest(word)}")
+        if extra:
+            raise UserError(f"{extra[0]!r} is out of place, usage: {self.usage}")
+        return vars(given)
+
+    def peek(self, argv: Sequence[str]) -> dict[str, Any]:
+        """What this parser knows of a command line that has other options too; -h is left for later."""
+        argv = [word for word in self._normalise(argv) if word not in ("-h", "--help")]
+        given, _ = self.parse_known_args(argv)
+        return vars(given)
+
+    def error(self, message: str) -> typing.NoReturn:
+        message = re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1: ", message)
+        flag = message.partition(":")[0]
+        action = self._option_string_actions.get(flag)
+        hint = f"; if it begins with - write {flag}=-..." if action is not None and action.metavar == "TEXT" else ""
+        message = message.replace("expected one argument", "a value is missing" + hint)
+        message = message.replace("the following arguments are required: ", "missing: ")
+        if "ignored explicit argument" in message:
+            message = self._takes_no_value(flag)
+        raise UserError(f"{message}; see {self.prog} --help" if message.startswith("missing") else message)
+
+    def _normalise(self, argv: Sequence[str]) -> list[str]:
+        words = []
+        for word in argv:
+            name, equals, value = word.partition("=")
+            words.append((name.replace("_", "-") if re.fullmatch(r"--\w[\w-]*", name) else name) + equals + value)
+        for word, value in itertools.pairwise(words):
+            if isinstance(self._option_string_actions.get(word), _Flag) and value.lower() in YES_NO:
+                raise UserError(self._takes_no_value(word))
+        return words
+
+    def _takes_no_value(self, flag: str) -> str:
+        action = self._option_string_actions[flag]
+        return f"{flag} takes no value: write {' or '.join(action.option_strings)}"
+
+    def _suggest(self, word: str) -> str:
+        name = word.split("=")[0]
+        synonym = "--" + self.synonyms.get(name.lstrip("-").replace("-", "_"), "").replace("_", "-")
+        if synonym in self._option_string_actions:
+            return f"; here it is {synonym}"
+        known = {flag[2:]: flag for flag in self._option_string_actions if flag.startswith("--")}
+        close = difflib.get_close_matches(name.lstrip("-"), known, 1, 0.66)
+        return f"; did you mean {known[close[0]]}?" if close else f", see {self.prog} --help"

@@ -1,0 +1,86 @@
+"""Causal multi-head attention, as in GPT-2 (Vaswani et al. 2017, arXiv 1706.03762; Radford et al. 2019).
+
+    q, k, v = split(x Wqkvᵀ + b)          one fused (3D, D) matrix, in this order
+    y = merge(attention(q, k, v)) Woᵀ + b  heads of size D / heads, causal, scaled by 1/√head_dim
+
+Weights from N(0, 0.02²), the output projection from N(0, (0.02/√(2 layers))²), biases 0: GPT-2's. While training, the
+attention weights and the output are dropped with the model's probability. The state is the cache of keys and values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from autograd import Tensor, concat, reshape, split, transpose
+from autograd.random import Random
+
+from ..config import check, option
+from ..errors import UserError
+from ..nn import Dropout, Linear, Module
+from ..ops.attention import attention
+from ..options import ModelOptions
+
+
+@dataclass(frozen=True)
+class TransformerOptions:
+    """transformer"""
+
+    heads: int = option(4, "attention heads; they divide the width", low=1)
+
+    __post_init__ = check
+
+
+class State(NamedTuple):
+    """The past: keys and values [B H S head_dim]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Mixer(Module):
+    """x[B T D] -> y[B T D] by causal attention; state size 2 B T D, growing with the sequence."""
+
+    positions = True
+
+    def __init__(self, rng: Random, model: ModelOptions, options: TransformerOptions, dtype=np.float32):
+        width, self.heads = model.width, options.heads
+        if width % self.heads:
+            raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
+        self.qkv = Linear(rng.split(0), width, 3 * width, bias=model.bias, dtype=dtype)
+        std = 0.02 / math.sqrt(2 * model.layers)
+        self.out = Linear(rng.split(1), width, width, bias=model.bias, std=std, dtype=dtype)
+        self.dropout = Dropout(model.dropout)
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        q, k, v = self._heads(x)
+        if rng is None or not self.dropout.p:
+            return self.out(self._merge(attention(q, k, v)))
+        y = attention(q, k, v, dropout=self.dropout.p, seed=rng.split(0).seed)
+        return self.dropout(self.out(self._merge(y)), rng.split(1))
+
+    def init_state(self, batch: int) -> State:
+        width, dtype = self.out.weight.shape[0], self.out.weight.dtype
+        empty = Tensor(np.zeros((batch, self.heads, 0, width // self.heads), dtype))
+        return State(empty, empty)
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        q, k, v = self._heads(x)
+        state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))
+        return self.out(self._merge(attention(q, *state))), state
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        y, state = self.prefill(reshape(x, (x.shape[0], 1, x.shape[1])), state)
+        return reshape(y, x.shape), state
+
+    def _heads(self, x: Tensor) -> list[Tensor]:
+        batch, length, width = x.shape
+        shape = (batch, length, self.heads, width // self.heads)
+        return [transpose(reshape(part, shape), (0, 2, 1, 3)) for part in split(self.qkv(x), 3)]
+
+    def _merge(self, y: Tensor) -> Tensor:
+        batch, heads, length, head_dim = y.shape
+        return reshape(transpose(y, (0, 2, 1, 3)), (batch, length, heads * head_dim))

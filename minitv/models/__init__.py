@@ -1,0 +1,1 @@
+"""Models: embedding, blocks and head put together."""

@@ -1,0 +1,89 @@
+"""LanguageModel: token ids to the logits of the next token, for every variant.
+
+    x = embed[ids] + positions[0 .. T-1];  x = block(x) for every layer;  logits = norm(x) Wᵀ
+
+The head W is the embedding itself when tied (Press and Wolf 2017, arXiv 1608.05859): one parameter, one gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from autograd import Tensor, cross_entropy, linear, reshape
+from autograd.errors import ShapeError
+from autograd.random import Random
+
+from ..blocks import PreNorm
+from ..mixers import load
+from ..nn import NORMS, Dropout, Embedding, Module, normal
+from ..options import ModelOptions
+
+
+class State(NamedTuple):
+    """How many tokens have been read, and the state of every block."""
+
+    position: int
+    blocks: tuple[Any, ...]
+
+
+class LanguageModel(Module):
+    """A causal language model of the given variant.
+
+    ``model`` are the options every variant has, ``options`` the variant's own; the weights follow from ``rng``.
+    """
+
+    def __init__(self, variant: str, model: ModelOptions, options, vocab: int, rng: Random, dtype=np.float32):
+        mixer = load(variant)
+        self.context = model.context
+        self.embed = Embedding(rng.split(0), vocab, model.width, dtype=dtype)
+        self.positions = normal(rng.split(1), (model.context, model.width), 0.02, dtype) if mixer.positions else None
+        self.dropout = Dropout(model.dropout)
+        self.blocks = [PreNorm(rng.split(2, layer), model, mixer(rng.split(3, layer), model, options, dtype), dtype)
+                       for layer in range(model.layers)]
+        self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+        self.head = self.embed if model.tied else Embedding(rng.split(4), vocab, model.width, dtype=dtype)
+
+    def __call__(self, ids: np.ndarray, rng: Random | None = None) -> Tensor:
+        """Logits [B T V] of the token after each position of ids [B T]; ``rng`` switches dropout on."""
+        x = self.dropout(self._embed(ids, 0), rng and rng.split(0))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rng and rng.split(1, layer))
+        return linear(self.norm(x), self.head.weight)
+
+    def loss(self, ids: np.ndarray, labels: np.ndarray, rng: Random | None = None) -> Tensor:
+        """Mean cross-entropy in nats per token."""
+        return cross_entropy(self(ids, rng), labels)
+
+    def init_state(self, batch: int) -> State:
+        """The state before the first token."""
+        return State(0, tuple(block.init_state(batch) for block in self.blocks))
+
+    def prefill(self, ids: np.ndarray, state: State) -> tuple[Tensor, State]:
+        """Logits [B T V] of a segment that continues ``state``, and the state after it."""
+        x = self._embed(ids, state.position)
+        states = []
+        for block, past in zip(self.blocks, state.blocks, strict=True):
+            x, past = block.prefill(x, past)
+            states.append(past)
+        return linear(self.norm(x), self.head.weight), State(state.position + ids.shape[1], tuple(states))
+
+    def step(self, ids: np.ndarray, state: State) -> tuple[Tensor, State]:
+        """Logits [B V] after one token per sequence, ids [B], and the state after it."""
+        x = self._embed(ids[:, None], state.position)
+        x = reshape(x, (x.shape[0], x.shape[2]))
+        states = []
+        for block, past in zip(self.blocks, state.blocks, strict=True):
+            x, past = block.step(x, past)
+            states.append(past)
+        return linear(self.norm(x), self.head.weight), State(state.position + 1, tuple(states))
+
+    def _embed(self, ids: np.ndarray, start: int) -> Tensor:
+        x = self.embed(ids)
+        if self.positions is None:
+            return x
+        stop = start + ids.shape[1]
+        if stop > self.context:
+            raise ShapeError(f"the model has {self.context} positions; {start} + {ids.shape[1]} tokens do not fit")
+        return x + (self.positions if stop - start == self.context else self.positions[start:stop])

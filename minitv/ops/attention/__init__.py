@@ -1,0 +1,132 @@
+"""attention: every query takes a weighted mean of the values it may see. Vaswani et al. 2017, arXiv 1706.03762, eq. 1.
+
+    y_i = Σ_j P_ij v_j,    P = softmax over the visible j of (scale · q_i · k_j)
+
+Causal masks are aligned at the bottom right: of S keys, the last belongs to the last of T queries, so key j is visible
+to query i iff j <= i + S - T. With a cache of past keys (S > T) this is the mask that continues the sequence. A query
+that sees nothing gives zeros with gradient zero. With dropout, the weight P_ij is kept iff word j mod 4 of Philox4x32-10
+at counter (i, j div 4, b H + h, 1) with key ``seed`` is at least dropout · 2³², and then divided by 1 - dropout.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from autograd.check import assert_close
+from autograd.device import namespace
+from autograd.errors import DomainError, ShapeError
+from autograd.laws import causal, identity, independent, linear_in
+from autograd.op import op
+from autograd.ops import matmul, softmax, swapaxes, where
+from autograd.random import philox
+
+
+def visible(queries: int, keys: int, causal: bool, mask, xp=np):
+    """The boolean [.., T, S] array of what each query sees, or None for everything."""
+    if causal:
+        triangle = xp.arange(keys) <= xp.arange(queries)[:, None] + (keys - queries)
+        return triangle if mask is None else triangle & mask
+    return mask
+
+
+def keep_weights(shape, dropout: float, seed: int) -> np.ndarray:
+    """Which weights [B H T S] dropout keeps."""
+    batch, heads, queries, keys = shape
+    blocks = -(-keys // 4)
+    head, query, block = np.meshgrid(np.arange(batch * heads), np.arange(queries), np.arange(blocks), indexing="ij")
+    words = np.stack(philox(query, block, head, np.ones_like(head), seed), axis=-1)
+    kept = words.reshape(batch, heads, queries, 4 * blocks)[..., :keys]
+    return kept.astype(np.uint64) >= round(dropout * 2**32)
+
+
+def _rows_sum_to_one(args, params, run, draw):
+    q, k, v, mask = args
+    if params.get("dropout") or 0 in v.shape:
+        return
+    y = run((q, k, np.ones_like(v), mask), params)[0]
+    seen = visible(q.shape[2], k.shape[2], params.get("causal", True), mask)
+    seen = np.ones((*q.shape[:3], k.shape[2]), bool) if seen is None else np.broadcast_to(seen, (*q.shape[:3], k.shape[2]))
+    assert_close(y, np.broadcast_to(seen.any(-1)[..., None], y.shape).astype(y.dtype), "weights do not sum to 1", terms=16)
+
+
+def _key_order(args, params, run, draw):
+    q, k, v, mask = args
+    if params.get("causal", True) or params.get("dropout"):
+        return
+    order = draw.generator().permutation(k.shape[2])
+    mask = mask if mask is None or mask.shape[-1] == 1 else mask[..., order]
+    assert_close(run((q, k[:, :, order], v[:, :, order], mask), params)[0], run(args, params)[0],
+                 "attention depends on the order of keys", terms=16)
+
+
+@op("q[B H T K], k[B H S K], v[B H S V], mask?:bool[...] -> y[B H T V]",
+    laws=[causal("q", "T"), independent("B"), linear_in("v"), identity("weights sum to one", _rows_sum_to_one),
+          identity("without a causal mask, the order of keys does not matter", _key_order)])
+def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
+    """y_i = Σ_j softmax_j(scale q_i · k_j) v_j over the keys that query i sees; scale defaults to 1/√K.
+
+    q[B H T K], k[B H S K], v[B H S V], mask broadcastable to [B H T S], True where seen. See the module's docstring.
+    """
+    batch, heads, queries, width = q.shape
+    keys = k.shape[2]
+    scale = 1 / math.sqrt(width) if scale is None and width else scale or 0.0
+    seen = visible(queries, keys, causal, mask)
+    seen = np.broadcast_to(True if seen is None else seen, (batch, heads, queries, keys))
+    kept = keep_weights(seen.shape, dropout, seed) if dropout else np.ones(seen.shape, bool)
+    y = np.zeros((batch, heads, queries, v.shape[3]), q.dtype)
+    for b, h, i in np.ndindex(batch, heads, queries):
+        scores = {j: scale * sum(q[b, h, i, c].item() * k[b, h, j, c].item() for c in range(width))
+                  for j in range(keys) if seen[b, h, i, j]}
+        top = max(scores.values(), default=0.0)
+        total = sum(math.exp(s - top) for s in scores.values())
+        for j, s in scores.items():
+            if kept[b, h, i, j]:
+                y[b, h, i] += math.exp(s - top) / total / (1 - dropout) * v[b, h, j]
+    return y
+
+
+@attention.form
+def parallel(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
+    """All scores at once, a [B H T S] array."""
+    xp = namespace(q.data)
+    width = q.shape[-1]
+    scale = 1 / math.sqrt(width) if scale is None and width else scale or 0.0
+    seen = visible(q.shape[2], k.shape[2], causal, mask, xp)
+    weights = softmax(matmul(q * scale, swapaxes(k)), seen)
+    if dropout:
+        kept = xp.asarray(keep_weights(weights.shape, dropout, seed))
+        weights = where(kept, weights / (1 - dropout) if dropout < 1 else weights, 0.0)
+    return matmul(weights, v)
+
+
+attention.kernel("cpu", "minitv.ops.attention.cpu")
+
+
+@attention.validate
+def _(q, k, v, mask, *, causal, scale, dropout, seed):
+    if mask is not None:
+        target = (*q.shape[:3], k.shape[2])
+        try:
+            fits = np.broadcast_shapes(mask.shape, target) == target
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ShapeError(f"attention: mask {mask.shape} does not broadcast to [B H T S] = {target}")
+    if not 0 <= dropout <= 1:
+        raise DomainError(f"attention: dropout must be a probability in [0, 1], got {dropout}")
+
+
+@attention.inputs
+def _(draw):
+    batch, heads, queries, keys = draw.size(0, 2), draw.size(0, 2), draw.size(0, 6), draw.size(0, 6)
+    width, out = draw.size(1, 4), draw.size(0, 3)
+    shape = (batch, heads, queries, keys)
+    mask = None
+    if draw.boolean():
+        mask = draw.mask(*[1 if draw.integer(0, 3) == 0 else n for n in shape][draw.integer(0, 2):])
+    q, k = draw.floats(batch, heads, queries, width), draw.floats(batch, heads, keys, width)
+    params = {"causal": draw.boolean(), "scale": draw.choice((None, 0.7)), "dropout": draw.choice((0.0, 0.0, 0.4)),
+              "seed": draw.integer(0, 2**63)}
+    return (q, k, draw.floats(batch, heads, keys, out), mask), params

@@ -1,0 +1,422 @@
+"""Multi-head attention on the CPU, forward and backward, without ever storing a T x S matrix.
+
+After Rabe and Staats (arXiv 2112.05682) and Dao et al. (arXiv 2205.14135).
+
+For each head, 32 queries at a time meet a tile of keys at a time. A matrix is copied into *panels*, blocks of rows
+with exactly 32 numbers each, [columns / 32, rows, 32] in one flat array, so that every inner loop runs over 32 lanes and
+becomes vector instructions. The scores of a tile are kept transposed, S^T[key, query]: one lane is one query, so the
+maximum and the sum of the softmax run down the rows, lane by lane, and never across a vector.
+
+    forward    S^T = K Q^T                    P = exp(S - max)           Y = P V / sum
+    backward   S^T = K Q^T    dP^T = V dY^T   dS = P * (dP - rowsum(dY * Y))
+               dQ = dS K      dK = dS^T Q     dV = P^T dY
+
+All seven products are one and the same routine, `_accumulate`. The forward pass saves two numbers a query, the maximum
+of its scores and the inverse of the sum (more accurate than their log-sum-exp), from which backward recomputes P.
+
+Hidden scores are -inf, whose exponential is an exact 0; no difference of two infinities is ever formed.
+"""
+
+import math
+
+import numpy as np
+
+from autograd.kernel_math import exp
+from autograd.kernel_random import philox
+from autograd.kernels import cpu_kernel
+
+LANES = 32  # queries, or channels, in a panel's row: two 512-bit vectors of float32
+TILE = 128  # keys a tile; its scores (16 KiB in float32) stay in the first-level cache
+INF = math.inf
+
+# Unsigned indices: Numba lets a signed one count from the end when negative, a test that keeps loops from vectorising.
+U = np.uintp
+U1, U2, U3, U4, L1, L2, L3 = U(1), U(2), U(3), U(4), U(LANES), U(2 * LANES), U(3 * LANES)
+
+
+@cpu_kernel
+def _scratch(size, like):
+    """`size` zeros on a 64-byte boundary, so that no vector straddles two cache lines."""
+    raw = np.zeros(size + 64 // like.itemsize, like.dtype)
+    start = (-raw.ctypes.data % 64) // like.itemsize
+    return raw[start : start + size]
+
+
+@cpu_kernel
+def _accumulate(out, o, a, x, row, term, b, c, rows, terms):
+    """out[o + 32 r + e] += sum over t < terms of a[x + row r + term t] * b[c + 32 t + e], for r < rows and e < 32.
+
+    `rows` and `terms` are multiples of 4, and go four at a time: a vector of `b` then serves four rows, and a vector of
+    `out` takes four products between load and store.
+    """
+    row, term = U(row), U(term)
+    for r in range(U(0), U(rows), U4):
+        for t in range(U(0), U(terms), U4):
+            i, j, k = U(o) + r * L1, U(x) + r * row + t * term, U(c) + t * L1
+            w00, w01, w02, w03 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
+            j += row
+            w10, w11, w12, w13 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
+            j += row
+            w20, w21, w22, w23 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
+            j += row
+            w30, w31, w32, w33 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
+            for e in range(L1):
+                b0, b1, b2, b3 = b[k + e], b[k + e + L1], b[k + e + L2], b[k + e + L3]
+                s0 = out[i + e] + w00 * b0 + w01 * b1 + w02 * b2 + w03 * b3
+                s1 = out[i + e + L1] + w10 * b0 + w11 * b1 + w12 * b2 + w13 * b3
+                s2 = out[i + e + L2] + w20 * b0 + w21 * b1 + w22 * b2 + w23 * b3
+                s3 = out[i + e + L3] + w30 * b0 + w31 * b1 + w32 * b2 + w33 * b3
+                out[i + e] = s0
+                out[i + e + L1] = s1
+                out[i + e + L2] = s2
+                out[i + e + L3] = s3
+
+
+@cpu_kernel
+def _weigh(out, o, a, row, term, b, c, rows, terms, finite):
+    """`_accumulate` for weights `a`, of which a zero hides its row of `b` altogether: 0 * NaN and 0 * inf count as 0."""
+    if finite:
+        _accumulate(out, o, a, 0, row, term, b, c, rows, terms)
+        return
+    for r in range(rows):
+        for t in range(terms):
+            weight = a[row * r + term * t]
+            if weight != 0:
+                for e in range(LANES):
+                    out[o + LANES * r + e] += weight * b[c + LANES * t + e]
+
+
+@cpu_kernel
+def _copy(out, o, row, a, i, step, rows, columns, scale):
+    """out[o + row r + c] = scale * a[i + step r + c], for r < rows and c < columns <= 32.
+
+    The rows of one head lie far apart in memory; with four on their way at a time, waiting for them takes a fraction of the time.
+    """
+    o, row, i, step = U(o), U(row), U(i), U(step)
+    fours = U(rows // 4 * 4 if columns == LANES else 0)
+    for r in range(U(0), fours, U4):
+        for c in range(L1):
+            j, k = i + r * step + c, o + r * row + c
+            x0, x1, x2, x3 = a[j] * scale, a[j + step] * scale, a[j + U2 * step] * scale, a[j + U3 * step] * scale
+            out[k], out[k + row], out[k + U2 * row], out[k + U3 * row] = x0, x1, x2, x3
+    for r in range(fours, U(rows)):
+        for c in range(U(columns)):
+            out[o + r * row + c] = a[i + r * step + c] * scale
+
+
+@cpu_kernel
+def _load(panels, pitch, a, start, step, rows, width, scale):
+    """Copy a strided matrix, times `scale`, into panels of `pitch` rows; returns 0, or NaN if not all is finite."""
+    zero = panels.dtype.type(0)
+    for left in range(0, width, LANES):
+        _copy(panels, left * pitch, LANES, a, start + left, step, rows, min(LANES, width - left), scale)
+        panels[left * pitch + rows * LANES : (left + LANES) * pitch] = zero
+    check = zero
+    for i in range(panels.size):
+        check += panels[i] * zero
+    return check
+
+
+@cpu_kernel
+def _store(out, start, step, panels, pitch, rows, width, scale):
+    """Copy panels of `pitch` rows, times `scale`, into a strided matrix."""
+    for left in range(0, width, LANES):
+        _copy(out, start + left, step, panels, left * pitch, LANES, rows, min(LANES, width - left), scale)
+
+
+@cpu_kernel
+def _transpose(out, panels, spare):
+    """Panels of 32 rows, [width / 32, 32, 32], to their transpose [width, 32].
+
+    The index of an element in its panel is 5 bits of row and 5 of column. Interleaving the four quarters of a panel
+    rotates the bits of the index by two, interleaving its halves by one; 2 + 2 + 1 swap row and column. Unlike 1024
+    single moves, that becomes vector shuffles.
+    """
+    quarter, half = U(LANES * LANES // 4), U(LANES * LANES // 2)
+    for o in range(U(0), U(panels.size), U(LANES * LANES)):
+        for i in range(quarter):
+            j = o + i
+            x0, x1, x2, x3 = panels[j], panels[j + quarter], panels[j + half], panels[j + half + quarter]
+            j = o + U4 * i
+            out[j], out[j + U1], out[j + U2], out[j + U3] = x0, x1, x2, x3
+        for i in range(quarter):
+            j = o + i
+            x0, x1, x2, x3 = out[j], out[j + quarter], out[j + half], out[j + half + quarter]
+            j = U4 * i
+            spare[j], spare[j + U1], spare[j + U2], spare[j + U3] = x0, x1, x2, x3
+        for i in range(half):
+            x0, x1 = spare[i], spare[i + half]
+            j = o + U2 * i
+            out[j], out[j + U1] = x0, x1
+
+
+@cpu_kernel
+def _scores(out, a, pitch, first, keys, b, width):
+    """out[key, query] = sum over `width` of a[first + key] * b[query], `a` in panels of rows and `b` transposed."""
+    out[: keys * LANES] = 0
+    for left in range(0, width, LANES):
+        terms = (min(LANES, width - left) + 3) // 4 * 4
+        _accumulate(out, 0, a, left * pitch + first * LANES, LANES, 1, b, left * LANES, keys, terms)
+
+
+@cpu_kernel
+def _hide(scores, first, keys, S, last, mask, mask_start, mask_strides, queries):
+    """Set hidden scores to -inf: keys past the end, keys past what causality allows, and where the mask is False.
+
+    `last` is the last key that query 0 may see; query e sees e more.
+    """
+    for key in range(max(0, min(S, last + 1) - first), keys):
+        hidden = LANES if first + key >= S else min(LANES, first + key - last)
+        for e in range(hidden):
+            scores[key * LANES + e] = -INF
+    if mask is not None:
+        for key in range(min(keys, S - first)):
+            at = mask_start + (first + key) * mask_strides[3]
+            for e in range(queries):
+                if not mask[at + e * mask_strides[2]]:
+                    scores[key * LANES + e] = -INF
+
+
+@cpu_kernel
+def _draw(keep, drop, head, query, first, keys):
+    """The dropout factors of a tile, 0 or 1 / (1 - p).
+
+    Weight (head, i, j) is kept if word j % 4 of philox(ctr=(i, j // 4, head, 1), key=seed) reaches the threshold.
+    """
+    threshold, factor, key0, key1 = drop
+    zero = factor - factor
+    for j in range(0, keys, 4):
+        row = keep[j * LANES : (j + 4) * LANES]
+        for e in range(LANES):
+            w0, w1, w2, w3 = philox(
+                np.uint32(query + e), np.uint32((first + j) // 4), np.uint32(head), np.uint32(1), key0, key1
+            )
+            row[e] = factor if w0 >= threshold else zero
+            row[e + LANES] = factor if w1 >= threshold else zero
+            row[e + 2 * LANES] = factor if w2 >= threshold else zero
+            row[e + 3 * LANES] = factor if w3 >= threshold else zero
+
+
+@cpu_kernel
+def _softmax(scores, keys, top, shift, fade, total):
+    """exp(score - max) in place, with the running maximum and sum of each lane; what came before must be multiplied by `fade`."""
+    zero = scores.dtype.type(0)
+    for e in range(LANES):
+        shift[e] = top[e]
+    for key in range(0, keys, 4):
+        row = scores[key * LANES : (key + 4) * LANES]
+        for e in range(LANES):
+            s0, s1, s2, s3 = row[e], row[e + LANES], row[e + 2 * LANES], row[e + 3 * LANES]
+            s0 = s1 if s1 > s0 else s0
+            s2 = s3 if s3 > s2 else s2
+            s0 = s2 if s2 > s0 else s0
+            shift[e] = s0 if s0 > shift[e] else shift[e]
+    for e in range(LANES):
+        new = shift[e]
+        shift[e] = zero if new == -INF else new  # no visible key so far: -inf - 0 is -inf, -inf - -inf would be NaN
+        fade[e] = exp(top[e] - shift[e])
+        top[e] = new
+        total[e] *= fade[e]
+    for key in range(keys):
+        row = scores[key * LANES : (key + 1) * LANES]
+        for e in range(LANES):
+            p = exp(row[e] - shift[e])
+            row[e] = p
+            total[e] += p
+
+
+@cpu_kernel
+def _forward(q, q_strides, k, k_strides, v, v_strides, mask, mask_strides, shape, scale, drop, causal, y, stats):
+    B, H, T, S, K, V = shape
+    zero, one = y.dtype.type(0), y.dtype.type(1)
+    pitch = (S + 3) // 4 * 4
+    wide_k, wide_v = (K + LANES - 1) // LANES * LANES, (V + LANES - 1) // LANES * LANES
+    keys_k, keys_v = _scratch(pitch * wide_k, q), _scratch(pitch * wide_v, q)
+    rows, across, sums = _scratch(LANES * wide_k, q), _scratch(LANES * wide_k, q), _scratch(LANES * wide_v, q)
+    scores, keep, lanes = _scratch(TILE * LANES, q), _scratch(TILE * LANES, q), _scratch(4 * LANES, q)
+    top, shift, fade, total = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES : 3 * LANES], lanes[3 * LANES :]
+    for head in range(B * H):
+        b, h = head // H, head % H
+        _load(keys_k, pitch, k, b * k_strides[0] + h * k_strides[1], k_strides[2], S, K, one)
+        finite = _load(keys_v, pitch, v, b * v_strides[0] + h * v_strides[1], v_strides[2], S, V, one) == 0
+        for query in range(0, T, LANES):
+            n = min(LANES, T - query)
+            last = query + S - T if causal else S
+            _load(rows, LANES, q, b * q_strides[0] + h * q_strides[1] + query * q_strides[2], q_strides[2], n, K, scale)
+            _transpose(across, rows, scores)
+            top[:] = -INF
+            total[:] = 0
+            sums[:] = 0
+            for first in range(0, min(S, last + n), TILE):  # the keys that at least one of these queries sees
+                keys = (min(TILE, min(S, last + n) - first) + 3) // 4 * 4
+                _scores(scores, keys_k, pitch, first, keys, across, K)
+                at = b * mask_strides[0] + h * mask_strides[1] + query * mask_strides[2]
+                _hide(scores, first, keys, S, last, mask, at, mask_strides, n)
+                _softmax(scores, keys, top, shift, fade, total)
+                if drop is not None:
+                    _draw(keep, drop, head, query, first, keys)
+                    for i in range(keys * LANES):
+                        scores[i] *= keep[i]
+                for left in range(0, V, LANES):
+                    if first > 0:
+                        for e in range(n):
+                            for c in range(LANES):
+                                sums[(left + e) * LANES + c] *= fade[e]
+                    at = left * pitch + first * LANES
+                    _weigh(sums, left * LANES, scores, 1, LANES, keys_v, at, (n + 3) // 4 * 4, keys, finite)
+            for e in range(n):
+                inverse = zero if total[e] == 0 else one / total[e]
+                stats[head, 0, query + e], stats[head, 1, query + e] = shift[e], inverse
+                for left in range(0, V, LANES):
+                    panel = sums[(left + e) * LANES : (left + e + 1) * LANES]
+                    for c in range(LANES):
+                        panel[c] *= inverse
+            _store(y, ((b * T + query) * H + h) * V, H * V, sums, LANES, n, V, one)
+
+
+@cpu_kernel
+def _backward(
+    q,
+    q_strides,
+    k,
+    k_strides,
+    v,
+    v_strides,
+    mask,
+    mask_strides,
+    shape,
+    scale,
+    drop,
+    causal,
+    y,
+    stats,
+    g,
+    g_strides,
+    dq,
+    dk,
+    dv,
+):
+    B, H, T, S, K, V = shape
+    zero, one = y.dtype.type(0), y.dtype.type(1)
+    pitch = (S + 3) // 4 * 4
+    wide_k, wide_v = (K + LANES - 1) // LANES * LANES, (V + LANES - 1) // LANES * LANES
+    keys_k, sums_k = _scratch(pitch * wide_k, q), _scratch(pitch * wide_k, q)
+    keys_v, sums_v = _scratch(pitch * wide_v, q), _scratch(pitch * wide_v, q)
+    rows_q, across_q, sums_q = _scratch(LANES * wide_k, q), _scratch(LANES * wide_k, q), _scratch(LANES * wide_k, q)
+    rows_g, across_g, rows_y = _scratch(LANES * wide_v, q), _scratch(LANES * wide_v, q), _scratch(LANES * wide_v, q)
+    weights, grads, keep = _scratch(TILE * LANES, q), _scratch(TILE * LANES, q), _scratch(TILE * LANES, q)
+    lanes = _scratch(3 * LANES, q)
+    shift, inverse, dot = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES :]
+    for head in range(B * H):
+        b, h = head // H, head % H
+        check_k = _load(keys_k, pitch, k, b * k_strides[0] + h * k_strides[1], k_strides[2], S, K, one)
+        check_v = _load(keys_v, pitch, v, b * v_strides[0] + h * v_strides[1], v_strides[2], S, V, one)
+        sums_k[:] = 0
+        sums_v[:] = 0
+        for query in range(0, T, LANES):
+            n = min(LANES, T - query)
+            last = query + S - T if causal else S
+            at = b * q_strides[0] + h * q_strides[1] + query * q_strides[2]
+            check_q = _load(rows_q, LANES, q, at, q_strides[2], n, K, scale)
+            at = b * g_strides[0] + h * g_strides[1] + query * g_strides[2]
+            check_g = _load(rows_g, LANES, g, at, g_strides[2], n, V, one)
+            _load(rows_y, LANES, y, ((b * T + query) * H + h) * V, H * V, n, V, one)
+            finite = check_k + check_v + check_q + check_g == 0
+            _transpose(across_q, rows_q, weights)
+            _transpose(across_g, rows_g, weights)
+            lanes[:] = 0  # a lane without a query has inverse 0, so that its weights are 0
+            sums_q[:] = 0
+            for e in range(n):
+                shift[e], inverse[e] = stats[head, 0, query + e], stats[head, 1, query + e]
+                for left in range(0, V, LANES):
+                    panel_g = rows_g[(left + e) * LANES : (left + e + 1) * LANES]
+                    panel_y = rows_y[(left + e) * LANES : (left + e + 1) * LANES]
+                    for c in range(LANES):
+                        dot[e] += panel_g[c] * panel_y[c]
+            for first in range(0, min(S, last + n), TILE):
+                keys = (min(TILE, min(S, last + n) - first) + 3) // 4 * 4
+                _scores(weights, keys_k, pitch, first, keys, across_q, K)
+                _scores(grads, keys_v, pitch, first, keys, across_g, V)
+                at = b * mask_strides[0] + h * mask_strides[1] + query * mask_strides[2]
+                _hide(weights, first, keys, S, last, mask, at, mask_strides, n)
+                if drop is not None:
+                    _draw(keep, drop, head, query, first, keys)
+                    for i in range(keys * LANES):
+                        grads[i] *= keep[i]
+                for key in range(keys):
+                    weight = weights[key * LANES : (key + 1) * LANES]
+                    grad = grads[key * LANES : (key + 1) * LANES]
+                    for e in range(LANES):
+                        p = exp(weight[e] - shift[e]) * inverse[e] if inverse[e] != 0 else zero  # no NaN in spare lanes
+                        weight[e] = p
+                        grad[e] = p * (grad[e] - dot[e]) if p != 0 else zero
+                if drop is not None:
+                    for i in range(keys * LANES):
+                        weights[i] *= keep[i]
+                for left in range(0, K, LANES):
+                    at = left * pitch + first * LANES
+                    _weigh(sums_q, left * LANES, grads, 1, LANES, keys_k, at, (n + 3) // 4 * 4, keys, finite)
+                    _weigh(sums_k, at, grads, LANES, 1, rows_q, left * LANES, keys, LANES, finite)
+                for left in range(0, V, LANES):
+                    at = left * pitch + first * LANES
+                    _weigh(sums_v, at, weights, LANES, 1, rows_g, left * LANES, keys, LANES, finite)
+            _store(dq, ((b * T + query) * H + h) * K, H * K, sums_q, LANES, n, K, scale)
+        _store(dk, (b * S * H + h) * K, H * K, sums_k, pitch, S, K, one)
+        _store(dv, (b * S * H + h) * V, H * V, sums_v, pitch, S, V, one)
+
+
+def _flat(x):
+    """The memory of a [B H T d] array from its first element on, as one flat array, and its strides over B, H and T.
+
+    Numba compiles a version for each memory layout it meets; this way there is only one, and it reads the views of a
+    [B T 3 H d] array in place.
+    """
+    step, usable = x.itemsize, x.flags.writeable and x.flags.aligned
+    if not usable or x.strides[3] != step or any(s < 0 or s % step for s in x.strides):
+        x = np.array(x, order="C")  # reversed, read-only, broadcast and other rare layouts
+    strides = tuple(s // step for s in x.strides[:3])
+    size = 1 + sum((n - 1) * s for n, s in zip(x.shape, (*strides, 1)))
+    return np.lib.stride_tricks.as_strided(x, (size,), (step,)), strides
+
+
+def _flat_mask(mask):
+    """The mask as one flat array with element strides over B, H, T and S, which are 0 where it broadcasts."""
+    if mask is None:
+        return None, (0, 0, 0, 0)
+    mask = np.array(mask, order="C", ndmin=4)
+    return mask.reshape(-1), tuple(0 if n == 1 else s for n, s in zip(mask.shape, mask.strides))
+
+
+def _options(dtype, K, scale, dropout, seed):
+    scale = 1 / math.sqrt(K) if scale is None else scale
+    if dropout == 0:
+        return dtype.type(scale), None
+    threshold, factor = round(dropout * 2**32), 0 if dropout == 1 else 1 / (1 - dropout)
+    drop = np.uint64(threshold), dtype.type(factor), np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32 & 0xFFFFFFFF)
+    return dtype.type(scale), drop
+
+
+def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
+    """softmax(scale q k^T over the visible keys) v, for q [B H T K], k [B H S K], v [B H S V] -> y [B H T V]."""
+    shape = B, H, T, S, K, V = *q.shape[:3], *k.shape[2:], v.shape[3]
+    make = np.empty if min(shape) else np.zeros  # without queries, keys or channels there is nothing to compute
+    y = make((B, T, H, V), q.dtype)  # the heads of a position side by side: merging them is a reshape
+    stats = make((B * H, 2, T), q.dtype)  # the largest score and the inverse of the sum, for each query
+    if min(shape):
+        arrays = *_flat(q), *_flat(k), *_flat(v), *_flat_mask(mask)
+        _forward(*arrays, shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal), y.reshape(-1), stats)
+    return y.transpose(0, 2, 1, 3), (q, k, v, mask, y, stats, causal, scale, dropout, seed)
+
+
+def backward(saved, grad):
+    """The gradients of q, k and v; they are laid out like y."""
+    q, k, v, mask, y, stats, causal, scale, dropout, seed = saved
+    shape = B, H, T, S, K, V = *q.shape[:3], *k.shape[2:], v.shape[3]
+    make = np.empty if min(shape) else np.zeros  # without queries, keys or channels there is nothing to compute
+    dq, dk, dv = make((B, T, H, K), q.dtype), make((B, S, H, K), q.dtype), make((B, S, H, V), q.dtype)
+    if min(shape):
+        y, stats = (np.require(x, requirements="W") for x in (y, stats))  # to Numba, a read-only array is another type
+        arrays = *_flat(q), *_flat(k), *_flat(v), *_flat_mask(mask)
+        given = *arrays, shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal), y.reshape(-1), stats
+        _backward(*given, *_flat(grad), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1))
+    return *(d.transpose(0, 2, 1, 3) for d in (dq, dk, dv)), None

@@ -1,0 +1,116 @@
+"""AdamW over one flat buffer, gradient buffers for worker threads, clipping, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from autograd import Tensor
+
+from .nn import Module, Parameter
+
+
+def cosine(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> float:
+    """The learning rate of step 0, 1, ...: a linear rise over ``warmup`` steps, then half a cosine down to min_lr."""
+    if step < warmup:
+        return lr * (step + 1) / (warmup + 1)
+    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (lr - min_lr)
+
+
+class GradientBuffer:
+    """One worker's flat gradient: the first contribution to a parameter is written, later ones are added."""
+
+    def __init__(self, layout: dict[int, tuple[int, int, tuple[int, ...]]], size: int, dtype):
+        self.flat = np.zeros(size, dtype)
+        self._views = {key: self.flat[start:stop].reshape(shape) for key, (start, stop, shape) in layout.items()}
+        self._written: set[int] = set()
+
+    def __call__(self, parameter: Parameter, gradient: Tensor) -> None:
+        """The sink of ``Tensor.backward``."""
+        view = self._views[id(parameter)]
+        if id(parameter) in self._written:
+            view += gradient.data
+        else:
+            view[...] = gradient.data
+            self._written.add(id(parameter))
+
+    def finish(self) -> None:
+        """Zero what nothing was written to, and start over."""
+        for key, view in self._views.items():
+            if key not in self._written:
+                view[...] = 0
+        self._written.clear()
+
+
+class AdamW:
+    """AdamW (arXiv 1711.05101) with global-norm clipping; weight decay on matrices only.
+
+    The parameters are moved into one flat buffer, those that decay first, and become views of it. ``buffers`` are the
+    workers' gradients, which ``step`` adds up in order.
+    """
+
+    def __init__(self, model: Module, *, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-8,
+                 weight_decay: float = 0.1, clip: float = 1.0, workers: int = 1):
+        named = sorted(model.named_parameters(), key=lambda item: item[1].ndim < 2)
+        self._named = named
+        self._settings = dict(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
+        self._clip = clip
+        size = sum(p.size for _, p in named)
+        dtype = named[0][1].dtype
+        self.decayed = sum(p.size for _, p in named if p.ndim >= 2)
+        self.param, self.m, self.v = (np.zeros(size, dtype) for _ in range(3))
+        layout, start = {}, 0
+        for _, parameter in named:
+            stop = start + parameter.size
+            self.param[start:stop] = parameter.data.reshape(-1)
+            parameter.data = self.param[start:stop].reshape(parameter.shape)
+            layout[id(parameter)] = (start, stop, parameter.shape)
+            start = stop
+        self._layout = layout
+        self.buffers = [GradientBuffer(layout, size, dtype) for _ in range(workers)]
+        self.steps = 0
+
+    def step(self, lr: float, run: Callable = map) -> float:
+        """Add the workers' gradients, clip, update; returns the norm before clipping. A norm that is not finite
+        changes nothing.
+
+        ``run(function, items)`` maps over ranges of the buffer, perhaps on threads.
+        """
+        from autograd.ops.adamw.cpu import sum_gradients, update
+
+        for buffer in self.buffers:
+            buffer.finish()
+        count = len(self.buffers)
+        edges = [self.param.size * i // count // 16 * 16 for i in range(count)] + [self.param.size]
+        ranges = list(zip(edges, edges[1:], strict=False))
+        flats = [buffer.flat for buffer in self.buffers]
+        norm = math.sqrt(sum(run(lambda r: sum_gradients(flats, *r), ranges)))
+        if not math.isfinite(norm):
+            return norm
+        self.steps += 1
+        scale = min(1.0, self._clip / (norm + 1e-6)) if self._clip else 1.0
+        settings = dict(self._settings, lr=lr, decayed=self.decayed, step=self.steps, scale=scale)
+        list(run(lambda r: update(self.param, flats[0], self.m, self.v, *r, **settings), ranges))
+        for _, parameter in self._named:
+            parameter.version[0] += 1
+        return norm
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of both moments of every parameter, and the number of updates."""
+        arrays = {"steps": np.array(self.steps, np.int64)}
+        for name, parameter in self._named:
+            start, stop, shape = self._layout[id(parameter)]
+            arrays[f"m.{name}"] = self.m[start:stop].reshape(shape).copy()
+            arrays[f"v.{name}"] = self.v[start:stop].reshape(shape).copy()
+        return arrays
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Restore what ``state`` returned."""
+        self.steps = int(arrays["steps"])
+        for name, parameter in self._named:
+            start, stop, _ = self._layout[id(parameter)]
+            self.m[start:stop] = arrays[f"m.{name}"].reshape(-1)
+            self.v[start:stop] = arrays[f"v.{name}"].reshape(-1)

@@ -1,0 +1,143 @@
+"""The options of `minitv train` and `minitv sample`, and the presets; a variant adds its own in its mixer's module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .config import check, option
+from .errors import UserError
+
+DATA, STEPS, OPTIMIZER, SCREEN = "data and output", "length and evaluation", "optimizer (AdamW)", "machine and screen"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """model: every variant"""
+
+    context: int = option(64, "characters (tokens) the model sees at once", low=1)
+    layers: int = option(2, "blocks", low=1)
+    width: int = option(128, "size of the vector of one token", low=1)
+    ffn_multiple: int = option(4, "hidden size of the feed-forward network, in widths", low=1)
+    activation: str = option(
+        "gelu", "of the feed-forward network", choices=("gelu", "gelu_tanh", "relu_squared", "silu")
+    )
+    norm: str = option("layer_norm", "normalisation", choices=("layer_norm", "rms_norm"))
+    bias: bool = option(False, "biases in linear layers and norms")
+    tied: bool = option(True, "the output layer is the embedding, transposed: one matrix for both")
+    dropout: float = option(0.0, "probability that a value is dropped while training", low=0, below=1)
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """training"""
+
+    data: str = option(
+        "",
+        "text file, folder, or - for standard input; without it, the source text of Python's standard library",
+        metavar="PATH",
+        group=DATA,
+    )
+    tokenizer: str = option(
+        "char", "a token is one character of the text, or one byte of its UTF-8", choices=("char", "byte"), group=DATA
+    )
+    out: str | None = option(
+        None, "folder of the run: checkpoints, log.jsonl, curve.png; none = runs/VARIANT", metavar="DIR", group=DATA
+    )
+    overwrite: bool = option(False, "replace a run that is already in the folder", group=DATA)
+    resume: str | None = option(
+        None, "continue the run in this folder, with its own options", metavar="DIR", group=DATA
+    )
+
+    steps: int = option(600, "optimizer steps; with --resume, counted from the very first", low=1, group=STEPS)
+    batch: int = option(16, "sequences in a step", low=1, group=STEPS)
+    seed: int = option(
+        0, "of the weights, the batches and dropout: same seed, same run", low=0, high=2**63 - 1, group=STEPS
+    )
+    eval_every: int = option(
+        200,
+        "steps between evaluations on held-out text, each with a sample and a checkpoint; 0 = never",
+        low=0,
+        group=STEPS,
+    )
+    eval_tokens: int = option(20_000, "held-out tokens read at an evaluation", low=1, group=STEPS)
+    sample_tokens: int = option(200, "tokens in the sample at an evaluation; 0 = no sample", low=0, group=STEPS)
+
+    lr: float = option(3e-3, "highest learning rate", above=0, group=OPTIMIZER)
+    min_lr: float | None = option(
+        None, "learning rate at the end of the cosine; none = a tenth of --lr", low=0, group=OPTIMIZER
+    )
+    warmup: int = option(50, "steps in which the learning rate rises from 0", low=0, group=OPTIMIZER)
+    beta1: float = option(0.9, "decay of the mean of gradients", low=0, below=1, group=OPTIMIZER)
+    beta2: float = option(0.99, "decay of the mean of squared gradients", low=0, below=1, group=OPTIMIZER)
+    weight_decay: float = option(0.1, "per step and learning rate, on matrices only", low=0, group=OPTIMIZER)
+    clip: float = option(1.0, "longest gradient, as a norm over all parameters; 0 = no limit", low=0, group=OPTIMIZER)
+
+    threads: int | None = option(None, "worker threads; none = every usable core", low=1, high=1024, group=SCREEN)
+    log_every: int = option(10, "steps between records in log.jsonl", low=1, group=SCREEN)
+    check: bool = option(
+        False, "look for NaN after every operator and name the first that makes one (slow)", group=SCREEN
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.min_lr is None:
+            object.__setattr__(self, "min_lr", float(f"{self.lr / 10:.6g}"))
+        elif self.min_lr > self.lr:
+            raise UserError(f"--min-lr: {self.min_lr} is above --lr, which is {self.lr}")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """sampling"""
+
+    prompt: str = option("", "text to continue; - reads it from standard input")
+    tokens: int = option(500, "tokens to write", low=1)
+    temperature: float = option(0.8, "below 1 = safer, above 1 = wilder, 0 = always the likeliest token", low=0)
+    top_k: int | None = option(None, "draw among the k likeliest tokens only", low=1)
+    top_p: float = option(1.0, "draw among the likeliest tokens that together have this probability", above=0, high=1)
+    stop: str | None = option(None, "end when this text appears")
+    seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
+    checkpoint: str = option(
+        "last", "the newest weights, or those with the lowest held-out loss", choices=("last", "best")
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.stop == "":
+            raise UserError("--stop: an empty text is everywhere, give at least one character")
+
+
+# What --resume may change: steps extends the run, data is compared with the hash in the checkpoint (the file may have
+# moved), the others do not touch the weights.
+RESUMABLE = ("data", "steps", "eval_every", "eval_tokens", "sample_tokens", "log_every", "threads", "check")
+
+# A preset states what differs from the defaults above; "tiny" is the defaults. A variant without one of the options
+# (heads, for example) ignores that entry.
+# fmt: off
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "nanogpt-cpu": dict(
+        context=64, batch=12, layers=4, heads=4, width=128, dropout=0.0, bias=False, tied=True,
+        steps=2000, lr=1e-3, min_lr=1e-4, warmup=100, beta1=0.9, beta2=0.99, weight_decay=0.1, clip=1.0,
+    ),
+    "small": dict(
+        context=256, batch=16, layers=6, heads=6, width=384, dropout=0.2, bias=False, tied=True,
+        steps=5000, lr=1e-3, min_lr=1e-4, warmup=100, beta1=0.9, beta2=0.99, weight_decay=0.1, clip=1.0,
+    ),
+}
+DEFAULT_PRESET = "tiny"
+
+# What other programs call the same thing: suggested in the error for an unknown option.
+SYNONYMS = {
+    "batch_size": "batch", "block_size": "context", "context_length": "context", "d_model": "width", "dataset": "data",
+    "decay_lr": "min_lr", "dim": "width", "epochs": "steps", "eval_interval": "eval_every", "force": "overwrite",
+    "grad_clip": "clip", "input": "data", "learning_rate": "lr", "length": "tokens", "log_interval": "log_every",
+    "max_iters": "steps", "max_new_tokens": "tokens", "max_steps": "steps", "n_embd": "width", "n_head": "heads",
+    "n_layer": "layers", "n_layers": "layers", "n_heads": "heads", "num_heads": "heads", "num_layers": "layers",
+    "num_threads": "threads", "out_dir": "out", "output": "out", "seq_len": "context", "start": "prompt",
+    "warmup_iters": "warmup",
+}
+# fmt: on

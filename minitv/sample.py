@@ -1,0 +1,109 @@
+"""Writing text with a trained model, one token at a time from the model's state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from autograd import no_grad
+from autograd.random import Random
+
+from .config import from_json as options_from_json
+from .errors import CheckpointError, UserError
+from . import checkpoint, mixers
+from .models.lm import LanguageModel
+from .options import ModelOptions, SampleOptions
+from .tokenizer import from_json
+
+
+def choose(logits: np.ndarray, uniform: float, temperature: float = 1.0, top_k: int | None = None,
+           top_p: float = 1.0) -> int:
+    """Draw an index with probability softmax(logits / temperature), by a number in [0, 1).
+
+    Temperature 0 takes the largest logit. ``top_k`` keeps the k largest; ``top_p`` keeps the smallest set of likeliest
+    indices whose probabilities reach p (Holtzman et al. 2020, arXiv 1904.09751).
+    """
+    order = np.argsort(-logits, kind="stable")
+    if temperature == 0:
+        return int(order[0])
+    if top_k is not None:
+        order = order[:top_k]
+    scaled = logits[order].astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled[0])
+    cumulative = np.cumsum(weights)
+    kept = int(np.searchsorted(cumulative, top_p * cumulative[-1], side="left")) + 1
+    cumulative = cumulative[:kept]
+    return int(order[min(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"), len(cumulative) - 1)])
+
+
+def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random, *, temperature: float = 1.0,
+             top_k: int | None = None, top_p: float = 1.0) -> Iterator[int]:
+    """Yield ``tokens`` ids that continue the prompt's ids (at least one).
+
+    Where the model has learned positions, they end at its context: the state is then rebuilt from the last half
+    of it, so at least context / 2 tokens are always seen.
+    """
+    history = [int(i) for i in prompt]
+    limit = model.context if model.positions is not None else math.inf
+    state = logits = None
+    for i in range(tokens):
+        with no_grad():
+            if state is None or state.position >= limit:
+                keep = len(history) if limit == math.inf else model.context if state is None else -(-model.context // 2)
+                seen = np.array([history[-keep:]], np.intp)
+                logits, state = model.prefill(seen, model.init_state(1))
+                row = logits.data[0, -1]
+            else:
+                logits, state = model.step(np.array(history[-1:], np.intp), state)
+                row = logits.data[0]
+        token = choose(row, float(rng.split(i).uniform((), np.float64)), temperature, top_k, top_p)
+        history.append(token)
+        yield token
+
+
+def load(directory: str, name: str = "last"):
+    """The model and tokenizer of a run's checkpoint."""
+    saved = checkpoint.load(directory, name)
+    try:
+        config = saved.state["config"]
+        tokenizer = from_json(saved.state["tokenizer"])
+        variant = config["variant"]
+        options = options_from_json(mixers.options(variant), config["mixer"])
+        model_options = options_from_json(ModelOptions, config["model"])
+    except (KeyError, ModuleNotFoundError) as error:
+        raise CheckpointError(f"{directory}: this minitv cannot read the checkpoint's options ({error})") from None
+    model = LanguageModel(variant, model_options, options, tokenizer.vocab, Random(0))
+    checkpoint.check_arrays(model.state(), saved.model, f"{directory}: the model")
+    model.load(saved.model)
+    return model, tokenizer
+
+
+def stream(directory: str, options: SampleOptions) -> Iterator[str]:
+    """Yield pieces of text that continue ``options.prompt``; ends before ``options.stop``."""
+    model, tokenizer = load(directory, options.checkpoint)
+    try:
+        prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
+    except UserError as error:
+        raise UserError(f"--prompt: {error}") from None
+    decoder = tokenizer.decoder()
+    ids = generate(model, prompt, options.tokens, Random(options.seed), temperature=options.temperature,
+                   top_k=options.top_k, top_p=options.top_p)
+    held = ""
+    for token in ids:
+        held += decoder.feed(token)
+        if options.stop is None:
+            piece, held = held, ""
+        else:
+            position = held.find(options.stop)
+            if position >= 0:
+                yield held[:position]
+                return
+            keep = next(n for n in range(min(len(options.stop) - 1, len(held)), -1, -1)
+                        if held.endswith(options.stop[:n]))
+            piece, held = held[:len(held) - keep], held[len(held) - keep:]
+        if piece:
+            yield piece
+    if held:
+        yield held

@@ -1,0 +1,357 @@
+"""Training: Trainer takes optimizer steps, train() is the whole run behind ``minitv train``.
+
+Each of n worker threads runs the tape on its own slices of the batch (micro-batches of up to 512 tokens) with serial
+kernels and one-threaded BLAS, and adds gradients into its own flat buffer; the buffers are summed in order. The slices
+are dealt out in a fixed way, so a run is determined by its seed and its number of threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autograd import NonFiniteError, check_mode, no_grad
+from autograd.device import blas_threads, cores
+from autograd.random import Random
+
+from . import __version__, checkpoint
+from .config import to_json
+from .data import Batches, Corpus, load_text, split, windows
+from .errors import CheckpointError, UserError
+from .models.lm import LanguageModel
+from .ngram import ngram_bpc
+from .optim import AdamW, cosine
+from .options import ModelOptions, TrainOptions
+from .report import LOG, Log, Progress, count, duration, plot
+from .sample import generate
+from .tokenizer import TOKENIZERS, from_json
+
+MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
+WEIGHTS, BATCHES, DROPOUT, SAMPLES = range(4)  # the independent random streams of a run
+
+
+class Trainer:
+    """A model, its optimizer and the worker threads; ``step`` is one optimizer step on a batch."""
+
+    def __init__(self, variant: str, model: ModelOptions, mixer, run: TrainOptions, vocab: int):
+        self.run = run
+        random = Random(run.seed)
+        self.model = LanguageModel(variant, model, mixer, vocab, random.split(WEIGHTS))
+        self.workers = min(run.threads or cores(), run.batch)
+        self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
+                               clip=run.clip, workers=self.workers)
+        self.grad_norm = self.lr = math.nan
+        self._dropout = random.split(DROPOUT) if model.dropout else None
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="minitv")
+        self._blas = blas_threads(1)
+        self._blas.__enter__()
+
+    @property
+    def parameters(self) -> int:
+        """The number of trained values."""
+        return self.optimizer.param.size
+
+    def step(self, inputs: np.ndarray, labels: np.ndarray, step: int) -> float:
+        """Forward, backward and update on ids [B T] at 0-based ``step``; returns the mean loss in nats per token.
+
+        ``grad_norm`` and ``lr`` hold what was used. A loss or norm that is not finite updates nothing.
+        """
+        slices = self._slices(len(inputs), inputs.shape[1])
+
+        def work(worker: int) -> list[float]:
+            sink, losses = self.optimizer.buffers[worker], []
+            for i in range(worker, len(slices), self.workers):
+                losses.append(self._micro_batch(inputs, labels, slices[i], step, i, sink))
+            return losses
+
+        parts = list(self._pool.map(work, range(self.workers)))
+        loss = sum(parts[i % self.workers][i // self.workers] for i in range(len(slices)))
+        self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
+        self.grad_norm = self.optimizer.step(self.lr, self._pool.map) if math.isfinite(loss) else math.nan
+        return loss
+
+    def evaluate(self, inputs: np.ndarray, labels: np.ndarray) -> float:
+        """Mean loss in nats per token of windows [N T], without dropout."""
+        slices = self._slices(len(inputs), inputs.shape[1])
+
+        def work(part: slice) -> float:
+            with no_grad():
+                return self.model.loss(inputs[part], labels[part]).item() * (part.stop - part.start)
+
+        return sum(self._pool.map(work, slices)) / len(inputs)
+
+    def find_nonfinite(self, inputs: np.ndarray, labels: np.ndarray, step: int) -> str:
+        """Which operator first makes a NaN or an infinity on this batch, as a sentence."""
+        with check_mode():
+            for i, part in enumerate(self._slices(len(inputs), inputs.shape[1])):
+                try:
+                    self._micro_batch(inputs, labels, part, step, i, lambda parameter, gradient: None)
+                except NonFiniteError as error:
+                    return str(error)
+        return "no single operator: the sum of the gradients overflows"
+
+    def close(self) -> None:
+        """Stop the worker threads and give BLAS its threads back."""
+        self._pool.shutdown()
+        self._blas.__exit__(None, None, None)
+
+    def _micro_batch(self, inputs, labels, part: slice, step: int, index: int, sink: Callable) -> float:
+        rng = self._dropout and self._dropout.split(step, index)
+        loss = self.model.loss(inputs[part], labels[part], rng)
+        share = (part.stop - part.start) / len(inputs)
+        if math.isfinite(value := loss.item() * share):
+            loss.backward(share, sink=sink)
+        return value
+
+    def _slices(self, sequences: int, length: int) -> list[slice]:
+        """Micro-batches: equal for all workers where that is possible."""
+        size = max(1, min(-(-sequences // self.workers), MICRO_BATCH_TOKENS // length))
+        parts = -(-sequences // size)
+        edges = [sequences * i // parts for i in range(parts + 1)]
+        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM ask for a stop at the next step boundary; a second Ctrl-C stops at once."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.signal: int | None = None
+        self._say = say
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+        self._say("stopping after this step and saving (Ctrl-C again: stop now, without saving)")
+
+
+def train(variant: str, model: ModelOptions, mixer, run: TrainOptions, sources: dict[str, str] | None = None) -> int:
+    """The whole run: data, baseline, steps, evaluations, samples, log and checkpoints in ``run.out``.
+
+    Returns the exit code: 0, or 130 and 143 when Ctrl-C or SIGTERM stopped it (saved). UserError tells a user's mistake.
+    """
+    started = time.perf_counter()
+    directory = Path(run.out or f"runs/{variant}")
+    resumed = checkpoint.load(run.resume) if run.resume else None
+    if resumed is None:
+        _claim(directory, run.overwrite)
+    corpus = load_text(run.data)
+    if resumed is None:
+        tokenizer = TOKENIZERS[run.tokenizer].train(corpus.text)
+    else:
+        tokenizer = from_json(resumed.state["tokenizer"])
+        if corpus.sha256 != resumed.state["corpus_sha256"]:
+            raise UserError(f"--resume {run.resume}: the text is not the one this run began with ({corpus.description}); "
+                            "give it with --data")
+    ids = tokenizer.encode(corpus.text)
+    training, held_out = split(ids, model.context)
+    print(f"text      {corpus.description}: {count(len(corpus.text))} characters, sha256 {corpus.sha256[:16]}",
+          file=sys.stderr)
+
+    trainer = Trainer(variant, model, mixer, run, tokenizer.vocab)
+    try:
+        session = _Session(trainer, variant, model, mixer, run, corpus, tokenizer, directory, started)
+        return session.go(training, held_out, resumed)
+    finally:
+        trainer.close()
+
+
+def _claim(directory: Path, overwrite: bool) -> None:
+    """Refuse to write over another run."""
+    used = [name for name in (LOG, *checkpoint.NAMES) if (directory / name).exists()]
+    if used and not overwrite:
+        raise UserError(f"{directory} holds a run already: continue it with --resume {directory}, replace it with "
+                        "--overwrite, or choose another --out")
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--out {directory}: this is a file, a folder is needed")
+    for name in used:
+        path = directory / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+class _Session:
+    """The state of one run that is going on."""
+
+    def __init__(self, trainer, variant, model, mixer, run, corpus: Corpus, tokenizer, directory: Path, started: float):
+        self.trainer, self.run, self.model = trainer, run, model
+        self.variant, self.mixer = variant, mixer
+        self.corpus, self.tokenizer, self.directory = corpus, tokenizer, directory
+        self.started = started
+        self.best = math.inf
+        self.elapsed_before = 0.0
+        self.bits = 1 / math.log(2)
+        self.baseline: list[float] = []
+
+    def go(self, training: np.ndarray, held_out: np.ndarray, resumed) -> int:
+        run, trainer = self.run, self.trainer
+        per_char = (len(training) + len(held_out)) / max(len(self.corpus.text), 1)
+        self.bits = per_char / math.log(2)
+        first = 0
+        if resumed is not None:
+            first = self._restore(resumed)
+            if first >= run.steps:
+                raise UserError(f"--steps: this run has done {first} steps; to continue it, ask for more than that")
+        self.baseline = [bits * per_char for bits in ngram_bpc(training, held_out, self.tokenizer.vocab)]
+        orders = "  ".join(f"{order}: {bits:.3f}" for order, bits in enumerate(self.baseline))
+        print(f"n-grams   bits per character by order  {orders}", file=sys.stderr)
+        print(f"model     {self.variant}, {count(trainer.parameters)} parameters, {trainer.workers} worker thread"
+              f"{'s' * (trainer.workers > 1)}, folder {self.directory}", file=sys.stderr)
+        self._announce_compilation()
+
+        batches = Batches(training, run.batch, self.model.context, Random(run.seed).split(BATCHES).seed)
+        inputs, labels = windows(held_out, self.model.context, run.eval_tokens)
+        header = self._header(per_char, len(training), len(held_out))
+        with (
+            Log(self.directory, header, resume_step=first if resumed else None) as log,
+            Progress(run.steps, start=first) as progress,
+            _Stop(progress.text) as stop,
+        ):
+            for step in range(first, run.steps):
+                before = time.perf_counter()
+                loss = self._step(batches.batch(step), step, progress)
+                done, seconds = step + 1, time.perf_counter() - before
+                rate = run.batch * self.model.context / seconds
+                record = {"step": done, "loss": loss, "bpc": loss * self.bits, "tokens_per_s": round(rate, 1),
+                          "elapsed_s": round(self._elapsed(), 3), "lr": trainer.lr, "grad_norm": trainer.grad_norm}
+                progress.update(done, loss=loss, bpc=loss * self.bits, tokens_per_s=rate)
+                evaluate = run.eval_every and (done % run.eval_every == 0 or done == run.steps)
+                if evaluate:
+                    record["val_loss"] = trainer.evaluate(inputs, labels)
+                if evaluate or done % run.log_every == 0 or done in (first + 1, run.steps):
+                    log.write(record)
+                if evaluate:
+                    self._report(done, record["val_loss"], progress)
+                if evaluate or done == run.steps or stop.signal:
+                    self._save(done, record.get("val_loss"))
+                if stop.signal and done < run.steps:
+                    progress.text(f"stopped after step {done}; continue with: minitv train --resume {self.directory}")
+                    return 128 + stop.signal
+        self._finish()
+        return 0
+
+    def _step(self, batch, step: int, progress: Progress) -> float:
+        trainer = self.trainer
+        if self.run.check:
+            self._raise_nonfinite(trainer.find_nonfinite(*batch, step), step, only="no single operator")
+        loss = trainer.step(*batch, step)
+        if not math.isfinite(loss) or not math.isfinite(trainer.grad_norm):
+            self._raise_nonfinite(trainer.find_nonfinite(*batch, step), step)
+        return loss
+
+    def _raise_nonfinite(self, reason: str, step: int, only: str = "") -> None:
+        if only and reason.startswith(only):
+            return
+        kept = [str(self.directory / name) for name in checkpoint.NAMES if checkpoint.exists(self.directory, name)]
+        raise UserError(
+            f"step {step + 1} made a number that is not finite; it began at {reason}. No weight was changed by this step"
+            + (f"; the last good checkpoint is {kept[0]}" if kept else "; no checkpoint was saved before")
+            + ". A lower --lr or a smaller --clip often helps"
+        )
+
+    def _report(self, step: int, loss: float, progress: Progress) -> None:
+        bits = loss * self.bits
+        beaten = [order for order, baseline in enumerate(self.baseline) if bits < baseline]
+        verdict = f"better than the n-gram of order {max(beaten, key=lambda o: -self.baseline[o])}" if beaten else \
+            "no better than counting characters yet"
+        progress.text(f"step {step}: held-out loss {loss:.4f} nats, {bits:.3f} bits per character, {verdict}")
+        if self.run.sample_tokens:
+            rng = Random(self.run.seed).split(SAMPLES, step)
+            ids = generate(self.trainer.model, self.tokenizer.start(), self.run.sample_tokens, rng, temperature=0.8)
+            text = self.tokenizer.decode(list(ids))
+            progress.text("\n".join("    " + line for line in text.split("\n")))
+
+    def _elapsed(self) -> float:
+        return self.elapsed_before + time.perf_counter() - self.started
+
+    def _header(self, per_char: float, training: int, held_out: int) -> dict[str, Any]:
+        import numba
+        import scipy
+
+        return {
+            "config": self._config(),
+            "variant": self.variant,
+            "parameters": self.trainer.parameters,
+            "corpus": {"description": self.corpus.description, "sha256": self.corpus.sha256,
+                       "size_bytes": self.corpus.size_bytes, "training_tokens": training, "held_out_tokens": held_out},
+            "tokens_per_char": per_char,
+            "ngram_bpc": self.baseline,
+            "threads": self.trainer.workers,
+            "versions": {"minitv": __version__, "python": platform.python_version(), "numpy": np.__version__,
+                         "numba": numba.__version__, "scipy": scipy.__version__},
+        }
+
+    def _config(self) -> dict[str, Any]:
+        return {"variant": self.variant, "model": to_json(self.model), "mixer": to_json(self.mixer),
+                "run": to_json(dataclasses.replace(self.run, resume=None))}
+
+    def _save(self, step: int, loss: float | None) -> None:
+        better = loss is not None and loss < self.best
+        if better:
+            self.best = loss
+        state = {
+            "config": self._config(),
+            "tokenizer": self.tokenizer.to_json(),
+            "step": step,
+            "random": {"seed": self.run.seed},  # every draw is a function of the seed and the step
+            "data_position": step,
+            "corpus_sha256": self.corpus.sha256,
+            "best_loss": self.best if math.isfinite(self.best) else None,
+            "elapsed_s": self._elapsed(),
+            "threads": self.trainer.workers,
+        }
+        model, optimizer = self.trainer.model.state(), self.trainer.optimizer.state()
+        for name in ("last", "best") if better else ("last",):
+            checkpoint.save(self.directory, name, model=model, optimizer=optimizer, state=state)
+
+    def _restore(self, resumed) -> int:
+        state, where = resumed.state, str(self.run.resume)
+        try:
+            step, best, threads = state["step"], state["best_loss"], state["threads"]
+            self.elapsed_before = float(state["elapsed_s"])
+        except KeyError as error:
+            raise CheckpointError(f"{where}: the checkpoint has no {error}") from None
+        checkpoint.check_arrays(self.trainer.model.state(), resumed.model, f"{where}: the model")
+        checkpoint.check_arrays(self.trainer.optimizer.state(), resumed.optimizer, f"{where}: the optimizer")
+        self.trainer.model.load(resumed.model)
+        self.trainer.optimizer.load(resumed.optimizer)
+        self.best = math.inf if best is None else best
+        if threads != self.trainer.workers:
+            print(f"note      this run had {threads} worker threads and now has {self.trainer.workers}: "
+                  "the last bits of the results will differ", file=sys.stderr)
+        return step
+
+    def _announce_compilation(self) -> None:
+        from autograd import kernels
+
+        if not kernels.cached():
+            print("compiling kernels, about 20 s, cached for the next run", file=sys.stderr, flush=True)
+
+    def _finish(self) -> None:
+        print(f"done in {duration(self._elapsed())}; write text with: minitv sample {self.directory}", file=sys.stderr)
+        try:
+            print(f"curve: {plot(self.directory)}", file=sys.stderr)
+        except UserError as error:
+            print(f"no picture of the curve: {error}", file=sys.stderr)

@@ -1,0 +1,287 @@
+"""The command line as a user runs it: a subprocess, its output and its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("train", "sample", "list", "info", "explain", "plot")
+
+
+def minitv(*argv, cwd, input=b"", env=None):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "NO_COLOR": "1", **(env or {})}
+    command = [sys.executable, "-m", "minitv", *argv]
+    done = subprocess.run(command, cwd=cwd, input=input, env=environment, capture_output=True, timeout=300)
+    return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+
+
+def refused(*argv, cwd, **kwargs):
+    """The sentence of a usage error: exit code 2, one line on stderr, nothing on stdout."""
+    code, out, err = minitv(*argv, cwd=cwd, **kwargs)
+    assert (code, out) == (2, ""), err
+    assert err.startswith("minitv: error: ") and err.count("\n") == 1, err
+    return err.removeprefix("minitv: error: ").rstrip("\n")
+
+
+def test_overview(tmp_path):
+    code, out, err = minitv("--help", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert all(f"\n  {command} " in out for command in COMMANDS)
+    assert minitv("-h", cwd=tmp_path)[1] == out
+    assert minitv(cwd=tmp_path) == (2, "", out)
+
+
+def test_version(tmp_path):
+    code, out, _ = minitv("--version", cwd=tmp_path)
+    assert code == 0 and out.startswith("minitv ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_an_example(tmp_path, command):
+    code, out, err = minitv(command, "--help", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: minitv {command}")
+    assert "example" in out and f"  minitv {command}" in out
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_help_needs_no_numpy():
+    code = "import sys, minitv.cli; print([m for m in ('numpy', 'numba', 'scipy', 'tqdm') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        (["trian"], "unknown command 'trian', allowed: train, sample, list, info, explain, plot; did you mean train?"),
+        (["--vresion"], "unknown option --vresion; did you mean --version?"),
+        (["--steps", "5", "train"], "unknown option --steps; the command comes first, as in minitv train --steps 100"),
+        (["sample"], "missing: DIR; see minitv sample --help"),
+        (["plot"], "missing: DIR; see minitv plot --help"),
+        (["list", "everything"], "'everything' is out of place, usage: minitv list"),
+        (["sample", "a", "b"], "'b' is out of place, usage: minitv sample DIR [options]"),
+        (["sample", "x", "--temprature", "1"], "unknown option --temprature; did you mean --temperature?"),
+        (["sample", "x", "--max_new_tokens=5"], "unknown option --max-new-tokens; here it is --tokens"),
+        (["sample", "x", "--temperature", "-1"], "--temperature: -1.0 is too small, allowed: a number from 0"),
+        (["sample", "x", "--top-p", "1.5"], "--top-p: 1.5 is too large, allowed: a number above 0 up to 1"),
+        (["sample", "x", "--stop", ""], "--stop: an empty text is everywhere, give at least one character"),
+        (["plot", "nowhere"], f"nowhere{os.sep}log.jsonl: No such file or directory; a folder of a run is needed"),
+        (["train", "transfomer"], "unknown variant 'transfomer'"),
+        (["train", "--evl-every", "5"], "unknown option --evl-every; did you mean --eval-every?"),
+        (["train", "--learning_rate=1"], "unknown option --learning-rate; here it is --lr"),
+        (["train", "--layers", "0"], "--layers: 0 is too small, allowed: an integer from 1"),
+        (["train", "--lr", "nan"], "--lr: nan is not a finite number, allowed: a number above 0"),
+        (["train", "--bias", "False"], "--bias takes no value: write --bias or --no-bias"),
+        (["train", "--preset", "smal"], "unknown preset 'smal', allowed: tiny, nanogpt-cpu, small; did you mean"),
+        (["train", "--tokenizer", "chars"], "--tokenizer: 'chars' is unknown, allowed: char, byte; did you mean char?"),
+        (["train", "--steps", "5", "transformer"], "'transformer' is out of place, usage: minitv train [VARIANT]"),
+        (["train", "--config", "no.toml"], "--config no.toml: No such file or directory"),
+        (["train", "--steps"], "--steps: a value is missing"),
+        (["explain", "layer_nrom"], "unknown operator 'layer_nrom'; did you mean layer_norm?"),
+    ],
+)
+def test_mistakes(tmp_path, argv, sentence):
+    assert refused(*argv, cwd=tmp_path).startswith(sentence)
+    assert not list(tmp_path.iterdir())
+
+
+def config_of(*argv, cwd):
+    """{name: (value as TOML, source)} of --print-config."""
+    code, out, err = minitv("train", *argv, "--print-config", cwd=cwd)
+    assert (code, err) == (0, ""), err
+    lines = [line for line in out.splitlines() if line and not line.startswith("#")]
+    pairs = (line.split(" = ", 1) for line in lines)
+    return {name: tuple(map(str.strip, rest.rsplit("  # ", 1))) for name, rest in pairs}, out
+
+
+def test_print_config_tells_where_each_value_came_from(tmp_path):
+    (tmp_path / "my.toml").write_text("width = 96\nsteps = 7\neval-every = 3\n")
+    shown, _ = config_of("--preset", "nanogpt-cpu", "--config", "my.toml", "--eval_every=9", "--no-tied", cwd=tmp_path)
+    assert shown["variant"] == ('"transformer"', "default")
+    assert shown["layers"] == ("4", "preset nanogpt-cpu")
+    assert shown["heads"] == ("4", "preset nanogpt-cpu")
+    assert shown["width"] == ("96", "my.toml")
+    assert shown["steps"] == ("7", "my.toml")
+    assert shown["eval_every"] == ("9", "command line")
+    assert shown["tied"] == ("false", "command line")
+    assert shown["seed"] == ("0", "default")
+    assert shown["threads"] == ('"none"', "default")
+    assert shown["out"] == ('"runs/transformer"', "default")
+    assert [p.name for p in tmp_path.iterdir()] == ["my.toml"]
+
+
+def test_print_config_is_a_config_file(tmp_path):
+    first, text = config_of("transformer", "--preset", "small", "--lr", "5e-4", cwd=tmp_path)
+    (tmp_path / "again.toml").write_text(text)
+    second, _ = config_of("--config", "again.toml", cwd=tmp_path)
+    assert {name: value for name, (value, _) in first.items()} == {name: value for name, (value, _) in second.items()}
+    assert {source for _, source in second.values()} == {"again.toml"}
+
+
+def test_a_config_file_may_choose_variant_and_preset(tmp_path):
+    (tmp_path / "c.toml").write_text('variant = "transformer"\npreset = "small"\n')
+    shown, _ = config_of("--config", "c.toml", cwd=tmp_path)
+    assert shown["variant"] == ('"transformer"', "c.toml")
+    assert shown["context"] == ("256", "preset small")
+    shown, _ = config_of("--config", "c.toml", "--preset", "tiny", cwd=tmp_path)
+    assert shown["context"][1] == "default"
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("layrs = 3", "c.toml: unknown option 'layrs'; did you mean layers?"),
+        ("layers = 0", "c.toml: layers: 0 is too small, allowed: an integer from 1"),
+        ('layers = "3"', "c.toml: layers: '3' is not an integer, allowed: an integer from 1"),
+        ("[model]\nlayers = 3", "--config c.toml: tables are not used"),
+        ("layers", "--config c.toml: not a TOML file"),
+        ('variant = "transfomer"', "unknown variant 'transfomer'"),
+        ('preset = "smal"', "unknown preset 'smal'"),
+    ],
+)
+def test_mistakes_in_a_config_file(tmp_path, content, sentence):
+    (tmp_path / "c.toml").write_text(content)
+    assert refused("train", "--config", "c.toml", cwd=tmp_path).startswith(sentence)
+
+
+def test_help_shows_the_defaults_of_the_preset(tmp_path):
+    out = " ".join(minitv("train", "--preset", "small", "--help", cwd=tmp_path)[1].split())
+    assert "--width N size of the vector of one token (an integer from 1; default: 384)" in out
+    assert "--heads N" in out
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with a checkpoint of a run that had some options of its own."""
+    from minitv.mixers.transformer import TransformerOptions
+
+    from minitv.checkpoint import save
+    from minitv.config import to_json
+    from minitv.options import ModelOptions, TrainOptions
+
+    config = dict(
+        variant="transformer",
+        model=to_json(ModelOptions(layers=3)),
+        mixer=to_json(TransformerOptions(heads=8)),
+        run=to_json(TrainOptions(out="elsewhere", lr=0.01, steps=50)),
+    )
+    save(tmp_path / "run", "last", model={}, optimizer={}, state={"config": config})
+    return tmp_path
+
+
+def test_resume_takes_the_options_of_the_run(run):
+    shown, text = config_of(
+        "--resume", "run", "--steps", "80", "--threads=2", "--lr", "0.01", "--data", "moved.txt", cwd=run
+    )
+    assert shown["variant"] == ('"transformer"', "checkpoint run")
+    assert shown["layers"] == ("3", "checkpoint run")
+    assert shown["heads"] == ("8", "checkpoint run")
+    assert shown["min_lr"] == ("0.001", "checkpoint run")
+    assert shown["width"] == ("128", "checkpoint run")
+    assert shown["steps"] == ("80", "command line")
+    assert shown["threads"] == ("2", "command line")
+    assert shown["data"] == ('"moved.txt"', "command line")
+    assert shown["out"] == ('"run"', "checkpoint run")
+    (run / "c.toml").write_text(text)
+    assert config_of("--config", "c.toml", cwd=run)[0]["steps"] == ("80", "c.toml")
+    assert config_of("transformer", "--resume", "run", "--config", "c.toml", cwd=run)[0]["steps"] == ("80", "c.toml")
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        (
+            ["--lr", "0.02"],
+            "--resume run: --lr is 0.01 in this run and cannot become 0.02 (command line); what may change: ",
+        ),
+        (["--heads", "2"], "--resume run: --heads is 8 in this run and cannot become 2 (command line)"),
+        (["--no-tied"], "--resume run: --tied is on in this run and cannot become off (command line)"),
+        (["--overwrite"], "--resume run: --overwrite is off in this run and cannot become on (command line)"),
+        (["--preset", "small"], "--resume run: --context is 64 in this run and cannot become 256 (preset small)"),
+        (["--config", "c.toml"], "--resume run: --seed is 0 in this run and cannot become 5 (c.toml)"),
+        (["--resume", "nowhere"], "nowhere: there is no such folder"),
+        (["--resume", "run/last"], "--resume run/last: this is one checkpoint, give the folder of the run"),
+    ],
+)
+def test_resume_refuses_another_run(run, argv, sentence):
+    (run / "c.toml").write_text("seed = 5")
+    assert refused("train", "--resume", "run", *argv, cwd=run).startswith(sentence)
+
+
+def test_resume_refuses_another_variant(run):
+    (run / "c.toml").write_text('variant = "other"')
+    sentence = "--resume run: this is a run of transformer, it cannot continue as other"
+    assert refused("train", "--resume", "run", "--config", "c.toml", cwd=run) == sentence
+
+
+def test_list(tmp_path):
+    code, out, err = minitv("list", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert "\n  transformer " in out
+    assert all(f"\n  {preset} " in out for preset in ("tiny", "nanogpt-cpu", "small"))
+
+
+def test_info(tmp_path):
+    code, out, err = minitv("info", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    names = [line.split()[0] for line in out.splitlines()]
+    assert {"minitv", "python", "numpy", "numba", "scipy", "cupy", "cores", "workers"} <= set(names)
+
+
+def test_explain(tmp_path):
+    code, out, err = minitv("explain", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert "\n  layer_norm " in out and "\n  attention " in out
+    code, out, err = minitv("explain", "layer_norm", cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert out.startswith("layer_norm: x[")
+    assert "kernels" in out and "cpu" in out and "differentiable  yes" in out
+
+
+def test_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "run").mkdir()
+    lines = [{"ngram_bpc": [4.0, 3.0]}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5, "val_loss": 1.6}]
+    (tmp_path / "run/log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert minitv("plot", "run", cwd=tmp_path) == (0, f"{Path('run', 'curve.png')}\n", "")
+    assert minitv("plot", "run", "--out", "x.pdf", cwd=tmp_path) == (0, "x.pdf\n", "")
+    assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
+    code, _, err = minitv("plot", "run", "--out", "no/such/folder/x.png", cwd=tmp_path)
+    assert code == 1 and err.startswith("minitv: error: no") and err.count("\n") == 1
+
+
+def test_a_prompt_from_standard_input_must_be_text(tmp_path):
+    sentence = refused("sample", "x", "--prompt", "-", cwd=tmp_path, input=b"ab\xff")
+    assert sentence == "--prompt -: standard input is not UTF-8 at byte 2"
+
+
+def test_output_that_the_terminal_cannot_show_is_no_crash(tmp_path):
+    (tmp_path / "ä.toml").write_text("data = 'ü'\n", encoding="utf-8")
+    code, out, err = minitv(
+        "train",
+        "--config",
+        "ä.toml",
+        "--print-config",
+        cwd=tmp_path,
+        env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
+    )
+    assert (code, err) == (0, "")
+    assert "\\xfc" in out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--print-config"]])
+def test_a_reader_that_leaves_early_is_no_traceback(tmp_path, argv):
+    command, environment = [sys.executable, "-m", "minitv", *argv], {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe)
+    process.stdout.close()  # before anything is written
+    error = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(60) == 141
+    assert error == ""
