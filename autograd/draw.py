@@ -26,7 +26,8 @@ class Draw:
     def seeded(cls, seed: int, dtype=np.float64, layouts: Sequence[str] = ("c",)) -> Draw:
         """Draws that a seed decides."""
         generator = np.random.default_rng(seed)
-        return cls(lambda low, high: int(generator.integers(low, high, endpoint=True)), dtype, layouts)
+        return cls(lambda low, high: low + int(generator.integers(0, high - low, endpoint=True, dtype=np.uint64)), dtype,
+                   layouts)
 
     def size(self, low: int = 0, high: int = 4) -> int:
         """A size of an axis; 0 and 1 are legal sizes and are drawn."""

@@ -56,10 +56,14 @@ def causal(inputs: str, letter: str = "T") -> Law:
     return Law(f"causal in {inputs} over {letter}", check)
 
 
-def independent(letters: str) -> Law:
-    """Each index of the named axes is computed on its own: selecting one before or after is the same."""
+def independent(letters: str, without: str = "") -> Law:
+    """Each index of the named axes is computed on its own: selecting one before or after is the same.
+
+    ``without`` names optional inputs that are left out, because their shape string does not show those axes.
+    """
 
     def check(op, args, params, run, draw):
+        args = tuple(None if a.name in without.split() else x for a, x in zip(op.signature.inputs, args, strict=True))
         for letter in letters.split():
             sizes = {a.shape[_axis(arg, letter)] for arg, a in zip(op.signature.inputs, args, strict=True)
                      if a is not None and letter in arg.dims}

@@ -306,7 +306,7 @@ class Op:
         if STATE.complex_step:
             return
         raise DtypeError(
-            f"{self.name}: {argument.name} is {dtype} but an earlier argument is {expected}; dtypes are never widened "
+            f"{self.name}: {argument.name} is {dtype} but another argument is {expected}; dtypes are never widened "
             "silently: convert one with .astype (a NumPy scalar: float(s))"
         )
 

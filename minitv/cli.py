@@ -6,9 +6,10 @@ import difflib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from . import __version__
 from .config import Options, Parser, choose, from_json, read_toml, settings, shown, table, to_json
 from .errors import UserError
 from .options import DEFAULT_PRESET, PRESETS, RESUMABLE, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
@@ -55,7 +56,7 @@ def _dispatch(argv: list[str]) -> int:
     if word in ("-h", "--help", "help"):
         print(_overview(), end="")
     elif word in ("-V", "--version"):
-        print(f"minitv {_version()}")
+        print(f"minitv {__version__}")
     elif word in COMMANDS:
         return COMMANDS[word][0](argv[1:])
     elif word.startswith("-"):
@@ -71,6 +72,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]) -> int:
+    from . import mixers
+
     words, argv = (argv[:1], argv[1:]) if argv and not argv[0].startswith("-") else ([], argv)
     early = _train_parser()
     early.add_argument("--resume")
@@ -90,7 +93,7 @@ def _train(argv: list[str]) -> int:
         if source != "default" and variant != stored_variant:
             raise UserError(f"--resume {resume}: this is a run of {stored_variant}, it cannot continue as {variant}")
         variant, source = stored_variant, f"checkpoint {resume}"
-    options = Options(ModelOptions, _mixer_options(_variant(variant)), TrainOptions)
+    options = Options(ModelOptions, mixers.options(_variant(variant)), TrainOptions)
     if stored is None or preset is not None:
         name = choose("preset", str(preset or DEFAULT_PRESET), PRESETS)
         layers.append((f"preset {name}", {k: v for k, v in PRESETS[name].items() if k in options.settings}))
@@ -145,23 +148,9 @@ def _variant(name: object) -> str:
     return choose("variant", str(name), variants())
 
 
-def _mixer_options(variant: str) -> type:
-    """The option dataclass in the variant's module: the class whose name ends in Options."""
-    import importlib
-
-    module = importlib.import_module(f"minitv.mixers.{variant}")
-    found = [
-        value
-        for name, value in vars(module).items()
-        if name.endswith("Options") and is_dataclass(value) and value.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise TypeError(f"{module.__name__} must declare one dataclass named ...Options, found {found}")
-    return found[0]
-
-
 def _stored(directory: str) -> tuple[str, dict[str, Any]]:
     """The variant and all options of the run in a folder, from its last checkpoint."""
+    from . import mixers
     from .checkpoint import exists, read_config
 
     config = read_config(directory)
@@ -171,7 +160,7 @@ def _stored(directory: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"--resume {directory}: the checkpoint's config has no {missing[0]}")
     variant = _variant(config["variant"])
     values: dict[str, Any] = {}
-    for cls, part in ((ModelOptions, "model"), (_mixer_options(variant), "mixer"), (TrainOptions, "run")):
+    for cls, part in ((ModelOptions, "model"), (mixers.options(variant), "mixer"), (TrainOptions, "run")):
         try:
             values |= to_json(from_json(cls, config[part]))
         except UserError as error:
@@ -262,7 +251,7 @@ def _info(argv: list[str]) -> int:
     from importlib.metadata import PackageNotFoundError, version
 
     system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    rows = [("minitv", _version()), ("python", system)]
+    rows = [("minitv", __version__), ("python", system)]
     for name in ("numpy", "numba", "scipy", "safetensors", "matplotlib"):
         try:
             rows.append((name, version(name)))
@@ -280,7 +269,12 @@ def _info(argv: list[str]) -> int:
             name = " ".join(str(pool[key]) for key in ("internal_api", "version", "architecture") if pool.get(key))
             rows.append(("BLAS", f"{name}, {pool['num_threads']} threads (1 while training)"))
     rows.append(("workers", f"{device.cores()} threads in training (--threads)"))
-    rows.extend(kernels.describe())
+    state = "compiled" if kernels.cached() else "empty: the first run compiles"
+    folder = kernels.cache_directory()
+    rows.append(
+        ("kernel cache", f"{folder} ({state})" if folder else "none: no folder is writable, every run compiles")
+    )
+    rows.append(("vectors", "512-bit" if kernels.WIDE_VECTORS else "at most 256-bit: the processor has no AVX-512"))
     _columns(rows)
     return 0
 
@@ -325,14 +319,14 @@ def _explain(argv: list[str]) -> int:
         import inspect
 
         print(inspect.cleandoc(op.__doc__) + "\n")
-    _columns(
-        [
-            ("forms", ", ".join(op.forms) or "none"),
-            ("kernels", ", ".join(op.kernels) or "none: the form runs"),
-            ("laws", ", ".join(map(str, op.laws)) or "none"),
-            ("differentiable", "yes" if op.differentiable else "no"),
-        ]
-    )
+    rows = [
+        ("options", ", ".join(f"{key}={value}" for key, value in op.params.items()) or "none"),
+        ("forms", ", ".join(op.forms) or "none"),
+        ("kernels", ", ".join(op.kernels) or "none: the form runs"),
+        *(("law", str(law)) for law in op.laws),
+        ("differentiable", "yes" if op.differentiable else "no"),
+    ]
+    _columns(rows)
     return 0
 
 
@@ -362,15 +356,6 @@ def _columns(rows: Any) -> None:
     width = max([14, *(len(name) for name, _ in rows)])
     for name, text in rows:
         print(f"  {name:<{width}}  {text}")
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("minitv")
-    except PackageNotFoundError:
-        return "(source tree, not installed)"
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import platform
 import shutil
 import signal
@@ -126,9 +127,8 @@ class Trainer:
 class _Stop:
     """Ctrl-C and SIGTERM ask for a stop at the next step boundary; a second Ctrl-C stops at once."""
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self) -> None:
         self.signal: int | None = None
-        self._say = say
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Stop:
@@ -145,7 +145,8 @@ class _Stop:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-        self._say("stopping after this step and saving (Ctrl-C again: stop now, without saving)")
+        # A signal may arrive inside a write to the same stream, so not through it.
+        os.write(2, b"\nstopping after this step and saving (Ctrl-C again: stop now, without saving)\n")
 
 
 def train(variant: str, model: ModelOptions, mixer, run: TrainOptions, sources: dict[str, str] | None = None) -> int:
@@ -227,25 +228,27 @@ class _Session:
         with (
             Log(self.directory, header, resume_step=first if resumed else None) as log,
             Progress(run.steps, start=first) as progress,
-            _Stop(progress.text) as stop,
+            _Stop() as stop,
         ):
+            clock, since, rate = time.perf_counter(), 0, math.nan
             for step in range(first, run.steps):
-                before = time.perf_counter()
                 loss = self._step(batches.batch(step), step, progress)
-                done, seconds = step + 1, time.perf_counter() - before
-                rate = run.batch * self.model.context / seconds
+                done, since = step + 1, since + 1
+                rate = since * run.batch * self.model.context / (time.perf_counter() - clock)
                 record = {"step": done, "loss": loss, "bpc": loss * self.bits, "tokens_per_s": round(rate, 1),
                           "elapsed_s": round(self._elapsed(), 3), "lr": trainer.lr, "grad_norm": trainer.grad_norm}
                 progress.update(done, loss=loss, bpc=loss * self.bits, tokens_per_s=rate)
                 evaluate = run.eval_every and (done % run.eval_every == 0 or done == run.steps)
                 if evaluate:
                     record["val_loss"] = trainer.evaluate(inputs, labels)
-                if evaluate or done % run.log_every == 0 or done in (first + 1, run.steps):
+                if evaluate or done % run.log_every == 0 or done in (1, run.steps):
                     log.write(record)
                 if evaluate:
                     self._report(done, record["val_loss"], progress)
                 if evaluate or done == run.steps or stop.signal:
                     self._save(done, record.get("val_loss"))
+                if evaluate or done % run.log_every == 0 or done == 1:
+                    clock, since = time.perf_counter(), 0  # the speed of the steps alone
                 if stop.signal and done < run.steps:
                     progress.text(f"stopped after step {done}; continue with: minitv train --resume {self.directory}")
                     return 128 + stop.signal

@@ -203,8 +203,8 @@ class Killed(BaseException):
 class Faults:
     """Counts every call of ``save`` that changes the disk, and at the chosen one kills it or fails.
 
-    ``when`` is "before", "after" or "half" (a write has got half of its bytes out, any other call has done nothing). After a kill, any further call
-    is an error of the module: a killed process cleans nothing up.
+    ``when`` is "before", "after" or "half" (a write has got half of its bytes out, any other call has done nothing).
+    After a kill, any further call is an error of the module: a killed process cleans nothing up.
     """
 
     CALLS = ("mkdir", "rename", "replace", "unlink", "remove", "rmdir", "fsync", "link", "symlink", "truncate")

@@ -19,12 +19,24 @@ def minitv(*argv, cwd, input=b"", env=None):
     return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
 
 
-def refused(*argv, cwd, **kwargs):
+def sentence_of(code, out, err):
     """The sentence of a usage error: exit code 2, one line on stderr, nothing on stdout."""
-    code, out, err = minitv(*argv, cwd=cwd, **kwargs)
     assert (code, out) == (2, ""), err
     assert err.startswith("minitv: error: ") and err.count("\n") == 1, err
     return err.removeprefix("minitv: error: ").rstrip("\n")
+
+
+def refused(*argv, cwd, **kwargs):
+    return sentence_of(*minitv(*argv, cwd=cwd, **kwargs))
+
+
+@pytest.fixture
+def quickly_refused(tmp_path, monkeypatch, capsys):
+    """``refused`` in this process: many mistakes in the time of one."""
+    from minitv.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *argv: sentence_of(main(argv), *capsys.readouterr())
 
 
 def test_overview(tmp_path):
@@ -85,8 +97,8 @@ def test_help_needs_no_numpy():
         (["explain", "layer_nrom"], "unknown operator 'layer_nrom'; did you mean layer_norm?"),
     ],
 )
-def test_mistakes(tmp_path, argv, sentence):
-    assert refused(*argv, cwd=tmp_path).startswith(sentence)
+def test_mistakes(tmp_path, quickly_refused, argv, sentence):
+    assert quickly_refused(*argv).startswith(sentence)
     assert not list(tmp_path.iterdir())
 
 
@@ -144,9 +156,9 @@ def test_a_config_file_may_choose_variant_and_preset(tmp_path):
         ('preset = "smal"', "unknown preset 'smal'"),
     ],
 )
-def test_mistakes_in_a_config_file(tmp_path, content, sentence):
+def test_mistakes_in_a_config_file(tmp_path, quickly_refused, content, sentence):
     (tmp_path / "c.toml").write_text(content)
-    assert refused("train", "--config", "c.toml", cwd=tmp_path).startswith(sentence)
+    assert quickly_refused("train", "--config", "c.toml").startswith(sentence)
 
 
 def test_help_shows_the_defaults_of_the_preset(tmp_path):
@@ -158,10 +170,9 @@ def test_help_shows_the_defaults_of_the_preset(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """A folder with a checkpoint of a run that had some options of its own."""
-    from minitv.mixers.transformer import TransformerOptions
-
     from minitv.checkpoint import save
     from minitv.config import to_json
+    from minitv.mixers.transformer import TransformerOptions
     from minitv.options import ModelOptions, TrainOptions
 
     config = dict(
@@ -208,9 +219,14 @@ def test_resume_takes_the_options_of_the_run(run):
         (["--resume", "run/last"], "--resume run/last: this is one checkpoint, give the folder of the run"),
     ],
 )
-def test_resume_refuses_another_run(run, argv, sentence):
+def test_resume_refuses_another_run(run, quickly_refused, argv, sentence):
     (run / "c.toml").write_text("seed = 5")
-    assert refused("train", "--resume", "run", *argv, cwd=run).startswith(sentence)
+    assert quickly_refused("train", "--resume", "run", *argv).startswith(sentence)
+
+
+@pytest.mark.parametrize("argv", [["trian"], ["sample"], ["plot", "nowhere"], ["train", "--evl-every", "5"]])
+def test_mistakes_as_a_process(tmp_path, argv):
+    refused(*argv, cwd=tmp_path)
 
 
 def test_resume_refuses_another_variant(run):
@@ -230,7 +246,7 @@ def test_info(tmp_path):
     code, out, err = minitv("info", cwd=tmp_path)
     assert (code, err) == (0, "")
     names = [line.split()[0] for line in out.splitlines()]
-    assert {"minitv", "python", "numpy", "numba", "scipy", "cupy", "cores", "workers"} <= set(names)
+    assert {"minitv", "python", "numpy", "numba", "scipy", "cupy", "cores", "workers", "vectors"} <= set(names)
 
 
 def test_explain(tmp_path):
@@ -240,7 +256,10 @@ def test_explain(tmp_path):
     code, out, err = minitv("explain", "layer_norm", cwd=tmp_path)
     assert (code, err) == (0, "")
     assert out.startswith("layer_norm: x[")
-    assert "kernels" in out and "cpu" in out and "differentiable  yes" in out
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  "))
+    assert rows["options"] == "eps=1e-05"
+    assert rows["kernels"] == "cpu"
+    assert rows["differentiable"] == "yes"
 
 
 def test_plot(tmp_path):

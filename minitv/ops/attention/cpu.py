@@ -3,9 +3,9 @@
 After Rabe and Staats (arXiv 2112.05682) and Dao et al. (arXiv 2205.14135).
 
 For each head, 32 queries at a time meet a tile of keys at a time. A matrix is copied into *panels*, blocks of rows
-with exactly 32 numbers each, [columns / 32, rows, 32] in one flat array, so that every inner loop runs over 32 lanes and
-becomes vector instructions. The scores of a tile are kept transposed, S^T[key, query]: one lane is one query, so the
-maximum and the sum of the softmax run down the rows, lane by lane, and never across a vector.
+with exactly 32 numbers each, [columns / 32, rows, 32] in one flat array, so that every inner loop runs over 32 lanes
+and becomes vector instructions. The scores of a tile are kept transposed, S^T[key, query]: one lane is one query, so
+the maximum and the sum of the softmax run down the rows, lane by lane, and never across a vector.
 
     forward    S^T = K Q^T                    P = exp(S - max)           Y = P V / sum
     backward   S^T = K Q^T    dP^T = V dY^T   dS = P * (dP - rowsum(dY * Y))
@@ -74,7 +74,7 @@ def _accumulate(out, o, a, x, row, term, b, c, rows, terms):
 
 @cpu_kernel
 def _weigh(out, o, a, row, term, b, c, rows, terms, finite):
-    """`_accumulate` for weights `a`, of which a zero hides its row of `b` altogether: 0 * NaN and 0 * inf count as 0."""
+    """`_accumulate` for weights `a`, of which a zero hides its row of `b`: 0 * NaN and 0 * inf count as 0."""
     if finite:
         _accumulate(out, o, a, 0, row, term, b, c, rows, terms)
         return
@@ -90,7 +90,7 @@ def _weigh(out, o, a, row, term, b, c, rows, terms, finite):
 def _copy(out, o, row, a, i, step, rows, columns, scale):
     """out[o + row r + c] = scale * a[i + step r + c], for r < rows and c < columns <= 32.
 
-    The rows of one head lie far apart in memory; with four on their way at a time, waiting for them takes a fraction of the time.
+    The rows of one head lie far apart in memory; with four on their way at once, less time is spent waiting for them.
     """
     o, row, i, step = U(o), U(row), U(i), U(step)
     fours = U(rows // 4 * 4 if columns == LANES else 0)
@@ -170,11 +170,12 @@ def _hide(scores, first, keys, S, last, mask, mask_start, mask_strides, queries)
         for e in range(hidden):
             scores[key * LANES + e] = -INF
     if mask is not None:
-        for key in range(min(keys, S - first)):
-            at = mask_start + (first + key) * mask_strides[3]
-            for e in range(queries):
-                if not mask[at + e * mask_strides[2]]:
-                    scores[key * LANES + e] = -INF
+        down, along = U(mask_strides[2]), U(mask_strides[3])
+        for e in range(U(queries)):
+            at = U(mask_start) + U(first) * along + e * down
+            for key in range(U(min(keys, S - first))):
+                if not mask[at + key * along]:
+                    scores[key * L1 + e] = -INF
 
 
 @cpu_kernel
@@ -188,9 +189,8 @@ def _draw(keep, drop, head, query, first, keys):
     for j in range(0, keys, 4):
         row = keep[j * LANES : (j + 4) * LANES]
         for e in range(LANES):
-            w0, w1, w2, w3 = philox(
-                np.uint32(query + e), np.uint32((first + j) // 4), np.uint32(head), np.uint32(1), key0, key1
-            )
+            i, j4 = np.uint32(query + e), np.uint32((first + j) // 4)
+            w0, w1, w2, w3 = philox(i, j4, np.uint32(head), np.uint32(1), key0, key1)
             row[e] = factor if w0 >= threshold else zero
             row[e + LANES] = factor if w1 >= threshold else zero
             row[e + 2 * LANES] = factor if w2 >= threshold else zero
@@ -199,7 +199,10 @@ def _draw(keep, drop, head, query, first, keys):
 
 @cpu_kernel
 def _softmax(scores, keys, top, shift, fade, total):
-    """exp(score - max) in place, with the running maximum and sum of each lane; what came before must be multiplied by `fade`."""
+    """exp(score - maximum) in place, with the running maximum `top` and sum `total` of each lane.
+
+    Earlier tiles subtracted an earlier maximum: their sums have to be multiplied by `fade`.
+    """
     zero = scores.dtype.type(0)
     for e in range(LANES):
         shift[e] = top[e]
@@ -226,7 +229,8 @@ def _softmax(scores, keys, top, shift, fade, total):
 
 
 @cpu_kernel
-def _forward(q, q_strides, k, k_strides, v, v_strides, mask, mask_strides, shape, scale, drop, causal, y, stats):
+def _forward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y, stats):
+    (q, q_strides), (k, k_strides), (v, v_strides) = q_in, k_in, v_in
     B, H, T, S, K, V = shape
     zero, one = y.dtype.type(0), y.dtype.type(1)
     pitch = (S + 3) // 4 * 4
@@ -275,27 +279,8 @@ def _forward(q, q_strides, k, k_strides, v, v_strides, mask, mask_strides, shape
 
 
 @cpu_kernel
-def _backward(
-    q,
-    q_strides,
-    k,
-    k_strides,
-    v,
-    v_strides,
-    mask,
-    mask_strides,
-    shape,
-    scale,
-    drop,
-    causal,
-    y,
-    stats,
-    g,
-    g_strides,
-    dq,
-    dk,
-    dv,
-):
+def _backward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y, stats, g_in, dq, dk, dv):
+    (q, q_strides), (k, k_strides), (v, v_strides), (g, g_strides) = q_in, k_in, v_in, g_in
     B, H, T, S, K, V = shape
     zero, one = y.dtype.type(0), y.dtype.type(1)
     pitch = (S + 3) // 4 * 4
@@ -375,7 +360,7 @@ def _flat(x):
     if not usable or x.strides[3] != step or any(s < 0 or s % step for s in x.strides):
         x = np.array(x, order="C")  # reversed, read-only, broadcast and other rare layouts
     strides = tuple(s // step for s in x.strides[:3])
-    size = 1 + sum((n - 1) * s for n, s in zip(x.shape, (*strides, 1)))
+    size = 1 + sum((n - 1) * s for n, s in zip(x.shape, (*strides, 1), strict=True))
     return np.lib.stride_tricks.as_strided(x, (size,), (step,)), strides
 
 
@@ -384,7 +369,7 @@ def _flat_mask(mask):
     if mask is None:
         return None, (0, 0, 0, 0)
     mask = np.array(mask, order="C", ndmin=4)
-    return mask.reshape(-1), tuple(0 if n == 1 else s for n, s in zip(mask.shape, mask.strides))
+    return mask.reshape(-1), tuple(0 if n == 1 else s for n, s in zip(mask.shape, mask.strides, strict=True))
 
 
 def _options(dtype, K, scale, dropout, seed):
@@ -403,7 +388,7 @@ def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0)
     y = make((B, T, H, V), q.dtype)  # the heads of a position side by side: merging them is a reshape
     stats = make((B * H, 2, T), q.dtype)  # the largest score and the inverse of the sum, for each query
     if min(shape):
-        arrays = *_flat(q), *_flat(k), *_flat(v), *_flat_mask(mask)
+        arrays = _flat(q), _flat(k), _flat(v), *_flat_mask(mask)
         _forward(*arrays, shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal), y.reshape(-1), stats)
     return y.transpose(0, 2, 1, 3), (q, k, v, mask, y, stats, causal, scale, dropout, seed)
 
@@ -416,7 +401,7 @@ def backward(saved, grad):
     dq, dk, dv = make((B, T, H, K), q.dtype), make((B, S, H, K), q.dtype), make((B, S, H, V), q.dtype)
     if min(shape):
         y, stats = (np.require(x, requirements="W") for x in (y, stats))  # to Numba, a read-only array is another type
-        arrays = *_flat(q), *_flat(k), *_flat(v), *_flat_mask(mask)
+        arrays = _flat(q), _flat(k), _flat(v), *_flat_mask(mask)
         given = *arrays, shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal), y.reshape(-1), stats
-        _backward(*given, *_flat(grad), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1))
+        _backward(*given, _flat(grad), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1))
     return *(d.transpose(0, 2, 1, 3) for d in (dq, dk, dv)), None

@@ -1,0 +1,78 @@
+"""Numba kernels: one decorator, one set of flags, one on-disk cache.
+
+Kernels are serial functions that release the GIL; worker threads call them on slices of the batch. They are compiled at
+their first call, once for float32 and once for float64, and cached in a folder named by a hash of every kernel's source,
+so a change anywhere, inlined helpers included, recompiles. If no folder is writable they work without a cache.
+``fastmath=True`` is never used: its ``nnan`` and ``ninf`` break masks. The flags below keep NaN and infinities.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numba
+
+FLAGS = {
+    "nogil": True,
+    "boundscheck": False,
+    "error_model": "numpy",
+    "fastmath": {"contract", "nsz", "arcp", "reassoc", "afn"},
+}
+
+# LLVM prefers 256-bit vectors even where 512-bit ones are faster: ask for them before anything is compiled.
+WIDE_VECTORS = bool(llvm.get_host_cpu_features().get("avx512f"))
+if WIDE_VECTORS and not numba.config.CPU_NAME:
+    numba.config.CPU_NAME = llvm.get_host_cpu_name()
+    numba.config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
+
+
+@lru_cache(maxsize=None)
+def cache_directory() -> Path | None:
+    """Where compiled kernels are kept, or None if no folder is writable. NUMBA_CACHE_DIR decides where, if set."""
+    root = Path(__file__).resolve().parent
+    sources = sorted([*root.glob("kernel*.py"), *root.glob("ops/*/cpu.py"), *root.parent.glob("minitv/ops/*/cpu.py")])
+    stamp = hashlib.sha256()
+    for source in sources:
+        stamp.update(source.read_bytes())
+    stamp.update(f"{numba.__version__} {platform.python_version()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}".encode())
+    places = [numba.config.CACHE_DIR] if numba.config.CACHE_DIR else [
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), tempfile.gettempdir()]
+    for place in places:
+        folder = Path(place, "minitv", stamp.hexdigest()[:16])
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            return folder
+    return None
+
+
+def cached() -> bool:
+    """Whether kernels of this version were compiled before, so that a run starts at once."""
+    folder = cache_directory()
+    return folder is not None and any(folder.iterdir())
+
+
+def cpu_kernel(function: Callable) -> Callable:
+    """Compile a kernel at its first call, and keep it on disk."""
+    kernel = numba.njit(**FLAGS)(function)
+    folder = cache_directory()
+    if folder is not None:
+        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+        try:
+            kernel.enable_caching()
+        finally:
+            numba.config.CACHE_DIR = before
+    return kernel
+
+
+def inline(function: Callable) -> Callable:
+    """A helper that disappears into the kernels that call it."""
+    return numba.njit(forceinline=True, **FLAGS)(function)

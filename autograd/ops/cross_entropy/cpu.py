@@ -1,0 +1,52 @@
+"""cross_entropy on the CPU: one pass gives the loss and leaves softmax(logits) - onehot(label) for backward."""
+
+import math
+
+import numpy as np
+
+from ...kernel_math import exp
+from ...kernels import cpu_kernel
+
+
+@cpu_kernel
+def _forward(logits, labels, counted, difference):
+    rows, size = logits.shape
+    zero, one = logits.dtype.type(0), logits.dtype.type(1)
+    total = 0.0
+    for i in range(rows):
+        row, out = logits[i], difference[i]
+        if not counted[i]:
+            for j in range(size):
+                out[j] = zero
+            continue
+        top = row[0]
+        for j in range(size):
+            top = row[j] if row[j] > top or row[j] != row[j] else top
+        weight = zero
+        for j in range(size):
+            e = exp(row[j] - top)
+            out[j] = e
+            weight += e
+        label = labels[i]
+        total += math.log(weight) - (row[label] - top)
+        scale = one / weight
+        for j in range(size):
+            out[j] *= scale
+        out[label] -= one
+    return total
+
+
+def forward(logits, labels, *, ignore_index):
+    size = logits.shape[-1]
+    rows = np.ascontiguousarray(logits).reshape(labels.size, size)
+    flat = np.ascontiguousarray(labels).reshape(-1)
+    counted = np.ones(labels.size, np.bool_) if ignore_index is None else flat != ignore_index
+    difference = np.empty_like(rows)
+    count = max(int(counted.sum()), 1)
+    total = _forward(rows, flat, counted, difference) if rows.size else 0.0
+    return np.asarray(total / count, logits.dtype), (difference, logits.shape, count)
+
+
+def backward(saved, g):
+    difference, shape, count = saved
+    return (difference * (g / difference.dtype.type(count))).reshape(shape), None

@@ -1,0 +1,47 @@
+"""What every test shares: the Hypothesis profile, draws for operators, and the list of all operators."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+import autograd.ops
+import minitv.ops
+from autograd import REGISTRY, Op
+from autograd.draw import Draw
+
+settings.register_profile(
+    "minitv",
+    max_examples=30,
+    deadline=None,  # the first call of a kernel compiles it
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    print_blob=True,
+)
+settings.load_profile("minitv")
+
+
+class HypothesisDraw(Draw):
+    """Sizes, seeds and layouts that Hypothesis chooses and shrinks: ``data`` is what ``st.data()`` gives a test."""
+
+    def __init__(self, data, dtype=np.float64, layouts=("c",)):
+        super().__init__(lambda low, high: data.draw(st.integers(low, high)), dtype, layouts)
+        self._arrays = 0
+
+    def generator(self) -> np.random.Generator:
+        # Hypothesis likes to repeat itself: the count keeps two arrays of one call from having the same values.
+        self._arrays += 1
+        return np.random.default_rng((self.integer(0, 2**16), self._arrays))
+
+
+def operators() -> list[Op]:
+    """Every operator of the engine and of the variants."""
+    for package in (autograd.ops, minitv.ops):
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package.__name__}.{module.name}")
+    return list(REGISTRY.values())

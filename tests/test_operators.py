@@ -1,0 +1,319 @@
+"""What every operator must satisfy. The registry is the list of tests: declaring an operator adds its own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import HypothesisDraw, operators
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from operator_checks import (
+    DTYPES,
+    LAYOUTS,
+    check_adjoint,
+    check_derivative,
+    check_gradients,
+    check_law,
+    check_repeatable,
+    check_values,
+    compute,
+    differentiate,
+    draw_cotangents,
+    flat,
+    floats,
+    forced,
+    forms,
+    is_linear,
+    kernels,
+    listed,
+    routes,
+    specimen,
+    substitute,
+    wide,
+)
+
+import autograd
+import minitv
+from autograd import DtypeError, GraphError, KernelError, ShapeError, Tensor, explain, gradients, use
+from autograd.draw import Draw, draw_inputs
+
+OPERATORS = operators()
+DIFFERENTIABLE = [op for op in OPERATORS if op.differentiable]
+
+
+def each(cases):
+    """Parametrise over operators, or over tuples that begin with one."""
+    cases = [c if isinstance(c, tuple) else (c,) for c in cases]
+    names = ["-".join(getattr(part, "name", str(part)).replace(" ", "_") for part in c) for c in cases]
+    return pytest.mark.parametrize(("op", "route", "law")[: len(cases[0])], cases, ids=names)
+
+
+def drawn(data, op, layouts=LAYOUTS):
+    """Inputs of a drawn dtype, with sizes from 0, in drawn layouts."""
+    draw = HypothesisDraw(data, data.draw(st.sampled_from(DTYPES)), layouts)
+    return draw, *draw_inputs(op, draw)
+
+
+# -- values and gradients ------------------------------------------------------------------------------------------------
+@each((op, route) for op in OPERATORS for route in routes(op))
+@given(st.data())
+def test_values_are_those_of_the_definition(op, route, data):
+    _, args, params = drawn(data, op)
+    check_values(op, route, args, params)
+
+
+@each((op, route) for op in DIFFERENTIABLE for route in forms(op) + kernels(op))
+@given(st.data())
+def test_gradients_are_those_of_the_first_form(op, route, data):
+    draw, args, params = drawn(data, op)
+    check_gradients(op, route, args, params, draw_cotangents(op, args, params, draw))
+
+
+@each((op, route) for op in DIFFERENTIABLE for route in forms(op) + kernels(op)
+      if op.variadic or sum(a.kind == "float" for a in op.signature.inputs) > 1)
+@settings(max_examples=15)
+@given(st.data())
+def test_an_input_has_the_same_gradient_when_the_others_need_none(op, route, data):
+    draw, args, params = drawn(data, op)
+    chosen = draw.choice(floats(op, args))
+    check_gradients(op, route, args, params, draw_cotangents(op, args, params, draw), wanted=[chosen])
+
+
+@each((op, route) for op in DIFFERENTIABLE for route in forms(op))
+@settings(max_examples=15)
+@given(st.data())
+def test_gradients_are_derivatives(op, route, data):
+    args, params = draw_inputs(op, HypothesisDraw(data))
+    check_derivative(op, route, args, params)
+
+
+@each((op, route) for op in DIFFERENTIABLE for route in forms(op))
+@settings(max_examples=6)
+@given(st.data())
+def test_second_derivatives_are_derivatives_of_gradients(op, route, data):
+    args, params = draw_inputs(op, HypothesisDraw(data))
+    check_derivative(op, route, args, params, order=2)
+
+
+@each((op, route) for op in DIFFERENTIABLE if is_linear(op) for route in forms(op) + kernels(op))
+@settings(max_examples=15)
+@given(st.data())
+def test_the_gradient_of_a_linear_operator_is_its_adjoint(op, route, data):
+    draw, args, params = drawn(data, op)
+    check_adjoint(op, route, args, params, draw)
+
+
+def test_linear_operators_are_recognised():
+    linear = {op.name for op in DIFFERENTIABLE if is_linear(op)}
+    assert {"add", "sum", "concat", "getitem", "scatter_add", "rfft", "irfft", "cumsum"} <= linear
+    assert not {"relu", "multiply", "max", "softmax", "linear", "pad"} & linear
+
+
+@each((op, route, law) for op in OPERATORS for law in op.laws for route in routes(op))
+@given(st.data())
+def test_laws(op, route, law, data):
+    draw, args, params = drawn(data, op)
+    check_law(op, law, route, args, params, draw)
+
+
+@each((op, route) for op in OPERATORS for route in kernels(op))
+@settings(max_examples=5)
+@given(st.data())
+def test_kernels_repeat_themselves_bit_for_bit(op, route, data):
+    draw, args, params = drawn(data, op)
+    check_repeatable(op, route, args, params, draw_cotangents(op, args, params, draw))
+
+
+@each(op for op in DIFFERENTIABLE if kernels(op))
+def test_a_fused_kernel_refuses_second_derivatives_and_names_the_forms(op):
+    args, params = specimen(op)
+    args = substitute(op, args, 0, Tensor(flat(op, args)[0], requires_grad=True))
+    with use(op, kernel="cpu"):
+        outputs = listed(op(*args, **params))
+    seeds = [Tensor.wrap(np.ones_like(o.data)) for o in outputs]
+    with pytest.raises(GraphError) as caught:
+        gradients(outputs, [flat(op, args)[0]], seeds, create_graph=True)
+    assert op.name in str(caught.value) and all(repr(form) in str(caught.value) for form in op.forms)
+
+
+@each(op for op in DIFFERENTIABLE if all("..." in a.dims or a.dims == ("*",) for a in op.signature.inputs[:1]))
+def test_a_0d_input_has_a_0d_gradient(op):
+    try:
+        args, params = specimen(op, lambda args, params: any(np.ndim(flat(op, args)[i]) == 0 for i in floats(op, args)))
+    except LookupError:
+        pytest.skip(f"{op.name} draws no 0-d array")
+    for route in forms(op) + kernels(op):
+        outputs = compute(op, route, args, params)
+        found = differentiate(op, route, args, params, [np.ones_like(o) for o in outputs])
+        assert all(type(g) is np.ndarray and g.shape == flat(op, args)[i].shape for i, g in found.items())
+        assert all(type(o) is np.ndarray for o in outputs)
+
+
+# -- declarations --------------------------------------------------------------------------------------------------------
+@each(OPERATORS)
+def test_is_declared_completely(op):
+    assert op.__doc__ and op.__doc__.strip(), "no docstring"
+    assert op.forms, "no form"
+    assert op.draw is not None or all(a.dims != ("*",) for a in op.signature.inputs), "no inputs to draw"
+    for form in op.forms.values():
+        assert not form.primitive or form.vjp is not None or not op.differentiable, "a primitive without a vjp"
+    body, doc = inspect.getsource(op.definition).splitlines(), (op.definition.__doc__ or "").splitlines()
+    assert len(body) - len(doc) <= 25, f"the definition has {len(body) - len(doc)} lines: it is not stupid enough"
+
+
+@each(OPERATORS)
+def test_has_a_public_name(op):
+    package = autograd if op.definition.__module__.startswith("autograd.") else minitv.ops
+    assert getattr(package, op.name) is op
+
+
+@each(OPERATORS)
+def test_every_form_has_the_parameters_of_the_definition(op):
+    functions = [f.function for f in op.forms.values()]
+    functions += [getattr(k, part) for k in op.kernels.values() if k.device == "cpu" for part in ("forward",)]
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            continue
+        keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        assert keywords.keys() == op.params.keys(), function
+        assert all(d is inspect.Parameter.empty or d == op.params[n] for n, d in keywords.items()), function
+
+
+@each(OPERATORS)
+def test_draws_are_legal_and_varied(op):
+    sizes, absent, present = set(), set(), set()
+    for seed in range(200):
+        args, params = draw_inputs(op, Draw.seeded(seed))
+        compute(op, forms(op)[0], args, params)
+        sizes |= {flat(op, args)[i].size for i in floats(op, args)}
+        if not op.variadic:
+            for argument, x in zip(op.signature.inputs, args, strict=True):
+                (absent if x is None else present).add(argument.name)
+    assert max(sizes) > 3
+    assert op.variadic or present == {a.name for a in op.signature.inputs}
+    assert absent == {a.name for a in op.signature.inputs if a.optional}
+
+
+@each(op for op in OPERATORS if op.kernels)
+def test_declared_kernels_exist(op):
+    kernel = op.kernels["cpu"]
+    assert callable(kernel.forward)
+    assert callable(kernel.backward) or not op.differentiable
+
+
+def test_every_kernel_file_belongs_to_an_operator():
+    declared = {kernel.module for op in OPERATORS for kernel in op.kernels.values()}
+    for package in (autograd, minitv):
+        for path in sorted((Path(package.__file__).parent / "ops").glob("*/cpu.py")):
+            assert f"{package.__name__}.ops.{path.parent.name}.cpu" in declared, path
+
+
+@each(OPERATORS)
+def test_explain_names_the_one_route_that_runs(op):
+    args, params = specimen(op)
+    for request in [*({"form": name} for name in op.forms), *({"kernel": name} for name in op.kernels)]:
+        with use(op, **request):
+            lines = [line for line in explain(op, *args, **params).splitlines() if ": chosen" in line]
+        (kind, name), = request.items()
+        assert len(lines) == 1 and lines[0].strip().startswith(f"{kind} {name}:"), lines
+
+
+# -- refusals: each names the operator and the argument --------------------------------------------------------------------
+def _refuses(error, op, args, params, *words):
+    for route in forms(op) + kernels(op):
+        with pytest.raises(error) as caught, forced(op, route):
+            op(*args, **params)
+        for word in (op.name, *words):
+            assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
+
+
+@each(OPERATORS)
+def test_refuses_other_dtypes(op):
+    args, params = specimen(op)
+    names = [a.name for a in op.signature.inputs]
+    for i, x in enumerate(flat(op, args)):
+        name = names[0 if op.variadic else i]
+        if x is None:
+            continue
+        kind = {"f": "float", "i": "int", "b": "bool"}[x.dtype.kind]
+        wrong = {"float": (np.int64, np.bool_, np.float16, np.complex128), "int": (np.float64, np.bool_),
+                 "bool": (np.int64, np.float64)}[kind]
+        for dtype in wrong:
+            _refuses(DtypeError, op, substitute(op, args, i, np.ones(x.shape, dtype)), params, name, np.dtype(dtype).name)
+        if kind != "float":
+            _refuses(DtypeError, op, substitute(op, args, i, Tensor(np.ones(x.shape))), params, name)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.float16, np.complex128])
+def test_a_tensor_of_another_dtype_is_refused(dtype):
+    with pytest.raises(DtypeError, match=np.dtype(dtype).name):
+        Tensor(np.ones(3, dtype))
+
+
+@each(op for op in OPERATORS if op.variadic or sum(a.kind == "float" for a in op.signature.inputs) > 1)
+def test_refuses_mixed_dtypes(op):
+    args, params = specimen(op, lambda args, params: len(floats(op, args)) > 1)
+    for i in floats(op, args)[1:]:
+        name = op.signature.inputs[0 if op.variadic else i].name
+        mixed = substitute(op, args, i, flat(op, args)[i].astype(np.float32))
+        tensors = mixed
+        for j in floats(op, args):
+            tensors = substitute(op, tensors, j, Tensor(flat(op, mixed)[j]))
+        for given in (mixed, tensors):
+            _refuses(DtypeError, op, given, params, name, "float32", "float64")
+
+
+@each(op for op in OPERATORS if any(len([d for d in a.dims if d not in ("...", "*")]) for a in op.signature.inputs))
+def test_refuses_a_wrong_number_of_axes(op):
+    args, params = specimen(op, lambda args, params: all(x is not None and x.size for x in args))
+    for i, argument in enumerate(op.signature.inputs):
+        letters = [d for d in argument.dims if d not in ("...", "*")]
+        if letters:
+            _refuses(ShapeError, op, substitute(op, args, i, args[i].reshape(-1)[0:1].reshape(())), params, argument.name)
+        if letters and "..." not in argument.dims:
+            _refuses(ShapeError, op, substitute(op, args, i, args[i][None]), params, argument.name)
+
+
+def _shared_letters(op):
+    """(flat position, axis from the end, letter) wherever an earlier argument, or a number, fixes that size."""
+    seen, places = set(), []
+    for i, argument in enumerate(op.signature.inputs):
+        for axis, letter in enumerate(argument.dims, -len(argument.dims)):
+            if letter not in ("...", "*") and (letter in seen or letter.isdigit()):
+                places.append((i, axis, letter))
+        seen |= set(argument.dims)
+    return places
+
+
+@each(op for op in OPERATORS if _shared_letters(op))
+def test_refuses_a_size_that_disagrees_and_names_its_letter(op):
+    args, params = specimen(op, lambda args, params: all(x is not None and x.size for x in args))
+    for i, axis, letter in _shared_letters(op):
+        longer = np.concatenate([args[i], np.take(args[i], [0], axis)], axis)
+        _refuses(ShapeError, op, substitute(op, args, i, longer), params, op.signature.inputs[i].name, letter)
+
+
+@each(op for op in OPERATORS if sum("..." in a.dims for a in op.signature.inputs if a.kind == "float") > 1)
+def test_refuses_leading_axes_that_do_not_broadcast(op):
+    def inner(argument):
+        return tuple(int(d) if d.isdigit() else 3 for d in argument.dims[1:])
+
+    args = [np.ones((size, *inner(a)), {"float": float, "bool": bool, "int": int}[a.kind])
+            for size, a in zip((2, 3, 3, 3), op.signature.inputs, strict=False)]
+    _refuses(ShapeError, op, args, {}, "broadcast")
+
+
+@each(OPERATORS)
+def test_refuses_missing_and_unknown_arguments(op):
+    args, params = specimen(op)
+    name = op.signature.inputs[0].name
+    if not op.variadic:
+        _refuses(TypeError, op, (None, *args[1:]), params, name)
+    _refuses(TypeError, op, args, {**params, "no_such_option": 1}, "no_such_option")
+    with pytest.raises(KernelError, match="no_such_form"):
+        use(op, form="no_such_form")

@@ -1,0 +1,242 @@
+"""Tests of the tests: an error planted in any operator must be noticed by the checks that test_operators.py makes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import operators
+from operator_checks import (
+    check_derivative,
+    check_gradients,
+    check_law,
+    check_values,
+    compute,
+    declared,
+    differentiate,
+    flat,
+    floats,
+    forms,
+    kernels,
+)
+
+from autograd import REGISTRY, Op, Tensor, distance
+from autograd.draw import Draw, draw_inputs
+from autograd.ops import reshape, transpose, where
+
+OPERATORS = operators()
+DIFFERENTIABLE = [op for op in OPERATORS if op.differentiable]
+VISIBLE = 2e-4  # a planted error counts where it changes a result by this much, relative to the largest value
+
+
+# -- wrong gradients: functions of the right one ---------------------------------------------------------------------------
+def scaled(g: Tensor):
+    return g * 1.001
+
+
+def transposed(g: Tensor):
+    """The elements in Fortran order under the same shape; those of a vector reversed."""
+    if sum(n > 1 for n in g.shape) > 1:
+        return reshape(transpose(g), shape=g.shape)
+    return reshape(reshape(g, shape=(-1,))[::-1], shape=g.shape) if g.size else g
+
+
+def with_a_hole(g: Tensor):
+    """The largest element was never written."""
+    return where(_largest(g.data), 0.0, g)
+
+
+def skipped(g: Tensor):
+    return None
+
+
+def _largest(array):
+    mask = np.zeros(array.shape, bool)
+    if array.size:
+        mask.flat[np.argmax(np.abs(array))] = True
+    return mask
+
+
+def _passing(change) -> Op:
+    """An operator that returns its input, whose gradient is ``change`` of the right one."""
+    def passing(x):
+        return x
+
+    op = Op(passing, "x[...] -> y[...]")
+    del REGISTRY["passing"]
+    op.primitive(lambda x: x)
+    op.vjp(lambda g: change(g))
+    return op
+
+
+def plant_gradient(monkeypatch, op, route, change, position) -> None:
+    """Make the gradient of one input wrong."""
+    target = declared(op, route)
+
+    def changed(results):
+        return [change(g) if i == position and g is not None else g for i, g in enumerate(results)]
+
+    if route.startswith("kernel"):
+        backward = target.backward
+
+        def wrong(saved, *grads):
+            wrapped = [None if g is None else Tensor.wrap(np.asarray(g)) for g in backward(saved, *grads)]
+            return tuple(None if g is None else g.data for g in changed(wrapped))
+
+        monkeypatch.setitem(target._loaded, "backward", wrong)
+    elif target.primitive:
+        vjp = target.vjp
+
+        def wrong(*args):
+            result = vjp(*args)
+            return changed(result if isinstance(result, tuple | list) else [result])
+
+        monkeypatch.setattr(target, "vjp", wrong)
+    else:
+        function, passing = target.function, _passing(change)
+
+        def wrong(*args, **params):
+            values = flat(op, args)
+            values[position] = passing(values[position])
+            return function(*((values,) if op.variadic else values), **params)
+
+        monkeypatch.setattr(target, "function", wrong)
+
+
+def plant_value(monkeypatch, op, route) -> None:
+    """Leave the largest element of each output unwritten."""
+    target = declared(op, route)
+
+    def holed(result):
+        if isinstance(result, tuple):
+            return tuple(map(holed, result))
+        data = result.data if isinstance(result, Tensor) else np.asarray(result)
+        finite = np.where(np.isfinite(data), data, 0)
+        data = np.where(_largest(finite), 0, data).astype(data.dtype)
+        return Tensor.wrap(data) if isinstance(result, Tensor) else data
+
+    if route.startswith("kernel"):
+        forward = target.forward
+
+        def wrong(*args, **params):
+            outputs, saved = forward(*args, **params)
+            return holed(outputs), saved
+
+        monkeypatch.setitem(target._loaded, "forward", wrong)
+    else:
+        function = target.function
+        monkeypatch.setattr(target, "function", lambda *args, **params: holed(function(*args, **params)))
+
+
+# -- each is noticed -------------------------------------------------------------------------------------------------------
+def calls(op, dtype=np.float64, count=200):
+    """Seeded calls without an absent input."""
+    for seed in range(count):
+        draw = Draw.seeded(seed, dtype)
+        args, params = draw_inputs(op, draw)
+        if all(x is not None for x in flat(op, args)) and any(flat(op, args)[i].size for i in floats(op, args)):
+            yield draw, args, params
+
+
+def differ(results, others) -> bool:
+    return any(distance(a, b) > VISIBLE for a, b in zip(results, others, strict=True))
+
+
+def names(cases):
+    return ["-".join(getattr(part, "name", None) or getattr(part, "__name__", None) or str(part).replace(" ", "_")
+                     for part in case) for case in cases]
+
+
+def positions(op):
+    """The inputs that have a gradient; two elements of a variadic operator's list."""
+    return [0, 1] if op.variadic else [i for i, a in enumerate(op.signature.inputs) if a.kind == "float"]
+
+
+GRADIENTS = [(op, route, change, position) for op in DIFFERENTIABLE for route in forms(op) + kernels(op)
+             for change in (scaled, transposed, with_a_hole, skipped) for position in positions(op)]
+VALUES = [(op, route) for op in OPERATORS for route in forms(op) + kernels(op)]
+LAWS = [(op, law) for op in OPERATORS for law in op.laws]
+
+
+@pytest.mark.parametrize(("op", "route", "change", "position"), GRADIENTS, ids=names(GRADIENTS))
+def test_a_wrong_gradient_is_noticed(op, route, change, position, monkeypatch):
+    dtype = np.float32 if route.startswith("kernel") else np.float64
+    for draw, args, params in calls(op, dtype):
+        if position >= len(flat(op, args)):
+            continue
+        cotangents = [draw.floats(*o.shape) for o in compute(op, route, args, params)]
+        right = differentiate(op, route, args, params, cotangents)[position]
+        with monkeypatch.context() as patch:
+            plant_gradient(patch, op, route, change, position)
+            wrong = differentiate(op, route, args, params, cotangents)[position]
+            if not differ([wrong], [right]):
+                continue  # for example a gradient whose elements are all equal, transposed
+            with pytest.raises(AssertionError, match="gradient"):
+                if route.startswith("kernel"):
+                    check_gradients(op, route, args, params, cotangents)
+                else:
+                    check_derivative(op, route, args, params)
+        return
+    pytest.fail(f"no draw of {op.name} shows the error")
+
+
+@pytest.mark.parametrize(("op", "route"), VALUES, ids=names(VALUES))
+def test_an_unwritten_element_is_noticed(op, route, monkeypatch):
+    for _, args, params in calls(op, np.float32):
+        right = compute(op, route, args, params)
+        with monkeypatch.context() as patch:
+            plant_value(patch, op, route)
+            if not differ(compute(op, route, args, params), right):
+                continue
+            with pytest.raises(AssertionError):
+                check_values(op, route, args, params)
+        return
+    pytest.fail(f"no draw of {op.name} shows the error")
+
+
+@pytest.mark.parametrize(("op", "law"), LAWS, ids=names(LAWS))
+def test_a_broken_law_is_noticed(op, law):
+    """Outputs to which a square of all inputs, weighted by position, is added obey no law."""
+    class Broken:
+        """The operator's declaration, with a wrong definition."""
+
+        def __init__(self):
+            self.signature, self.name, self.variadic = op.signature, op.name, op.variadic
+
+        def definition(self, *args, **params):
+            excess = sum(float(np.sum(flat(op, args)[i].ravel() ** 2 * np.arange(1, flat(op, args)[i].size + 1)))
+                         for i in floats(op, args))
+            outputs = op.definition(*args, **params)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            return tuple((o + excess).astype(o.dtype) for o in outputs)
+
+    noticed = 0
+    for seed in range(100):
+        draw = Draw.seeded(seed)
+        args, params = draw_inputs(op, draw)
+        try:
+            check_law(Broken(), law, "definition", args, params, draw)
+        except AssertionError:
+            noticed += 1
+    assert noticed
+
+
+def test_a_written_input_is_noticed(monkeypatch):
+    op = REGISTRY["exp"]
+
+    def wrong(x):
+        y = np.exp(x)
+        x += 1
+        return y
+
+    monkeypatch.setattr(op.forms["array"], "function", wrong)
+    with pytest.raises(AssertionError, match="wrote to its input x"):
+        check_values(op, "form array", (np.ones(3),), {})
+
+
+@pytest.mark.parametrize("wrong", [lambda x: np.exp(x).astype(np.float64), lambda x: np.exp(x)[None]],
+                         ids=["widened", "with another shape"])
+def test_a_wrong_dtype_or_shape_is_noticed(wrong, monkeypatch):
+    op = REGISTRY["exp"]
+    monkeypatch.setattr(op.forms["array"], "function", wrong)
+    with pytest.raises(AssertionError):
+        check_values(op, "form array", (np.ones(3, np.float32),), {})
