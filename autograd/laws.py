@@ -56,14 +56,16 @@ def causal(inputs: str, letter: str = "T") -> Law:
     return Law(f"causal in {inputs} over {letter}", check)
 
 
-def independent(letters: str, without: str = "") -> Law:
+def independent(letters: str, **fixed) -> Law:
     """Each index of the named axes is computed on its own: selecting one before or after is the same.
 
-    ``without`` names optional inputs that are left out, because their shape string does not show those axes.
+    ``fixed`` replaces inputs and parameters that tie the axes together on purpose, such as ``mask=None``.
     """
 
     def check(op, args, params, run, draw):
-        args = tuple(None if a.name in without.split() else x for a, x in zip(op.signature.inputs, args, strict=True))
+        names = [a.name for a in op.signature.inputs]
+        args = tuple(fixed.get(n, x) for n, x in zip(names, args, strict=True))
+        params = {**params, **{k: v for k, v in fixed.items() if k not in names}}
         for letter in letters.split():
             sizes = {a.shape[_axis(arg, letter)] for arg, a in zip(op.signature.inputs, args, strict=True)
                      if a is not None and letter in arg.dims}

@@ -28,7 +28,7 @@ DIFFERENTIABLE = [op for op in OPERATORS if op.differentiable]
 VISIBLE = 2e-4  # a planted error counts where it changes a result by this much, relative to the largest value
 
 
-# -- wrong gradients: functions of the right one ---------------------------------------------------------------------------
+# -- wrong gradients: functions of the right one -----------------------------------------------------------------------
 def scaled(g: Tensor):
     return g * 1.001
 
@@ -127,11 +127,11 @@ def plant_value(monkeypatch, op, route) -> None:
         monkeypatch.setattr(target, "function", lambda *args, **params: holed(function(*args, **params)))
 
 
-# -- each is noticed -------------------------------------------------------------------------------------------------------
-def calls(op, dtype=np.float64, count=200):
+# -- each is noticed ---------------------------------------------------------------------------------------------------
+def calls(op, count=200):
     """Seeded calls without an absent input."""
     for seed in range(count):
-        draw = Draw.seeded(seed, dtype)
+        draw = Draw.seeded(seed)
         args, params = draw_inputs(op, draw)
         if all(x is not None for x in flat(op, args)) and any(flat(op, args)[i].size for i in floats(op, args)):
             yield draw, args, params
@@ -159,8 +159,7 @@ LAWS = [(op, law) for op in OPERATORS for law in op.laws]
 
 @pytest.mark.parametrize(("op", "route", "change", "position"), GRADIENTS, ids=names(GRADIENTS))
 def test_a_wrong_gradient_is_noticed(op, route, change, position, monkeypatch):
-    dtype = np.float32 if route.startswith("kernel") else np.float64
-    for draw, args, params in calls(op, dtype):
+    for draw, args, params in calls(op):
         if position >= len(flat(op, args)):
             continue
         cotangents = [draw.floats(*o.shape) for o in compute(op, route, args, params)]
@@ -181,7 +180,7 @@ def test_a_wrong_gradient_is_noticed(op, route, change, position, monkeypatch):
 
 @pytest.mark.parametrize(("op", "route"), VALUES, ids=names(VALUES))
 def test_an_unwritten_element_is_noticed(op, route, monkeypatch):
-    for _, args, params in calls(op, np.float32):
+    for _, args, params in calls(op):
         right = compute(op, route, args, params)
         with monkeypatch.context() as patch:
             plant_value(patch, op, route)

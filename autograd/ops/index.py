@@ -68,11 +68,13 @@ getitem.vjp(lambda g, key, x_shape: put_add(g, key=key, shape=x_shape))
 
 @getitem.inputs
 def _(draw):
-    a, b, c = draw.size(1, 4), draw.size(1, 4), draw.size(1, 3)
+    a, b, c = draw.size(1, 4), draw.size(1, 4), draw.size(0, 3)
     rows = draw.integers(-a, a, draw.size(0, 4))
-    keys = [(0,), (Ellipsis, -1), (slice(None, None, -1),), (slice(1, None), None, slice(None, None, 2)), (rows,),
-            (rows, slice(None), 0), (slice(None), draw.integers(0, b, 3)), (rows[:, None], draw.integers(0, b, 2)),
-            (draw.mask(a),), (draw.mask(a, b),), (0, slice(None), draw.integers(0, c, 2)), (np.zeros(0, np.intp),)]
+    keys = [(0,), (Ellipsis, -1, slice(None)), (slice(None, None, -1),), (slice(1, None), None, slice(None, None, 2)),
+            (rows,), (rows, slice(None), slice(0, 1)), (slice(None), draw.integers(0, b, 3)),
+            (rows[:, None], draw.integers(0, b, 2)), (draw.mask(a),), (draw.mask(a, b),),
+            (0, slice(None), draw.integers(0, c, 2)), (np.zeros(0, np.intp),)]
+    keys += [(Ellipsis, -1), (rows, slice(None), 0)] if c else []
     return (draw.floats(a, b, c),), {"key": draw.choice(keys)}
 
 
@@ -136,10 +138,16 @@ def _(x, ids, *, axis):
     _check_indices("gather", ids, x.shape[normalize_axis("gather", axis, x.ndim)])
 
 
+def _indexed_axis(draw):
+    """A shape and an axis of it that is not empty."""
+    ndim = draw.integer(1, 3)
+    axis = draw.integer(-ndim, ndim - 1)
+    return tuple(draw.size(1 if i == axis % ndim else 0, 3) for i in range(ndim)), axis
+
+
 @gather.inputs
 def _(draw):
-    shape = tuple(draw.size(1, 3) for _ in range(draw.integer(1, 3)))
-    axis = draw.integer(-len(shape), len(shape) - 1)
+    shape, axis = _indexed_axis(draw)
     return (draw.floats(*shape), draw.integers(-shape[axis], shape[axis], *draw.shape(0, 2))), {"axis": axis}
 
 
@@ -209,8 +217,7 @@ def _(g, ids, x_shape, axis):
 
 @take_along_axis.inputs
 def _(draw):
-    shape = tuple(draw.size(1, 3) for _ in range(draw.integer(1, 3)))
-    axis = draw.integer(-len(shape), len(shape) - 1)
+    shape, axis = _indexed_axis(draw)
     own = tuple(draw.size(0, 4) if k == axis % len(shape) else n for k, n in enumerate(shape))
     return (draw.floats(*shape), draw.integers(-shape[axis], shape[axis], *own)), {"axis": axis}
 

@@ -43,13 +43,16 @@ def _count(shape, axis, name):
 
 
 def _reduction_inputs(draw, minimum=0, values="floats"):
-    shape = tuple(draw.size(minimum, 4) for _ in range(draw.integer(0, 3)))
-    axes = [None, ()]
-    if shape:
-        first = draw.integer(-len(shape), len(shape) - 1)
-        other = draw.integer(-len(shape), len(shape) - 1)
-        axes += [first, (first,) if first % len(shape) == other % len(shape) else (first, other)]
-    return (getattr(draw, values)(*shape),), {"axis": draw.choice(axes), "keepdims": draw.boolean()}
+    """Reduced axes have at least ``minimum`` elements, kept ones may be empty."""
+    ndim = draw.integer(0, 3)
+    axes = [None] if minimum > 1 else [None, ()]
+    if ndim:
+        first, other = draw.integer(-ndim, ndim - 1), draw.integer(-ndim, ndim - 1)
+        axes += [first, (first,) if first % ndim == other % ndim else (first, other)]
+    axis = draw.choice(axes)
+    reduced = normalize_axes("draw", axis, ndim)
+    shape = tuple(draw.size(minimum if i in reduced else 0, 4) for i in range(ndim))
+    return (getattr(draw, values)(*shape),), {"axis": axis, "keepdims": draw.boolean()}
 
 
 @op("x[*] -> y[*]", analytic=True)
@@ -79,8 +82,19 @@ def composed(x, *, axis=None, keepdims=False):
 mean.inputs(lambda draw: _reduction_inputs(draw, 1))
 
 
+def centered(x: Tensor, axis, name: str) -> Tensor:
+    """x - mean(x) over the axes, exactly 0 where all values are equal.
+
+    A constant taken from each group first changes nothing else, because x - mean(x) does not depend on it.
+    """
+    axes = normalize_axes(name, axis, x.ndim)
+    first = x.data[tuple(slice(0, 1) if i in axes else slice(None) for i in range(x.ndim))]
+    shifted = x - Tensor.wrap(first)
+    return shifted - mean(shifted, axis=axis, keepdims=True)
+
+
 def _scalar_variance(values, ddof):
-    center = math.fsum(values) / len(values)
+    center = values[0] + math.fsum(v - values[0] for v in values) / len(values)  # exact if all are equal
     return math.fsum((v - center) ** 2 for v in values) / (len(values) - ddof)
 
 
@@ -92,8 +106,8 @@ def var(x, *, axis=None, keepdims=False, ddof=0):
 
 @var.form
 def composed(x, *, axis=None, keepdims=False, ddof=0):
-    centered = x - mean(x, axis=axis, keepdims=True)
-    return sum(centered * centered, axis=axis, keepdims=keepdims) * (1.0 / (_count(x.shape, axis, "var") - ddof))
+    deviation = centered(x, axis, "var")
+    return sum(deviation * deviation, axis=axis, keepdims=keepdims) * (1.0 / (_count(x.shape, axis, "var") - ddof))
 
 
 @op("x[*] -> y[*]")
@@ -111,8 +125,7 @@ def composed(x, *, axis=None, keepdims=False, ddof=0):
 
 def _spread_values(draw):
     (x,), params = _reduction_inputs(draw, 2)
-    return (x,), {**params, "axis": params["axis"] if params["axis"] != () else None,
-                  "ddof": draw.integer(0, 1) if x.ndim else 0}
+    return (x,), {**params, "ddof": draw.integer(0, 1) if x.ndim else 0}
 
 
 def _validate_ddof(name):

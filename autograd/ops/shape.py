@@ -285,7 +285,7 @@ def _(draw):
                                     "value": draw.choice((0.0, -1.5))}
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", view=True, analytic=True)
 def flip(x, *, axis=None):
     """The order reversed along the axes (None: all)."""
     axes = normalize_axes("flip", axis, x.ndim)

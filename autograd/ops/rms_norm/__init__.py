@@ -37,5 +37,5 @@ rms_norm.kernel("cpu", "autograd.ops.rms_norm.cpu")
 
 @rms_norm.inputs
 def _(draw):
-    width = draw.size(1, 9)
+    width = draw.size(0, 9)
     return (draw.floats(*draw.shape(0, 2), width), draw.floats(width) if draw.boolean() else None), {}

@@ -1,0 +1,144 @@
+"""Text to token ids and back: one id per character of the training text, or one per byte of its UTF-8."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .errors import CheckpointError, UserError
+
+SHOWN = 80  # an error names at most this many known characters
+
+
+class CharTokenizer:
+    """The characters (code points) of the training text, sorted: id i is the i-th of them."""
+
+    kind = "char"
+
+    def __init__(self, characters: str):
+        if not characters or list(characters) != sorted(set(characters)):
+            raise UserError("a char tokenizer needs at least one character, and each once, sorted by code point")
+        self.characters = characters
+        self.vocab = len(characters)
+        self._codes = _code_points(characters)
+        self._ids = np.full(int(self._codes[-1]) + 2, -1, np.intp)  # one more than the last known one: all unknown ones
+        self._ids[self._codes] = np.arange(self.vocab)
+
+    @classmethod
+    def train(cls, text: str) -> CharTokenizer:
+        """The tokenizer of the characters that occur in a text."""
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids [len(text)] of a text; UserError names the first character that is not in the alphabet."""
+        ids = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
+        if ids.size and ids.min() < 0:
+            offset = int(np.argmax(ids < 0))
+            more = "" if self.vocab <= SHOWN else f" and {self.vocab - SHOWN} more"
+            raise UserError(f"the character {_name(text[offset])} at offset {offset} is unknown: this model knows "
+                            f"{self.vocab} characters: {self.characters[:SHOWN]!r}{more}")
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids."""
+        return self._codes[_checked(ids, self.vocab)].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def decoder(self) -> _CharDecoder:
+        """An object whose ``feed(id)`` returns the text that the id completes."""
+        return _CharDecoder(self)
+
+    def start(self) -> np.ndarray:
+        """The ids [1] to begin from without a prompt: a newline where it is known, else id 0."""
+        return np.array([max(self.characters.find("\n"), 0)], np.intp)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``from_json`` reads."""
+        return {"kind": self.kind, "characters": self.characters}
+
+
+class ByteTokenizer:
+    """The 256 bytes: any text can be encoded; malformed UTF-8 decodes to U+FFFD."""
+
+    kind = "byte"
+    vocab = 256
+
+    @classmethod
+    def train(cls, text: str) -> ByteTokenizer:
+        """Nothing is learned from the text."""
+        return cls()
+
+    def encode(self, text: str) -> np.ndarray:
+        """The UTF-8 bytes of a text; UserError names a lone surrogate, which has no UTF-8 form."""
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the character {_name(text[error.start])} at offset {error.start} is a lone surrogate, "
+                            "which UTF-8 cannot hold: every other character is allowed") from None
+        return np.frombuffer(data, np.uint8).astype(np.intp)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids."""
+        return _checked(ids, self.vocab).astype(np.uint8).tobytes().decode(errors="replace")
+
+    def decoder(self) -> _ByteDecoder:
+        """An object whose ``feed(id)`` returns the text that the id completes, "" inside a character."""
+        return _ByteDecoder()
+
+    def start(self) -> np.ndarray:
+        """The ids [1] to begin from without a prompt: a newline."""
+        return np.array([ord("\n")], np.intp)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``from_json`` reads."""
+        return {"kind": self.kind}
+
+
+class _CharDecoder:
+    def __init__(self, tokenizer: CharTokenizer):
+        self._tokenizer = tokenizer
+
+    def feed(self, token: int) -> str:
+        return self._tokenizer.decode([token])
+
+
+class _ByteDecoder:
+    def __init__(self):
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        return self._decoder.decode(bytes([token]))
+
+
+TOKENIZERS: dict[str, type[CharTokenizer] | type[ByteTokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer}
+
+
+def from_json(stored: dict[str, Any]) -> CharTokenizer | ByteTokenizer:
+    """The tokenizer that ``to_json`` described; CheckpointError when it describes none."""
+    kind = stored.get("kind") if isinstance(stored, dict) else None
+    if kind == "byte" and set(stored) == {"kind"}:
+        return ByteTokenizer()
+    if kind == "char" and set(stored) == {"kind", "characters"} and isinstance(stored["characters"], str):
+        try:
+            return CharTokenizer(stored["characters"])
+        except UserError as error:
+            raise CheckpointError(f"the stored tokenizer is damaged: {error}") from None
+    raise CheckpointError(f"the stored tokenizer is not one that minitv writes: {str(stored)[:80]}; allowed are "
+                          'the kinds "char", with "characters", and "byte"')
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _name(character: str) -> str:
+    return f"{character!r} (U+{ord(character):04X})"
+
+
+def _checked(ids: Iterable[int], vocab: int) -> np.ndarray:
+    array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), np.intp)
+    if array.size and not (0 <= array.min() and array.max() < vocab):
+        raise UserError(f"decode: the ids must lie in [0, {vocab}), got {array.min()} to {array.max()}")
+    return array
