@@ -31,7 +31,7 @@ from minitv.mixers.transformer import TransformerOptions
 from minitv.options import PRESETS, ModelOptions, TrainOptions
 
 VOCAB = 65
-WARMUP_STEPS = 3
+WARMUP_S = 1.0
 RIVALS = ("eager", "compile")
 TITLES = {"minitv": "minitv", "eager": "PyTorch eager", "compile": "PyTorch compile"}
 
@@ -158,11 +158,13 @@ def work(contender: str, preset: str, threads: int, seconds: float) -> dict:
             raise
         return {"skipped": f"torch.compile does not work here: {str(error).strip().splitlines()[0]}"}
     first = time.perf_counter() - start
-    for index in range(1, 1 + WARMUP_STEPS):
+    index, start = 1, time.perf_counter()
+    while time.perf_counter() - start < WARMUP_S:
         step(index)
+        index += 1
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds or not count:
-        loss = step(1 + WARMUP_STEPS + count)
+        loss = step(index + count)
         count += 1
     if not math.isfinite(loss):
         raise SystemExit(f"{contender}, {preset}: the loss is {loss}")
@@ -197,6 +199,7 @@ def compare(preset: str, contenders: list[str], arguments: argparse.Namespace) -
             result = measure(name, preset, arguments)
             if "skipped" in result:
                 skipped[name] = result["skipped"]
+                rounds[name] = []
                 continue
             rounds[name].append(result)
             print(f"{preset}, round {number + 1} of {arguments.rounds}: {TITLES[name]} "
@@ -247,6 +250,9 @@ def main() -> None:
     if unknown := set(rivals) - set(RIVALS):
         parser.error(f"--rivals: {', '.join(sorted(unknown))} is unknown, allowed: {', '.join(RIVALS)}")
 
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.5:
+        print(f"other programs are running (load {load:.1f}): threads that wait for each other at every operator, as "
+              "PyTorch's do, suffer most. Repeat on an idle machine", file=sys.stderr)
     print(f"{arguments.threads} threads, {arguments.rounds} rounds of {arguments.seconds:g} s")
     print(f"{'preset':<12} {'':<16} {'tokens/s':>10} {'range':>20} {'ms/step':>9} {'first step s':>13}  ours / theirs")
     report = {preset: compare(preset, ["minitv", *rivals], arguments) for preset in presets}

@@ -30,8 +30,9 @@ def choose(logits: np.ndarray, uniform: float, temperature: float = 1.0, top_k: 
         return int(order[0])
     if top_k is not None:
         order = order[:top_k]
-    scaled = logits[order].astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled[0])
+    below = logits[order].astype(np.float64) - logits[order[0]]
+    with np.errstate(over="ignore"):  # a tiny temperature: minus infinity, weight 0
+        weights = np.exp(below / temperature)
     cumulative = np.cumsum(weights)
     kept = int(np.searchsorted(cumulative, top_p * cumulative[-1], side="left")) + 1
     cumulative = cumulative[:kept]
@@ -80,6 +81,12 @@ def load(directory: str, name: str = "last"):
     return model, tokenizer
 
 
+def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
+    for token in ids:
+        yield decoder.feed(token)
+    yield decoder.finish()
+
+
 def stream(directory: str, options: SampleOptions) -> Iterator[str]:
     """Yield pieces of text that continue ``options.prompt``; ends before ``options.stop``."""
     model, tokenizer = load(directory, options.checkpoint)
@@ -87,12 +94,11 @@ def stream(directory: str, options: SampleOptions) -> Iterator[str]:
         prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
     except UserError as error:
         raise UserError(f"--prompt: {error}") from None
-    decoder = tokenizer.decoder()
     ids = generate(model, prompt, options.tokens, Random(options.seed), temperature=options.temperature,
                    top_k=options.top_k, top_p=options.top_p)
     held = ""
-    for token in ids:
-        held += decoder.feed(token)
+    for text in _decoded(tokenizer.decoder(), ids):
+        held += text
         if options.stop is None:
             piece, held = held, ""
         else:

@@ -47,7 +47,7 @@ class CharTokenizer:
         return self._codes[_checked(ids, self.vocab)].tobytes().decode("utf-32-le", "surrogatepass")
 
     def decoder(self) -> _CharDecoder:
-        """An object whose ``feed(id)`` returns the text that the id completes."""
+        """An object whose ``feed(id)`` returns the text that the id completes, and ``finish()`` nothing more."""
         return _CharDecoder(self)
 
     def start(self) -> np.ndarray:
@@ -84,7 +84,10 @@ class ByteTokenizer:
         return _checked(ids, self.vocab).astype(np.uint8).tobytes().decode(errors="replace")
 
     def decoder(self) -> _ByteDecoder:
-        """An object whose ``feed(id)`` returns the text that the id completes, "" inside a character."""
+        """An object whose ``feed(id)`` returns the text that the id completes, "" inside a character.
+
+        ``finish()`` returns U+FFFD when the last character is incomplete, else "".
+        """
         return _ByteDecoder()
 
     def start(self) -> np.ndarray:
@@ -103,6 +106,9 @@ class _CharDecoder:
     def feed(self, token: int) -> str:
         return self._tokenizer.decode([token])
 
+    def finish(self) -> str:
+        return ""
+
 
 class _ByteDecoder:
     def __init__(self):
@@ -110,6 +116,9 @@ class _ByteDecoder:
 
     def feed(self, token: int) -> str:
         return self._decoder.decode(bytes([token]))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
 
 
 TOKENIZERS: dict[str, type[CharTokenizer] | type[ByteTokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer}

@@ -35,7 +35,7 @@ from .models.lm import LanguageModel
 from .ngram import ngram_bpc
 from .optim import AdamW, cosine
 from .options import ModelOptions, TrainOptions
-from .report import LOG, Log, Progress, count, duration, plot
+from .report import CURVE, LOG, Log, Progress, count, duration, plot
 from .sample import generate
 from .tokenizer import TOKENIZERS, from_json
 
@@ -80,7 +80,12 @@ class Trainer:
         parts = list(self._pool.map(work, range(self.workers)))
         loss = sum(parts[i % self.workers][i // self.workers] for i in range(len(slices)))
         self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
-        self.grad_norm = self.optimizer.step(self.lr, self._pool.map) if math.isfinite(loss) else math.nan
+        if math.isfinite(loss):
+            self.grad_norm = self.optimizer.step(self.lr, self._pool.map)
+        else:
+            self.grad_norm = math.nan
+            for buffer in self.optimizer.buffers:  # the next step starts from nothing
+                buffer.finish()
         return loss
 
     def evaluate(self, inputs: np.ndarray, labels: np.ndarray) -> float:
@@ -93,15 +98,15 @@ class Trainer:
 
         return sum(self._pool.map(work, slices)) / len(inputs)
 
-    def find_nonfinite(self, inputs: np.ndarray, labels: np.ndarray, step: int) -> str:
-        """Which operator first makes a NaN or an infinity on this batch, as a sentence."""
+    def find_nonfinite(self, inputs: np.ndarray, labels: np.ndarray, step: int) -> str | None:
+        """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does."""
         with check_mode():
             for i, part in enumerate(self._slices(len(inputs), inputs.shape[1])):
                 try:
                     self._micro_batch(inputs, labels, part, step, i, lambda parameter, gradient: None)
                 except NonFiniteError as error:
                     return str(error)
-        return "no single operator: the sum of the gradients overflows"
+        return None
 
     def close(self) -> None:
         """Stop the worker threads and give BLAS its threads back."""
@@ -155,10 +160,10 @@ def train(variant: str, model: ModelOptions, mixer, run: TrainOptions, sources: 
     Returns the exit code: 0, or 130 and 143 when Ctrl-C or SIGTERM stopped it (saved). UserError tells a user's mistake.
     """
     started = time.perf_counter()
-    directory = Path(run.out or f"runs/{variant}")
+    directory = Path(run.out or run.resume or f"runs/{variant}")
     resumed = checkpoint.load(run.resume) if run.resume else None
     if resumed is None:
-        _claim(directory, run.overwrite)
+        _check_free(directory, run.overwrite)
     corpus = load_text(run.data)
     if resumed is None:
         tokenizer = TOKENIZERS[run.tokenizer].train(corpus.text)
@@ -180,17 +185,29 @@ def train(variant: str, model: ModelOptions, mixer, run: TrainOptions, sources: 
         trainer.close()
 
 
-def _claim(directory: Path, overwrite: bool) -> None:
-    """Refuse to write over another run."""
-    used = [name for name in (LOG, *checkpoint.NAMES) if (directory / name).exists()]
-    if used and not overwrite:
-        raise UserError(f"{directory} holds a run already: continue it with --resume {directory}, replace it with "
-                        "--overwrite, or choose another --out")
+def _check_free(directory: Path, overwrite: bool) -> None:
+    """Refuse to write over another run, or over what is not a run."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out {directory}: this is a file, a folder is needed")
-    for name in used:
-        path = directory / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    saved = [name for name in checkpoint.NAMES if checkpoint.exists(directory, name)]
+    foreign = [directory / name for name in checkpoint.NAMES if (directory / name).exists() and name not in saved]
+    if foreign:
+        raise UserError(f"--out {directory}: {foreign[0]} is in the way, it is not a minitv checkpoint")
+    if (saved or (directory / LOG).exists()) and not overwrite:
+        resume = f"continue it with --resume {directory}, " if "last" in saved else ""
+        raise UserError(f"{directory} holds a run already: {resume}replace it with --overwrite, or choose another --out")
+
+
+def _remove_run(directory: Path) -> None:
+    """Remove what another run left in its folder."""
+    for name in (LOG, CURVE):
+        (directory / name).unlink(missing_ok=True)
+    for name in checkpoint.NAMES:
+        for path in (directory / name, directory / f".{name}.old"):
+            if path.is_symlink():
+                path.unlink()
+            elif path.exists():
+                shutil.rmtree(path)
 
 
 class _Session:
@@ -222,6 +239,8 @@ class _Session:
               f"{'s' * (trainer.workers > 1)}, folder {self.directory}", file=sys.stderr)
         self._announce_compilation()
 
+        if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
+            _remove_run(self.directory)
         batches = Batches(training, run.batch, self.model.context, Random(run.seed).split(BATCHES).seed)
         inputs, labels = windows(held_out, self.model.context, run.eval_tokens)
         header = self._header(per_char, len(training), len(held_out))
@@ -240,38 +259,45 @@ class _Session:
                 progress.update(done, loss=loss, bpc=loss * self.bits, tokens_per_s=rate)
                 evaluate = run.eval_every and (done % run.eval_every == 0 or done == run.steps)
                 if evaluate:
-                    record["val_loss"] = trainer.evaluate(inputs, labels)
+                    record["val_loss"] = self._evaluate(inputs, labels, step)
                 if evaluate or done % run.log_every == 0 or done in (1, run.steps):
                     log.write(record)
                 if evaluate:
                     self._report(done, record["val_loss"], progress)
-                if evaluate or done == run.steps or stop.signal:
+                stopped = stop.signal  # read once: a signal after this line is for the next step
+                if evaluate or done == run.steps or stopped:
+                    if not np.isfinite(trainer.optimizer.param).all():
+                        raise self._nonfinite("the new weights", step)
                     self._save(done, record.get("val_loss"))
                 if evaluate or done % run.log_every == 0 or done == 1:
                     clock, since = time.perf_counter(), 0  # the speed of the steps alone
-                if stop.signal and done < run.steps:
+                if stopped and done < run.steps:
                     progress.text(f"stopped after step {done}; continue with: minitv train --resume {self.directory}")
-                    return 128 + stop.signal
+                    return 128 + stopped
         self._finish()
         return 0
 
     def _step(self, batch, step: int, progress: Progress) -> float:
         trainer = self.trainer
-        if self.run.check:
-            self._raise_nonfinite(trainer.find_nonfinite(*batch, step), step, only="no single operator")
+        if self.run.check and (reason := trainer.find_nonfinite(*batch, step)):
+            raise self._nonfinite(reason, step)
         loss = trainer.step(*batch, step)
         if not math.isfinite(loss) or not math.isfinite(trainer.grad_norm):
-            self._raise_nonfinite(trainer.find_nonfinite(*batch, step), step)
+            raise self._nonfinite(trainer.find_nonfinite(*batch, step) or "the norm of the gradient", step)
         return loss
 
-    def _raise_nonfinite(self, reason: str, step: int, only: str = "") -> None:
-        if only and reason.startswith(only):
-            return
+    def _evaluate(self, inputs: np.ndarray, labels: np.ndarray, step: int) -> float:
+        loss = self.trainer.evaluate(inputs, labels)
+        if not math.isfinite(loss):  # before these weights replace the last good checkpoint
+            raise self._nonfinite(self.trainer.find_nonfinite(inputs, labels, step) or "the held-out loss", step)
+        return loss
+
+    def _nonfinite(self, reason: str, step: int) -> UserError:
         kept = [str(self.directory / name) for name in checkpoint.NAMES if checkpoint.exists(self.directory, name)]
-        raise UserError(
-            f"step {step + 1} made a number that is not finite; it began at {reason}. No weight was changed by this step"
-            + (f"; the last good checkpoint is {kept[0]}" if kept else "; no checkpoint was saved before")
-            + ". A lower --lr or a smaller --clip often helps"
+        return UserError(
+            f"step {step + 1} made a number that is not finite, first at {reason}. "
+            + (f"The last good checkpoint is {kept[0]}. " if kept else "No checkpoint was saved before it. ")
+            + "A lower --lr or a smaller --clip often helps"
         )
 
     def _report(self, step: int, loss: float, progress: Progress) -> None:
@@ -326,7 +352,8 @@ class _Session:
             "threads": self.trainer.workers,
         }
         model, optimizer = self.trainer.model.state(), self.trainer.optimizer.state()
-        for name in ("last", "best") if better else ("last",):
+        # "last" comes last: a run killed between the two then finds this best loss again when it is resumed.
+        for name in ("best", "last") if better else ("last",):
             checkpoint.save(self.directory, name, model=model, optimizer=optimizer, state=state)
 
     def _restore(self, resumed) -> int:

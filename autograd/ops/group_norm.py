@@ -36,8 +36,9 @@ def _(x, weight, bias, *, groups, eps):
 
 @group_norm.inputs
 def _(draw):
-    groups, per = draw.size(1, 3), draw.size(1, 5)
+    groups, per = draw.size(1, 3), draw.size(1, 6)
     width = groups * per
     weight = draw.floats(width) if draw.boolean() else None
     bias = draw.floats(width) if draw.boolean() else None
-    return (draw.floats(*draw.shape(0, 2), width), weight, bias), {"groups": groups}
+    return (draw.floats(*draw.shape(0, 2), width), weight, bias), {
+        "groups": groups, "eps": 1e-5 if per > 4 else 0.1}  # as in layer_norm

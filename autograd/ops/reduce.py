@@ -123,8 +123,8 @@ def composed(x, *, axis=None, keepdims=False, ddof=0):
     return where(positive, sqrt(where(positive, variance, 1.0)), variance * 0.0)
 
 
-def _spread_values(draw):
-    (x,), params = _reduction_inputs(draw, 2)
+def _spread_inputs(draw, values):
+    (x,), params = _reduction_inputs(draw, 2, values)
     return (x,), {**params, "ddof": draw.integer(0, 1) if x.ndim else 0}
 
 
@@ -136,8 +136,9 @@ def _validate_ddof(name):
     return check
 
 
+var.inputs(lambda draw: _spread_inputs(draw, "floats"))
+std.inputs(lambda draw: _spread_inputs(draw, "distinct"))  # its derivative jumps where all values are equal
 for operator in (var, std):
-    operator.inputs(_spread_values)
     operator.validate(_validate_ddof(operator.name))
 
 

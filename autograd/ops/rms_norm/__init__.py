@@ -38,4 +38,5 @@ rms_norm.kernel("cpu", "autograd.ops.rms_norm.cpu")
 @rms_norm.inputs
 def _(draw):
     width = draw.size(0, 9)
-    return (draw.floats(*draw.shape(0, 2), width), draw.floats(width) if draw.boolean() else None), {}
+    weight = draw.floats(width) if draw.boolean() else None
+    return (draw.floats(*draw.shape(0, 2), width), weight), {"eps": 1e-5 if width > 4 else 0.1}  # as in layer_norm

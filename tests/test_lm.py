@@ -1,0 +1,318 @@
+"""The mixer protocol, for every variant: all ways through a model compute the same."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autograd import Tensor, no_grad
+from autograd.errors import ShapeError
+from autograd.random import Random
+from minitv import mixers
+from minitv.errors import UserError
+from minitv.models.lm import LanguageModel
+from minitv.nn import Module, Parameter
+from minitv.options import ModelOptions
+
+VOCAB, CONTEXT, BATCH = 11, 12, 3
+SMALL = ModelOptions(context=CONTEXT, layers=2, width=16, bias=True)
+TOLERANCE = dict(rtol=1e-9, atol=1e-11)
+
+every_variant = pytest.mark.parametrize("variant", mixers.variants())
+
+
+def build(variant, model=SMALL, dtype=np.float64, seed=0, vocab=VOCAB, spread=True):
+    """A small model; ``spread`` makes its weights large, so that attention and gates are far from uniform."""
+    made = LanguageModel(variant, model, mixers.options(variant)(), vocab, Random(seed), dtype)
+    if spread:
+        rng = np.random.default_rng(seed)
+        for parameter in made.parameters():
+            parameter.assign_((parameter.numpy() + 0.3 * rng.normal(size=parameter.shape)).astype(dtype))
+    return made
+
+
+def tokens(length, batch=BATCH, seed=1):
+    return np.random.default_rng(seed).integers(0, VOCAB, (batch, length))
+
+
+def arrays(state):
+    """Every array in a state, which is a tree of tuples, lists, dicts and tensors."""
+    if isinstance(state, Tensor):
+        yield state.numpy()
+    elif isinstance(state, np.ndarray):
+        yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from arrays(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from arrays(value)
+    elif dataclasses.is_dataclass(state):
+        yield from arrays([getattr(state, field.name) for field in dataclasses.fields(state)])
+
+
+@every_variant
+@settings(max_examples=15)
+@given(cuts=st.lists(st.integers(0, CONTEXT), max_size=4).map(sorted))
+def test_prefill_over_any_split_is_the_call(variant, cuts):
+    model, ids = build(variant), tokens(CONTEXT)
+    expected = model(ids).numpy()
+    state, parts = model.init_state(BATCH), []
+    for start, stop in zip([0, *cuts], [*cuts, CONTEXT], strict=True):
+        if start < stop:
+            logits, state = model.prefill(ids[:, start:stop], state)
+            parts.append(logits.numpy())
+    assert state.position == CONTEXT
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, **TOLERANCE)
+
+
+@every_variant
+@pytest.mark.parametrize("prefilled", [0, 1, 5])
+def test_steps_are_the_call(variant, prefilled):
+    model, ids = build(variant), tokens(CONTEXT)
+    expected = model(ids).numpy()
+    state = model.init_state(BATCH)
+    with no_grad():
+        if prefilled:
+            _, state = model.prefill(ids[:, :prefilled], state)
+        for t in range(prefilled, CONTEXT):
+            logits, state = model.step(ids[:, t], state)
+            assert logits.shape == (BATCH, VOCAB) and state.position == t + 1
+            np.testing.assert_allclose(logits.numpy(), expected[:, t], **TOLERANCE)
+
+
+@every_variant
+def test_the_mixer_alone_keeps_the_protocol(variant):
+    mixer = build(variant).blocks[0].mixer
+    assert isinstance(mixer.positions, bool)
+    x = Tensor(np.random.default_rng(0).normal(size=(2, 7, SMALL.width)))
+    y, _ = mixer.prefill(x, mixer.init_state(2))
+    np.testing.assert_allclose(y.numpy(), mixer(x).numpy(), **TOLERANCE)
+    state = mixer.init_state(2)
+    for t in range(7):
+        z, state = mixer.step(x[:, t], state)
+        np.testing.assert_allclose(z.numpy(), y.numpy()[:, t], **TOLERANCE)
+
+
+@every_variant
+def test_states_are_values(variant):
+    """Two continuations of one state do not disturb each other."""
+    model, ids = build(variant), tokens(6)
+    _, state = model.prefill(ids, model.init_state(BATCH))
+    before = [array.copy() for array in arrays(state)]
+    one, _ = model.step(np.full(BATCH, 3), state)
+    model.step(np.full(BATCH, 7), state)
+    again, _ = model.step(np.full(BATCH, 3), state)
+    assert np.array_equal(one.numpy(), again.numpy())
+    assert all(np.array_equal(a, b) for a, b in zip(arrays(state), before, strict=True))
+
+
+def test_the_cache_of_the_transformer_has_the_size_it_promises():
+    model = build("transformer")
+    state = model.init_state(BATCH)
+    assert sum(array.size for array in arrays(state.blocks)) == 0
+    for length in (1, 5):
+        _, after = model.prefill(tokens(length), state)
+        assert sum(array.size for array in arrays(after.blocks)) == 2 * BATCH * length * SMALL.width * SMALL.layers
+        assert {array.dtype for array in arrays(after.blocks)} == {np.dtype(np.float64)}
+
+
+@every_variant
+def test_positions_end_at_the_context(variant):
+    model = build(variant)
+    if model.positions is None:
+        assert model(tokens(CONTEXT + 1)).shape == (BATCH, CONTEXT + 1, VOCAB)
+        return
+    sentence = "the model has 12 positions; 0 \\+ 13 tokens do not fit"
+    with pytest.raises(ShapeError, match=sentence):
+        model(tokens(CONTEXT + 1))
+    _, state = model.prefill(tokens(CONTEXT), model.init_state(BATCH))
+    with pytest.raises(ShapeError, match="12 \\+ 1 tokens do not fit"):
+        model.step(np.zeros(BATCH, np.intp), state)
+
+
+@every_variant
+def test_the_future_is_not_seen(variant):
+    model, ids = build(variant), tokens(CONTEXT)
+    before = model(ids).numpy()
+    for t in range(CONTEXT):
+        changed = ids.copy()
+        changed[:, t] = (changed[:, t] + 1 + np.arange(BATCH)) % VOCAB
+        after = model(changed).numpy()
+        np.testing.assert_allclose(after[:, :t], before[:, :t], rtol=1e-12, atol=1e-13)
+        assert (np.abs(after[:, t:] - before[:, t:]).max(axis=(1, 2)) > 1e-6).all()
+
+
+@every_variant
+def test_sequences_of_a_batch_do_not_meet(variant):
+    model, ids = build(variant), tokens(CONTEXT)
+    alone = np.concatenate([model(ids[i:i + 1]).numpy() for i in range(BATCH)])
+    np.testing.assert_allclose(model(ids).numpy(), alone, **TOLERANCE)
+
+
+@every_variant
+def test_every_parameter_is_used(variant):
+    model, ids = build(variant), tokens(CONTEXT + 1)
+    model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and np.abs(parameter.grad.numpy()).max() > 0, name
+
+
+@every_variant
+def test_the_gradient_is_the_slope(variant):
+    model, ids = build(variant), tokens(8)
+    inputs, labels = ids[:, :-1], ids[:, 1:]
+    model.loss(inputs, labels).backward()
+    rng = np.random.default_rng(0)
+    before = model.state()
+    direction = {name: rng.normal(size=value.shape) for name, value in before.items()}
+    expected = sum((p.grad.numpy() * direction[name]).sum() for name, p in model.named_parameters())
+
+    def loss(h):
+        model.load({name: value + h * direction[name] for name, value in before.items()})
+        return model.loss(inputs, labels).item()
+
+    h = 1e-5
+    slope = (8 * (loss(h) - loss(-h)) - (loss(2 * h) - loss(-2 * h))) / (12 * h)
+    assert slope == pytest.approx(expected, rel=1e-7)
+
+
+# -- weights
+
+
+@every_variant
+def test_tied_weights_are_one_object(variant):
+    tied, free = build(variant), build(variant, dataclasses.replace(SMALL, tied=False))
+    assert tied.head.weight is tied.embed.weight
+    assert free.head.weight is not free.embed.weight
+    assert not np.array_equal(free.head.weight.numpy(), free.embed.weight.numpy())
+    names = [name for name, _ in tied.named_parameters()]
+    assert "embed.weight" in names and "head.weight" not in names
+    assert "head.weight" in [name for name, _ in free.named_parameters()]
+
+
+@every_variant
+def test_names_are_distinct_and_in_order(variant):
+    model = build(variant)
+    names = [name for name, _ in model.named_parameters()]
+    assert len(set(names)) == len(names) and names[0] == "embed.weight"
+    kinds = [name.split(".")[0] for name in names]
+    assert [k for i, k in enumerate(kinds) if k not in kinds[:i]] == \
+        ["embed", *(["positions"] if model.positions is not None else []), "blocks", "norm"]
+    assert names == [name for name, _ in build(variant, seed=5).named_parameters()]
+    layers = [int(name.split(".")[1]) for name in names if name.startswith("blocks.")]
+    assert layers == sorted(layers) and set(layers) == {0, 1}
+
+
+def test_the_names_of_the_transformer():
+    names = [name for name, _ in build("transformer", dataclasses.replace(SMALL, layers=1)).named_parameters()]
+    block = ("norm1.weight", "norm1.bias", "mixer.qkv.weight", "mixer.qkv.bias", "mixer.out.weight", "mixer.out.bias",
+             "norm2.weight", "norm2.bias", "ffn.up.weight", "ffn.up.bias", "ffn.down.weight", "ffn.down.bias")
+    assert names == ["embed.weight", "positions", *(f"blocks.0.{name}" for name in block), "norm.weight", "norm.bias"]
+
+
+@every_variant
+def test_weights_follow_from_the_seed(variant):
+    one, same, other = (build(variant, seed=seed, spread=False).state() for seed in (0, 0, 1))
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert not np.array_equal(one["embed.weight"], other["embed.weight"])
+
+
+@every_variant
+def test_load_is_exact_and_all_or_nothing(variant):
+    model, other = build(variant, seed=0), build(variant, seed=1)
+    model.load(other.state())
+    assert np.array_equal(model(tokens(5)).numpy(), other(tokens(5)).numpy())
+    before = model.state()
+    with pytest.raises(ShapeError) as error:
+        changed = {name: value for name, value in build(variant, seed=2).state().items() if name != "norm.weight"}
+        model.load({**changed, "embed.weight": np.zeros((2, 2)), "foreign": np.zeros(3)})
+    sentence = f"load: norm.weight is missing; foreign is unknown; embed.weight has shape (2, 2), expected ({VOCAB}, 16)"
+    assert str(error.value) == sentence
+    assert all(np.array_equal(value, before[name]) for name, value in model.state().items())
+
+
+def test_modules_in_lists_and_shared_modules():
+    class Leaf(Module):
+        def __init__(self):
+            self.weight = Parameter(np.zeros(2))
+
+    class Tree(Module):
+        def __init__(self):
+            self.leaves = [Leaf(), Leaf()]
+            self.again = self.leaves[0]
+            self.own = Parameter(np.zeros(1))
+
+    tree = Tree()
+    assert [name for name, _ in tree.named_parameters()] == ["leaves.0.weight", "leaves.1.weight", "own"]
+    assert len(tree.parameters()) == 3
+
+
+def test_initial_weights_of_the_transformer():
+    wide = ModelOptions(context=64, layers=3, width=128, bias=True)
+    model = build("transformer", wide, np.float32, vocab=200, spread=False)
+    residual = 0.02 / math.sqrt(2 * wide.layers)
+    for name, parameter in model.named_parameters():
+        value = parameter.numpy().astype(np.float64)
+        assert value.dtype == np.float64 and parameter.dtype == np.float32
+        if parameter.ndim == 1:
+            assert (value == (1 if "norm" in name and "weight" in name else 0)).all(), name
+            continue
+        std = residual if name.endswith(("mixer.out.weight", "ffn.down.weight")) else 0.02
+        error = 5 / math.sqrt(value.size)  # five standard errors
+        assert abs(value.mean()) < std * error, name
+        assert value.std() == pytest.approx(std, rel=error), name
+        assert 3.5 < np.abs(value).max() / std < 6.5, name  # a normal's tail, not cut off
+
+
+@every_variant
+def test_the_first_loss_is_that_of_guessing(variant):
+    model = build(variant, vocab=VOCAB, spread=False)
+    ids = tokens(CONTEXT + 1)
+    assert model.loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(math.log(VOCAB), abs=0.1)
+
+
+@pytest.mark.parametrize("change", [dict(bias=False), dict(norm="rms_norm"), dict(activation="relu_squared"),
+                                    dict(activation="silu"), dict(activation="gelu_tanh"), dict(ffn_multiple=1)])
+def test_model_options_change_the_model(change):
+    model, plain = build("transformer", dataclasses.replace(SMALL, **change)), build("transformer")
+    ids = tokens(CONTEXT + 1)
+    model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.loss(ids[:, :-1], ids[:, 1:]).item() != plain.loss(ids[:, :-1], ids[:, 1:]).item()
+    if "bias" in change:
+        assert not [name for name, _ in model.named_parameters() if "bias" in name]
+
+
+def test_heads_must_divide_the_width():
+    options = mixers.options("transformer")(heads=3)
+    with pytest.raises(UserError, match="--heads: 3 heads do not divide the width 16"):
+        LanguageModel("transformer", SMALL, options, VOCAB, Random(0))
+
+
+# -- dropout
+
+
+@every_variant
+def test_dropout_only_with_a_random_source(variant):
+    dropped = build(variant, dataclasses.replace(SMALL, dropout=0.5))
+    plain, ids = build(variant), tokens(CONTEXT)
+    plain.load(dropped.state())
+    expected = plain(ids).numpy()
+    assert np.array_equal(dropped(ids).numpy(), expected)
+    assert np.array_equal(plain(ids, Random(3)).numpy(), expected)  # nothing to drop
+    one, same, other = (dropped(ids, Random(seed)).numpy() for seed in (3, 3, 4))
+    assert np.array_equal(one, same)
+    assert not np.allclose(one, expected) and not np.allclose(one, other)
+
+
+@every_variant
+def test_layers_drop_independently(variant):
+    """The masks of two layers with equal weights and inputs differ."""
+    model = build(variant, dataclasses.replace(SMALL, dropout=0.5))
+    x = Tensor(np.random.default_rng(0).normal(size=(2, 5, SMALL.width)))
+    block, rng = model.blocks[0], Random(7)
+    assert not np.allclose(block(x, rng.split(1, 0)).numpy(), block(x, rng.split(1, 1)).numpy())

@@ -1,0 +1,275 @@
+"""Drawing tokens, and writing text from a saved run."""
+
+import dataclasses
+import io
+import itertools
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autograd.random import Random
+from minitv import checkpoint, mixers, sample
+from minitv.cli import main
+from minitv.config import to_json
+from minitv.errors import CheckpointError, UserError
+from minitv.models.lm import LanguageModel
+from minitv.options import ModelOptions, SampleOptions
+from minitv.sample import choose, generate, stream
+from minitv.tokenizer import ByteTokenizer, CharTokenizer
+
+MODEL = ModelOptions(context=8, layers=1, width=16)
+CHARACTERS = CharTokenizer("".join(sorted("\nabcdefgh éλ")))
+
+
+def build(variant, vocab, dtype=np.float64, model=MODEL):
+    """A model whose weights are large enough that the next token depends on all before."""
+    made = LanguageModel(variant, model, mixers.options(variant)(), vocab, Random(0), dtype)
+    rng = np.random.default_rng(0)
+    for parameter in made.parameters():
+        parameter.assign_((parameter.numpy() + rng.normal(size=parameter.shape)).astype(dtype))
+    return made
+
+
+def write(directory, tokenizer, variant="transformer"):
+    model = build(variant, tokenizer.vocab, np.float32)
+    config = dict(variant=variant, model=to_json(MODEL), mixer=to_json(mixers.options(variant)()), run={})
+    state = {"config": config, "tokenizer": tokenizer.to_json()}
+    checkpoint.save(directory, "last", model=model.state(), optimizer={}, state=state)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("sample") / "run", CHARACTERS)
+
+
+@pytest.fixture(scope="module")
+def byte_run(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("sample") / "bytes", ByteTokenizer())
+
+
+# -- choose
+
+POINTS = (np.arange(2000) + 0.5) / 2000
+
+
+def drawn(logits, **options):
+    """The distribution of choose: its share of an even grid of uniform numbers."""
+    counts = np.zeros(len(logits))
+    for uniform in POINTS:
+        counts[choose(logits, uniform, **options)] += 1
+    return counts / counts.sum()
+
+
+def brute_force(logits, temperature=1.0, top_k=None, top_p=1.0):
+    """The same distribution, by trying every set of tokens."""
+    logits = logits.astype(np.float64)
+    kept = list(range(len(logits)))
+    if top_k is not None:
+        kept = sorted(kept, key=lambda i: -logits[i])[:top_k]
+    p = np.exp(logits[kept] / temperature)
+    p /= p.sum()
+    sets = (s for n in range(1, len(kept) + 1) for s in itertools.combinations(range(len(kept)), n))
+    enough = [s for s in sets if p[list(s)].sum() >= top_p - 1e-12]
+    smallest = min(enough, key=lambda s: (len(s), -p[list(s)].sum()))
+    result = np.zeros(len(logits))
+    for i in smallest:
+        result[kept[i]] = p[i] / p[list(smallest)].sum()
+    return result
+
+
+@pytest.mark.parametrize("options", [
+    {}, dict(temperature=0.3), dict(temperature=4.0), dict(top_k=1), dict(top_k=3), dict(top_k=100), dict(top_p=0.5),
+    dict(top_p=0.9), dict(top_p=1e-9), dict(top_p=0.7, top_k=4, temperature=1.7),
+])
+def test_choose_draws_the_distribution(options):
+    logits = np.random.default_rng(3).normal(size=7).astype(np.float32) * 1.5
+    np.testing.assert_allclose(drawn(logits, **options), brute_force(logits, **options), atol=2e-3)
+
+
+@given(logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9), uniform=st.floats(0, 1, exclude_max=True),
+       temperature=st.floats(0, 1e3), top_k=st.none() | st.integers(1, 20), top_p=st.floats(1e-9, 1))
+def test_choose_never_leaves_what_is_allowed(logits, uniform, temperature, top_k, top_p):
+    logits = np.array(logits, np.float32)
+    chosen = choose(logits, uniform, temperature, top_k, top_p)
+    assert (logits > logits[chosen]).sum() < (top_k or len(logits))
+    if temperature == 0 or top_k == 1:
+        assert chosen == np.argmax(logits)
+    if temperature > 0:
+        # less likely than 2**-53 times the likeliest is never drawn
+        assert (logits.max() - np.float64(logits[chosen])) / temperature < 40
+
+
+def test_choose_by_hand():
+    logits = np.log(np.array([0.1, 0.6, 0.3]))  # sorted: 1, 2, 0
+    assert [choose(logits, u) for u in (0.0, 0.59, 0.61, 0.89, 0.91, 1 - 2**-53)] == [1, 1, 2, 2, 0, 0]
+    assert choose(logits, 0.999, top_p=0.6 - 1e-9) == 1
+    assert choose(logits, 0.999, top_p=0.6 + 1e-9) == 2
+    assert choose(np.zeros(4), 0.99, temperature=0) == 0  # the first of equals
+
+
+# -- generate
+
+
+@pytest.mark.parametrize("variant", mixers.variants())
+@pytest.mark.parametrize("prompt", [1, 5, 8, 13])
+def test_the_state_gives_what_the_whole_sequence_gives(variant, prompt):
+    """Greedy, past the end of the context: the same tokens as a full forward over what the model sees."""
+    model = build(variant, 11)
+    ids = list(np.random.default_rng(1).integers(0, 11, prompt))
+    written = list(generate(model, np.array(ids), 30, Random(0), temperature=0))
+    assert len(written) == 30 and len(set(written)) > 1
+    limited = model.positions is not None
+    seen = ids[-8:] if limited else ids
+    for token in written:
+        if limited and len(seen) > 8:
+            seen = seen[-4:]
+        assert token == np.argmax(model(np.array([seen])).numpy()[0, -1])
+        seen = [*seen, token]
+
+
+def test_a_context_of_one_token():
+    model = build("transformer", 11, model=dataclasses.replace(MODEL, context=1))
+    written = list(generate(model, np.array([3, 4]), 6, Random(0), temperature=0))
+    for before, token in zip([4, *written], written, strict=False):
+        assert token == np.argmax(model(np.array([[before]])).numpy()[0, -1])
+
+
+def test_the_seed_decides():
+    model = build("transformer", 11)
+    texts = [list(generate(model, np.array([1]), 20, Random(seed), temperature=5.0)) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+    assert list(generate(model, np.array([1]), 5, Random(0), temperature=5.0)) == texts[0][:5]
+
+
+# -- stream
+
+
+def text_of(run, **options):
+    return "".join(stream(run, SampleOptions(**options)))
+
+
+def test_same_seed_same_text(run):
+    texts = [text_of(run, tokens=60, seed=seed, temperature=3.0) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+    assert len(texts[0]) == 60 and set(texts[0]) <= set(CHARACTERS.characters)
+
+
+def test_the_first_pieces_do_not_wait_for_the_last(run):
+    pieces = stream(run, SampleOptions(tokens=10**9))
+    assert len("".join(itertools.islice(pieces, 5))) == 5
+
+
+def scripted(monkeypatch, tokenizer, ids):
+    """Let the model write these ids."""
+    monkeypatch.setattr(sample, "generate", lambda *args, **options: iter(ids))
+
+
+@pytest.mark.parametrize("text, stop, expected", [
+    ("abcdef", "d", "abc"),
+    ("abcdef", "cde", "ab"),
+    ("abcdef", "abc", ""),
+    ("ababac", "abac", "ab"),  # a partial match that overlaps the real one
+    ("aaab", "aab", "a"),
+    ("abcabd", "abd", "abc"),
+    ("abca", "abd", "abca"),
+    ("abab", "abc", "abab"),  # ends within a partial match: it is written
+    ("abé", "éé", "abé"),
+    ("aéλb", "éλ", "a"),
+    ("abc", "abcdef", "abc"),
+])
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_stop_text(run, byte_run, monkeypatch, text, stop, expected, kind):
+    tokenizer = CHARACTERS if kind == "char" else ByteTokenizer()
+    scripted(monkeypatch, tokenizer, tokenizer.encode(text))
+    assert text_of(run if kind == "char" else byte_run, stop=stop) == expected
+
+
+@given(text=st.text("ab", max_size=12), stop=st.text("ab", min_size=1, max_size=4))
+def test_stop_text_is_the_first_occurrence(run, text, stop):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        scripted(monkeypatch, CHARACTERS, CHARACTERS.encode(text))
+        assert text_of(run, stop=stop) == text.partition(stop)[0]
+
+
+def test_characters_of_several_bytes_arrive_whole(byte_run, monkeypatch):
+    scripted(monkeypatch, ByteTokenizer(), "aé€😀b".encode())
+    assert list(stream(byte_run, SampleOptions())) == ["a", "é", "€", "😀", "b"]
+
+
+@pytest.mark.parametrize("data, expected", [
+    ("é".encode()[:1], "\ufffd"), (b"a\xf0\x9f\x98", "a\ufffd"), (b"\xffb", "\ufffdb"), (b"\xe2\x82b", "\ufffdb"),
+])
+@pytest.mark.parametrize("stop", [None, "zz"])
+def test_an_incomplete_character_at_the_end_is_shown(byte_run, monkeypatch, data, expected, stop):
+    scripted(monkeypatch, ByteTokenizer(), data)
+    assert text_of(byte_run, stop=stop) == expected == data.decode(errors="replace")
+
+
+def test_any_prompt_for_a_byte_model(byte_run):
+    assert text_of(byte_run, prompt="😀 never seen", tokens=3)
+
+
+def test_an_unknown_character_in_the_prompt(run):
+    with pytest.raises(UserError, match=r"^--prompt: the character 'z' \(U\+007A\) at offset 2 is unknown"):
+        text_of(run, prompt="abz")
+
+
+# -- the command
+
+
+def test_the_command_writes_the_prompt_and_what_follows(run, capsys):
+    assert main(["sample", run, "--prompt", "abc", "--tokens", "9", "--seed", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert (out.rstrip("\n"), err) == (("abc" + text_of(run, prompt="abc", tokens=9, seed=4)).rstrip("\n"), "")
+    assert out.endswith("\n")
+
+
+def test_the_prompt_from_standard_input(run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("aé\n".encode()), encoding="ascii"))
+    assert main(["sample", run, "--prompt", "-", "--tokens", "9"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == ("aé\n" + text_of(run, prompt="aé\n", tokens=9)).rstrip("\n")
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    (["--prompt", "abz"], "--prompt: the character 'z' (U+007A) at offset 2 is unknown: this model knows 12 characters"),
+    (["--checkpoint", "best"], "{run} has no checkpoint 'best', it has 'last'"),
+])
+def test_mistakes(run, capsys, argv, sentence):
+    assert main(["sample", run, *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("minitv: error: " + sentence.format(run=run)) and err.count("\n") == 1
+
+
+def stored(config=None, drop=None, **state):
+    """The state of a sound run with some of it replaced or dropped; save signs it."""
+    sound = dict(variant="transformer", model=to_json(MODEL), mixer={"heads": 4}, run={})
+    result = {"config": {**sound, **(config or {})}, "tokenizer": CHARACTERS.to_json(), **state}
+    return {key: value for key, value in result.items() if key != drop}
+
+
+@pytest.mark.parametrize("state, sentence", [
+    (stored(config={"variant": "mystery"}), "cannot read the checkpoint's options"),
+    (stored(config={"model": {**to_json(MODEL), "width": 32}}), "the model does not fit: wrong shape: "),
+    (stored(config={"model": {**to_json(MODEL), "layers": 2}}), "the model does not fit: missing: blocks.1."),
+    (stored(config={"model": {**to_json(MODEL), "colour": 2}}), "colour"),
+    (stored(tokenizer={"kind": "words"}), "the stored tokenizer is not one that minitv writes"),
+    (stored(drop="config"), "cannot read the checkpoint's options"),
+    (stored(drop="tokenizer"), "cannot read the checkpoint's options"),
+])
+def test_a_checkpoint_of_another_program(tmp_path, capsys, state, sentence):
+    arrays = build("transformer", CHARACTERS.vocab, np.float32).state()
+    checkpoint.save(tmp_path, "last", model=arrays, optimizer={}, state=state)
+    with pytest.raises(UserError) as error:
+        sample.load(str(tmp_path))
+    assert sentence in str(error.value)
+    assert main(["sample", str(tmp_path)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_missing_run(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        sample.load(str(tmp_path / "nowhere"))

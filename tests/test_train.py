@@ -1,0 +1,567 @@
+"""Whole runs: resumed, interrupted, killed, diverging and refused."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minitv import checkpoint, mixers
+from minitv import train as training
+from minitv.cli import main
+from minitv.models.lm import LanguageModel
+from minitv.options import ModelOptions, TrainOptions
+from minitv.report import LOG, read_log
+from minitv.train import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--context", "8", "--width", "16", "--layers", "1", "--heads", "2", "--batch", "5", "--sample-tokens", "20"]
+RUN = [*TINY, "--steps", "20", "--eval-every", "10", "--log-every", "1", "--warmup", "3"]
+DROPPING = [*RUN, "--dropout", "0.2", "--bias", "--no-tied", "--seed", "7"]
+posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A text of 5 kB whose next character mostly follows from the one before."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    rng = np.random.default_rng(0)
+    words = ["the", "fox", "jumps", "over", "lazy", "dög", "quick"]
+    path.write_text(" ".join(rng.choice(words, 1000)) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def start(*argv, cwd, script=""):
+    """`minitv train` as a process; ``script`` runs before it, with ``step(call)`` to do something in a step."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    before = f"""
+import os, signal, sys, time
+from minitv import checkpoint
+from minitv.train import Trainer
+taken = Trainer.step
+def in_step(number, call):
+    def step(self, inputs, labels, step):
+        if step == number:
+            call()
+        return taken(self, inputs, labels, step)
+    Trainer.step = step
+def send(*numbers):
+    for number in numbers:
+        os.kill(os.getpid(), number)
+{script}
+from minitv.cli import main
+sys.exit(main())
+"""
+    command = [sys.executable, "-c", before, "train", *argv]
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            encoding="utf-8")
+
+
+def train(*argv, cwd, script=""):
+    process = start(*argv, cwd=cwd, script=script)
+    out, err = process.communicate(timeout=300)
+    assert "Traceback" not in err, err
+    return process.returncode, out, err
+
+
+def done(*argv, cwd, **kwargs):
+    code, out, err = train(*argv, cwd=cwd, **kwargs)
+    assert (code, out) == (0, ""), err
+    return err
+
+
+def arrays(run, name="last"):
+    """All weights and moments of a checkpoint, and its step."""
+    saved = checkpoint.load(run, name)
+    return {**{f"model.{k}": v for k, v in saved.model.items()}, **saved.optimizer}, saved.state["step"]
+
+
+def assert_same_bits(one, two):
+    for name in checkpoint.NAMES:
+        (first, step), (second, other) = arrays(one, name), arrays(two, name)
+        assert step == other and first.keys() == second.keys()
+        assert all(first[key].tobytes() == second[key].tobytes() for key in first)
+    assert lines(one) == lines(two)
+
+
+def lines(run):
+    """The log, without what depends on the clock and the folder."""
+    header, records = read_log(run)
+    header["config"]["run"].pop("out")
+    return [header, *({k: v for k, v in record.items() if k not in ("tokens_per_s", "elapsed_s")} for record in records)]
+
+
+@pytest.fixture
+def quickly(tmp_path, monkeypatch, capsys):
+    """`minitv train` in this process and a fresh folder: exit code, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        code = main(["train", *argv])
+        out, err = capsys.readouterr()
+        assert out == ""
+        return code, err
+
+    return run
+
+
+def sentence(result):
+    """The sentence of a refusal: exit code 2, and the last line of what was printed."""
+    code, err = result
+    assert code == 2 and "Traceback" not in err, err
+    last = err.rstrip("\n").split("\n")[-1]
+    assert last.startswith("minitv: error: ") and err.count("minitv: error") == 1, err
+    return last.removeprefix("minitv: error: ")
+
+
+@pytest.fixture(scope="module", params=[("char", 2), ("byte", 1)], ids=lambda p: p[0])
+def whole(request, text, tmp_path_factory):
+    """A run of 20 steps that nothing interrupted: its folder, its options, what it printed."""
+    tokenizer, threads = request.param
+    folder = tmp_path_factory.mktemp("whole")
+    options = ["--data", text, *DROPPING, "--tokenizer", tokenizer, "--threads", str(threads)]
+    err = done(*options, "--out", "run", cwd=folder)
+    return folder / "run", options, err
+
+
+# -- bit for bit
+
+
+@posix
+def test_killed_and_resumed_is_the_same_run(whole, tmp_path):
+    run, options, _ = whole
+    code, _, err = train(*options, "--out", "run", cwd=tmp_path, script="in_step(13, lambda: send(signal.SIGKILL))")
+    assert code == -signal.SIGKILL
+    assert read_log(tmp_path / "run")[1][-1]["step"] == 13 and arrays(tmp_path / "run")[1] == 10
+    err = done("--resume", "run", cwd=tmp_path)
+    assert "step 11/20" in err and "step 10/20" not in err
+    assert_same_bits(tmp_path / "run", run)
+
+
+@posix
+def test_killed_between_the_two_checkpoints(whole, tmp_path):
+    """Both are good and new when the run is over, whatever the moment."""
+    run, options, _ = whole
+    script = """
+saves, save = [], checkpoint.save
+def once(*args, **contents):
+    saves.append(save(*args, **contents))
+    if len(saves) == 3:  # two of step 10, and one of step 20
+        send(signal.SIGKILL)
+checkpoint.save = once
+"""
+    code, *_ = train(*options, "--out", "run", cwd=tmp_path, script=script)
+    assert code == -signal.SIGKILL
+    if arrays(tmp_path / "run")[1] < 20:
+        done("--resume", "run", cwd=tmp_path)
+    assert_same_bits(tmp_path / "run", run)
+
+
+def test_same_seed_and_threads_same_bits(whole, tmp_path, quickly):
+    run, options, _ = whole
+    code, err = quickly(*options, "--out", "again")
+    assert code == 0, err
+    assert_same_bits(tmp_path / "again", run)
+
+
+def test_stopped_and_resumed_without_evaluation_is_the_same_run(whole, tmp_path, quickly, monkeypatch):
+    """Evaluations and samples leave no trace in the weights; a stop at any step is as good as one at an evaluation."""
+    run, options, _ = whole
+    step = Trainer.step
+
+    def stopping(self, inputs, labels, number):
+        if number == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, inputs, labels, number)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    assert quickly(*options, "--eval-every", "0", "--out", "run")[0] == 143
+    assert arrays("run")[1] == 7
+    code, err = quickly("--resume", "run")
+    assert code == 0 and "held-out" not in err
+    expected, got = arrays(run)[0], arrays("run")[0]
+    assert all(expected[key].tobytes() == got[key].tobytes() for key in expected)
+    assert not checkpoint.exists("run", "best")
+    assert [{k: v for k, v in line.items() if k != "val_loss"} for line in lines(run)[1:]] == lines("run")[1:]
+
+
+def test_another_seed_is_another_run(text, quickly):
+    for seed in ("1", "2"):
+        assert quickly("--data", text, *TINY, "--steps", "1", "--seed", seed, "--eval-every", "0", "--out", seed)[0] == 0
+    assert lines("1")[1]["loss"] != lines("2")[1]["loss"]
+
+
+# -- what a run writes and prints
+
+
+def test_log_schema(whole, text):
+    run, options, _ = whole
+    objects = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
+    header, records = objects[0], objects[1:]
+    assert header.keys() >= {"config", "variant", "parameters", "corpus", "ngram_bpc", "versions", "tokens_per_char"}
+    assert header["config"]["model"]["width"] == 16 and header["config"]["run"]["seed"] == 7
+    assert header["config"]["mixer"] == {"heads": 2}
+    data = Path(text).read_bytes()
+    assert header["corpus"]["size_bytes"] == len(data)
+    import hashlib
+
+    assert header["corpus"]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert header["parameters"] == sum(v.size for v in checkpoint.load(run).model.values())
+    assert len(header["ngram_bpc"]) == 6 and all(0 < bits < 10 for bits in header["ngram_bpc"])
+    assert header["versions"].keys() >= {"minitv", "python", "numpy", "numba"}
+    tokens = header["corpus"]["training_tokens"] + header["corpus"]["held_out_tokens"]
+    assert tokens == (len(data) if "byte" in options else len(data.decode()))
+
+    keys = {"step", "loss", "bpc", "tokens_per_s", "elapsed_s", "lr", "grad_norm"}
+    assert [record["step"] for record in records] == list(range(1, 21))
+    for record in records:
+        assert record.keys() == keys | ({"val_loss"} if record["step"] in (10, 20) else set())
+        assert all(math.isfinite(value) and value >= 0 for value in record.values())
+        per_char = tokens / len(data.decode())
+        assert record["bpc"] == pytest.approx(record["loss"] / math.log(2) * per_char, rel=1e-12)
+    assert records[0]["lr"] == pytest.approx(3e-3 / 4) and max(r["lr"] for r in records) == 3e-3
+    elapsed = [record["elapsed_s"] for record in records]
+    assert elapsed == sorted(elapsed)
+
+
+def test_best_is_the_lowest_held_out_loss(whole):
+    run, *_ = whole
+    losses = {r["step"]: r["val_loss"] for r in read_log(run)[1] if "val_loss" in r}
+    best = checkpoint.load(run, "best").state
+    assert best["step"] == min(losses, key=losses.get) and best["best_loss"] == min(losses.values())
+
+
+def test_away_from_a_terminal_there_are_plain_lines(whole):
+    _, _, err = whole
+    assert "\r" not in err and "\x1b" not in err and err.endswith("\n")
+    assert re.search(r"^text      .*text\.txt: 5\.\dk characters, sha256 [0-9a-f]{16}$", err, re.M)
+    assert re.search(r"^n-grams   bits per character by order  0: \d\.\d{3}  1: ", err, re.M)
+    assert re.search(r"^model     transformer, \d\.\dk parameters, \d worker threads?, folder run$", err, re.M)
+    assert re.search(r"^step  1/20  loss \d\.\d{4}  \d\.\d{3} bits/char  \S+ tokens/s", err, re.M)
+    assert re.search(r"^step 20/20 .* done$", err, re.M)
+    assert len(re.findall(r"^step [12]0: held-out loss \d\.\d{4} nats, \d\.\d{3} bits per character, ", err, re.M)) == 2
+    assert "minitv sample run" in err
+
+
+def test_it_learns(text, quickly):
+    options = ["--context", "16", "--width", "32", "--layers", "1", "--batch", "16", "--lr", "0.01", "--warmup", "5"]
+    code, err = quickly("--data", text, *options, "--steps", "80", "--eval-every", "40", "--out", "run", "--check")
+    assert code == 0, err
+    header, records = read_log("run")
+    losses = [record["val_loss"] for record in records if "val_loss" in record]
+    assert losses[1] < losses[0] < records[0]["loss"]
+    assert losses[1] / math.log(2) < header["ngram_bpc"][0] - 0.5
+    assert "better than the n-gram of order " in err
+    # a stop text, a prompt: the run can be read back
+    assert main(["sample", "run", "--prompt", "the ", "--tokens", "20"]) == 0
+
+
+# -- stopped
+
+
+def wait_for_steps(process, run, number=3):
+    limit = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < limit:
+        if (run / LOG).exists() and (run / LOG).read_bytes().count(b"\n") > number:
+            return
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail(f"no steps: {process.communicate()[1]}")
+
+
+@posix
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_tells_how_to_go_on(text, tmp_path, quickly, number, code):
+    options = ["--data", text, *TINY, "--steps", "1000000", "--eval-every", "0", "--log-every", "1", "--out", "run"]
+    process = start(*options, cwd=tmp_path)
+    wait_for_steps(process, tmp_path / "run")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "") and "Traceback" not in err
+    (step,) = re.findall(r"^stopped after step (\d+); continue with: minitv train --resume run$", err, re.M)
+    assert "stopping after this step and saving" in err
+    assert arrays(tmp_path / "run")[1] == int(step)
+    assert read_log(tmp_path / "run")[1][-1]["step"] == int(step)
+    result, err = quickly("--resume", "run", "--steps", str(int(step) + 2))
+    assert result == 0 and read_log("run")[1][-1]["step"] == int(step) + 2
+
+
+@posix
+def test_two_interrupts_stop_at_once(text, tmp_path):
+    script = "in_step(3, lambda: (send(signal.SIGINT, signal.SIGINT), time.sleep(100)))"
+    before = time.monotonic()
+    code, _, err = train("--data", text, *RUN, "--out", "run", cwd=tmp_path, script=script)
+    assert code == 130 and time.monotonic() - before < 90
+    assert not checkpoint.exists(tmp_path / "run") and "continue with" not in err
+
+
+@posix
+def test_an_interrupt_in_the_last_step_is_a_finished_run(text, tmp_path, quickly, monkeypatch):
+    step = Trainer.step
+
+    def interrupted(self, inputs, labels, number):
+        if number == 19:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, inputs, labels, number)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    code, err = quickly("--data", text, *RUN, "--out", "run")
+    assert code == 0 and "minitv sample run" in err and arrays("run")[1] == 20
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+# -- numbers that are not finite
+
+
+def test_divergence_names_the_operator_and_keeps_the_good_checkpoint(text, quickly, monkeypatch):
+    assert quickly("--data", text, *RUN, "--out", "run")[0] == 0
+    good = arrays("run")
+    step = Trainer.step
+
+    def corrupted(self, inputs, labels, number):
+        if number == 22:
+            self.model.blocks[0].ffn.up.weight.data[3, 5] = math.nan
+        return step(self, inputs, labels, number)
+
+    monkeypatch.setattr(Trainer, "step", corrupted)
+    said = sentence(quickly("--resume", "run", "--steps", "30"))
+    assert said.startswith("step 23 made a number that is not finite, first at ") and "linear" in said
+    assert f"The last good checkpoint is run{os.sep}last." in said and "--lr" in said
+    kept = arrays("run")
+    assert kept[1] == 20 and all(np.array_equal(kept[0][key], good[0][key]) for key in good[0])
+    assert read_log("run")[1][-1]["step"] == 22
+
+
+@pytest.mark.parametrize("extra", [[], ["--check"]])
+def test_a_huge_learning_rate(text, quickly, extra):
+    said = sentence(quickly("--data", text, *RUN, "--lr", "1e30", "--out", "run", "--eval-every", "0", *extra))
+    assert "is not finite, first at " in said and "No checkpoint was saved before it" in said
+    assert not checkpoint.exists("run")
+
+
+def test_weights_that_give_no_held_out_loss_are_not_saved(text, quickly):
+    options = ["--lr", "1e30", "--eval-every", "1", "--warmup", "0"]
+    said = sentence(quickly("--data", text, *RUN, *options, "--out", "run"))
+    assert said.startswith("step 1 made a number that is not finite, first at ")
+    assert not checkpoint.exists("run") and not checkpoint.exists("run", "best")
+
+
+def test_check_changes_nothing(whole, quickly):
+    run, options, _ = whole
+    assert quickly(*options, "--check", "--out", "checked")[0] == 0
+    one, two = arrays(run)[0], arrays("checked")[0]
+    assert all(one[key].tobytes() == two[key].tobytes() for key in one)
+
+
+# -- refusals
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    """A folder with the finished run ``run``; copied by those who change it."""
+    folder = tmp_path_factory.mktemp("finished")
+    here = os.getcwd()
+    os.chdir(folder)
+    try:
+        assert main(["train", "--data", text, *RUN, "--out", "run"]) == 0
+    finally:
+        os.chdir(here)
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_is_not_overwritten(copied, text, quickly):
+    before = files(copied)
+    said = sentence(quickly("--data", text, *RUN, "--out", "run"))
+    assert said == ("run holds a run already: continue it with --resume run, replace it with --overwrite, "
+                    "or choose another --out")
+    assert files(copied) == before
+
+
+@pytest.mark.parametrize("mistake", [["--data", "missing.txt"], ["--context", "100000"], ["--heads", "3"]])
+def test_overwrite_with_a_mistake_costs_no_run(copied, text, quickly, mistake):
+    before = files(copied)
+    sentence(quickly("--data", text, *RUN, "--out", "run", "--overwrite", *mistake))
+    assert files(copied) == before
+
+
+def test_overwrite(copied, text, quickly):
+    (copied / "notes.txt").write_text("mine")
+    code, err = quickly("--data", text, *RUN, "--out", "run", "--overwrite", "--steps", "2", "--eval-every", "0")
+    assert code == 0, err
+    assert [record["step"] for record in read_log("run")[1]] == [1, 2] and arrays("run")[1] == 2
+    assert not checkpoint.exists("run", "best")
+    assert (copied / "notes.txt").read_text() == "mine"
+
+
+def test_out_must_be_a_folder_and_free(tmp_path, text, quickly):
+    Path("file").write_text("")
+    assert sentence(quickly("--data", text, *RUN, "--out", "file")) == "--out file: this is a file, a folder is needed"
+    Path("mine/last").mkdir(parents=True)
+    Path("mine/last/thesis.txt").write_text("years")
+    said = sentence(quickly("--data", text, *RUN, "--out", "mine", "--overwrite"))
+    assert said == f"--out mine: mine{os.sep}last is in the way, it is not a minitv checkpoint"
+    assert Path("mine/last/thesis.txt").read_text() == "years"
+
+
+def corrupt(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage, argv, said", [
+    (None, ["--steps", "20"], "--steps: this run has done 20 steps; to continue it, ask for more than that"),
+    (None, ["--steps", "30", "--data", "other.txt"], "--resume run: the text is not the one this run began with"),
+    (None, ["--resume", "nowhere"], "nowhere: there is no such folder"),
+    (None, ["--steps", "30", "--width", "32"], "--resume run: --width is 16 in this run and cannot become 32"),
+    (lambda run: corrupt(run / "last" / "model.safetensors", -1), ["--steps", "30"], "was changed or damaged"),
+    (lambda run: corrupt(run / "last" / "optimizer.safetensors", -1), ["--steps", "30"], "was changed or damaged"),
+    (lambda run: corrupt(run / "last" / "state.json", 40), ["--steps", "30"], "state.json"),
+    (lambda run: os.truncate(run / "last" / "model.safetensors", 100), ["--steps", "30"], "is truncated"),
+    (lambda run: (run / "last" / "optimizer.safetensors").unlink(), ["--steps", "30"], "is incomplete"),
+    (lambda run: (run / LOG).write_text("nonsense\n"), ["--steps", "30"], "line 1 is not a JSON object"),
+])
+def test_resume_refusals(copied, quickly, damage, argv, said):
+    Path("other.txt").write_text("another text " * 100)
+    if damage:
+        damage(copied)
+    before = files(copied)
+    assert said in sentence(quickly("--resume", "run", *argv))
+    assert files(copied) == before
+
+
+def test_resume_with_more_steps_and_a_moved_text(copied, text, quickly):
+    shutil.copy(text, "moved.txt")
+    code, err = quickly("--resume", "run", "--steps", "25", "--data", "moved.txt", "--threads", "1")
+    assert code == 0, err
+    assert [record["step"] for record in read_log("run")[1]] == list(range(1, 26))
+    elapsed = [record["elapsed_s"] for record in read_log("run")[1]]
+    assert elapsed == sorted(elapsed)
+
+
+def test_resume_with_other_threads_says_so(copied, quickly):
+    threads = checkpoint.load(copied).state["threads"]
+    code, err = quickly("--resume", "run", "--steps", "21", "--threads", str(threads + 1))
+    assert code == 0 and f"this run had {threads} worker thread" in err
+
+
+def test_resume_without_a_log_starts_a_new_one(copied, quickly):
+    (copied / LOG).unlink()
+    assert quickly("--resume", "run", "--steps", "22")[0] == 0
+    header, records = read_log("run")
+    assert header["variant"] == "transformer" and [record["step"] for record in records] == [21, 22]
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"", "--data: t.txt holds no text"),
+    (b"abc", "the training part (the first 90% of 3 tokens) has 2 tokens, and --context 8 needs at least 9"),
+    (b"ab" * 20, "the held-out part (the last 10% of 40 tokens) has 4 tokens, and --context 8 needs at least 9"),
+    (b"abc \xff\xfe" * 100, "--data: t.txt is not UTF-8 text: byte offset 4 holds ff"),
+    (None, "--data t.txt: there is no such file or folder"),
+])
+def test_texts_that_cannot_be_used(quickly, tmp_path, content, said):
+    if content is not None:
+        Path("t.txt").write_bytes(content)
+    assert sentence(quickly("--data", "t.txt", *RUN, "--out", "run")).startswith(said)
+    assert not Path("run").exists()
+
+
+def test_a_text_of_one_character(quickly):
+    Path("t.txt").write_text("a" * 300)
+    code, err = quickly("--data", "t.txt", *TINY, "--steps", "2", "--out", "run")
+    assert code == 0, err
+    assert lines("run")[1]["loss"] == 0
+
+
+# -- the Trainer
+
+
+def trainer(monkeypatch, dtype=np.float64, micro=None, **run):
+    """A trainer of a small float64 model."""
+    monkeypatch.setattr(training, "LanguageModel", partial(LanguageModel, dtype=dtype))
+    if micro:
+        monkeypatch.setattr(training, "MICRO_BATCH_TOKENS", micro)
+    model = ModelOptions(context=6, layers=2, width=8, bias=True)
+    options = TrainOptions(**dict(dict(batch=7, steps=10, warmup=0, seed=3), **run))
+    return Trainer("transformer", model, mixers.options("transformer")(heads=2), options, 9)
+
+
+def batch(seed=0):
+    ids = np.random.default_rng(seed).integers(0, 9, (7, 7))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def gradient(made, *data):
+    loss = made.step(*data, 0)
+    return loss, made.optimizer.buffers[0].flat.copy()
+
+
+@pytest.mark.parametrize("micro, threads", [(6, 1), (12, 1), (20, 1), (10**9, 2), (10**9, 3), (6, 7), (12, 3), (6, 50)])
+def test_parts_of_a_batch_add_up_to_the_batch(monkeypatch, micro, threads):
+    whole = trainer(monkeypatch, threads=1, micro=10**9)
+    parts = trainer(monkeypatch, threads=threads, micro=micro)
+    assert len(whole._slices(7, 6)) == 1 and len(parts._slices(7, 6)) > 1
+    try:
+        (loss, expected), (other, got) = gradient(whole, *batch()), gradient(parts, *batch())
+        model = LanguageModel("transformer", ModelOptions(context=6, layers=2, width=8, bias=True),
+                              mixers.options("transformer")(heads=2), 9, training.Random(3).split(training.WEIGHTS),
+                              np.float64)
+        value = model.loss(*batch())
+        value.backward()
+        norm = math.sqrt(sum((p.grad.numpy() ** 2).sum() for p in model.parameters()))
+        assert loss == pytest.approx(value.item(), rel=1e-13) and other == pytest.approx(loss, rel=1e-13)
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-14)
+        assert whole.grad_norm == pytest.approx(norm, rel=1e-12) and parts.grad_norm == pytest.approx(norm, rel=1e-12)
+        assert whole.evaluate(*batch(1)) == pytest.approx(parts.evaluate(*batch(1)), rel=1e-9)
+        assert whole.evaluate(*batch(1)) == pytest.approx(whole.model.loss(*batch(1)).item(), rel=1e-12)
+        assert whole.parameters == sum(p.size for p in model.parameters())
+    finally:
+        whole.close()
+        parts.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("micro", [1, 6, 12, 10**9])
+@pytest.mark.parametrize("sequences", [1, 2, 7, 13])
+def test_slices_cover_the_batch_once(monkeypatch, threads, micro, sequences):
+    made = trainer(monkeypatch, threads=threads, micro=micro)
+    made.close()
+    slices = made._slices(sequences, 6)
+    assert [i for part in slices for i in range(part.start, part.stop)] == list(range(sequences))
+    assert all((part.stop - part.start) * 6 <= max(micro, 6) for part in slices)
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_forgotten(monkeypatch):
+    made, fresh = trainer(monkeypatch, threads=2), trainer(monkeypatch, threads=2)
+    try:
+        assert made.find_nonfinite(*batch(), 0) is None
+        weight = made.model.blocks[1].mixer.out.weight
+        before = weight.numpy().copy()
+        weight.data[0, 0] = math.inf
+        assert not math.isfinite(made.step(*batch(), 0)) and math.isnan(made.grad_norm)
+        assert made.find_nonfinite(*batch(), 0).startswith("linear")
+        weight.data[...] = before
+        assert made.step(*batch(), 0) == fresh.step(*batch(), 0)
+        assert np.array_equal(made.optimizer.param, fresh.optimizer.param)
+    finally:
+        made.close()
+        fresh.close()
