@@ -98,6 +98,9 @@ def gradcheck(f: Callable, *inputs, order: int = 1, analytic: bool = False, tole
         tensors.append(Tensor(x, requires_grad=True))
     generator = np.random.default_rng(seed)
     outputs = _outputs(f(*tensors))
+    for which, output in enumerate(outputs):
+        if np.isnan(output.data).any():
+            raise AssertionError(f"output {which} has NaN at the inputs given, so it has no derivative there")
     # An output that is infinite on purpose (the log of a masked probability) has no derivative to check.
     cotangents = [np.where(np.isfinite(o.data), generator.standard_normal(o.shape), 0.0) for o in outputs]
     if analytic:

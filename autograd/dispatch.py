@@ -93,13 +93,18 @@ def explain(op, *args, **kwargs) -> str:
         return "\n".join(lines)
     values, params = op.bind(args, kwargs)
     _, arrays, _ = op._convert(values)
-    chosen = choose(op, arrays, params)
+    try:
+        chosen = choose(op, arrays, params)
+    except KernelError:  # a forced kernel that cannot run: the line of that kernel says why
+        chosen = None
     request = _request(op)
     for name, kernel in op.kernels.items():
         if kernel is chosen:
             note = "chosen" + (": forced by use()" if request else ": the fused kernel of this device")
-        elif request is not None:
+        elif request is not None and request._kernel != name:
             note = "not chosen: use() asks for something else"
+        elif chosen is None:
+            note = f"forced by use(), cannot run: {kernel.reason_against(arrays, params)}"
         else:
             note = f"not chosen: {kernel.reason_against(arrays, params)}"
         lines.append(f"  kernel {name}: {note}")

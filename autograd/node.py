@@ -36,7 +36,7 @@ class Node:
         self.saved = saved
         self.shapes = shapes  # of the inputs
         self.outputs = outputs  # (shape, dtype) of each output
-        self.versions = versions  # (cell, version at recording, argument) of what was saved
+        self.versions = versions  # (cell, version at recording, argument name or None for an output) of what was saved
         self.number = next(_number)
         self.retained = None  # output index -> weak reference to a tensor that wants its gradient
 
@@ -44,9 +44,10 @@ class Node:
         """Raise if an array that backward needs was updated in place after it was recorded."""
         for cell, version, argument in self.versions:
             if cell[0] != version:
+                what = "its output" if argument is None else f"argument {argument!r}"
                 raise GraphError(
-                    f"{self.op.name}: argument {argument!r} was updated in place after this call was recorded, so its "
-                    "gradient would be wrong: run backward() before the update, or use a copy"
+                    f"{self.op.name}: {what} was updated in place after this call was recorded, so its gradient would "
+                    "be wrong: run backward() before the update, or use a copy"
                 )
 
     def release(self):
@@ -58,7 +59,8 @@ def undo_broadcast(grad, shape: tuple[int, ...]):
     """Sum a gradient over the axes along which broadcasting repeated the input: the adjoint of broadcasting."""
     if grad.shape == shape:
         return grad
-    from .ops import reduce, shape as shape_ops
+    from .ops import reduce
+    from .ops import shape as shape_ops
 
     axes = broadcast_axes(shape, grad.shape)
     return shape_ops.reshape(reduce.sum(grad, axis=axes), shape)
@@ -91,24 +93,29 @@ def run_backward(
     retain: bool = False,
     create_graph: bool = False,
     sink: Callable | None = None,
-    targets: Sequence = (),
+    targets: Sequence | None = None,
 ) -> list:
     """Send ``seeds`` back from ``outputs``.
 
     Leaf gradients go to ``sink(leaf, gradient)`` as soon as each contribution is known, or, without a sink, are
-    added to ``leaf.grad`` when everything has succeeded. With ``targets`` nothing is stored and the gradients of
-    those tensors are returned (None where nothing arrived).
+    added to ``leaf.grad`` when everything has succeeded. With ``targets`` nothing is stored, nothing that does not
+    lead to one of them is visited, and their gradients are returned (None where nothing arrived).
     """
     pending: dict[int, tuple[Node, list[_Sum]]] = {}
     leaves: dict[int, tuple[object, _Sum]] = {}
     retained: list[tuple[object, object]] = []
     heap: list[int] = []
-    wanted = {(id(t.node), t.index): i for i, t in enumerate(targets) if t.node is not None}
-    found: list = [None] * len(targets)
+    found: list = [None] * len(targets or ())
+    wanted: dict[object, list[int]] = {}
+    for position, target in enumerate(targets or ()):
+        wanted.setdefault(_key(target), []).append(position)
+    useful = None if targets is None else _leading_to(wanted, outputs)
 
     def deliver(parent, grad):
         if type(parent) is tuple:
             node, index = parent
+            if useful is not None and node.number not in useful and (node.number, index) not in wanted:
+                return
             entry = pending.get(node.number)
             if entry is None:
                 entry = pending[node.number] = (node, [_Sum() for _ in node.outputs])
@@ -129,14 +136,15 @@ def run_backward(
             node, sums = pending.pop(-heappop(heap))
             grads = []
             for index, (total, (shape, dtype)) in enumerate(zip(sums, node.outputs, strict=True)):
-                position = wanted.get((id(node), index))
-                if position is not None:
+                for position in wanted.get((node.number, index), ()):
                     found[position] = total.value
                 if node.retained is not None and index in node.retained and total.value is not None:
                     tensor = node.retained[index]()
                     if tensor is not None:
                         retained.append((tensor, total.value))
                 grads.append(total.value if total.value is not None else _zeros(outputs[0], shape, dtype))
+            if useful is not None and node.number not in useful:
+                continue
             if node.saved is None:
                 raise GraphError(
                     f"backward reached {node.op.name}, whose graph was already released by an earlier backward: "
@@ -145,7 +153,13 @@ def run_backward(
             if node.versions:
                 node.check_versions()
             parents = node.parents
-            results = node.differentiate(node, grads, create_graph)
+            checking, STATE.checking = STATE.checking, False  # a bad gradient is reported as this operator's, below
+            try:
+                results = node.differentiate(node, grads, create_graph)
+            finally:
+                STATE.checking = checking
+            if len(results) != len(parents):
+                raise GraphError(f"{node.op.name}: its gradient has {len(results)} values for {len(parents)} inputs")
             for parent, grad, shape in zip(parents, results, node.shapes, strict=True):
                 if parent is None or grad is None:
                     continue
@@ -156,21 +170,50 @@ def run_backward(
                         raise ShapeError(
                             f"gradient of {node.op.name}: shape {grad.shape} for an input of shape {shape}"
                         ) from None
-                if STATE.checking:
+                if checking:
                     require_finite(grad.data, f"the gradient of {node.op.name}")
                 deliver(parent, grad)
             if not (retain or create_graph):
                 node.release()
-    if targets:
-        for i, target in enumerate(targets):
-            if target.node is None and id(target) in leaves:
-                found[i] = leaves[id(target)][1].value
+    if targets is not None:
+        for key, (_, total) in leaves.items():
+            for position in wanted.get(key, ()):
+                found[position] = total.value
         return found
     for leaf, total in leaves.values():
         leaf.accumulate(total.value)
     for tensor, value in retained:
         tensor.accumulate(value)
     return []
+
+
+def _key(tensor):
+    """What a target is found by: the place in the graph where its gradient arrives."""
+    return id(tensor) if tensor.node is None else (tensor.node.number, tensor.index)
+
+
+def _leading_to(wanted, outputs) -> set[int]:
+    """The numbers of the nodes between the wanted tensors and the outputs."""
+    nodes = {o.node.number: o.node for o in outputs if o.node is not None}
+    unseen = list(nodes.values())
+    while unseen:
+        for parent in unseen.pop().parents or ():
+            if type(parent) is tuple and parent[0].number not in nodes:
+                nodes[parent[0].number] = parent[0]
+                unseen.append(parent[0])
+    useful: set[int] = set()
+    for number in sorted(nodes):  # parents before the nodes that use them
+        if nodes[number].parents is None and any(type(key) is int or key[0] != number for key in wanted):
+            useful.add(number)  # released: what lay below is not known any more, so that visiting it has to raise
+        for parent in nodes[number].parents or ():
+            if type(parent) is tuple:
+                hit = parent[0].number in useful or (parent[0].number, parent[1]) in wanted
+            else:
+                hit = id(parent) in wanted
+            if hit:
+                useful.add(number)
+                break
+    return useful
 
 
 def _zeros(like, shape, dtype):

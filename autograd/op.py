@@ -50,6 +50,10 @@ class Form:
     vjp: Callable | None = None
     plan: tuple = ()  # what the vjp's parameters are, see _plan
 
+    @property
+    def saves_outputs(self) -> bool:
+        return any(kind == "out" for kind, _, _ in self.plan)
+
 
 @dataclass
 class Kernel:
@@ -124,12 +128,17 @@ class Op:
     # -- declaration -------------------------------------------------------------------------------------------------
     def form(self, function: Callable) -> Callable:
         """Declare a form made of Tensor operators; its name is the function's."""
-        self.forms[function.__name__] = Form(function.__name__, function)
+        self._declare(Form(function.__name__, function))
         return function
+
+    def _declare(self, form: Form) -> None:
+        if form.name in self.forms:
+            raise AutogradError(f"{self.name}: form {form.name!r} is declared twice")
+        self.forms[form.name] = form
 
     def primitive(self, function: Callable) -> Callable:
         """Declare the form "array", made of array code; ``vjp`` states its gradient."""
-        self.forms["array"] = Form("array", function, primitive=True)
+        self._declare(Form("array", function, primitive=True))
         return function
 
     def vjp(self, function: Callable) -> Callable:
@@ -139,7 +148,9 @@ class Op:
         names of inputs, ``out`` (the output, or the list of them), ``<input>_shape``, static parameters, and
         ``needs`` (which inputs want a gradient), ``shapes`` (of all inputs).
         """
-        form = self.forms["array"]
+        form = self.forms.get("array")
+        if form is None:
+            raise AutogradError(f"{self.name}: declare the primitive before its vjp")
         form.vjp = function
         form.plan = self._plan(function)
         return function
@@ -337,7 +348,7 @@ class Op:
             elif kind == "shape":
                 saved.append(arrays[key].shape if arrays[key] is not None else None)
             elif kind == "param":
-                saved.append(params[key])
+                saved.append(_frozen(params[key]))
             elif kind == "shapes":
                 saved.append(tuple(a.shape for a in arrays))
             elif kind == "needs":
@@ -345,7 +356,7 @@ class Op:
             else:
                 saved.append([_array(o) for o in outputs])
         node = self._node(tensors, arrays, outputs, (form, saved), _differentiate_primitive, versions)
-        return self._wrap(outputs, tensors, node, many)
+        return self._wrap(outputs, tensors, node, many, form.saves_outputs)
 
     def _run_kernel(self, kernel, tensors, arrays, params, recording):
         result, saved = kernel.forward(*arrays, **params)
@@ -357,7 +368,7 @@ class Op:
             return self._wrap(outputs, tensors, None, many)
         versions = [(t.version, t.version[0], n) for t, n in zip(tensors, self._names, strict=True) if isinstance(t, Tensor)]
         node = self._node(tensors, arrays, outputs, (kernel, saved), _differentiate_kernel, versions)
-        return self._wrap(outputs, tensors, node, many)
+        return self._wrap(outputs, tensors, node, many, True)
 
     def _node(self, tensors, arrays, outputs, saved, differentiate, versions):
         parents = tuple(
@@ -372,7 +383,7 @@ class Op:
                     array.flags.writeable = False
         return node
 
-    def _wrap(self, outputs, tensors, node, many):
+    def _wrap(self, outputs, tensors, node, many, saved=False):
         wrapped = []
         for index, output in enumerate(outputs):
             output = _array(output)
@@ -383,6 +394,10 @@ class Op:
                 tensor.requires_grad, tensor.node, tensor.index = True, node, index
             if self.view and isinstance(tensors[0], Tensor):
                 tensor.version = tensors[0].version
+            if saved:
+                node.versions.append((tensor.version, tensor.version[0], None))
+                if STATE.checking and type(output) is np.ndarray:
+                    output.flags.writeable = False
             wrapped.append(tensor)
         return tuple(wrapped) if many else wrapped[0]
 
@@ -390,6 +405,13 @@ class Op:
 def _array(value):
     """A 0-d array instead of the NumPy scalar that reductions return."""
     return value if not isinstance(value, np.generic) else np.asarray(value)
+
+
+def _frozen(value):
+    """A parameter with its arrays and lists copied, so that changing them later does not change the gradient."""
+    if isinstance(value, tuple | list):
+        return type(value)(_frozen(v) for v in value)
+    return value.copy() if hasattr(value, "dtype") else value
 
 
 def _differentiate_primitive(node, grads, create_graph):

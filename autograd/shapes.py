@@ -51,6 +51,8 @@ class Signature:
             arguments = []
             for match in _ARGUMENT.finditer(side):
                 dims = tuple(match["dims"].split())
+                if "..." in dims[1:] or ("*" in dims and len(dims) > 1):
+                    raise ShapeError(f"signature {text!r}: '...' stands first and '*' alone in {match[0]!r}")
                 arguments.append(Argument(match["name"], dims, match["kind"] or "float", bool(match["optional"])))
             if re.sub(r"[,\s]", "", _ARGUMENT.sub("", side)):
                 raise ShapeError(f"signature {text!r}: cannot read {side.strip()!r}")

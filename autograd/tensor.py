@@ -157,18 +157,13 @@ class Tensor:
             raise ShapeError(
                 f"assign_: needs shape {self.shape} and dtype {self.dtype}, got {values.shape} and {values.dtype}"
             )
-        self.data[...] = values
+        _unlocked(self.data)[...] = values
         self.version[0] += 1
         return self
 
     def accumulate(self, grad: Tensor) -> None:
-        """Add to ``.grad``. The sum is a new tensor, so a gradient somebody else holds never changes."""
-        if self.grad is not None:
-            self.grad = self.grad + grad
-        elif grad.node is None and not grad.data.flags.owndata:
-            self.grad = Tensor(grad.data)
-        else:
-            self.grad = grad
+        """Add to ``.grad``. The sum is a new array, so a gradient somebody else holds never changes."""
+        self.grad = Tensor(grad.data) if self.grad is None else Tensor.wrap(self.grad.data + grad.data)
 
     def backward(self, seed=None, *, retain: bool = False, sink: Callable | None = None) -> None:
         """Add the gradient of this tensor (times ``seed``) to ``.grad`` of every leaf that requires one.
@@ -278,8 +273,16 @@ def _rebuild(data, requires_grad):
     return Tensor(data, requires_grad=requires_grad)
 
 
+def _unlocked(array):
+    """The array, writeable again if only check mode made it read-only."""
+    if type(array) is np.ndarray and not array.flags.writeable and 0 not in array.strides:
+        owner = array.base if isinstance(array.base, np.ndarray) else array
+        array.flags.writeable = owner is array or owner.flags.writeable
+    return array
+
+
 def _compare(name, left, right):
-    right = right.data if isinstance(right, Tensor) else right
+    right = right.data if isinstance(right, Tensor) else np.asarray(right) if isinstance(right, list | tuple) else right
     if not isinstance(right, np.ndarray | np.generic | int | float) and not is_cupy(right):
         return NotImplemented
     return getattr(namespace(left.data), name)(left.data, right)
@@ -309,9 +312,15 @@ def gradients(outputs, inputs, seeds=None, *, create_graph: bool = False, retain
     ``inputs`` may be leaves or intermediate tensors; one that is not reached gets zeros. With ``create_graph`` the
     results can be differentiated again; fused kernels refuse that and name the form to use.
     """
+    if not isinstance(inputs, tuple | list) or not all(isinstance(x, Tensor) for x in inputs):
+        raise TypeError(f"gradients: inputs must be a list or tuple of Tensors, got {type(inputs).__name__}")
     outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
     seeds = list(seeds) if isinstance(seeds, tuple | list) else [seeds] * len(outputs)
+    if len(seeds) != len(outputs):
+        raise GraphError(f"gradients: got {len(seeds)} seeds for {len(outputs)} outputs")
     starts = [_seed("gradients", o, s) for o, s in zip(outputs, seeds, strict=True)]
+    if not create_graph:
+        starts = [s.detach() for s in starts]
     reached = [(o, s) for o, s in zip(outputs, starts, strict=True) if o.requires_grad]
     found = [None] * len(inputs)
     if reached:

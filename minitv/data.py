@@ -71,17 +71,33 @@ def split(ids: np.ndarray, context: int, fraction: float = 0.9) -> tuple[np.ndar
 
 
 class Batches:
-    """Random windows of the ids, a pure function of the seed and the step: a resumed run sees what it would have."""
+    """Windows of the ids in random order, a pure function of the seed and the step: a resumed run goes on with its own.
+
+    Each pass over the text cuts it, from a random place on, into windows that do not overlap, and shuffles them: no
+    part is seen twice before every part was seen once.
+    """
 
     def __init__(self, ids: np.ndarray, batch: int, context: int, seed: int):
         _check(ids, context, "the text of the batches")
         self._ids, self._shape, self._random = ids, (batch, context), Random(seed)
+        self._windows = max(1, len(ids) // context - 1)  # so that the first one can begin at any of `context` places
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs [B T] and labels [B T], the tokens that follow them."""
         batch, context = self._shape
-        starts = self._random.split(step).integers(0, len(self._ids) - context, (batch,))
-        return _gather(self._ids, starts, context)
+        drawn = range(step * batch, (step + 1) * batch)
+        starts = [self._starts(i // self._windows)[i % self._windows] for i in drawn]
+        return _gather(self._ids, np.array(starts), context)
+
+    def _starts(self, epoch: int) -> np.ndarray:
+        """Where the windows of one pass over the text begin, in the order in which they are seen."""
+        if self._order[0] != epoch:
+            offset, order = self._random.split(epoch, 0), self._random.split(epoch, 1)
+            context = self._shape[1]
+            spare = len(self._ids) - self._windows * context
+            self._order = epoch, offset.integers(0, spare) + context * order.permutation(self._windows)
+        return self._order[1]
 
 
 def windows(ids: np.ndarray, context: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:

@@ -39,12 +39,13 @@ from .report import CURVE, LOG, Log, Progress, count, duration, plot
 from .sample import generate
 from .tokenizer import TOKENIZERS, from_json
 
-MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
 WEIGHTS, BATCHES, DROPOUT, SAMPLES = range(4)  # the independent random streams of a run
 
 
 class Trainer:
     """A model, its optimizer and the worker threads; ``step`` is one optimizer step on a batch."""
+
+    MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
 
     def __init__(self, variant: str, model: ModelOptions, mixer, run: TrainOptions, vocab: int):
         self.run = run
@@ -123,7 +124,7 @@ class Trainer:
 
     def _slices(self, sequences: int, length: int) -> list[slice]:
         """Micro-batches: equal for all workers where that is possible."""
-        size = max(1, min(-(-sequences // self.workers), MICRO_BATCH_TOKENS // length))
+        size = max(1, min(-(-sequences // self.workers), self.MICRO_BATCH_TOKENS // length))
         parts = -(-sequences // size)
         edges = [sequences * i // parts for i in range(parts + 1)]
         return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]

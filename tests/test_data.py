@@ -188,9 +188,28 @@ def test_batches(batch, context, extra, seed, step):
         assert (again.batch(step)[0] == inputs).all()
 
 
-def test_every_window_is_drawn_and_no_other():
+def test_a_window_may_begin_anywhere():
     inputs, labels = Batches(np.arange(8), 200, 5, 1).batch(0)
     assert set(inputs[:, 0].tolist()) == {0, 1, 2} and labels.max() == 7
+
+
+@given(st.integers(1, 9), st.integers(1, 300), st.integers(1, 7), st.integers(0, 2**64 - 1))
+def test_no_part_is_seen_twice_before_every_part_was_seen(context, extra, batch, seed):
+    ids = np.arange(context + extra)
+    batches = Batches(ids, batch, context, seed)
+    windows = max(1, len(ids) // context - 1)
+    starts = np.concatenate([batches.batch(step)[0][:, 0] for step in range(3 * windows // batch + 1)])
+    for epoch in range(len(starts) // windows):
+        seen = np.sort(starts[epoch * windows:(epoch + 1) * windows])
+        assert (np.diff(seen) == context).all()  # they touch and do not overlap
+        assert seen[0] < 2 * context and len(ids) - seen[-1] <= 3 * context  # from end to end
+
+
+def test_passes_over_the_text_differ():
+    batches = Batches(np.arange(1000), 99, 10, 5)
+    first, second = batches.batch(0)[0][:, 0], batches.batch(1)[0][:, 0]
+    assert set(np.diff(np.sort(first))) == set(np.diff(np.sort(second))) == {10}
+    assert first.min() != second.min() and (np.argsort(first) != np.argsort(second)).any()
 
 
 def test_batches_differ_by_seed_and_step():

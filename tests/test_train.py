@@ -243,9 +243,9 @@ def test_best_is_the_lowest_held_out_loss(whole):
 def test_away_from_a_terminal_there_are_plain_lines(whole):
     _, _, err = whole
     assert "\r" not in err and "\x1b" not in err and err.endswith("\n")
-    assert re.search(r"^text      .*text\.txt: 5\.\dk characters, sha256 [0-9a-f]{16}$", err, re.M)
+    assert re.search(r"^text      .*text\.txt: [45]\.\dk characters, sha256 [0-9a-f]{16}$", err, re.M)
     assert re.search(r"^n-grams   bits per character by order  0: \d\.\d{3}  1: ", err, re.M)
-    assert re.search(r"^model     transformer, \d\.\dk parameters, \d worker threads?, folder run$", err, re.M)
+    assert re.search(r"^model     transformer, \d+(\.\d)?k parameters, \d worker threads?, folder run$", err, re.M)
     assert re.search(r"^step  1/20  loss \d\.\d{4}  \d\.\d{3} bits/char  \S+ tokens/s", err, re.M)
     assert re.search(r"^step 20/20 .* done$", err, re.M)
     assert len(re.findall(r"^step [12]0: held-out loss \d\.\d{4} nats, \d\.\d{3} bits per character, ", err, re.M)) == 2
@@ -498,11 +498,12 @@ def test_a_text_of_one_character(quickly):
 def trainer(monkeypatch, dtype=np.float64, micro=None, **run):
     """A trainer of a small float64 model."""
     monkeypatch.setattr(training, "LanguageModel", partial(LanguageModel, dtype=dtype))
-    if micro:
-        monkeypatch.setattr(training, "MICRO_BATCH_TOKENS", micro)
     model = ModelOptions(context=6, layers=2, width=8, bias=True)
     options = TrainOptions(**dict(dict(batch=7, steps=10, warmup=0, seed=3), **run))
-    return Trainer("transformer", model, mixers.options("transformer")(heads=2), options, 9)
+    made = Trainer("transformer", model, mixers.options("transformer")(heads=2), options, 9)
+    if micro:
+        made.MICRO_BATCH_TOKENS = micro
+    return made
 
 
 def batch(seed=0):
@@ -556,10 +557,10 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_forgotten(monkeypatch)
         assert made.find_nonfinite(*batch(), 0) is None
         weight = made.model.blocks[1].mixer.out.weight
         before = weight.numpy().copy()
-        weight.data[0, 0] = math.inf
+        weight.assign_(np.where(np.arange(weight.size).reshape(weight.shape) == 0, math.inf, before))
         assert not math.isfinite(made.step(*batch(), 0)) and math.isnan(made.grad_norm)
-        assert made.find_nonfinite(*batch(), 0).startswith("linear")
-        weight.data[...] = before
+        assert made.find_nonfinite(*batch(), 0).startswith("the output of linear")
+        weight.assign_(before)
         assert made.step(*batch(), 0) == fresh.step(*batch(), 0)
         assert np.array_equal(made.optimizer.param, fresh.optimizer.param)
     finally:
