@@ -25,3 +25,31 @@ from .random import Random
 from .state import check_mode, enable_grad, no_grad
 from .tensor import Tensor, grad, gradients
 
+__all__ = [
+    "REGISTRY",
+    "AutogradError",
+    "DomainError",
+    "DtypeError",
+    "GraphError",
+    "KernelError",
+    "NonFiniteError",
+    "Op",
+    "Random",
+    "ShapeError",
+    "Tensor",
+    "adjoint_test",
+    "assert_close",
+    "check_mode",
+    "distance",
+    "enable_grad",
+    "explain",
+    "grad",
+    "gradcheck",
+    "gradients",
+    "no_grad",
+    "op",
+    "ops",
+    "to_numpy",
+    "use",
+]
+__all__ += ops.__all__

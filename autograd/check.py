@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -68,7 +69,7 @@ def _central(f, inputs, which, direction, cotangents) -> float:
     step = 0.02
     table = [(value(step / 2**i) - value(-step / 2**i)) / (2 * step / 2**i) for i in range(4)]
     for level in range(1, 4):
-        table = [(4**level * b - a) / (4**level - 1) for a, b in zip(table, table[1:], strict=False)]
+        table = [(4**level * b - a) / (4**level - 1) for a, b in itertools.pairwise(table)]
     return table[0]
 
 

@@ -14,7 +14,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -34,7 +34,7 @@ if WIDE_VECTORS and not numba.config.CPU_NAME:
     numba.config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
 
-@lru_cache(maxsize=None)
+@cache
 def cache_directory() -> Path | None:
     """Where compiled kernels are kept, or None if no folder is writable. NUMBA_CACHE_DIR decides where, if set."""
     root = Path(__file__).resolve().parent
@@ -42,7 +42,8 @@ def cache_directory() -> Path | None:
     stamp = hashlib.sha256()
     for source in sources:
         stamp.update(source.read_bytes())
-    stamp.update(f"{numba.__version__} {platform.python_version()} {numba.config.CPU_NAME} {numba.config.CPU_FEATURES}".encode())
+    machine = numba.__version__, platform.python_version(), numba.config.CPU_NAME, numba.config.CPU_FEATURES
+    stamp.update(repr(machine).encode())
     places = [numba.config.CACHE_DIR] if numba.config.CACHE_DIR else [
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), tempfile.gettempdir()]
     for place in places:

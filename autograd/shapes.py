@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Signature:
     outputs: tuple[Argument, ...]
 
     @staticmethod
-    @lru_cache(maxsize=None)
+    @cache
     def parse(text: str) -> Signature:
         """Read a shape string; a malformed one raises ShapeError."""
         sides = text.split("->")

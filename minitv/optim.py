@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -85,7 +86,7 @@ class AdamW:
             buffer.finish()
         count = len(self.buffers)
         edges = [self.param.size * i // count // 16 * 16 for i in range(count)] + [self.param.size]
-        ranges = list(zip(edges, edges[1:], strict=False))
+        ranges = list(itertools.pairwise(edges))
         flats = [buffer.flat for buffer in self.buffers]
         norm = math.sqrt(sum(run(lambda r: sum_gradients(flats, *r), ranges)))
         if not math.isfinite(norm):

@@ -51,25 +51,25 @@ class TrainOptions:
         None, "continue the run in this folder, with its own options", metavar="DIR", group=DATA
     )
 
-    steps: int = option(600, "optimizer steps; with --resume, counted from the very first", low=1, group=STEPS)
+    steps: int = option(1500, "optimizer steps; with --resume, counted from the very first", low=1, group=STEPS)
     batch: int = option(16, "sequences in a step", low=1, group=STEPS)
     seed: int = option(
         0, "of the weights, the batches and dropout: same seed, same run", low=0, high=2**63 - 1, group=STEPS
     )
     eval_every: int = option(
-        200,
+        250,
         "steps between evaluations on held-out text, each with a sample and a checkpoint; 0 = never",
         low=0,
         group=STEPS,
     )
-    eval_tokens: int = option(20_000, "held-out tokens read at an evaluation", low=1, group=STEPS)
+    eval_tokens: int = option(100_000, "held-out tokens read at an evaluation", low=1, group=STEPS)
     sample_tokens: int = option(200, "tokens in the sample at an evaluation; 0 = no sample", low=0, group=STEPS)
 
     lr: float = option(3e-3, "highest learning rate", above=0, group=OPTIMIZER)
     min_lr: float | None = option(
         None, "learning rate at the end of the cosine; none = a tenth of --lr", low=0, group=OPTIMIZER
     )
-    warmup: int = option(50, "steps in which the learning rate rises from 0", low=0, group=OPTIMIZER)
+    warmup: int = option(100, "steps in which the learning rate rises from 0", low=0, group=OPTIMIZER)
     beta1: float = option(0.9, "decay of the mean of gradients", low=0, below=1, group=OPTIMIZER)
     beta2: float = option(0.99, "decay of the mean of squared gradients", low=0, below=1, group=OPTIMIZER)
     weight_decay: float = option(0.1, "per step and learning rate, on matrices only", low=0, group=OPTIMIZER)

@@ -45,7 +45,7 @@ class Progress:
     every ``interval`` seconds, and at the last step.
     """
 
-    def __init__(self, steps: int, *, start: int = 0, stream: TextIO | None = None, interval: float = 1.0):
+    def __init__(self, steps: int, *, start: int = 0, stream: TextIO | None = None, interval: float = 5.0):
         self.steps, self.start = steps, start
         self.stream = stream or sys.stderr
         self.interval = interval
@@ -206,13 +206,13 @@ def plot(directory: str | Path, path: str | Path | None = None) -> Path:
     Reads from the log's header ``ngram_bpc`` (bits per character of orders 0, 1, ...), ``tokens_per_char`` (1 where a
     token is a character), ``variant`` and ``parameters``; each may be absent.
     """
+    header, records = read_log(directory)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError('a picture needs matplotlib: pip install "minitv[plot]"') from None
 
-    header, records = read_log(directory)
     scale = header.get("tokens_per_char", 1.0) / math.log(2)
     training = _series(records, "loss", scale)
     held_out = _series(records, "val_loss", scale)

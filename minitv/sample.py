@@ -10,9 +10,9 @@ import numpy as np
 from autograd import no_grad
 from autograd.random import Random
 
+from . import checkpoint, mixers
 from .config import from_json as options_from_json
 from .errors import CheckpointError, UserError
-from . import checkpoint, mixers
 from .models.lm import LanguageModel
 from .options import ModelOptions, SampleOptions
 from .tokenizer import from_json

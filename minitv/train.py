@@ -8,6 +8,7 @@ are dealt out in a fixed way, so a run is determined by its seed and its number 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import platform
@@ -127,7 +128,7 @@ class Trainer:
         size = max(1, min(-(-sequences // self.workers), self.MICRO_BATCH_TOKENS // length))
         parts = -(-sequences // size)
         edges = [sequences * i // parts for i in range(parts + 1)]
-        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 class _Stop:

@@ -1,5 +1,6 @@
 """AdamW over a flat buffer against the operator's definition, clipping, and the schedule."""
 
+import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -219,8 +220,8 @@ def test_schedule_end_points():
 
 def test_schedule_rises_then_falls():
     rates = [cosine(step, **SCHEDULE) for step in range(111)]
-    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True))
-    assert all(a > b for a, b in zip(rates[10:110], rates[11:111], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates))
 
 
 @pytest.mark.parametrize("warmup, steps", [(0, 1), (0, 5), (5, 5), (50, 5)])

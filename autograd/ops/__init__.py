@@ -60,6 +60,17 @@ from .shape import (
     triu,
 )
 
+__all__ = [
+    "absolute", "adamw", "add", "add_along_axis", "argsort", "astype", "broadcast_to", "causal_conv1d", "clip",
+    "complex_multiply", "concat", "cos", "cross_entropy", "cumsum", "divide", "dropout", "einsum", "embedding", "erf",
+    "exp", "flip", "gather", "gelu", "gelu_tanh", "getitem", "group_norm", "identity", "irfft", "layer_norm",
+    "linear", "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply",
+    "negative", "pad", "power", "prod", "put_add", "relu", "relu_squared", "repeat", "reshape", "rfft", "rms_norm",
+    "roll", "rsqrt", "scatter_add", "sigmoid", "silu", "sin", "softmax", "softplus", "sort", "split", "sqrt", "stack",
+    "std", "subtract", "sum", "swapaxes", "take_along_axis", "tanh", "tile", "transpose", "tril", "triu", "var",
+    "where",
+]
+
 
 def _method(operator):
     def method(self, *args, **kwargs):

@@ -26,7 +26,7 @@ def add_at(target, key, values):
 
 
 def _is_basic(key):
-    return all(k is None or k is Ellipsis or isinstance(k, slice | int | np.integer) and not isinstance(k, bool)
+    return all(k is None or k is Ellipsis or (isinstance(k, slice | int | np.integer) and not isinstance(k, bool))
                for k in (key if isinstance(key, tuple) else (key,)))
 
 

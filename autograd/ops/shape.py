@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from ..device import namespace
@@ -193,7 +195,7 @@ def _sizes(x, sizes, axis):
 def _pieces(x, sizes, axis):
     axis, sizes = _sizes(x, sizes, axis)
     bounds = np.cumsum((0, *sizes)).tolist()
-    return tuple(x[(slice(None),) * axis + (slice(a, b),)] for a, b in zip(bounds, bounds[1:], strict=False))
+    return tuple(x[(slice(None),) * axis + (slice(a, b),)] for a, b in itertools.pairwise(bounds))
 
 
 @op("x[*] -> ys[*]", view=True, analytic=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-
 from ...errors import DomainError
 from ...op import op
 

@@ -35,7 +35,7 @@ def gelu_tanh(x):
 
 
 @gelu_tanh.form
-def composed(x):  # noqa: F811
+def composed(x):
     return 0.5 * x * (1.0 + tanh(_C * (x + 0.044715 * x * x * x)))
 
 

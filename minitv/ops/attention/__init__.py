@@ -62,7 +62,8 @@ def _key_order(args, params, run, draw):
 
 
 @op("q[B H T K], k[B H S K], v[B H S V], mask?:bool[...] -> y[B H T V]",
-    laws=[causal("q", "T"), independent("B H", mask=None, dropout=0.0), linear_in("v"), identity("weights sum to one", _rows_sum_to_one),
+    laws=[causal("q", "T"), independent("B H", mask=None, dropout=0.0), linear_in("v"),
+          identity("weights sum to one", _rows_sum_to_one),
           identity("without a causal mask, the order of keys does not matter", _key_order)])
 def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
     """y_i = Σ_j softmax_j(scale q_i · k_j) v_j over the keys that query i sees; scale defaults to 1/√K.

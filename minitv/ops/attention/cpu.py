@@ -383,7 +383,7 @@ def _options(dtype, K, scale, dropout, seed):
 
 def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
     """softmax(scale q k^T over the visible keys) v, for q [B H T K], k [B H S K], v [B H S V] -> y [B H T V]."""
-    shape = B, H, T, S, K, V = *q.shape[:3], *k.shape[2:], v.shape[3]
+    shape = B, H, T, _, K, V = *q.shape[:3], *k.shape[2:], v.shape[3]
     make = np.empty if min(shape) else np.zeros  # without queries, keys or channels there is nothing to compute
     y = make((B, T, H, V), q.dtype)  # the heads of a position side by side: merging them is a reshape
     stats = make((B * H, 2, T), q.dtype)  # the largest score and the inverse of the sum, for each query
