@@ -220,8 +220,8 @@ def test_schedule_end_points():
 
 def test_schedule_rises_then_falls():
     rates = [cosine(step, **SCHEDULE) for step in range(111)]
-    assert all(a < b for a, b in itertools.pairwise(rates))
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a < b for a, b in itertools.pairwise(rates[:11]))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
 
 
 @pytest.mark.parametrize("warmup, steps", [(0, 1), (0, 5), (5, 5), (50, 5)])
