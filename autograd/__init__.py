@@ -1,9 +1,12 @@
 """A minimal autograd engine in NumPy: tensors, declared-once operators, and proof that their gradients are right.
 
-    from autograd import Tensor, grad
-    x = Tensor([1.0, 2.0], requires_grad=True)
-    (x * x).sum().backward()
-    x.grad                      # Tensor([2., 4.], dtype=float64)
+    >>> from autograd import Tensor, grad
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    Tensor([2., 4.], dtype=float64)
+    >>> grad(lambda t: t ** 3)(2.0)
+    Tensor(12., dtype=float64)
 """
 
 from . import ops

@@ -268,7 +268,7 @@ def _info(argv: list[str]) -> int:
         if pool["user_api"] == "blas":
             name = " ".join(str(pool[key]) for key in ("internal_api", "version", "architecture") if pool.get(key))
             rows.append(("BLAS", f"{name}, {pool['num_threads']} threads (1 while training)"))
-    rows.append(("workers", f"{device.cores()} threads in training (--threads)"))
+    rows.append(("Numba", f"serial kernels on {device.cores()} worker threads while training (--threads sets both)"))
     state = "compiled" if kernels.cached() else "empty: the first run compiles"
     folder = kernels.cache_directory()
     rows.append(
@@ -303,6 +303,8 @@ def _explain(argv: list[str]) -> int:
     )
     parser.add_argument("operator", metavar="OP", nargs="?", help="name of an operator")
     name = parser.parse(argv).get("operator")
+    import inspect
+
     import minitv.ops  # noqa: F401 - declares the variants' operators
     from autograd import REGISTRY
 
@@ -316,10 +318,9 @@ def _explain(argv: list[str]) -> int:
     op = REGISTRY[name]
     print(f"{op.name}: {op.signature}\n")
     if op.__doc__:
-        import inspect
-
         print(inspect.cleandoc(op.__doc__) + "\n")
     rows = [
+        ("page", inspect.getsourcefile(op.definition) or "none"),
         ("options", ", ".join(f"{key}={value}" for key, value in op.params.items()) or "none"),
         ("forms", ", ".join(op.forms) or "none"),
         ("kernels", ", ".join(op.kernels) or "none: the form runs"),
