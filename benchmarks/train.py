@@ -104,7 +104,7 @@ def pytorch(preset: str, threads: int, compiled: bool) -> tuple[int, Callable[[i
             self.norm = nn.LayerNorm(options.width, bias=bias)
             for parameter in self.parameters():
                 if parameter.ndim > 1:
-                    nn.init.normal_(parameter, std=0.02)
+                    nn.init.normal_(parameter, std=options.init_std)
 
         def forward(self, ids, labels):
             x = F.dropout(self.embed(ids) + self.positions[: ids.shape[1]], drop)

@@ -18,9 +18,10 @@ class FeedForward(Module):
 
     def __init__(self, rng: Random, model: ModelOptions, dtype=np.float32):
         hidden = model.ffn_multiple * model.width
-        self.up = Linear(rng.split(0), model.width, hidden, bias=model.bias, dtype=dtype)
-        self.down = Linear(rng.split(1), hidden, model.width, bias=model.bias,
-                           std=0.02 / math.sqrt(2 * model.layers), dtype=dtype)
+        std = model.init_std
+        self.up = Linear(rng.split(0), model.width, hidden, std=std, bias=model.bias, dtype=dtype)
+        self.down = Linear(rng.split(1), hidden, model.width, std=std / math.sqrt(2 * model.layers), bias=model.bias,
+                           dtype=dtype)
         self.activation = ACTIVATIONS[model.activation]
         self.dropout = Dropout(model.dropout)
 

@@ -81,7 +81,7 @@ def normal(rng: Random, shape: tuple[int, ...], std: float, dtype) -> Parameter:
 class Linear(Module):
     """y = x Wᵀ + b with W[out, in] from N(0, std²) and b = 0."""
 
-    def __init__(self, rng: Random, inputs: int, outputs: int, *, bias: bool = True, std: float = 0.02, dtype=np.float32):
+    def __init__(self, rng: Random, inputs: int, outputs: int, *, std: float, bias: bool = True, dtype=np.float32):
         self.weight = normal(rng, (outputs, inputs), std, dtype)
         self.bias = Parameter(np.zeros(outputs, dtype)) if bias else None
 
@@ -92,7 +92,7 @@ class Linear(Module):
 class Embedding(Module):
     """Rows of a table W[vocab, width] from N(0, std²) by integer ids."""
 
-    def __init__(self, rng: Random, vocab: int, width: int, *, std: float = 0.02, dtype=np.float32):
+    def __init__(self, rng: Random, vocab: int, width: int, *, std: float, dtype=np.float32):
         self.weight = normal(rng, (vocab, width), std, dtype)
 
     def __call__(self, ids: np.ndarray) -> Tensor:

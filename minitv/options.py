@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,14 @@ class ModelOptions:
     bias: bool = option(False, "biases in linear layers and norms")
     tied: bool = option(True, "the output layer is the embedding, transposed: one matrix for both")
     dropout: float = option(0.0, "probability that a value is dropped while training", low=0, below=1)
+    init_std: float | None = option(
+        None, "standard deviation of the weights at the start; none = 0.02·√(768/width), GPT-2's at its width", above=0
+    )
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
+        if self.init_std is None:
+            object.__setattr__(self, "init_std", float(f"{0.02 * math.sqrt(768 / self.width):.4g}"))
 
 
 @dataclass(frozen=True)

@@ -251,17 +251,18 @@ def test_modules_in_lists_and_shared_modules():
     assert len(tree.parameters()) == 3
 
 
-def test_initial_weights_of_the_transformer():
-    wide = ModelOptions(context=64, layers=3, width=128, bias=True)
+@pytest.mark.parametrize("given, base", [(None, 0.02 * math.sqrt(6)), (0.03, 0.03)], ids=["by width", "given"])
+def test_initial_weights_of_the_transformer(given, base):
+    wide = ModelOptions(context=64, layers=3, width=128, bias=True, init_std=given)
     model = build("transformer", wide, np.float32, vocab=200, spread=False)
-    residual = 0.02 / math.sqrt(2 * wide.layers)
+    residual = base / math.sqrt(2 * wide.layers)
     for name, parameter in model.named_parameters():
         value = parameter.numpy().astype(np.float64)
         assert value.dtype == np.float64 and parameter.dtype == np.float32
         if parameter.ndim == 1:
             assert (value == (1 if "norm" in name and "weight" in name else 0)).all(), name
             continue
-        std = residual if name.endswith(("mixer.out.weight", "ffn.down.weight")) else 0.02
+        std = residual if name.endswith(("mixer.out.weight", "ffn.down.weight")) else base
         error = 5 / math.sqrt(value.size)  # five standard errors
         assert abs(value.mean()) < std * error, name
         assert value.std() == pytest.approx(std, rel=error), name
@@ -269,10 +270,14 @@ def test_initial_weights_of_the_transformer():
 
 
 @every_variant
-def test_the_first_loss_is_that_of_guessing(variant):
-    model = build(variant, vocab=VOCAB, spread=False)
+@pytest.mark.parametrize("std", [1e-3, 0.02, None])
+def test_the_first_loss_is_that_of_guessing(variant, std):
+    """A normalised row times the head gives logits from N(0, s²) with s² = width std², which cost s² / 2 nats."""
+    options = dataclasses.replace(SMALL, init_std=std)
+    model = build(variant, options, vocab=VOCAB, spread=False)
     ids = tokens(CONTEXT + 1)
-    assert model.loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(math.log(VOCAB), abs=0.1)
+    expected = math.log(VOCAB) + SMALL.width * options.init_std**2 / 2
+    assert model.loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize("change", [dict(bias=False), dict(norm="rms_norm"), dict(activation="relu_squared"),

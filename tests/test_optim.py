@@ -198,7 +198,7 @@ def test_a_step_makes_an_older_graph_refuse_backward():
     from autograd.errors import GraphError
     from autograd.random import Random
 
-    layer = Linear(Random(0), 3, 2, dtype=np.float64)
+    layer = Linear(Random(0), 3, 2, std=0.1, dtype=np.float64)
     optimizer = AdamW(layer)
     loss = mean(layer(layer(Tensor(np.ones((4, 3))))[:, :1] * Tensor(np.ones((4, 3)))))
     optimizer.step(0.1)

@@ -3,7 +3,7 @@
     q, k, v = split(x Wqkvᵀ + b)          one fused (3D, D) matrix, in this order
     y = merge(attention(q, k, v)) Woᵀ + b  heads of size D / heads, causal, scaled by 1/√head_dim
 
-Weights from N(0, 0.02²), the output projection from N(0, (0.02/√(2 layers))²), biases 0: GPT-2's. While training, the
+Weights from N(0, init_std²), the output projection from N(0, (init_std/√(2 layers))²), biases 0: GPT-2's. While training, the
 attention weights and the output are dropped with the model's probability. The state is the cache of keys and values.
 """
 
@@ -50,9 +50,9 @@ class Mixer(Module):
         width, self.heads = model.width, options.heads
         if width % self.heads:
             raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
-        self.qkv = Linear(rng.split(0), width, 3 * width, bias=model.bias, dtype=dtype)
-        std = 0.02 / math.sqrt(2 * model.layers)
-        self.out = Linear(rng.split(1), width, width, bias=model.bias, std=std, dtype=dtype)
+        std = model.init_std
+        self.qkv = Linear(rng.split(0), width, 3 * width, std=std, bias=model.bias, dtype=dtype)
+        self.out = Linear(rng.split(1), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:

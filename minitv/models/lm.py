@@ -37,13 +37,14 @@ class LanguageModel(Module):
     def __init__(self, variant: str, model: ModelOptions, options, vocab: int, rng: Random, dtype=np.float32):
         mixer = load(variant)
         self.context = model.context
-        self.embed = Embedding(rng.split(0), vocab, model.width, dtype=dtype)
-        self.positions = normal(rng.split(1), (model.context, model.width), 0.02, dtype) if mixer.positions else None
+        std = model.init_std
+        self.embed = Embedding(rng.split(0), vocab, model.width, std=std, dtype=dtype)
+        self.positions = normal(rng.split(1), (model.context, model.width), std, dtype) if mixer.positions else None
         self.dropout = Dropout(model.dropout)
         self.blocks = [PreNorm(rng.split(2, layer), model, mixer(rng.split(3, layer), model, options, dtype), dtype)
                        for layer in range(model.layers)]
         self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
-        self.head = self.embed if model.tied else Embedding(rng.split(4), vocab, model.width, dtype=dtype)
+        self.head = self.embed if model.tied else Embedding(rng.split(4), vocab, model.width, std=std, dtype=dtype)
 
     def __call__(self, ids: np.ndarray, rng: Random | None = None) -> Tensor:
         """Logits [B T V] of the token after each position of ids [B T]; ``rng`` switches dropout on."""
