@@ -305,8 +305,12 @@ class _Session:
     def _report(self, step: int, loss: float, progress: Progress) -> None:
         bits = loss * self.bits
         beaten = [order for order, baseline in enumerate(self.baseline) if bits < baseline]
-        verdict = f"better than the n-gram of order {max(beaten, key=lambda o: -self.baseline[o])}" if beaten else \
-            "no better than counting characters yet"
+        if len(beaten) == len(self.baseline):
+            verdict = "better than every n-gram"
+        elif beaten:
+            verdict = f"better than the n-gram of order {min(beaten, key=lambda order: self.baseline[order])}"
+        else:
+            verdict = "no better than counting characters yet"
         progress.text(f"step {step}: held-out loss {loss:.4f} nats, {bits:.3f} bits per character, {verdict}")
         if self.run.sample_tokens:
             rng = Random(self.run.seed).split(SAMPLES, step)
@@ -379,7 +383,7 @@ class _Session:
         from autograd import kernels
 
         if not kernels.cached():
-            print("compiling kernels, about 20 s, cached for the next run", file=sys.stderr, flush=True)
+            print("compiling kernels, about 15 s, cached for the next run", file=sys.stderr, flush=True)
 
     def _finish(self) -> None:
         print(f"done in {duration(self._elapsed())}; write text with: minitv sample {self.directory}", file=sys.stderr)

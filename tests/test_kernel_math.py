@@ -1,0 +1,456 @@
+"""exp, tanh, erf and erfc inside kernels: errors in ulp, edges, packed code; and where compiled kernels are kept."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import math
+import os
+import pkgutil
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from decimal import Decimal, localcontext
+from functools import lru_cache
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import pytest
+import scipy.special
+from conftest import operators
+from hypothesis import example, given
+from hypothesis import strategies as st
+from operator_checks import compute, differentiate, draw_cotangents, specimen
+
+import autograd
+import autograd.ops
+import minitv.ops
+from autograd import kernel_math, kernels
+from autograd.draw import Draw
+
+NAMES = ("exp", "tanh", "erf", "erfc")
+DTYPES = (np.float32, np.float64)
+SPLITS = (0.375, 0.625, 0.75)  # where a function passes from one formula to another
+ZERO = {np.float32: -87.0, np.float64: -708.0}  # exp is exactly 0 from here down
+OVERFLOW = {np.float32: 88.72283905206835, np.float64: 709.7827128933841}  # ln of 2^128 and of 2^1024
+
+each_function = pytest.mark.parametrize("name", NAMES)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+
+
+@lru_cache(maxsize=None)
+def compiled(name):
+    """A kernel that applies one function to an array. It is not cached: Numba shows no code that it read from disk."""
+    function = getattr(kernel_math, name)
+
+    def loop(x, y):
+        for i in range(x.size):
+            y[i] = function(x[i])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "cache_directory", lambda: None)
+        return kernels.cpu_kernel(loop)
+
+
+def apply(name, x):
+    y = np.full_like(x, 7)
+    compiled(name)(x, y)
+    return y
+
+
+# -- accuracy ----------------------------------------------------------------------------------------------------------
+def allowed(name, x):
+    """The largest error, in ulp of the exact value. In erfc the rounding of -x^2, about x^2 ulp, goes through exp."""
+    if name == "erfc":
+        return np.where(x > 0, 6 + 2 * np.clip(x, 0, 30, dtype=np.float64) ** 2, 3.0)
+    return np.full(x.shape, {"exp": 1.5, "tanh": 1.5, "erf": 3.0}[name])
+
+
+def ulp(values, dtype):
+    """The distance of the floats around each value, in float64; never below the smallest subnormal number's."""
+    info = np.finfo(dtype)
+    exponent = np.frexp(np.asarray(values, np.float64))[1] - 1 - info.nmant
+    return np.ldexp(1.0, np.maximum(exponent, info.minexp - info.nmant))
+
+
+def series_erf(x):
+    """erf x = 2/sqrt(pi) e^(-x^2) (x + 2 x^3 / 3 + 4 x^5 / 15 + ...): for x > 0 all terms are positive."""
+    term = total = x
+    n = 1
+    while abs(term) > abs(total) * Decimal("1e-48"):
+        n += 2
+        term *= 2 * x * x / n
+        total += term
+    return 2 * total * (-x * x).exp() / ROOT_PI
+
+
+def fraction_erfc(x):
+    """erfc x = e^(-x^2) / sqrt(pi) / (x + (1/2)/(x + (2/2)/(x + (3/2)/(x + ...)))), for x > 2."""
+    denominator = x
+    for k in range(int(3200 / float(x) ** 2) + 20, 0, -1):
+        denominator = x + Decimal(k) / 2 / denominator
+    return (-x * x).exp() / (denominator * ROOT_PI)
+
+
+ROOT_PI = Decimal("1.77245385090551602729816748334114518279754945612238712821380778985291")
+
+
+def exact(name, value):
+    """The function of a float with 50 digits, of which at least 40 hold."""
+    x = Decimal(max(min(value, 1000.0), -1000.0))
+    with localcontext() as context:
+        context.prec = 50
+        if name == "exp":
+            return x.exp()
+        if name == "tanh":
+            e = (2 * x).exp()
+            return (e - 1) / (e + 1) if abs(x) > Decimal("1e-5") else x - x**3 / 3 + 2 * x**5 / 15 - 17 * x**7 / 315
+        far = abs(x) > Decimal("2.5")
+        if name == "erf":
+            return (1 - fraction_erfc(abs(x))).copy_sign(x) if far else series_erf(x) if x else x
+        if far:
+            return fraction_erfc(x) if x > 0 else 2 - fraction_erfc(-x)
+        return 1 - (series_erf(x) if x else x)
+
+
+def errors(name, x, y):
+    """|y - f(x)| in ulp of f(x); infinity counts as the power of two past the largest float, to be its neighbour.
+
+    erfc's values below the smallest normal number count in units of that number.
+    """
+    tiny, top = np.finfo(x.dtype).tiny, Decimal(2) ** np.finfo(x.dtype).maxexp
+    if x.dtype == np.float32:
+        reference = {"exp": np.exp, "tanh": np.tanh, "erf": scipy.special.erf, "erfc": scipy.special.erfc}[name]
+        with np.errstate(over="ignore", under="ignore"):
+            value = np.minimum(reference(x.astype(np.float64)), float(top))
+        gap = np.abs(np.minimum(y, float(top), dtype=np.float64) - value)
+        units = ulp(value, np.float32)
+        return gap / (np.where(value < tiny, tiny, units) if name == "erfc" else units)
+    found = []
+    for argument, result in zip(x.tolist(), y.tolist(), strict=True):
+        value = min(exact(name, argument), top)
+        gap = abs((top if result == math.inf else Decimal(result)) - value)
+        unit = tiny if name == "erfc" and value < tiny else ulp(min(value, sys.float_info.max), np.float64)
+        found.append(float(gap / Decimal(float(unit))))
+    return np.array(found)
+
+
+def check_errors(name, x, y):
+    if not x.size:
+        return
+    assert not np.isnan(y).any()
+    excess = errors(name, x, y) / allowed(name, x)
+    worst = int(np.argmax(excess))
+    assert excess[worst] <= 1, (f"{name}({x[worst]!r}) = {y[worst]!r} is {excess[worst]:.2f} times the allowed "
+                                f"{allowed(name, x)[worst]:.2f} ulp off; {np.sum(excess > 1)} of {x.size} arguments fail")
+
+
+def neighbours(points, dtype, count):
+    """Each point with the `count` floats before and after it."""
+    integers = np.dtype(f"i{np.dtype(dtype).itemsize}")
+    steps = np.arange(-count, count + 1, dtype=integers)
+    return (np.array(points, dtype).view(integers)[:, None] + steps).view(dtype)
+
+
+def edges(name, dtype):
+    """Where one formula, or one power of two in exp, takes over from another."""
+    points = [s * p for p in (*SPLITS, 1.0, 2.0) for s in (1, -1)]
+    if name == "exp":
+        return [*points, *(k * math.log(2) / 2 for k in range(-125, 126, 2))]
+    return points
+
+
+@each_function
+def test_the_error_in_float32_is_within_the_stated_ulp(name):
+    bits = np.arange(0, 0x7F800000, 4099, dtype=np.uint32)
+    every_magnitude = np.concatenate([bits, bits | np.uint32(1 << 31)]).view(np.float32)
+    x = np.concatenate([every_magnitude, np.linspace(-100, 100, 400_001, dtype=np.float32),
+                        neighbours(edges(name, np.float32), np.float32, 300).ravel()])
+    x = x[x > ZERO[np.float32]] if name == "exp" else x
+    check_errors(name, x, apply(name, x))
+
+
+@each_function
+def test_the_error_in_float64_is_within_the_stated_ulp(name):
+    generator = np.random.default_rng(0)
+    low, high = {"exp": (-708, 709.782), "tanh": (-20, 20), "erf": (-6, 6), "erfc": (-6, 28)}[name]
+    x = np.concatenate([generator.uniform(low, high, 1500), generator.uniform(-1, 1, 500),
+                        10 ** generator.uniform(-320, 0, 100), neighbours(edges(name, np.float64), np.float64, 3).ravel()])
+    check_errors(name, x, apply(name, x))
+
+
+@each_function
+@each_dtype
+@given(data=st.data())
+def test_the_error_holds_for_any_floats_in_arrays_of_any_length(name, dtype, data):
+    # Lengths on both sides of a vector's: whole vectors and the rest of a loop are different code.
+    width = 8 * np.dtype(dtype).itemsize
+    floats = st.floats(-110, 110, width=width) | st.floats(allow_nan=False, allow_infinity=False, width=width)
+    x = np.array(data.draw(st.lists(floats, min_size=1, max_size=40)), dtype)
+    y = apply(name, x)
+    zero = (x <= ZERO[dtype]) & (name == "exp")
+    assert not y[zero].any()
+    check_errors(name, x[~zero], y[~zero])
+
+
+# -- edges -------------------------------------------------------------------------------------------------------------
+@each_function
+@each_dtype
+def test_at_zero_infinity_and_nan(name, dtype):
+    # At least a vector's length of each value, and one more.
+    at = {v: np.unique(apply(name, np.full(17, v, dtype))) for v in (0.0, -0.0, math.inf, -math.inf, math.nan)}
+    zero, lowest, highest = {"exp": (1, 0, math.inf), "tanh": (0, -1, 1), "erf": (0, -1, 1), "erfc": (1, 2, 0)}[name]
+    assert at[0.0] == zero  # these are `==` of floats: the sign of a zero is free
+    assert at[-math.inf] == lowest
+    assert at[math.inf] == highest
+    assert np.isnan(at[math.nan]).all()
+
+
+@each_function
+@each_dtype
+def test_nan_does_not_spread_to_its_neighbours(name, dtype):
+    x = np.linspace(-3, 3, 37, dtype=dtype)
+    holes = x.copy()
+    holes[::5] = math.nan
+    y = apply(name, holes)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(holes))
+    np.testing.assert_array_equal(np.delete(y, np.s_[::5]), np.delete(apply(name, x), np.s_[::5]))
+
+
+@each_dtype
+def test_exp_is_exactly_zero_below_the_stated_argument_and_normal_above(dtype):
+    below, above = np.nextafter(dtype(ZERO[dtype]), dtype([-math.inf, math.inf]))
+    far = np.array([-1e4, -np.finfo(dtype).max, -math.inf, 1.001 * ZERO[dtype]], dtype)
+    assert not apply("exp", np.append(far, below)).any()
+    x = np.linspace(above, above + dtype(1), 1001, dtype=dtype)
+    assert (apply("exp", x) >= np.finfo(dtype).tiny).all()
+
+
+@each_dtype
+def test_exp_overflows_to_infinity_where_the_format_ends(dtype):
+    last = dtype(OVERFLOW[dtype])
+    x = neighbours([last], dtype, 3)[0]
+    y = apply("exp", x)
+    assert np.isfinite(y[0])
+    assert y[-1] == math.inf
+    check_errors("exp", x, y)
+    np.testing.assert_array_equal(apply("exp", np.array([last + 1, 1e4, np.finfo(dtype).max], dtype)), math.inf)
+
+
+@pytest.mark.parametrize("name", ["tanh", "erf"])
+@each_dtype
+@given(data=st.data())
+def test_tanh_and_erf_are_odd_to_the_bit(name, dtype, data):
+    width = 8 * np.dtype(dtype).itemsize
+    x = np.array(data.draw(st.lists(st.floats(-10, 10, width=width) | st.floats(width=width), min_size=1, max_size=40)),
+                 dtype)
+    np.testing.assert_array_equal(apply(name, -x), -apply(name, x))
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("exp", 0, math.inf), ("tanh", -1, 1), ("erf", -1, 1), ("erfc", 0, 2)],
+                         ids=NAMES)
+@each_dtype
+def test_results_stay_in_the_range_of_the_function(name, low, high, dtype):
+    y = apply(name, np.linspace(-800, 800, 100_001, dtype=dtype))
+    assert y.min() == low
+    assert y.max() <= high
+
+
+@each_function
+@each_dtype
+def test_between_neighbouring_floats_no_function_turns_back_by_more_than_an_ulp(name, dtype):
+    starts = np.concatenate([np.linspace(-20, 20, 400), np.geomspace(1e-30, 1e-2, 40), edges(name, dtype)])
+    x = neighbours(starts, dtype, 250)
+    y = np.array([apply(name, row) for row in x]).astype(np.float64)
+    forward = np.where(x[:, :1] < 0, -1, 1) * (-1 if name == "erfc" else 1)  # bits of negative floats count down
+    falls = -np.diff(y, axis=1) * forward
+    assert (falls <= ulp(y[:, :-1], dtype)).all()
+
+
+@each_function
+@each_dtype
+def test_a_step_larger_than_the_errors_is_monotonic(name, dtype):
+    low, high = {"exp": (ZERO[dtype] + 1, OVERFLOW[dtype]), "tanh": (-3, 3), "erf": (-2, 2), "erfc": (-2, 3)}[name]
+    y = apply(name, np.linspace(low, high, 5001, dtype=dtype)[:-1])
+    assert ((np.diff(y) < 0) if name == "erfc" else (np.diff(y) > 0)).all()
+
+
+def test_outside_kernels_the_functions_raise():
+    for name in NAMES:
+        with pytest.raises(TypeError, match=rf"kernel_math\.{name} is for use inside kernels"):
+            getattr(kernel_math, name)(1.0)
+
+
+@each_function
+def test_an_integer_argument_does_not_compile(name):
+    with pytest.raises(numba.TypingError, match="No implementation of function"):
+        compiled(name)(np.arange(3), np.zeros(3))
+
+
+# -- machine code ------------------------------------------------------------------------------------------------------
+LIBM = re.compile(r"(?:__)?(?:exp|exp2|expm1|tanh|erf|erfc|log|log2|log1p|pow)f?(?:_finite)?")
+WIDE = r"p([sd])\s.*%[yz]mm"  # a packed instruction on 256-bit or 512-bit registers
+ARITHMETIC = re.compile(r"^\s*v(?:fn?m(?:add|sub)\d+|mul|add|sub|div)" + WIDE, re.MULTILINE)
+FLOOR = re.compile(r"^\s*v(?:round|rndscale)" + WIDE, re.MULTILINE)  # only exp rounds down, once a call
+CALLED = re.compile(r"(?:movabsq\s+\$|callq?\s+|jmp\s+)([A-Za-z_]\w*)")  # a far call takes the address first
+
+reads_assembly = pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64") or not llvm.get_host_cpu_features().get("avx2")
+    or "NUMBA_CPU_NAME" in os.environ,
+    reason="reads the assembly of an x86-64 CPU with AVX2, compiled for that CPU")
+
+
+def libm_calls(code):
+    return {symbol for symbol in CALLED.findall(code) if LIBM.fullmatch(symbol)}
+
+
+def assembly(function, types):
+    """A function's assembly for some argument types, compiled here: Numba has none for what it read from disk."""
+    kernel = numba.njit(**kernels.FLAGS)(function)
+    kernel.compile(types)
+    (code,) = kernel.inspect_asm().values()
+    return code
+
+
+def hot_kernels():
+    """The operators' kernels that call exp, tanh, erf or erfc, by "operator/kernel"."""
+    found = {}
+    for package in (autograd.ops, minitv.ops):
+        for path in sorted(Path(package.__path__[0]).glob("*/cpu.py")):
+            module = importlib.import_module(f"{package.__name__}.{path.parent.name}.cpu")
+            for name, kernel in vars(module).items():
+                if hasattr(kernel, "py_func") and kernel.py_func.__module__ == module.__name__ and function_calls(kernel):
+                    found[f"{path.parent.name}/{name}"] = kernel
+    return found
+
+
+def function_calls(kernel):
+    """How often a kernel's source calls one of the functions."""
+    functions = [getattr(kernel_math, name) for name in NAMES]
+    scope = kernel.py_func.__globals__
+    return sum(i.opname == "LOAD_GLOBAL" and scope.get(i.argval) in functions for i in dis.get_instructions(kernel.py_func))
+
+
+HOT = hot_kernels()
+ROW = numba.float32[::1]
+# The types of a kernel that only another kernel calls; the others' are found by running their operators.
+INNER = {"attention/_softmax": (ROW, numba.int64, ROW, ROW, ROW, ROW)}
+ONCE_A_ROW = {"cross_entropy/_forward": {"logf"}}  # the logarithm of the row's sum
+
+
+def argument_types(name):
+    """The types with which the operator calls its kernel on float32 arrays."""
+    if name in INNER:
+        return INNER[name]
+    module = HOT[name].py_func.__module__
+    for op in operators():
+        if "cpu" in op.kernels and op.kernels["cpu"].module == module:
+            args, params = specimen(op, dtype=np.float32)
+            compute(op, "kernel cpu", args, params)
+            differentiate(op, "kernel cpu", args, params, draw_cotangents(op, args, params, Draw.seeded(0, np.float32)))
+    return next(types for types in HOT[name].signatures if "float32" in str(types))
+
+
+@reads_assembly
+@each_function
+@each_dtype
+def test_a_loop_over_an_array_is_packed_and_calls_no_libm(name, dtype):
+    row = numba.from_dtype(np.dtype(dtype))[::1]
+    code = assembly(compiled(name).py_func, (row, row))
+    suffix, terms = {np.float32: ("s", 6), np.float64: ("d", 12)}[dtype]  # the degree of the polynomial in exp
+    assert libm_calls(code) == set()
+    assert ARITHMETIC.findall(code).count(suffix) >= terms
+    assert set(ARITHMETIC.findall(code)) == {suffix}  # float32 is not widened to float64
+    assert FLOOR.findall(code).count(suffix) >= 1
+
+
+@reads_assembly
+def test_the_assembly_shows_scalar_calls_of_libm():
+    def loop(x, y):
+        for i in range(x.size):
+            y[i] = math.exp(x[i]) * math.tanh(x[i]) * math.erf(x[i])
+
+    code = assembly(loop, (ROW, ROW))
+    assert libm_calls(code) == {"expf", "tanhf", "erff"}
+    assert FLOOR.findall(code) == []
+
+
+def test_the_kernels_that_call_the_functions_are_found():
+    assert {"gelu/_gelu": 1, "gelu/_gelu_gradient": 2, "cross_entropy/_forward": 1, "attention/_softmax": 2,
+            "attention/_backward": 1}.items() <= {name: function_calls(kernel) for name, kernel in HOT.items()}.items()
+
+
+@reads_assembly
+@pytest.mark.parametrize("name", HOT)
+def test_the_loops_of_the_operators_are_packed_and_call_no_libm(name):
+    code = assembly(HOT[name].py_func, argument_types(name))
+    assert libm_calls(code) <= ONCE_A_ROW.get(name, set())
+    assert FLOOR.findall(code).count("s") >= function_calls(HOT[name])
+    assert ARITHMETIC.findall(code).count("s") >= 6 * function_calls(HOT[name])
+
+
+# -- flags -------------------------------------------------------------------------------------------------------------
+def test_the_flags_keep_nan_and_infinity():
+    functions = [value for value in vars(kernel_math).values() if hasattr(value, "targetoptions")]
+    for flags in (kernels.FLAGS, *(kernel.targetoptions for kernel in (*HOT.values(), *functions))):
+        assert isinstance(flags["fastmath"], set)
+        assert not flags["fastmath"] & {"nnan", "ninf", "fast"}
+
+
+def test_the_compiled_instructions_assume_neither_finite_numbers_nor_reassociation():
+    kernel = numba.njit(**kernels.FLAGS)(compiled("exp").py_func)
+    kernel.compile((ROW, ROW))
+    (code,) = kernel.inspect_llvm().values()
+    operations = re.findall(r"= (f(?:add|sub|mul|div|cmp)) ([a-z ]*)", code)
+    assert {operation for operation, _ in operations} >= {"fadd", "fmul", "fcmp"}
+    for _, flags in operations:
+        assert not {"nnan", "ninf", "fast", "reassoc"} & set(flags.split())
+
+
+def test_a_kernel_sees_nan_and_infinity():
+    @uncached
+    def count(x):
+        nans = infinities = 0
+        for v in x:
+            nans += v != v
+            infinities += v == math.inf
+        return nans, infinities
+
+    assert count(np.array([1, math.nan, math.inf, -math.inf, math.nan], np.float32)) == (2, 1)
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+ROOT = Path(autograd.__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def place(monkeypatch, tmp_path):
+    """Where NUMBA_CACHE_DIR points: Numba reads the variable when it is imported."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "place"))
+    return tmp_path / "place"
+
+
+def directory():
+    return kernels.cache_directory.__wrapped__()  # it remembers its first answer
+
+
+def kernel_sources():
+    """Every file that holds code or constants of a kernel, found by what it imports and what is imported from it."""
+    found = {"autograd/kernels.py"}
+    for path in (*ROOT.glob("autograd/**/*.py"), *ROOT.glob("minitv/**/*.py")):
+        imports = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
+        if any(re.search(r"(^|\.)kernels$", n.module or "") for n in imports) and path.name != "state.py":
+            found.add(path.relative_to(ROOT).as_posix())
+    return sorted(found)
+
+
+def test_a_change_of_any_kernel_source_changes_the_folder(monkeypatch, tmp_path, place):
+    for package in ("autograd", "minitv"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "autograd" / "kernels.py"))
+    first, names = directory(), {}
