@@ -222,12 +222,12 @@ class Op:
         for key, value in zip(params, extra, strict=False):  # sum(x, -1): parameters may follow in order
             if key in kwargs:
                 raise TypeError(f"{self.name}: {key!r} was given twice")
-            params[key] = value
+            params[key] = _plain_number(value)
         args = args[: len(names)]
         values = list(args) + [None] * (len(names) - len(args))
         for key, value in kwargs.items():
             if key in params:
-                params[key] = value
+                params[key] = _plain_number(value)
             elif key in names:
                 position = names.index(key)
                 if position < len(args):
@@ -405,6 +405,11 @@ class Op:
 def _array(value):
     """A 0-d array instead of the NumPy scalar that reductions return."""
     return value if not isinstance(value, np.generic) else np.asarray(value)
+
+
+def _plain_number(value):
+    """A NumPy scalar as a Python number, which widens nothing; other parameters as they are."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _frozen(value):

@@ -78,5 +78,6 @@ def test_commands_in_the_readme_are_understood(command, tmp_path, monkeypatch, c
 
 
 def test_files_named_in_the_readme_exist():
-    for path in re.findall(r"`((?:autograd|minitv|tests|examples|benchmarks)/[\w./]*)`", README) + re.findall(r"\]\(([\w./]+)\)", README):
+    named = re.findall(r"`((?:autograd|minitv|tests|examples|benchmarks)/[\w./]*)`", README)
+    for path in named + re.findall(r"\]\(([\w./]+)\)", README):
         assert (ROOT / path).exists(), path

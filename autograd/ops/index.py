@@ -291,6 +291,7 @@ def sort(x, *, axis=-1, descending=False):
 
 @sort.form
 def composed(x, *, axis=-1, descending=False):
+    axis = normalize_axis("sort", axis, x.ndim)
     return take_along_axis(x, argsort(x, axis=axis, descending=descending), axis=axis)
 
 

@@ -236,13 +236,16 @@ def _(x, *, axis=-1, keepdims=False):
 @logsumexp.vjp
 def _(g, x, out, axis):
     xp = namespace(x.data)
-    total = _spread(out, x.shape, axis, "logsumexp")
+    axes = normalize_axes("logsumexp", axis, x.ndim)
+    total = _spread(out.detach(), x.shape, axis, "logsumexp")
     infinite = xp.isinf(total.data)
-    if not bool(infinite.any()):
-        return _spread(g, x.shape, axis, "logsumexp") * exp(x - total)
-    top = (x.data == math.inf) & (total.data == math.inf)
-    share = top / xp.maximum(top.sum(axis=normalize_axes("logsumexp", axis, x.ndim), keepdims=True), 1)
+    # e^(x - out) loses digits where out is large, so its sum is divided out again: the weights of a row sum to 1.
     weights = exp(where(infinite, 0.0, x) - where(infinite, 0.0, total))
+    weights = weights / sum(weights, axis=axes, keepdims=True)
+    if not bool(infinite.any()):
+        return _spread(g, x.shape, axis, "logsumexp") * weights
+    top = (x.data == math.inf) & (total.data == math.inf)
+    share = top / xp.maximum(top.sum(axis=axes, keepdims=True), 1)
     weights = where(infinite, Tensor.wrap(share.astype(x.dtype)), weights)
     return _spread(g, x.shape, axis, "logsumexp") * weights
 
@@ -273,10 +276,18 @@ def _(draw):
     return (draw.floats(*shape),), {"axis": draw.integer(-len(shape), len(shape) - 1)}
 
 
+def _fits(shape, target) -> bool:
+    """Whether an array of that shape broadcasts to the target."""
+    try:
+        return np.broadcast_shapes(shape, target) == target
+    except ValueError:
+        return False
+
+
 def _validate_mask(name):
     def check(x, mask, *, axis):
         normalize_axis(name, axis, x.ndim)
-        if mask is not None and np.broadcast_shapes(x.shape, mask.shape) != x.shape:
+        if mask is not None and not _fits(mask.shape, x.shape):
             raise ShapeError(f"{name}: mask {mask.shape} does not broadcast to x {x.shape}")
     return check
 

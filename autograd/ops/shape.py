@@ -346,7 +346,7 @@ def _(draw):
 
 def _repeat_axis(x, repeats, axis):
     axis = normalize_axis("repeat", axis, x.ndim)
-    counts = np.asarray(repeats)
+    counts = np.asarray(repeats, None if np.size(repeats) else np.intp)
     if counts.dtype.kind not in "iu" or (counts < 0).any():
         raise DomainError(f"repeat: repeats must be integers >= 0, got {repeats!r}")
     if counts.ndim and counts.shape != (x.shape[axis],):
@@ -381,6 +381,8 @@ def _(draw):
 
 def _tile_plan(shape, repeats):
     repeats = (repeats,) if isinstance(repeats, int | np.integer) else tuple(repeats)
+    if any(r < 0 for r in repeats):
+        raise ShapeError(f"tile: repeats {repeats} must be >= 0")
     ndim = max(len(shape), len(repeats))
     return (1,) * (ndim - len(shape)) + tuple(shape), (1,) * (ndim - len(repeats)) + repeats
 

@@ -9,9 +9,9 @@ import numpy as np
 from ...device import namespace
 from ...errors import DomainError, ShapeError
 from ...op import op
-from ..elementwise import where
+from ...tensor import Tensor
 from ..index import take_along_axis
-from ..reduce import log_softmax, sum
+from ..reduce import logsumexp, sum
 from ..shape import reshape
 
 
@@ -33,11 +33,15 @@ def cross_entropy(logits, labels, *, ignore_index=None):
 @cross_entropy.form
 def composed(logits, labels, *, ignore_index=None):
     xp = namespace(logits.data)
-    counted = xp.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
-    safe = xp.where(counted, labels, 0)[..., None]
-    rows = log_softmax(logits, axis=-1)
-    chosen = reshape(take_along_axis(rows, safe, axis=-1), shape=labels.shape)
-    return -sum(where(counted, chosen, 0.0)) * (1.0 / max(int(counted.sum()), 1))
+    if ignore_index is not None:
+        counted = labels != ignore_index
+        logits, labels = logits[counted], labels[counted]
+    if not labels.size:
+        return sum(logits[..., :0])
+    chosen = reshape(take_along_axis(logits, labels[..., None], axis=-1), shape=labels.shape)
+    top = logits.data.max(axis=-1, keepdims=True)
+    shift = Tensor.wrap(xp.where(top == -math.inf, logits.dtype.type(0), top))
+    return sum(logsumexp(logits - shift, axis=-1) - (chosen - reshape(shift, shape=labels.shape))) * (1.0 / labels.size)
 
 
 cross_entropy.kernel("cpu", "autograd.ops.cross_entropy.cpu")

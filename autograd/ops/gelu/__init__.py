@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from ...op import op
-from ..elementwise import erf, scalar_loop, tanh
+from ..elementwise import clip, erf, scalar_loop, tanh
 
 _C = math.sqrt(2 / math.pi)
 
@@ -36,7 +36,8 @@ def gelu_tanh(x):
 
 @gelu_tanh.form
 def composed(x):
-    return 0.5 * x * (1.0 + tanh(_C * (x + 0.044715 * x * x * x)))
+    z = clip(x, -10.0, 10.0)  # beyond, tanh is ±1 with gradient 0, and x³ must not overflow
+    return 0.5 * x * (1.0 + tanh(_C * (z + 0.044715 * z * z * z)))
 
 
 gelu.kernel("cpu", "autograd.ops.gelu.cpu")

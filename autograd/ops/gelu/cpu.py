@@ -39,7 +39,9 @@ def _gelu_tanh_gradient(x, g, gx):
     for i in range(x.size):
         v = x[i]
         t = tanh(c * (v + cubic * v * v * v))
-        gx[i] = g[i] * half * (one + t + v * (one - t * t) * c * (one + three * cubic * v * v))
+        slope = one - t * t
+        inner = v * slope * c * (one + three * cubic * v * v) if slope != 0 else slope  # v² may overflow
+        gx[i] = g[i] * half * (one + t + inner)
 
 
 def _apply(kernel, *arrays):

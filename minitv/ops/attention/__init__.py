@@ -95,6 +95,9 @@ def parallel(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0
     width = q.shape[-1]
     scale = 1 / math.sqrt(width) if scale is None and width else scale or 0.0
     seen = visible(q.shape[2], k.shape[2], causal, mask, xp)
+    if mask is not None:  # what no query sees may be NaN, of which 0 times is NaN
+        used = xp.broadcast_to(seen, (*q.shape[:3], k.shape[2])).any(axis=2)[..., None]
+        k, v = where(used, k, 0.0), where(used, v, 0.0)
     weights = softmax(matmul(q * scale, swapaxes(k)), seen)
     if dropout:
         kept = xp.asarray(keep_weights(weights.shape, dropout, seed))

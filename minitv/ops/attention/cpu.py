@@ -381,6 +381,10 @@ def _options(dtype, K, scale, dropout, seed):
     return dtype.type(scale), drop
 
 
+def supports(q, k, v, mask, **_):
+    return None if q.shape[3] else "needs at least one channel in q and k"
+
+
 def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
     """softmax(scale q k^T over the visible keys) v, for q [B H T K], k [B H S K], v [B H S V] -> y [B H T V]."""
     shape = B, H, T, _, K, V = *q.shape[:3], *k.shape[2:], v.shape[3]
