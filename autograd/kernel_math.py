@@ -2,7 +2,7 @@
 
 libm's scalar functions are 5 to 10 times slower in a loop. Each function is a polynomial or Chebyshev series in the
 argument's precision, with both sides of a split computed and selected. NaN in gives NaN out. ``exp`` is exactly 0 below
--87 (float32) and -708 (float64): a subnormal result would slow every later multiplication.
+-86.5 (float32) and -708 (float64): a subnormal result would slow every later multiplication.
 
 The coefficients are Chebyshev interpolants of the functions, computed with 40 digits; tests bound the errors in ulp.
 """
@@ -54,7 +54,7 @@ _ERFC = {  # Chebyshev series of ln(erfc(z)/t) + z² in u = 2t - 1, t = 2/(2 + z
 }
 _ERFC[32] = _ERFC[64][:10]
 _LN2 = {32: (0.693359375, -2.12194440e-4), 64: (0.693145751953125, 1.42860682030941723212e-6)}
-_BITS = {32: (np.int32, np.float32, 23, 127, -87.0, 89.0), 64: (np.int64, np.float64, 52, 1023, -708.0, 710.0)}
+_BITS = {32: (np.int32, np.float32, 23, 127, -86.5, 89.0), 64: (np.int64, np.float64, 52, 1023, -708.0, 710.0)}
 
 
 def _unrolled(body: str, name: str, constants: dict):

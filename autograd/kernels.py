@@ -38,7 +38,8 @@ if WIDE_VECTORS and not numba.config.CPU_NAME:
 def cache_directory() -> Path | None:
     """Where compiled kernels are kept, or None if no folder is writable. NUMBA_CACHE_DIR decides where, if set."""
     root = Path(__file__).resolve().parent
-    sources = sorted([*root.glob("kernel*.py"), *root.glob("ops/*/cpu.py"), *root.parent.glob("minitv/ops/*/cpu.py")])
+    sources = sorted([*root.glob("kernel*.py"), root / "random.py", *root.glob("ops/*/cpu.py"),
+                      *root.parent.glob("minitv/ops/*/cpu.py")])
     stamp = hashlib.sha256()
     for source in sources:
         stamp.update(source.read_bytes())
@@ -58,7 +59,7 @@ def cache_directory() -> Path | None:
 def cached() -> bool:
     """Whether kernels of this version were compiled before, so that a run starts at once."""
     folder = cache_directory()
-    return folder is not None and any(folder.iterdir())
+    return folder is not None and any(folder.rglob("*.nbi"))  # the index file of a compiled kernel
 
 
 def cpu_kernel(function: Callable) -> Callable:

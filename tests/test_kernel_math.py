@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import dis
 import errno
 import importlib
+import inspect
 import math
 import os
 import platform
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from decimal import Decimal, localcontext
 from functools import cache
 from pathlib import Path
@@ -37,7 +38,7 @@ from autograd.draw import Draw
 NAMES = ("exp", "tanh", "erf", "erfc")
 DTYPES = (np.float32, np.float64)
 SPLITS = (0.375, 0.625, 0.75)  # where a function passes from one formula to another
-ZERO = {np.float32: -87.0, np.float64: -708.0}  # exp is exactly 0 from here down
+ZERO = {np.float32: -86.5, np.float64: -708.0}  # exp is exactly 0 from here down
 OVERFLOW = {np.float32: 88.72283905206835, np.float64: 709.7827128933841}  # ln of 2^128 and of 2^1024
 
 each_function = pytest.mark.parametrize("name", NAMES)
@@ -154,7 +155,7 @@ def check_errors(name, x, y):
     excess = errors(name, x, y) / allowed(name, x)
     worst = int(np.argmax(excess))
     assert excess[worst] <= 1, (f"{name}({x[worst]!r}) = {y[worst]!r} is {excess[worst]:.2f} times the allowed "
-                                f"{allowed(name, x)[worst]:.2f} ulp off; {np.sum(excess > 1)} of {x.size} arguments fail")
+                                f"{allowed(name, x)[worst]:.2f} ulp off; {np.sum(excess > 1)} of {x.size} fail")
 
 
 def neighbours(points, dtype, count):
@@ -187,7 +188,8 @@ def test_the_error_in_float64_is_within_the_stated_ulp(name):
     generator = np.random.default_rng(0)
     low, high = {"exp": (-708, 709.782), "tanh": (-20, 20), "erf": (-6, 6), "erfc": (-6, 28)}[name]
     x = np.concatenate([generator.uniform(low, high, 1500), generator.uniform(-1, 1, 500),
-                        10 ** generator.uniform(-320, 0, 100), neighbours(edges(name, np.float64), np.float64, 3).ravel()])
+                        10 ** generator.uniform(-320, 0, 100),
+                        neighbours(edges(name, np.float64), np.float64, 3).ravel()])
     check_errors(name, x, apply(name, x))
 
 
@@ -260,8 +262,8 @@ def test_tanh_and_erf_are_odd_to_the_bit(name, dtype, data):
     np.testing.assert_array_equal(apply(name, -x), -apply(name, x))
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("exp", 0, math.inf), ("tanh", -1, 1), ("erf", -1, 1), ("erfc", 0, 2)],
-                         ids=NAMES)
+@pytest.mark.parametrize(("name", "low", "high"),
+                         [("exp", 0, math.inf), ("tanh", -1, 1), ("erf", -1, 1), ("erfc", 0, 2)], ids=NAMES)
 @each_dtype
 def test_results_stay_in_the_range_of_the_function(name, low, high, dtype):
     y = apply(name, np.linspace(-800, 800, 100_001, dtype=dtype))
@@ -325,6 +327,33 @@ def assembly(function, types):
     return code
 
 
+class OneCall(ast.NodeTransformer):
+    """Leaves one of the calls of exp, tanh, erf and erfc in a function, and replaces the others by their argument."""
+
+    def __init__(self, scope, site):
+        self.scope, self.site, self.calls = scope, site, 0
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        if not isinstance(node.func, ast.Name) or self.scope.get(node.func.id) not in FUNCTIONS:
+            return node
+        self.calls += 1
+        return node if self.calls == self.site else node.args[0]
+
+
+FUNCTIONS = [getattr(kernel_math, name) for name in NAMES]
+
+
+def one_call(kernel, site):
+    """A kernel's function with only one of those calls, and how many there were."""
+    function = kernel.py_func
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    tree.body[0].decorator_list = []
+    transformer, scope = OneCall(function.__globals__, site), dict(function.__globals__)
+    exec(compile(transformer.visit(tree), function.__code__.co_filename, "exec"), scope)
+    return scope[function.__name__], transformer.calls
+
+
 def hot_kernels():
     """The operators' kernels that call exp, tanh, erf or erfc, by "operator/kernel"."""
     found = {}
@@ -332,19 +361,14 @@ def hot_kernels():
         for path in sorted(Path(package.__path__[0]).glob("*/cpu.py")):
             module = importlib.import_module(f"{package.__name__}.{path.parent.name}.cpu")
             for name, kernel in vars(module).items():
-                if hasattr(kernel, "py_func") and kernel.py_func.__module__ == module.__name__ and function_calls(kernel):
+                declared_here = getattr(kernel, "__module__", "") == module.__name__ and hasattr(kernel, "py_func")
+                if declared_here and one_call(kernel, 0)[1]:
                     found[f"{path.parent.name}/{name}"] = kernel
     return found
 
 
-def function_calls(kernel):
-    """How often a kernel's source calls one of the functions."""
-    functions = [getattr(kernel_math, name) for name in NAMES]
-    scope = kernel.py_func.__globals__
-    return sum(i.opname == "LOAD_GLOBAL" and scope.get(i.argval) in functions for i in dis.get_instructions(kernel.py_func))
-
-
 HOT = hot_kernels()
+SITES = [(name, site + 1) for name, kernel in HOT.items() for site in range(one_call(kernel, 0)[1])]
 ROW = numba.float32[::1]
 # The types of a kernel that only another kernel calls; the others' are found by running their operators.
 INNER = {"attention/_softmax": (ROW, numba.int64, ROW, ROW, ROW, ROW)}
@@ -388,18 +412,19 @@ def test_the_assembly_shows_scalar_calls_of_libm():
     assert FLOOR.findall(code) == []
 
 
-def test_the_kernels_that_call_the_functions_are_found():
-    assert {"gelu/_gelu": 1, "gelu/_gelu_gradient": 2, "cross_entropy/_forward": 1, "attention/_softmax": 2,
-            "attention/_backward": 1}.items() <= {name: function_calls(kernel) for name, kernel in HOT.items()}.items()
+def test_the_calls_in_the_kernels_are_found():
+    assert {("gelu/_gelu", 1), ("gelu/_gelu_gradient", 1), ("gelu/_gelu_gradient", 2), ("cross_entropy/_forward", 1),
+            ("attention/_softmax", 1), ("attention/_softmax", 2), ("attention/_backward", 1)} <= set(SITES)
 
 
 @reads_assembly
-@pytest.mark.parametrize("name", HOT)
-def test_the_loops_of_the_operators_are_packed_and_call_no_libm(name):
-    code = assembly(HOT[name].py_func, argument_types(name))
+@pytest.mark.parametrize(("name", "site"), SITES, ids=str)
+def test_every_call_in_the_kernels_of_operators_is_packed(name, site):
+    # One call at a time: a packed instruction of another loop proves nothing.
+    code = assembly(one_call(HOT[name], site)[0], argument_types(name))
     assert libm_calls(code) <= ONCE_A_ROW.get(name, set())
-    assert FLOOR.findall(code).count("s") >= function_calls(HOT[name])
-    assert ARITHMETIC.findall(code).count("s") >= 6 * function_calls(HOT[name])
+    assert FLOOR.findall(code).count("s") >= 1
+    assert ARITHMETIC.findall(code).count("s") >= 6
 
 
 # -- flags -------------------------------------------------------------------------------------------------------------
@@ -448,7 +473,7 @@ def directory():
 
 
 def kernel_sources():
-    """The modules with kernels, and those of the packages that they import: their code and constants are compiled in."""
+    """The modules with kernels, and what they import from the packages: its code and constants are compiled in."""
     found, modules = set(), [*ROOT.glob("autograd/**/*.py"), *ROOT.glob("minitv/**/*.py")]
     for path in modules:
         imported = set()
@@ -488,7 +513,7 @@ def test_a_change_of_a_kernel_source_changes_the_folder(source, copy, monkeypatc
 
 
 @pytest.mark.parametrize(("owner", "name"), [(numba, "__version__"), (numba.config, "CPU_NAME"),
-                                             (numba.config, "CPU_FEATURES")], ids=lambda part: str(part))
+                                             (numba.config, "CPU_FEATURES")], ids=str)
 def test_another_compiler_or_cpu_changes_the_folder(owner, name, monkeypatch, place):
     before = directory()
     monkeypatch.setattr(owner, name, "another")
@@ -555,7 +580,8 @@ def test_kernels_are_kept_in_numba_cache_dir_and_found_again(tmp_path):
                    "XDG_CACHE_HOME": str(tmp_path / "user")}
 
     def run():
-        return subprocess.run([sys.executable, script], env=environment, check=True, capture_output=True, text=True).stdout
+        command = [sys.executable, script]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     assert run() == "42 0 True\n"
     kept = [path.relative_to(tmp_path / "place").parts for path in tmp_path.rglob("*.nb[ic]")]
