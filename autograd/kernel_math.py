@@ -4,7 +4,8 @@ libm's scalar functions are 5 to 10 times slower in a loop. Each function is a p
 argument's precision, with both sides of a split computed and selected. NaN in gives NaN out. ``exp`` is exactly 0 below
 -86.5 (float32) and -708 (float64): a subnormal result would slow every later multiplication.
 
-The coefficients are Chebyshev interpolants of the functions, computed with 40 digits; tests bound the errors in ulp.
+The coefficients are Chebyshev interpolants of the functions, computed with 40 digits. Errors in ulp: exp and tanh 1.5,
+erf 3, erfc 3 for x <= 0 and 6 + 2x² for x > 0, where the rounding of x² passes through exp.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _functions(width: int) -> dict:
         k = np.floor(inside * log2e + half)
         r = (inside - k * ln2_high) - k * ln2_low
         power = integer(((integer(k) - integer(1)) + bias) << mantissa).view(number)
-        y = exp_series(r) * power * two
+        y = exp_series(r) * two * power  # 2^(k - 1) alone may be subnormal
         y = y if x > lowest else zero
         y = y if x < highest else infinity
         return y if x == x else x

@@ -69,7 +69,8 @@ def cpu_kernel(function: Callable) -> Callable:
     if folder is not None:
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
         try:
-            kernel.enable_caching()
+            with contextlib.suppress(RuntimeError):  # a function typed into an interpreter has no file
+                kernel.enable_caching()
         finally:
             numba.config.CACHE_DIR = before
     return kernel
