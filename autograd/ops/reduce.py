@@ -13,7 +13,7 @@ import numpy as np
 from ..device import namespace
 from ..errors import DomainError, ShapeError
 from ..op import op
-from ..shapes import normalize_axes, normalize_axis, reduced_shape
+from ..shapes import broadcasts_to, normalize_axes, normalize_axis, reduced_shape
 from ..tensor import Tensor
 from .elementwise import exp, sqrt, where
 from .shape import broadcast_to, flip, reshape
@@ -276,18 +276,10 @@ def _(draw):
     return (draw.floats(*shape),), {"axis": draw.integer(-len(shape), len(shape) - 1)}
 
 
-def _fits(shape, target) -> bool:
-    """Whether an array of that shape broadcasts to the target."""
-    try:
-        return np.broadcast_shapes(shape, target) == target
-    except ValueError:
-        return False
-
-
 def _validate_mask(name):
     def check(x, mask, *, axis):
         normalize_axis(name, axis, x.ndim)
-        if mask is not None and not _fits(mask.shape, x.shape):
+        if mask is not None and not broadcasts_to(mask.shape, x.shape):
             raise ShapeError(f"{name}: mask {mask.shape} does not broadcast to x {x.shape}")
     return check
 

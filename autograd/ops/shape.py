@@ -9,7 +9,7 @@ import numpy as np
 from ..device import namespace
 from ..errors import DomainError, ShapeError
 from ..op import op
-from ..shapes import normalize_axes, normalize_axis
+from ..shapes import broadcasts_to, normalize_axes, normalize_axis
 
 
 def _axis_draw(draw, low=1, high=3):
@@ -126,11 +126,7 @@ broadcast_to.vjp(lambda g: g)
 
 @broadcast_to.validate
 def _(x, *, shape):
-    try:
-        fits = np.broadcast_shapes(x.shape, tuple(shape)) == tuple(shape)
-    except ValueError:
-        fits = False
-    if not fits:
+    if not broadcasts_to(x.shape, tuple(shape)):
         raise ShapeError(f"broadcast_to: {x.shape} does not broadcast to {tuple(shape)}")
 
 

@@ -21,6 +21,7 @@ from autograd.laws import causal, identity, independent, linear_in
 from autograd.op import op
 from autograd.ops import matmul, softmax, swapaxes, where
 from autograd.random import philox
+from autograd.shapes import broadcasts_to
 
 
 def visible(queries: int, keys: int, causal: bool, mask, xp=np):
@@ -112,11 +113,7 @@ attention.kernel("cpu", "minitv.ops.attention.cpu")
 def _(q, k, v, mask, *, causal, scale, dropout, seed):
     if mask is not None:
         target = (*q.shape[:3], k.shape[2])
-        try:
-            fits = np.broadcast_shapes(mask.shape, target) == target
-        except ValueError:
-            fits = False
-        if not fits:
+        if not broadcasts_to(mask.shape, target):
             raise ShapeError(f"attention: mask {mask.shape} does not broadcast to [B H T S] = {target}")
     if not 0 <= dropout <= 1:
         raise DomainError(f"attention: dropout must be a probability in [0, 1], got {dropout}")
