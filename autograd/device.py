@@ -16,7 +16,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 def is_cupy(x) -> bool:
     """Whether ``x`` is a CuPy array; never imports CuPy."""
-    return type(x).__module__.partition(".")[0] == "cupy"
+    return type(x) is not np.ndarray and type(x).__module__.partition(".")[0] == "cupy"
 
 
 def namespace(*arrays) -> ModuleType:
@@ -38,6 +38,11 @@ def to_numpy(x) -> np.ndarray:
     """The values as a NumPy array (a copy only if they live on a GPU)."""
     x = getattr(x, "data", x) if not isinstance(x, np.ndarray) else x
     return x.get() if is_cupy(x) else np.asarray(x)
+
+
+def unscalar(value):
+    """A 0-d array instead of the NumPy scalar that reductions and sums of 0-d arrays return."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def cores() -> int:

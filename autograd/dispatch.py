@@ -79,8 +79,8 @@ def choose(op: Op, arrays, params):
     if op.kernels and not STATE.complex_step:
         first = next(a for a in arrays if a is not None)
         kernel = op.kernels.get(device_name(first))
-        if kernel is not None and kernel.reason_against(arrays, params) is None:
-            return kernel
+        if kernel is not None and (kernel.supports is None or kernel.supports(*arrays, **params) is None):
+            return kernel  # dtypes and devices were checked when the arguments were converted
     return _default_form(op)
 
 

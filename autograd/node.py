@@ -12,10 +12,10 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from .device import namespace
+from .device import namespace, unscalar
 from .errors import GraphError, NonFiniteError, ShapeError
 from .shapes import broadcast_axes
-from .state import STATE, enable_grad, no_grad
+from .state import STATE, _Switch, enable_grad, no_grad
 
 _number = itertools.count()
 
@@ -80,10 +80,9 @@ class _Sum:
         elif create_graph:
             self.value = self.value + grad
         elif self.owned:
-            xp = namespace(grad.data)
-            xp.add(self.value.data, grad.data, out=self.value.data)
+            self.value.data += grad.data
         else:
-            self.value, self.owned = self.value + grad, True
+            self.value, self.owned = type(grad).wrap(unscalar(self.value.data + grad.data)), True
 
 
 def run_backward(
@@ -121,6 +120,8 @@ def run_backward(
                 entry = pending[node.number] = (node, [_Sum() for _ in node.outputs])
                 heappush(heap, -node.number)
             entry[1][index].add(grad, create_graph)
+        elif useful is not None and id(parent) not in wanted:
+            return
         elif sink is not None:
             sink(parent, grad)
         else:
@@ -129,22 +130,23 @@ def run_backward(
                 entry = leaves[id(parent)] = (parent, _Sum())
             entry[1].add(grad, create_graph)
 
-    with enable_grad() if create_graph else no_grad():
+    checking = STATE.checking
+    # What a gradient is made of is not checked: a bad one is reported as that of the operator, below.
+    with enable_grad() if create_graph else no_grad(), _Switch("checking", False):
         for output, seed in zip(outputs, seeds, strict=True):
             deliver((output.node, output.index) if output.node is not None else output, seed)
         while heap:
             node, sums = pending.pop(-heappop(heap))
-            grads = []
-            for index, (total, (shape, dtype)) in enumerate(zip(sums, node.outputs, strict=True)):
-                for position in wanted.get((node.number, index), ()):
-                    found[position] = total.value
-                if node.retained is not None and index in node.retained and total.value is not None:
-                    tensor = node.retained[index]()
-                    if tensor is not None:
-                        retained.append((tensor, total.value))
-                grads.append(total.value if total.value is not None else _zeros(outputs[0], shape, dtype))
-            if useful is not None and node.number not in useful:
-                continue
+            if useful is not None:
+                for index, total in enumerate(sums):
+                    for position in wanted.get((node.number, index), ()):
+                        found[position] = total.value
+                if node.number not in useful:
+                    continue
+            if node.retained is not None:
+                for index, reference in node.retained.items():
+                    if (tensor := reference()) is not None and sums[index].value is not None:
+                        retained.append((tensor, sums[index].value))
             if node.saved is None:
                 raise GraphError(
                     f"backward reached {node.op.name}, whose graph was already released by an earlier backward: "
@@ -153,11 +155,9 @@ def run_backward(
             if node.versions:
                 node.check_versions()
             parents = node.parents
-            checking, STATE.checking = STATE.checking, False  # a bad gradient is reported as this operator's, below
-            try:
-                results = node.differentiate(node, grads, create_graph)
-            finally:
-                STATE.checking = checking
+            grads = [total.value if total.value is not None else _zeros(outputs[0], *like)
+                     for total, like in zip(sums, node.outputs, strict=True)]
+            results = node.differentiate(node, grads, create_graph)
             if len(results) != len(parents):
                 raise GraphError(f"{node.op.name}: its gradient has {len(results)} values for {len(parents)} inputs")
             for parent, grad, shape in zip(parents, results, node.shapes, strict=True):

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .device import FLOATS, device_name, namespace
+from .device import FLOATS, device_name, namespace, unscalar
 from .errors import AutogradError, DtypeError, GraphError, KernelError, ShapeError
 from .node import Node, require_finite
 from .shapes import Argument, Signature, bind
@@ -77,6 +77,10 @@ class Kernel:
     def backward(self) -> Callable:
         return self._get("backward")
 
+    @property
+    def supports(self) -> Callable | None:
+        return self._get("supports")
+
     def reason_against(self, values, params) -> str | None:
         """Why this kernel cannot run on these arrays, or None."""
         for value in values:
@@ -86,8 +90,7 @@ class Kernel:
                 return "complex arrays pass only through forms"
             if value is not None and device_name(value) != self.device:
                 return f"runs on {self.device} arrays, got {device_name(value)} arrays"
-        supports = self._get("supports")
-        return supports(*values, **params) if supports else None
+        return self.supports(*values, **params) if self.supports else None
 
 
 class Op:
@@ -118,6 +121,7 @@ class Op:
             raise ShapeError(f"{self.name}: the definition takes {positional}, the signature names {self._names}")
         self._elementwise = self.signature.elementwise and not variadic
         self._shaped = [(i, a) for i, a in enumerate(self.signature.inputs) if a.dims != ("*",)]
+        self._fitting: set[tuple] = set()  # shapes that were found to agree with the signature
         if self.name in REGISTRY:
             raise AutogradError(f"operator {self.name!r} is declared twice")
         REGISTRY[self.name] = self
@@ -191,11 +195,8 @@ class Op:
         values, params = self.bind(args, kwargs)
         tensors, arrays, recording = self._convert(values)
         packed = (arrays,) if self.variadic else arrays
-        if not self._elementwise:
-            bound: dict = {}
-            for i, argument in self._shaped:
-                if arrays[i] is not None:
-                    bind(self.name, argument, arrays[i].shape, bound)
+        if self._shaped and not self._elementwise:
+            self._check_shapes(arrays)
         if self._validate is not None:
             self._validate(*packed, **params)
         chosen = choose(self, arrays, params)
@@ -204,6 +205,18 @@ class Op:
                 return chosen.function(*((tensors,) if self.variadic else tensors), **params)
             return self._run_primitive(chosen, tensors, arrays, params, recording)
         return self._run_kernel(chosen, tensors, arrays, params, recording)
+
+    def _check_shapes(self, arrays) -> None:
+        shapes = tuple([None if a is None else a.shape for a in arrays])
+        if shapes in self._fitting:  # the same ones as before, in all but the first step of a training run
+            return
+        bound: dict = {}
+        for i, argument in self._shaped:
+            if shapes[i] is not None:
+                bind(self.name, argument, shapes[i], bound)
+        if len(self._fitting) >= 1000:
+            self._fitting.clear()
+        self._fitting.add(shapes)
 
     def bind(self, args, kwargs):
         """The inputs in signature order (None where absent) and all static parameters."""
@@ -332,12 +345,11 @@ class Op:
                 raise ShapeError(f"{self.name}: shapes do not broadcast: {shapes}") from error
         else:
             result = form.function(*((arrays,) if self.variadic else arrays), **params)
-        many = type(result) is tuple
-        outputs = result if many else (result,)
         if not self.differentiable:
             return result
         if not recording:
-            return self._wrap(outputs, tensors, None, many)
+            return self._wrap(result, tensors)
+        outputs = result if type(result) is tuple else (result,)
         saved, versions = [], []
         for kind, key, name in form.plan:
             if kind == "input":
@@ -354,57 +366,53 @@ class Op:
             elif kind == "needs":
                 saved.append(tuple(isinstance(t, Tensor) and t.requires_grad for t in tensors))
             else:
-                saved.append([_array(o) for o in outputs])
+                saved.append([unscalar(o) for o in outputs])
         node = self._node(tensors, arrays, outputs, (form, saved), _differentiate_primitive, versions)
-        return self._wrap(outputs, tensors, node, many, form.saves_outputs)
+        return self._wrap(result, tensors, node, form.saves_outputs)
 
     def _run_kernel(self, kernel, tensors, arrays, params, recording):
         result, saved = kernel.forward(*arrays, **params)
-        many = type(result) is tuple
-        outputs = result if many else (result,)
         if not self.differentiable:
             return result
         if not recording:
-            return self._wrap(outputs, tensors, None, many)
+            return self._wrap(result, tensors)
+        outputs = result if type(result) is tuple else (result,)
         versions = [(t.version, t.version[0], n) for t, n in zip(tensors, self._names, strict=True) if isinstance(t, Tensor)]
         node = self._node(tensors, arrays, outputs, (kernel, saved), _differentiate_kernel, versions)
-        return self._wrap(outputs, tensors, node, many, True)
+        return self._wrap(result, tensors, node, True)
 
     def _node(self, tensors, arrays, outputs, saved, differentiate, versions):
-        parents = tuple(
+        parents = [
             None if not isinstance(t, Tensor) or not t.requires_grad else (t.node, t.index) if t.node is not None else t
             for t in tensors
-        )
-        shapes = tuple(None if a is None else a.shape for a in arrays)
-        node = Node(self, parents, differentiate, saved, shapes, tuple((np.shape(o), o.dtype) for o in outputs), versions)
+        ]
+        shapes = [None if a is None else a.shape for a in arrays]
+        node = Node(self, parents, differentiate, saved, shapes, [(o.shape, o.dtype) for o in outputs], versions)
         if STATE.checking:
             for array in arrays:
                 if type(array) is np.ndarray:
                     array.flags.writeable = False
         return node
 
-    def _wrap(self, outputs, tensors, node, many, saved=False):
-        wrapped = []
-        for index, output in enumerate(outputs):
-            output = _array(output)
-            if STATE.checking:
-                require_finite(output, f"the output of {self.name}")
-            tensor = Tensor.wrap(output)
-            if node is not None:
-                tensor.requires_grad, tensor.node, tensor.index = True, node, index
-            if self.view and isinstance(tensors[0], Tensor):
-                tensor.version = tensors[0].version
-            if saved:
-                node.versions.append((tensor.version, tensor.version[0], None))
-                if STATE.checking and type(output) is np.ndarray:
-                    output.flags.writeable = False
-            wrapped.append(tensor)
-        return tuple(wrapped) if many else wrapped[0]
+    def _wrap(self, result, tensors, node=None, saved=False):
+        if type(result) is tuple:
+            return tuple([self._output(o, index, tensors, node, saved) for index, o in enumerate(result)])
+        return self._output(result, 0, tensors, node, saved)
 
-
-def _array(value):
-    """A 0-d array instead of the NumPy scalar that reductions return."""
-    return value if not isinstance(value, np.generic) else np.asarray(value)
+    def _output(self, output, index, tensors, node, saved):
+        output = unscalar(output)
+        if STATE.checking:
+            require_finite(output, f"the output of {self.name}")
+        tensor = Tensor.wrap(output)
+        if node is not None:
+            tensor.requires_grad, tensor.node, tensor.index = True, node, index
+        if self.view and isinstance(tensors[0], Tensor):
+            tensor.version = tensors[0].version
+        if saved:
+            node.versions.append((tensor.version, tensor.version[0], None))
+            if STATE.checking and type(output) is np.ndarray:
+                output.flags.writeable = False
+        return tensor
 
 
 def _plain_number(value):
@@ -447,7 +455,7 @@ def _differentiate_kernel(node, grads, create_graph):
             f"compute the output under use({node.op.name!r}, {names})"
         )
     results = kernel.backward(saved, *(g.data for g in grads))
-    return [None if r is None else Tensor.wrap(_array(r)) for r in results]
+    return [None if r is None else Tensor.wrap(unscalar(r)) for r in results]
 
 
 def op(signature: str, **options) -> Callable[[Callable], Op]:

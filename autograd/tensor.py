@@ -8,7 +8,7 @@ from functools import wraps
 
 import numpy as np
 
-from .device import FLOATS, is_cupy, namespace, to_numpy
+from .device import FLOATS, is_cupy, namespace, to_numpy, unscalar
 from .errors import DtypeError, GraphError, ShapeError
 from .node import run_backward
 from .state import STATE
@@ -52,7 +52,11 @@ class Tensor:
     def wrap(cls, array, requires_grad: bool = False) -> Tensor:
         """A Tensor around this very array, without a copy: the caller promises not to write to it."""
         tensor = cls.__new__(cls)
-        tensor._set(array, requires_grad)
+        tensor.data = array
+        tensor.grad = tensor.node = None
+        tensor.requires_grad = requires_grad
+        tensor.index = 0
+        tensor.version = [0]
         return tensor
 
     # -- the array ---------------------------------------------------------------------------------------------------
@@ -163,7 +167,7 @@ class Tensor:
 
     def accumulate(self, grad: Tensor) -> None:
         """Add to ``.grad``. The sum is a new array, so a gradient somebody else holds never changes."""
-        self.grad = Tensor(grad.data) if self.grad is None else Tensor.wrap(self.grad.data + grad.data)
+        self.grad = Tensor(grad.data) if self.grad is None else Tensor.wrap(unscalar(self.grad.data + grad.data))
 
     def backward(self, seed=None, *, retain: bool = False, sink: Callable | None = None) -> None:
         """Add the gradient of this tensor (times ``seed``) to ``.grad`` of every leaf that requires one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 
@@ -20,16 +21,18 @@ def _axis_draw(draw, low=1, high=3):
 def target_shape(name: str, old: tuple[int, ...], shape) -> tuple[int, ...]:
     """``shape`` with its one -1 replaced; a size that does not fit raises ShapeError."""
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-    known = int(np.prod([n for n in shape if n != -1], dtype=int))
-    size = int(np.prod(old, dtype=int))
+    size = math.prod(old)
+    if math.prod(shape) == size and (not shape or min(shape) >= 0):
+        return shape
+    known = math.prod([n for n in shape if n != -1])
     if shape.count(-1) > 1 or any(n < -1 for n in shape):
         raise ShapeError(f"{name}: shape {shape} may have one -1 and no other negative size")
     if -1 in shape:
         if known == 0:
             raise ShapeError(f"{name}: the -1 in {shape} is ambiguous because the other sizes multiply to 0")
         shape = tuple(size // known if n == -1 else n for n in shape)
-    if int(np.prod(shape, dtype=int)) != size:
-        raise ShapeError(f"{name}: {old} has {size} elements, {shape} has {int(np.prod(shape, dtype=int))}")
+    if math.prod(shape) != size:
+        raise ShapeError(f"{name}: {old} has {size} elements, {shape} has {math.prod(shape)}")
     return shape
 
 

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autograd import Tensor, concat, reshape, split, transpose
+from autograd import Tensor, concat, reshape
 from autograd.random import Random
 
 from ..config import check, option
 from ..errors import UserError
 from ..nn import Dropout, Linear, Module
-from ..ops.attention import attention
+from ..ops import attention, merge_heads, split_heads
 from ..options import ModelOptions
 
 
@@ -56,11 +56,11 @@ class Mixer(Module):
         self.dropout = Dropout(model.dropout)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        q, k, v = self._heads(x)
+        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
         if rng is None or not self.dropout.p:
-            return self.out(self._merge(attention(q, k, v)))
+            return self.out(merge_heads([attention(q, k, v)]))
         y = attention(q, k, v, dropout=self.dropout.p, seed=rng.split(0).seed)
-        return self.dropout(self.out(self._merge(y)), rng.split(1))
+        return self.dropout(self.out(merge_heads([y])), rng.split(1))
 
     def init_state(self, batch: int) -> State:
         width, dtype = self.out.weight.shape[0], self.out.weight.dtype
@@ -68,19 +68,10 @@ class Mixer(Module):
         return State(empty, empty)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        q, k, v = self._heads(x)
+        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
         state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))
-        return self.out(self._merge(attention(q, *state))), state
+        return self.out(merge_heads([attention(q, *state)])), state
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         y, state = self.prefill(reshape(x, (x.shape[0], 1, x.shape[1])), state)
         return reshape(y, x.shape), state
-
-    def _heads(self, x: Tensor) -> list[Tensor]:
-        batch, length, width = x.shape
-        shape = (batch, length, self.heads, width // self.heads)
-        return [transpose(reshape(part, shape), (0, 2, 1, 3)) for part in split(self.qkv(x), 3)]
-
-    def _merge(self, y: Tensor) -> Tensor:
-        batch, heads, length, head_dim = y.shape
-        return reshape(transpose(y, (0, 2, 1, 3)), (batch, length, heads * head_dim))

@@ -1,7 +1,10 @@
 """The variants' operators: one folder each, with the formula and forms in __init__.py and the CPU kernel in cpu.py."""
 
 from .attention import attention
+from .heads import merge_heads, split_heads
 
 __all__ = [
     "attention",
+    "merge_heads",
+    "split_heads",
 ]
