@@ -1,4 +1,4 @@
-"""AdamW over one flat buffer, gradient buffers for worker threads, clipping, and the learning-rate schedule."""
+"""AdamW over one flat buffer, gradient buffers, clipping, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ def cosine(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> f
 
 
 class GradientBuffer:
-    """One worker's flat gradient: the first contribution to a parameter is written, later ones are added."""
+    """A flat gradient: the first contribution to a parameter is written, later ones are added."""
 
     def __init__(self, layout: dict[int, tuple[int, int, tuple[int, ...]]], size: int, dtype):
         self.flat = np.zeros(size, dtype)
         self._views = {key: self.flat[start:stop].reshape(shape) for key, (start, stop, shape) in layout.items()}
-        self._written: set[int] = set()
+        self.written: set[int] = set()
 
     def __call__(self, parameter: Parameter, gradient: Tensor) -> None:
         """The sink of ``Tensor.backward``."""
         view = self._views[id(parameter)]
-        if id(parameter) in self._written:
+        if id(parameter) in self.written:
             view += gradient.data
         else:
             view[...] = gradient.data
-            self._written.add(id(parameter))
+            self.written.add(id(parameter))
 
     def finish(self) -> None:
         """Zero what nothing was written to, and start over."""
         for key, view in self._views.items():
-            if key not in self._written:
+            if key not in self.written:
                 view[...] = 0
-        self._written.clear()
+        self.written.clear()
 
 
 class AdamW:
     """AdamW (arXiv 1711.05101) with global-norm clipping; weight decay on matrices only.
 
-    The parameters are moved into one flat buffer, those that decay first, and become views of it. ``buffers`` are the
-    workers' gradients, which ``step`` adds up in order.
+    The parameters are moved into one flat buffer, those that decay first, and become views of it. ``buffers`` are flat
+    gradients, which ``step`` adds up in order.
     """
 
     def __init__(self, model: Module, *, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-8,
-                 weight_decay: float = 0.1, clip: float = 1.0, workers: int = 1):
+                 weight_decay: float = 0.1, clip: float = 1.0, buffers: int = 1):
         named = sorted(model.named_parameters(), key=lambda item: item[1].ndim < 2)
         self._named = named
         self._settings = dict(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
@@ -71,23 +71,23 @@ class AdamW:
             layout[id(parameter)] = (start, stop, parameter.shape)
             start = stop
         self._layout = layout
-        self.buffers = [GradientBuffer(layout, size, dtype) for _ in range(workers)]
+        self.buffers = [GradientBuffer(layout, size, dtype) for _ in range(buffers)]
         self.steps = 0
 
-    def step(self, lr: float, run: Callable = map) -> float:
-        """Add the workers' gradients, clip, update; returns the norm before clipping. A norm that is not finite
+    def step(self, lr: float, run: Callable = map, parts: int = 1) -> float:
+        """Add the gradients of all buffers, clip, update; returns the norm before clipping. A norm that is not finite
         changes nothing.
 
-        ``run(function, items)`` maps over ranges of the buffer, perhaps on threads.
+        ``run(function, items)`` maps over that many parts of the parameters, perhaps on threads.
         """
         from autograd.ops.adamw.cpu import sum_gradients, update
 
-        for buffer in self.buffers:
+        used = [buffer for buffer in self.buffers if buffer.written] or self.buffers[:1]
+        for buffer in used:
             buffer.finish()
-        count = len(self.buffers)
-        edges = [self.param.size * i // count // 16 * 16 for i in range(count)] + [self.param.size]
+        edges = [self.param.size * i // parts // 16 * 16 for i in range(parts)] + [self.param.size]
         ranges = list(itertools.pairwise(edges))
-        flats = [buffer.flat for buffer in self.buffers]
+        flats = [buffer.flat for buffer in used]
         norm = math.sqrt(sum(run(lambda r: sum_gradients(flats, *r), ranges)))
         if not math.isfinite(norm):
             return norm

@@ -1,8 +1,8 @@
 """Training: Trainer takes optimizer steps, train() is the whole run behind ``minitv train``.
 
-Each of n worker threads runs the tape on its own slices of the batch (micro-batches of up to 512 tokens) with serial
-kernels and one-threaded BLAS, and adds gradients into its own flat buffer; the buffers are summed in order. The slices
-are dealt out in a fixed way, so a run is determined by its seed and its number of threads.
+Worker threads pull micro-batches of up to 512 tokens from a counter and run the tape on them, with serial kernels and
+one-threaded BLAS: a core that is slow for a moment takes fewer. Which gradients meet in which of the flat buffers, and
+in which order, depends on the micro-batch's number alone, so a run is determined by its seed and its number of threads.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class Trainer:
         random = Random(run.seed)
         self.model = LanguageModel(variant, model, mixer, vocab, random.split(WEIGHTS))
         self.workers = min(run.threads or cores(), run.batch)
+        # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
         self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
-                               clip=run.clip, workers=self.workers)
+                               clip=run.clip, buffers=self.workers + (self.workers > 1))
         self.grad_norm = self.lr = math.nan
         self._dropout = random.split(DROPOUT) if model.dropout else None
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="minitv")
@@ -73,17 +74,22 @@ class Trainer:
         """
         slices = self._slices(len(inputs), inputs.shape[1])
 
-        def work(worker: int) -> list[float]:
-            sink, losses = self.optimizer.buffers[worker], []
-            for i in range(worker, len(slices), self.workers):
-                losses.append(self._micro_batch(inputs, labels, slices[i], step, i, sink))
-            return losses
+        buffers, counter = self.optimizer.buffers, itertools.count()
+        losses, written = [math.nan] * len(slices), [threading.Event() for _ in slices]
 
-        parts = list(self._pool.map(work, range(self.workers)))
-        loss = sum(parts[i % self.workers][i // self.workers] for i in range(len(slices)))
+        def work(worker: int) -> None:
+            while (i := next(counter)) < len(slices):
+                try:
+                    before = written[i - len(buffers)] if i >= len(buffers) else None
+                    losses[i] = self._micro_batch(inputs, labels, slices[i], step, i, buffers[i % len(buffers)], before)
+                finally:
+                    written[i].set()
+
+        list(self._pool.map(work, range(self.workers)))
+        loss = sum(losses)
         self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
         if math.isfinite(loss):
-            self.grad_norm = self.optimizer.step(self.lr, self._pool.map)
+            self.grad_norm = self.optimizer.step(self.lr, self._pool.map, self.workers)
         else:
             self.grad_norm = math.nan
             for buffer in self.optimizer.buffers:  # the next step starts from nothing
@@ -115,10 +121,12 @@ class Trainer:
         self._pool.shutdown()
         self._blas.__exit__(None, None, None)
 
-    def _micro_batch(self, inputs, labels, part: slice, step: int, index: int, sink: Callable) -> float:
+    def _micro_batch(self, inputs, labels, part: slice, step: int, index: int, sink: Callable, before=None) -> float:
         rng = self._dropout and self._dropout.split(step, index)
         loss = self.model.loss(inputs[part], labels[part], rng)
         share = (part.stop - part.start) / len(inputs)
+        if before is not None:
+            before.wait()
         if math.isfinite(value := loss.item() * share):
             loss.backward(share, sink=sink)
         return value

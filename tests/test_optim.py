@@ -61,12 +61,12 @@ def test_steps_are_the_definition(clip, workers):
     steps = [gradients_of(model, seed) for seed in range(4)]
     lrs = [0.1, 0.03, 0.2, 0.01]
     values, moments = reference(model, steps, lrs, clip=clip, weight_decay=0.3)
-    optimizer = AdamW(model, weight_decay=0.3, clip=clip, workers=workers)
+    optimizer = AdamW(model, weight_decay=0.3, clip=clip, buffers=workers)
     with ThreadPoolExecutor(workers) as pool:
         for gradients, lr in zip(steps, lrs, strict=True):
             for buffer in optimizer.buffers:  # the workers' parts add up to the gradient
                 feed(buffer, model, {name: g / workers for name, g in gradients.items()})
-            norm = optimizer.step(lr, pool.map if workers > 1 else map)
+            norm = optimizer.step(lr, pool.map if workers > 1 else map, workers)
             assert norm == pytest.approx(math.sqrt(sum((g**2).sum() for g in gradients.values())), rel=1e-12)
     state = optimizer.state()
     assert state["steps"] == 4
@@ -103,7 +103,7 @@ def test_a_parameter_without_a_gradient_counts_as_zero_and_not_as_the_last_one()
 
 def test_contributions_to_one_parameter_add_up():
     model = Small()
-    optimizer = AdamW(model, clip=0.0, workers=2)
+    optimizer = AdamW(model, clip=0.0, buffers=2)
     for buffer in optimizer.buffers:
         for part in (1.0, 2.0):
             feed(buffer, model, {name: np.full(p.shape, part) for name, p in model.named_parameters()})
