@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from autograd import no_grad
+from autograd.device import blas_threads
 from autograd.random import Random
 
 from . import checkpoint, mixers
@@ -82,8 +83,9 @@ def load(directory: str, name: str = "last"):
 
 
 def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
-    for token in ids:
-        yield decoder.feed(token)
+    with blas_threads(1):  # the products of one token are too small to share
+        for token in ids:
+            yield decoder.feed(token)
     yield decoder.finish()
 
 
