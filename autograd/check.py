@@ -91,7 +91,7 @@ def gradcheck(f: Callable, *inputs, order: int = 1, analytic: bool = False, tole
     (relative tolerance 1e-11), by extrapolated central differences otherwise (2e-7). ``order=2`` then checks the
     gradient of the gradient in the same way. The function must be smooth within 0.02 of the inputs.
     """
-    tensors = []
+    tensors, given = [], tolerance
     for x in inputs:
         x = to_numpy(x)
         if x.dtype != np.float64:
@@ -131,7 +131,7 @@ def gradcheck(f: Callable, *inputs, order: int = 1, analytic: bool = False, tole
             xs = [x if x.requires_grad else Tensor(x.data, requires_grad=True) for x in xs]
             return tuple(gradients(_outputs(f(*xs)), xs, seeds, create_graph=True))
 
-        gradcheck(first, *[t.data for t in tensors], order=order - 1, analytic=False, seed=seed + 1)
+        gradcheck(first, *[t.data for t in tensors], order=order - 1, tolerance=given, seed=seed + 1)
 
 
 def adjoint_test(forward: Callable, backward: Callable, x, y) -> None:

@@ -47,7 +47,8 @@ class use(ContextDecorator):
         return self
 
     def __exit__(self, *_):
-        STATE.uses = STATE.uses[:-1]
+        last = len(STATE.uses) - 1 - STATE.uses[::-1].index(self)  # a generator may leave its block late
+        STATE.uses = STATE.uses[:last] + STATE.uses[last + 1:]
 
 
 def _request(op: Op) -> use | None:

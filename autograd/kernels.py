@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -33,12 +34,14 @@ if WIDE_VECTORS and not numba.config.CPU_NAME:
     numba.config.CPU_NAME = llvm.get_host_cpu_name()
     numba.config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
+_configuring = threading.Lock()
+
 
 @cache
 def cache_directory() -> Path | None:
     """Where compiled kernels are kept, or None if no folder is writable. NUMBA_CACHE_DIR decides where, if set."""
     root = Path(__file__).resolve().parent
-    sources = sorted([*root.glob("kernel*.py"), root / "random.py", *root.glob("ops/*/cpu.py"),
+    sources = sorted([*root.glob("kernel*.py"), root / "gemm.py", root / "random.py", *root.glob("ops/*/cpu.py"),
                       *root.parent.glob("minitv/ops/*/cpu.py")])
     stamp = hashlib.sha256()
     for source in sources:
@@ -67,12 +70,13 @@ def cpu_kernel(function: Callable) -> Callable:
     kernel = numba.njit(**FLAGS)(function)
     folder = cache_directory()
     if folder is not None:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
-        try:
-            with contextlib.suppress(RuntimeError):  # a function typed into an interpreter has no file
-                kernel.enable_caching()
-        finally:
-            numba.config.CACHE_DIR = before
+        with _configuring:  # worker threads import kernels at the same time
+            before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+            try:
+                with contextlib.suppress(RuntimeError):  # a function typed into an interpreter has no file
+                    kernel.enable_caching()
+            finally:
+                numba.config.CACHE_DIR = before
     return kernel
 
 

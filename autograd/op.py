@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .device import FLOATS, device_name, namespace, unscalar
-from .errors import AutogradError, DtypeError, GraphError, KernelError, ShapeError
+from .errors import AutogradError, DomainError, DtypeError, GraphError, KernelError, ShapeError
 from .node import Node, require_finite
 from .shapes import Argument, Signature, bind
 from .state import STATE
@@ -221,11 +221,11 @@ class Op:
     def bind(self, args, kwargs):
         """The inputs in signature order (None where absent) and all static parameters."""
         names = self._names
-        if self.variadic and args:
-            sequence = args[0]
+        if self.variadic:
+            sequence = args[0] if args else kwargs.get(names[0], ())
             if not isinstance(sequence, tuple | list) or len(sequence) == 0:
                 raise TypeError(f"{self.name}: {names[0]} must be a non-empty list or tuple of tensors")
-            args = (None, *args[1:])
+            args = (None, *args[1:]) if args else ()
         if len(args) == len(names) and not kwargs:
             return (sequence if self.variadic else args), self.params
         params = dict(self.params)
@@ -324,6 +324,8 @@ class Op:
             return array.copy() if recording else array
         if array.dtype.kind not in "iu" and array.size:
             raise DtypeError(f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: integers")
+        if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.intp).max:
+            raise DomainError(f"{self.name}: {argument.name} holds {int(array.max())}, allowed: integers below 2**63")
         return array.astype(np.intp, copy=recording or array.dtype != np.intp)
 
     def _mixed(self, argument, dtype, expected):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 
 from .errors import DomainError
@@ -53,7 +55,9 @@ class Random:
     def split(self, *path: int) -> Random:
         """An independent source for each path of integers >= 0."""
         seed = self.seed
-        for step in path:
+        for step in map(operator.index, path):  # NumPy's integers would overflow
+            if not 0 <= step < 2**64:
+                raise DomainError(f"Random.split: a path holds integers in [0, 2**64), got {step}")
             a, b, _, _ = philox_int((step & LOW, step >> 32, 0, 2), seed)
             seed = a | b << 32
         return Random(seed)

@@ -67,14 +67,6 @@ class Signature:
         """Whether every argument is ``[...]``: plain NumPy broadcasting."""
         return all(a.dims == ("...",) for a in self.inputs + self.outputs)
 
-    def sizes(self, name: str, shapes: list[tuple[int, ...] | None], outputs: bool = False) -> dict[str, object]:
-        """Bind every letter to its size, or raise ShapeError naming the operator, the argument and the letter."""
-        bound: dict[str, object] = {}
-        for argument, shape in zip(self.outputs if outputs else self.inputs, shapes, strict=True):
-            if shape is not None and argument.dims != ("*",):
-                bind(name, argument, shape, bound)
-        return bound
-
 
 def bind(name: str, argument: Argument, shape: tuple[int, ...], bound: dict[str, object]) -> None:
     """Bind the letters of one argument into ``bound``; a disagreement raises ShapeError."""

@@ -17,7 +17,7 @@ class _State(threading.local):
 STATE = _State()
 
 
-class _Switch(ContextDecorator):
+class _Switch(threading.local, ContextDecorator):  # each thread that enters it has its own stack
     """A context manager and decorator that sets one field of the thread's state."""
 
     def __init__(self, field: str, value):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -12,6 +14,8 @@ from .device import FLOATS, is_cupy, namespace, to_numpy, unscalar
 from .errors import DtypeError, GraphError, ShapeError
 from .node import run_backward
 from .state import STATE
+
+_adding = threading.Lock()
 
 
 class Tensor:
@@ -167,7 +171,8 @@ class Tensor:
 
     def accumulate(self, grad: Tensor) -> None:
         """Add to ``.grad``. The sum is a new array, so a gradient somebody else holds never changes."""
-        self.grad = Tensor(grad.data) if self.grad is None else Tensor.wrap(unscalar(self.grad.data + grad.data))
+        with _adding:  # threads may share a leaf
+            self.grad = Tensor(grad.data) if self.grad is None else Tensor.wrap(unscalar(self.grad.data + grad.data))
 
     def backward(self, seed=None, *, retain: bool = False, sink: Callable | None = None) -> None:
         """Add the gradient of this tensor (times ``seed``) to ``.grad`` of every leaf that requires one.
@@ -183,13 +188,13 @@ class Tensor:
     def __deepcopy__(self, memo) -> Tensor:
         if self.node is not None:
             raise GraphError("copying a tensor would copy its graph: use detach() first")
-        copy = memo[id(self)] = Tensor(self.data, requires_grad=self.requires_grad)
+        copy = memo[id(self)] = _rebuild(type(self), self.data, self.requires_grad)
         return copy
 
     def __reduce__(self):
         if self.node is not None:
             raise GraphError("pickling a tensor would pickle its graph: use detach() first")
-        return _rebuild, (self.data, self.requires_grad)
+        return _rebuild, (type(self), self.data, self.requires_grad)
 
     # -- operators ---------------------------------------------------------------------------------------------------
     def __add__(self, other):
@@ -273,15 +278,19 @@ class Tensor:
         return ops.astype(self, dtype)
 
 
-def _rebuild(data, requires_grad):
-    return Tensor(data, requires_grad=requires_grad)
+def _rebuild(kind, data, requires_grad):
+    tensor = kind.__new__(kind)
+    tensor._set(namespace(data).array(data), requires_grad)
+    return tensor
 
 
 def _unlocked(array):
     """The array, writeable again if only check mode made it read-only."""
     if type(array) is np.ndarray and not array.flags.writeable and 0 not in array.strides:
-        owner = array.base if isinstance(array.base, np.ndarray) else array
-        array.flags.writeable = owner is array or owner.flags.writeable
+        with contextlib.suppress(ValueError):  # a file that is mapped to be read only, for example
+            if isinstance(array.base, np.ndarray):
+                array.base.flags.writeable = True
+            array.flags.writeable = True
     return array
 
 
@@ -316,9 +325,12 @@ def gradients(outputs, inputs, seeds=None, *, create_graph: bool = False, retain
     ``inputs`` may be leaves or intermediate tensors; one that is not reached gets zeros. With ``create_graph`` the
     results can be differentiated again; fused kernels refuse that and name the form to use.
     """
-    if not isinstance(inputs, tuple | list) or not all(isinstance(x, Tensor) for x in inputs):
-        raise TypeError(f"gradients: inputs must be a list or tuple of Tensors, got {type(inputs).__name__}")
     outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+    if not isinstance(inputs, tuple | list):
+        raise TypeError(f"gradients: inputs must be a list or tuple of Tensors, got {type(inputs).__name__}")
+    for x in (*outputs, *inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"gradients: outputs and inputs must be Tensors, got {type(x).__name__}")
     seeds = list(seeds) if isinstance(seeds, tuple | list) else [seeds] * len(outputs)
     if len(seeds) != len(outputs):
         raise GraphError(f"gradients: got {len(seeds)} seeds for {len(outputs)} outputs")
@@ -329,7 +341,7 @@ def gradients(outputs, inputs, seeds=None, *, create_graph: bool = False, retain
     found = [None] * len(inputs)
     if reached:
         found = run_backward(*zip(*reached, strict=True), targets=inputs, create_graph=create_graph, retain=retain)
-    return [Tensor.wrap(namespace(x.data).zeros_like(x.data)) if g is None else g
+    return [Tensor.wrap(namespace(x.data).zeros_like(x.data)) if g is None else g if create_graph else Tensor(g.data)
             for x, g in zip(inputs, found, strict=True)]
 
 
@@ -348,7 +360,7 @@ def grad(f: Callable, argument: int | tuple[int, ...] = 0, *, create_graph: bool
         for position in positions:
             if not -len(args) <= position < len(args):
                 raise TypeError(f"grad: argument {position} was not given ({len(args)} positional arguments)")
-        outer = STATE.depth > 0 or any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        outer = STATE.recording and (STATE.depth > 0 or any(isinstance(a, Tensor) and a.requires_grad for a in args))
         recording, STATE.recording = STATE.recording, True
         STATE.depth += 1
         try:

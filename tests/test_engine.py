@@ -9,6 +9,7 @@ import sys
 import threading
 import tracemalloc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -1496,3 +1497,71 @@ def test_assert_close_judges_by_the_dtype_of_what_is_tested():
         assert_close(np.array([1.0 + 1e-13]), np.ones(1))
     with pytest.raises(AssertionError):
         assert_close(np.array([3]), np.array([4]))
+
+
+# -- copies, threads and nested modes ------------------------------------------------------------------------------------
+def test_a_copied_or_pickled_parameter_is_a_parameter():
+    class Weight(Tensor):
+        __slots__ = ()
+
+    for made in (copy.deepcopy(Weight([1.0, 2.0], requires_grad=True)), copy.deepcopy(leaf(1.0))):
+        assert made.requires_grad and made.is_leaf
+    assert type(copy.deepcopy(Weight([1.0]))) is Weight
+
+
+def test_threads_that_share_a_leaf_lose_no_gradient():
+    x = leaf(0.0)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: (x * 1.0).sum().backward(), range(400)))
+    finally:
+        sys.setswitchinterval(before)
+    assert values(x.grad) == [400.0]
+
+
+def test_gradients_share_no_memory_with_each_other_or_the_seed():
+    x, y, seed = leaf(1.0, 2.0), leaf(3.0, 4.0), Tensor([1.0, 2.0])
+    first, second = gradients(x + y, [x, y], [seed])
+    first.assign_([0.0, 0.0])
+    assert values(second) == values(seed) == [1.0, 2.0]
+    gradients((x + y).sum(), [x])[0].assign_([0.0, 0.0])
+
+
+def test_a_gradient_within_no_grad_is_a_constant():
+    def f(x):
+        with no_grad():
+            slope = grad(lambda t: t**3)(x)
+        return slope * x
+
+    assert grad(f)(2.0).item() == 12.0
+
+
+def test_a_use_that_ends_late_takes_only_itself_away(cube):
+    def generator():
+        with use("add", form="array"):
+            yield
+
+    held = generator()
+    next(held)
+    with use("cube", form="composed"):
+        held.close()
+        assert "form composed: chosen" in explain("cube", leaf(1.0))
+
+
+def test_one_no_grad_may_be_entered_by_several_threads():
+    switch, entered, leave = no_grad(), threading.Barrier(2), threading.Barrier(2)
+
+    def run():
+        with switch:
+            entered.wait()
+        leave.wait()
+        return (leaf(1.0) * 1.0).requires_grad
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [f.result() for f in [pool.submit(run), pool.submit(run)]] == [True, True]
+
+
+def test_variadic_operators_take_their_name_as_a_keyword():
+    assert values(ag.concat(xs=[leaf(1.0), leaf(2.0)])) == [1.0, 2.0]

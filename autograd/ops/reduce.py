@@ -16,7 +16,7 @@ from ..op import op
 from ..shapes import broadcasts_to, normalize_axes, normalize_axis, reduced_shape
 from ..tensor import Tensor
 from .elementwise import exp, sqrt, where
-from .shape import broadcast_to, flip, reshape
+from .shape import broadcast_to, flip, pad, reshape
 
 
 def _definition(x, axis, keepdims, function, name):
@@ -142,7 +142,7 @@ for operator in (var, std):
     operator.validate(_validate_ddof(operator.name))
 
 
-def _declare_extreme(name, pick, sign):
+def _declare_extreme(name, pick):
     def definition(x, *, axis=None, keepdims=False):
         def extreme(values):
             return math.nan if any(v != v for v in values) else pick(values)
@@ -172,8 +172,8 @@ def _declare_extreme(name, pick, sign):
 
 
 _max, _min = max, min
-max = _declare_extreme("max", _max, 1)
-min = _declare_extreme("min", _min, -1)
+max = _declare_extreme("max", _max)
+min = _declare_extreme("min", _min)
 
 
 @op("x[*] -> y[*]")
@@ -186,6 +186,20 @@ prod.primitive(lambda x, *, axis=None, keepdims=False: namespace(x).prod(
     x, axis=normalize_axes("prod", axis, x.ndim), keepdims=keepdims))
 
 
+def _before(x: Tensor) -> Tensor:
+    """Π of the elements before each one along the last axis, in log n doublings."""
+    step, n = 1, x.shape[-1]
+    x = _shifted(x, 1)
+    while step < n:
+        x, step = x * _shifted(x, step), 2 * step
+    return x
+
+
+def _shifted(x: Tensor, step: int) -> Tensor:
+    n = x.shape[-1]
+    return pad(x[..., : _max(n - step, 0)], widths=(*((0, 0),) * (x.ndim - 1), (_min(step, n), 0)), value=1.0)
+
+
 @prod.vjp
 def _(g, x, out, axis):
     from .shape import transpose
@@ -193,14 +207,14 @@ def _(g, x, out, axis):
     g = _spread(g, x.shape, axis, "prod")
     if bool((x.data != 0).all()):
         return g * _spread(out, x.shape, axis, "prod") / x
-    # A zero forbids dividing by x: multiply the others, for each element, in an n x n table.
+    # A zero forbids dividing by x: multiply what stands before and what stands after each element.
     axes = normalize_axes("prod", axis, x.ndim)
     kept = tuple(i for i in range(x.ndim) if i not in axes)
     order = kept + axes
     moved = transpose(x, axes=order)
     lead, n = tuple(x.shape[i] for i in kept), _count(x.shape, axis, "prod")
-    rows = broadcast_to(reshape(moved, shape=(*lead, 1, n)), shape=(*lead, n, n))
-    others = prod(where(namespace(x.data).eye(n, dtype=bool), 1.0, rows), axis=-1)
+    rows = reshape(moved, shape=(*lead, n))
+    others = _before(rows) * flip(_before(flip(rows, axis=-1)), axis=-1)
     back = transpose(reshape(others, shape=moved.shape), axes=tuple(order.index(i) for i in range(x.ndim)))
     return g * back
 

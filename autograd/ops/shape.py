@@ -129,8 +129,8 @@ broadcast_to.vjp(lambda g: g)
 
 @broadcast_to.validate
 def _(x, *, shape):
-    if not broadcasts_to(x.shape, tuple(shape)):
-        raise ShapeError(f"broadcast_to: {x.shape} does not broadcast to {tuple(shape)}")
+    if not isinstance(shape, tuple | list) or min(shape, default=0) < 0 or not broadcasts_to(x.shape, tuple(shape)):
+        raise ShapeError(f"broadcast_to: {x.shape} does not broadcast to {shape}")
 
 
 @broadcast_to.inputs
@@ -309,6 +309,8 @@ def _(draw):
 def _shifts(shift, axis, ndim):
     shifts = shift if isinstance(shift, tuple | list) else (shift,)
     axes = axis if isinstance(axis, tuple | list) else (axis,)
+    if not all(isinstance(s, int | np.integer) for s in shifts):
+        raise ShapeError(f"roll: shift must be an integer or integers, got {shift!r}")
     if len(shifts) != len(axes):
         raise ShapeError(f"roll: {len(shifts)} shifts for {len(axes)} axes")
     return tuple(int(s) for s in shifts), tuple(normalize_axis("roll", a, ndim) for a in axes)

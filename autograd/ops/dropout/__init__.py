@@ -30,7 +30,7 @@ def dropout(x, *, p=0.0, seed=0):
 
 @dropout.form
 def composed(x, *, p=0.0, seed=0):
-    return where(keep_mask(x.data, p, seed), x * (1 / (1 - p)) if p < 1 else 0.0 * x.detach(), 0.0)
+    return where(keep_mask(x.data, p, seed), x * (1 / (1 - p) if p < 1 else 0.0), 0.0)
 
 
 dropout.kernel("cpu", "autograd.ops.dropout.cpu")
@@ -38,6 +38,7 @@ dropout.kernel("cpu", "autograd.ops.dropout.cpu")
 
 @dropout.validate
 def _(x, *, p, seed):
+    Random(seed)  # raises unless it is a seed
     if not 0 <= p <= 1:
         raise DomainError(f"dropout: p must be a probability in [0, 1], got {p}")
 

@@ -34,7 +34,8 @@ def _constant_rows(args, params, run, draw):
 def layer_norm(x, weight=None, bias=None, *, eps=1e-5):
     """y = (x - mean) / √(var + eps) · weight + bias over the last axis, with the biased variance.
 
-    A constant row is exactly 0 before weight and bias, with a finite gradient.
+    A constant row is exactly 0 before weight and bias, with a finite gradient. The sum of a row's squares must not
+    overflow: |x| below 1e18 is safe in float32.
     """
     out = np.empty_like(x)
     for index in np.ndindex(x.shape[:-1]):

@@ -13,7 +13,7 @@ from ..reduce import mean
 
 @op("x[... D], weight?[D] -> y[... D]", analytic=True)
 def rms_norm(x, weight=None, *, eps=1e-5):
-    """y = x / √(mean(x²) + eps) · weight over the last axis."""
+    """y = x / √(mean(x²) + eps) · weight over the last axis; in float32, |x| must stay below 1e18."""
     out = np.empty_like(x)
     for index in np.ndindex(x.shape[:-1]):
         row = x[index].tolist()

@@ -1,0 +1,300 @@
+"""Matrix products of float32 on one core, for the shapes of a training step: out[m, n] = sum over k of a[m, k] * b[k, n].
+
+After Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (doi 10.1145/1356052.1356053).
+
+The result is computed in *tiles* that stay in registers while k runs. With 16 lanes a vector, a tile is 8 rows by 48 columns
+and takes 24 of 32 registers; three more hold a row of `b`, which one number of `a` after the other meets:
+
+                       b[k, 0:16]   b[k, 16:32]   b[k, 32:48]
+        a[0, k]  *  (     tile          tile          tile     )  +=
+        ...                                                            24 multiply-adds for 11 loads
+        a[7, k]  *  (     tile          tile          tile     )  +=
+
+A tile reads `b` from a *panel*, its 48 columns with nothing in between, so a block of `b` is first copied into panels; where
+`b` is a transposed view, the copy transposes 16 x 16 numbers at a time inside registers. `a` is read in place if its rows
+are contiguous; if its columns are, it is first copied into *strips* of 8 rows. Every copy serves many tiles.
+
+Nothing outside the matrices is read or written. A panel or strip that crosses an edge is filled up with zeros, and a tile
+that does is computed in scratch memory, of which the part inside is copied. k is never filled up: 0 * inf stays NaN. The
+order of every sum depends on the shapes alone, so results are the same each time and in each thread.
+
+Three routines are written as LLVM instructions, because Numba makes nothing as good of loops: a tile, the transposition of a
+block, and a copy of a few numbers. Everything else is arithmetic on addresses: sizes count numbers, strides count bytes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from autograd.kernels import WIDE_VECTORS, cpu_kernel, inline
+
+AVAILABLE = (all(map(llvm.get_host_cpu_features().get, ("avx2", "fma")))
+             and numba.config.CPU_NAME in (None, "", llvm.get_host_cpu_name()))  # compiled for this very processor
+LANES = 16 if WIDE_VECTORS else 8  # float32 numbers a vector
+ROWS, WIDE = LANES // 2, 3 * LANES  # a tile: 8 x 48 in 24 of 32 registers, or 4 x 24 in 12 of 16
+DEPTH, COLUMNS, BAND = 512, 8 * WIDE, 128  # of k, columns of `b` and rows of `a`, so many are copied at a time
+
+# The scratch memory of a thread, in bytes: zeros, a tile, panels of `b`, strips of `a`; 64 are for alignment.
+TILE, PANELS = 4 * WIDE, 4 * WIDE * (1 + ROWS)
+STRIPS = PANELS + 4 * DEPTH * COLUMNS
+SCRATCH = STRIPS + 4 * DEPTH * BAND + 64
+
+F4 = np.dtype(np.float32)
+NONE = np.empty(0, F4)
+LONG, FLOAT, VECTOR = ir.IntType(64), ir.FloatType(), ir.VectorType(ir.FloatType(), LANES)
+_threads = threading.local()
+
+
+def _load(builder, kind, address):
+    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
+    value.align = 1
+    return value
+
+
+def _store(builder, value, address):
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
+
+
+def _at(builder, address, stride, count: int, offset=0):
+    return builder.add(address, builder.add(builder.mul(stride, LONG(count)), LONG(offset)))
+
+
+@intrinsic(prefer_literal=True)
+def _move(context, count, to, source):
+    """Copy `count` numbers, a constant, as vectors."""
+
+    def generate(_, builder, signature, arguments):
+        _store(builder, _load(builder, ir.VectorType(FLOAT, count.literal_value), arguments[2]), arguments[1])
+
+    return types.void(count, types.int64, types.int64), generate
+
+
+@intrinsic
+def _transpose(context, to, to_row, source, source_row):
+    """to[c, r] = source[r, c] for LANES x LANES numbers: exchange halves of rows half a block apart, then quarters, ..."""
+
+    def generate(_, builder, signature, arguments):
+        to, to_row, source, source_row = arguments
+        rows = [_load(builder, VECTOR, _at(builder, source, source_row, r)) for r in range(LANES)]
+        for half in [LANES >> step for step in range(1, LANES.bit_length())]:
+            low = [LANES + c - half if c & half else c for c in range(LANES)]  # of a pair of rows end to end
+            high = [LANES + c if c & half else c + half for c in range(LANES)]
+            low, high = (ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask) for mask in (low, high))
+            for r in (r for r in range(LANES) if not r & half):
+                pair = rows[r], rows[r + half]
+                rows[r], rows[r + half] = builder.shuffle_vector(*pair, low), builder.shuffle_vector(*pair, high)
+        for c in range(LANES):
+            _store(builder, rows[c], _at(builder, to, to_row, c))
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic(prefer_literal=True)
+def _tile(context, vectors, depth, a, a_row, a_column, b, out, out_row, start, start_row):
+    """out[r, c] = start[r, c] + sum over k < depth of a[r, k] * b[k, c], for ROWS x (vectors * LANES) numbers."""
+
+    def generate(_, builder, signature, arguments):
+        _, depth, a, a_row, a_column, b, out, out_row, start, start_row = arguments
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), f"llvm.fma.v{LANES}f32")
+        undefined, first_lane = ir.Constant(VECTOR, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+        width = vectors.literal_value
+        cells = [(r, v) for r in range(ROWS) for v in range(width)]
+
+        before, loop, after = builder.block, builder.append_basic_block("depth"), builder.append_basic_block("end")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        left, at_a, at_b = (builder.phi(LONG) for _ in range(3))
+        sums = [builder.phi(VECTOR) for _ in cells]
+        row = [_load(builder, VECTOR, builder.add(at_b, LONG(4 * LANES * v))) for v in range(width)]
+        new = []
+        for r in range(ROWS):
+            number = _load(builder, FLOAT, _at(builder, at_a, a_row, r))
+            number = builder.shuffle_vector(builder.insert_element(undefined, number, LONG(0)), undefined, first_lane)
+            new += [builder.call(fma, [number, row[v], sums[r * width + v]]) for v in range(width)]
+        steps = builder.sub(left, LONG(1)), builder.add(at_a, a_column), builder.add(at_b, LONG(4 * LANES * width))
+        zeros = [ir.Constant(VECTOR, None)] * len(cells)
+        for phi, first, then in zip([left, at_a, at_b, *sums], [depth, a, b, *zeros], [*steps, *new], strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(then, loop)
+        builder.cbranch(builder.icmp_signed(">", steps[0], LONG(0)), loop, after)
+
+        builder.position_at_end(after)
+        for (r, v), total in zip(cells, new, strict=True):
+            first = _load(builder, VECTOR, _at(builder, start, start_row, r, 4 * LANES * v))
+            _store(builder, builder.fadd(first, total), _at(builder, out, out_row, r, 4 * LANES * v))
+
+    return types.void(vectors, *[types.int64] * 9), generate
+
+
+@inline
+def _copy(rows, columns, to, to_row, source, source_row, source_column):
+    """to[r, c] = source[r, c], number by number: for what is left over at the edges."""
+    for r in range(rows):
+        for c in range(columns):
+            _move(1, to + r * to_row + 4 * c, source + r * source_row + c * source_column)
+
+
+@inline
+def _vectors(columns):
+    """How many vectors the next panel has if so many columns are left: whole ones first, then what is left in one.
+
+    Four are two and two, since a panel of one has almost as many loads as multiply-adds.
+    """
+    whole = columns // LANES
+    return 2 if whole == 4 else min(3, max(1, whole))
+
+
+@cpu_kernel
+def _panel(to, width, depth, columns, b, b_row, b_column, zeros):
+    """Copy b[:depth, :columns] to a panel [depth, width], with zeros beyond; then the panel is one vector wide."""
+    whole, deep = columns // LANES * LANES, depth // LANES * LANES
+    if columns < width:
+        for k in range(depth):
+            _move(LANES, to + 4 * k * width, zeros)
+    for c in range(0, whole if b_column == 4 else 0, LANES):
+        for k in range(depth):
+            _move(LANES, to + 4 * (k * width + c), b + k * b_row + 4 * c)
+    for c in range(0, whole if b_column != 4 else 0, LANES):
+        for k in range(0, deep, LANES):
+            _transpose(to + 4 * (k * width + c), 4 * width, b + 4 * k + c * b_column, b_column)
+        _copy(depth - deep, LANES, to + 4 * (deep * width + c), 4 * width, b + 4 * deep + c * b_column, b_row, b_column)
+    _copy(depth, columns - whole, to + 4 * whole, 4 * width, b + whole * b_column, b_row, b_column)
+
+
+@cpu_kernel
+def _strips(to, depth, rows, a, a_row, a_column, zeros):
+    """Copy a[:rows, :depth] to strips [rows / ROWS, depth, ROWS], with zeros in the rows beyond."""
+    r = 0
+    while r < rows:
+        strips = min(4, (rows - r) // ROWS) if a_row == 4 else 0  # side by side, to read whole cache lines
+        for k in range(depth):
+            at, source = to + 4 * (r * depth + k * ROWS), a + r * a_row + k * a_column
+            for strip in range(strips):
+                _move(ROWS, at + 4 * strip * depth * ROWS, source + 4 * strip * ROWS)
+            if strips == 0:
+                _move(ROWS, at, zeros)
+                _copy(1, min(ROWS, rows - r), at, 0, source, 0, a_row)
+        r += max(1, strips) * ROWS
+
+
+def _multiply(a, b, out, bias, accumulate, scratch):
+    """out = a @ b, plus bias (if not empty) or plus out. If the layouts do not allow it, nothing happens: returns False."""
+    M, K, N = a.shape[0], a.shape[1], b.shape[1]  # at least 1
+    (a_row, a_column), (b_row, b_column), (out_row, out_column) = a.strides, b.strides, out.strides
+    a_start, b_start, out_start = np.int64(a.ctypes.data), np.int64(b.ctypes.data), np.int64(out.ctypes.data)
+    a_end = a_start + (M - 1) * a_row + (K - 1) * a_column + 4
+    b_end = b_start + (K - 1) * b_row + (N - 1) * b_column + 4
+    out_end = out_start + (M - 1) * out_row + 4 * N
+    apart = (out_end <= a_start or a_end <= out_start) and (out_end <= b_start or b_end <= out_start)
+    straight = 4 in (a_row, a_column) and 4 in (b_row, b_column) and min(a_row, a_column, b_row, b_column) >= 0
+    if not (apart and straight and out_column == 4 and out_row >= 4 * N and (bias.size == 0 or bias.strides[0] == 4)):
+        return False
+    zeros = (np.int64(scratch.ctypes.data) + 63) // 64 * 64  # so that no vector of a panel straddles two cache lines
+    tile, panels, strips = zeros + TILE, zeros + PANELS, zeros + STRIPS
+    start, start_row, start_column = zeros, 0, 0
+    if accumulate:
+        start, start_row, start_column = out_start, out_row, 4
+    elif bias.size:
+        start, start_column = np.int64(bias.ctypes.data), 4
+    for k in range(0, K, DEPTH):
+        depth = min(DEPTH, K - k)
+        if k > 0:
+            start, start_row, start_column = out_start, out_row, 4
+        for n0 in range(0, N, COLUMNS):
+            n1, n = min(N, n0 + COLUMNS), n0
+            while n < n1:
+                width = _vectors(n1 - n) * LANES
+                to, source = panels + 4 * (n - n0) * depth, b_start + k * b_row + n * b_column
+                _panel(to, width, depth, min(width, n1 - n), source, b_row, b_column, zeros)
+                n += width
+            for m0 in range(0, M, BAND):
+                m1 = min(M, m0 + BAND)
+                first = m0 if a_column != 4 else m1 - (m1 - m0) % ROWS  # of the rows that cannot be read in place
+                to, source = strips + 4 * (first - m0) * depth, a_start + first * a_row + k * a_column
+                _strips(to, depth, m1 - first, source, a_row, a_column, zeros)
+                n = n0
+                while n < n1:
+                    vectors = _vectors(n1 - n)
+                    columns, y = min(vectors * LANES, n1 - n), panels + 4 * (n - n0) * depth
+                    for m in range(m0, m1, ROWS):
+                        rows = min(ROWS, m1 - m)
+                        x, x_row, x_column = a_start + m * a_row + k * a_column, a_row, a_column
+                        if m >= first:
+                            x, x_row, x_column = strips + 4 * (m - m0) * depth, 4, 4 * ROWS
+                        to, to_row = out_start + m * out_row + 4 * n, out_row
+                        add, add_row = start + m * start_row + n * start_column, start_row
+                        edge = rows < ROWS or columns < vectors * LANES
+                        if edge:
+                            _copy(rows, columns, tile, 4 * WIDE, add, add_row, start_column)
+                            to, to_row, add, add_row = tile, 4 * WIDE, tile, 4 * WIDE
+                        if vectors == 3:
+                            _tile(3, depth, x, x_row, x_column, y, to, to_row, add, add_row)
+                        elif vectors == 2:
+                            _tile(2, depth, x, x_row, x_column, y, to, to_row, add, add_row)
+                        else:
+                            _tile(1, depth, x, x_row, x_column, y, to, to_row, add, add_row)
+                        if edge:
+                            _copy(rows, columns, out_start + m * out_row + 4 * n, out_row, tile, 4 * WIDE, 4)
+                    n += vectors * LANES
+    return True
+
+
+@cache
+def _compiled() -> Callable:
+    """The kernel, compiled once: any array passes for one of no particular layout or alignment that is only read."""
+    matrix, row = (types.Array(types.float32, ndim, "A", readonly=True, aligned=False) for ndim in (2, 1))
+    kernel = cpu_kernel(_multiply)
+    kernel.compile(types.boolean(matrix, matrix, matrix, row, types.boolean, row))
+    kernel.disable_compile()
+    return kernel
+
+
+def suits(M: int, K: int, N: int) -> bool:
+    """Whether the kernel here, rather than NumPy's BLAS, computes products of these sizes on this processor.
+
+    Measured against OpenBLAS 0.3.31: with 512-bit vectors the kernel is 1.0 to 1.25 times as fast, but small and thin
+    products are not worth the copies, and up to 10^6 multiplications OpenBLAS does without any. With 256-bit vectors the
+    kernel is no faster (0.94 to 0.99 times): only tests run it there.
+    """
+    return AVAILABLE and LANES == 16 and M >= 16 and N >= 32 and M * K * N > 10**6
+
+
+def product(a, b, out=None, accumulate=False, *, bias=None):
+    """a[M, K] @ b[K, N] + bias[N] into `out`, or added to `out`; returns `out`, a new array if there is none.
+
+    Any dtype and any layout will do, and calls in several threads at once. Fast are float32 with contiguous rows or columns,
+    views into wider arrays included, into an `out` with contiguous rows, apart from `a` and `b`; NumPy does the rest.
+    """
+    (M, K), N = a.shape, b.shape[1]
+    if out is None:
+        if accumulate:
+            raise ValueError("product: accumulate=True needs an out to add to")
+        out = np.empty((M, N), a.dtype if a.dtype == b.dtype else np.result_type(a, b))
+    if b.shape != (K, N) or out.shape != (M, N) or (bias is not None and bias.shape != (N,)):
+        shapes = [x.shape for x in (a, b, out, bias) if x is not None]
+        raise ValueError(f"product: needs a [M, K], b [K, N], out [M, N] and bias [N], got {shapes}")
+    early = NONE if bias is None or accumulate else bias
+    if suits(M, K, N) and a.dtype == b.dtype == out.dtype == early.dtype == F4 and out.flags.writeable:
+        if not hasattr(_threads, "scratch"):
+            _threads.scratch = np.zeros(SCRATCH // 4, F4)
+        if _compiled()(a, b, out, early, bool(accumulate), _threads.scratch):
+            return out if bias is early or bias is None else np.add(out, bias, out=out)
+    return _numpy(a, b, out, accumulate, bias)
+
+
+def _numpy(a, b, out, accumulate, bias):
+    if accumulate:
+        out += a @ b
+    else:
+        np.matmul(a, b, out=out)
+    return out if bias is None else np.add(out, bias, out=out)
