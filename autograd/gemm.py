@@ -109,7 +109,6 @@ def _tile(context, vectors, depth, a, a_row, a_column, b, out, out_row, start, s
         undefined, first_lane = ir.Constant(VECTOR, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
         width = vectors.literal_value
         cells = [(r, v) for r in range(ROWS) for v in range(width)]
-
         before, loop, after = builder.block, builder.append_basic_block("depth"), builder.append_basic_block("end")
         builder.branch(loop)
         builder.position_at_end(loop)
@@ -196,8 +195,9 @@ def _multiply(a, b, out, bias, accumulate, scratch):
     b_end = b_start + (K - 1) * b_row + (N - 1) * b_column + 4
     out_end = out_start + (M - 1) * out_row + 4 * N
     apart = (out_end <= a_start or a_end <= out_start) and (out_end <= b_start or b_end <= out_start)
-    straight = 4 in (a_row, a_column) and 4 in (b_row, b_column) and min(a_row, a_column, b_row, b_column) >= 0
-    if not (apart and straight and out_column == 4 and out_row >= 4 * N and (bias.size == 0 or bias.strides[0] == 4)):
+    straight = 4 in (a_row, a_column) and 4 in (b_row, b_column) and out_column == 4
+    forward = min(a_row, a_column, b_row, b_column, out_row) >= 0  # else they do not end there
+    if not (apart and straight and forward and (bias.size == 0 or bias.strides[0] == 4)):
         return False
     zeros = (np.int64(scratch.ctypes.data) + 63) // 64 * 64  # so that no vector of a panel straddles two cache lines
     tile, panels, strips = zeros + TILE, zeros + PANELS, zeros + STRIPS

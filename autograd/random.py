@@ -6,7 +6,7 @@ import operator
 
 import numpy as np
 
-from .errors import DomainError
+from .errors import DomainError, DtypeError, ShapeError
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57  # the multipliers
 W0, W1 = 0x9E3779B9, 0xBB67AE85  # the key's increments
@@ -69,15 +69,15 @@ class Random:
 
     def uniform(self, shape=(), dtype=np.float32) -> np.ndarray:
         """Uniform in [0, 1): multiples of 2**-24 (float32) or 2**-53 (float64)."""
-        size = int(np.prod(shape, dtype=int))
-        if np.dtype(dtype) == np.float32:
+        size, dtype = _size("uniform", shape), _float("uniform", dtype)
+        if dtype == np.float32:
             return ((self.words(size) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
         words = self.words(2 * size).astype(np.uint64).reshape(-1, 2)
         return (((words[:, 0] << np.uint64(32) | words[:, 1]) >> np.uint64(11)) * 2.0**-53).reshape(shape)
 
     def normal(self, shape=(), dtype=np.float32) -> np.ndarray:
         """Standard normal, by the Box-Muller transform of pairs of uniforms."""
-        size = int(np.prod(shape, dtype=int))
+        size, dtype = _size("normal", shape), _float("normal", dtype)
         half = -(-size // 2)
         u = self.uniform((2, half), np.float64)
         radius, angle = np.sqrt(-2 * np.log1p(-u[0])), 2 * np.pi * u[1]
@@ -85,9 +85,10 @@ class Random:
 
     def integers(self, low: int, high: int, shape=()) -> np.ndarray:
         """Integers in [low, high), int64."""
-        if high <= low or high - low > 2**31:
-            raise DomainError(f"Random.integers: needs low < high and at most 2**31 values, got [{low}, {high})")
-        size = int(np.prod(shape, dtype=int))
+        low, high = operator.index(low), operator.index(high)
+        if high <= low or high - low > 2**31 or low < -(2**63) or high > 2**63:
+            raise DomainError(f"Random.integers: needs low < high, int64 and at most 2**31 values, got [{low}, {high})")
+        size = _size("integers", shape)
         span = np.uint64(high - low)
         words = self.words(2 * size).astype(np.uint64).reshape(-1, 2)
         # (word * span) / 2**64 in two halves: a bias below 2**-32
@@ -96,9 +97,26 @@ class Random:
 
     def permutation(self, n: int) -> np.ndarray:
         """A random order of 0 .. n-1."""
+        if n < 0:
+            raise DomainError(f"Random.permutation: n must be at least 0, got {n}")
         return np.argsort(self.uniform((n,), np.float64), kind="stable")
 
     def keep(self, shape, p: float) -> np.ndarray:
         """A boolean array, False with probability p: word e of element e (C order) is at least p 2**32."""
-        size = int(np.prod(shape, dtype=int))
+        if not 0 <= p <= 1:
+            raise DomainError(f"Random.keep: p must be a probability in [0, 1], got {p}")
+        size = _size("keep", shape)
         return (self.words(size).astype(np.uint64) >= round(p * 2**32)).reshape(shape)
+
+
+def _size(name: str, shape) -> int:
+    if np.min(shape, initial=0) < 0:
+        raise ShapeError(f"Random.{name}: shape {shape} has a negative size")
+    return int(np.prod(shape, dtype=int))
+
+
+def _float(name: str, dtype) -> np.dtype:
+    dtype = np.dtype(dtype)
+    if dtype not in (np.float32, np.float64):
+        raise DtypeError(f"Random.{name}: dtype {dtype}, allowed: float32, float64")
+    return dtype

@@ -19,6 +19,9 @@ DEFAULT_VARIANT = "transformer"
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 the machine said no, 2 usage, 130 interrupted."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character is no reason to stop
             stream.reconfigure(errors="backslashreplace")
@@ -85,6 +88,11 @@ def _train(argv: list[str]) -> int:
     file.pop("variant", None)
     preset = seen.get("preset", file.pop("preset", None))
     resume = seen.get("resume", file.get("resume"))
+    if resume is not None:
+        label = "--resume" if "resume" in seen else f"{seen['config']}: resume"
+        resume = settings(TrainOptions)["resume"].check(resume, label)
+    if resume == "":
+        raise UserError("--resume: an empty text is no folder")
 
     layers: list[tuple[str, dict[str, Any]]] = []
     stored: dict[str, Any] | None = None
@@ -119,7 +127,7 @@ def _train(argv: list[str]) -> int:
         return 0
     from .train import train
 
-    return train(variant, model, mixer, run, sources) or 0
+    return train(variant, model, mixer, run)
 
 
 def _train_parser() -> Parser:
@@ -224,6 +232,8 @@ def _sample(argv: list[str]) -> int:
 
 
 def _standard_input() -> str:
+    if sys.stdin is None:
+        raise UserError("--prompt -: there is no standard input")
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:

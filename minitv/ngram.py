@@ -32,7 +32,7 @@ def ngram_bpc(train_ids: np.ndarray, held_ids: np.ndarray, vocab: int, max_order
         n, t = total[history[trained:]], distinct[history[trained:]]
         hits = np.where(seen, np.append(count, 0)[place], 0)
         p = np.where(n > 0, (hits + t * p) / np.maximum(n + t, 1), p)
-        bits.append(float(-np.log2(p).mean()))
+        bits.append(float(-np.log2(p).mean()) + 0.0)
 
         # the grams are the histories of the next order, one token later
         history = np.concatenate([np.full(first, -1), gram, np.where(seen, place, -1)])

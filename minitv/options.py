@@ -16,10 +16,10 @@ DATA, STEPS, OPTIMIZER, SCREEN = "data and output", "length and evaluation", "op
 class ModelOptions:
     """model: every variant"""
 
-    context: int = option(64, "characters (tokens) the model sees at once", low=1)
-    layers: int = option(2, "blocks", low=1)
-    width: int = option(128, "size of the vector of one token", low=1)
-    ffn_multiple: int = option(4, "hidden size of the feed-forward network, in widths", low=1)
+    context: int = option(64, "characters (tokens) the model sees at once", low=1, high=2**20)
+    layers: int = option(2, "blocks", low=1, high=10_000)
+    width: int = option(128, "size of the vector of one token", low=1, high=2**20)
+    ffn_multiple: int = option(4, "hidden size of the feed-forward network, in widths", low=1, high=1024)
     activation: str = option(
         "gelu", "of the feed-forward network", choices=("gelu", "gelu_tanh", "relu_squared", "silu")
     )
@@ -58,8 +58,8 @@ class TrainOptions:
         None, "continue the run in this folder, with its own options", metavar="DIR", group=DATA
     )
 
-    steps: int = option(1500, "optimizer steps; with --resume, counted from the very first", low=1, group=STEPS)
-    batch: int = option(16, "sequences in a step", low=1, group=STEPS)
+    steps: int = option(1500, "optimizer steps; with --resume, counted from the very first", low=1, high=2**63 - 1, group=STEPS)
+    batch: int = option(16, "sequences in a step", low=1, high=2**20, group=STEPS)
     seed: int = option(
         0, "of the weights, the batches and dropout: same seed, same run", low=0, high=2**63 - 1, group=STEPS
     )
@@ -76,7 +76,7 @@ class TrainOptions:
     min_lr: float | None = option(
         None, "learning rate at the end of the cosine; none = a tenth of --lr", low=0, group=OPTIMIZER
     )
-    warmup: int = option(100, "steps in which the learning rate rises from 0", low=0, group=OPTIMIZER)
+    warmup: int = option(100, "steps in which the learning rate rises from 0", low=0, high=2**63 - 1, group=OPTIMIZER)
     beta1: float = option(0.9, "decay of the mean of gradients", low=0, below=1, group=OPTIMIZER)
     beta2: float = option(0.99, "decay of the mean of squared gradients", low=0, below=1, group=OPTIMIZER)
     weight_decay: float = option(0.1, "per step and learning rate, on matrices only", low=0, group=OPTIMIZER)

@@ -85,14 +85,20 @@ class Progress:
             self._bar.update(step - self._bar.n)
         elif now - self._printed >= self.interval or step >= self.steps:
             self._printed = now
-            print(line, file=self.stream, flush=True)
+            self._print(line)
 
     def text(self, text: str) -> None:
         """Print above the status line: a sample, the result of an evaluation, a message."""
         if self._bar is None:
-            print(text, file=self.stream, flush=True)
+            self._print(text)
         else:
             self._bar.write(text, file=self.stream)
+
+    def _print(self, text: str) -> None:
+        try:
+            print(text, file=self.stream, flush=True)
+        except OSError:  # the reader is gone: the run goes on without it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def close(self) -> None:
         """Leave the last status line as it is, and the cursor below it."""
@@ -169,7 +175,7 @@ def read_log(directory: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]
 
 
 def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_plain(value), allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -203,8 +209,8 @@ TRAINING, HELD_OUT, BASELINE, INK = "#7fa8d9", "#1f4e9c", "#b3541e", "#333333"
 def plot(directory: str | Path, path: str | Path | None = None) -> Path:
     """Draw the losses of a run, in bits per character over steps, beside its n-gram baselines; returns the file.
 
-    Reads from the log's header ``ngram_bpc`` (bits per character of orders 0, 1, ...), ``tokens_per_char`` (1 where a
-    token is a character), ``variant`` and ``parameters``; each may be absent.
+    Reads from the log's header ``ngram_bpc`` (bits per character of orders 0, 1, ...), ``tokens_per_char`` (of the
+    ``training`` and the ``held_out`` part), ``variant`` and ``parameters``; each may be absent.
     """
     header, records = read_log(directory)
     try:
@@ -213,12 +219,14 @@ def plot(directory: str | Path, path: str | Path | None = None) -> Path:
     except ImportError:
         raise UserError('a picture needs matplotlib: pip install "minitv[plot]"') from None
 
-    scale = header.get("tokens_per_char", 1.0) / math.log(2)
-    training = _series(records, "loss", scale)
-    held_out = _series(records, "val_loss", scale)
+    per_char = header.get("tokens_per_char") or {}
+    training = _series(records, "loss", per_char.get("training", 1.0) / math.log(2))
+    held_out = _series(records, "val_loss", per_char.get("held_out", 1.0) / math.log(2))
     if not training and not held_out:
         raise UserError(f"{Path(directory) / LOG}: no losses to draw yet")
     path = Path(directory) / CURVE if path is None else Path(path)
+    if not path.name or (path.exists() and not path.is_file()):
+        raise UserError(f"--out {path}: this is not a file")
 
     figure = Figure(figsize=(9, 5.2), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)

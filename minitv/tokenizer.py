@@ -46,6 +46,10 @@ class CharTokenizer:
         """The text of ids."""
         return self._codes[_checked(ids, self.vocab)].tobytes().decode("utf-32-le", "surrogatepass")
 
+    def characters_in(self, ids: np.ndarray) -> int:
+        """How many characters the ids spell."""
+        return len(ids)
+
     def decoder(self) -> _CharDecoder:
         """An object whose ``feed(id)`` returns the text that the id completes, and ``finish()`` nothing more."""
         return _CharDecoder(self)
@@ -82,6 +86,10 @@ class ByteTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids."""
         return _checked(ids, self.vocab).astype(np.uint8).tobytes().decode(errors="replace")
+
+    def characters_in(self, ids: np.ndarray) -> int:
+        """How many characters the ids spell: the bytes that do not continue one."""
+        return int(((ids & 0xC0) != 0x80).sum())
 
     def decoder(self) -> _ByteDecoder:
         """An object whose ``feed(id)`` returns the text that the id completes, "" inside a character.

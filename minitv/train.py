@@ -7,6 +7,7 @@ in which order, depends on the micro-batch's number alone, so a run is determine
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -161,10 +162,11 @@ class _Stop:
             raise KeyboardInterrupt
         self.signal = number
         # A signal may arrive inside a write to the same stream, so not through it.
-        os.write(2, b"\nstopping after this step and saving (Ctrl-C again: stop now, without saving)\n")
+        with contextlib.suppress(OSError):  # the reader, tee for example, may have died of the same Ctrl-C
+            os.write(2, b"\nstopping after this step and saving (Ctrl-C again: stop now, without saving)\n")
 
 
-def train(variant: str, model: ModelOptions, mixer, run: TrainOptions, sources: dict[str, str] | None = None) -> int:
+def train(variant: str, model: ModelOptions, mixer, run: TrainOptions) -> int:
     """The whole run: data, baseline, steps, evaluations, samples, log and checkpoints in ``run.out``.
 
     Returns the exit code: 0, or 130 and 143 when Ctrl-C or SIGTERM stopped it (saved). UserError tells a user's mistake.
@@ -230,30 +232,33 @@ class _Session:
         self.started = started
         self.best = math.inf
         self.elapsed_before = 0.0
-        self.bits = 1 / math.log(2)
+        self.bits = self.held_bits = 1 / math.log(2)  # bits per character of a loss of one nat per token
         self.baseline: list[float] = []
 
     def go(self, training: np.ndarray, held_out: np.ndarray, resumed) -> int:
         run, trainer = self.run, self.trainer
-        per_char = (len(training) + len(held_out)) / max(len(self.corpus.text), 1)
-        self.bits = per_char / math.log(2)
+        spelled, held_spelled = (max(self.tokenizer.characters_in(ids), 1) for ids in (training, held_out))
+        per_char, held_per_char = len(training) / spelled, len(held_out) / held_spelled
+        self.bits, self.held_bits = per_char / math.log(2), held_per_char / math.log(2)
         first = 0
         if resumed is not None:
             first = self._restore(resumed)
             if first >= run.steps:
                 raise UserError(f"--steps: this run has done {first} steps; to continue it, ask for more than that")
-        self.baseline = [bits * per_char for bits in ngram_bpc(training, held_out, self.tokenizer.vocab)]
+        self.baseline = [bits * held_per_char for bits in ngram_bpc(training, held_out, self.tokenizer.vocab)]
         orders = "  ".join(f"{order}: {bits:.3f}" for order, bits in enumerate(self.baseline))
         print(f"n-grams   bits per character by order  {orders}", file=sys.stderr)
         print(f"model     {self.variant}, {count(trainer.parameters)} parameters, {trainer.workers} worker thread"
               f"{'s' * (trainer.workers > 1)}, folder {self.directory}", file=sys.stderr)
         self._announce_compilation()
 
-        if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
-            _remove_run(self.directory)
         batches = Batches(training, run.batch, self.model.context, Random(run.seed).split(BATCHES).seed)
         inputs, labels = windows(held_out, self.model.context, run.eval_tokens)
-        header = self._header(per_char, len(training), len(held_out))
+        if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
+            if run.overwrite and (reason := trainer.find_nonfinite(*batches.batch(0), 0)):
+                raise self._nonfinite(reason, 0)
+            _remove_run(self.directory)
+        header = self._header(per_char, held_per_char, len(training), len(held_out))
         with (
             Log(self.directory, header, resume_step=first if resumed else None) as log,
             Progress(run.steps, start=first) as progress,
@@ -311,7 +316,7 @@ class _Session:
         )
 
     def _report(self, step: int, loss: float, progress: Progress) -> None:
-        bits = loss * self.bits
+        bits = loss * self.held_bits
         beaten = [order for order, baseline in enumerate(self.baseline) if bits < baseline]
         if len(beaten) == len(self.baseline):
             verdict = "better than every n-gram"
@@ -329,7 +334,7 @@ class _Session:
     def _elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.started
 
-    def _header(self, per_char: float, training: int, held_out: int) -> dict[str, Any]:
+    def _header(self, per_char: float, held_per_char: float, training: int, held_out: int) -> dict[str, Any]:
         import numba
         import scipy
 
@@ -339,7 +344,7 @@ class _Session:
             "parameters": self.trainer.parameters,
             "corpus": {"description": self.corpus.description, "sha256": self.corpus.sha256,
                        "size_bytes": self.corpus.size_bytes, "training_tokens": training, "held_out_tokens": held_out},
-            "tokens_per_char": per_char,
+            "tokens_per_char": {"training": per_char, "held_out": held_per_char},
             "ngram_bpc": self.baseline,
             "threads": self.trainer.workers,
             "versions": {"minitv": __version__, "python": platform.python_version(), "numpy": np.__version__,
@@ -381,10 +386,13 @@ class _Session:
         checkpoint.check_arrays(self.trainer.optimizer.state(), resumed.optimizer, f"{where}: the optimizer")
         self.trainer.model.load(resumed.model)
         self.trainer.optimizer.load(resumed.optimizer)
-        self.best = math.inf if best is None else best
+        # Losses on other held-out tokens do not compare.
+        same = state["config"]["run"]["eval_tokens"] == self.run.eval_tokens
+        self.best = best if same and best is not None else math.inf
         if threads != self.trainer.workers:
-            print(f"note      this run had {threads} worker threads and now has {self.trainer.workers}: "
-                  "the last bits of the results will differ", file=sys.stderr)
+            what = "dropout" if self.model.dropout else "the last bits of the results"
+            print(f"note      this run had {threads} worker threads and now has {self.trainer.workers}: {what} will differ",
+                  file=sys.stderr)
         return step
 
     def _announce_compilation(self) -> None:

@@ -163,7 +163,7 @@ def test_mistakes_in_a_config_file(tmp_path, quickly_refused, content, sentence)
 
 def test_help_shows_the_defaults_of_the_preset(tmp_path):
     out = " ".join(minitv("train", "--preset", "small", "--help", cwd=tmp_path)[1].split())
-    assert "--width N size of the vector of one token (an integer from 1; default: 384)" in out
+    assert "--width N size of the vector of one token (an integer from 1 up to 1048576; default: 384)" in out
     assert "--heads N" in out
 
 
@@ -304,3 +304,26 @@ def test_a_reader_that_leaves_early_is_no_traceback(tmp_path, argv):
     process.stderr.close()
     assert process.wait(60) == 141
     assert error == ""
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("resume = 5", "resume"), ("steps = " + "1" * 5000, "not a TOML file"), ("a = " + "[" * 20000, "not a TOML file"),
+    ('resume = ""', "an empty text is no folder")])
+def test_odd_config_files(tmp_path, text, sentence):
+    (tmp_path / "c.toml").write_text(text)
+    code, _, err = minitv("train", "--config", "c.toml", cwd=tmp_path)
+    assert code == 2 and sentence in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("option", ["--width", "--layers", "--steps", "--batch", "--ffn-multiple", "--warmup"])
+def test_numbers_that_no_machine_can_hold(tmp_path, option):
+    code, _, err = minitv("train", option, "1" + "0" * 400, cwd=tmp_path)
+    assert code == 2 and option in err and "is too large" in err
+
+
+@pytest.mark.parametrize("out", ["", ".", "/dev/null"])
+def test_plot_replaces_nothing_but_files(tmp_path, out):
+    (tmp_path / "log.jsonl").write_text('{"variant": "x"}\n{"step": 1, "loss": 1.0}\n')
+    code, _, err = minitv("plot", ".", "--out", out, cwd=tmp_path)
+    assert code == 2 and "Traceback" not in err
+    assert Path("/dev/null").is_char_device()

@@ -1,4 +1,4 @@
-"""Operators and a whole GPT-2 equal files that PyTorch and transformers made, in values and in all gradients.
+"""Operators, a whole GPT-2 and the optimiser equal files that PyTorch and transformers made, gradients included.
 
 goldens/make_goldens.py says how they were made and what their entries mean.
 """
@@ -10,15 +10,23 @@ import pytest
 from conftest import operators
 from operator_checks import DTYPES, compute, differentiate, floats, routes
 
-from autograd import Random, distance, use
+from autograd import Random, distance, no_grad, use
 from autograd.check import TOLERANCE
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
+from minitv.nn import Module, Parameter
+from minitv.optim import AdamW
 from minitv.options import ModelOptions
 
 FOLDER = Path(__file__).parent / "goldens"
 LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
+CALLED = {
+    "adamw", "attention", "causal_conv1d", "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm",
+    "layer_norm", "log_softmax", "logsumexp", "rms_norm", "silu", "softplus",
+}  # fmt: skip
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
 
 class Golden(dict):
@@ -37,6 +45,17 @@ class Golden(dict):
         """The arrays whose names begin with a prefix, by the rest of their names."""
         return {key.removeprefix(prefix): self[key] for key in self if key.startswith(prefix)}
 
+    def add(self, key):
+        self[key] = np.ones(3)
+        self.unread.add(key)
+
+    def only(self, call):
+        """Leave out all other calls."""
+        for key in [key for key in self if not key.startswith(f"{call}/")]:
+            del self[key]
+            self.unread.remove(key)
+        return self
+
 
 CALLS = {call: name for name in ("ops", "sdpa") for call in sorted({key.split("/")[0] for key in Golden(name)})}
 
@@ -51,40 +70,39 @@ def cast(array, dtype):
     return array.astype(dtype) if array.dtype.kind == "f" else array
 
 
-def verify(call, golden, route, dtype):
-    op = OPERATORS[call.partition(".")[0]]
+def operator_of(call):
+    return OPERATORS[call.partition(".")[0]]
+
+
+def verify_call(call, golden, route, dtype):
+    """The outputs and the gradients of one call along one route."""
+    op = operator_of(call)
+    names = [a.name for a in op.signature.inputs]
     inputs = golden.below(f"{call}/in/")
-    assert set(inputs) <= {a.name for a in op.signature.inputs}
-    arrays = tuple(cast(inputs[a.name], dtype) if a.name in inputs else None for a in op.signature.inputs)
+    assert set(inputs) <= set(names)
+    args = tuple(cast(inputs[name], dtype) if name in inputs else None for name in names)
     params = {name: value.item() for name, value in golden.below(f"{call}/param/").items()}
     expected = golden.below(f"{call}/out/")
-    outputs = compute(op, route, arrays, params)
-    assert [str(i) for i in range(len(outputs))] == sorted(expected)
+    outputs = compute(op, route, args, params)
+    assert set(expected) == {str(i) for i in range(len(outputs))}
     for i, output in enumerate(outputs):
         close(np.asarray(output), expected[str(i)], dtype, f"{call}, {route}, output {i}")
-    gradients = golden.below(f"{call}/grad/")
-    cotangents = golden.below(f"{call}/cotangent/")
-    assert set(gradients) == ({op.signature.inputs[i].name for i in floats(op, arrays)} if op.differentiable else set())
-    if gradients and route != "definition":
-        found = differentiate(op, route, arrays, params, [cast(cotangents["0"], dtype)])
+    cotangents, gradients = golden.below(f"{call}/cotangent/"), golden.below(f"{call}/grad/")
+    assert set(cotangents) == (set(expected) if op.differentiable else set())
+    assert set(gradients) == ({names[i] for i in floats(op, args)} if op.differentiable else set())
+    if op.differentiable and route != "definition":  # a definition is values only
+        found = differentiate(op, route, args, params, [cast(cotangents[str(i)], dtype) for i in range(len(outputs))])
         for i, gradient in found.items():
-            name = op.signature.inputs[i].name
-            close(gradient, gradients[name], dtype, f"{call}, {route}, gradient of {name}")
+            close(gradient, gradients[names[i]], dtype, f"{call}, {route}, gradient of {names[i]}")
+    assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
-@pytest.mark.parametrize("call", CALLS)
-def test_every_route_of_an_operator_equals_pytorch(call, dtype):
-    golden = Golden(CALLS[call])
-    for route in routes(OPERATORS[call.partition(".")[0]]):
-        verify(call, golden, route, dtype)
-    assert not {key for key in golden.unread if key.startswith(f"{call}/")}
-
-
-def gpt2(golden, activation, dtype):
-    weights = {name if name != "embed" else "embed.weight": w.astype(dtype) for name, w in golden.below("param/").items()}
+def transformer(golden, activation, dtype):
+    """The model of the file, every size from the shapes of its weights."""
+    weights = {name: w.astype(dtype) for name, w in golden.below("param/").items()}
+    weights["embed.weight"] = weights.pop("embed")
     context, width = weights["positions"].shape
-    layers = len([name for name in weights if name.endswith("mixer.qkv.weight")])
+    layers = sum(name.endswith("mixer.qkv.weight") for name in weights)
     options = ModelOptions(context=context, layers=layers, width=width, activation=activation, bias=True)
     heads = TransformerOptions(heads=golden["heads"].item())
     model = LanguageModel("transformer", options, heads, len(weights["embed.weight"]), Random(0), dtype)
@@ -92,33 +110,116 @@ def gpt2(golden, activation, dtype):
     return model
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
-@pytest.mark.parametrize("kernel", ["cpu", "none"])
-def test_the_transformer_equals_gpt2(dtype, kernel):
-    golden = Golden("gpt2")
+def verify_gpt2(golden, dtype):
+    """Logits, loss and the gradients of all parameters; with the exact gelu, logits and loss."""
     ids, labels = golden["ids"], golden["labels"]
+    model = transformer(golden, "gelu_tanh", dtype)
+    close(model(ids).numpy(), golden["logits"], dtype, "logits")
+    loss = model.loss(ids, labels)
+    close(loss.numpy(), golden["loss"], dtype, "loss")
+    loss.backward()
+    gradients = golden.below("grad/")
+    gradients["embed.weight"] = gradients.pop("embed")
+    parameters = dict(model.named_parameters())
+    assert set(parameters) == set(gradients)
+    for name, parameter in parameters.items():
+        close(parameter.grad.numpy(), gradients[name], dtype, f"gradient of {name}")
+    exact = transformer(golden, "gelu", dtype)
+    close(exact(ids).numpy(), golden["logits_erf"], dtype, "logits with the exact gelu")
+    close(exact.loss(ids, labels).numpy(), golden["loss_erf"], dtype, "loss with the exact gelu")
+    assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
+
+
+# -- operators ---------------------------------------------------------------------------------------------------------
+@each_dtype
+@pytest.mark.parametrize("call", CALLS)
+def test_every_route_of_an_operator_equals_pytorch(call, dtype):
+    for route in routes(operator_of(call)):
+        verify_call(call, Golden(CALLS[call]).only(call), route, dtype)
+
+
+def test_the_files_hold_calls_of_each_operator_and_float64():
+    assert {call.partition(".")[0] for call in CALLS} == CALLED
+    for name in ("ops", "sdpa", "gpt2"):
+        for key, array in Golden(name).items():
+            assert array.dtype in (np.float64, np.int64, np.bool_), key
+            assert array.dtype != np.float64 or np.isfinite(array).all(), key
+
+
+# -- GPT-2 -------------------------------------------------------------------------------------------------------------
+@each_dtype
+@pytest.mark.parametrize("kernel", ["cpu", "none"], ids=["kernels", "forms"])
+def test_the_transformer_equals_gpt2(kernel, dtype):
     with use(kernel=kernel):
-        model = gpt2(golden, "gelu_tanh", dtype)
-        close(model(ids).numpy(), golden["logits"], dtype, "logits")
-        loss = model.loss(ids, labels)
-        close(loss.numpy(), golden["loss"], dtype, "loss")
-        loss.backward()
-        gradients = golden.below("grad/")
-        gradients["embed.weight"] = gradients.pop("embed")
-        for name, parameter in model.named_parameters():
-            close(parameter.grad.numpy(), gradients.pop(name), dtype, f"gradient of {name}")
-        assert not gradients
-        exact = gpt2(golden, "gelu", dtype)
-        close(exact(ids).numpy(), golden["logits_erf"], dtype, "logits with the exact gelu")
-        close(exact.loss(ids, labels).numpy(), golden["loss_erf"], dtype, "loss with the exact gelu")
-    assert not golden.unread
+        verify_gpt2(Golden("gpt2"), dtype)
 
 
-def test_a_golden_that_is_off_is_noticed():
+@each_dtype
+def test_the_transformer_equals_gpt2_token_by_token(dtype):
+    golden = Golden("gpt2")
+    ids, expected, model = golden["ids"], golden["logits"], transformer(golden, "gelu_tanh", dtype)
+    with no_grad():
+        logits, state = model.prefill(ids[:, :4], model.init_state(len(ids)))
+        close(logits.numpy(), expected[:, :4], dtype, "logits of the first tokens")
+        for t in range(4, ids.shape[1]):
+            logits, state = model.step(ids[:, t], state)
+            close(logits.numpy(), expected[:, t], dtype, f"logits at position {t}")
+
+
+# -- AdamW -------------------------------------------------------------------------------------------------------------
+@each_dtype
+def test_five_steps_of_the_optimiser_equal_pytorch(dtype):
+    """The first six values are a matrix, which decays, the other four a vector."""
     golden = Golden("ops")
-    for entry, factor in (("out/0", 1 + 1e-9), ("grad/weight", 1 + 1e-9)):
-        changed = Golden("ops")
-        dict.__setitem__(changed, f"layer_norm/{entry}", golden[f"layer_norm/{entry}"] * factor)
-        with pytest.raises(AssertionError, match="relative error 1e-09"):
-            verify("layer_norm", changed, "form composed", np.float64)
-    verify("layer_norm", golden, "form composed", np.float64)
+    start = golden["adamw.step1/in/param"].astype(dtype)
+    model = Module()
+    model.vector, model.matrix = Parameter(start[6:]), Parameter(start[:6].reshape(2, 3))
+    settings = {name: value.item() for name, value in golden.below("adamw.step1/param/").items()}
+    fixed = {name: settings[name] for name in ("beta1", "beta2", "eps", "weight_decay")}
+    optimizer = AdamW(model, clip=0.0, **fixed)
+    for step in range(1, 6):
+        grad = golden[f"adamw.step{step}/in/grad"].astype(dtype)
+        loss = (model.matrix * grad[:6].reshape(2, 3)).sum() + (model.vector * grad[6:]).sum()
+        loss.backward(sink=optimizer.buffers[0])
+        optimizer.step(settings["lr"])
+        state = optimizer.state()
+        found = (
+            np.append(model.matrix.numpy(), model.vector.numpy()),
+            np.append(state["m.matrix"], state["m.vector"]), np.append(state["v.matrix"], state["v.vector"]),
+        )  # fmt: skip
+        for i, array in enumerate(found):
+            close(array, golden[f"adamw.step{step}/out/{i}"], dtype, f"step {step}, output {i}")
+
+
+# -- the checks notice -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("entry", ["out/0", "grad/x", "grad/weight", "grad/bias"])
+@pytest.mark.parametrize("route", routes(OPERATORS["layer_norm"])[1:])
+def test_an_operator_that_is_off_is_noticed(route, entry):
+    golden = Golden("ops").only("layer_norm")
+    golden[f"layer_norm/{entry}"] = golden[f"layer_norm/{entry}"] * (1 + 1e-9)
+    with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+        verify_call("layer_norm", golden, route, np.float64)
+
+
+@pytest.mark.parametrize("entry", [key for key in Golden("gpt2") if key.startswith(("logits", "loss", "grad/"))])
+def test_a_gpt2_that_is_off_is_noticed(entry):
+    golden = Golden("gpt2")
+    golden[entry] = golden[entry] * (1 + 1e-9)
+    with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+        verify_gpt2(golden, np.float64)
+
+
+@pytest.mark.parametrize("entry", ["in/gain", "grad/eps", "out/1", "cotangent/1", "note"])
+def test_an_entry_of_a_call_that_nothing_reads_is_noticed(entry):
+    golden = Golden("ops").only("layer_norm")
+    golden.add(f"layer_norm/{entry}")
+    with pytest.raises(AssertionError):
+        verify_call("layer_norm", golden, "form composed", np.float64)
+
+
+@pytest.mark.parametrize("entry", ["grad/blocks.2.norm1.weight", "note"])
+def test_an_entry_of_gpt2_that_nothing_reads_is_noticed(entry):
+    golden = Golden("gpt2")
+    golden.add(entry)
+    with pytest.raises(AssertionError):
+        verify_gpt2(golden, np.float64)

@@ -226,7 +226,8 @@ def test_log_schema(whole, text):
     for record in records:
         assert record.keys() == keys | ({"val_loss"} if record["step"] in (10, 20) else set())
         assert all(math.isfinite(value) and value >= 0 for value in record.values())
-        per_char = tokens / len(data.decode())
+        seen = data[:header["corpus"]["training_tokens"]].decode(errors="ignore") if "byte" in options else None
+        per_char = header["corpus"]["training_tokens"] / len(seen) if seen else 1
         assert record["bpc"] == pytest.approx(record["loss"] / math.log(2) * per_char, rel=1e-12)
     assert records[0]["lr"] == pytest.approx(3e-3 / 4) and max(r["lr"] for r in records) == 3e-3
     elapsed = [record["elapsed_s"] for record in records]

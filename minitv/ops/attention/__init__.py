@@ -20,7 +20,7 @@ from autograd.errors import DomainError, ShapeError
 from autograd.laws import causal, identity, independent, linear_in
 from autograd.op import op
 from autograd.ops import matmul, softmax, swapaxes, where
-from autograd.random import philox
+from autograd.random import Random, philox
 from autograd.shapes import broadcasts_to
 
 
@@ -115,6 +115,7 @@ def _(q, k, v, mask, *, causal, scale, dropout, seed):
         target = (*q.shape[:3], k.shape[2])
         if not broadcasts_to(mask.shape, target):
             raise ShapeError(f"attention: mask {mask.shape} does not broadcast to [B H T S] = {target}")
+    Random(seed)  # raises unless it is a seed
     if not 0 <= dropout <= 1:
         raise DomainError(f"attention: dropout must be a probability in [0, 1], got {dropout}")
 
