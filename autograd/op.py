@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .device import FLOATS, device_name, namespace, unscalar
-from .errors import AutogradError, DomainError, DtypeError, GraphError, KernelError, ShapeError
+from .errors import AutogradError, DtypeError, GraphError, KernelError, ShapeError
 from .node import Node, require_finite
 from .shapes import Argument, Signature, bind
 from .state import STATE
@@ -324,8 +324,8 @@ class Op:
             return array.copy() if recording else array
         if array.dtype.kind not in "iu" and array.size:
             raise DtypeError(f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: integers")
-        if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.intp).max:
-            raise DomainError(f"{self.name}: {argument.name} holds {int(array.max())}, allowed: integers below 2**63")
+        if array.dtype == np.uint64:  # what an int64 cannot hold stays out of range instead of becoming negative
+            array = np.minimum(array, np.uint64(np.iinfo(np.intp).max)) if type(array) is np.ndarray else array
         return array.astype(np.intp, copy=recording or array.dtype != np.intp)
 
     def _mixed(self, argument, dtype, expected):
