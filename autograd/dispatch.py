@@ -14,7 +14,7 @@ from .state import STATE
 class use(ContextDecorator):
     """Force a form or a kernel inside a ``with`` block: it runs or raises, it never falls back silently.
 
-    ``use("attention", form="naive")`` concerns one operator (several names are allowed). Without a name the request
+    ``use("attention", form="parallel")`` concerns one operator (several names are allowed). Without a name the request
     concerns every operator that declares such a form or kernel, and one that none declares is an error at once.
     ``use(kernel="none")`` switches kernels off. The innermost request that concerns an operator counts.
     """

@@ -96,6 +96,12 @@ def run_backward(
 ) -> list:
     """Send ``seeds`` back from ``outputs``.
 
+        deliver the seeds to the nodes that made the outputs
+        while nodes are pending:
+            take the newest one: all that used its outputs has been visited, so their gradients are complete
+            differentiate it: one gradient per input
+            deliver each to the node that made the input, or to the leaf
+
     Leaf gradients go to ``sink(leaf, gradient)`` as soon as each contribution is known, or, without a sink, are
     added to ``leaf.grad`` when everything has succeeded. With ``targets`` nothing is stored, nothing that does not
     lead to one of them is visited, and their gradients are returned (None where nothing arrived).

@@ -253,6 +253,11 @@ class Op:
         return (sequence if self.variadic else values), params
 
     def _convert(self, values):
+        """The inputs as tensors and as arrays, and whether the call is recorded.
+
+        Arrays become constant tensors of their own dtype, which must be that of the others; Python numbers take the
+        dtype and the device of the others; integer and boolean inputs stay arrays, copied if backward will need them.
+        """
         tensors: list = list(values)
         arrays: list = [None] * len(values)
         arguments = self.signature.inputs * len(values) if self.variadic else self.signature.inputs

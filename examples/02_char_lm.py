@@ -9,6 +9,7 @@ import math
 import sys
 
 from autograd import Random, no_grad
+from autograd.device import blas_threads
 from minitv.data import Batches, load_text, split, windows
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
@@ -28,13 +29,15 @@ model = LanguageModel("transformer", options, TransformerOptions(heads=4), token
 optimizer = AdamW(model, weight_decay=0.1, clip=1.0)
 batches = Batches(training, batch=16, context=options.context, seed=1)
 
-for step in range(steps):
-    inputs, labels = batches.batch(step)  # [B T] token ids, and those that follow them
-    loss = model.loss(inputs, labels)
-    loss.backward(sink=optimizer.buffers[0])  # leaf gradients go straight into the optimizer's flat buffer
-    norm = optimizer.step(cosine(step, lr=3e-3, min_lr=3e-4, warmup=50, steps=steps))
-    if step % 50 == 0 or step == steps - 1:
-        print(f"step {step + 1:4}  loss {loss.item():.3f} nats  {loss.item() / math.log(2):.3f} bits  gradient {norm:.2f}")
+with blas_threads(1):  # these products are too small to share between cores
+    for step in range(steps):
+        inputs, labels = batches.batch(step)  # [B T] token ids, and those that follow them
+        loss = model.loss(inputs, labels)
+        loss.backward(sink=optimizer.buffers[0])  # leaf gradients go straight into the optimizer's flat buffer
+        norm = optimizer.step(cosine(step, lr=3e-3, min_lr=3e-4, warmup=50, steps=steps))
+        if step % 50 == 0 or step == steps - 1:
+            bits = loss.item() / math.log(2)
+            print(f"step {step + 1:4}  loss {loss.item():.3f} nats  {bits:.3f} bits  gradient {norm:.2f}")
 
 with no_grad():
     bits = model.loss(*windows(held_out, options.context, 20_000)).item() / math.log(2)

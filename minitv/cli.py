@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()  # a reader that is gone shows here
         return code
     except UserError as error:
-        return _fail(error, 2)
+        return _fail(error, error.code)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        print("\nminitv: stopped", file=sys.stderr)
         return 130
 
 
@@ -56,6 +56,8 @@ def _dispatch(argv: list[str]) -> int:
         print(_overview(), end="", file=sys.stderr)
         return 2
     word = argv[0]
+    if word == "help" and argv[1:] and argv[1] in COMMANDS:
+        return COMMANDS[argv[1]][0](["--help"])
     if word in ("-h", "--help", "help"):
         print(_overview(), end="")
     elif word in ("-V", "--version"):
@@ -119,11 +121,9 @@ def _train(argv: list[str]) -> int:
         layers.insert(0, (source, stored))
     values, sources = options.merge(*layers)
     sources["variant"] = source
-    if values["out"] is None:
-        values["out"] = f"runs/{variant}"
-    model, mixer, run = options.build(values)
+    model, mixer, run = options.build({**values, "out": values["out"] or f"runs/{variant}"})
     if print_config:
-        print(_table(variant, (model, mixer, run), sources))
+        print(_table(variant, (model, mixer, run), values, sources))
         return 0
     from .train import train
 
@@ -193,11 +193,13 @@ def _only_resumable(directory: str, stored: dict, layers: list, options: Options
             )
 
 
-def _table(variant: str, configs: tuple, sources: dict[str, str]) -> str:
+def _table(variant: str, configs: tuple, values: dict[str, Any], sources: dict[str, str]) -> str:
     rows = [("minitv train", "variant", variant, sources["variant"])]
     for config in configs:
         for name, setting in settings(type(config)).items():
-            rows.append((setting.group, name, getattr(config, name), sources[name]))
+            value, derived = values[name], getattr(config, name)
+            follows = f", here {shown(derived)}" if value is None and derived is not None else ""  # from other values
+            rows.append((setting.group, name, value, sources[name] + follows))
     return table(rows)
 
 
@@ -383,7 +385,7 @@ def _overview() -> str:
     commands = "\n".join(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items())
     return f"""usage: minitv COMMAND [options]
 
-Every Transformer variant from scratch, on a small autograd engine.
+Transformer variants from scratch, on a small autograd engine.
 
 commands:
 {commands}
@@ -393,7 +395,7 @@ options:
   -V, --version  show the version
 
 examples:
-  minitv train                            about a minute, no file and no network needed
+  minitv train                            a minute or two, no file and no network needed
   minitv train --data my.txt --out runs/mine
   minitv sample runs/mine --prompt "Once "
 """

@@ -4,6 +4,14 @@
 class UserError(Exception):
     """Something the user gave cannot be used: the message says what it was and what is allowed."""
 
+    code = 2  # of the process
+
+
+class RunError(UserError):
+    """A run that went wrong on its way: nothing that was given is against the rules."""
+
+    code = 1
+
 
 class CheckpointError(UserError):
     """A checkpoint is missing, truncated, foreign or tampered with."""

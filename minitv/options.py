@@ -43,7 +43,7 @@ class TrainOptions:
 
     data: str = option(
         "",
-        "text file, folder, or - for standard input; without it, the source text of Python's standard library",
+        "text file, folder (every file in it), or - for standard input; without it, the source of Python's standard library",
         metavar="PATH",
         group=DATA,
     )
@@ -105,7 +105,7 @@ class SampleOptions:
     temperature: float = option(0.8, "below 1 = safer, above 1 = wilder, 0 = always the likeliest token", low=0)
     top_k: int | None = option(None, "draw among the k likeliest tokens only", low=1)
     top_p: float = option(1.0, "draw among the likeliest tokens that together have this probability", above=0, high=1)
-    stop: str | None = option(None, "end when this text appears")
+    stop: str | None = option(None, "end before this text appears in what is written")
     seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
     checkpoint: str = option(
         "last", "the newest weights, or those with the lowest held-out loss", choices=("last", "best")
@@ -140,7 +140,7 @@ DEFAULT_PRESET = "tiny"
 # What other programs call the same thing: suggested in the error for an unknown option.
 SYNONYMS = {
     "batch_size": "batch", "block_size": "context", "context_length": "context", "d_model": "width", "dataset": "data",
-    "decay_lr": "min_lr", "dim": "width", "epochs": "steps", "eval_interval": "eval_every", "force": "overwrite",
+    "dim": "width", "epochs": "steps", "eval_interval": "eval_every", "force": "overwrite",
     "grad_clip": "clip", "input": "data", "learning_rate": "lr", "length": "tokens", "log_interval": "log_every",
     "max_iters": "steps", "max_new_tokens": "tokens", "max_steps": "steps", "n_embd": "width", "n_head": "heads",
     "n_layer": "layers", "n_layers": "layers", "n_heads": "heads", "num_heads": "heads", "num_layers": "layers",

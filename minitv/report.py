@@ -38,6 +38,14 @@ def duration(seconds: float) -> str:
     return f"{minutes}m {rest:02}s" if minutes else f"{rest}s"
 
 
+def _columns(stream: TextIO) -> int:
+    """The width of a terminal; some have none."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return 80
+
+
 class Progress:
     """One status line on a terminal, a line from time to time elsewhere; ``text`` prints above it.
 
@@ -52,7 +60,7 @@ class Progress:
         self._first: tuple[float, int] | None = None
         self._printed = -math.inf
         self._bar: Any = None
-        if self.stream.isatty() and os.environ.get("TERM") != "dumb":
+        if self.stream.isatty() and os.environ.get("TERM") != "dumb" and _columns(self.stream):
             from tqdm import tqdm
 
             # The bar comes last: a narrow terminal cuts it, not the numbers.
@@ -227,6 +235,8 @@ def plot(directory: str | Path, path: str | Path | None = None) -> Path:
     path = Path(directory) / CURVE if path is None else Path(path)
     if not path.name or (path.exists() and not path.is_file()):
         raise UserError(f"--out {path}: this is not a file")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}")
 
     figure = Figure(figsize=(9, 5.2), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)

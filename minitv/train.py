@@ -32,7 +32,7 @@ from autograd.random import Random
 from . import __version__, checkpoint
 from .config import to_json
 from .data import Batches, Corpus, load_text, split, windows
-from .errors import CheckpointError, UserError
+from .errors import CheckpointError, RunError, UserError
 from .models.lm import LanguageModel
 from .ngram import ngram_bpc
 from .optim import AdamW, cosine
@@ -307,9 +307,9 @@ class _Session:
             raise self._nonfinite(self.trainer.find_nonfinite(inputs, labels, step) or "the held-out loss", step)
         return loss
 
-    def _nonfinite(self, reason: str, step: int) -> UserError:
+    def _nonfinite(self, reason: str, step: int) -> RunError:
         kept = [str(self.directory / name) for name in checkpoint.NAMES if checkpoint.exists(self.directory, name)]
-        return UserError(
+        return RunError(
             f"step {step + 1} made a number that is not finite, first at {reason}. "
             + (f"The last good checkpoint is {kept[0]}. " if kept else "No checkpoint was saved before it. ")
             + "A lower --lr or a smaller --clip often helps"

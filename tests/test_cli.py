@@ -123,7 +123,7 @@ def test_print_config_tells_where_each_value_came_from(tmp_path):
     assert shown["tied"] == ("false", "command line")
     assert shown["seed"] == ("0", "default")
     assert shown["threads"] == ('"none"', "default")
-    assert shown["out"] == ('"runs/transformer"', "default")
+    assert shown["out"] == ('"none"', "default, here runs/transformer")
     assert [p.name for p in tmp_path.iterdir()] == ["my.toml"]
 
 
@@ -132,7 +132,7 @@ def test_print_config_is_a_config_file(tmp_path):
     (tmp_path / "again.toml").write_text(text)
     second, _ = config_of("--config", "again.toml", cwd=tmp_path)
     assert {name: value for name, (value, _) in first.items()} == {name: value for name, (value, _) in second.items()}
-    assert {source for _, source in second.values()} == {"again.toml"}
+    assert {source.partition(",")[0] for _, source in second.values()} == {"again.toml"}
 
 
 def test_a_config_file_may_choose_variant_and_preset(tmp_path):
@@ -271,7 +271,7 @@ def test_plot(tmp_path):
     assert minitv("plot", "run", "--out", "x.pdf", cwd=tmp_path) == (0, "x.pdf\n", "")
     assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
     code, _, err = minitv("plot", "run", "--out", "no/such/folder/x.png", cwd=tmp_path)
-    assert code == 1 and err.startswith("minitv: error: no") and err.count("\n") == 1
+    assert code == 2 and "there is no folder no/such/folder" in err and err.count("\n") == 1
 
 
 def test_a_prompt_from_standard_input_must_be_text(tmp_path):

@@ -114,10 +114,10 @@ def quickly(tmp_path, monkeypatch, capsys):
     return run
 
 
-def sentence(result):
-    """The sentence of a refusal: exit code 2, and the last line of what was printed."""
+def sentence(result, expected=2):
+    """The sentence of a refusal (exit code 2) or of a failure (1): the last line of what was printed."""
     code, err = result
-    assert code == 2 and "Traceback" not in err, err
+    assert code == expected and "Traceback" not in err, err
     last = err.rstrip("\n").split("\n")[-1]
     assert last.startswith("minitv: error: ") and err.count("minitv: error") == 1, err
     return last.removeprefix("minitv: error: ")
@@ -335,7 +335,7 @@ def test_divergence_names_the_operator_and_keeps_the_good_checkpoint(text, quick
         return step(self, inputs, labels, number)
 
     monkeypatch.setattr(Trainer, "step", corrupted)
-    said = sentence(quickly("--resume", "run", "--steps", "30"))
+    said = sentence(quickly("--resume", "run", "--steps", "30"), 1)
     assert said.startswith("step 23 made a number that is not finite, first at ") and "linear" in said
     assert f"The last good checkpoint is run{os.sep}last." in said and "--lr" in said
     kept = arrays("run")
@@ -345,14 +345,14 @@ def test_divergence_names_the_operator_and_keeps_the_good_checkpoint(text, quick
 
 @pytest.mark.parametrize("extra", [[], ["--check"]])
 def test_a_huge_learning_rate(text, quickly, extra):
-    said = sentence(quickly("--data", text, *RUN, "--lr", "1e30", "--out", "run", "--eval-every", "0", *extra))
+    said = sentence(quickly("--data", text, *RUN, "--lr", "1e30", "--out", "run", "--eval-every", "0", *extra), 1)
     assert "is not finite, first at " in said and "No checkpoint was saved before it" in said
     assert not checkpoint.exists("run")
 
 
 def test_weights_that_give_no_held_out_loss_are_not_saved(text, quickly):
     options = ["--lr", "1e30", "--eval-every", "1", "--warmup", "0"]
-    said = sentence(quickly("--data", text, *RUN, *options, "--out", "run"))
+    said = sentence(quickly("--data", text, *RUN, *options, "--out", "run"), 1)
     assert said.startswith("step 1 made a number that is not finite, first at ")
     assert not checkpoint.exists("run") and not checkpoint.exists("run", "best")
 

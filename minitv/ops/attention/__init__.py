@@ -32,6 +32,11 @@ def visible(queries: int, keys: int, causal: bool, mask, xp=np):
     return mask
 
 
+def _scale(scale: float | None, width: int) -> float:
+    """1/√width unless a scale is given; without channels all scores are 0."""
+    return scale if scale is not None else 1 / math.sqrt(width) if width else 0.0
+
+
 def keep_weights(shape, dropout: float, seed: int) -> np.ndarray:
     """Which weights [B H T S] dropout keeps."""
     batch, heads, queries, keys = shape
@@ -69,11 +74,12 @@ def _key_order(args, params, run, draw):
 def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
     """y_i = Σ_j softmax_j(scale q_i · k_j) v_j over the keys that query i sees; scale defaults to 1/√K.
 
-    q[B H T K], k[B H S K], v[B H S V], mask broadcastable to [B H T S], True where seen. See the module's docstring.
+    q[B H T K], k[B H S K], v[B H S V], mask broadcastable to [B H T S], True where seen.
+    The page's first lines have the rules of masks and dropout.
     """
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
-    scale = 1 / math.sqrt(width) if scale is None and width else scale or 0.0
+    scale = _scale(scale, width)
     seen = visible(queries, keys, causal, mask)
     seen = np.broadcast_to(True if seen is None else seen, (batch, heads, queries, keys))
     kept = keep_weights(seen.shape, dropout, seed) if dropout else np.ones(seen.shape, bool)
@@ -94,7 +100,7 @@ def parallel(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0
     """All scores at once, a [B H T S] array."""
     xp = namespace(q.data)
     width = q.shape[-1]
-    scale = 1 / math.sqrt(width) if scale is None and width else scale or 0.0
+    scale = _scale(scale, width)
     seen = visible(q.shape[2], k.shape[2], causal, mask, xp)
     if mask is not None:  # what no query sees may be NaN, of which 0 times is NaN
         used = xp.broadcast_to(seen, (*q.shape[:3], k.shape[2])).any(axis=2)[..., None]
