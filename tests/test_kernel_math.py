@@ -413,8 +413,8 @@ def test_the_assembly_shows_scalar_calls_of_libm():
 
 
 def test_the_calls_in_the_kernels_are_found():
-    assert {("gelu/_gelu", 1), ("gelu/_gelu", 2), ("cross_entropy/_forward", 1),
-            ("attention/_softmax", 1), ("attention/_softmax", 2), ("attention/_backward", 1)} <= set(SITES)
+    assert {("gelu/_gelu", 1), ("gelu/_gelu_tanh", 1), ("cross_entropy/_forward", 1), ("attention/_softmax", 1),
+            ("attention/_softmax", 2), ("attention/_backward", 1)} <= set(SITES)
 
 
 @reads_assembly
@@ -425,6 +425,15 @@ def test_every_call_in_the_kernels_of_operators_is_packed(name, site):
     assert libm_calls(code) <= ONCE_A_ROW.get(name, set())
     assert FLOOR.findall(code).count("s") >= 1
     assert ARITHMETIC.findall(code).count("s") >= 6
+
+
+@each_dtype
+def test_erfcx(dtype):
+    x = np.concatenate([np.linspace(0, 12, 200_001), np.geomspace(1e-30, 1e30, 50_001), [0.0]]).astype(dtype)
+    y = apply("erfcx", x)
+    exact = scipy.special.erfcx(x.astype(np.float64))  # itself within a few ulp of float64
+    assert np.abs(y / exact - 1).max() <= (4 if dtype == np.float32 else 8) * np.finfo(dtype).eps
+    assert y[-1] == 1 and np.isnan(apply("erfcx", np.array([np.nan], dtype))).all()
 
 
 # -- flags -------------------------------------------------------------------------------------------------------------

@@ -4,19 +4,21 @@ import math
 
 import numpy as np
 
-from ...kernel_math import erfc, exp, tanh
+from ...kernel_math import erfcx, exp, tanh
 from ...kernels import cpu_kernel
 
 
 @cpu_kernel
 def _gelu(x, y, slope):
-    half, root = x.dtype.type(0.5), x.dtype.type(math.sqrt(0.5))
+    half, one, root = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(math.sqrt(0.5))
     density = x.dtype.type(1 / math.sqrt(2 * math.pi))
     for i in range(x.size):
         v = x[i]
-        below = half * erfc(-v * root)
+        bell = exp(-half * v * v)  # the tail and the density share it
+        tail = half * erfcx(abs(v) * root) * bell
+        below = one - tail if v > 0 else tail
         y[i] = v * below
-        slope[i] = below + v * density * exp(-half * v * v)
+        slope[i] = below + v * density * bell
 
 
 @cpu_kernel
