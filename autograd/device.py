@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 
 import numpy as np
@@ -61,3 +62,17 @@ def blas_threads(count: int):
 
     with threadpool_limits(limits=count, user_api="blas"):
         yield
+
+
+def keep_memory() -> None:
+    """Let the C library keep freed memory for the next allocation, where it is glibc; once, before threads start.
+
+    By default it hands large arrays back to the system when they are freed, so that every step of a training run
+    takes the same pages again, zeroed one by one. One heap for all threads is reused best.
+    """
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of malloc.h
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # the most that older releases take
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(arena_max, 1)

@@ -100,7 +100,7 @@ def _transpose(context, to, to_row, source, source_row):
 
 
 @intrinsic(prefer_literal=True)
-def _tile(context, vectors, depth, a, a_row, a_column, b, out, out_row, start, start_row):
+def tile(context, vectors, depth, a, a_row, a_column, b, out, out_row, start, start_row):
     """out[r, c] = start[r, c] + sum over k < depth of a[r, k] * b[k, c], for ROWS x (vectors * LANES) numbers."""
 
     def generate(_, builder, signature, arguments):
@@ -200,7 +200,7 @@ def _multiply(a, b, out, bias, accumulate, scratch):
     if not (apart and straight and forward and (bias.size == 0 or bias.strides[0] == 4)):
         return False
     zeros = (np.int64(scratch.ctypes.data) + 63) // 64 * 64  # so that no vector of a panel straddles two cache lines
-    tile, panels, strips = zeros + TILE, zeros + PANELS, zeros + STRIPS
+    corner, panels, strips = zeros + TILE, zeros + PANELS, zeros + STRIPS
     start, start_row, start_column = zeros, 0, 0
     if accumulate:
         start, start_row, start_column = out_start, out_row, 4
@@ -235,16 +235,16 @@ def _multiply(a, b, out, bias, accumulate, scratch):
                         add, add_row = start + m * start_row + n * start_column, start_row
                         edge = rows < ROWS or columns < vectors * LANES
                         if edge:
-                            _copy(rows, columns, tile, 4 * WIDE, add, add_row, start_column)
-                            to, to_row, add, add_row = tile, 4 * WIDE, tile, 4 * WIDE
+                            _copy(rows, columns, corner, 4 * WIDE, add, add_row, start_column)
+                            to, to_row, add, add_row = corner, 4 * WIDE, corner, 4 * WIDE
                         if vectors == 3:
-                            _tile(3, depth, x, x_row, x_column, y, to, to_row, add, add_row)
+                            tile(3, depth, x, x_row, x_column, y, to, to_row, add, add_row)
                         elif vectors == 2:
-                            _tile(2, depth, x, x_row, x_column, y, to, to_row, add, add_row)
+                            tile(2, depth, x, x_row, x_column, y, to, to_row, add, add_row)
                         else:
-                            _tile(1, depth, x, x_row, x_column, y, to, to_row, add, add_row)
+                            tile(1, depth, x, x_row, x_column, y, to, to_row, add, add_row)
                         if edge:
-                            _copy(rows, columns, out_start + m * out_row + 4 * n, out_row, tile, 4 * WIDE, 4)
+                            _copy(rows, columns, out_start + m * out_row + 4 * n, out_row, corner, 4 * WIDE, 4)
                     n += vectors * LANES
     return True
 
@@ -257,6 +257,12 @@ def _compiled() -> Callable:
     kernel.compile(types.boolean(matrix, matrix, matrix, row, types.boolean, row))
     kernel.disable_compile()
     return kernel
+
+
+def prepare() -> None:
+    """Load the kernel now, where it is used, rather than at the first product."""
+    if AVAILABLE:
+        _compiled()
 
 
 def suits(M: int, K: int, N: int) -> bool:

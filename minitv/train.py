@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from autograd import NonFiniteError, check_mode, no_grad
-from autograd.device import blas_threads, cores
+from autograd.device import blas_threads, cores, keep_memory
 from autograd.random import Random
 
 from . import __version__, checkpoint
@@ -50,16 +50,18 @@ class Trainer:
     MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
 
     def __init__(self, variant: str, model: ModelOptions, mixer, run: TrainOptions, vocab: int):
+        keep_memory()
         self.run = run
+        self.workers = min(run.threads or cores(), run.batch)
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="minitv")
+        self._pool.submit(_load_compiler)
         random = Random(run.seed)
         self.model = LanguageModel(variant, model, mixer, vocab, random.split(WEIGHTS))
-        self.workers = min(run.threads or cores(), run.batch)
         # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
         self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
                                clip=run.clip, buffers=self.workers + (self.workers > 1))
         self.grad_norm = self.lr = math.nan
         self._dropout = random.split(DROPOUT) if model.dropout else None
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="minitv")
         self._blas = blas_threads(1)
         self._blas.__enter__()
 
@@ -138,6 +140,13 @@ class Trainer:
         parts = -(-sequences // size)
         edges = [sequences * i // parts for i in range(parts + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def _load_compiler() -> None:
+    """What takes a quarter of a second at the first kernel call, to do while the weights are drawn."""
+    from autograd.gemm import prepare
+
+    prepare()
 
 
 class _Stop:

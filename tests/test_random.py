@@ -44,7 +44,7 @@ def fill(counters, k0, k1, out):
 
 
 def halves(seed):
-    return np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
+    return np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32)
 
 
 def unrelated(a, b):
@@ -58,19 +58,19 @@ def test_published_vectors(counter, key, expected):
     seed = key[0] | key[1] << 32
     assert philox_int(counter, seed) == expected
     assert tuple(int(w) for w in philox(*counter, seed)) == expected
-    assert tuple(int(w) for w in four(*(np.uint32(w) for w in (*counter, *key)))) == expected
+    assert tuple(int(w) for w in four(*(np.uint64(w) for w in (*counter, *key)))) == expected
 
 
 @given(st.tuples(words, words, words, words), seeds)
 def test_numpy_python_and_kernels_make_the_same_bits(counter, seed):
     expected = philox_int(counter, seed)
     assert tuple(int(w) for w in philox(*counter, seed)) == expected
-    assert tuple(int(w) for w in four(*(np.uint32(w) for w in counter), *halves(seed))) == expected
+    assert tuple(int(w) for w in four(*(np.uint64(w) for w in counter), *halves(seed))) == expected
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**32, 2**64 - 1, 0x299F31D0A4093822])
 def test_a_loop_in_a_kernel_makes_the_bits_of_arrays(seed):
-    counters = np.random.default_rng(0).integers(0, 2**32, (1000, 4), dtype=np.uint32)
+    counters = np.random.default_rng(0).integers(0, 2**32, (1000, 4), dtype=np.uint64)
     found = np.zeros_like(counters)
     fill(counters, *halves(seed), found)
     expected = philox(*counters.T, seed)

@@ -4,25 +4,31 @@ import numpy as np
 
 from ...kernel_random import philox
 from ...kernels import cpu_kernel
+from ...random import LOW
+
+BLOCKS = 64  # counters at a time: their words are drawn lane by lane, then used in the order of the elements
 
 
 @cpu_kernel
 def _drop(x, low, high, threshold, scale, y):
-    zero, none = np.uint32(0), x.dtype.type(0)
-    for block in range((x.size + 3) // 4):
-        a, b, c, d = philox(np.uint32(block), np.uint32(np.uint64(block) >> np.uint64(32)), zero, zero, low, high)
-        i = 4 * block
-        if i + 4 <= x.size:
-            y[i] = x[i] * scale if a >= threshold else none
-            y[i + 1] = x[i + 1] * scale if b >= threshold else none
-            y[i + 2] = x[i + 2] * scale if c >= threshold else none
-            y[i + 3] = x[i + 3] * scale if d >= threshold else none
-        else:
-            y[i] = x[i] * scale if a >= threshold else none
-            if i + 1 < x.size:
-                y[i + 1] = x[i + 1] * scale if b >= threshold else none
-            if i + 2 < x.size:
-                y[i + 2] = x[i + 2] * scale if c >= threshold else none
+    zero, none = np.uint64(0), x.dtype.type(0)
+    words = np.empty((4, BLOCKS), np.uint64)
+    a, b, c, d = words[0], words[1], words[2], words[3]
+    for first in range(0, x.size, 4 * BLOCKS):
+        counter = np.uint64(first // 4)
+        bottom, top = counter & np.uint64(LOW), counter >> np.uint64(32)
+        for e in range(BLOCKS):  # BLOCKS divides 2**32: no carry
+            a[e], b[e], c[e], d[e] = philox(bottom + np.uint64(e), top, zero, zero, low, high)
+        source, out = x[first : first + 4 * BLOCKS], y[first : first + 4 * BLOCKS]
+        whole = source.size // 4
+        for e in range(np.uintp(whole)):
+            i = np.uintp(4) * e
+            out[i] = source[i] * scale if a[e] >= threshold else none
+            out[i + np.uintp(1)] = source[i + np.uintp(1)] * scale if b[e] >= threshold else none
+            out[i + np.uintp(2)] = source[i + np.uintp(2)] * scale if c[e] >= threshold else none
+            out[i + np.uintp(3)] = source[i + np.uintp(3)] * scale if d[e] >= threshold else none
+        for i in range(4 * whole, source.size):
+            out[i] = source[i] * scale if words[i % 4, whole] >= threshold else none
 
 
 def _run(x, p, seed):
@@ -31,7 +37,7 @@ def _run(x, p, seed):
     flat = np.ascontiguousarray(x).reshape(-1)
     y = np.empty_like(flat)
     threshold, scale = np.uint64(round(p * 2**32)), x.dtype.type(1 / (1 - p))
-    _drop(flat, np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32), threshold, scale, y)
+    _drop(flat, np.uint64(seed & LOW), np.uint64(seed >> 32), threshold, scale, y)
     return y.reshape(x.shape)
 
 

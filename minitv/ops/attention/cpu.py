@@ -20,13 +20,19 @@ Hidden scores are -inf, whose exponential is an exact 0; no difference of two in
 import math
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
+from autograd import gemm
+from autograd.gemm import ROWS, tile
 from autograd.kernel_math import exp
 from autograd.kernel_random import philox
-from autograd.kernels import cpu_kernel
+from autograd.kernels import FLAGS, cpu_kernel
+from autograd.random import LOW
 
 LANES = 32  # queries, or channels, in a panel's row: two 512-bit vectors of float32
 TILE = 128  # keys a tile; its scores (16 KiB in float32) stay in the first-level cache
+TILES = gemm.AVAILABLE and gemm.LANES == LANES // 2  # a row of 32 is two vectors of a tile
 INF = math.inf
 
 # Unsigned indices: Numba lets a signed one count from the end when negative, a test that keeps loops from vectorising.
@@ -42,12 +48,30 @@ def _scratch(size, like):
     return raw[start : start + size]
 
 
-@cpu_kernel
 def _accumulate(out, o, a, x, row, term, b, c, rows, terms):
     """out[o + 32 r + e] += sum over t < terms of a[x + row r + term t] * b[c + 32 t + e], for r < rows and e < 32.
 
-    `rows` and `terms` are multiples of 4, and go four at a time: a vector of `b` then serves four rows, and a vector of
-    `out` takes four products between load and store.
+    `rows` is a multiple of 8 and `terms` of 4.
+    """
+    raise TypeError("for use inside kernels")
+
+
+@overload(_accumulate, jit_options=FLAGS)
+def _(out, o, a, x, row, term, b, c, rows, terms):
+    return _accumulate_tiles if TILES and out.dtype == types.float32 else _accumulate_loops
+
+
+def _accumulate_tiles(out, o, a, x, row, term, b, c, rows, terms):
+    """In tiles of 8 rows that stay in registers."""
+    to, left, right = out.ctypes.data + 4 * o, a.ctypes.data + 4 * x, b.ctypes.data + 4 * c
+    for r in range(0, rows, ROWS):
+        at = to + 4 * LANES * r
+        tile(2, terms, left + 4 * row * r, 4 * row, 4 * term, right, at, 4 * LANES, at, 4 * LANES)
+
+
+def _accumulate_loops(out, o, a, x, row, term, b, c, rows, terms):
+    """Four rows and four terms at a time: a vector of `b` then serves four rows, and a vector of `out` takes four products
+    between load and store.
     """
     row, term = U(row), U(term)
     for r in range(U(0), U(rows), U4):
@@ -189,8 +213,8 @@ def _draw(keep, drop, head, query, first, keys):
     for j in range(0, keys, 4):
         row = keep[j * LANES : (j + 4) * LANES]
         for e in range(LANES):
-            i, j4 = np.uint32(query + e), np.uint32((first + j) // 4)
-            w0, w1, w2, w3 = philox(i, j4, np.uint32(head), np.uint32(1), key0, key1)
+            i, j4 = np.uint64(query + e), np.uint64((first + j) // 4)
+            w0, w1, w2, w3 = philox(i, j4, np.uint64(head), np.uint64(1), key0, key1)
             row[e] = factor if w0 >= threshold else zero
             row[e + LANES] = factor if w1 >= threshold else zero
             row[e + 2 * LANES] = factor if w2 >= threshold else zero
@@ -233,7 +257,7 @@ def _forward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y
     (q, q_strides), (k, k_strides), (v, v_strides) = q_in, k_in, v_in
     B, H, T, S, K, V = shape
     zero, one = y.dtype.type(0), y.dtype.type(1)
-    pitch = (S + 3) // 4 * 4
+    pitch = (S + 7) // 8 * 8
     wide_k, wide_v = (K + LANES - 1) // LANES * LANES, (V + LANES - 1) // LANES * LANES
     keys_k, keys_v = _scratch(pitch * wide_k, q), _scratch(pitch * wide_v, q)
     rows, across, sums = _scratch(LANES * wide_k, q), _scratch(LANES * wide_k, q), _scratch(LANES * wide_v, q)
@@ -252,7 +276,7 @@ def _forward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y
             total[:] = 0
             sums[:] = 0
             for first in range(0, min(S, last + n), TILE):  # the keys that at least one of these queries sees
-                keys = (min(TILE, min(S, last + n) - first) + 3) // 4 * 4
+                keys = (min(TILE, min(S, last + n) - first) + 7) // 8 * 8
                 _scores(scores, keys_k, pitch, first, keys, across, K)
                 at = b * mask_strides[0] + h * mask_strides[1] + query * mask_strides[2]
                 _hide(scores, first, keys, S, last, mask, at, mask_strides, n)
@@ -267,7 +291,7 @@ def _forward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y
                             for c in range(LANES):
                                 sums[(left + e) * LANES + c] *= fade[e]
                     at = left * pitch + first * LANES
-                    _weigh(sums, left * LANES, scores, 1, LANES, keys_v, at, (n + 3) // 4 * 4, keys, finite)
+                    _weigh(sums, left * LANES, scores, 1, LANES, keys_v, at, (n + 7) // 8 * 8, keys, finite)
             for e in range(n):
                 inverse = zero if total[e] == 0 else one / total[e]
                 stats[head, 0, query + e], stats[head, 1, query + e] = shift[e], inverse
@@ -283,7 +307,7 @@ def _backward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, 
     (q, q_strides), (k, k_strides), (v, v_strides), (g, g_strides) = q_in, k_in, v_in, g_in
     B, H, T, S, K, V = shape
     zero, one = y.dtype.type(0), y.dtype.type(1)
-    pitch = (S + 3) // 4 * 4
+    pitch = (S + 7) // 8 * 8
     wide_k, wide_v = (K + LANES - 1) // LANES * LANES, (V + LANES - 1) // LANES * LANES
     keys_k, sums_k = _scratch(pitch * wide_k, q), _scratch(pitch * wide_k, q)
     keys_v, sums_v = _scratch(pitch * wide_v, q), _scratch(pitch * wide_v, q)
@@ -319,7 +343,7 @@ def _backward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, 
                     for c in range(LANES):
                         dot[e] += panel_g[c] * panel_y[c]
             for first in range(0, min(S, last + n), TILE):
-                keys = (min(TILE, min(S, last + n) - first) + 3) // 4 * 4
+                keys = (min(TILE, min(S, last + n) - first) + 7) // 8 * 8
                 _scores(weights, keys_k, pitch, first, keys, across_q, K)
                 _scores(grads, keys_v, pitch, first, keys, across_g, V)
                 at = b * mask_strides[0] + h * mask_strides[1] + query * mask_strides[2]
@@ -340,7 +364,7 @@ def _backward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, 
                         weights[i] *= keep[i]
                 for left in range(0, K, LANES):
                     at = left * pitch + first * LANES
-                    _weigh(sums_q, left * LANES, grads, 1, LANES, keys_k, at, (n + 3) // 4 * 4, keys, finite)
+                    _weigh(sums_q, left * LANES, grads, 1, LANES, keys_k, at, (n + 7) // 8 * 8, keys, finite)
                     _weigh(sums_k, at, grads, LANES, 1, rows_q, left * LANES, keys, LANES, finite)
                 for left in range(0, V, LANES):
                     at = left * pitch + first * LANES
@@ -381,7 +405,7 @@ def _options(dtype, K, scale, dropout, seed):
     if dropout == 0:
         return dtype.type(scale), None
     threshold, factor = round(dropout * 2**32), 0 if dropout == 1 else 1 / (1 - dropout)
-    drop = np.uint64(threshold), dtype.type(factor), np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32 & 0xFFFFFFFF)
+    drop = np.uint64(threshold), dtype.type(factor), np.uint64(seed & LOW), np.uint64(seed >> 32)
     return dtype.type(scale), drop
 
 
