@@ -104,6 +104,32 @@ def linear_in(name: str) -> Law:
     return Law(f"linear in {name}", check)
 
 
+def streams(letter: str = "T") -> Law:
+    """Two segments, the state after the first carried into the second, give what one pass gives.
+
+    The state are the optional inputs that have an output of the same name.
+    """
+
+    def check(op, args, params, run, draw):
+        inputs, outputs = op.signature.inputs, op.signature.outputs
+        states = {a.name for a in inputs if a.optional} & {a.name for a in outputs}
+        lengths = {x.shape[_axis(a, letter)] for a, x in zip(inputs, args, strict=True) if x is not None and letter in a.dims}
+        cut = draw.integer(0, lengths.pop())
+
+        def segment(part, state):
+            return run(tuple(state.get(a.name, x) if x is None or letter not in a.dims
+                             else np.moveaxis(np.moveaxis(x, _axis(a, letter), 0)[part], 0, _axis(a, letter))
+                             for a, x in zip(inputs, args, strict=True)), params)
+
+        first = segment(slice(0, cut), {})
+        second = segment(slice(cut, None), {a.name: y for a, y in zip(outputs, first, strict=True) if a.name in states})
+        for argument, whole, one, two in zip(outputs, run(args, params), first, second, strict=True):
+            joined = np.concatenate([one, two], axis=_axis(argument, letter)) if letter in argument.dims else two
+            assert_close(joined, whole, f"{op.name}: {argument.name} depends on the cut at {cut}", terms=64)
+
+    return Law(f"streams over {letter}", check)
+
+
 def identity(name: str, statement: Callable) -> Law:
     """A named identity: ``statement(args, params, run, draw)`` raises AssertionError when it fails."""
     return Law(name, lambda op, args, params, run, draw: statement(args, params, run, draw))

@@ -106,7 +106,8 @@ def _train(argv: list[str]) -> int:
     options = Options(ModelOptions, mixers.options(_variant(variant)), TrainOptions)
     if stored is None or preset is not None:
         name = choose("preset", str(preset or DEFAULT_PRESET), PRESETS)
-        layers.append((f"preset {name}", {k: v for k, v in PRESETS[name].items() if k in options.settings}))
+        shared = mixers.preset(variant, name)
+        layers.append((f"preset {name}", {k: v for k, v in shared.items() if k in options.settings}))
     if file:
         layers.append((seen["config"], file))
     values, _ = options.merge(*([(source, stored)] if stored else []), *layers)  # for the help

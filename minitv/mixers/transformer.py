@@ -46,7 +46,7 @@ class Mixer(Module):
 
     positions = True
 
-    def __init__(self, rng: Random, model: ModelOptions, options: TransformerOptions, dtype=np.float32):
+    def __init__(self, rng: Random, model: ModelOptions, options: TransformerOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
         if width % self.heads:
             raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")

@@ -15,7 +15,7 @@ from autograd import Tensor, cross_entropy, linear, reshape
 from autograd.errors import ShapeError
 from autograd.random import Random
 
-from ..blocks import PreNorm
+from ..blocks import FeedForward, PreNorm
 from ..mixers import load
 from ..nn import NORMS, Dropout, Embedding, Module, normal
 from ..options import ModelOptions
@@ -41,7 +41,9 @@ class LanguageModel(Module):
         self.embed = Embedding(rng.split(0), vocab, model.width, std=std, dtype=dtype)
         self.positions = normal(rng.split(1), (model.context, model.width), std, dtype) if mixer.positions else None
         self.dropout = Dropout(model.dropout)
-        self.blocks = [PreNorm(rng.split(2, layer), model, mixer(rng.split(3, layer), model, options, dtype), dtype)
+        feed_forward = getattr(mixer, "feed_forward", FeedForward)
+        self.blocks = [PreNorm(model, mixer(rng.split(3, layer), model, options, layer, dtype),
+                               feed_forward(rng.split(2, layer), model, options, layer, dtype), dtype)
                        for layer in range(model.layers)]
         self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
         self.head = self.embed if model.tied else Embedding(rng.split(4), vocab, model.width, std=std, dtype=dtype)
