@@ -146,12 +146,30 @@ def transpose(out, panels, spare):
 
 
 @cpu_kernel
+def add_product(out, out_pitch, a, a_pitch, first, b, b_pitch, rows, depth, columns):
+    """out[r, c] += sum over t < depth of a[first + r, t] * b[t, c], for r < rows and c < columns; all three are panels."""
+    for right in range(0, columns, LANES):
+        for left in range(0, depth, LANES):
+            terms = (min(LANES, depth - left) + 3) // 4 * 4
+            at = left * a_pitch + first * LANES
+            accumulate(out, right * out_pitch, a, at, LANES, 1, b, right * b_pitch + left * LANES, rows, terms)
+
+
+@cpu_kernel
+def add_adjoint_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, columns):
+    """out[r, c] += sum over t < depth of a[t, r] * b[t, c], for r < rows and c < columns; all three are panels."""
+    terms = (depth + 3) // 4 * 4
+    for right in range(0, columns, LANES):
+        for down in range(0, rows, LANES):
+            at, some = right * out_pitch + down * LANES, (min(LANES, rows - down) + 7) // 8 * 8
+            accumulate(out, at, a, down * a_pitch, 1, LANES, b, right * b_pitch, some, terms)
+
+
+@cpu_kernel
 def product(out, a, pitch, first, rows, b, width):
-    """out[r, e] = sum over `width` of a[first + r, c] * b[c, e], for r < rows and e < 32, `a` in panels of `pitch` rows."""
+    """out[r, e] = sum over c < width of a[first + r, c] * b[c, e], for r < rows and e < 32; `a` is in panels."""
     out[: rows * LANES] = 0
-    for left in range(0, width, LANES):
-        terms = (min(LANES, width - left) + 3) // 4 * 4
-        accumulate(out, 0, a, left * pitch + first * LANES, LANES, 1, b, left * LANES, rows, terms)
+    add_product(out, rows, a, pitch, first, b, width, rows, width, LANES)
 
 
 def flat(x):
@@ -160,6 +178,8 @@ def flat(x):
     Numba compiles a version for each memory layout it meets; this way there is only one, and it reads the views of a
     [B T 3 H d] array in place.
     """
+    if not x.size:
+        return np.zeros(0, x.dtype), (0, 0, 0)
     step, usable = x.itemsize, x.flags.writeable and x.flags.aligned
     if not usable or x.strides[3] != step or any(s < 0 or s % step for s in x.strides):
         x = np.array(x, order="C")  # reversed, read-only, broadcast and other rare layouts

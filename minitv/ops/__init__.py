@@ -2,9 +2,11 @@
 
 from .attention import attention
 from .heads import merge_heads, split_heads
+from .retention import retention
 
 __all__ = [
     "attention",
     "merge_heads",
+    "retention",
     "split_heads",
 ]
