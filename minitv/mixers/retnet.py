@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autograd import Tensor, group_norm, reshape, rms_norm
+from autograd.device import namespace
 from autograd.random import Random
 
 from ..config import check, option
@@ -122,7 +123,7 @@ class Mixer(Module):
         if width % (2 * self.heads):
             raise UserError(f"--heads: {self.heads} heads of even size do not divide the width {width}")
         if not values or values % self.heads:
-            raise UserError(f"--value-width: {self.heads} heads do not divide {values} = {options.value_width} · {width} values")
+            raise UserError(f"--value-width: {self.heads} heads do not divide {options.value_width} · {width} = {values}")
 
         def bound(outputs: int, gain: float = GAIN) -> float:
             return gain * math.sqrt(6 / (width + outputs))
@@ -140,15 +141,15 @@ class Mixer(Module):
         rates = 2.0 ** (-5 - np.arange(self.heads))
         if options.decay == "range":
             rates = np.exp(np.linspace(math.log(1 / 32), math.log(1 / 512), self.heads))
-        self.decay = Tensor((1 - rates).astype(dtype))
+        self.decay = (1 - rates).astype(dtype)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         return self.dropout(self._run(x, None, None, None, 0)[0], rng)
 
     def init_state(self, batch: int) -> State:
         width, values = self.qk.weight.shape[1] // self.heads, self.v.weight.shape[0] // self.heads
-        shapes = (self.heads, width, values), (self.heads, width), (self.heads,)
-        return State(*(Tensor(np.zeros((batch, *shape), self.out.weight.dtype)) for shape in shapes), 0)
+        weight, shapes = self.out.weight, ((self.heads, width, values), (self.heads, width), (self.heads,))
+        return State(*(Tensor(namespace(weight.data).zeros((batch, *shape), weight.dtype)) for shape in shapes), 0)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         return self._run(x, *state)
@@ -162,7 +163,8 @@ class Mixer(Module):
         (v,) = split_heads(self.v(x), heads=self.heads)
         q = rope(q, start=position, **self.rotation)
         k = rope(k, start=position, scale=self.scale, **self.rotation)
-        y, S, z, n = retention(q, k, v, self.decay, S, z, n, normalization=self.normalization)
+        decay = namespace(x.data).asarray(self.decay)
+        y, S, z, n = retention(q, k, v, decay, S, z, n, normalization=self.normalization)
         y = swish_gate(self._norm(merge_heads([y])), self.gate(x))
         return self.out(y), State(S, z, n, position + x.shape[1])
 
