@@ -77,6 +77,11 @@ def test_commands_in_the_readme_are_understood(command, tmp_path, monkeypatch, c
     assert capsys.readouterr().out
 
 
+def test_tables_of_the_readme_are_what_the_results_say():
+    result = subprocess.run([sys.executable, ROOT / "benchmarks" / "report.py", "--check"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_files_named_in_the_readme_exist():
     named = re.findall(r"`((?:autograd|minitv|tests|examples|benchmarks)/[\w./]*)`", README)
     for path in named + re.findall(r"\]\(([\w./]+)\)", README):
