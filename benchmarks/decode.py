@@ -15,8 +15,10 @@ import time
 
 import numpy as np
 from rivals import language_model, transformer
-from rounds import alternate, cores, median, ratios, run, save, warn_if_busy
+from rounds import alternate, median, ratios, run, save, warn_if_busy
 from train import SHAPES, VOCAB, settings
+
+from autograd.device import cores
 
 RIVALS = {"eager": "PyTorch eager", "operators": "through our operators"}
 

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -62,12 +61,6 @@ def ratios(ours: list[dict], theirs: list[dict], key: str) -> list[float]:
     """Ours over theirs: the median, the smallest and the largest of the rounds."""
     found = [a[key] / b[key] for a, b in zip(ours, theirs, strict=True)]
     return [round(value, 3) for value in (statistics.median(found), min(found), max(found))]
-
-
-def peak_mb() -> float:
-    """The largest memory this process has held, in MB (10^6 bytes)."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def host() -> dict:

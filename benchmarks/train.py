@@ -24,8 +24,9 @@ from dataclasses import replace
 
 import numpy as np
 from rivals import language_model
-from rounds import alternate, cores, median, peak_mb, ratios, run, save, warn_if_busy
+from rounds import alternate, median, ratios, run, save, warn_if_busy
 
+from autograd.device import cores, peak_mb
 from minitv import mixers
 from minitv.config import Options
 from minitv.options import PRESETS, ModelOptions, TrainOptions

@@ -70,7 +70,7 @@ def test_help_needs_no_numpy():
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        (["trian"], "unknown command 'trian', allowed: train, sample, list, info, explain, plot; did you mean train?"),
+        (["trian"], "unknown command 'trian', allowed: train, compare, sample, list, info, explain, plot; did you mean train?"),
         (["--vresion"], "unknown option --vresion; did you mean --version?"),
         (["--steps", "5", "train"], "unknown option --steps; the command comes first, as in minitv train --steps 100"),
         (["sample"], "missing: DIR; see minitv sample --help"),

@@ -100,7 +100,8 @@ def lines(run):
     """The log, without what depends on the clock and the folder."""
     header, records = read_log(run)
     header["config"]["run"].pop("out")
-    return [header, *({k: v for k, v in record.items() if k not in ("tokens_per_s", "elapsed_s")} for record in records)]
+    measured = ("tokens_per_s", "elapsed_s", "peak_mb")
+    return [header, *({k: v for k, v in record.items() if k not in measured} for record in records)]
 
 
 @pytest.fixture
@@ -227,7 +228,7 @@ def test_log_schema(whole, text):
     keys = {"step", "loss", "bpc", "tokens_per_s", "elapsed_s", "lr", "grad_norm"}
     assert [record["step"] for record in records] == list(range(1, 21))
     for record in records:
-        assert record.keys() == keys | ({"val_loss"} if record["step"] in (10, 20) else set())
+        assert record.keys() == keys | ({"val_loss", "peak_mb"} if record["step"] in (10, 20) else set())
         assert all(math.isfinite(value) and value >= 0 for value in record.values())
         seen = data[:header["corpus"]["training_tokens"]].decode(errors="ignore") if "byte" in options else None
         per_char = header["corpus"]["training_tokens"] / len(seen) if seen else 1
