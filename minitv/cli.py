@@ -359,24 +359,32 @@ def _cupy() -> str:
 def _explain(argv: list[str]) -> int:
     parser = Parser(
         "minitv explain",
-        usage="minitv explain [OP]",
-        description="Show an operator: its formula, shapes, forms and kernels. Without OP, list all.",
-        epilog="example:\n  minitv explain layer_norm",
+        usage="minitv explain [NAME]",
+        description="Show a variant: its formula, cost and state, what it equals, where paper and code differ.\n"
+        "Or an operator: its formula, shapes, forms and kernels. Without NAME, list all operators.",
+        epilog="examples:\n  minitv explain transformer\n  minitv explain layer_norm",
     )
-    parser.add_argument("operator", metavar="OP", nargs="?", help="name of an operator")
-    name = parser.parse(argv).get("operator")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="name of a variant or of an operator")
+    name = parser.parse(argv).get("name")
     import inspect
 
     import minitv.ops  # noqa: F401 - declares the variants' operators
     from autograd import REGISTRY
 
+    from .mixers import describe, variants
+
     if name is None:
         _columns((op.name, str(op.signature)) for op in sorted(REGISTRY.values(), key=lambda op: op.name))
         return 0
+    if name in variants():
+        print(f"{name}: {variants()[name]}\n")
+        _columns(describe(name))
+        return 0
     if name not in REGISTRY:
-        close = difflib.get_close_matches(name, REGISTRY, 1)
-        hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all"
-        raise UserError(f"unknown operator {name!r}; {hint}")
+        known = [*variants(), *REGISTRY]
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all operators, `minitv list` all variants"
+        raise UserError(f"unknown variant or operator {name!r}; {hint}")
     op = REGISTRY[name]
     print(f"{op.name}: {op.signature}\n")
     if op.__doc__:
@@ -427,7 +435,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "sample": (_sample, "write text with a trained model"),
     "list": (_list, "list the variants and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),
-    "explain": (_explain, "show an operator: formula, shapes, forms, kernels"),
+    "explain": (_explain, "show a variant or an operator: formula, cost, forms, kernels"),
     "plot": (_plot, "draw the curve of a run"),
 }
 
