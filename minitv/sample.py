@@ -7,16 +7,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from autograd import no_grad
 from autograd.device import blas_threads
 from autograd.random import Random
 
 from . import checkpoint, mixers
 from .config import from_json as options_from_json
+from .decode import decoder
 from .errors import CheckpointError, UserError
 from .models.lm import LanguageModel
 from .options import ModelOptions, SampleOptions
 from .tokenizer import from_json
+
+BLOCK = 64  # random numbers drawn at a time
 
 
 def choose(logits: np.ndarray, uniform: float, temperature: float = 1.0, top_k: int | None = None,
@@ -49,18 +51,16 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random,
     """
     history = [int(i) for i in prompt]
     limit = model.context if model.positions is not None else math.inf
-    state = logits = None
+    reader, logits = decoder(model), None
     for i in range(tokens):
-        with no_grad():
-            if state is None or state.position >= limit:
-                keep = len(history) if limit == math.inf else model.context if state is None else -(-model.context // 2)
-                seen = np.array([history[-keep:]], np.intp)
-                logits, state = model.prefill(seen, model.init_state(1))
-                row = logits.data[0, -1]
-            else:
-                logits, state = model.step(np.array(history[-1:], np.intp), state)
-                row = logits.data[0]
-        token = choose(row, float(rng.split(i).uniform((), np.float64)), temperature, top_k, top_p)
+        if logits is None or reader.position >= limit:
+            keep = len(history) if limit == math.inf else model.context if logits is None else -(-model.context // 2)
+            logits = reader.prefill(history[-keep:])
+        else:
+            logits = reader.step(history[-1])
+        if i % BLOCK == 0:
+            uniforms = rng.split(i // BLOCK).uniform((BLOCK,), np.float64)
+        token = choose(logits, float(uniforms[i % BLOCK]), temperature, top_k, top_p)
         history.append(token)
         yield token
 

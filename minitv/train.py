@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from autograd import NonFiniteError, check_mode, no_grad
-from autograd.device import blas_threads, cores, keep_memory
+from autograd.device import blas_threads, cores, keep_memory, peak_mb
 from autograd.random import Random
 
 from . import __version__, checkpoint
@@ -284,6 +284,7 @@ class _Session:
                 evaluate = run.eval_every and (done % run.eval_every == 0 or done == run.steps)
                 if evaluate:
                     record["val_loss"] = self._evaluate(inputs, labels, step)
+                    record["peak_mb"] = peak_mb()
                 if evaluate or done % run.log_every == 0 or done in (1, run.steps):
                     log.write(record)
                 if evaluate:

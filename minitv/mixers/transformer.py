@@ -23,6 +23,20 @@ from ..errors import UserError
 from ..nn import Dropout, Linear, Module
 from ..ops import attention, merge_heads, split_heads
 from ..options import ModelOptions
+from . import Page
+
+PAGE = Page(
+    formula="y_i = Σ_{j ≤ i} softmax_j(q_i · k_j / √head_dim) v_j in every head; q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",
+    cost="O(T² D) time and, without ever storing the T × T scores, O(T D) memory; O(t D) for token t when writing",
+    state="2 t D: keys and values of all t tokens read so far",
+    operators=("attention",),
+    golden="PyTorch's scaled_dot_product_attention, and a whole GPT-2 of the package transformers with all gradients",
+    discrepancies=(
+        "GPT-2's initial weights (0.02) are for width 768; here they scale with √(768/width), --init-std 0.02 gives its own",
+        "GPT-2 uses the tanh approximation of gelu, nanoGPT the exact one: --activation, the default is exact",
+    ),
+    review="its time is given as O(T log T d), which is wrong: O(T² d); the space is right for the form that stores all scores",
+)
 
 
 @dataclass(frozen=True)

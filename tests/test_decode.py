@@ -1,0 +1,113 @@
+"""Decoders: reading token after token gives the model's own logits, for every option and variant."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autograd import assert_close
+from autograd.errors import DomainError, ShapeError
+from autograd.random import Random
+from minitv import mixers
+from minitv.decode import FEW, Decoder, TransformerDecoder, decoder
+from minitv.models.lm import LanguageModel
+from minitv.nn import ACTIVATIONS, NORMS
+from minitv.options import ModelOptions
+
+VOCAB = 11
+OPTIONS = {
+    "seed": range(99), "context": range(1, 41), "layers": (1, 2, 3), "heads": (1, 2, 5), "width": (10, 20),
+    "ffn_multiple": (1, 4), "activation": list(ACTIVATIONS), "norm": list(NORMS), "bias": (False, True),
+    "tied": (False, True),
+}
+
+
+def build(variant="transformer", dtype=np.float64, seed=0, heads=2, **options):
+    """A model whose weights, norms and biases are large enough that everything counts."""
+    options = ModelOptions(**{"context": 24, "layers": 2, "width": 16, **options})
+    own = mixers.options(variant)
+    model = LanguageModel(variant, options, own(heads=heads) if "heads" in own.__dataclass_fields__ else own(), VOCAB,
+                          Random(seed), dtype)
+    rng = np.random.default_rng(seed)
+    for parameter in model.parameters():
+        parameter.assign_((parameter.numpy() + 0.3 * rng.normal(size=parameter.shape)).astype(dtype))
+    return model
+
+
+def expected(model, ids):
+    """The logits after the last of these tokens, by the whole model at once."""
+    return model(np.array(ids)[None]).numpy()[0, -1]
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_every_step_gives_the_logits_of_the_model(data):
+    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    options = {name: data.draw(st.sampled_from(values)) for name, values in OPTIONS.items()}
+    model, exact = build(dtype=dtype, **options), build(**options)
+    exact.load(model.state())
+    reader = decoder(model)
+    assert type(reader) is TransformerDecoder
+    ids = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=model.context))
+    first = data.draw(st.integers(1, len(ids)))
+    logits = reader.prefill(ids[:first])
+    assert reader.position == first
+    assert logits.dtype == dtype
+    assert_close(logits, expected(exact, ids[:first]), "prefill", terms=200)
+    for position in range(first, len(ids)):
+        logits = reader.step(ids[position])
+        assert_close(logits, expected(exact, ids[: position + 1]), f"step {position}", terms=200)
+    assert reader.position == len(ids)
+
+
+@pytest.mark.parametrize("length", [1, FEW, FEW + 1, 24])
+def test_a_prefill_starts_over(length):
+    model = build()
+    reader, ids = decoder(model), np.random.default_rng(0).integers(0, VOCAB, 24)
+    for _ in range(2):
+        reader.prefill(ids[:5])
+        reader.step(3)
+        assert_close(reader.prefill(ids[:length]), expected(model, ids[:length]), terms=200)
+        if length < 24:
+            assert_close(reader.step(ids[length]), expected(model, ids[: length + 1]), terms=200)
+
+
+@pytest.mark.parametrize("variant", mixers.variants())
+def test_every_variant_has_a_decoder(variant):
+    model, ids = build(variant), [1, 5, 2, 2, 7]
+    reader = decoder(model)
+    reader.prefill(ids[:2])
+    for position in range(2, 5):
+        logits = reader.step(ids[position])
+        assert_close(logits, expected(model, ids[: position + 1]), terms=200)
+    assert reader.position == 5
+
+
+def test_weights_that_changed_need_a_new_decoder():
+    model = build()
+    before = decoder(model).prefill([1, 2]).copy()
+    model.blocks[1].ffn.down.weight.assign_(model.blocks[1].ffn.down.weight.numpy() * 2)
+    after = decoder(model).prefill([1, 2])
+    assert_close(after, expected(model, [1, 2]), terms=200)
+    assert not np.allclose(before, after)
+
+
+def test_what_the_model_cannot_read_is_refused():
+    reader = decoder(build(context=3))
+    reader.prefill([1, 2, 3])
+    with pytest.raises(ShapeError, match=r"the model has 3 positions; 3 \+ 1 tokens do not fit"):
+        reader.step(0)
+    for token in (-1, VOCAB):
+        with pytest.raises(DomainError, match=rf"the model knows the tokens 0 \.\. 10, got {token}"):
+            reader.prefill([token])
+
+
+def test_another_block_takes_the_models_own_step():
+    class Other(type(build().blocks[0])):
+        pass
+
+    model = build()
+    model.blocks[1].__class__ = Other
+    assert type(decoder(model)) is Decoder
