@@ -1,4 +1,4 @@
-"""Operators, a whole GPT-2 and the optimiser equal files that PyTorch and transformers made, gradients included.
+"""Operators, a whole GPT-2, a whole RetNet and the optimiser equal files that other libraries made, gradients included.
 
 goldens/make_goldens.py says how they were made and what their entries mean.
 """
@@ -12,18 +12,20 @@ from operator_checks import DTYPES, compute, differentiate, floats, routes
 
 from autograd import Random, distance, no_grad, use
 from autograd.check import TOLERANCE
+from minitv.mixers.retnet import EPS, RetNetOptions
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
-from minitv.nn import Module, Parameter
+from minitv.nn import Module, Parameter, RMSNorm
 from minitv.optim import AdamW
 from minitv.options import ModelOptions
 
 FOLDER = Path(__file__).parent / "goldens"
+FILES = ("ops", "sdpa", "retention")  # with calls of operators
 LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 CALLED = {
     "adamw", "attention", "causal_conv1d", "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm",
-    "layer_norm", "log_softmax", "logsumexp", "rms_norm", "silu", "softplus",
+    "layer_norm", "log_softmax", "logsumexp", "retention", "rms_norm", "rope", "silu", "softplus", "swish_gate",
 }  # fmt: skip
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
@@ -57,7 +59,7 @@ class Golden(dict):
         return self
 
 
-CALLS = {call: name for name in ("ops", "sdpa") for call in sorted({key.split("/")[0] for key in Golden(name)})}
+CALLS = {call: name for name in FILES for call in sorted({key.split("/")[0] for key in Golden(name)})}
 
 
 def close(actual, expected, dtype, what):
@@ -81,7 +83,8 @@ def verify_call(call, golden, route, dtype):
     inputs = golden.below(f"{call}/in/")
     assert set(inputs) <= set(names)
     args = tuple(cast(inputs[name], dtype) if name in inputs else None for name in names)
-    params = {name: value.item() for name, value in golden.below(f"{call}/param/").items()}
+    params = {name: tuple(value.tolist()) if value.ndim else value.item()
+              for name, value in golden.below(f"{call}/param/").items()}
     expected = golden.below(f"{call}/out/")
     outputs = compute(op, route, args, params)
     assert set(expected) == {str(i) for i in range(len(outputs))}
@@ -140,9 +143,9 @@ def test_every_route_of_an_operator_equals_pytorch(call, dtype):
 
 def test_the_files_hold_calls_of_each_operator_and_float64():
     assert {call.partition(".")[0] for call in CALLS} == CALLED
-    for name in ("ops", "sdpa", "gpt2"):
+    for name in (*FILES, "gpt2", "retnet"):
         for key, array in Golden(name).items():
-            assert array.dtype in (np.float64, np.int64, np.bool_), key
+            assert array.dtype in (np.float64, np.int64, np.bool_) or (array.dtype.kind == "U" and "/param/" in key), key
             assert array.dtype != np.float64 or np.isfinite(array).all(), key
 
 
@@ -164,6 +167,66 @@ def test_the_transformer_equals_gpt2_token_by_token(dtype):
         for t in range(4, ids.shape[1]):
             logits, state = model.step(ids[:, t], state)
             close(logits.numpy(), expected[:, t], dtype, f"logits at position {t}")
+
+
+# -- RetNet ------------------------------------------------------------------------------------------------------------
+def retnet(golden, dtype, **options):
+    """torchscale's model, every size from the shapes of its weights."""
+    weights = {name: w.astype(dtype) for name, w in golden.below("param/").items()}
+    weights["embed.weight"], weights["head.weight"] = weights.pop("embed"), weights.pop("head")
+    vocab, width = weights["embed.weight"].shape
+    layers = sum(name.endswith("mixer.v.weight") for name in weights)
+    values, hidden = (len(weights[f"blocks.0.{part}.weight"]) for part in ("mixer.v", "ffn.up"))
+    own = RetNetOptions(heads=golden["heads"].item(), value_width=values / width, head_norm="rms_norm", ffn="glu",
+                        ffn_width=hidden / width, **options)
+    model = LanguageModel("retnet", ModelOptions(layers=layers, width=width, norm="rms_norm", tied=False), own, vocab,
+                          Random(0), dtype)
+    model.load(weights)
+    assert EPS == RMSNorm(1).eps == golden["eps"]
+    return model
+
+
+def verify_retnet(golden, dtype):
+    """Logits, loss and the gradients of all parameters of the parallel form."""
+    ids, model = golden["ids"], retnet(golden, dtype)
+    close(model(ids).numpy(), golden["logits"], dtype, "logits")
+    loss = model.loss(ids, golden["labels"])
+    close(loss.numpy(), golden["loss"], dtype, "loss")
+    loss.backward()
+    gradients = golden.below("grad/")
+    gradients["embed.weight"], gradients["head.weight"] = gradients.pop("embed"), gradients.pop("head")
+    parameters = dict(model.named_parameters())
+    assert set(parameters) == set(gradients)
+    for name, parameter in parameters.items():
+        close(parameter.grad.numpy(), gradients[name], dtype, f"gradient of {name}")
+
+
+@each_dtype
+@pytest.mark.parametrize("route", [{"kernel": "cpu"}, {"form": "parallel"}, {"form": "recurrent"}, {"form": "chunkwise"}],
+                         ids=lambda route: next(iter(route.values())))
+def test_every_form_of_retnet_equals_the_parallel_one_of_torchscale(route, dtype):
+    with use("retention", **route):
+        verify_retnet(Golden("retnet"), dtype)
+
+
+@each_dtype
+def test_retnet_token_by_token_equals_torchscale(dtype):
+    """torchscale's recurrent form divides by √n only: it equals our "decay", and not its own parallel form."""
+    golden = Golden("retnet")
+    ids, model = golden["ids"], retnet(golden, dtype, normalization="decay")
+    state = model.init_state(len(ids))
+    with no_grad():
+        for t in range(ids.shape[1]):
+            logits, state = model.step(ids[:, t], state)
+            close(logits.numpy(), golden["logits_recurrent"][:, t], dtype, f"logits at position {t}")
+    close(model(ids).numpy(), golden["logits_recurrent"], dtype, "logits of all positions at once")
+
+
+@pytest.mark.parametrize("form", ["recurrent", "chunkwise"])
+def test_the_forms_of_torchscale_are_different_models(form):
+    """They divide by other sums than its parallel form, which the norm of heads undoes only where its eps is 0."""
+    golden = Golden("retnet")
+    assert 1e-6 < distance(golden[f"logits_{form}"], golden["logits"]) < 0.1
 
 
 # -- AdamW -------------------------------------------------------------------------------------------------------------
@@ -207,6 +270,15 @@ def test_a_gpt2_that_is_off_is_noticed(entry):
     golden[entry] = golden[entry] * (1 + 1e-9)
     with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
         verify_gpt2(golden, np.float64)
+
+
+@pytest.mark.parametrize("entry", [key for key in Golden("retnet") if key.startswith(("logits", "loss", "grad/"))
+                                   and not key.startswith("logits_")])
+def test_a_retnet_that_is_off_is_noticed(entry):
+    golden = Golden("retnet")
+    golden[entry] = golden[entry] * (1 + 1e-9)
+    with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+        verify_retnet(golden, np.float64)
 
 
 @pytest.mark.parametrize("entry", ["in/gain", "grad/eps", "out/1", "cotangent/1", "note"])
