@@ -23,7 +23,25 @@ import math
 
 import numpy as np
 
-from autograd.kernel_panels import LANES, add_adjoint_product, add_product, flat, load, product, scratch, store, transpose
+from autograd.kernel_panels import (
+    L1,
+    L2,
+    L3,
+    LANES,
+    U1,
+    U2,
+    U3,
+    U4,
+    U,
+    add_adjoint_product,
+    add_product,
+    flat,
+    load,
+    product,
+    scratch,
+    store,
+    transpose,
+)
 from autograd.kernels import cpu_kernel
 
 from . import NORMALIZATIONS
@@ -46,22 +64,21 @@ def _tables(decay, tiny, power, slope, total, weight, weight_slope):
 
 
 @cpu_kernel
-def _decay_scores(scores, keys, query, weight):
-    """scores[key, e] *= decay^(query + e - key), 0 for keys after the query."""
-    for key in range(keys):
-        row, factors = scores[key * LANES : (key + 1) * LANES], weight[LANES - 1 + query - key : 2 * LANES - 1 + query - key]
-        for e in range(LANES):
-            row[e] *= factors[e]
+def _decay_scores(scores, weights):
+    """scores *= weights, elementwise."""
+    for i in range(scores.size):
+        scores[i] *= weights[i]
 
 
 @cpu_kernel
 def _scale_rows(panels, pitch, width, rows, factors):
-    """panels[r, c] *= factors[r]."""
-    for left in range(0, width, LANES):
-        for r in range(rows):
-            row, factor = panels[left * pitch + r * LANES : left * pitch + (r + 1) * LANES], factors[r]
-            for e in range(LANES):
-                row[e] *= factor
+    """panels[r, c] *= factors[r]; up to 3 rows more than `rows` change too."""
+    for left in range(U(0), U(width), L1):
+        for r in range(U(0), U(rows), U4):
+            i, f0, f1, f2, f3 = left * U(pitch) + r * L1, factors[r], factors[r + U1], factors[r + U2], factors[r + U3]
+            for e in range(L1):
+                x0, x1, x2, x3 = panels[i + e], panels[i + e + L1], panels[i + e + L2], panels[i + e + L3]
+                panels[i + e], panels[i + e + L1], panels[i + e + L2], panels[i + e + L3] = x0 * f0, x1 * f1, x2 * f2, x3 * f3
 
 
 @cpu_kernel
@@ -82,30 +99,24 @@ def _dot(a, b):
 
 
 @cpu_kernel
-def _row_scores(out, scores, keys, across, z, power):
-    """q · z of 32 queries: the sums of their decayed scores, and what comes from the state."""
-    out[:] = 0
-    for k in range(z.size):
-        column, factor = across[k * LANES : (k + 1) * LANES], z[k]
-        for e in range(LANES):
-            out[e] += factor * column[e]
-    for e in range(LANES):
-        out[e] *= power[e]
-    for key in range(keys):
-        row = scores[key * LANES : (key + 1) * LANES]
-        for e in range(LANES):
-            out[e] += row[e]
+def _add_rows(out, o, panels, i, rows, factors):
+    """out[o + e] += sum of factors[r] * panels[i + 32 r + e], for r < rows and e < 32; rows up to a multiple of 4 are zero."""
+    o = U(o)
+    for r in range(U(0), U(rows), U4):
+        j, f0, f1, f2, f3 = U(i) + r * L1, factors[r], factors[r + U1], factors[r + U2], factors[r + U3]
+        for e in range(L1):
+            x0, x1, x2, x3 = panels[j + e], panels[j + e + L1], panels[j + e + L2], panels[j + e + L3]
+            out[o + e] += f0 * x0 + f1 * x1 + f2 * x2 + f3 * x3
 
 
 @cpu_kernel
-def _add_rows(out, panels, pitch, width, rows, factors):
-    """out[c] += sum over rows of factors[r] * panels[r, c]."""
-    for left in range(0, width, LANES):
-        part = out[left : left + LANES]
-        for r in range(rows):
-            row, factor = panels[left * pitch + r * LANES : left * pitch + (r + 1) * LANES], factors[r]
-            for e in range(LANES):
-                part[e] += factor * row[e]
+def _row_scores(out, scores, keys, across, z, power, ones):
+    """q · z of 32 queries: the sums of their decayed scores, and what comes from the state."""
+    out[:] = 0
+    _add_rows(out, 0, across, 0, z.size, z)
+    for e in range(LANES):
+        out[e] *= power[e]
+    _add_rows(out, 0, scores, 0, keys, ones)
 
 
 @cpu_kernel
@@ -119,11 +130,14 @@ def _forward(q_in, k_in, v_in, decay, start, shape, kind, tiny, chunk, y, counts
     keys_k, keys_v, scores = scratch(pitch * wide_k, q), scratch(pitch * wide_v, q), scratch(pitch * LANES, q)
     rows, across, sums = scratch(LANES * wide_k, q), scratch(LANES * wide_k, q), scratch(LANES * wide_v, q)
     power, slope, total, left = scratch(pitch + 1, q), scratch(pitch + 1, q), scratch(pitch + 1, q), scratch(pitch, q)
-    weight, weight_slope = scratch(pitch + LANES, q), scratch(pitch + LANES, q)
-    spare, lanes, factors = scratch(BLOCK, q), scratch(LANES, q), scratch(LANES, q)
+    weight, weight_slope, weights = scratch(pitch + LANES, q), scratch(pitch + LANES, q), scratch(pitch * LANES, q)
+    spare, lanes, factors, ones = scratch(BLOCK, q), scratch(LANES, q), scratch(LANES, q), scratch(pitch, q)
+    ones[:] = 1
     for head in range(B * H):
         b, h = head // H, head % H
         _tables(float(decay[h]), tiny, power, slope, total, weight, weight_slope)
+        for r in range(pitch):  # [key - query + pitch - 32, e] has the decay between a key and the query + e
+            weights[r * LANES : (r + 1) * LANES] = weight[pitch - 1 - r : pitch - 1 - r + LANES]
         states[head, 0], zs[head, 0] = 0, 0
         if state.size > 0:
             load(states[head, 0], wide_k, state, head * K * V, V, K, V, one)
@@ -141,7 +155,7 @@ def _forward(q_in, k_in, v_in, decay, start, shape, kind, tiny, chunk, y, counts
                 load(rows, LANES, q, at, q_strides[2], some, K, one)
                 transpose(across, rows, spare)
                 product(scores, keys_k, pitch, 0, keys, across, K)
-                _decay_scores(scores, keys, query, weight)
+                _decay_scores(scores[: keys * LANES], weights[(pitch - LANES - query) * LANES :])
                 sums[:] = 0
                 begun = power[query + 1 : query + 1 + LANES]
                 if first > 0 or state.size > 0:
@@ -149,7 +163,7 @@ def _forward(q_in, k_in, v_in, decay, start, shape, kind, tiny, chunk, y, counts
                     _scale_rows(sums, LANES, V, some, begun)
                 add_adjoint_product(sums, LANES, scores, keys, keys_v, pitch, some, keys, V)
                 if kind == PAPER:
-                    _row_scores(lanes, scores, keys, across, z_now, begun)
+                    _row_scores(lanes, scores, keys, across, z_now, begun, ones)
                 for e in range(some):
                     seen = total[query + e] + begun[e] * n
                     top, inverse = y.dtype.type(math.sqrt(seen)), zero
@@ -164,7 +178,8 @@ def _forward(q_in, k_in, v_in, decay, start, shape, kind, tiny, chunk, y, counts
                 left[j] = power[m - 1 - j]
             _fade(S_next, S, power[m], tiny)
             _fade(z_next, z_now, power[m], tiny)
-            _add_rows(z_next, keys_k, pitch, K, m, left)
+            for c in range(0, K, LANES):
+                _add_rows(z_next, c, keys_k, c * pitch, m, left)
             _scale_rows(keys_v, pitch, V, m, left)
             add_adjoint_product(S_next, wide_k, keys_k, pitch, keys_v, pitch, K, m, V)
             n = total[m - 1] + power[m] * n
@@ -313,7 +328,8 @@ def _backward(q_in, k_in, v_in, decay, start, shape, kind, tiny, chunk, y, count
                     add_adjoint_product(dS, wide_k, rows_q, LANES, rows_g, LANES, K, some, V)
                 for e in range(LANES):
                     r[e] *= begun[e]
-                _add_rows(dz_now, rows_q, LANES, K, some, r)
+                for c in range(0, K, LANES):
+                    _add_rows(dz_now, c, rows_q, c * LANES, some, r)
                 transpose(across_q, across_dq, spare)
                 store(dq, ((b * T + first + query) * H + h) * K, H * K, across_q, LANES, some, K, one)
             for e in range(m - 1, -1, -1):
