@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .device import gpu, is_cupy
+from .device import gpu, is_cupy, namespace
 from .errors import KernelError
 
 HERE = Path(__file__).resolve().parent
@@ -129,6 +129,16 @@ class Source:
 def ceil_div(a: int, b: int) -> int:
     """a / b rounded up: the number of blocks for a elements."""
     return -(-a // b)
+
+
+def contiguous(x):
+    """The array, copied if its elements do not lie in order."""
+    return x if x.flags.c_contiguous else namespace(x).ascontiguousarray(x)
+
+
+def chunk_of(rows: int) -> int:
+    """How many rows are summed at once: 128, or as many more as keep the chunks within the second size of a grid."""
+    return max(128, ceil_div(rows, 65535))
 
 
 def storage(x) -> tuple[str, ...]:

@@ -46,7 +46,8 @@ def device_name(x) -> str:
 
 def to_numpy(x) -> np.ndarray:
     """The values as a NumPy array (a copy only if they live on a GPU)."""
-    x = getattr(x, "data", x) if not isinstance(x, np.ndarray) else x
+    if not is_cupy(x):
+        x = x if isinstance(x, np.ndarray) else getattr(x, "data", x)
     if not is_cupy(x):
         return np.asarray(x)
     read()

@@ -42,7 +42,7 @@ template <int LANES = 32> __device__ __forceinline__ float warp_max(float v)
 __device__ __forceinline__ double block_sum(double v)
 {
     __shared__ double parts[32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     v = warp_sum(v);
     if (lane == 0) parts[warp] = v;
     __syncthreads();

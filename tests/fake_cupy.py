@@ -65,9 +65,10 @@ def _arrays(value):
     return [value] if isinstance(value, ndarray) else []
 
 
-def _wrapped(result, device=None):
+def wrapped(result, device=None):
+    """NumPy arrays as arrays of the card, without a copy, so that strides stay."""
     if isinstance(result, tuple):
-        return tuple(_wrapped(r, device) for r in result)
+        return tuple(wrapped(r, device) for r in result)
     return ndarray(np.asarray(result), state.device if device is None else device)
 
 
@@ -75,7 +76,7 @@ def _call(function, *arguments, **keywords):
     devices = {a._number for a in _arrays((arguments, tuple(keywords.values())))}
     if devices - {state.device}:
         raise ValueError(f"arrays on devices {devices}, the current one is {state.device}")
-    return _wrapped(function(*_bare(arguments), **{key: _bare(value) for key, value in keywords.items()}))
+    return wrapped(function(*_bare(arguments), **{key: _bare(value) for key, value in keywords.items()}))
 
 
 class ndarray:
@@ -236,7 +237,7 @@ def _array(a, dtype=None, copy=True):
     bare = a if isinstance(a, np.ndarray) else _bare(a)
     if isinstance(a, ndarray) and a._number == state.device and not copy and bare.dtype == np.dtype(dtype or bare.dtype):
         return a
-    return _wrapped(np.array(bare, dtype))
+    return wrapped(np.array(bare, dtype))
 
 
 class Device:

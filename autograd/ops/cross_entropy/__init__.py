@@ -45,6 +45,7 @@ def composed(logits, labels, *, ignore_index=None):
 
 
 cross_entropy.kernel("cpu", "autograd.ops.cross_entropy.cpu")
+cross_entropy.kernel("cuda", "autograd.ops.cross_entropy.gpu")
 
 
 @cross_entropy.validate

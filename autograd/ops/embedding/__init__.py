@@ -24,6 +24,7 @@ def composed(weight, ids):
 
 
 embedding.kernel("cpu", "autograd.ops.embedding.cpu")
+embedding.kernel("cuda", "autograd.ops.embedding.gpu")
 
 
 @embedding.validate

@@ -1,6 +1,6 @@
 """gelu and gelu_tanh on a GPU: an element a thread; backward needs only x."""
 
-from ...cuda import SHORT, Source, ceil_div, float32_only, storage
+from ...cuda import SHORT, Source, ceil_div, contiguous, float32_only, storage
 from ...device import namespace
 
 SOURCE = Source(__file__, SHORT)
@@ -9,7 +9,7 @@ supports = tanh_supports = float32_only
 
 def _apply(kernel, *arrays):
     xp = namespace(*arrays)
-    arrays = [xp.ascontiguousarray(x) for x in arrays]
+    arrays = [contiguous(x) for x in arrays]
     out = xp.empty_like(arrays[0])
     if out.size:
         SOURCE.launch(kernel, ceil_div(out.size, 256), *arrays, out, out.size, options=storage(out))
