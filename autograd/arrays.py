@@ -52,15 +52,13 @@ def add_at(target, key, values) -> None:
     """target[key] += values, where repeated indices add up, in the order of the values; ``target`` is contiguous."""
     if not is_cupy(target):
         np.add.at(target, key, values)
-        return
-    from .ops.embedding.gpu import add_rows
+    elif values.size:
+        from .ops.embedding.gpu import add_rows
 
-    if len(key) == 1 and values.ndim - key[0].ndim == target.ndim - 1:  # whole rows
-        ids = key[0].reshape(-1)
-        ids = ids + target.shape[0] * (ids < 0)
-        add_rows(target.reshape(target.shape[0], -1), ids, values.reshape(ids.size, -1))
-    else:
-        xp = namespace(target)
-        places = xp.arange(target.size).reshape(target.shape)[key]
-        values = xp.broadcast_to(values, places.shape)
-        add_rows(target.reshape(-1, 1), places.reshape(-1), values.reshape(-1, 1))
+        first = key[0] if isinstance(key, tuple) else key
+        if (not isinstance(key, tuple) or len(key) == 1) and first.dtype != np.bool_:  # whole rows
+            ids = first.reshape(-1)
+            add_rows(target.reshape(len(target), -1), ids + len(target) * (ids < 0), values.reshape(ids.size, -1))
+        else:
+            places = namespace(target).arange(target.size).reshape(target.shape)[key].reshape(-1)
+            add_rows(target.reshape(-1, 1), places, values.reshape(-1, 1))

@@ -304,7 +304,7 @@ def _module(name, **contents):
 
 def _modules():
     functions = {name: _strict(name, signature, SPECIAL.get(name) or getattr(np, name)) for name, signature in SIGNATURES.items()}
-    functions |= {name: _strict(name, "x, y=None" if getattr(np, name).nin == 2 else "x",
+    functions |= {name: _strict(name, "x, y" if getattr(np, name).nin == 2 else "x",
                                 getattr(np, name)) for name in UFUNCS}
     functions |= {"array": _array, "asarray": lambda a, dtype=None: _array(a, dtype, copy=False)}
     runtime = _module("cupy.cuda.runtime", getDeviceCount=lambda: state.devices, getDevice=lambda: state.device,
