@@ -123,12 +123,11 @@ def move(array, device: str):
         return to_numpy(array)
     if is_cupy(array) and array.device.id == number:
         return array
-    cupy = gpu()
-    with cupy.cuda.Device(number):
-        return cupy.asarray(array)
+    with gpu().cuda.Device(number):
+        return gpu().asarray(array)
 
 
-def where(array) -> str:
+def location(array) -> str:
     """The name of the device on which the array lies: "cpu" or "cuda:0"."""
     return f"cuda:{array.device.id}" if is_cupy(array) else "cpu"
 
@@ -162,17 +161,17 @@ def check_range(values, low: int, high: int, fail: Callable) -> None:
 
 
 def read(*values) -> list[float]:
-    """Numbers from arrays of one element each. What lies on a GPU comes in one transfer, with the checks that wait."""
+    """Numbers, from arrays of one element each. What lies on a GPU comes in one transfer, with the checks that wait."""
     checks, _waiting.checks = _waiting.checks, []
     arrays = [x for check in checks for x in check[:2]] + [v for v in values if is_cupy(v)]
     if not arrays:
-        return [float(v.reshape(())) for v in values]
+        return [float(np.reshape(v, ())) for v in values]
     found = iter(namespace(*arrays).stack([a.reshape(()).astype(np.float64) for a in arrays]).get().tolist())
     for _, _, low, high, fail in checks:
         lowest, highest = next(found), next(found)
         if lowest < low or highest > high:
             fail(int(lowest if lowest < low else highest))
-    return [next(found) if is_cupy(v) else float(v.reshape(())) for v in values]
+    return [next(found) if is_cupy(v) else float(np.reshape(v, ())) for v in values]
 
 
 def cores() -> int:

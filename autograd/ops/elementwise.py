@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from ..arrays import special
-from ..device import FLOATS, namespace
+from ..device import FLOATS, location, move, namespace
 from ..draw import Draw
 from ..errors import DomainError, DtypeError
 from ..op import Op
@@ -269,3 +269,18 @@ def _(draw):
 def _(x, *, dtype):
     if np.dtype(dtype) not in FLOATS:
         raise DtypeError(f"astype: dtype {np.dtype(dtype)} is not differentiable, allowed: float32, float64")
+
+
+def _to_device(x, *, device="cpu"):
+    """A copy of x on a device: "cpu", "cuda" (the current card) or "cuda:1". The gradient is moved back."""
+    return x.copy()
+
+
+def _copied(x, device):
+    moved = move(x, device)
+    return x.copy() if moved is x else moved
+
+
+to_device = Op(_named(_to_device, "to_device"), "x[...] -> y[...]", analytic=True)
+to_device.primitive(lambda x, *, device="cpu": _copied(x, device))
+to_device.vjp(lambda g, x: to_device(g, device=location(x.data)))
