@@ -17,7 +17,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import fft, special as scipy_special
+from scipy import fft
+from scipy import special as scipy_special
 
 from .device import is_cupy, namespace
 

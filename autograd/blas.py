@@ -7,6 +7,7 @@ repeated operands as they lie; a stack times one matrix is one product of all it
 
 from __future__ import annotations
 
+import itertools
 import os
 from functools import cache
 
@@ -72,7 +73,7 @@ def _layout(x, lead):
     rows, columns = x.shape[-2:]
     *steps, down, along = [s // x.itemsize for s in x.strides]
     sizes = [(n, s) for n, s in zip(lead, steps, strict=True) if n > 1]
-    even = all(s == n * inner for (_, s), (n, inner) in zip(sizes, sizes[1:], strict=False))
+    even = all(s == n * inner for (_, s), (n, inner) in itertools.pairwise(sizes))
     step = sizes[-1][1] if sizes else 0
     if even and (along == 1 or columns == 1) and (down >= columns or rows == 1):
         return x, 0, max(down if rows > 1 else 0, columns), step

@@ -11,7 +11,7 @@ tests share them. CuPy checks no argument: a wrong width or a missing one would 
 
 Rules for gpu.cu:
 
-- C++17 without templates of kernels, inline PTX or cooperative groups; the one include is ``"kernel.cuh"``. No
+- C++17 in ASCII without templates of kernels, inline PTX or cooperative groups; the one include is ``"kernel.cuh"``. No
   ``INFINITY``, ``NAN``, ``uint32_t``: NVRTC has none of them.
 - ``extern "C" __global__ void __launch_bounds__(THREADS) mtv_<operator>_<what>(...)``: one-dimensional blocks, a multiple
   of 32 threads; THREADS is a number, or a name that ``#define`` or an option gives a number.

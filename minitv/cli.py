@@ -371,7 +371,8 @@ def _info_gpu() -> int:
     with device_errors():
         cupy = gpu()
     runtime = cupy.cuda.runtime
-    rows = [("cupy", cupy.__version__), ("CUDA", f"runtime {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}")]
+    versions = f"runtime {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}"
+    rows = [("cupy", cupy.__version__), ("CUDA", versions)]
     x, good = np.linspace(-3, 3, 1000, dtype=np.float32), True
     for number in range(runtime.getDeviceCount()):
         properties = runtime.getDeviceProperties(number)

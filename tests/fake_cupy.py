@@ -23,11 +23,12 @@ import numpy as np
 from scipy import fft, special
 
 SIGNATURES = {
-    "arange": "start, stop=None, step=1, dtype=None", "argsort": "a, axis=-1, kind=None",
-    "array": "obj, dtype=None, copy=True", "asarray": "a, dtype=None", "ascontiguousarray": "a, dtype=None",
-    "broadcast_to": "array, shape", "concatenate": "tup, axis=0", "cumsum": "a, axis=None", "empty": "shape, dtype=float",
-    "empty_like": "prototype, dtype=None", "flip": "a, axis=None", "full": "shape, fill_value, dtype=None", "matmul": "x1, x2", "max": "a, axis=None, keepdims=False",
-    "min": "a, axis=None, keepdims=False", "ones": "shape, dtype=float", "pad": "array, pad_width, mode='constant', **kwargs",
+    "arange": "start, stop=None, step=1, dtype=None", "argsort": "a, axis=-1, kind=None", "array": "obj, dtype=None, copy=True",
+    "asarray": "a, dtype=None", "ascontiguousarray": "a, dtype=None", "broadcast_to": "array, shape",
+    "concatenate": "tup, axis=0", "cumsum": "a, axis=None", "empty": "shape, dtype=float",
+    "empty_like": "prototype, dtype=None", "flip": "a, axis=None", "full": "shape, fill_value, dtype=None",
+    "matmul": "x1, x2", "max": "a, axis=None, keepdims=False", "min": "a, axis=None, keepdims=False",
+    "ones": "shape, dtype=float", "pad": "array, pad_width, mode='constant', **kwargs",
     "prod": "a, axis=None, keepdims=False", "roll": "a, shift, axis=None", "searchsorted": "a, v, side='left'",
     "stack": "tup, axis=0", "sum": "a, axis=None, keepdims=False", "take": "a, indices, axis=None",
     "take_along_axis": "a, indices, axis", "where": "condition, x=None, y=None", "zeros": "shape, dtype=float",
@@ -39,11 +40,11 @@ METHODS = {
     "all": "axis=None, keepdims=False", "any": "axis=None, keepdims=False", "argsort": "axis=-1, kind=None",
     "astype": "dtype, order='K', copy=True", "copy": "order='C'",
     "max": "axis=None, keepdims=False", "min": "axis=None, keepdims=False", "sum": "axis=None, dtype=None, keepdims=False",
-    "view": "dtype=None", "fill": "value", "reshape": "*shape", "transpose": "*axes", "ravel": "",
-}  # fmt: skip
+    "view": "dtype=None", "reshape": "*shape", "transpose": "*axes",
+}
 SCALARS = (bool, int, float, complex, np.generic, np.dtype, type, str, type(None), type(Ellipsis))
 
-state = types.SimpleNamespace(reads=0, device=0, devices=2, mode="check")
+state = types.SimpleNamespace(reads=0, device=0, devices=2, mode="check", seed=0)
 
 
 def _bare(value):
@@ -95,7 +96,7 @@ class ndarray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
     def __array_ufunc__(self, ufunc, method, *inputs, **keywords):
-        if method == "__call__" and all(isinstance(x, ndarray | np.generic) for x in inputs):
+        if method == "__call__" and len(inputs) == 2 and isinstance(inputs[0], np.generic):
             return _call(ufunc, *inputs, **keywords)  # a NumPy scalar on the left
         raise TypeError("NumPy and CuPy arrays are mixed")
 
@@ -151,19 +152,19 @@ class ndarray:
 
 def _wrapping(key, shape):
     """The key with indices that count round and round, as CuPy has it for arrays of indices."""
-    places, axis = [], 0
-    for part in key if isinstance(key, tuple) else (key,):
-        if part is Ellipsis:
-            taken = sum(np.ndim(k) if getattr(k, "dtype", None) == bool else k is not None and k is not Ellipsis
-                        for k in (key if isinstance(key, tuple) else (key,)))
-            axis = len(shape) - taken
-        elif part is not None:
-            if isinstance(part, list):
-                raise TypeError("a list as an index would be copied to the GPU at every call")
-            if isinstance(part, np.ndarray) and part.dtype != bool:
-                part = part % max(shape[axis], 1)
-            axis += np.ndim(part) if isinstance(part, np.ndarray) and part.dtype == bool else 1
+    def axes(part):
+        if part is None or part is Ellipsis:
+            return 0
+        return part.ndim if isinstance(part, np.ndarray) and part.dtype == np.bool_ else 1
+
+    parts, places, axis = key if isinstance(key, tuple) else (key,), [], 0
+    for part in parts:
+        if isinstance(part, list):
+            raise TypeError("a list as an index would be copied to the GPU at every call")
+        if isinstance(part, np.ndarray) and part.dtype != np.bool_:
+            part = part % max(shape[axis], 1)
         places.append(part)
+        axis += len(shape) - sum(map(axes, parts)) if part is Ellipsis else axes(part)
     return tuple(places)
 
 
@@ -226,6 +227,7 @@ def _garbage(shape, dtype=float):
 SPECIAL = {
     "empty": _garbage, "empty_like": lambda a, dtype=None: _garbage(a.shape, dtype or a.dtype),
     "take": lambda a, indices, axis=None: np.take(a, indices, axis, mode="wrap"),
+    "take_along_axis": lambda a, indices, axis: np.take_along_axis(a, indices % max(a.shape[axis], 1), axis),
     "arange": lambda start, stop=None, step=1, dtype=None: np.arange(*((start,) if stop is None else (start, stop, step)),
                                                                      dtype=dtype),
     "where": lambda condition, x=None, y=None: np.where(condition, x, y),
@@ -264,7 +266,7 @@ class RawModule:
     """Kernels in the emulator."""
 
     def __init__(self, *, code, options=()):
-        self._module = emulator.Module(code, options, state.mode)
+        self._module = emulator.Module(code, options, state.mode, state.seed)
 
     def get_function(self, name):
         function = self._module.get_function(name)
@@ -303,12 +305,14 @@ def _module(name, **contents):
 
 
 def _modules():
-    functions = {name: _strict(name, signature, SPECIAL.get(name) or getattr(np, name)) for name, signature in SIGNATURES.items()}
-    functions |= {name: _strict(name, "x, y" if getattr(np, name).nin == 2 else "x",
-                                getattr(np, name)) for name in UFUNCS}
+    functions = {name: _strict(name, signature, SPECIAL.get(name) or getattr(np, name))
+                 for name, signature in SIGNATURES.items()}
+    functions |= {name: _strict(name, "x, y" if getattr(np, name).nin == 2 else "x", getattr(np, name)) for name in UFUNCS}
     functions |= {"array": _array, "asarray": lambda a, dtype=None: _array(a, dtype, copy=False)}
+    properties = {"name": b"a GPU that is not there", "totalGlobalMem": 0, "major": 0, "minor": 0}
     runtime = _module("cupy.cuda.runtime", getDeviceCount=lambda: state.devices, getDevice=lambda: state.device,
-                      getDeviceProperties=lambda i: {"name": b"a GPU that is not there"}, CUDA_R_32F=0, CUDA_R_64F=1)
+                      runtimeGetVersion=lambda: 0, driverGetVersion=lambda: 0, getDeviceProperties=lambda i: properties,
+                      CUDA_R_32F=0, CUDA_R_64F=1)
     device = _module("cupy.cuda.device", get_cublas_handle=lambda: "handle")
     cuda = _module("cupy.cuda", Device=Device, runtime=runtime, device=device)
     cublas = _module("cupy_backends.cuda.libs.cublas", gemmStridedBatchedEx=_strided_batched, CUBLAS_GEMM_DEFAULT=-1,

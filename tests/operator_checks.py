@@ -18,7 +18,7 @@ import pytest
 
 from autograd import Op, Tensor, adjoint_test, assert_close, gradcheck, gradients, no_grad, to_numpy, use
 from autograd.device import gpu
-from autograd.draw import Draw, draw_inputs
+from autograd.draw import LAYOUTS, Draw, draw_inputs
 from autograd.op import Form
 from autograd.shapes import bind
 
@@ -136,6 +136,54 @@ def specimen(op: Op, accept=None, dtype=np.float64, layouts=("c",)):
     raise LookupError(f"{op.name}: none of 400 draws is suitable")
 
 
+class TooLarge(Exception):
+    """A draw with more values than a test has time for."""
+
+
+class AwkwardDraw(Draw):
+    """Seeded draws in which long axes have one of the given sizes, such as those around warps, blocks and tiles."""
+
+    def __init__(self, seed: int, sizes, dtype=np.float32, limit: int = 70_000):
+        generator = np.random.default_rng(seed)
+        super().__init__(lambda low, high: low + int(generator.integers(0, high - low, endpoint=True, dtype=np.uint64)), dtype,
+                         LAYOUTS)
+        self.chosen, self._limit = tuple(sizes), limit
+
+    def size(self, low: int = 0, high: int = 4) -> int:
+        return self.integer(low, high) if high <= 2 else self.choice([n for n in self.chosen if n >= low] or [low])
+
+    def _checked(self, shape):
+        if np.prod(shape, dtype=float) > self._limit:
+            raise TooLarge
+        return shape
+
+    def floats(self, *shape, **options):
+        return super().floats(*self._checked(shape), **options)
+
+    def integers(self, low, high, *shape):
+        return super().integers(low, high, *self._checked(shape))
+
+    def mask(self, *shape):
+        return super().mask(*self._checked(shape))
+
+
+def awkward_calls(op: Op, size: int, count: int, dtype=np.float32):
+    """Calls that the CUDA kernel takes, with an axis of that size, and cotangents for the outputs."""
+    seed = found = 0
+    while found < count:
+        draw = AwkwardDraw(seed, (size, 5), dtype)
+        seed += 1
+        try:
+            args, params = draw_inputs(op, draw)
+        except TooLarge:
+            continue
+        supports = op.kernels["cuda"].supports
+        if any(x is not None and size in x.shape for x in args) and (supports is None or not supports(*args, **params)):
+            found += 1
+            shapes = [o.shape for o in compute(op, forms(op)[0], args, params)]
+            yield args, params, [draw.generator().standard_normal(s).astype(dtype) for s in shapes]
+
+
 # -- computing ---------------------------------------------------------------------------------------------------------
 def listed(result) -> list:
     return list(result) if isinstance(result, tuple) else [result]
@@ -217,23 +265,23 @@ def check_outputs(op: Op, route: str, args, outputs) -> None:
         assert op.view or composed or not shared, f"{op.name} returns its input's memory"
 
 
-def check_values(op: Op, route: str, args, params) -> None:
-    """The route gives the definition's values."""
+def check_values(op: Op, route: str, args, params, reference: str = "definition") -> None:
+    """The route gives the definition's values, or those of another route."""
     with unwritten(op, args):
         # First the route, then the reference: memory that the route forgets to fill must not hold the right answer.
         outputs = compute(op, route, args, params)
     check_outputs(op, route, args, outputs)
-    for output, expected in zip(outputs, compute(op, "definition", wide(op, args), params), strict=True):
+    for output, expected in zip(outputs, compute(op, reference, wide(op, args), params), strict=True):
         assert_close(output, expected, f"{op.name}, {route}, values", terms=_terms(op, *flat(op, args)))
 
 
-def check_gradients(op: Op, route: str, args, params, cotangents, wanted=None) -> None:
+def check_gradients(op: Op, route: str, args, params, cotangents, wanted=None, reference: str = "definition") -> None:
     """The gradients of all inputs, or of ``wanted``, are those of the first form: dtype, shape and values."""
     with unwritten(op, args):
         found = differentiate(op, route, args, params, cotangents, wanted)
     cotangents = [c.astype(np.float64) for c in cotangents]
     expected = differentiate(op, forms(op)[0], wide(op, args), params, cotangents)
-    outputs = compute(op, "definition", wide(op, args), params)
+    outputs = compute(op, reference, wide(op, args), params)
     for i, gradient in found.items():
         x, name = flat(op, args)[i], arguments(op, args)[i].name
         assert gradient.shape == x.shape, f"{op.name}: the gradient of {name} {x.shape} has shape {gradient.shape}"

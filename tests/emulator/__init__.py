@@ -65,7 +65,7 @@ def _built(command: tuple[str, ...], key: str, suffix: str) -> Path:
     path = _folder() / f"{key}{suffix}"
     if not path.exists():
         aside = path.with_suffix(f".{os.getpid()}.tmp")  # another process may be at it
-        result = subprocess.run([*command, "-o", str(aside)], capture_output=True, text=True)
+        result = subprocess.run([*command, "-o", str(aside)], capture_output=True, encoding="utf-8", errors="replace")
         if result.returncode:
             raise KernelError(f"g++ refuses the kernel:\n{result.stderr}")
         os.replace(aside, path)
@@ -89,7 +89,7 @@ def _library(text: str, options: tuple[str, ...], mode: str) -> tuple[ctypes.PyD
     defines = tuple(option for option in options if option.startswith("-D"))
     key = _key(source, defines, FLAGS, MODES[mode])
     path = _folder() / f"{key}.cpp"
-    path.write_text(source)
+    path.write_text(source, encoding="utf-8")
     warnings = "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"
     runtime = _built(("g++", *FLAGS, *runtime_flags, "-c", str(HERE / "runtime.cpp")), _key(runtime_flags), ".o")
     kernel = _built(("g++", *FLAGS, *kernel_flags, *warnings, *defines, "-c", str(path)), key, ".o")
@@ -165,7 +165,8 @@ class Module:
 
     def _place(self, address: int) -> str:
         result = subprocess.run(["addr2line", "-e", str(self._path), hex(address - 1)], capture_output=True, text=True)
-        return "/".join(result.stdout.split()[0].split("/")[-2:])
+        *_, folder, file = result.stdout.split()[0].split("/")
+        return f"{folder}/{file}" if file.startswith("gpu.cu") else file
 
 
 def _memory(array: np.ndarray) -> np.ndarray:

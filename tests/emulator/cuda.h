@@ -19,7 +19,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static __attribute__((section("shared"), aligned(16)))
-asm(".section shared,\"aw\"\n.zero 4096\n.text\n");  // space in front, so that an underrun is seen; runtime.cpp adds the end
+asm(".section shared,\"aw\"\n.zero 4096\n.text\n");  // so that an underrun is seen
 #define HIDDEN extern "C" __attribute__((visibility("hidden")))
 #define VISIBLE extern "C" __attribute__((visibility("default")))
 

@@ -33,9 +33,9 @@ char *error;
 size_t error_size;
 unsigned random_state;
 
-__asm__(".section shared,\"aw\"\n.zero 4096\n.text\n");
 extern "C" char __start_shared[] __attribute__((visibility("hidden")));
 extern "C" char __stop_shared[] __attribute__((visibility("hidden")));
+// cuda.h puts 4096 bytes into this section: in front of a kernel's variables, and here, linked last, behind them.
 char *const shared_from = __start_shared + 4096, *const shared_to = __stop_shared - 4096;
 
 HIDDEN void switch_stack(void **save, void *to);
@@ -180,7 +180,8 @@ bool release_barrier() {
     sum += (int)threads[i].value;
   }
   if (strict && done) {
-    say("barrier at line %d reached by %u of %u threads: the others have returned [" BLOCK "]", LINE(site), here, count, BLOCK_OF);
+    say("barrier at line %d reached by %u of %u threads: the others have returned [" BLOCK "]", LINE(site), here, count,
+        BLOCK_OF);
     return false;
   }
   uint64_t result = kind == COUNT ? sum : kind == AND ? sum == (int)here : sum > 0;

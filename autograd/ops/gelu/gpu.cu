@@ -20,7 +20,7 @@ mtv_gelu_backward(const Storage* __restrict__ x, const Storage* __restrict__ g, 
     store(gx[i], load(g[i]) * (0.5f * erfcf(v * -0.70710678f) + v * density));
 }
 
-// tanh(√(2/π) (v + 0.044715 v³))
+// tanh(sqrt(2/pi) (v + 0.044715 v^3))
 __device__ __forceinline__ float bend(float v) { return tanhf(0.79788456f * (v + 0.044715f * v * v * v)); }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -38,6 +38,6 @@ mtv_gelu_tanh_backward(const Storage* __restrict__ x, const Storage* __restrict_
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= n) return;
     float v = load(x[i]), t = bend(v), steep = 1.f - t * t;
-    if (steep != 0.f) steep *= v * 0.79788456f * (1.f + 0.134145f * v * v);  // v² may overflow
+    if (steep != 0.f) steep *= v * 0.79788456f * (1.f + 0.134145f * v * v);  // v * v may overflow
     store(gx[i], load(g[i]) * 0.5f * (1.f + t + steep));
 }

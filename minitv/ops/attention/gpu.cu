@@ -139,8 +139,8 @@ __device__ __forceinline__ int end_of(const Rule& rule, int query, int count)
 }
 
 // The factors of dropout of the weights of a query with the keys from `key` on: 0 or `factor`.
-__device__ __forceinline__ void keep(float (&factors)[4], int query, int key, int head, unsigned long long threshold, float factor,
-                                     unsigned long long seed)
+__device__ __forceinline__ void keep(float (&factors)[4], int query, int key, int head, unsigned long long threshold,
+                                     float factor, unsigned long long seed)
 {
     uint4 words = philox((unsigned)query, (unsigned)key / 4u, (unsigned)head, 1u, seed);
     factors[0] = words.x >= threshold ? factor : 0.f;
