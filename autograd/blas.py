@@ -1,6 +1,6 @@
 """Matrix products on a GPU, by cuBLAS.
 
-cupy.matmul copies transposed operands of stacks (q @ k.T copies k), takes pointers to every matrix where one operand is
+CuPy's own product copies transposed operands of stacks (q @ k.T copies k), takes pointers to every matrix where one operand is
 broadcast, and has no TF32 there. So stacks go to cuBLAS's strided batched product directly, which takes transposed and
 repeated operands as they lie; a stack times one matrix is one product of all its rows.
 """
@@ -27,9 +27,9 @@ def matmul(a, b):
     """NumPy's matmul for CuPy arrays of one dtype."""
     cupy = namespace(a, b)
     if a.ndim > 2 and b.ndim == 2 and a.size:
-        return cupy.matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
+        return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1])
     if max(a.ndim, b.ndim) <= 2 or min(a.ndim, b.ndim) < 2 or not a.size or not b.size or _cublas() is None:
-        return cupy.matmul(a, b)
+        return a @ b
     cublas = _cublas()
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (m, k), n = a.shape[-2:], b.shape[-1]

@@ -376,8 +376,8 @@ def _info_gpu() -> int:
     x, good = np.linspace(-3, 3, 1000, dtype=np.float32), True
     for number in range(runtime.getDeviceCount()):
         properties = runtime.getDeviceProperties(number)
-        rows.append((f"cuda:{number}", f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.1f} GiB, compute "
-                                       f"capability {properties['major']}.{properties['minor']}"))
+        rows.append((f"cuda:{number}", f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.1f} GiB, "
+                                       f"compute capability {properties['major']}.{properties['minor']}"))
         start = time.perf_counter()
         with cupy.cuda.Device(number), use("gelu", kernel="cuda"):
             found = gelu(Tensor(x).to(f"cuda:{number}")).numpy()

@@ -160,7 +160,8 @@ DEFAULT_PRESET = "tiny"
 SYNONYMS = {
     "batch_size": "batch", "block_size": "context", "context_length": "context", "d_model": "width", "dataset": "data",
     "dim": "width", "epochs": "steps", "eval_interval": "eval_every", "force": "overwrite",
-    "gpu": "device", "grad_clip": "clip", "input": "data", "learning_rate": "lr", "length": "tokens", "log_interval": "log_every",
+    "gpu": "device", "grad_clip": "clip", "input": "data", "learning_rate": "lr", "length": "tokens",
+    "log_interval": "log_every",
     "max_iters": "steps", "max_new_tokens": "tokens", "max_steps": "steps", "n_embd": "width", "n_head": "heads",
     "n_layer": "layers", "n_layers": "layers", "n_heads": "heads", "num_heads": "heads", "num_layers": "layers",
     "num_threads": "threads", "out_dir": "out", "output": "out", "seq_len": "context", "start": "prompt",

@@ -27,7 +27,7 @@ SIGNATURES = {
     "asarray": "a, dtype=None", "ascontiguousarray": "a, dtype=None", "broadcast_to": "array, shape",
     "concatenate": "tup, axis=0", "cumsum": "a, axis=None", "empty": "shape, dtype=float",
     "empty_like": "prototype, dtype=None", "flip": "a, axis=None", "full": "shape, fill_value, dtype=None",
-    "matmul": "x1, x2", "max": "a, axis=None, keepdims=False", "min": "a, axis=None, keepdims=False",
+    "max": "a, axis=None, keepdims=False", "min": "a, axis=None, keepdims=False",
     "ones": "shape, dtype=float", "pad": "array, pad_width, mode='constant', **kwargs",
     "prod": "a, axis=None, keepdims=False", "roll": "a, shift, axis=None", "searchsorted": "a, v, side='left'",
     "stack": "tup, axis=0", "sum": "a, axis=None, keepdims=False", "take": "a, indices, axis=None",

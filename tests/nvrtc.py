@@ -29,13 +29,13 @@ CUPY = ("-ftz=true", "--device-as-default-execution-space")  # what CuPy adds to
 def library() -> tuple[ctypes.CDLL, list[Path]] | None:
     """libnvrtc from a wheel and folders with CUDA's headers, or None."""
     for root in [Path(p, "nvidia") for p in sys.path if p.endswith(("site-packages", "dist-packages"))]:
-        for path in sorted(root.glob("**/libnvrtc.so.*")):
+        for path in sorted(root.glob("**/libnvrtc.so.*"), reverse=True):  # the wheel of CUDA 12 before that of 13
             for builtins in path.parent.glob("libnvrtc-builtins.so.*"):  # some wheels do not find their own
                 if ".alt." not in builtins.name:
                     ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
             nvrtc = ctypes.CDLL(str(path))
             nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
-            return nvrtc, [header.parent for header in root.glob("**/include/cuda_fp16.h")]
+            return nvrtc, [header.parent for header in sorted(root.glob("**/include/cuda_fp16.h"), reverse=True)]
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-
 from importlib import import_module
 from pathlib import Path
 
@@ -131,27 +130,26 @@ def test_a_kernel_may_not_write_to_an_argument_that_is_also_another():
 
 def test_conversions_of_16_bit_types():
     """All halves up, and rounding down to both types, as NumPy has it and as the upper half of a float."""
-    def convert(header, body, x, dtype):
-        text = f'#include <{header}>\n' + ('extern "C" __global__ void __launch_bounds__(32) convert(const {0}* x, {1}* y, int n)'
-                                           " {{ for (int i = threadIdx.x; i < n; i += 32) {2} }}\n").format(*body)
-        # the kernel's types are storage, which a signature does not name outside kernel.cuh
-        text = text.replace("__half*", "Storage*").replace("__nv_bfloat16*", "Storage*")
-        text = text.replace("extern", f"typedef {'__half' if 'fp16' in header else '__nv_bfloat16'} Storage;\nextern")
+    def convert(header, source, target, body, x, dtype):
+        short = "__half" if "fp16" in header else "__nv_bfloat16"
+        text = (f"#include <{header}>\ntypedef {short} Storage;\n"
+                f'extern "C" __global__ void __launch_bounds__(32) convert(const {source}* x, {target}* y, int n)'
+                f" {{ for (int i = threadIdx.x; i < n; i += 32) {body} }}\n")
         y = np.zeros(x.size, dtype)
-        option = "-DHALF" if "fp16" in header else "-DBFLOAT16"
-        emulator.Module(text, (option,), "fast").get_function("convert")((1,), (32,), (x, y, np.int32(x.size)))
+        emulator.Module(text, (), "fast").get_function("convert")((1,), (32,), (x, y, np.int32(x.size)))
         return y
 
     halves = np.arange(65536, dtype=np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)]
-    up = convert("cuda_fp16.h", ("__half", "float", "y[i] = __half2float(x[i]);"), halves, np.float32)
+    up = convert("cuda_fp16.h", "Storage", "float", "y[i] = __half2float(x[i]);", halves, np.float32)
     np.testing.assert_array_equal(up, halves.astype(np.float32))
     rng = np.random.default_rng(0)
-    x = np.concatenate([halves.astype(np.float32) * np.float32(1 + 2**-11), rng.standard_normal(1000).astype(np.float32) * 1e-3])
+    ties = halves.astype(np.float32) * np.float32(1 + 2**-11)
+    x = np.concatenate([ties, rng.standard_normal(1000).astype(np.float32) * np.float32(1e-3)])
     x = x[(np.abs(x) > 1e-4) & (np.abs(x) < 65000)]
-    down = convert("cuda_fp16.h", ("float", "__half", "y[i] = __float2half(x[i]);"), x, np.float16)
+    down = convert("cuda_fp16.h", "float", "Storage", "y[i] = __float2half(x[i]);", x, np.float16)
     np.testing.assert_array_equal(down, x.astype(np.float16))
-    down = convert("cuda_bf16.h", ("float", "__nv_bfloat16", "y[i] = __float2bfloat16(x[i]);"), x, np.uint16)
+    down = convert("cuda_bf16.h", "float", "Storage", "y[i] = __float2bfloat16(x[i]);", x, np.uint16)
     bits = x.view(np.uint32).astype(np.uint64)
     np.testing.assert_array_equal(down, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import inspect
@@ -10,6 +11,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import emulator
 import fake_cupy
@@ -46,19 +48,29 @@ from minitv.train import Trainer
 OPERATORS = operators()
 FUSED = [op for op in OPERATORS if "cuda" in op.kernels]
 KERNEL = "kernel cuda on {}"
-each_place = pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
+each_place = pytest.mark.parametrize("place", [pytest.param(place, marks=marks(KERNEL.format(place)))
+                                               for place in ("emulator", "card")])
 
 
 def each(cases):
     cases = list(cases)
-    return pytest.mark.parametrize("case", cases, ids=["-".join(getattr(part, "name", str(part)).replace(" ", "_") for part in c)
-                                                       for c in cases])
+    ids = ["-".join(getattr(part, "name", str(part)).replace(" ", "_") for part in case) for case in cases]
+    return pytest.mark.parametrize("case", cases, ids=ids)
 
 
 @pytest.fixture
-def cupy():
-    with fake_cupy.installed() as double:
-        yield double
+def double():
+    """A CuPy without kernels, on any machine."""
+    with fake_cupy.installed() as found:
+        yield found
+
+
+@pytest.fixture
+def cupy(double):
+    """One with kernels."""
+    if emulator.missing:
+        pytest.skip(emulator.missing)
+    return double
 
 
 # -- operators ---------------------------------------------------------------------------------------------------------
@@ -168,8 +180,6 @@ def test_what_attention_hides_may_hold_anything(where, bad, place):
 
 def test_16_bit_arrays_are_storage(cupy):
     """What is stored in 16 bits is computed in float: the result is that of the rounded inputs, rounded."""
-    if emulator.missing:
-        pytest.skip(emulator.missing)
     rng = np.random.default_rng(0)
     x, g = (rng.standard_normal((5, 37)).astype(np.float16) for _ in range(2))
     weight, labels = rng.standard_normal(37).astype(np.float16), rng.integers(0, 37, 5)
@@ -186,14 +196,13 @@ def test_16_bit_arrays_are_storage(cupy):
         with use(kernel="none"):
             expected = op(*tensors, **params)
         expected.backward(np.asarray(seed, np.float64))
-        for found, right in ((y, expected.data), *((s, t.grad.data) for s, t in zip(slopes, tensors, strict=True) if s is not None)):
+        pairs = [(s, t.grad.data) for s, t in zip(slopes, tensors, strict=True) if s is not None]
+        for found, right in ((y, expected.data), *pairs):
             assert found.dtype == np.float16
             np.testing.assert_allclose(found.get(), right, rtol=2**-10, atol=2**-10 * np.abs(right).max(), err_msg=name)
 
 
-def test_bfloat16_is_storage():
-    if emulator.missing:
-        pytest.skip(emulator.missing)
+def test_bfloat16_is_storage(cupy):
     source = next(source for source, _ in manifest() if source.path.parent.name == "gelu")
     x = np.random.default_rng(0).standard_normal(100).astype(np.float32)
     bits = (x.view(np.uint32) >> 16).astype(np.uint16)  # truncated, which is exact from here on
@@ -300,11 +309,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("call", "words"), REFUSED.values(), ids=REFUSED)
-def test_a_launch_refuses(call, words, fill, cupy):
-    with cupy.cuda.Device(1):
-        other = cupy.ones(64, np.float32)
-    arrays = {"x": cupy.ones(64, np.float32), "y": cupy.ones(64, np.float32), "double": cupy.ones(64), "other": other,
-              "strided": cupy.ones(64, np.float32)[::2], "numpy": np.ones(64, np.float32)}
+def test_a_launch_refuses(call, words, fill, double):
+    with double.cuda.Device(1):
+        other = double.ones(64, np.float32)
+    arrays = {"x": double.ones(64, np.float32), "y": double.ones(64, np.float32), "double": double.ones(64), "other": other,
+              "strided": double.ones(64, np.float32)[::2], "numpy": np.ones(64, np.float32)}
     name, grid, *rest = call
     with pytest.raises(KernelError) as caught:
         fill.launch(name, grid, *(arrays.get(a, a) if isinstance(a, str) else a for a in rest))
@@ -399,22 +408,22 @@ def test_without_cupy(no_cupy, capsys):
     assert 'not installed; for a GPU: pip install "minitv[cuda13]"' in capsys.readouterr().out
 
 
-def test_without_a_card(cupy, monkeypatch, capsys):
+def test_without_a_card(double, monkeypatch, capsys):
     monkeypatch.setattr(fake_cupy.state, "devices", 0)
     asked_for(["CuPy finds no NVIDIA GPU (it counts 0)", "driver", "nvidia-smi"], capsys)
 
     def insufficient():
         raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient\nfor this runtime")
 
-    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", insufficient)
+    monkeypatch.setattr(double.cuda.runtime, "getDeviceCount", insufficient)
     asked_for(["CuPy finds no NVIDIA GPU (cudaErrorInsufficientDriver: CUDA driver version is insufficient)"], capsys)
 
 
-def test_without_the_compiler_library(cupy, monkeypatch, capsys):
+def test_without_the_compiler_library(double, monkeypatch, capsys):
     def missing(*_):
         raise RuntimeError("Failure finding libnvrtc.so.")
 
-    monkeypatch.setattr(cupy, "ones", missing)
+    monkeypatch.setattr(double, "ones", missing)
     asked_for(["there is a GPU", "Failure finding libnvrtc.so", "NVRTC is missing", 'pip install "minitv[cuda13]"'], capsys)
 
 
@@ -427,8 +436,6 @@ def test_a_cupy_that_cannot_be_imported(no_cupy, monkeypatch, capsys, tmp_path):
 
 
 def test_info_runs_a_kernel_on_every_card(cupy, capsys):
-    if emulator.missing:
-        pytest.skip(emulator.missing)
     assert cli.main(["info", "--gpu"]) == 0
     out = capsys.readouterr().out
     assert "cuda:0" in out and "cuda:1" in out and out.count("equal to the CPU") == 2
@@ -444,7 +451,7 @@ def test_an_unknown_device_is_refused(name, capsys):
     assert "--device: " in capsys.readouterr().err
 
 
-def test_a_card_that_does_not_exist(cupy):
+def test_a_card_that_does_not_exist(double):
     with pytest.raises(DeviceError, match="cuda:2 does not exist: this machine has 2 GPUs, counted from cuda:0"):
         Tensor([1.0]).to("cuda:2")
 
@@ -478,7 +485,7 @@ def test_gradients_find_their_card(cupy):
     assert move(np.ones(2), "cuda").device.id == 1 and location(move(np.ones(2), "cuda")) == "cuda:1"
 
 
-def test_modules_move(cupy):
+def test_modules_move(double):
     model = LanguageModel("transformer", ModelOptions(context=8, layers=1, width=8), TransformerOptions(heads=2), 5, Random(0))
     before, tied = model.state(), model.head.weight is model.embed.weight
     assert model.to("cuda") is model and tied and model.head.weight is model.embed.weight
@@ -523,15 +530,15 @@ def test_an_index_out_of_range_is_reported_at_the_next_read(call, error, words, 
             x.sum().item()
 
 
-def test_checks_come_with_the_read_and_are_collected(cupy):
+def test_checks_come_with_the_read_and_are_collected(double):
     def fail(value):
         raise DomainError(str(value))
 
-    ids = cupy.asarray(np.array([1, 2, 3]))
+    ids = double.asarray(np.array([1, 2, 3]))
     check_range(ids, 0, 3, fail)
     check_range(ids, 1, 3, fail)
     assert fake_cupy.state.reads == 0
-    assert read(cupy.ones(()), np.float32(3), cupy.ones((1, 1))) == [1, 3, 1] and fake_cupy.state.reads == 1
+    assert read(double.ones(()), np.float32(3), double.ones((1, 1))) == [1, 3, 1] and fake_cupy.state.reads == 1
     check_range(ids, 0, 3, fail)
     check_range(ids, 2, 3, fail)
     with pytest.raises(DomainError, match="1"):
@@ -553,8 +560,9 @@ LAYOUTS_OF_STACKS = {
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shapes", [((3, 4, 5), (3, 5, 2)), ((2, 3, 4, 5), (2, 3, 5, 6)), ((2, 1, 4, 5), (1, 3, 5, 6)),
                                     ((4, 5), (3, 5, 2)), ((3, 4, 5), (5, 2)), ((2, 1, 5), (2, 5, 1)), ((2, 4, 1), (2, 1, 3)),
-                                    ((0, 4, 5), (0, 5, 2)), ((2, 4, 0), (2, 0, 3)), ((5,), (3, 5, 2)), ((4, 5), (5, 3))], ids=str)
-def test_products_of_stacks(shapes, dtype, cupy):
+                                    ((0, 4, 5), (0, 5, 2)), ((2, 4, 0), (2, 0, 3)), ((5,), (3, 5, 2)), ((4, 5), (5, 3))],
+                         ids=str)
+def test_products_of_stacks(shapes, dtype, double):
     rng = np.random.default_rng(0)
     for left in LAYOUTS_OF_STACKS.values():
         for right in LAYOUTS_OF_STACKS.values():
@@ -565,15 +573,15 @@ def test_products_of_stacks(shapes, dtype, cupy):
             np.testing.assert_allclose(found.get(), np.matmul(a, b), rtol=1e-5)
 
 
-def test_transposed_operands_are_not_copied(cupy, monkeypatch):
-    q = cupy.ones((2, 3, 4, 5), np.float32)
-    monkeypatch.setattr(cupy, "ascontiguousarray", None)
+def test_transposed_operands_are_not_copied(double, monkeypatch):
+    q = double.ones((2, 3, 4, 5), np.float32)
+    monkeypatch.setattr(double, "ascontiguousarray", None)
     blas.matmul(q, q.transpose(0, 1, 3, 2))
     blas.matmul(q.transpose(0, 1, 3, 2), q)
     blas.matmul(q[:1], q.transpose(0, 1, 3, 2)[1:])
 
 
-def test_tf32_is_an_option(cupy, monkeypatch):
+def test_tf32_is_an_option(double, monkeypatch):
     from cupy_backends.cuda.libs import cublas
 
     seen, right = [], cublas.gemmStridedBatchedEx
@@ -584,7 +592,7 @@ def test_tf32_is_an_option(cupy, monkeypatch):
 
     monkeypatch.setattr(cublas, "gemmStridedBatchedEx", product)
     monkeypatch.setenv(blas.TF32, "0")
-    x = cupy.ones((2, 3, 3), np.float32)
+    x = double.ones((2, 3, 3), np.float32)
     blas.matmul(x, x)
     blas.allow_tf32(True)
     blas.matmul(x, x)
@@ -699,7 +707,7 @@ def test_a_run_moves_between_devices(route, cupy, tmp_path, capsys):
     assert ("this run was on" in error) == (first != second)
     one = tmp_path / "one"
     assert cli.main(["train", *data, "--out", str(one), *TINY, "--steps", "6", "--device", "cpu", "--threads", "1"]) == 0
-    ends = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()][-1] for folder in (tmp_path / "run", one)]
+    ends = [json.loads((folder / "log.jsonl").read_text().splitlines()[-1]) for folder in (tmp_path / "run", one)]
     assert ends[0]["step"] == ends[1]["step"] == 6
     assert ends[0]["val_loss"] == pytest.approx(ends[1]["val_loss"], rel=0.02)  # the schedule was stretched
     texts = []
@@ -716,12 +724,12 @@ def test_tf32_concerns_a_gpu(capsys):
 
 
 # -- the double --------------------------------------------------------------------------------------------------------
-def test_the_double_refuses_what_cupy_refuses(cupy):
-    x, host = cupy.ones((2, 3), np.float32), np.ones((2, 3), np.float32)
+def test_the_double_refuses_what_cupy_refuses(double):
+    x, host = double.ones((2, 3), np.float32), np.ones((2, 3), np.float32)
     refused = [lambda: x + host, lambda: host + x, lambda: np.exp(x), lambda: np.sum(x), lambda: np.asarray(x),
-               lambda: cupy.max(x, initial=0), lambda: cupy.exp(host), lambda: cupy.where(host > 0, x, x), lambda: x[[0, 1]],
-               lambda: cupy.concatenate([x, host]), lambda: x.__setitem__(0, host[0]), lambda: cupy.sum(x, where=x > 0),
-               lambda: x.sum(initial=1)]
+               lambda: double.max(x, initial=0), lambda: double.exp(host), lambda: double.where(host > 0, x, x),
+               lambda: x[[0, 1]], lambda: double.concatenate([x, host]), lambda: x.__setitem__(0, host[0]),
+               lambda: double.sum(x, where=x > 0), lambda: x.sum(initial=1), lambda: x @ host.T]
     for number, call in enumerate(refused):
         try:
             call()
@@ -729,20 +737,20 @@ def test_the_double_refuses_what_cupy_refuses(cupy):
             continue
         pytest.fail(f"call {number} went through")
     with pytest.raises(AttributeError):
-        cupy.ogrid  # noqa: B018 - CuPy has it, the library does not use it
-    with cupy.cuda.Device(1):
-        other = cupy.ones((2, 3), np.float32)
+        double.ogrid  # noqa: B018 - CuPy has it, the library does not use it
+    with double.cuda.Device(1):
+        other = double.ones((2, 3), np.float32)
     with pytest.raises(ValueError, match="devices"):
         x + other
 
 
-def test_the_double_is_as_odd_as_cupy(cupy):
-    x = cupy.asarray(np.arange(4.0))
+def test_the_double_is_as_odd_as_cupy(double):
+    x = double.asarray(np.arange(4.0))
     assert type(x.sum()) is fake_cupy.ndarray and x.sum().shape == () and type(x[1]) is fake_cupy.ndarray
-    assert x[cupy.asarray(np.array([5, -1]))].get().tolist() == [1, 3]  # round and round
-    assert np.isnan(cupy.empty(3).get()).all()
-    assert (np.float32(2) * cupy.ones(2, np.float32)).dtype == np.float32
-    assert cupy.asarray(x) is x and cupy.array(x) is not x
+    assert x[double.asarray(np.array([5, -1]))].get().tolist() == [1, 3]  # round and round
+    assert np.isnan(double.empty(3).get()).all()
+    assert (np.float32(2) * double.ones(2, np.float32)).dtype == np.float32
+    assert double.asarray(x) is x and double.array(x) is not x
 
 
 def test_the_double_has_the_signatures_of_cupy():
@@ -750,8 +758,6 @@ def test_the_double_has_the_signatures_of_cupy():
     real = pytest.importorskip("cupy")
     for name, signature in fake_cupy.SIGNATURES.items():
         function = getattr(real, name)
-        if name == "matmul":  # a ufunc
-            continue
         known = inspect.signature(function).parameters
         used = [part.split("=")[0].strip(" *") for part in signature.split(",")]
         assert list(known)[: 1] == used[:1] or "kwargs" in known, name
@@ -767,3 +773,24 @@ def test_a_second_derivative_on_a_gpu_goes_through_forms(cupy):
     x = Tensor(cupy.asarray(np.linspace(-1, 1, 5, dtype=np.float32)), requires_grad=True)
     with pytest.raises(GraphError, match="the fused cuda kernel has no second derivative"):
         ag.grad(ag.grad(lambda t: ag.gelu(t).sum()))(x)
+
+
+# -- the one command for a machine with a card -------------------------------------------------------------------------
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    return importlib.import_module("gpu")
+
+
+def test_the_benchmark_compares_losses(benchmark, cupy):
+    fake_cupy.state.mode = "fast"
+    found = benchmark.losses(argparse.Namespace(device="cuda"), (replace(MODEL, width=12), MIXER, RUN), 3)
+    assert found["passed"] and 0 <= found["largest_difference"] < found["tolerance"] and len(found["last"]) == 2
+
+
+def test_the_benchmark_says_what_is_missing(benchmark, no_cupy, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    assert benchmark.main() == 1
+    assert "CuPy is not installed" in capsys.readouterr().err
+    assert list(benchmark.PARTS) == ["tests", "sanitizer", "losses", "small", "nanogpt", "speed"]
+    assert not benchmark.nanogpt(argparse.Namespace(data=None))["passed"]
