@@ -627,7 +627,7 @@ def losses(run, steps, model=MODEL):
 @each_place
 def test_losses_on_a_gpu_follow_those_on_the_cpu(place):
     """The same weights, batches and dropout: the first losses agree to rounding, and the host reads once a step."""
-    steps = 100 if place == "card" else 12
+    steps = 100
     (expected, norms, _), expected_held_out, _ = losses(RUN, steps)
     with device(place):
         fake_cupy.state.mode = "fast"
@@ -785,7 +785,7 @@ def benchmark(monkeypatch):
 def test_the_benchmark_compares_losses(benchmark, cupy):
     fake_cupy.state.mode = "fast"
     found = benchmark.losses(argparse.Namespace(device="cuda"), (replace(MODEL, width=12), MIXER, RUN), 3)
-    assert found["passed"] and 0 <= found["largest_difference"] < found["tolerance"] and len(found["last"]) == 2
+    assert found["passed"] and max(found["largest_differences"]) < 1e-5 and len(found["last"]) == 2
 
 
 def test_the_benchmark_says_what_is_missing(benchmark, no_cupy, monkeypatch, capsys):
