@@ -110,20 +110,16 @@ class Source:
 
     def launch(self, name: str, grid: int | tuple[int, ...], *args, options: tuple[str, ...] = ()) -> None:
         """Run a kernel on ``grid`` blocks; what does not fit its signature raises KernelError."""
-        signature = self.kernels(options).get(name)
-        if signature is None:
-            raise KernelError(f"{self.path.name} has no kernel {name!r}, it has {', '.join(self.kernels(options))}")
+        cupy = gpu()
+        function, block, converters = _prepared(cupy, self, options, name)
         grid = grid if isinstance(grid, tuple) else (grid,)
         if min(grid) < 1 or grid[0] > 2**31 - 1 or max(grid[1:], default=1) > 65535:
             raise KernelError(f"{name}: a grid of {grid} blocks; each size is at least 1, the first at most 2**31 - 1, the "
                               "others 65535")
-        if len(args) != len(signature.parameters):
-            raise KernelError(f"{name}: takes {len(signature.parameters)} arguments, got {len(args)}")
-        cupy = gpu()
-        current = cupy.cuda.runtime.getDevice()
-        values = tuple([_array(name, p, a, current) if p.pointer else _scalar(name, p, a)
-                        for p, a in zip(signature.parameters, args, strict=True)])
-        _function(cupy, self, options, name)(grid, (signature.block,), values)
+        if len(args) != len(converters):
+            raise KernelError(f"{name}: takes {len(converters)} arguments, got {len(args)}")
+        card = cupy.cuda.runtime.getDevice()
+        function(grid, block, tuple([convert(value, card) for convert, value in zip(converters, args, strict=True)]))
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -186,8 +182,14 @@ def signatures(text: str, options: tuple[str, ...] = ()) -> dict[str, Signature]
 
 
 @cache
-def _function(cupy, source: Source, options: tuple[str, ...], name: str):
-    return _module(cupy, source, options).get_function(name)
+def _prepared(cupy, source: Source, options: tuple[str, ...], name: str):
+    """The compiled kernel, the size of its blocks, and what checks and converts each argument."""
+    kernels = source.kernels(options)
+    if name not in kernels:
+        raise KernelError(f"{source.path.name} has no kernel {name!r}, it has {', '.join(kernels)}")
+    signature = kernels[name]
+    converters = [(_array if p.pointer else _scalar)(name, p) for p in signature.parameters]
+    return _module(cupy, source, options).get_function(name), (signature.block,), converters
 
 
 @cache
@@ -195,27 +197,37 @@ def _module(cupy, source: Source, options: tuple[str, ...]):
     return cupy.RawModule(code=source.text, options=(*OPTIONS, *options))
 
 
-def _array(name: str, parameter: Parameter, value, current: int):
-    array = value.array if type(value) is Strided else value
-    if not is_cupy(array):
-        raise KernelError(f"{name}: {parameter.name} is a CuPy array, got {type(array).__name__}")
-    if array.dtype.name != parameter.dtype:
-        raise KernelError(f"{name}: {parameter.name} has dtype {array.dtype}, the kernel takes {parameter.dtype}")
-    if array is value and not array.flags.c_contiguous:
-        raise KernelError(f"{name}: {parameter.name} is not contiguous")
-    if array.data.device_id != current and array.size:
-        raise KernelError(f"{name}: {parameter.name} lies on cuda:{array.data.device_id}, but cuda:{current} is selected")
-    return array
+def _array(name: str, parameter: Parameter):
+    dtype = None if parameter.dtype == "bfloat16" else np.dtype(parameter.dtype)  # which NumPy does not have
+
+    def convert(value, card: int):
+        array = value.array if type(value) is Strided else value
+        if not is_cupy(array):
+            raise KernelError(f"{name}: {parameter.name} is a CuPy array, got {type(array).__name__}")
+        if array.dtype != dtype and array.dtype.name != parameter.dtype:
+            raise KernelError(f"{name}: {parameter.name} has dtype {array.dtype}, the kernel takes {parameter.dtype}")
+        if array is value and not array.flags.c_contiguous:
+            raise KernelError(f"{name}: {parameter.name} is not contiguous")
+        if array.data.device_id != card and array.size:
+            raise KernelError(f"{name}: {parameter.name} lies on cuda:{array.data.device_id}, but cuda:{card} is selected")
+        return array
+
+    return convert
 
 
-def _scalar(name: str, parameter: Parameter, value):
-    kind = np.dtype(parameter.dtype)
-    if kind.kind == "f":
-        if isinstance(value, int | float | np.number) and not isinstance(value, bool):
-            return kind.type(value)
-    elif isinstance(value, int | np.integer | np.bool_):
-        limits = np.iinfo(kind)
-        if limits.min <= value <= limits.max:
-            return kind.type(value)
-        raise KernelError(f"{name}: {parameter.name} = {value} does not fit into {parameter.dtype}")
-    raise KernelError(f"{name}: {parameter.name} is a number of {parameter.dtype}, got {type(value).__name__}")
+def _scalar(name: str, parameter: Parameter):
+    dtype = np.dtype(parameter.dtype)
+    number, limits = dtype.type, None if dtype.kind == "f" else np.iinfo(dtype)
+    low, high = (0, 0) if limits is None else (int(limits.min), int(limits.max))
+
+    def convert(value, card: int):
+        if limits is None:
+            if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+                return number(value)
+        elif isinstance(value, int | np.integer | np.bool_):
+            if low <= value <= high:
+                return number(value)
+            raise KernelError(f"{name}: {parameter.name} = {value} does not fit into {parameter.dtype}")
+        raise KernelError(f"{name}: {parameter.name} is a number of {parameter.dtype}, got {type(value).__name__}")
+
+    return convert

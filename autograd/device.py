@@ -26,7 +26,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 def is_cupy(x) -> bool:
     """Whether ``x`` is a CuPy array; never imports CuPy."""
-    return type(x) is not np.ndarray and type(x).__module__.partition(".")[0] == "cupy"
+    return type(x) is not np.ndarray and type(x).__module__ == "cupy"
 
 
 def namespace(*arrays) -> ModuleType:

@@ -221,7 +221,8 @@ def profile(variant: str, preset: str, seconds: float) -> None:
     timed(machinery.Op, "__call__", lambda op, *_: f"{op.name} forward")
     for attribute in ("_differentiate_primitive", "_differentiate_kernel"):
         timed(machinery, attribute, lambda node, *_: f"{node.op.name} backward")
-    timed(AdamW, "step", lambda *_: "AdamW, clipping")
+    for attribute in ("squares", "update"):
+        timed(AdamW, attribute, lambda *_: "AdamW, clipping")
     timed(GradientBuffer, "__call__", lambda *_: "adding up gradients")
     timed(Trainer, "_micro_batch", lambda *_: "the tape itself")
     _, step = minitv(variant, preset, 1)

@@ -206,7 +206,7 @@ def mutant(monkeypatch):
 
 
 def _forget():
-    for function in (cuda._function, cuda._module):
+    for function in (cuda._prepared, cuda._module):
         function.cache_clear()
 
 
