@@ -57,6 +57,16 @@ def train() -> str:
     return table(header, rows) + where(result)
 
 
+def ops() -> str:
+    """Operators against PyTorch, and the time of ours."""
+    result = results("ops")
+    rows = [[f"{name}({found['inputs']})", rival, f"{found['minitv']['training_ms']:,.1f} ms", ratio(times["training"]),
+             ratio(times["forward"])]
+            for name, found in result["operators"].items() for rival, times in found["ratio"].items()]
+    header = ["operator", "PyTorch", "forward and backward, ours", "× theirs", "× theirs, forward alone"]
+    return table(header, rows) + where(result)
+
+
 def decode() -> str:
     """Writing text, one token at a time."""
     result = results("decode")

@@ -258,7 +258,7 @@ def test_explain(tmp_path):
     assert out.startswith("layer_norm: x[")
     rows = dict(line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  "))
     assert rows["options"] == "eps=1e-05"
-    assert rows["kernels"] == "cpu"
+    assert rows["kernels"] == "cpu, cuda"
     assert rows["differentiable"] == "yes"
 
 

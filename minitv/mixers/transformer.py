@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autograd import Tensor, concat, reshape
+from autograd.device import beside
 from autograd.random import Random
 
 from ..config import check, option
@@ -78,7 +79,7 @@ class Mixer(Module):
 
     def init_state(self, batch: int) -> State:
         width, dtype = self.out.weight.shape[0], self.out.weight.dtype
-        empty = Tensor(np.zeros((batch, self.heads, 0, width // self.heads), dtype))
+        empty = Tensor(beside(np.zeros((batch, self.heads, 0, width // self.heads), dtype), self.out.weight.data))
         return State(empty, empty)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
