@@ -165,6 +165,7 @@ def chunkwise(q, k, v, decay, state=None, z=None, count=None, *, normalization="
 
 
 retention.kernel("cpu", "minitv.ops.retention.cpu")
+retention.kernel("cuda", "minitv.ops.retention.gpu")
 
 
 @retention.validate

@@ -119,6 +119,7 @@ def composed(x, positions=None, *, angles=(), pairing="adjacent", scale=1.0, sta
 
 
 rope.kernel("cpu", "minitv.ops.rope.cpu")
+rope.kernel("cuda", "minitv.ops.rope.gpu")
 
 
 @rope.validate

@@ -25,6 +25,7 @@ def composed(x, gate):
 
 
 swish_gate.kernel("cpu", "minitv.ops.swish_gate.cpu")
+swish_gate.kernel("cuda", "minitv.ops.swish_gate.gpu")
 
 
 @swish_gate.inputs
