@@ -6,6 +6,7 @@ import numpy as np
 
 POSITIONS = False
 
+
 def inputs(rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], dict]:
     """Arrays and parameters for the operator: B 8, H 4, T 2048, head_dim 64."""
     batch, heads, length, width = 8, 4, 2048, 64
@@ -75,6 +76,6 @@ def mixer(torch, model, options, layer):
             scores = self.rotate(q) @ (self.rotate(k) * head_dim**-0.5).transpose(-1, -2) * self.mask
             scores = scores / scores.detach().sum(-1, keepdim=True).abs().clamp(min=1)
             y = F.layer_norm((scores @ v).transpose(1, 2), (values // heads,)).reshape(batch, length, values)
-            return F.dropout(self.out(F.silu(self.gate(x)) * y), model.dropout)
+            return F.dropout(self.out(F.silu(self.gate(x)) * y), model.dropout, self.training)
 
     return Retention()
