@@ -44,7 +44,7 @@ PAGE = Page(
     discrepancies=(
         "torchscale's parallel, recurrent and chunkwise forms divide by different sums and agree only for a head norm with "
         "eps = 0; here S, z and n are carried along, and the three are equal for any eps and any chunk",
-        "the paper's divisor max(|q·z|, √n), √n alone, or none: --normalization; torchscale's newest, a sum of absolute "
+        "the paper's divisor max(abs(q·z), √n), √n alone, or none: --normalization; torchscale's newest, a sum of absolute "
         "scores, is not offered because no state of fixed size can carry it",
         "torchscale takes the divisor as a constant in the backward pass; here it is differentiated",
         "decay of head h: 1 - 2^(-5-h) in the paper's text and code, another schedule in its experiments: --decay",
