@@ -285,7 +285,7 @@ def main() -> None:
         result = {"benchmark": "ops", "threads": arguments.threads, "rounds": arguments.rounds,
                   "operators": {name: compare(name, known[name], arguments) for name in names}}
         if arguments.save:
-            save("ops", result)
+            save("ops", result, "operators")
         print(json.dumps(result))
     else:
         routes(names, known, arguments)
