@@ -132,6 +132,16 @@ def contiguous(x):
     return x if x.flags.c_contiguous else namespace(x).ascontiguousarray(x)
 
 
+def strided(x):
+    """[B H T d] for a kernel that takes strides: the array, and how many elements lie between batches, heads and rows.
+
+    It is copied if its channels are not contiguous.
+    """
+    if x.strides[3] != x.itemsize or min(x.strides) < 0:
+        x = contiguous(x)
+    return Strided(x), tuple(s // x.itemsize for s in x.strides[:3])
+
+
 def chunk_of(rows: int) -> int:
     """How many rows are summed at once: 128, or as many more as keep the chunks within the second size of a grid."""
     return max(128, ceil_div(rows, 65535))

@@ -91,11 +91,18 @@ def normal(rng: Random, shape: tuple[int, ...], std: float, dtype) -> Parameter:
     return Parameter((rng.normal(shape, np.float64) * std).astype(dtype))
 
 
-class Linear(Module):
-    """y = x Wᵀ + b with W[out, in] from N(0, std²) and b = 0."""
+def uniform(rng: Random, shape: tuple[int, ...], bound: float, dtype) -> Parameter:
+    """A parameter drawn from [-bound, bound)."""
+    return Parameter(((2 * rng.uniform(shape, np.float64) - 1) * bound).astype(dtype))
 
-    def __init__(self, rng: Random, inputs: int, outputs: int, *, std: float, bias: bool = True, dtype=np.float32):
-        self.weight = normal(rng, (outputs, inputs), std, dtype)
+
+class Linear(Module):
+    """y = x Wᵀ + b with W[out, in] from N(0, std²), or uniform up to ``bound`` if that is given, and b = 0."""
+
+    def __init__(self, rng: Random, inputs: int, outputs: int, *, std: float = 0.0, bound: float | None = None,
+                 bias: bool = True, dtype=np.float32):
+        shape = outputs, inputs
+        self.weight = normal(rng, shape, std, dtype) if bound is None else uniform(rng, shape, bound, dtype)
         self.bias = Parameter(np.zeros(outputs, dtype)) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:

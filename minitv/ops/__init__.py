@@ -2,9 +2,15 @@
 
 from .attention import attention
 from .heads import merge_heads, split_heads
+from .retention import retention
+from .rope import rope
+from .swish_gate import swish_gate
 
 __all__ = [
     "attention",
     "merge_heads",
+    "retention",
+    "rope",
     "split_heads",
+    "swish_gate",
 ]

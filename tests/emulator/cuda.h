@@ -129,6 +129,8 @@ using std::isinf;
 using std::isnan;
 #define __expf(x) expf(x)
 #define __logf(x) logf(x)
+#define cospi(x) cos(M_PI * fmod(x, 2.))
+#define sinpi(x) sin(M_PI * fmod(x, 2.))
 template <class T, class U> static inline T bits_as(U u) {
   static_assert(sizeof(T) == sizeof(U));
   T t;

@@ -2,16 +2,15 @@
 
 After Rabe and Staats (arXiv 2112.05682) and Dao et al. (arXiv 2205.14135).
 
-For each head, 32 queries at a time meet a tile of keys at a time. A matrix is copied into *panels*, blocks of rows
-with exactly 32 numbers each, [columns / 32, rows, 32] in one flat array, so that every inner loop runs over 32 lanes
-and becomes vector instructions. The scores of a tile are kept transposed, S^T[key, query]: one lane is one query, so
-the maximum and the sum of the softmax run down the rows, lane by lane, and never across a vector.
+For each head, 32 queries at a time meet a tile of keys at a time. Matrices are in the panels of autograd/kernel_panels.py.
+The scores of a tile are kept transposed, S^T[key, query]: one lane is one query, so the maximum and the sum of the softmax
+run down the rows, lane by lane, and never across a vector.
 
     forward    S^T = K Q^T                    P = exp(S - max)           Y = P V / sum
     backward   S^T = K Q^T    dP^T = V dY^T   dS = P * (dP - rowsum(dY * Y))
                dQ = dS K      dK = dS^T Q     dV = P^T dY
 
-All seven products are one and the same routine, `_accumulate`. The forward pass saves two numbers a query, the maximum
+All seven products are one and the same routine, `accumulate`. The forward pass saves two numbers a query, the maximum
 of its scores and the inverse of the sum (more accurate than their log-sum-exp), from which backward recomputes P.
 
 Hidden scores are -inf, whose exponential is an exact 0; no difference of two infinities is ever formed.
@@ -20,87 +19,22 @@ Hidden scores are -inf, whose exponential is an exact 0; no difference of two in
 import math
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
-from autograd import gemm
-from autograd.gemm import ROWS, tile
 from autograd.kernel_math import exp
+from autograd.kernel_panels import L1, LANES, U, accumulate, finite, flat, load, product, scratch, store, transpose
 from autograd.kernel_random import philox
-from autograd.kernels import FLAGS, cpu_kernel
+from autograd.kernels import cpu_kernel
 from autograd.random import LOW
 
-LANES = 32  # queries, or channels, in a panel's row: two 512-bit vectors of float32
 TILE = 128  # keys a tile; its scores (16 KiB in float32) stay in the first-level cache
-TILES = gemm.AVAILABLE and gemm.LANES == LANES // 2  # a row of 32 is two vectors of a tile
 INF = math.inf
 
-# Unsigned indices: Numba lets a signed one count from the end when negative, a test that keeps loops from vectorising.
-U = np.uintp
-U1, U2, U3, U4, L1, L2, L3 = U(1), U(2), U(3), U(4), U(LANES), U(2 * LANES), U(3 * LANES)
-
 
 @cpu_kernel
-def _scratch(size, like):
-    """`size` zeros on a 64-byte boundary, so that no vector straddles two cache lines."""
-    raw = np.zeros(size + 64 // like.itemsize, like.dtype)
-    start = (-raw.ctypes.data % 64) // like.itemsize
-    return raw[start : start + size]
-
-
-def _accumulate(out, o, a, x, row, term, b, c, rows, terms):
-    """out[o + 32 r + e] += sum over t < terms of a[x + row r + term t] * b[c + 32 t + e], for r < rows and e < 32.
-
-    `rows` is a multiple of 8 and `terms` of 4.
-    """
-    raise TypeError("for use inside kernels")
-
-
-@overload(_accumulate, jit_options=FLAGS)
-def _(out, o, a, x, row, term, b, c, rows, terms):
-    return _accumulate_tiles if TILES and out.dtype == types.float32 else _accumulate_loops
-
-
-def _accumulate_tiles(out, o, a, x, row, term, b, c, rows, terms):
-    """In tiles of 8 rows that stay in registers."""
-    to, left, right = out.ctypes.data + 4 * o, a.ctypes.data + 4 * x, b.ctypes.data + 4 * c
-    for r in range(0, rows, ROWS):
-        at = to + 4 * LANES * r
-        tile(2, terms, left + 4 * row * r, 4 * row, 4 * term, right, at, 4 * LANES, at, 4 * LANES)
-
-
-def _accumulate_loops(out, o, a, x, row, term, b, c, rows, terms):
-    """Four rows and four terms at a time: a vector of `b` then serves four rows, and a vector of `out` takes four products
-    between load and store.
-    """
-    row, term = U(row), U(term)
-    for r in range(U(0), U(rows), U4):
-        for t in range(U(0), U(terms), U4):
-            i, j, k = U(o) + r * L1, U(x) + r * row + t * term, U(c) + t * L1
-            w00, w01, w02, w03 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
-            j += row
-            w10, w11, w12, w13 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
-            j += row
-            w20, w21, w22, w23 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
-            j += row
-            w30, w31, w32, w33 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
-            for e in range(L1):
-                b0, b1, b2, b3 = b[k + e], b[k + e + L1], b[k + e + L2], b[k + e + L3]
-                s0 = out[i + e] + w00 * b0 + w01 * b1 + w02 * b2 + w03 * b3
-                s1 = out[i + e + L1] + w10 * b0 + w11 * b1 + w12 * b2 + w13 * b3
-                s2 = out[i + e + L2] + w20 * b0 + w21 * b1 + w22 * b2 + w23 * b3
-                s3 = out[i + e + L3] + w30 * b0 + w31 * b1 + w32 * b2 + w33 * b3
-                out[i + e] = s0
-                out[i + e + L1] = s1
-                out[i + e + L2] = s2
-                out[i + e + L3] = s3
-
-
-@cpu_kernel
-def _weigh(out, o, a, row, term, b, c, rows, terms, finite):
-    """`_accumulate` for weights `a`, of which a zero hides its row of `b`: 0 * NaN and 0 * inf count as 0."""
-    if finite:
-        _accumulate(out, o, a, 0, row, term, b, c, rows, terms)
+def _weigh(out, o, a, row, term, b, c, rows, terms, sound):
+    """`accumulate` for weights `a`, of which a zero hides its row of `b`: 0 * NaN and 0 * inf count as 0."""
+    if sound:
+        accumulate(out, o, a, 0, row, term, b, c, rows, terms)
         return
     for r in range(rows):
         for t in range(terms):
@@ -108,79 +42,6 @@ def _weigh(out, o, a, row, term, b, c, rows, terms, finite):
             if weight != 0:
                 for e in range(LANES):
                     out[o + LANES * r + e] += weight * b[c + LANES * t + e]
-
-
-@cpu_kernel
-def _copy(out, o, row, a, i, step, rows, columns, scale):
-    """out[o + row r + c] = scale * a[i + step r + c], for r < rows and c < columns <= 32.
-
-    The rows of one head lie far apart in memory; with four on their way at once, less time is spent waiting for them.
-    """
-    o, row, i, step = U(o), U(row), U(i), U(step)
-    fours = U(rows // 4 * 4 if columns == LANES else 0)
-    for r in range(U(0), fours, U4):
-        for c in range(L1):
-            j, k = i + r * step + c, o + r * row + c
-            x0, x1, x2, x3 = a[j] * scale, a[j + step] * scale, a[j + U2 * step] * scale, a[j + U3 * step] * scale
-            out[k], out[k + row], out[k + U2 * row], out[k + U3 * row] = x0, x1, x2, x3
-    for r in range(fours, U(rows)):
-        for c in range(U(columns)):
-            out[o + r * row + c] = a[i + r * step + c] * scale
-
-
-@cpu_kernel
-def _load(panels, pitch, a, start, step, rows, width, scale):
-    """Copy a strided matrix, times `scale`, into panels of `pitch` rows; returns 0, or NaN if not all is finite."""
-    zero = panels.dtype.type(0)
-    for left in range(0, width, LANES):
-        _copy(panels, left * pitch, LANES, a, start + left, step, rows, min(LANES, width - left), scale)
-        panels[left * pitch + rows * LANES : (left + LANES) * pitch] = zero
-    check = zero
-    for i in range(panels.size):
-        check += panels[i] * zero
-    return check
-
-
-@cpu_kernel
-def _store(out, start, step, panels, pitch, rows, width, scale):
-    """Copy panels of `pitch` rows, times `scale`, into a strided matrix."""
-    for left in range(0, width, LANES):
-        _copy(out, start + left, step, panels, left * pitch, LANES, rows, min(LANES, width - left), scale)
-
-
-@cpu_kernel
-def _transpose(out, panels, spare):
-    """Panels of 32 rows, [width / 32, 32, 32], to their transpose [width, 32].
-
-    The index of an element in its panel is 5 bits of row and 5 of column. Interleaving the four quarters of a panel
-    rotates the bits of the index by two, interleaving its halves by one; 2 + 2 + 1 swap row and column. Unlike 1024
-    single moves, that becomes vector shuffles.
-    """
-    quarter, half = U(LANES * LANES // 4), U(LANES * LANES // 2)
-    for o in range(U(0), U(panels.size), U(LANES * LANES)):
-        for i in range(quarter):
-            j = o + i
-            x0, x1, x2, x3 = panels[j], panels[j + quarter], panels[j + half], panels[j + half + quarter]
-            j = o + U4 * i
-            out[j], out[j + U1], out[j + U2], out[j + U3] = x0, x1, x2, x3
-        for i in range(quarter):
-            j = o + i
-            x0, x1, x2, x3 = out[j], out[j + quarter], out[j + half], out[j + half + quarter]
-            j = U4 * i
-            spare[j], spare[j + U1], spare[j + U2], spare[j + U3] = x0, x1, x2, x3
-        for i in range(half):
-            x0, x1 = spare[i], spare[i + half]
-            j = o + U2 * i
-            out[j], out[j + U1] = x0, x1
-
-
-@cpu_kernel
-def _scores(out, a, pitch, first, keys, b, width):
-    """out[key, query] = sum over `width` of a[first + key] * b[query], `a` in panels of rows and `b` transposed."""
-    out[: keys * LANES] = 0
-    for left in range(0, width, LANES):
-        terms = (min(LANES, width - left) + 3) // 4 * 4
-        _accumulate(out, 0, a, left * pitch + first * LANES, LANES, 1, b, left * LANES, keys, terms)
 
 
 @cpu_kernel
@@ -259,25 +120,26 @@ def _forward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y
     zero, one = y.dtype.type(0), y.dtype.type(1)
     pitch = (S + 7) // 8 * 8
     wide_k, wide_v = (K + LANES - 1) // LANES * LANES, (V + LANES - 1) // LANES * LANES
-    keys_k, keys_v = _scratch(pitch * wide_k, q), _scratch(pitch * wide_v, q)
-    rows, across, sums = _scratch(LANES * wide_k, q), _scratch(LANES * wide_k, q), _scratch(LANES * wide_v, q)
-    scores, keep, lanes = _scratch(TILE * LANES, q), _scratch(TILE * LANES, q), _scratch(4 * LANES, q)
+    keys_k, keys_v = scratch(pitch * wide_k, q), scratch(pitch * wide_v, q)
+    rows, across, sums = scratch(LANES * wide_k, q), scratch(LANES * wide_k, q), scratch(LANES * wide_v, q)
+    scores, keep, lanes = scratch(TILE * LANES, q), scratch(TILE * LANES, q), scratch(4 * LANES, q)
     top, shift, fade, total = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES : 3 * LANES], lanes[3 * LANES :]
     for head in range(B * H):
         b, h = head // H, head % H
-        _load(keys_k, pitch, k, b * k_strides[0] + h * k_strides[1], k_strides[2], S, K, one)
-        finite = _load(keys_v, pitch, v, b * v_strides[0] + h * v_strides[1], v_strides[2], S, V, one) == 0
+        load(keys_k, pitch, k, b * k_strides[0] + h * k_strides[1], k_strides[2], S, K, one)
+        load(keys_v, pitch, v, b * v_strides[0] + h * v_strides[1], v_strides[2], S, V, one)
+        sound = finite(keys_v)
         for query in range(0, T, LANES):
             n = min(LANES, T - query)
             last = query + S - T if causal else S
-            _load(rows, LANES, q, b * q_strides[0] + h * q_strides[1] + query * q_strides[2], q_strides[2], n, K, scale)
-            _transpose(across, rows, scores)
+            load(rows, LANES, q, b * q_strides[0] + h * q_strides[1] + query * q_strides[2], q_strides[2], n, K, scale)
+            transpose(across, rows, scores)
             top[:] = -INF
             total[:] = 0
             sums[:] = 0
             for first in range(0, min(S, last + n), TILE):  # the keys that at least one of these queries sees
                 keys = (min(TILE, min(S, last + n) - first) + 7) // 8 * 8
-                _scores(scores, keys_k, pitch, first, keys, across, K)
+                product(scores, keys_k, pitch, first, keys, across, K)
                 at = b * mask_strides[0] + h * mask_strides[1] + query * mask_strides[2]
                 _hide(scores, first, keys, S, last, mask, at, mask_strides, n)
                 _softmax(scores, keys, top, shift, fade, total)
@@ -291,7 +153,7 @@ def _forward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y
                             for c in range(LANES):
                                 sums[(left + e) * LANES + c] *= fade[e]
                     at = left * pitch + first * LANES
-                    _weigh(sums, left * LANES, scores, 1, LANES, keys_v, at, (n + 7) // 8 * 8, keys, finite)
+                    _weigh(sums, left * LANES, scores, 1, LANES, keys_v, at, (n + 7) // 8 * 8, keys, sound)
             for e in range(n):
                 inverse = zero if total[e] == 0 else one / total[e]
                 stats[head, 0, query + e], stats[head, 1, query + e] = shift[e], inverse
@@ -299,7 +161,7 @@ def _forward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y
                     panel = sums[(left + e) * LANES : (left + e + 1) * LANES]
                     for c in range(LANES):
                         panel[c] *= inverse
-            _store(y, ((b * T + query) * H + h) * V, H * V, sums, LANES, n, V, one)
+            store(y, ((b * T + query) * H + h) * V, H * V, sums, LANES, n, V, one)
 
 
 @cpu_kernel
@@ -309,30 +171,31 @@ def _backward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, 
     zero, one = y.dtype.type(0), y.dtype.type(1)
     pitch = (S + 7) // 8 * 8
     wide_k, wide_v = (K + LANES - 1) // LANES * LANES, (V + LANES - 1) // LANES * LANES
-    keys_k, sums_k = _scratch(pitch * wide_k, q), _scratch(pitch * wide_k, q)
-    keys_v, sums_v = _scratch(pitch * wide_v, q), _scratch(pitch * wide_v, q)
-    rows_q, across_q, sums_q = _scratch(LANES * wide_k, q), _scratch(LANES * wide_k, q), _scratch(LANES * wide_k, q)
-    rows_g, across_g, rows_y = _scratch(LANES * wide_v, q), _scratch(LANES * wide_v, q), _scratch(LANES * wide_v, q)
-    weights, grads, keep = _scratch(TILE * LANES, q), _scratch(TILE * LANES, q), _scratch(TILE * LANES, q)
-    lanes = _scratch(3 * LANES, q)
+    keys_k, sums_k = scratch(pitch * wide_k, q), scratch(pitch * wide_k, q)
+    keys_v, sums_v = scratch(pitch * wide_v, q), scratch(pitch * wide_v, q)
+    rows_q, across_q, sums_q = scratch(LANES * wide_k, q), scratch(LANES * wide_k, q), scratch(LANES * wide_k, q)
+    rows_g, across_g, rows_y = scratch(LANES * wide_v, q), scratch(LANES * wide_v, q), scratch(LANES * wide_v, q)
+    weights, grads, keep = scratch(TILE * LANES, q), scratch(TILE * LANES, q), scratch(TILE * LANES, q)
+    lanes = scratch(3 * LANES, q)
     shift, inverse, dot = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES :]
     for head in range(B * H):
         b, h = head // H, head % H
-        check_k = _load(keys_k, pitch, k, b * k_strides[0] + h * k_strides[1], k_strides[2], S, K, one)
-        check_v = _load(keys_v, pitch, v, b * v_strides[0] + h * v_strides[1], v_strides[2], S, V, one)
+        load(keys_k, pitch, k, b * k_strides[0] + h * k_strides[1], k_strides[2], S, K, one)
+        load(keys_v, pitch, v, b * v_strides[0] + h * v_strides[1], v_strides[2], S, V, one)
+        keys_sound = finite(keys_k) and finite(keys_v)
         sums_k[:] = 0
         sums_v[:] = 0
         for query in range(0, T, LANES):
             n = min(LANES, T - query)
             last = query + S - T if causal else S
             at = b * q_strides[0] + h * q_strides[1] + query * q_strides[2]
-            check_q = _load(rows_q, LANES, q, at, q_strides[2], n, K, scale)
+            load(rows_q, LANES, q, at, q_strides[2], n, K, scale)
             at = b * g_strides[0] + h * g_strides[1] + query * g_strides[2]
-            check_g = _load(rows_g, LANES, g, at, g_strides[2], n, V, one)
-            _load(rows_y, LANES, y, ((b * T + query) * H + h) * V, H * V, n, V, one)
-            finite = check_k + check_v + check_q + check_g == 0
-            _transpose(across_q, rows_q, weights)
-            _transpose(across_g, rows_g, weights)
+            load(rows_g, LANES, g, at, g_strides[2], n, V, one)
+            load(rows_y, LANES, y, ((b * T + query) * H + h) * V, H * V, n, V, one)
+            sound = keys_sound and finite(rows_q) and finite(rows_g)
+            transpose(across_q, rows_q, weights)
+            transpose(across_g, rows_g, weights)
             lanes[:] = 0  # a lane without a query has inverse 0, so that its weights are 0
             sums_q[:] = 0
             for e in range(n):
@@ -344,8 +207,8 @@ def _backward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, 
                         dot[e] += panel_g[c] * panel_y[c]
             for first in range(0, min(S, last + n), TILE):
                 keys = (min(TILE, min(S, last + n) - first) + 7) // 8 * 8
-                _scores(weights, keys_k, pitch, first, keys, across_q, K)
-                _scores(grads, keys_v, pitch, first, keys, across_g, V)
+                product(weights, keys_k, pitch, first, keys, across_q, K)
+                product(grads, keys_v, pitch, first, keys, across_g, V)
                 at = b * mask_strides[0] + h * mask_strides[1] + query * mask_strides[2]
                 _hide(weights, first, keys, S, last, mask, at, mask_strides, n)
                 if drop is not None:
@@ -364,32 +227,14 @@ def _backward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, 
                         weights[i] *= keep[i]
                 for left in range(0, K, LANES):
                     at = left * pitch + first * LANES
-                    _weigh(sums_q, left * LANES, grads, 1, LANES, keys_k, at, (n + 7) // 8 * 8, keys, finite)
-                    _weigh(sums_k, at, grads, LANES, 1, rows_q, left * LANES, keys, LANES, finite)
+                    _weigh(sums_q, left * LANES, grads, 1, LANES, keys_k, at, (n + 7) // 8 * 8, keys, sound)
+                    _weigh(sums_k, at, grads, LANES, 1, rows_q, left * LANES, keys, LANES, sound)
                 for left in range(0, V, LANES):
                     at = left * pitch + first * LANES
-                    _weigh(sums_v, at, weights, LANES, 1, rows_g, left * LANES, keys, LANES, finite)
-            _store(dq, ((b * T + query) * H + h) * K, H * K, sums_q, LANES, n, K, scale)
-        _store(dk, (b * S * H + h) * K, H * K, sums_k, pitch, S, K, one)
-        _store(dv, (b * S * H + h) * V, H * V, sums_v, pitch, S, V, one)
-
-
-def _flat(x):
-    """The memory of a [B H T d] array from its first element on, as one flat array, and its strides over B, H and T.
-
-    Numba compiles a version for each memory layout it meets; this way there is only one, and it reads the views of a
-    [B T 3 H d] array in place.
-    """
-    step, usable = x.itemsize, x.flags.writeable and x.flags.aligned
-    if not usable or x.strides[3] != step or any(s < 0 or s % step for s in x.strides):
-        x = np.array(x, order="C")  # reversed, read-only, broadcast and other rare layouts
-    strides = tuple(s // step for s in x.strides[:3])
-    size = 1 + sum([(n - 1) * s for n, s in zip(x.shape, (*strides, 1), strict=True)])
-    owner = x if x.base is None else x.base
-    if type(owner) is np.ndarray and owner.flags.c_contiguous and owner.dtype == x.dtype and owner.flags.writeable:
-        start = (x.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // step
-        return owner.reshape(-1)[start : start + size], strides  # five times faster than as_strided
-    return np.lib.stride_tricks.as_strided(x, (size,), (step,)), strides
+                    _weigh(sums_v, at, weights, LANES, 1, rows_g, left * LANES, keys, LANES, sound)
+            store(dq, ((b * T + query) * H + h) * K, H * K, sums_q, LANES, n, K, scale)
+        store(dk, (b * S * H + h) * K, H * K, sums_k, pitch, S, K, one)
+        store(dv, (b * S * H + h) * V, H * V, sums_v, pitch, S, V, one)
 
 
 def _flat_mask(mask):
@@ -420,7 +265,7 @@ def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0)
     y = make((B, T, H, V), q.dtype)  # the heads of a position side by side: merging them is a reshape
     stats = make((B * H, 2, T), q.dtype)  # the largest score and the inverse of the sum, for each query
     if min(shape):
-        arrays = _flat(q), _flat(k), _flat(v), *_flat_mask(mask)
+        arrays = flat(q), flat(k), flat(v), *_flat_mask(mask)
         _forward(*arrays, shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal), y.reshape(-1), stats)
     return y.transpose(0, 2, 1, 3), (q, k, v, mask, y, stats, causal, scale, dropout, seed)
 
@@ -433,7 +278,7 @@ def backward(saved, grad):
     dq, dk, dv = make((B, T, H, K), q.dtype), make((B, S, H, K), q.dtype), make((B, S, H, V), q.dtype)
     if min(shape):
         y, stats = (np.require(x, requirements="W") for x in (y, stats))  # to Numba, a read-only array is another type
-        arrays = _flat(q), _flat(k), _flat(v), *_flat_mask(mask)
+        arrays = flat(q), flat(k), flat(v), *_flat_mask(mask)
         given = *arrays, shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal), y.reshape(-1), stats
-        _backward(*given, _flat(grad), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1))
+        _backward(*given, flat(grad), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1))
     return *(d.transpose(0, 2, 1, 3) for d in (dq, dk, dv)), None

@@ -2,7 +2,7 @@
 
 import math
 
-from autograd.cuda import Source, Strided, ceil_div, contiguous, float32_only
+from autograd.cuda import Source, Strided, ceil_div, contiguous, float32_only, strided
 from autograd.device import namespace
 
 
@@ -21,13 +21,6 @@ def supports(q, k, v, mask, **_):
     return float32_only(q, k, v)
 
 
-def _strided(x):
-    """The array and how many elements lie between batches, heads and rows; copied if channels are not contiguous."""
-    if x.strides[3] != x.itemsize or min(x.strides) < 0:
-        x = contiguous(x)
-    return Strided(x), tuple(s // x.itemsize for s in x.strides[:3])
-
-
 class _Call:
     """What the three kernels are given: inputs with their strides, sizes and options."""
 
@@ -35,7 +28,7 @@ class _Call:
         self.xp = namespace(q, k, v, mask)
         self.batch, self.heads, self.queries, self.width = q.shape
         self.keys, self.out = k.shape[2], v.shape[3]
-        (self.q, qs), (self.k, ks), (self.v, vs) = _strided(q), _strided(k), _strided(v)
+        (self.q, qs), (self.k, ks), (self.v, vs) = strided(q), strided(k), strided(v)
         shape = (self.batch, self.heads, self.queries, self.keys)
         if mask is None:
             self.mask, ms = self.xp.empty(0, bool), (0, 0, 0, 0)
@@ -76,7 +69,7 @@ def backward(saved, g):
     (dq, nothing), (dk, _), (dv, _) = (call.empty(call.queries, call.width), call.empty(call.keys, call.width),
                                        call.empty(call.keys, call.out))
     if not nothing:
-        (g, strides), dots = _strided(g), call.xp.empty((call.batch * call.heads, call.queries), "float32")
+        (g, strides), dots = strided(g), call.xp.empty((call.batch * call.heads, call.queries), "float32")
         call.launch("mtv_attention_backward_queries", call.queries, call.tiles[0] // 2, y, stats, g, dq, dots, strides=strides)
         call.launch("mtv_attention_backward_keys", call.keys, call.tiles[1], stats, g, dots, dk, dv, strides=strides)
     return *(d.transpose(0, 2, 1, 3) for d in (dq, dk, dv)), None

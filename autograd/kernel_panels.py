@@ -1,0 +1,192 @@
+"""Matrices in panels, for kernels that multiply small ones: tiles of attention, chunks of recurrences.
+
+A *panel* is a block of rows with exactly 32 numbers each; a matrix is [columns / 32, rows, 32] in one flat array, so that
+every inner loop runs over 32 lanes and becomes vector instructions. `pitch` is the number of rows of a panel.
+"""
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from autograd import gemm
+from autograd.gemm import ROWS, tile
+from autograd.kernels import FLAGS, cpu_kernel
+
+LANES = 32  # numbers in a panel's row: two 512-bit vectors of float32
+TILES = gemm.AVAILABLE and gemm.LANES == LANES // 2  # a row of 32 is two vectors of a tile
+
+# Unsigned indices: Numba lets a signed one count from the end when negative, a test that keeps loops from vectorising.
+U = np.uintp
+U1, U2, U3, U4, L1, L2, L3 = U(1), U(2), U(3), U(4), U(LANES), U(2 * LANES), U(3 * LANES)
+
+
+@cpu_kernel
+def scratch(size, like):
+    """`size` zeros on a 64-byte boundary, so that no vector straddles two cache lines."""
+    raw = np.zeros(size + 64 // like.itemsize, like.dtype)
+    start = (-raw.ctypes.data % 64) // like.itemsize
+    return raw[start : start + size]
+
+
+def accumulate(out, o, a, x, row, term, b, c, rows, terms):
+    """out[o + 32 r + e] += sum over t < terms of a[x + row r + term t] * b[c + 32 t + e], for r < rows and e < 32.
+
+    `rows` is a multiple of 8 and `terms` of 4.
+    """
+    raise TypeError("for use inside kernels")
+
+
+@overload(accumulate, jit_options=FLAGS)
+def _(out, o, a, x, row, term, b, c, rows, terms):
+    return _accumulate_tiles if TILES and out.dtype == types.float32 else _accumulate_loops
+
+
+def _accumulate_tiles(out, o, a, x, row, term, b, c, rows, terms):
+    """In tiles of 8 rows that stay in registers."""
+    to, left, right = out.ctypes.data + 4 * o, a.ctypes.data + 4 * x, b.ctypes.data + 4 * c
+    for r in range(0, rows, ROWS):
+        at = to + 4 * LANES * r
+        tile(2, terms, left + 4 * row * r, 4 * row, 4 * term, right, at, 4 * LANES, at, 4 * LANES)
+
+
+def _accumulate_loops(out, o, a, x, row, term, b, c, rows, terms):
+    """Four rows and four terms at a time: a vector of `b` then serves four rows, and a vector of `out` takes four products
+    between load and store.
+    """
+    row, term = U(row), U(term)
+    for r in range(U(0), U(rows), U4):
+        for t in range(U(0), U(terms), U4):
+            i, j, k = U(o) + r * L1, U(x) + r * row + t * term, U(c) + t * L1
+            w00, w01, w02, w03 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
+            j += row
+            w10, w11, w12, w13 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
+            j += row
+            w20, w21, w22, w23 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
+            j += row
+            w30, w31, w32, w33 = a[j], a[j + term], a[j + U2 * term], a[j + U3 * term]
+            for e in range(L1):
+                b0, b1, b2, b3 = b[k + e], b[k + e + L1], b[k + e + L2], b[k + e + L3]
+                s0 = out[i + e] + w00 * b0 + w01 * b1 + w02 * b2 + w03 * b3
+                s1 = out[i + e + L1] + w10 * b0 + w11 * b1 + w12 * b2 + w13 * b3
+                s2 = out[i + e + L2] + w20 * b0 + w21 * b1 + w22 * b2 + w23 * b3
+                s3 = out[i + e + L3] + w30 * b0 + w31 * b1 + w32 * b2 + w33 * b3
+                out[i + e] = s0
+                out[i + e + L1] = s1
+                out[i + e + L2] = s2
+                out[i + e + L3] = s3
+
+
+@cpu_kernel
+def copy(out, o, row, a, i, step, rows, columns, scale):
+    """out[o + row r + c] = scale * a[i + step r + c], for r < rows and c < columns <= 32.
+
+    The rows of one head lie far apart in memory; with four on their way at once, less time is spent waiting for them.
+    """
+    o, row, i, step = U(o), U(row), U(i), U(step)
+    fours = U(rows // 4 * 4 if columns == LANES else 0)
+    for r in range(U(0), fours, U4):
+        for c in range(L1):
+            j, k = i + r * step + c, o + r * row + c
+            x0, x1, x2, x3 = a[j] * scale, a[j + step] * scale, a[j + U2 * step] * scale, a[j + U3 * step] * scale
+            out[k], out[k + row], out[k + U2 * row], out[k + U3 * row] = x0, x1, x2, x3
+    for r in range(fours, U(rows)):
+        for c in range(U(columns)):
+            out[o + r * row + c] = a[i + r * step + c] * scale
+
+
+@cpu_kernel
+def load(panels, pitch, a, start, step, rows, width, scale):
+    """Copy a strided matrix, times `scale`, into panels of `pitch` rows, with zeros in the rows beyond."""
+    for left in range(0, width, LANES):
+        copy(panels, left * pitch, LANES, a, start + left, step, rows, min(LANES, width - left), scale)
+        panels[left * pitch + rows * LANES : (left + LANES) * pitch] = 0
+
+
+@cpu_kernel
+def finite(panels):
+    """Whether all numbers are."""
+    zero = panels.dtype.type(0)
+    check = zero
+    for i in range(panels.size):
+        check += panels[i] * zero
+    return check == 0
+
+
+@cpu_kernel
+def store(out, start, step, panels, pitch, rows, width, scale):
+    """Copy panels of `pitch` rows, times `scale`, into a strided matrix."""
+    for left in range(0, width, LANES):
+        copy(out, start + left, step, panels, left * pitch, LANES, rows, min(LANES, width - left), scale)
+
+
+@cpu_kernel
+def transpose(out, panels, spare):
+    """Panels of 32 rows, [width / 32, 32, 32], to their transpose [width, 32].
+
+    The index of an element in its panel is 5 bits of row and 5 of column. Interleaving the four quarters of a panel
+    rotates the bits of the index by two, interleaving its halves by one; 2 + 2 + 1 swap row and column. Unlike 1024
+    single moves, that becomes vector shuffles.
+    """
+    quarter, half = U(LANES * LANES // 4), U(LANES * LANES // 2)
+    for o in range(U(0), U(panels.size), U(LANES * LANES)):
+        for i in range(quarter):
+            j = o + i
+            x0, x1, x2, x3 = panels[j], panels[j + quarter], panels[j + half], panels[j + half + quarter]
+            j = o + U4 * i
+            out[j], out[j + U1], out[j + U2], out[j + U3] = x0, x1, x2, x3
+        for i in range(quarter):
+            j = o + i
+            x0, x1, x2, x3 = out[j], out[j + quarter], out[j + half], out[j + half + quarter]
+            j = U4 * i
+            spare[j], spare[j + U1], spare[j + U2], spare[j + U3] = x0, x1, x2, x3
+        for i in range(half):
+            x0, x1 = spare[i], spare[i + half]
+            j = o + U2 * i
+            out[j], out[j + U1] = x0, x1
+
+
+@cpu_kernel
+def add_product(out, out_pitch, a, a_pitch, first, b, b_pitch, rows, depth, columns):
+    """out[r, c] += sum over t < depth of a[first + r, t] * b[t, c], for r < rows and c < columns; all three are panels."""
+    for right in range(0, columns, LANES):
+        for left in range(0, depth, LANES):
+            terms = (min(LANES, depth - left) + 3) // 4 * 4
+            at = left * a_pitch + first * LANES
+            accumulate(out, right * out_pitch, a, at, LANES, 1, b, right * b_pitch + left * LANES, rows, terms)
+
+
+@cpu_kernel
+def add_adjoint_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, columns):
+    """out[r, c] += sum over t < depth of a[t, r] * b[t, c], for r < rows and c < columns; all three are panels."""
+    terms = (depth + 3) // 4 * 4
+    for right in range(0, columns, LANES):
+        for down in range(0, rows, LANES):
+            at, some = right * out_pitch + down * LANES, (min(LANES, rows - down) + 7) // 8 * 8
+            accumulate(out, at, a, down * a_pitch, 1, LANES, b, right * b_pitch, some, terms)
+
+
+@cpu_kernel
+def product(out, a, pitch, first, rows, b, width):
+    """out[r, e] = sum over c < width of a[first + r, c] * b[c, e], for r < rows and e < 32; `a` is in panels."""
+    out[: rows * LANES] = 0
+    add_product(out, rows, a, pitch, first, b, width, rows, width, LANES)
+
+
+def flat(x):
+    """The memory of a [B H T d] array from its first element on, as one flat array, and its strides over B, H and T.
+
+    Numba compiles a version for each memory layout it meets; this way there is only one, and it reads the views of a
+    [B T 3 H d] array in place.
+    """
+    if not x.size:
+        return np.zeros(0, x.dtype), (0, 0, 0)
+    step, usable = x.itemsize, x.flags.writeable and x.flags.aligned
+    if not usable or x.strides[3] != step or any(s < 0 or s % step for s in x.strides):
+        x = np.array(x, order="C")  # reversed, read-only, broadcast and other rare layouts
+    strides = tuple(s // step for s in x.strides[:3])
+    size = 1 + sum([(n - 1) * s for n, s in zip(x.shape, (*strides, 1), strict=True)])
+    owner = x if x.base is None else x.base
+    if type(owner) is np.ndarray and owner.flags.c_contiguous and owner.dtype == x.dtype and owner.flags.writeable:
+        start = (x.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // step
+        return owner.reshape(-1)[start : start + size], strides  # five times faster than as_strided
+    return np.lib.stride_tricks.as_strided(x, (size,), (step,)), strides

@@ -1,0 +1,60 @@
+"""rope on the CPU: one pass over the vectors, all heads of a position with the same turns; backward turns the other way."""
+
+import numpy as np
+
+from autograd.kernel_panels import U1, U, flat
+from autograd.kernels import cpu_kernel
+
+from . import turns
+
+
+@cpu_kernel
+def _adjacent(out, row, cos, sin, scale, sign):
+    for j in range(U(cos.size)):
+        i = U(2) * j
+        a, b, s = row[i] * scale, row[i + U1] * scale, sin[j] * sign
+        out[i], out[i + U1] = a * cos[j] - b * s, a * s + b * cos[j]
+
+
+@cpu_kernel
+def _half(out, row, cos, sin, scale, sign):
+    pairs = U(cos.size)
+    for j in range(pairs):
+        a, b, s = row[j] * scale, row[j + pairs] * scale, sin[j] * sign
+        out[j], out[j + pairs] = a * cos[j] - b * s, a * s + b * cos[j]
+
+
+@cpu_kernel
+def _rotate(x_in, shape, cos, sin, adjacent, scale, sign, y):
+    x, strides = x_in
+    B, H, T, K = shape
+    for b in range(B):
+        for t in range(T):
+            c, s = cos[min(b, cos.shape[0] - 1), t], sin[min(b, cos.shape[0] - 1), t]
+            for h in range(H):
+                at, to = b * strides[0] + h * strides[1] + t * strides[2], ((b * T + t) * H + h) * K
+                row, out = x[at : at + K], y[to : to + K]
+                if adjacent:
+                    _adjacent(out, row, c, s, scale, sign)
+                else:
+                    _half(out, row, c, s, scale, sign)
+                for j in range(2 * c.size, K):
+                    out[j] = row[j] * scale
+
+
+def _apply(x, turned, pairing, scale, sign):
+    B, H, T, K = x.shape
+    y, number = np.empty((B, T, H, K), x.dtype), x.dtype.type
+    if x.size:
+        _rotate(flat(x), x.shape, *turned, pairing == "adjacent", number(scale), number(sign), y.reshape(-1))
+    return y.transpose(0, 2, 1, 3)
+
+
+def forward(x, positions, *, angles, pairing, scale, start):
+    """y is laid out [B T H K], as are gradients."""
+    turned = turns(angles, start, x.shape[2], positions, x.dtype)
+    return _apply(x, turned, pairing, scale, 1), (turned, pairing, scale)
+
+
+def backward(saved, g):
+    return _apply(g, *saved, -1), None

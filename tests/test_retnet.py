@@ -1,0 +1,112 @@
+"""RetNet's options: where its paper and its codes differ. What every variant must do is in test_lm.py."""
+
+from __future__ import annotations
+
+import math
+
+import emulator
+import fake_cupy
+import numpy as np
+import pytest
+
+from autograd import assert_close, no_grad
+from autograd.random import Random
+from minitv import mixers
+from minitv.config import Options
+from minitv.errors import UserError
+from minitv.mixers.retnet import Mixer, RetNetOptions
+from minitv.models.lm import LanguageModel
+from minitv.options import ModelOptions, TrainOptions
+
+MODEL = ModelOptions(layers=2, width=64, ffn_multiple=2)
+OPTIONS = {
+    "paper": {}, "torchscale": dict(head_norm="rms_norm", ffn="glu", ffn_width=1.6875, value_width=1.6875, out_gain=0.5),
+    "experiments": dict(decay="range", normalization="decay"), "fla": dict(rotation="rope", normalization="none"),
+    "deepnet": dict(deepnet=True, heads=2),
+}
+each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+def build(options, dtype=np.float64):
+    return LanguageModel("retnet", MODEL, RetNetOptions(**options), 11, Random(0), dtype)
+
+
+@each_option
+def test_every_option_agrees_in_chunks_and_in_steps(options):
+    """Over more than one of the operator's chunks, whose last is shorter."""
+    model, ids = build(options), np.random.default_rng(0).integers(0, 11, (2, 150))
+    with no_grad():
+        expected, state, parts = model(ids).numpy(), model.init_state(2), []
+        for part in (ids[:, :67], ids[:, 67:140]):
+            logits, state = model.prefill(part, state)
+            parts.append(logits.numpy())
+        for t in range(140, 150):
+            logits, state = model.step(ids[:, t], state)
+            parts.append(logits.numpy()[:, None])
+    assert_close(np.concatenate(parts, axis=1), expected, terms=10_000)
+
+
+@each_option
+def test_on_a_gpu_the_model_is_the_same(options):
+    if emulator.missing:
+        pytest.skip(emulator.missing)
+    ids = np.random.default_rng(0).integers(0, 11, (2, 70))
+
+    def run(put, device):
+        model = build(options, np.float32)
+        model.to(device)
+        loss = model.loss(put(ids), put(np.roll(ids, -1, 1)))
+        loss.backward()
+        with no_grad():
+            _, state = model.prefill(put(ids[:, :66]), model.init_state(2))
+            logits, _ = model.step(put(ids[:, 66]), state)
+        return [loss.numpy(), logits.numpy(), *(p.grad.numpy() for p in model.parameters())]
+
+    expected = run(np.asarray, "cpu")
+    with fake_cupy.installed("fast") as cupy:
+        found = run(cupy.asarray, "cuda")
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, terms=10_000)
+
+
+def test_both_schedules_of_decays():
+    powers, between = (Mixer(Random(0), ModelOptions(width=48), RetNetOptions(heads=3, decay=kind), dtype=np.float64).decay
+                       for kind in ("powers", "range"))
+    assert_close(powers, np.array([31 / 32, 63 / 64, 127 / 128]))
+    assert_close(between, 1 - 1 / np.array([32, 128, 512]))
+
+
+def test_first_weights_are_those_of_torchscale():
+    wide, bound = ModelOptions(layers=2, width=256, ffn_multiple=2), 2**-2.5 * math.sqrt(6 / 512)
+    plain, other = (Mixer(Random(0), wide, RetNetOptions(**options)) for options in ({}, dict(out_gain=0.5, deepnet=True)))
+    assert 0.99 * bound < np.abs(plain.qk.weight.numpy()).max() <= bound
+    assert 0.99 * math.sqrt(6 / 768) < np.abs(plain.out.weight.numpy()).max() <= math.sqrt(6 / 768)
+    factor = (8 * wide.layers) ** -0.25
+    for name, ratio in dict(qk=1, v=factor, gate=1, out=0.5 * factor).items():
+        assert_close(getattr(other, name).weight.numpy(), np.float32(ratio) * getattr(plain, name).weight.numpy())
+
+
+@pytest.mark.parametrize("preset", ["nanogpt-cpu", "small"])
+@pytest.mark.parametrize("options", [{}, {"ffn": "glu"}])
+def test_as_many_parameters_as_the_transformer(preset, options):
+    def parameters(variant, **given):
+        found = Options(ModelOptions, mixers.options(variant), TrainOptions)
+        own = {k: v for k, v in mixers.preset(variant, preset).items() if k in found.settings}
+        values, _ = found.merge((preset, own), ("given", given))
+        model, mixer, _ = found.build(values)
+        return sum(p.size for p in LanguageModel(variant, model, mixer, 65, Random(0)).parameters())
+
+    assert abs(parameters("retnet", **options) / parameters("transformer") - 1) < 0.05
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"heads": 5}, "--heads: 5 heads of even size do not divide the width 64"),
+    ({"heads": 64}, "--heads: 64 heads of even size do not divide the width 64"),
+    ({"value_width": 0.005}, "--value-width: 4 heads do not divide 0.005 · 64 = 0"),
+    ({"value_width": 1.02}, "--value-width: 4 heads do not divide 1.02 · 64 = 65"),
+    ({"decay": "linear"}, "decay: 'linear' is unknown, allowed: powers, range"),
+])
+def test_wrong_options(options, sentence):
+    with pytest.raises(UserError) as caught:
+        build(options)
+    assert sentence in str(caught.value)
