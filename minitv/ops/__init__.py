@@ -2,9 +2,11 @@
 
 from .attention import attention
 from .heads import merge_heads, split_heads
+from .long_conv import long_conv
 
 __all__ = [
     "attention",
+    "long_conv",
     "merge_heads",
     "split_heads",
 ]
