@@ -125,7 +125,8 @@ def repeat(count: Index | int, carried: list, body: Callable) -> list:
     builder.cbranch(builder.icmp_signed("<", following, count.value), loop, after)
     builder.position_at_end(after)
     results = [builder.phi(v.value.type) for v in carried]
-    for phi, first, then in [(i, LONG(0), following), *((p, c.value, n.value) for p, c, n in zip(phis, carried, new, strict=True))]:
+    starts, ends = [LONG(0), *(v.value for v in carried)], [following, *(v.value for v in new)]
+    for phi, first, then in zip([i, *phis], starts, ends, strict=True):
         phi.add_incoming(first, before)
         phi.add_incoming(then, end)
     for phi, first, then in zip(results, carried, new, strict=True):

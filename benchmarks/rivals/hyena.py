@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -53,7 +54,7 @@ def mixer(torch, model, options, layer: int):
             self.features = nn.Parameter(torch.cat([time, torch.cos(angles), -torch.sin(angles)], dim=1),
                                          requires_grad=options.features_lr > 0)
             sizes = [2 * bands + 1, *[hidden] * (options.filter_depth - 1)]
-            self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+            self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
             self.out = nn.Linear(hidden, (order - 1) * width, bias=False)
             self.frequency = nn.Parameter(torch.full((hidden,), options.sine_frequency))
             slow, fast = (-math.log(0.01) / part for part in (options.slow_decay, options.fast_decay))

@@ -33,7 +33,7 @@ def _kept(whole, filter):
 
 
 def _a_filter_of_one_tap_delays(args, params, run, draw):
-    x, filter = args[:2]
+    x = args[0]
     if not x.shape[1]:
         return
     lag = draw.integer(0, x.shape[1] - 1)
@@ -122,7 +122,7 @@ def relaxed(x, filter, skip=None, reverse=None, history=None):
     from .online import begin, read
 
     def causal(x, filter):
-        past, ys = begin(len(x), x.shape[2], x.dtype), [x[:, :0]]
+        past, ys = begin(len(x), filter), [x[:, :0]]
         for t in range(x.shape[1]):
             y, past = read(_rows(x, t, t + 1), past, filter, block=1, convolve=fft)
             ys.append(y)

@@ -232,4 +232,5 @@ def backward(saved, g, ghistory):
     if reverse_length is not None:
         greverse = np.zeros((reverse_length, x.shape[2]), x.dtype)
         greverse[:future] = gtaps[: 1 - first][::-1][:future]
-    return gx[:, earlier:], gfilter, None if skip is None else gtaps[-first].copy(), greverse, None if history is None else gx[:, :earlier]
+    gskip, ghistory = None if skip is None else gtaps[-first].copy(), None if history is None else gx[:, :earlier]
+    return gx[:, earlier:], gfilter, gskip, greverse, ghistory

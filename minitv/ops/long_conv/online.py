@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autograd import Tensor, concat, flip, getitem, sum
+from autograd.device import namespace
 
 from . import long_conv
 
@@ -42,9 +43,10 @@ class Past(NamedTuple):
         return self.recent.shape[1] + int(np.sum([block.inputs.shape[1] for block in self.blocks], dtype=int))
 
 
-def begin(batch: int, width: int, dtype) -> Past:
-    """Nothing has been read."""
-    return Past((), Tensor(np.zeros((batch, 0, width), dtype)))
+def begin(batch: int, filter: Tensor) -> Past:
+    """Nothing has been read; what will be is of the filter's width and dtype, on its device."""
+    taps = filter.data
+    return Past((), Tensor(namespace(taps).zeros((batch, 0, taps.shape[1]), taps.dtype)))
 
 
 def read(x: Tensor, past: Past, filter: Tensor, skip: Tensor | None = None, *, block: int = 64,
@@ -84,7 +86,7 @@ def _read_one(x, past, filter, skip, block, convolve):
 
 
 def _block(inputs, filter, convolve) -> Block:
-    nothing = Tensor(np.zeros(inputs.shape, inputs.dtype))
+    nothing = Tensor(namespace(inputs.data).zeros_like(inputs.data))
     return Block(inputs, convolve(nothing, filter, None, None, inputs)[0])
 
 
