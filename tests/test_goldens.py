@@ -1,4 +1,4 @@
-"""Operators, a whole GPT-2 and the optimiser equal files that PyTorch and transformers made, gradients included.
+"""Operators, a whole GPT-2, Hyena's mixer and the optimiser equal files that PyTorch and transformers made, gradients included.
 
 goldens/make_goldens.py says how they were made and what their entries mean.
 """
@@ -10,8 +10,11 @@ import pytest
 from conftest import operators
 from operator_checks import DTYPES, compute, device, differentiate, dtypes, floats, marks, routes
 
-from autograd import Random, distance, no_grad, use
+from autograd import Random, Tensor, distance, no_grad, use
 from autograd.check import TOLERANCE
+from autograd.device import move
+from minitv.mixers.hyena import HyenaOptions
+from minitv.mixers.hyena import Mixer as HyenaMixer
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
 from minitv.nn import Module, Parameter
@@ -19,11 +22,12 @@ from minitv.optim import AdamW
 from minitv.options import ModelOptions
 
 FOLDER = Path(__file__).parent / "goldens"
+FILES = ("ops", "sdpa", "long_conv")  # with calls of operators
 LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 CALLED = {
     "adamw", "attention", "causal_conv1d", "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm",
-    "layer_norm", "log_softmax", "logsumexp", "rms_norm", "silu", "softplus",
+    "layer_norm", "log_softmax", "logsumexp", "long_conv", "rms_norm", "silu", "softplus",
 }  # fmt: skip
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
@@ -57,7 +61,7 @@ class Golden(dict):
         return self
 
 
-CALLS = {call: name for name in ("ops", "sdpa") for call in sorted({key.split("/")[0] for key in Golden(name)})}
+CALLS = {call: name for name in FILES for call in sorted({key.split("/")[0] for key in Golden(name)})}
 
 
 def close(actual, expected, dtype, what):
@@ -140,7 +144,7 @@ def test_every_route_of_an_operator_equals_pytorch(call, route, dtype):
 
 def test_the_files_hold_calls_of_each_operator_and_float64():
     assert {call.partition(".")[0] for call in CALLS} == CALLED
-    for name in ("ops", "sdpa", "gpt2"):
+    for name in (*FILES, "gpt2", "hyena"):
         for key, array in Golden(name).items():
             assert array.dtype in (np.float64, np.int64, np.bool_), key
             assert array.dtype != np.float64 or np.isfinite(array).all(), key
@@ -170,6 +174,66 @@ def test_the_transformer_equals_gpt2_token_by_token(dtype):
         for t in range(4, ids.shape[1]):
             logits, state = model.step(ids[:, t], state)
             close(logits.numpy(), expected[:, t], dtype, f"logits at position {t}")
+
+
+# -- Hyena -------------------------------------------------------------------------------------------------------------
+HYENA = {"order2": "filters", "order3": "filters", "order3_training": "channels"}  # what the windows are ordered by
+
+
+def hyena(golden, case, dtype):
+    """The mixer of one case, every size from the shapes of its weights."""
+    golden.only(case)
+    weights = {name: w.astype(dtype) for name, w in golden.below(f"{case}/param/").items()}
+    (context, features), width = golden[f"{case}/grad/filters.features"].shape, weights["out.bias"].size
+    hidden, depth = weights["filters.frequency"].size, 1 + sum("layers" in name for name in weights) // 2
+    options = HyenaOptions(order=1 + weights["skip"].size // width, filter_width=hidden, filter_depth=depth,
+                           filter_bands=features // 2, features_lr=1.0, window_order=HYENA[case])
+    mixer = HyenaMixer(Random(0), ModelOptions(context=context, width=width, bias=True), options, dtype=dtype)
+    mixer.load({**weights, "filters.features": np.zeros((context, features), dtype)})
+    return mixer
+
+
+def verify_hyena(golden, case, dtype, place="cpu"):
+    """The output, and the gradients of the input and of all parameters."""
+    mixer = hyena(golden, case, dtype).to(place)
+    x, cotangent = (Tensor(move(golden[f"{case}/{name}"].astype(dtype), place), requires_grad=name == "in")
+                    for name in ("in", "cotangent"))
+    y = mixer(x)
+    close(y.numpy(), golden[f"{case}/out"], dtype, "output")
+    y.backward(cotangent)
+    close(x.grad.numpy(), golden[f"{case}/grad"], dtype, "gradient of the input")
+    gradients, parameters = golden.below(f"{case}/grad/"), dict(mixer.named_parameters())
+    assert set(parameters) == set(gradients)
+    for name, parameter in parameters.items():
+        close(parameter.grad.numpy(), gradients[name], dtype, f"gradient of {name}")
+    assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
+
+
+@each_dtype
+@pytest.mark.parametrize("case", HYENA)
+@pytest.mark.parametrize("kernel", ["cpu", "none"], ids=["kernels", "forms"])
+def test_the_mixer_of_hyena_equals_that_of_torch(kernel, case, dtype):
+    with use(kernel=kernel):
+        verify_hyena(Golden("hyena"), case, dtype)
+
+
+@pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
+def test_the_mixer_of_hyena_equals_that_of_torch_on_a_gpu(place):
+    with device(place):
+        verify_hyena(Golden("hyena"), "order3", np.float32, "cuda")
+
+
+@each_dtype
+@pytest.mark.parametrize("case", HYENA)
+def test_hyena_position_by_position_equals_torch(case, dtype):
+    golden = Golden("hyena")
+    mixer = hyena(golden, case, dtype)
+    x, expected = golden[f"{case}/in"].astype(dtype), golden[f"{case}/out"]
+    with no_grad():
+        state = mixer.init_state(len(x))
+        for t in range(x.shape[1]):
+            y, state = mixer.step(Tensor(x[:, t]), state)
+            close(y.numpy(), expected[:, t], dtype, f"output at position {t}")
 
 
 # -- AdamW -------------------------------------------------------------------------------------------------------------
@@ -213,6 +277,14 @@ def test_a_gpt2_that_is_off_is_noticed(entry):
     golden[entry] = golden[entry] * (1 + 1e-9)
     with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
         verify_gpt2(golden, np.float64)
+
+
+@pytest.mark.parametrize("entry", [key for key in Golden("hyena") if key.startswith(("order3/out", "order3/grad"))])
+def test_a_hyena_that_is_off_is_noticed(entry):
+    golden = Golden("hyena")
+    golden[entry] = golden[entry] * (1 + 1e-9)
+    with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+        verify_hyena(golden, "order3", np.float64)
 
 
 @pytest.mark.parametrize("entry", ["in/gain", "grad/eps", "out/1", "cotangent/1", "note"])
