@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+POSITIONS = False
+
 
 def inputs(rng: np.random.Generator):
     """The arrays and parameters of a call of long_conv."""
@@ -51,8 +53,8 @@ def mixer(torch, model, options, layer: int):
             position = torch.arange(context)[:, None]
             angles = torch.linspace(1e-4, bands - 1, bands) * 2 * math.pi * position / context
             time = position / (context - 1)
-            self.features = nn.Parameter(torch.cat([time, torch.cos(angles), -torch.sin(angles)], dim=1),
-                                         requires_grad=options.features_lr > 0)
+            self.register_buffer("table", torch.cat([time, torch.cos(angles), -torch.sin(angles)], dim=1))
+            self.features = nn.Parameter(torch.zeros_like(self.table)) if options.features_lr else None
             sizes = [2 * bands + 1, *[hidden] * (options.filter_depth - 1)]
             self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
             self.out = nn.Linear(hidden, (order - 1) * width, bias=False)
@@ -61,7 +63,9 @@ def mixer(torch, model, options, layer: int):
             self.register_buffer("window", torch.exp(-time * torch.linspace(slow, fast, (order - 1) * width)))
 
         def forward(self, length):
-            x = self.features[:length]
+            x = self.table[:length]
+            if self.features is not None:
+                x = x + options.features_lr * self.features[:length]
             for linear in self.layers:
                 x = torch.sin(self.frequency * linear(x))
             return (self.out(x) * self.window[:length]).T.chunk(order - 1)
