@@ -41,6 +41,7 @@ def composed(x, weight, bias=None):
 
 
 causal_conv1d.kernel("cpu", "autograd.ops.causal_conv1d.cpu")
+causal_conv1d.kernel("cuda", "autograd.ops.causal_conv1d.gpu")
 
 
 @causal_conv1d.validate

@@ -132,6 +132,7 @@ def relaxed(x, filter, skip=None, reverse=None, history=None):
 
 
 long_conv.kernel("cpu", "minitv.ops.long_conv.cpu")
+long_conv.kernel("cuda", "minitv.ops.long_conv.gpu")
 
 
 @long_conv.inputs

@@ -1,8 +1,5 @@
 """long_conv on the CPU: few taps by the direct sum, many by the Fourier transform.
 
-All inputs that are multiplied with x are one filter of *taps*, at lags from first = 1 - R (the future) to L - 1 (the past);
-``skip`` adds to the tap at lag 0. Its gradient is one correlation, which holds those of all three.
-
 The transforms run over time, with channels as lanes. A complex sequence carries two real ones: z = x + i x', of channels that
 are a vector apart. With n >= 2T - 1 points nothing wraps around. Where X, X' and H, H' are the transforms of x, x' and of
 their taps, and w is z's transform at -k,
@@ -20,13 +17,14 @@ faster than to keep what forward had.
 import functools
 
 import numpy as np
-from scipy.fft import next_fast_len
 
 from autograd import kernel_fft
 from autograd.kernel_fft import Complex
 from autograd.kernel_vectors import BYTES, copy_rows, scratch, vectorized
 from autograd.kernels import cpu_kernel
 from autograd.ops.causal_conv1d.cpu import convolve, correlate, widened
+
+from .taps import kernel
 
 DIRECT = 64  # taps a position, on average, up to which the direct sum is faster
 
@@ -164,73 +162,27 @@ def _setting(points: int, dtype, width: int):
     return plan.arguments, pairs, singles, channels
 
 
-def _taps(filter, skip, reverse, length):
-    """All that x is multiplied with as taps[U D], the lag of the first of them, and how many come from each filter."""
-    past, future = min(len(filter), length), 0 if reverse is None else min(len(reverse), length)
-    first = min(1 - future, 0)
-    if skip is None and not future and past:
-        return filter[:past], 0, past, 0
-    taps = np.zeros((max(past, 1) - first, filter.shape[1]), filter.dtype)
-    taps[-first : past - first] += filter[:past]
-    if future:
-        taps[: 1 - first] += reverse[:future][::-1]
-    if skip is not None:
-        taps[-first] += skip
-    return taps, first, past, future
-
-
-def _is_direct(length, past, future):
-    """Whether the direct sum has few enough terms for each position."""
-    return sum(n - n * (n - 1) / (2 * length) for n in (past, future)) <= DIRECT
-
-
-def _arguments(x, taps, first, past, future):
+def _arguments(x, taps, first, points):
     """What both FFT kernels take, with the filter scaled for the inverse transform."""
-    points = next_fast_len(max(x.shape[1] + max(past, future, 1) - 1, 2), real=True)
     wide = widened(x)
     plan, *where = _setting(points, x.dtype, wide.shape[2])
     scaled = widened(taps * x.dtype.type(1 / points))
     return wide.reshape(-1), scaled.reshape(-1), first, where[2], plan, where[0], where[1], points, wide.shape
 
 
-def forward(x, filter, skip, reverse, history):
-    earlier, keep = 0 if history is None else history.shape[1], max(len(filter) - 1, 0)
-    whole = x if history is None else np.concatenate([history, x], axis=1)
-    length = whole.shape[1]
-    taps, first, past, future = _taps(filter, skip, reverse, length)
-    y = np.empty(whole.shape, x.dtype)
-    if not y.size:
-        pass
-    elif _is_direct(length, past, future):
-        y = convolve(whole, taps, first)
-    else:
-        arguments = _arguments(whole, taps, first, past, future)
-        target = np.empty(arguments[-1], x.dtype)
-        _forward(*arguments, target.reshape(-1))
-        y = target[..., : x.shape[2]]
-    saved = whole, taps, first, past, future, earlier, [a if a is None else len(a) for a in (filter, skip, reverse, history)]
-    return (y[:, earlier:], whole[:, max(length - keep, 0) :]), saved
+def _fft(x, taps, first, points):
+    arguments = _arguments(x, taps, first, points)
+    y = np.empty(arguments[-1], x.dtype)
+    _forward(*arguments, y.reshape(-1))
+    return y[..., : x.shape[2]]
 
 
-def backward(saved, g, ghistory):
-    x, taps, first, past, future, earlier, (filter_length, skip, reverse_length, history) = saved
-    gy = g if history is None else np.concatenate([np.zeros((len(x), earlier, x.shape[2]), x.dtype), g], axis=1)
-    if not x.size:
-        gx, gtaps = np.zeros(x.shape, x.dtype), np.zeros(taps.shape, x.dtype)
-    elif _is_direct(x.shape[1], past, future):
-        gx, gtaps = convolve(gy, taps[::-1], 1 - len(taps) - first), correlate(x, gy, len(taps), first)
-    else:
-        arguments = _arguments(x, taps, first, past, future)
-        shape = arguments[-1]
-        gx, gtaps = np.empty(shape, x.dtype), np.empty((len(taps), shape[2]), x.dtype)
-        _backward(*arguments, widened(gy).reshape(-1), gx.reshape(-1), gtaps.reshape(-1))
-        gx, gtaps = gx[..., : x.shape[2]], gtaps[:, : x.shape[2]] * x.dtype.type(1 / arguments[-2])
-    gx[:, x.shape[1] - ghistory.shape[1] :] += ghistory
-    gfilter = np.zeros((filter_length, x.shape[2]), x.dtype)
-    gfilter[:past] = gtaps[-first : past - first]
-    greverse = None
-    if reverse_length is not None:
-        greverse = np.zeros((reverse_length, x.shape[2]), x.dtype)
-        greverse[:future] = gtaps[: 1 - first][::-1][:future]
-    gskip, ghistory = None if skip is None else gtaps[-first].copy(), None if history is None else gx[:, :earlier]
-    return gx[:, earlier:], gfilter, gskip, greverse, ghistory
+def _fft_backward(x, taps, first, points, g):
+    arguments = _arguments(x, taps, first, points)
+    shape = arguments[-1]
+    gx, gtaps = np.empty(shape, x.dtype), np.empty((len(taps), shape[2]), x.dtype)
+    _backward(*arguments, widened(g).reshape(-1), gx.reshape(-1), gtaps.reshape(-1))
+    return gx[..., : x.shape[2]], gtaps[:, : x.shape[2]] * x.dtype.type(1 / points)
+
+
+forward, backward = kernel(DIRECT, (convolve, correlate), (_fft, _fft_backward))
