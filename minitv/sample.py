@@ -46,11 +46,11 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random,
              top_k: int | None = None, top_p: float = 1.0) -> Iterator[int]:
     """Yield ``tokens`` ids that continue the prompt's ids (at least one).
 
-    Where the model has learned positions, they end at its context: the state is then rebuilt from the last half
+    Where the model ends at its context, as learned positions do, the state is then rebuilt from the last half
     of it, so at least context / 2 tokens are always seen.
     """
     history = [int(i) for i in prompt]
-    limit = model.context if model.positions is not None else math.inf
+    limit = model.context if model.bounded else math.inf
     reader, logits = decoder(model), None
     for i in range(tokens):
         if logits is None or reader.position >= limit:

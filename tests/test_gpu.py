@@ -37,7 +37,7 @@ from autograd.cuda import Source, Strided, manifest
 from autograd.device import check_range, gpu, location, move, read, select
 from autograd.draw import LAYOUTS, Draw, draw_inputs
 from autograd.random import Random, philox_int
-from minitv import checkpoint, cli
+from minitv import checkpoint, cli, mixers
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
 from minitv.ops import attention
@@ -663,6 +663,29 @@ def test_what_is_not_finite_changes_nothing_on_a_gpu(cupy):
     trainer.model.load(good)
     assert math.isfinite(trainer.step(*batches(1)[0], 0)) and trainer.optimizer.steps == 1
     trainer.close()
+
+
+@pytest.mark.parametrize("variant", mixers.variants())
+def test_every_variant_on_a_gpu_is_that_of_the_cpu(variant, cupy):
+    """Loss and gradients with dropout; logits token by token."""
+    fake_cupy.state.mode = "fast"
+    inputs, labels = batches(1)[0]
+
+    def run(move_to):
+        model = LanguageModel(variant, replace(MODEL, bias=True), mixers.options(variant)(), 31, Random(0)).to(move_to)
+        loss = model.loss(inputs, labels, Random(1))
+        loss.backward()
+        logits, state = model.prefill(inputs[:, :3], model.init_state(len(inputs)))
+        for t in range(3, 6):
+            logits, state = model.step(inputs[:, t], state)
+        return loss.numpy(), logits.numpy(), {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+
+    (loss, logits, gradients), (found, found_logits, found_gradients) = run("cpu"), run("cuda")
+    assert_close(found, loss, terms=1000)
+    assert_close(found_logits, logits, terms=1000)
+    assert gradients.keys() == found_gradients.keys()
+    for name in gradients:
+        assert_close(found_gradients[name], gradients[name], name, terms=1000)
 
 
 @each_place

@@ -122,7 +122,7 @@ def test_the_state_gives_what_the_whole_sequence_gives(variant, prompt):
     ids = list(np.random.default_rng(1).integers(0, 11, prompt))
     written = list(generate(model, np.array(ids), 30, Random(0), temperature=0))
     assert len(written) == 30 and len(set(written)) > 1
-    limited = model.positions is not None
+    limited = model.bounded
     seen = ids[-8:] if limited else ids
     for token in written:
         if limited and len(seen) > 8:

@@ -1,8 +1,8 @@
-"""The generic operators, by kind: elementwise, reduce, shape, index, linalg, fft, conv; a folder where kernels exist."""
+"""The generic operators, by kind: elementwise, reduce, shape, index, linalg, fft; a folder where kernels exist."""
 
 from ..tensor import Tensor
 from .adamw import adamw
-from .conv import causal_conv1d
+from .causal_conv1d import causal_conv1d
 from .cross_entropy import cross_entropy
 from .dropout import dropout
 from .elementwise import (

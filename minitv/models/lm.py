@@ -41,6 +41,7 @@ class LanguageModel(Module):
         std = model.init_std
         self.embed = Embedding(rng.split(0), vocab, model.width, std=std, dtype=dtype)
         self.positions = normal(rng.split(1), (model.context, model.width), std, dtype) if mixer.positions else None
+        self.bounded = mixer.positions or getattr(mixer, "bounded", False)
         self.dropout = Dropout(model.dropout)
         feed_forward = getattr(mixer, "feed_forward", FeedForward)
         self.blocks = [PreNorm(model, mixer(rng.split(3, layer), model, options, layer, dtype),
@@ -85,9 +86,9 @@ class LanguageModel(Module):
 
     def _embed(self, ids: np.ndarray, start: int) -> Tensor:
         x = self.embed(beside(ids, self.embed.weight.data))
+        stop = start + ids.shape[1]
+        if self.bounded and stop > self.context:
+            raise ShapeError(f"the model has {self.context} positions; {start} + {ids.shape[1]} tokens do not fit")
         if self.positions is None:
             return x
-        stop = start + ids.shape[1]
-        if stop > self.context:
-            raise ShapeError(f"the model has {self.context} positions; {start} + {ids.shape[1]} tokens do not fit")
         return x + (self.positions if stop - start == self.context else self.positions[start:stop])

@@ -5,9 +5,11 @@ from .heads import merge_heads, split_heads
 from .retention import retention
 from .rope import rope
 from .swish_gate import swish_gate
+from .long_conv import long_conv
 
 __all__ = [
     "attention",
+    "long_conv",
     "merge_heads",
     "retention",
     "rope",

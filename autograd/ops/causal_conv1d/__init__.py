@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import ShapeError
-from ..laws import causal, independent, linear_in
-from ..op import op
-from .index import getitem
-from .shape import pad, swapaxes
+from ...errors import ShapeError
+from ...laws import causal, independent, linear_in
+from ...op import op
+from ..index import getitem
+from ..shape import pad, swapaxes
 
 
 @op("x[B T C], weight[C W], bias?[C] -> y[B T C]", analytic=True,
@@ -38,6 +38,10 @@ def composed(x, weight, bias=None):
         term = getitem(padded, key=(slice(None), slice(j, j + length))) * taps[j]
         y = term if y is None else y + term
     return y
+
+
+causal_conv1d.kernel("cpu", "autograd.ops.causal_conv1d.cpu")
+causal_conv1d.kernel("cuda", "autograd.ops.causal_conv1d.gpu")
 
 
 @causal_conv1d.validate

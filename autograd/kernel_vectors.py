@@ -1,0 +1,182 @@
+"""Vectors inside kernels: code that says which numbers are one vector, where LLVM would not find out by itself.
+
+A loop over lanes becomes vector instructions only if LLVM can prove that none of the rows it touches overlap. With two
+rows it does, with the sixteen of a butterfly it gives up. A function under ``vectorized`` runs once, while a kernel that
+calls it is compiled, with symbols in place of numbers, and its operations become instructions:
+
+    @vectorized
+    def butterfly(work, i, j):
+        a, b = work.load(i), work.load(j)         # 64 bytes each: 16 float32 or 8 float64
+        work.store(i, a + b)
+        work.store(j, a - b)
+
+A flat array arrives as Memory, an integer as Index, a constant integer as itself, so that Python's ``for`` and ``if`` over
+constants write straight-line code. It returns nothing. Vectors need no alignment, and any processor runs them, in as many
+registers as it takes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .kernels import cpu_kernel
+
+BYTES = 64  # of a vector
+LONG = ir.IntType(64)
+FLAGS = ("contract", "nsz")  # a product and a sum may become one instruction
+
+
+class _Symbol:
+    """A value of the compiled code."""
+
+    __slots__ = ("builder", "value")
+
+    def __init__(self, builder, value):
+        self.builder, self.value = builder, value
+
+    def _of(self, other):
+        """The other operand: a symbol of the same kind, or a number."""
+        if isinstance(other, _Symbol):
+            return other.value
+        kind = self.value.type
+        return ir.Constant(kind, [float(other)] * kind.count if isinstance(kind, ir.VectorType) else other)
+
+
+class Index(_Symbol):
+    """An integer."""
+
+    def __add__(self, other):
+        return Index(self.builder, self.builder.add(self.value, self._of(other)))
+
+    def __sub__(self, other):
+        return Index(self.builder, self.builder.sub(self.value, self._of(other)))
+
+    def __mul__(self, other):
+        return Index(self.builder, self.builder.mul(self.value, self._of(other)))
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+class Vector(_Symbol):
+    """64 bytes of floats; operators work lane by lane."""
+
+    def __add__(self, other):
+        return Vector(self.builder, self.builder.fadd(self.value, self._of(other), flags=FLAGS))
+
+    def __sub__(self, other):
+        return Vector(self.builder, self.builder.fsub(self.value, self._of(other), flags=FLAGS))
+
+    def __mul__(self, other):
+        return Vector(self.builder, self.builder.fmul(self.value, self._of(other), flags=FLAGS))
+
+    def __neg__(self):
+        return Vector(self.builder, self.builder.fneg(self.value))
+
+
+class Memory:
+    """A flat array; indices count its numbers and are not checked."""
+
+    def __init__(self, builder, pointer, bits: int):
+        self._builder, self._pointer, self._align = builder, pointer, bits // 8
+        self.lanes = BYTES // self._align
+        self._kind = ir.VectorType(pointer.type.pointee, self.lanes)
+        self.zeros = Vector(builder, ir.Constant(self._kind, None))
+
+    def _at(self, index, kind=None):
+        offset = index.value if isinstance(index, Index) else LONG(index)
+        pointer = self._builder.gep(self._pointer, [offset])
+        return self._builder.bitcast(pointer, kind.as_pointer()) if kind else pointer
+
+    def load(self, index) -> Vector:
+        """The numbers from ``index`` on."""
+        value = self._builder.load(self._at(index, self._kind))
+        value.align = self._align
+        return Vector(self._builder, value)
+
+    def store(self, index, vector: Vector) -> None:
+        """Write a vector from ``index`` on."""
+        self._builder.store(vector.value, self._at(index, self._kind)).align = self._align
+
+    def spread(self, index) -> Vector:
+        """The number at ``index`` in every lane."""
+        empty, first = ir.Constant(self._kind, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
+        value = self._builder.insert_element(empty, self._builder.load(self._at(index)), LONG(0))
+        return Vector(self._builder, self._builder.shuffle_vector(value, empty, first))
+
+
+def repeat(count: Index | int, carried: list, body: Callable) -> list:
+    """``for i in range(count): carried = body(i, carried)``, with the vectors in ``carried`` kept in registers."""
+    if isinstance(count, int):
+        return functools.reduce(lambda vectors, i: body(i, vectors), range(count), carried)
+    builder = count.builder
+    before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.cbranch(builder.icmp_signed(">", count.value, LONG(0)), loop, after)
+    builder.position_at_end(loop)
+    i, phis = builder.phi(LONG), [builder.phi(v.value.type) for v in carried]
+    new = body(Index(builder, i), [Vector(builder, phi) for phi in phis])
+    following, end = builder.add(i, LONG(1)), builder.block
+    builder.cbranch(builder.icmp_signed("<", following, count.value), loop, after)
+    builder.position_at_end(after)
+    results = [builder.phi(v.value.type) for v in carried]
+    starts, ends = [LONG(0), *(v.value for v in carried)], [following, *(v.value for v in new)]
+    for phi, first, then in zip([i, *phis], starts, ends, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(then, end)
+    for phi, first, then in zip(results, carried, new, strict=True):
+        phi.add_incoming(first.value, before)
+        phi.add_incoming(then.value, end)
+    return [Vector(builder, phi) for phi in results]
+
+
+def vectorized(function: Callable) -> Callable:
+    """A function for kernels whose body, run on symbols at compile time, writes the instructions."""
+
+    def generate(context, builder, signature, values):
+        symbols = []
+        for kind, value in zip(signature.args, values, strict=True):
+            if isinstance(kind, types.Array):
+                pointer = context.make_array(kind)(context, builder, value).data
+                symbols.append(Memory(builder, pointer, kind.dtype.bitwidth))
+            elif isinstance(kind, types.IntegerLiteral):
+                symbols.append(kind.literal_value)
+            else:
+                symbols.append(Index(builder, context.cast(builder, value, kind, types.int64)))
+        function(*symbols)
+        return context.get_dummy_value()
+
+    def typed(context, *kinds):
+        return types.void(*kinds), generate
+
+    # intrinsic() wants a function with as many named parameters as the call has arguments.
+    names = ", ".join(inspect.signature(function).parameters)
+    space = {"typed": typed}
+    exec(f"def {function.__name__}(context, {names}):\n    return typed(context, {names})", space)
+    made = intrinsic(prefer_literal=True)(space[function.__name__])
+    made.__doc__ = function.__doc__
+    return made
+
+
+@vectorized
+def copy_rows(to, o, to_row, source, i, source_row, rows):
+    """to[o + to_row r] = source[i + source_row r], a vector each, for r < rows."""
+
+    def body(r, _):
+        to.store(o + r * to_row, source.load(i + r * source_row))
+        return []
+
+    repeat(rows, [], body)
+
+
+@cpu_kernel
+def scratch(size, like):
+    """Memory for ``size`` numbers, not filled, on a 64-byte boundary, so that no vector straddles two cache lines."""
+    raw = np.empty(size + BYTES // like.itemsize, like.dtype)
+    start = (-raw.ctypes.data % BYTES) // like.itemsize
+    return raw[start : start + size]

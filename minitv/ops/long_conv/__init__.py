@@ -1,0 +1,144 @@
+"""long_conv: every channel convolved with a filter as long as the sequence. Poli et al. 2023, arXiv 2302.10866.
+
+    y_t = skip x_t + Σ_{s < L} filter_s x_{t-s} + Σ_{s < R} reverse_s x_{t+s}
+
+``filter`` looks back. Of a filter longer than the sequence, the first taps are used, so a shorter sequence has the same outputs
+as the beginning of a longer one. ``reverse``, for models that are not causal, looks ahead; lag 0 is then in both.
+``history`` are inputs before x_0; the last L - 1 inputs, all that can still matter, are returned under the same name.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.fft import next_fast_len
+
+from autograd.check import assert_close
+from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.op import op
+from autograd.ops import complex_multiply, concat, flip, getitem, irfft, pad, rfft, swapaxes
+
+
+def _rows(x, start, stop=None):
+    """x[:, start:stop]."""
+    return getitem(x, key=(slice(None), slice(start, stop)))
+
+
+def _whole(x, history):
+    return x if history is None else concat([history, x], axis=1)
+
+
+def _kept(whole, filter):
+    """The last L - 1 inputs."""
+    return _rows(whole, max(whole.shape[1] - max(filter.shape[0] - 1, 0), 0))
+
+
+def _a_filter_of_one_tap_delays(args, params, run, draw):
+    x = args[0]
+    if not x.shape[1]:
+        return
+    lag = draw.integer(0, x.shape[1] - 1)
+    tap = np.zeros((lag + 1, x.shape[2]), x.dtype)
+    tap[lag] = 1
+    y = run((x, tap, None, None, None), params)[0]
+    assert_close(y, np.concatenate([np.zeros_like(x[:, :lag]), x[:, : x.shape[1] - lag]], axis=1), "a tap does not delay")
+
+
+def _what_lies_beyond_the_sequence_is_not_used(args, params, run, draw):
+    x, filter, skip, reverse, history = args
+    length = x.shape[1] + (0 if history is None else history.shape[1])
+    cut = run((x, filter[:length], skip, reverse if reverse is None else reverse[: x.shape[1]], history), params)[0]
+    assert_close(cut, run(args, params)[0], "taps beyond the sequence are used")
+
+
+def _reverse_is_the_mirror_image(args, params, run, draw):
+    x, filter, skip = args[:3]
+    forward = run((x, filter, skip, None, None), params)[0]
+    backward = run((np.ascontiguousarray(x[:, ::-1]), np.zeros_like(filter), skip, filter, None), params)[0]
+    assert_close(backward[:, ::-1], forward, "reverse is not the mirror image of filter", terms=8)
+
+
+@op("x[B T D], filter[L D], skip?[D], reverse?[R D], history?[B S D] -> y[B T D], history[B P D]", view=True,
+    laws=[causal("x", "T", reverse=None), independent("B D"), linear_in("x"), linear_in("filter"),
+          streams("T", reverse=None), identity("one tap delays", _a_filter_of_one_tap_delays),
+          identity("a longer filter is cut", _what_lies_beyond_the_sequence_is_not_used),
+          identity("reverse mirrors filter", _reverse_is_the_mirror_image)])
+def long_conv(x, filter, skip=None, reverse=None, history=None):
+    """y_t = skip x_t + Σ_s filter_s x_{t-s} + Σ_s reverse_s x_{t+s} in every channel, and the last L - 1 inputs."""
+    past = np.zeros((len(x), 0, x.shape[2]), x.dtype) if history is None else history
+    whole, y = np.concatenate([past, x], axis=1), np.zeros_like(x)
+    length, earlier = whole.shape[1], past.shape[1]
+    for b, t, c in np.ndindex(x.shape):
+        if skip is not None:
+            y[b, t, c] += skip[c] * x[b, t, c]
+        for s in range(min(len(filter), earlier + t + 1)):
+            y[b, t, c] += filter[s, c] * whole[b, earlier + t - s, c]
+        for s in range(0 if reverse is None else min(len(reverse), x.shape[1] - t)):
+            y[b, t, c] += reverse[s, c] * x[b, t + s, c]
+    return y, whole[:, max(length - max(len(filter) - 1, 0), 0):]
+
+
+def _both_ways(causal, x, filter, skip, reverse, history):
+    """The outputs of a form from its causal part ``causal(x[B T D], filter[L D]) -> y``."""
+    whole = _whole(x, history)
+    y = _rows(causal(whole, filter), whole.shape[1] - x.shape[1])
+    if skip is not None:
+        y = y + skip * x
+    if reverse is not None:
+        y = y + flip(causal(flip(x, axis=1), reverse), axis=1)
+    return y, _kept(whole, filter)
+
+
+@long_conv.form
+def fft(x, filter, skip=None, reverse=None, history=None):
+    """A product of spectra: T log T."""
+
+    def causal(x, filter):
+        length, taps = x.shape[1], min(x.shape[1], filter.shape[0])
+        if not taps or not length:
+            return x * 0.0
+        points = next_fast_len(length + taps - 1, real=True)  # of factors 2, 3 and 5; fewer points would wrap around
+        spectrum = complex_multiply(rfft(swapaxes(x), n=points), rfft(swapaxes(filter[:taps]), n=points))
+        return swapaxes(irfft(spectrum, n=points)[..., :length])
+
+    return _both_ways(causal, x, filter, skip, reverse, history)
+
+
+@long_conv.form
+def direct(x, filter, skip=None, reverse=None, history=None):
+    """A sum over the taps: T²."""
+
+    def causal(x, filter):
+        y, length = x * 0.0, x.shape[1]
+        for s in range(min(length, filter.shape[0])):
+            y = y + filter[s] * pad(_rows(x, 0, length - s), widths=((0, 0), (s, 0), (0, 0)))
+        return y
+
+    return _both_ways(causal, x, filter, skip, reverse, history)
+
+
+@long_conv.form
+def relaxed(x, filter, skip=None, reverse=None, history=None):
+    """Every output as soon as its input is known, as in online.py: T log² T."""
+    from .online import begin, read
+
+    def causal(x, filter):
+        past, ys = begin(len(x), filter), [x[:, :0]]
+        for t in range(x.shape[1]):
+            y, past = read(_rows(x, t, t + 1), past, filter, block=1, convolve=fft)
+            ys.append(y)
+        return concat(ys, axis=1)
+
+    return _both_ways(causal, x, filter, skip, reverse, history)
+
+
+long_conv.kernel("cpu", "minitv.ops.long_conv.cpu")
+long_conv.kernel("cuda", "minitv.ops.long_conv.gpu")
+
+
+@long_conv.inputs
+def _(draw):
+    batch, length, width = draw.size(0, 2), draw.size(0, 9), draw.size(0, 3)
+    taps = draw.choice((length, draw.size(0, 12)))
+    return (draw.floats(batch, length, width), draw.floats(taps, width), draw.floats(width) if draw.boolean() else None,
+            draw.floats(draw.size(0, 6), width) if draw.boolean() else None,
+            draw.floats(batch, draw.size(0, 6), width) if draw.boolean() else None), {}

@@ -1,0 +1,77 @@
+"""What the kernels of both devices have in common.
+
+All inputs that are multiplied with x are one filter of *taps*, at lags from first = 1 - R (the future) to L - 1 (the past);
+``skip`` adds to the tap at lag 0. Its gradient is one correlation, which holds those of all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scipy.fft import next_fast_len
+
+from autograd.device import namespace
+
+
+def kernel(most: int, direct: tuple[Callable, Callable], fft: tuple[Callable, Callable]) -> tuple[Callable, Callable]:
+    """The forward and backward of long_conv on a device: by direct sums up to ``most`` taps a position, then by spectra.
+
+    ``direct`` are ``convolve(x, taps, first) -> y`` and ``correlate(x, g, count, first) -> gradient of the taps``; ``fft``
+    are ``forward(x, taps, first, points) -> y`` and ``backward(x, taps, first, points, g) -> gradients of x and taps``.
+    """
+    convolve, correlate = direct
+
+    def forward(x, filter, skip, reverse, history):
+        earlier, keep = 0 if history is None else history.shape[1], max(len(filter) - 1, 0)
+        whole = x if history is None else namespace(x).concatenate([history, x], axis=1)
+        length = whole.shape[1]
+        taps, first, past, future = _taps(filter, skip, reverse, length)
+        points = _points(length, past, future, most)
+        y = whole if not whole.size else fft[0](whole, taps, first, points) if points else convolve(whole, taps, first)
+        given = [a if a is None else len(a) for a in (filter, skip, reverse, history)]
+        saved = whole, taps, first, past, future, earlier, given
+        return (y[:, earlier:], whole[:, max(length - keep, 0) :]), saved
+
+    def backward(saved, g, ghistory):
+        x, taps, first, past, future, earlier, (filter_length, skip, reverse_length, history) = saved
+        xp = namespace(x)
+        gy = g if history is None else xp.concatenate([xp.zeros((len(x), earlier, x.shape[2]), x.dtype), g], axis=1)
+        points = _points(x.shape[1], past, future, most)
+        if not x.size:
+            gx, gtaps = xp.zeros_like(x), xp.zeros_like(taps)
+        elif points:
+            gx, gtaps = fft[1](x, taps, first, points, gy)
+        else:
+            gx, gtaps = convolve(gy, taps[::-1], 1 - len(taps) - first), correlate(x, gy, len(taps), first)
+        gx[:, x.shape[1] - ghistory.shape[1] :] += ghistory
+        gfilter, greverse = xp.zeros((filter_length, x.shape[2]), x.dtype), None
+        gfilter[:past] = gtaps[-first : past - first]
+        if reverse_length is not None:
+            greverse = xp.zeros((reverse_length, x.shape[2]), x.dtype)
+            greverse[:future] = gtaps[: 1 - first][::-1][:future]
+        gskip, ghistory = None if skip is None else gtaps[-first].copy(), None if history is None else gx[:, :earlier]
+        return gx[:, earlier:], gfilter, gskip, greverse, ghistory
+
+    return forward, backward
+
+
+def _taps(filter, skip, reverse, length):
+    """All that x is multiplied with as taps[U D], the lag of the first of them, and how many come from each filter."""
+    past, future = min(len(filter), length), 0 if reverse is None else min(len(reverse), length)
+    first = min(1 - future, 0)
+    if skip is None and not future and past:
+        return filter[:past], 0, past, 0
+    taps = namespace(filter).zeros((max(past, 1) - first, filter.shape[1]), filter.dtype)
+    taps[-first : past - first] += filter[:past]
+    if future:
+        taps[: 1 - first] += reverse[:future][::-1]
+    if skip is not None:
+        taps[-first] += skip
+    return taps, first, past, future
+
+
+def _points(length, past, future, most):
+    """The size of the transforms, in which nothing may wrap around; 0 for the direct sum, of few terms a position."""
+    if not length or sum(n - n * (n - 1) / (2 * length) for n in (past, future)) <= most:
+        return 0
+    return next_fast_len(max(length + max(past, future, 1) - 1, 2), real=True)  # of factors 2, 3 and 5
