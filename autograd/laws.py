@@ -29,10 +29,12 @@ def _axis(argument, letter):
     return argument.dims.index(letter) - len(argument.dims)
 
 
-def causal(inputs: str, letter: str = "T") -> Law:
-    """Output at position t does not depend on the named inputs after t."""
+def causal(inputs: str, letter: str = "T", when: str | None = None) -> Law:
+    """Output at position t does not depend on the named inputs after t; with ``when``, if that parameter is true."""
 
     def check(op, args, params, run, draw):
+        if when is not None and not params[when]:
+            return
         names = inputs.split()
         args = list(args)
         position = next(i for i, a in enumerate(op.signature.inputs) if a.name in names)
@@ -49,6 +51,8 @@ def causal(inputs: str, letter: str = "T") -> Law:
                 args[i] = np.moveaxis(changed, 0, axis)
         after = run(tuple(args), params)
         for argument, old, new in zip(op.signature.outputs, before, after, strict=True):
+            if letter not in argument.dims:  # a state, after everything
+                continue
             axis = _axis(argument, letter)
             assert_close(np.moveaxis(new, axis, 0)[:cut], np.moveaxis(old, axis, 0)[:cut],
                          f"{op.name}: {argument.name} before position {cut} depends on later inputs")
@@ -99,18 +103,21 @@ def linear_in(name: str) -> Law:
 
         for both, one, other, none in zip(at(u * u.dtype.type(scale) + w), at(u), at(w), at(np.zeros_like(u)),
                                           strict=True):
-            assert_close(both, scale * (one - none) + other, f"{op.name} is not linear in {name}", terms=8)
+            change = np.subtract(one, none, out=np.zeros_like(one), where=one != none)  # where both are infinite, 0
+            assert_close(both, scale * change + other, f"{op.name} is not linear in {name}", terms=8)
 
     return Law(f"linear in {name}", check)
 
 
-def streams(letter: str = "T") -> Law:
+def streams(letter: str = "T", when: str | None = None) -> Law:
     """Two segments, the state after the first carried into the second, give what one pass gives.
 
-    The state are the optional inputs that have an output of the same name.
+    The state are the optional inputs that have an output of the same name. With ``when``, if that parameter is true.
     """
 
     def check(op, args, params, run, draw):
+        if when is not None and not params[when]:
+            return
         inputs, outputs = op.signature.inputs, op.signature.outputs
         states = {a.name for a in inputs if a.optional} & {a.name for a in outputs}
         lengths = {x.shape[_axis(a, letter)] for a, x in zip(inputs, args, strict=True) if x is not None and letter in a.dims}
