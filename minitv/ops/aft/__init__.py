@@ -273,7 +273,8 @@ def _simple_is_full(args, params, run, draw):
 
 
 @op("q[B T C], k[B T C], v[B T C], mask?:bool[B T], average?[B C], logsum?[B C] -> y[B T C], average[B C], logsum[B C]",
-    laws=[causal("q k v", when="causal"), independent("B C"), linear_in("v"), streams(when="causal"), masked, _within_the_values(2, 4),
+    laws=[causal("q k v", when="causal"), independent("B C"), linear_in("v"), streams(when="causal"), masked,
+          _within_the_values(2, 4),
           _only_differences("keys", 1, 5), identity("aft_full without bias", _simple_is_full)])
 def aft_simple(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
     """y_t = sigmoid(q_t) Σ_s e^(k_s) v_s / Σ_s e^(k_s) over s <= t, or over all s; and the state after the last step.
@@ -317,7 +318,7 @@ def parallel(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
     return _pairs(q, k, v, None, _seen(q, k, causal)), *_after(k, v, 0)[:2]
 
 
-# aft_simple.kernel("cpu", "minitv.ops.aft.cpu", prefix="simple_")
+aft_simple.kernel("cpu", "minitv.ops.aft.cpu", prefix="simple_")
 
 
 @aft_simple.validate
@@ -353,7 +354,8 @@ def _order_of_keys(args, params, run, draw):
 
 
 @op("q[B T C], k[B S C], v[B S C], bias[T S], mask?:bool[B S] -> y[B T C]",
-    laws=[independent("B C"), linear_in("v"), masked, _within_the_values(2), _only_differences("keys", 1), _only_differences("biases", 3),
+    laws=[independent("B C"), linear_in("v"), masked,
+          _within_the_values(2), _only_differences("keys", 1), _only_differences("biases", 3),
           identity("with causal, only the last position sees the last key", _later_keys),
           identity("without, the order of keys does not matter", _order_of_keys)])
 def aft_full(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
@@ -412,7 +414,7 @@ def _tile(k, v, bias, seen):
     return _mean(exponents, v[:, None], axis=2)
 
 
-# aft_full.kernel("cpu", "minitv.ops.aft.cpu", prefix="full_")
+aft_full.kernel("cpu", "minitv.ops.aft.cpu", prefix="full_")
 
 
 @aft_full.validate
@@ -452,7 +454,8 @@ def _no_bias_is_simple(args, params, run, draw):
 
 @op("q[B T C], k[B T C], v[B T C], bias[T W], mask?:bool[B T], average?[B C], logsum?[B C], keys?[B P C], values?[B P C]"
     " -> y[B T C], average[B C], logsum[B C], keys[B P C], values[B P C]",
-    laws=[causal("q k v", when="causal"), independent("B C"), linear_in("v"), streams(when="causal"), masked, _within_the_values(2, 5, 8),
+    laws=[causal("q k v", when="causal"), independent("B C"), linear_in("v"), streams(when="causal"), masked,
+          _within_the_values(2, 5, 8),
           _only_differences("keys", 1, 6, 7), identity("aft_full with a band of biases", _local_is_full),
           identity("without bias, aft_simple", _no_bias_is_simple)])
 def aft_local(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
@@ -490,7 +493,7 @@ def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, val
     return _pairs(q, k, v, whole, _seen(q, k, causal)), *_after(k, v, bias.shape[1] - 1 - ahead)
 
 
-# aft_local.kernel("cpu", "minitv.ops.aft.cpu", prefix="local_")
+aft_local.kernel("cpu", "minitv.ops.aft.cpu", prefix="local_")
 
 
 @aft_local.validate
@@ -524,7 +527,8 @@ def _conv_is_local(args, params, run, draw):
 
 @op("q[B T C], k[B T H], v[B T C], bias[H W], mask?:bool[B T], average?[B C], logsum?[B H], keys?[B P H], values?[B P C]"
     " -> y[B T C], average[B C], logsum[B H], keys[B P H], values[B P C]",
-    laws=[causal("q k v", when="causal"), independent("B"), linear_in("v"), streams(when="causal"), masked, _within_the_values(2, 5, 8),
+    laws=[causal("q k v", when="causal"), independent("B"), linear_in("v"), streams(when="causal"), masked,
+          _within_the_values(2, 5, 8),
           _only_differences("keys", 1, 6, 7), identity("a head is aft_local", _conv_is_local),
           identity("without bias, aft_simple", _no_bias_is_simple)])
 def aft_conv(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
@@ -562,7 +566,7 @@ def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, val
     return _pairs(q, k, v, whole, _seen(q, k, causal)), *_after(k, v, bias.shape[1] - 1 - ahead)
 
 
-# aft_conv.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv_")
+aft_conv.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv_")
 
 
 @aft_conv.validate
@@ -574,7 +578,7 @@ def _(q, k, v, bias, mask, average, logsum, keys, values, *, causal):
 
 @aft_conv.inputs
 def _(draw):
-    batch, length, heads, size = draw.size(0, 2), draw.size(0, 7), draw.size(1, 3), draw.size(0, 2)
+    batch, length, heads, size = draw.size(0, 2), draw.size(0, 7), draw.size(1, 3), draw.size(1, 2)
     shape, causal = (batch, length, heads * size), draw.boolean()
     window = draw.size(1, 4) if causal else 2 * draw.size(1, 3) - 1
     mask = draw.mask(batch, length) if draw.boolean() else None
@@ -596,7 +600,8 @@ def _one_row_is_conv(args, params, run, draw):
 
 
 @op("q[B Y X C], k[B Y X H], v[B Y X C], bias[H M N], mask?:bool[B Y X] -> y[B Y X C]",
-    laws=[independent("B"), linear_in("v"), masked, _within_the_values(2), _only_differences("keys", 1),
+    laws=[independent("B"), linear_in("v"), masked,
+          _within_the_values(2), _only_differences("keys", 1),
           identity("an image of one row, aft_conv", _one_row_is_conv)])
 def aft_conv2d(q, k, v, bias, mask=None):
     """aft_conv for the pixels of an image, all of which are seen: bias[h, i, j] for the key at (y + M//2 - i, x + N//2 - j).
@@ -631,7 +636,7 @@ def parallel(q, k, v, bias, mask=None):
     return reshape(_pairs(*flat, whole, xp.ones(whole.shape[:2], bool)), q.shape)
 
 
-# aft_conv2d.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv2d_")
+aft_conv2d.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv2d_")
 
 
 @aft_conv2d.validate
@@ -643,7 +648,7 @@ def _(q, k, v, bias, mask):
 
 @aft_conv2d.inputs
 def _(draw):
-    lead, heads, size = (draw.size(0, 2), draw.size(0, 3), draw.size(0, 3)), draw.size(1, 2), draw.size(0, 2)
+    lead, heads, size = (draw.size(0, 2), draw.size(0, 3), draw.size(0, 3)), draw.size(1, 2), draw.size(1, 2)
     mask = draw.mask(*lead) if draw.boolean() else None
     keys = _draw_keys(draw, lead[0], lead[1] * lead[2], heads).reshape(*lead, heads)
     bias = _draw_bias(draw, heads, 2 * draw.size(1, 2) - 1, 2 * draw.size(1, 2) - 1)
@@ -678,7 +683,7 @@ def composed(u, v, *, window=32, causal=True):
     return where(inside, matmul(u, swapaxes(v))[rows, xp.where(inside, s, 0)], 0.0)
 
 
-# banded_product.kernel("cpu", "minitv.ops.aft.cpu", prefix="band_")
+banded_product.kernel("cpu", "minitv.ops.aft.cpu", prefix="band_")
 
 
 @banded_product.validate
