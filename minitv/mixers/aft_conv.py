@@ -29,7 +29,6 @@ from ..ops import aft_conv
 from ..options import ModelOptions
 from ._aft import AFT, PROJECTION
 
-
 PRESETS = {"nanogpt-cpu": dict(heads=None), "small": dict(heads=None)}
 
 
