@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import Options, Parser, choose, from_json, read_toml, settings, shown, table, to_json
+from .config import Options, Parser, Setting, choose, from_json, read_toml, settings, shown, table, to_json
 from .errors import UserError
 from .options import DEFAULT_PRESET, PRESETS, RESUMABLE, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
 
@@ -124,11 +126,57 @@ def _train(argv: list[str]) -> int:
     sources["variant"] = source
     model, mixer, run = options.build({**values, "out": values["out"] or f"runs/{variant}"})
     if print_config:
-        print(_table(variant, (model, mixer, run), values, sources))
+        print(table(_rows(variant, (model, mixer, run), values, sources)))
         return 0
     from .train import train
 
     return train(variant, model, mixer, run)
+
+
+def _compare(argv: list[str]) -> int:
+    """The runs of `minitv compare`: every variant with every seed, each with the options that it has."""
+    from . import mixers
+    from .compare import Run, compare
+
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    argv = argv[len(words):]
+    variants = [_variant(word) for word in words] or list(mixers.variants())
+    if len(set(variants)) < len(variants):
+        raise UserError(f"{max(variants, key=variants.count)} is given twice")
+    every = {variant: Options(ModelOptions, mixers.options(variant), TrainOptions) for variant in variants}
+    known = Options.union(every.values(), without=("resume", "sample_tokens"))
+    parser = Parser(
+        "minitv compare",
+        synonyms=SYNONYMS,
+        usage="minitv compare [VARIANT ...] [options]",
+        description="Train several variants on the same text with the same batches, tokens and schedule, and compare them:\n"
+        "bits per character of held-out text, speed, memory, size of the state, speed of writing. Each run is a process\n"
+        "and a folder of its own; the same command continues what was interrupted, and repeats nothing.",
+        epilog="examples:\n  minitv compare\n  minitv compare transformer rwkv --preset nanogpt-cpu --data my.txt --seeds 3",
+    )
+    preset_names = "{" + ",".join(PRESETS) + "}"
+    parser.add_argument("--preset", metavar=preset_names, help=f"a set of values (default: {DEFAULT_PRESET})")
+    seeds = Setting("seeds", int, False, 1, "runs of each variant, with the seeds from --seed on", "", low=1, high=1000)
+    parser.add_argument("--seeds", type=seeds.parse, metavar="N", help=f"{seeds.help} (default: 1)")
+    parser.add_options(known)
+    given = parser.parse(argv)
+    preset = choose("preset", str(given.pop("preset", DEFAULT_PRESET)), PRESETS)
+    number = given.pop("seeds", 1)
+    directory = Path(given.pop("out", None) or "runs/compare")
+    overwrite = given.pop("overwrite", False)
+    runs = []
+    for variant, options in every.items():
+        layers = [(f"preset {preset}", {k: v for k, v in mixers.preset(variant, preset).items() if k in options.settings}),
+                  ("command line", {k: v for k, v in given.items() if k in options.settings})]
+        values, sources = options.merge(*layers)
+        sources["variant"] = "command line"
+        for seed in range(values["seed"], values["seed"] + number):
+            folder = directory / f"{variant}-{seed}"
+            own = {**values, "seed": seed, "out": str(folder), "sample_tokens": 0}
+            configs = options.build(own)
+            parts = dict(zip(("model", "mixer", "run"), map(to_json, configs), strict=True))
+            runs.append(Run(variant, seed, folder, _rows(variant, configs, own, sources), parts, overwrite))
+    return compare(sorted(runs, key=lambda run: run.seed), directory)
 
 
 def _train_parser() -> Parser:
@@ -194,14 +242,15 @@ def _only_resumable(directory: str, stored: dict, layers: list, options: Options
             )
 
 
-def _table(variant: str, configs: tuple, values: dict[str, Any], sources: dict[str, str]) -> str:
+def _rows(variant: str, configs, values: dict[str, Any], sources: dict[str, str]) -> list[tuple[str, str, Any, str]]:
+    """Every value and where it came from."""
     rows = [("minitv train", "variant", variant, sources["variant"])]
     for config in configs:
         for name, setting in settings(type(config)).items():
             value, derived = values[name], getattr(config, name)
             follows = f", here {shown(derived)}" if value is None and derived is not None else ""  # from other values
             rows.append((setting.group, name, value, sources[name] + follows))
-    return table(rows)
+    return rows
 
 
 def _sample(argv: list[str]) -> int:
@@ -259,7 +308,15 @@ def _list(argv: list[str]) -> int:
 
 
 def _info(argv: list[str]) -> int:
-    _plain("info", "Show versions, processor, threads and GPU: what minitv finds on this machine.", argv)
+    parser = Parser(
+        "minitv info",
+        usage="minitv info [--gpu]",
+        description="Show versions, processor, threads and GPU: what minitv finds on this machine.",
+        epilog="example:\n  minitv info --gpu",
+    )
+    parser.add_argument("--gpu", action="store_true", help="compile and run a kernel on every GPU, and report")
+    if parser.parse(argv).get("gpu"):
+        return _info_gpu()
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -293,41 +350,74 @@ def _info(argv: list[str]) -> int:
 
 
 def _cupy() -> str:
-    import importlib.util
+    from importlib.util import find_spec
 
-    if importlib.util.find_spec("cupy") is None:
-        return 'not installed; for a GPU: pip install "minitv[cuda12]" or "minitv[cuda13]"'
-    try:
-        import cupy
+    if find_spec("cupy") is None:
+        return 'not installed; for a GPU: pip install "minitv[cuda13]" or "minitv[cuda12]"'
+    return "installed; `minitv info --gpu` tries it"
 
-        count = cupy.cuda.runtime.getDeviceCount()
-        names = [cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(count)]
-        return f"{cupy.__version__}, {', '.join(names) or 'no GPU'}"
-    except Exception as error:  # a broken driver or library: whatever it says is the answer
-        return f"installed, unusable: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+def _info_gpu() -> int:
+    """Run one of our kernels on each card."""
+    import time
+
+    import numpy as np
+
+    from autograd import Tensor, gelu, use
+    from autograd.device import gpu
+
+    from .errors import device_errors
+
+    with device_errors():
+        cupy = gpu()
+    runtime = cupy.cuda.runtime
+    versions = f"runtime {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}"
+    rows = [("cupy", cupy.__version__), ("CUDA", versions)]
+    x, good = np.linspace(-3, 3, 1000, dtype=np.float32), True
+    for number in range(runtime.getDeviceCount()):
+        properties = runtime.getDeviceProperties(number)
+        rows.append((f"cuda:{number}", f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.1f} GiB, "
+                                       f"compute capability {properties['major']}.{properties['minor']}"))
+        start = time.perf_counter()
+        with cupy.cuda.Device(number), use("gelu", kernel="cuda"):
+            found = gelu(Tensor(x).to(f"cuda:{number}")).numpy()
+        right = bool(np.abs(found - gelu(x).numpy()).max() < 1e-6)
+        good &= right
+        rows.append(("", f"a kernel of ours compiled and run in {time.perf_counter() - start:.2f} s, "
+                         f"{'equal to the CPU' if right else 'and WRONG'}"))
+    _columns(rows)
+    return 0 if good else 1
 
 
 def _explain(argv: list[str]) -> int:
     parser = Parser(
         "minitv explain",
-        usage="minitv explain [OP]",
-        description="Show an operator: its formula, shapes, forms and kernels. Without OP, list all.",
-        epilog="example:\n  minitv explain layer_norm",
+        usage="minitv explain [NAME]",
+        description="Show a variant: its formula, cost and state, what it equals, where paper and code differ.\n"
+        "Or an operator: its formula, shapes, forms and kernels. Without NAME, list all operators.",
+        epilog="examples:\n  minitv explain transformer\n  minitv explain layer_norm",
     )
-    parser.add_argument("operator", metavar="OP", nargs="?", help="name of an operator")
-    name = parser.parse(argv).get("operator")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="name of a variant or of an operator")
+    name = parser.parse(argv).get("name")
     import inspect
 
     import minitv.ops  # noqa: F401 - declares the variants' operators
     from autograd import REGISTRY
 
+    from .mixers import describe, variants
+
     if name is None:
         _columns((op.name, str(op.signature)) for op in sorted(REGISTRY.values(), key=lambda op: op.name))
         return 0
+    if name in variants():
+        print(f"{name}: {variants()[name]}\n")
+        _columns(describe(name))
+        return 0
     if name not in REGISTRY:
-        close = difflib.get_close_matches(name, REGISTRY, 1)
-        hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all"
-        raise UserError(f"unknown operator {name!r}; {hint}")
+        known = [*variants(), *REGISTRY]
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all operators, `minitv list` all variants"
+        raise UserError(f"unknown variant or operator {name!r}; {hint}")
     op = REGISTRY[name]
     print(f"{op.name}: {op.signature}\n")
     if op.__doc__:
@@ -374,10 +464,11 @@ def _columns(rows: Any) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train a model on text"),
+    "compare": (_compare, "train several variants alike, and compare them"),
     "sample": (_sample, "write text with a trained model"),
     "list": (_list, "list the variants and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),
-    "explain": (_explain, "show an operator: formula, shapes, forms, kernels"),
+    "explain": (_explain, "show a variant or an operator: formula, cost, forms, kernels"),
     "plot": (_plot, "draw the curve of a run"),
 }
 

@@ -183,6 +183,16 @@ class Options:
                     raise TypeError(f"option {name!r} of {cls.__name__} is declared twice")
                 self.settings[name] = setting
 
+    @classmethod
+    def union(cls, every: Iterable[Options], without: Sequence[str] = ()) -> Options:
+        """The options that at least one of several namespaces has, for one command line."""
+        union = cls()
+        for options in every:
+            for name, setting in options.settings.items():
+                if name not in without:
+                    union.settings.setdefault(name, setting)
+        return union
+
     def merge(self, *layers: tuple[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
         """Values and where each came from: the defaults, then ``(source, {name: value})`` in order, the later wins."""
         values = {name: setting.default for name, setting in self.settings.items()}

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -221,18 +221,29 @@ def plot(directory: str | Path, path: str | Path | None = None) -> Path:
     ``training`` and the ``held_out`` part), ``variant`` and ``parameters``; each may be absent.
     """
     header, records = read_log(directory)
+    training, held_out = curves(header, records)
+    if not training and not held_out:
+        raise UserError(f"{Path(directory) / LOG}: no losses to draw yet")
+    lines = [(series, name, colour, width) for series, name, colour, width in
+             ((training, "training", TRAINING, 1.0), (held_out, "held out", HELD_OUT, 2.2)) if series]
+    return draw(Path(directory) / CURVE if path is None else Path(path), lines, header.get("ngram_bpc") or (),
+                _title(header, records))
+
+
+def curves(header: Mapping[str, Any], records: list[dict]) -> tuple[list, list]:
+    """The losses of a log as (step, bits per character): of single batches, and of the held-out text."""
+    per_char = header.get("tokens_per_char") or {}
+    return (_series(records, "loss", per_char.get("training", 1.0) / math.log(2)),
+            _series(records, "val_loss", per_char.get("held_out", 1.0) / math.log(2)))
+
+
+def draw(path: Path, lines: list[tuple[list, str, str, float]], baselines: Sequence[float], title: str) -> Path:
+    """A picture of lines (points, name, colour, width), each with its last value, beside the n-grams' of order 0, 1, ..."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError('a picture needs matplotlib: pip install "minitv[plot]"') from None
-
-    per_char = header.get("tokens_per_char") or {}
-    training = _series(records, "loss", per_char.get("training", 1.0) / math.log(2))
-    held_out = _series(records, "val_loss", per_char.get("held_out", 1.0) / math.log(2))
-    if not training and not held_out:
-        raise UserError(f"{Path(directory) / LOG}: no losses to draw yet")
-    path = Path(directory) / CURVE if path is None else Path(path)
     if not path.name or (path.exists() and not path.is_file()):
         raise UserError(f"--out {path}: this is not a file")
     if not path.parent.is_dir():
@@ -242,32 +253,31 @@ def plot(directory: str | Path, path: str | Path | None = None) -> Path:
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     labels: list[tuple[float, str, str, bool]] = []  # height, text, colour, bold
-    for order, bits in enumerate(header.get("ngram_bpc") or ()):
+    for order, bits in enumerate(baselines):
         axes.axhline(bits, color=BASELINE, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.75, zorder=1)
         labels.append((bits, f"n-gram order {order}  {bits:.2f}", BASELINE, False))
-    for series, name, colour, width in ((training, "training", TRAINING, 1.0), (held_out, "held out", HELD_OUT, 2.2)):
-        if series:
-            steps, bits = zip(*series, strict=True)
-            axes.plot(
-                steps,
-                bits,
-                color=colour,
-                linewidth=width,
-                marker="o" if len(series) == 1 or name == "held out" else "",
-                markersize=3.5,
-                zorder=2 + (name == "held out"),
-                solid_capstyle="round",
-            )
-            finite = [b for b in bits if math.isfinite(b)]
-            if finite:
-                labels.append((finite[-1], f"{name}  {finite[-1]:.2f}", colour, True))
+    for series, name, colour, width in lines:
+        steps, bits = zip(*series, strict=True)
+        axes.plot(
+            steps,
+            bits,
+            color=colour,
+            linewidth=width,
+            marker="o" if len(series) == 1 or width > 1 else "",
+            markersize=3.5,
+            zorder=2 + (width > 1),
+            solid_capstyle="round",
+        )
+        finite = [b for b in bits if math.isfinite(b)]
+        if finite and name:
+            labels.append((finite[-1], f"{name}  {finite[-1]:.2f}", colour, True))
 
-    last = max(step for step, _ in training + held_out)
-    axes.set_xlim(0, max(last, 1))
+    points = [point for series, *_ in lines for point in series]
+    axes.set_xlim(0, max(1, *(step for step, _ in points)))
     heights = [height for height, *_ in labels]
-    drawn = [bits for _, bits in training + held_out if math.isfinite(bits)]
+    drawn = [bits for _, bits in points if math.isfinite(bits)]
     # Order 0 is the frequency of characters: what lies above it is the first few steps, and would squeeze the rest.
-    top = max(heights if header.get("ngram_bpc") else [*heights, *drawn], default=1.0)
+    top = max(heights if baselines else [*heights, *drawn], default=1.0)
     bottom = min([*heights, *drawn], default=0.0)
     margin = 0.05 * max(top - bottom, 0.1)
     axes.set_ylim(bottom - margin, top + margin)
@@ -289,7 +299,7 @@ def plot(directory: str | Path, path: str | Path | None = None) -> Path:
 
     axes.set_xlabel("step", color=INK)
     axes.set_ylabel("bits per character (lower is better)", color=INK)
-    axes.set_title(_title(header, records), loc="left", fontsize=11, color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.tick_params(colors=INK, labelsize=9)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.6, zorder=0)
     axes.set_axisbelow(True)

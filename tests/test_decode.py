@@ -18,8 +18,9 @@ from minitv.options import ModelOptions
 
 VOCAB = 11
 OPTIONS = {
-    "seed": range(99), "context": range(1, 41), "layers": (1, 2, 3), "heads": (1, 2, 5), "width": (10, 20), "ffn_multiple": (1, 4),
-    "activation": list(ACTIVATIONS), "norm": list(NORMS), "bias": (False, True), "tied": (False, True),
+    "seed": range(99), "context": range(1, 41), "layers": (1, 2, 3), "heads": (1, 2, 5), "width": (10, 20),
+    "ffn_multiple": (1, 4), "activation": list(ACTIVATIONS), "norm": list(NORMS), "bias": (False, True),
+    "tied": (False, True),
 }
 
 

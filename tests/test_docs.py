@@ -70,11 +70,16 @@ def test_commands_in_the_readme_are_understood(command, tmp_path, monkeypatch, c
     word, *rest = shlex.split(command)[1:]
     if word == "train":
         rest.append("--print-config")
-    elif word in ("sample", "plot"):
+    elif word in ("sample", "plot", "compare"):
         rest.append("--help")
     (tmp_path / "my.txt").write_text("text")
     assert cli.main([word, *rest]) == 0
     assert capsys.readouterr().out
+
+
+def test_tables_of_the_readme_are_what_the_results_say():
+    result = subprocess.run([sys.executable, ROOT / "benchmarks" / "report.py", "--check"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_files_named_in_the_readme_exist():

@@ -15,9 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autograd import REGISTRY, distance, gemm
+from autograd.check import TOLERANCE
 from minitv import checkpoint, mixers
 from minitv import train as training
 from minitv.cli import main
+from minitv.data import Batches
 from minitv.models.lm import LanguageModel
 from minitv.options import ModelOptions, TrainOptions
 from minitv.report import LOG, read_log
@@ -97,7 +100,8 @@ def lines(run):
     """The log, without what depends on the clock and the folder."""
     header, records = read_log(run)
     header["config"]["run"].pop("out")
-    return [header, *({k: v for k, v in record.items() if k not in ("tokens_per_s", "elapsed_s")} for record in records)]
+    measured = ("tokens_per_s", "elapsed_s", "peak_mb")
+    return [header, *({k: v for k, v in record.items() if k not in measured} for record in records)]
 
 
 @pytest.fixture
@@ -224,7 +228,7 @@ def test_log_schema(whole, text):
     keys = {"step", "loss", "bpc", "tokens_per_s", "elapsed_s", "lr", "grad_norm"}
     assert [record["step"] for record in records] == list(range(1, 21))
     for record in records:
-        assert record.keys() == keys | ({"val_loss"} if record["step"] in (10, 20) else set())
+        assert record.keys() == keys | ({"val_loss", "peak_mb"} if record["step"] in (10, 20) else set())
         assert all(math.isfinite(value) and value >= 0 for value in record.values())
         seen = data[:header["corpus"]["training_tokens"]].decode(errors="ignore") if "byte" in options else None
         per_char = header["corpus"]["training_tokens"] / len(seen) if seen else 1
@@ -567,3 +571,26 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_forgotten(monkeypatch)
     finally:
         made.close()
         fresh.close()
+
+
+def test_200_steps_with_kernels_follow_those_in_plain_numpy(monkeypatch):
+    """The same losses within the tolerance of float32, dropout included, for sizes at which every kernel is used."""
+    def losses():
+        model = ModelOptions(context=33, layers=2, width=48, dropout=0.1, bias=True)
+        options = TrainOptions(batch=9, steps=200, warmup=20, seed=3, threads=2)
+        made = Trainer("transformer", model, mixers.options("transformer")(heads=3), options, 65)
+        ids = np.random.default_rng(0).integers(0, 65, 40).repeat(40)[:1500]
+        batches = Batches(ids, options.batch, model.context, 5)
+        try:
+            return np.array([made.step(*batches.batch(step), step) for step in range(200)])
+        finally:
+            made.close()
+
+    monkeypatch.setattr(gemm, "suits", lambda M, K, N: True)
+    fast = losses()
+    monkeypatch.setattr(gemm, "suits", lambda M, K, N: False)
+    for op in REGISTRY.values():
+        monkeypatch.setattr(op, "kernels", {})
+    plain = losses()
+    assert plain[-1] < 0.5 * plain[0]
+    assert max(distance(*pair) for pair in zip(fast, plain, strict=True)) < TOLERANCE[np.dtype(np.float32)]

@@ -1,0 +1,113 @@
+"""Write the tables of README.md and benchmarks/README.md from benchmarks/results/*.json.
+
+    python benchmarks/report.py [--check]
+
+A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``; NAME is a function below. ``--check`` changes nothing
+and exits with 1 if a table is not what the results say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+MARKED = re.compile(r"(?P<begin><!-- results: (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.S)
+
+
+def results(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def ratio(found: list[float]) -> str:
+    """The median, and the smallest and largest of the rounds."""
+    return "{:.2f} ({:.2f} to {:.2f})".format(*found)
+
+
+def where(result: dict) -> str:
+    """The machine, as a sentence."""
+    host = result["host"]
+    versions = ", ".join(f"{label} {host[key]}" for key, label in (("numpy", "NumPy"), ("numba", "Numba"), ("torch", "PyTorch"))
+                         if key in host)
+    return (f"\n{host['processor']}, {result['threads']} threads, {versions}, {host['date']}: "
+            f"median of {result['rounds']} rounds (smallest to largest).\n")
+
+
+def train() -> str:
+    """A training step of every variant and shape against PyTorch."""
+    result = results("train")
+    rows = []
+    for variant, presets in result["variants"].items():
+        for preset, found in presets.items():
+            memory = max(found["peak_mb"]["minitv"] / peak for name, peak in found["peak_mb"].items() if name != "minitv")
+            rows.append([f"{variant}, `{preset}`", f"{found['tokens_per_s']['minitv']:,.0f}",
+                         *(ratio(found["ratio"][name]) if name in found["ratio"] else "–" for name in ("eager", "compile")),
+                         f"{memory:.2f}", f"{found['cold_first_step_s']:.1f} s, {found['first_step_s']['minitv']:.2f} s"])
+    header = ["training step", "tokens/s", "× PyTorch eager", "× torch.compile", "memory / theirs", "first step: cold, cached"]
+    return table(header, rows) + where(result)
+
+
+def decode() -> str:
+    """Writing text, one token at a time."""
+    result = results("decode")
+    rows = [[f"`{preset}`", f"{found['tokens_per_s']['minitv']:,.0f}",
+             *(ratio(found["ratio"][name]) if name in found["ratio"] else "–" for name in ("eager", "operators"))]
+            for preset, found in result["presets"].items()]
+    return table(["writing text, batch 1", "tokens/s", "× PyTorch eager", "× through our operators"], rows) + where(result)
+
+
+def without() -> str:
+    """What each technique is worth: speed with it over speed without it, and the same of memory where that differs."""
+    result = results("without")
+    presets = next(iter(result["variants"].values()))
+    techniques = dict.fromkeys(name for found in presets.values() for name in found["ratio"])
+
+    def cell(found: dict, name: str) -> str:
+        memory = f"{found['peak_mb']['minitv'] / found['peak_mb'][name]:.2f}"
+        return ratio(found["ratio"][name]) + (f", {memory} of the memory" if memory != "1.00" else "")
+
+    rows = [[name, *(cell(found, name) for found in presets.values())] for name in techniques]
+    return table(["a training step with it, × without it", *(f"`{name}`" for name in presets)], rows) + where(result)
+
+
+def variants() -> str:
+    """A page for every variant, folded up."""
+    from minitv import mixers
+
+    pages = []
+    for name, title in mixers.variants().items():
+        rows = "".join(f"| {label} | {text} |\n" for label, text in mixers.describe(name))
+        pages.append(f"<details><summary><b>{name}</b>: {title}</summary>\n\n| | |\n|---|---|\n{rows}\n</details>\n\n")
+    return "".join(pages)
+
+
+TABLES: dict[str, Callable[[], str]] = {made.__name__: made for made in (train, decode, without, variants)}
+
+
+def filled(text: str) -> str:
+    """The page with every table made anew."""
+    return MARKED.sub(lambda match: match["begin"] + TABLES[match["name"]]() + match["end"], text)
+
+
+def main() -> int:
+    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != filled(page.read_text(encoding="utf-8"))]
+    for page in stale:
+        if "--check" in sys.argv[1:]:
+            print(f"{page.relative_to(ROOT)} is not what benchmarks/results say: run python benchmarks/report.py")
+        else:
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    return int(bool(stale) and "--check" in sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Causal attention in PyTorch: scaled_dot_product_attention, with a cache of keys and values when writing."""
+
+from __future__ import annotations
+
+POSITIONS = True
+
+
+def mixer(torch, model, options, layer):
+    nn, functional = torch.nn, torch.nn.functional
+    heads, size = options.heads, model.width // options.heads
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(model.width, 3 * model.width, bias=model.bias)
+            self.out = nn.Linear(model.width, model.width, bias=model.bias)
+
+        def forward(self, x, keys=None, values=None, start=0):
+            batch, length, width = x.shape
+            q, k, v = (part.view(batch, length, heads, size).transpose(1, 2) for part in self.qkv(x).split(width, dim=2))
+            if keys is not None:  # [B H context head_dim], filled up to ``start``
+                stop = start + length
+                keys[:, :, start:stop], values[:, :, start:stop] = k, v
+                k, v = keys[:, :, :stop], values[:, :, :stop]
+            drop = model.dropout if self.training else 0.0
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=length > 1, dropout_p=drop)
+            return functional.dropout(self.out(y.transpose(1, 2).reshape(batch, length, width)), drop)
+
+    return Attention()
+
+
+def cache(torch, model, options, batch: int = 1):
+    """Room for the keys and values of every layer."""
+    shape = batch, options.heads, model.context, model.width // options.heads
+    return [(torch.zeros(shape), torch.zeros(shape)) for _ in range(model.layers)]

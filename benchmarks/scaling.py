@@ -1,0 +1,138 @@
+"""Time per token over the length of the sequence: of a training step, and of writing the next token.
+
+    python benchmarks/scaling.py [VARIANT ...] [--lengths 256,512,...] [--rounds 3] [--threads N] [--save]
+
+The model has 2 layers of width 128; a step has as many tokens as the longest sequence (a sequence for each thread at least),
+so that only their division into sequences changes. Writing is measured with a state that has read so many tokens. The lengths
+alternate within a process, and every variant has processes of its own. ``ratio`` is the time per token at the longest
+sequence over that at the shortest, the median over the rounds with the smallest and the largest. ``--save`` writes
+benchmarks/results/scaling.json and draws scaling.png beside it (with matplotlib).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import numpy as np
+from rounds import RESULTS, run, save, warn_if_busy
+from train import VOCAB
+
+from autograd.device import blas_threads, cores
+from minitv import mixers
+from minitv.config import Options
+from minitv.options import ModelOptions, TrainOptions
+
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+
+
+def model_options(variant: str, length: int, batch: int):
+    options = Options(ModelOptions, mixers.options(variant), TrainOptions)
+    own = {k: v for k, v in mixers.preset(variant, "tiny").items() if k in options.settings}
+    values, _ = options.merge(("preset", own), ("length", dict(context=length, layers=2, width=128, batch=batch)))
+    return tuple(options.build(values))
+
+
+def training(variant: str, lengths: list[int], threads: int) -> dict[int, float]:
+    """Microseconds per token of a step."""
+    from dataclasses import replace
+
+    from minitv.train import Trainer
+
+    tokens, times = max(lengths), {length: [] for length in lengths}
+    steps = {}
+    for length in lengths:
+        model, mixer, run = model_options(variant, length, max(tokens // length, threads))
+        trainer = Trainer(variant, model, mixer, replace(run, threads=threads), VOCAB)
+        ids = np.random.default_rng(0).integers(0, VOCAB, (run.batch, length + 1))
+        steps[length] = trainer, ids[:, :-1].copy(), ids[:, 1:].copy()
+        trainer.step(*steps[length][1:], 0)
+    for index in range(1, 4):
+        for length, (trainer, inputs, labels) in steps.items():
+            start = time.perf_counter()
+            trainer.step(inputs, labels, index)
+            times[length].append(1e6 * (time.perf_counter() - start) / inputs.size)
+    return {length: min(found) for length, found in times.items()}
+
+
+def writing(variant: str, lengths: list[int]) -> dict[int, float]:
+    """Microseconds for the next token after so many."""
+    from autograd.random import Random
+    from minitv.decode import decoder
+    from minitv.models.lm import LanguageModel
+
+    model, mixer, _ = model_options(variant, max(lengths) + 64, 1)
+    reader = decoder(LanguageModel(variant, model, mixer, VOCAB, Random(0)))
+    found = {}
+    with blas_threads(1):
+        for length in lengths:
+            reader.prefill(np.random.default_rng(0).integers(0, VOCAB, length))
+            times = []
+            for token in range(48):
+                start = time.perf_counter()
+                reader.step(token)
+                times.append(1e6 * (time.perf_counter() - start))
+            found[length] = statistics.median(times[8:])
+    return found
+
+
+def picture(variants: dict[str, dict], lengths: list[int]) -> None:
+    """Both times over the length, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    from minitv.compare import COLOURS
+
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    for axes, part in zip(figure.subplots(1, 2), ("training", "writing"), strict=True):
+        for colour, (variant, found) in zip(COLOURS, variants.items(), strict=False):
+            axes.plot(lengths, [found[part][str(length)] for length in lengths], marker="o", color=colour, label=variant)
+        axes.set(xscale="log", yscale="log", xlabel="length of the sequence", title=f"{part}: microseconds per token")
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.minorticks_off()
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+    axes.legend(fontsize=8)
+    figure.savefig(RESULTS / "scaling.png", facecolor="white")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="names of `minitv list` (default: all)")
+    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help=f"default: {','.join(map(str, LENGTHS))}")
+    parser.add_argument("--rounds", type=int, default=3, help="processes per variant (default: 3)")
+    parser.add_argument("--threads", type=int, default=cores(), help="of training (default: the usable cores)")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/scaling.json and scaling.png")
+    parser.add_argument("--worker", action="store_true", help="measure in this process and print one JSON line")
+    arguments = parser.parse_args()
+    variants = arguments.variants or list(mixers.variants())
+    if unknown := set(variants) - set(mixers.variants()):
+        parser.error(f"VARIANT: {', '.join(sorted(unknown))} is unknown, allowed: {', '.join(mixers.variants())}")
+    lengths = [int(length) for length in arguments.lengths.split(",")]
+    if arguments.worker:
+        (variant,) = variants
+        print(json.dumps({"training": training(variant, lengths, arguments.threads), "writing": writing(variant, lengths)}))
+        return
+    warn_if_busy()
+    report: dict[str, dict] = {}
+    for variant in variants:
+        rounds = [run(__file__, [variant, "--worker", "--lengths", arguments.lengths, "--threads", arguments.threads],
+                      arguments.threads) for _ in range(arguments.rounds)]
+        report[variant] = {}
+        for part in ("training", "writing"):
+            times = {str(length): round(statistics.median(r[part][str(length)] for r in rounds), 3) for length in lengths}
+            grown = [r[part][str(lengths[-1])] / r[part][str(lengths[0])] for r in rounds]
+            report[variant][part] = times
+            report[variant][f"{part}_ratio"] = [round(x, 2) for x in (statistics.median(grown), min(grown), max(grown))]
+            row = "  ".join(f"{length}: {time:.2f}" for length, time in times.items())
+            print(f"{variant:<12} {part:<9} us/token  {row}  grows {statistics.median(grown):.2f} times")
+    result = {"benchmark": "scaling", "threads": arguments.threads, "rounds": arguments.rounds, "lengths": lengths,
+              "variants": report}
+    if arguments.save:
+        save("scaling", result)
+        picture(report, lengths)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""minitv compare: the same protocol for every variant, nothing repeated, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minitv import compare, mixers
+from minitv.cli import main
+from minitv.options import ModelOptions
+from minitv.report import read_log
+
+SMALL = ["--context", "8", "--width", "16", "--layers", "1", "--batch", "4", "--steps", "6", "--eval-every", "3",
+         "--log-every", "1"]
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = np.random.default_rng(0).choice(["the", "fox", "jumps", "over"], 600)
+    Path("text.txt").write_text(" ".join(words) + "\n")
+    return ["--data", "text.txt"]
+
+
+def said(capfd, *argv):
+    code = main(["compare", *argv])
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+def test_two_seeds_of_a_variant(text, capfd):
+    code, out, err = said(capfd, "transformer", *text, *SMALL, "--heads", "2", "--seeds", "2", "--seed", "5")
+    assert code == 0, err
+    found = json.loads(Path("runs/compare/compare.json").read_text())
+    assert [(run["variant"], run["seed"], run["steps"]) for run in found["runs"]] == [("transformer", s, 6) for s in (5, 6)]
+    bits = [run["bits_per_char"] for run in found["runs"]]
+    (row,) = found["variants"]
+    assert row["bits_per_char"] == pytest.approx(statistics.mean(bits))
+    assert row["spread"] == pytest.approx(statistics.stdev(bits))
+    assert row["state_bytes"] == 2 * 8 * 16 * 4 and row["tokens_per_s"] > 0 and row["decode_tokens_per_s"] > 0
+    assert f"{row['bits_per_char']:.3f} ± {row['spread']:.3f}" in out and "n-gram order 3" in out
+    config = [read_log(f"runs/compare/transformer-{seed}")[0]["config"] for seed in (5, 6)]
+    assert config[0]["mixer"] == {"heads": 2} and config[0]["model"] == config[1]["model"]
+
+    logs = [Path(f"runs/compare/transformer-{seed}/log.jsonl").read_text() for seed in (5, 6)]
+    code, again, err = said(capfd, "transformer", *text, *SMALL, "--heads", "2", "--seeds", "2", "--seed", "5")
+    assert code == 0 and "step" not in again + err  # nothing was trained again
+    assert logs == [Path(f"runs/compare/transformer-{seed}/log.jsonl").read_text() for seed in (5, 6)]
+    code, out, err = said(capfd, "transformer", *text, *SMALL, "--heads", "2", "--seed", "5", "--steps", "9")
+    assert code == 0 and "step 9/9" in err and "step 3:" not in err  # the run goes on
+    code, _, err = said(capfd, "transformer", *text, *SMALL, "--heads", "4", "--seed", "5")
+    assert code == 2 and "transformer-5 holds a run in which heads is 2, not 4" in err
+    code, _, err = said(capfd, "transformer", *text, *SMALL, "--heads", "4", "--seed", "5", "--overwrite")
+    assert code == 0 and read_log("runs/compare/transformer-5")[0]["config"]["mixer"] == {"heads": 4}
+
+
+def test_a_run_that_fails_does_not_lose_the_others(text, capfd, monkeypatch):
+    called = []
+
+    def run(command):
+        called.append(command)
+        return subprocess.CompletedProcess(command, 1 if len(called) == 1 else real([*command]).returncode)
+
+    real = subprocess.run
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    code, _, err = said(capfd, "transformer", *text, *SMALL, "--seeds", "3")
+    assert code == 1 and "transformer, seed 0: failed with exit code 1; the others go on" in err
+    assert [run["seed"] for run in json.loads(Path("runs/compare/compare.json").read_text())["runs"]] == [1, 2]
+    assert said(capfd, "transformer", *text, *SMALL, "--seeds", "3")[0] == 0
+    assert len(called) == 4  # only the one that was missing
+
+
+def test_a_run_that_is_stopped_stops_the_comparison(text, capfd, monkeypatch):
+    monkeypatch.setattr(compare.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 130))
+    code, out, err = said(capfd, "transformer", *text, *SMALL, "--seeds", "3")
+    assert code == 130 and not out and err.count("run ") == 1 and "the same command goes on from here" in err
+
+
+@pytest.mark.parametrize("argv, sentence", [
+    (["transformr"], "unknown variant 'transformr'"),
+    (["transformer", "transformer"], "transformer is given twice"),
+    (["transformer", "--seeds", "0"], "--seeds: 0 is too small, allowed: an integer from 1 up to 1000"),
+    (["transformer", "--stepz", "3"], "unknown option --stepz; did you mean --steps?"),
+    (["transformer", "--preset", "large"], "unknown preset 'large'"),
+    (["transformer", "--heads", "3"], "--heads: 3 heads do not divide the width 128"),
+])
+def test_mistakes_are_sentences(argv, sentence, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = said(capfd, *argv)
+    if "heads" not in sentence:
+        assert code == 2 and sentence in err and "Traceback" not in err and not Path("runs").exists()
+    else:  # only the model knows: the run says it, and fails
+        assert code == 1 and sentence in err and "Traceback" not in err
+
+
+def test_help_names_every_option_once(capfd):
+    code, out, _ = said(capfd, "--help")
+    assert code == 0 and out.count("  --seeds N") == 1 and out.count("  --steps N") == 1 and "--resume DIR" not in out
+
+
+@pytest.mark.parametrize("preset", ["nanogpt-cpu", "small"])
+@pytest.mark.parametrize("variant", mixers.variants())
+def test_presets_have_as_many_parameters_as_the_transformer(variant, preset):
+    from autograd.random import Random
+    from minitv.config import Options
+    from minitv.models.lm import LanguageModel
+
+    def parameters(name):
+        options = Options(ModelOptions, mixers.options(name))
+        values, _ = options.merge(("preset", {k: v for k, v in mixers.preset(name, preset).items() if k in options.settings}))
+        model, mixer = options.build(values)
+        return sum(p.size for p in LanguageModel(name, model, mixer, 65, Random(0)).parameters())
+
+    assert parameters(variant) == pytest.approx(parameters("transformer"), rel=0.05)
+
+
+def test_the_table_puts_the_best_first():
+    results = [{"variant": name, "seed": seed, "bits_per_char": bits, "parameters": 10, "tokens_per_s": 1e4, "peak_mb": None,
+                "state_bytes": 100, "decode_tokens_per_s": 5.0}
+               for name, seed, bits in (("b", 0, 3.0), ("b", 1, 2.0), ("a", 0, 2.75), ("c", 0, None))]
+    rows = compare.summary(results)
+    assert [row["variant"] for row in rows] == ["b", "a", "c"]
+    table = compare.text(rows, [4.0, 3.5]).splitlines()
+    assert table[1].split() == ["b", "10", "2.500", "±", "0.707", "10.0k", "–", "0.1", "5"]
+    assert table[-1].split() == ["n-gram", "order", "1", "3.500"]
+
+
+def test_curves_are_drawn(text, capfd):
+    pytest.importorskip("matplotlib")
+    code, _, err = said(capfd, "transformer", *text, *SMALL, "--seeds", "2")
+    assert code == 0 and Path("runs/compare/compare.png").read_bytes().startswith(b"\x89PNG") and "curves:" in err
+
+
+def test_the_command_is_listed():
+    assert "compare" in subprocess.run([sys.executable, "-m", "minitv", "--help"], capture_output=True, text=True).stdout
