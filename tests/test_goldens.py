@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent / "goldens"
 LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 CALLED = {
-    "adamw", "attention", "causal_conv1d", "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm",
+    "adamw", "aft_conv", "aft_conv2d", "aft_full", "aft_local", "aft_simple", "attention", "causal_conv1d", "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm",
     "layer_norm", "log_softmax", "logsumexp", "rms_norm", "silu", "softplus",
 }  # fmt: skip
 
@@ -57,7 +57,7 @@ class Golden(dict):
         return self
 
 
-CALLS = {call: name for name in ("ops", "sdpa") for call in sorted({key.split("/")[0] for key in Golden(name)})}
+CALLS = {call: name for name in ("ops", "sdpa", "aft") for call in sorted({key.split("/")[0] for key in Golden(name)})}
 
 
 def close(actual, expected, dtype, what):
@@ -140,7 +140,7 @@ def test_every_route_of_an_operator_equals_pytorch(call, route, dtype):
 
 def test_the_files_hold_calls_of_each_operator_and_float64():
     assert {call.partition(".")[0] for call in CALLS} == CALLED
-    for name in ("ops", "sdpa", "gpt2"):
+    for name in ("ops", "sdpa", "gpt2", "aft"):
         for key, array in Golden(name).items():
             assert array.dtype in (np.float64, np.int64, np.bool_), key
             assert array.dtype != np.float64 or np.isfinite(array).all(), key

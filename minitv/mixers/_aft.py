@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from autograd import Tensor, reshape, split
+from autograd.device import beside
 from autograd.random import Random
 
 from ..nn import Dropout, Linear, Module
@@ -52,5 +53,6 @@ class AFT(Module):
         return y if self.out is None else self.out(y)
 
     def _constant(self, value: float, *shape: int) -> Tensor:
-        """An array of the weights' dtype for a state."""
-        return Tensor(np.full(shape, value, self.qkv.weight.dtype))
+        """An array for a state, of the weights' dtype and where they lie."""
+        weight = self.qkv.weight
+        return Tensor(beside(np.full(shape, value, weight.dtype), weight.data))

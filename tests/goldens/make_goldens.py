@@ -52,12 +52,14 @@ class Calls:
     def add(self, call: str, function, inputs: dict[str, np.ndarray], **params) -> None:
         """Record ``function(**inputs)`` as a call; ``params`` are how the operator's own parameters spell it."""
         leaves = {name: tensor(array) for name, array in inputs.items()}
-        output = function(**leaves)
-        cotangent = self.normal(*output.shape)
-        output.backward(torch.from_numpy(np.asarray(cotangent)))
+        outputs = function(**leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        cotangents = [np.asarray(self.normal(*output.shape)) for output in outputs]
+        torch.autograd.backward(outputs, [torch.from_numpy(cotangent) for cotangent in cotangents])
         gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.requires_grad}
-        self.record(call, inputs, params, [output])
-        self.arrays[f"{call}/cotangent/0"] = np.asarray(cotangent)
+        self.record(call, inputs, params, outputs)
+        for i, cotangent in enumerate(cotangents):
+            self.arrays[f"{call}/cotangent/{i}"] = cotangent
         for name, gradient in gradients.items():
             self.arrays[f"{call}/grad/{name}"] = gradient.numpy()
 
