@@ -27,9 +27,27 @@ from ..errors import UserError
 from ..nn import Parameter, normal
 from ..ops import aft_conv
 from ..options import ModelOptions
+from . import Page
 from ._aft import AFT, PROJECTION
 
-PRESETS = {"nanogpt-cpu": dict(heads=None), "small": dict(heads=None)}
+PAGE = Page(
+    formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s + w_{t-s}) v_s / Σ_{s ≤ t} e^(k_s + w_{t-s}); "
+            "one k and one w for all channels of a head",
+    cost="O(T window D) time and O(T D) memory; O(window D) for every token when writing",
+    state="window (D + heads): keys and values in the window, the mean of what has left it, the logarithm of its total weight",
+    operators=("aft_conv", "aft_conv2d"),
+    golden="eq. 6 by PyTorch's conv1d and conv2d with e^w - 1, along a sequence and for images, gradients included",
+    discrepancies=(
+        "the paper evaluates it on images alone, in both directions; here that is the operator aft_conv2d, and the variant is "
+        "its causal form along a sequence",
+        "eq. 6 adds a convolution with e^w - 1 to the sum of everything; for very negative w that is a small difference of "
+        "large numbers (values near 1 are wrong by 0.4 at w = -15 in float32): here all terms are positive",
+        "a filter is standardised over its lags, by which deviation is not said: here by the biased one",
+        "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on here",
+    ),
+    review="it names AFT-full and AFT-simple only; O(T window d) time and O(T d) space are the paper's Table 1",
+)
+PRESETS = {"nanogpt-cpu": dict(lr=3e-3, min_lr=3e-4, heads=None), "small": dict(heads=None)}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,26 @@ from ..config import check, option
 from ..nn import normal
 from ..ops import aft_full
 from ..options import ModelOptions
+from . import Page
 from ._aft import AFT, POSITION_STD, PROJECTION, RANK
+
+PAGE = Page(
+    formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s + w_ts) v_s / Σ_{s ≤ t} e^(k_s + w_ts) in every channel; w = u vᵀ",
+    cost="O(T² D) time and O(T D) memory; O(t D) for token t when writing",
+    state="2 t D: keys and values of all t tokens read so far",
+    operators=("aft_full",),
+    golden="AFTLocal of labml-nn 0.5.1 with a window of the whole sequence, gradients included",
+    discrepancies=(
+        "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on here",
+        "the columns of u and v are 128 in the text and for ImageNet, 64 for CIFAR10, 256 for enwik8: --rank, 64 here",
+        "u and v start from N(0, 10⁻²), variance or deviation is not said: --position-std is the deviation, 0.01 here",
+        "an older labml-nn subtracted the largest bias of a column, which does not cancel; what cancels is that of a row",
+        "w belongs to absolute positions: the model cannot read further than its context",
+    ),
+    review="O(T² d) time and O(T d) space are the paper's Table 1; the space leaves out the T × T biases, which the factors u "
+           "and v (2 T rank parameters) avoid only as long as nobody stores their product",
+)
+PRESETS = {"nanogpt-cpu": dict(lr=3e-3, min_lr=3e-4)}
 
 
 @dataclass(frozen=True)

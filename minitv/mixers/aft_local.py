@@ -23,7 +23,27 @@ from ..config import check, option
 from ..nn import normal
 from ..ops import aft_local, banded_product
 from ..options import ModelOptions
+from . import Page
 from ._aft import AFT, POSITION_STD, PROJECTION, RANK
+
+PAGE = Page(
+    formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s + w_ts) v_s / Σ_{s ≤ t} e^(k_s + w_ts) in every channel; "
+            "w_ts = u_t · v_s if t - s < window, else 0",
+    cost="O(T window D) time and O(T D) memory; O(window D) for every token when writing",
+    state="2 window D: keys and values in the window, the mean of what has left it, and the logarithm of its total weight",
+    operators=("aft_local", "banded_product"),
+    golden="AFTLocal of labml-nn 0.5.1, causal and in both directions, gradients included",
+    discrepancies=(
+        "the window is no mask: outside of it the bias is 0 and keys count with weight e^k",
+        "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on here",
+        "the columns of u and v are 128 in the text and for ImageNet, 64 for CIFAR10, 256 for enwik8: --rank, 64 here",
+        "u and v start from N(0, 10⁻²), variance or deviation is not said: --position-std is the deviation, 0.01 here",
+        "aft-pytorch 0.2.2 makes a new bias in every call, which no optimiser ever trains; it is no reference here",
+        "w belongs to absolute positions: the model cannot read further than its context",
+    ),
+    review="it names AFT-full and AFT-simple only; O(T window d) time and O(T d) space are the paper's Table 1",
+)
+PRESETS = {"nanogpt-cpu": dict(lr=3e-3, min_lr=3e-4)}
 
 
 @dataclass(frozen=True)
