@@ -23,7 +23,8 @@ LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 CALLED = {
     "adamw", "aft_conv", "aft_conv2d", "aft_full", "aft_local", "aft_simple", "attention", "causal_conv1d",
-    "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm", "layer_norm", "log_softmax", "logsumexp", "rms_norm", "silu", "softplus",
+    "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm", "layer_norm", "log_softmax",
+    "logsumexp", "rms_norm", "silu", "softplus",
 }  # fmt: skip
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])

@@ -39,6 +39,7 @@ def composed(u, v, *, window=32, causal=True):
 
 
 banded_product.kernel("cpu", "minitv.ops.aft.cpu", prefix="band_")
+banded_product.kernel("cuda", "minitv.ops.aft.gpu", prefix="band_")
 
 
 @banded_product.validate

@@ -34,17 +34,18 @@ def mean_of(exponents, values):
 
 def everything(k, v, mask, average=None, logsum=None, keys=None, values=None):
     """The keys and values of a call in one array each, from the oldest: the average, the newest of the past, the present."""
+    xp = namespace(k, v)
     if mask is not None:
-        k, v = np.where(mask[..., None], k, k.dtype.type(-INF)), np.where(mask[..., None], v, v.dtype.type(0))
+        k, v = xp.where(mask[..., None], k, k.dtype.type(-INF)), xp.where(mask[..., None], v, v.dtype.type(0))
     if average is not None:
-        k = np.concatenate([logsum[:, None], k] if keys is None else [logsum[:, None], keys, k], axis=1)
-        v = np.concatenate([average[:, None], v] if keys is None else [average[:, None], values, v], axis=1)
+        k = xp.concatenate([logsum[:, None], k] if keys is None else [logsum[:, None], keys, k], axis=1)
+        v = xp.concatenate([average[:, None], v] if keys is None else [average[:, None], values, v], axis=1)
     return k, v
 
 
 def newest(x, count, missing):
     """The newest ``count`` of x[B S C], after as many missing ones as there are too few."""
-    return np.pad(x, ((0, 0), (count, 0), (0, 0)), constant_values=missing)[:, x.shape[1]:]
+    return namespace(x).pad(x, ((0, 0), (count, 0), (0, 0)), constant_values=missing)[:, x.shape[1]:]
 
 
 def state_after(k, v, reach):

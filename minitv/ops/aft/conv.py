@@ -88,6 +88,7 @@ def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, val
 
 
 aft_conv.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv_")
+aft_conv.kernel("cuda", "minitv.ops.aft.gpu", prefix="conv_")
 
 
 @aft_conv.validate

@@ -76,6 +76,7 @@ def parallel(q, k, v, bias, mask=None):
 
 
 aft_conv2d.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv2d_")
+aft_conv2d.kernel("cuda", "minitv.ops.aft.gpu", prefix="conv2d_")
 
 
 @aft_conv2d.validate

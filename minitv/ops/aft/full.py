@@ -110,6 +110,7 @@ def _tile(k, v, bias, seen):
 
 
 aft_full.kernel("cpu", "minitv.ops.aft.cpu", prefix="full_")
+aft_full.kernel("cuda", "minitv.ops.aft.gpu", prefix="full_")
 
 
 @aft_full.validate

@@ -97,6 +97,7 @@ def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, val
 
 
 aft_local.kernel("cpu", "minitv.ops.aft.cpu", prefix="local_")
+aft_local.kernel("cuda", "minitv.ops.aft.gpu", prefix="local_")
 
 
 @aft_local.validate

@@ -84,6 +84,7 @@ def parallel(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
 
 
 aft_simple.kernel("cpu", "minitv.ops.aft.cpu", prefix="simple_")
+aft_simple.kernel("cuda", "minitv.ops.aft.gpu", prefix="simple_")
 
 
 @aft_simple.validate
