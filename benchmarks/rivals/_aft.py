@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+POSITIONS = True
 BATCH, LENGTH, CHANNELS = 8, 512, 256  # of the operator's benchmark
 
 

@@ -1,7 +1,7 @@
 """AFT-conv in plain vectorised PyTorch, as the paper writes it: a convolution with e^w - 1, and cumulative sums."""
 
 from . import _aft
-from ._aft import exponentials, module
+from ._aft import POSITIONS, exponentials, module  # noqa: F401
 
 HEADS, WINDOW = 16, 32
 

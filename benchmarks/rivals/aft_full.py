@@ -1,7 +1,7 @@
 """AFT-full in plain vectorised PyTorch: two matrix products."""
 
 from . import _aft
-from ._aft import module, position_factors, products
+from ._aft import POSITIONS, module, position_factors, products  # noqa: F401
 
 OPERATORS = {"aft_full": {"two products": products}}
 

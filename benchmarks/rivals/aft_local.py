@@ -1,7 +1,7 @@
 """AFT-local in plain vectorised PyTorch: AFT-full's two products, with zeros outside of the window."""
 
 from . import _aft
-from ._aft import module, position_factors, products
+from ._aft import POSITIONS, module, position_factors, products  # noqa: F401
 
 WINDOW = 32
 

@@ -1,6 +1,6 @@
 """AFT-simple in plain vectorised PyTorch: cumulative sums of e^k v and e^k."""
 
-from ._aft import exponentials, inputs, module  # noqa: F401
+from ._aft import POSITIONS, exponentials, inputs, module  # noqa: F401
 
 
 def cumulative(torch, q, k, v):
