@@ -88,7 +88,7 @@ def _(q, k, v, bias, mask):
 
 @aft_conv2d.inputs
 def _(draw):
-    lead, heads, size = (draw.size(0, 2), draw.size(0, 3), draw.size(0, 3)), draw.size(1, 2), draw.size(1, 2)
+    lead, heads, size = (draw.size(0, 2), draw.integer(0, 4), draw.size(0, 3)), draw.size(1, 2), draw.size(1, 2)
     mask = draw.mask(*lead) if draw.boolean() else None
     keys = draw_keys(draw, lead[0], lead[1] * lead[2], heads).reshape(*lead, heads)
     bias = draw_bias(draw, heads, 2 * draw.size(1, 2) - 1, 2 * draw.size(1, 2) - 1)
