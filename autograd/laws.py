@@ -107,7 +107,8 @@ def linear_in(name: str) -> Law:
 
         for both, one, other, none in zip(at(u * u.dtype.type(scale) + w), at(u), at(w), at(np.zeros_like(u)),
                                           strict=True):
-            assert_close(both, scale * (one - none) + other, f"{op.name} is not linear in {name}", terms=8)
+            change = np.subtract(one, none, out=np.zeros_like(one), where=one != none)  # where both are infinite, 0
+            assert_close(both, scale * change + other, f"{op.name} is not linear in {name}", terms=8)
 
     return Law(f"linear in {name}", check)
 

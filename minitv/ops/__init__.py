@@ -1,5 +1,6 @@
 """The variants' operators: one folder each, with the formula and forms in __init__.py and the CPU kernel in cpu.py."""
 
+from .aft import aft_conv, aft_conv2d, aft_full, aft_local, aft_simple, banded_product
 from .attention import attention
 from .heads import merge_heads, split_heads
 from .retention import retention
@@ -8,8 +9,14 @@ from .swish_gate import swish_gate
 from .long_conv import long_conv
 
 __all__ = [
+    "aft_conv",
+    "aft_conv2d",
+    "aft_full",
+    "aft_local",
+    "aft_simple",
     "attention",
     "long_conv",
+    "banded_product",
     "merge_heads",
     "retention",
     "rope",

@@ -1,0 +1,109 @@
+"""aft_conv: biases of the distance within a window, and one key for all channels of a head."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autograd.check import assert_close
+from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.op import op
+from autograd.ops import swapaxes, where
+
+from .common import (
+    check_heads,
+    check_state,
+    check_window,
+    draw_bias,
+    draw_keys,
+    draw_state,
+    everything,
+    gate,
+    joined,
+    lags_of_pairs,
+    masked,
+    mean_of,
+    negative_lags,
+    only_differences,
+    over_pairs,
+    over_window,
+    past_after,
+    seen_keys,
+    state_after,
+    within_the_values,
+)
+from .local import aft_local, no_bias_is_simple
+
+
+def _conv_is_local(args, params, run, draw):
+    q, k, v, bias, mask, *_ = args
+    y, size = run((q, k, v, bias, mask, *(None,) * 4), params)[0], q.shape[2] // bias.shape[0]
+    for h in range(bias.shape[0]):
+        part = slice(h * size, (h + 1) * size)
+        own = np.broadcast_to(bias[h], (q.shape[1], bias.shape[1]))
+        key = np.broadcast_to(k[..., h:h + 1], (*k.shape[:2], size))
+        local = aft_local.definition(q[..., part], key, v[..., part], own, mask, causal=params["causal"])[0]
+        assert_close(y[..., part], local, f"head {h} is not aft_local with the same biases everywhere", terms=16)
+
+
+@op("q[B T C], k[B T H], v[B T C], bias[H W], mask?:bool[B T], average?[B C], logsum?[B H], keys?[B P H], values?[B P C]"
+    " -> y[B T C], average[B C], logsum[B H], keys[B P H], values[B P C]",
+    laws=[causal("q k v", causal=True), independent("B"), linear_in("v"), streams(causal=True), masked,
+          within_the_values(2, 5, 8),
+          only_differences("keys", 1, 6, 7), identity("a head is aft_local", _conv_is_local),
+          identity("without bias, aft_simple", no_bias_is_simple)])
+def aft_conv(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+    """aft_local with biases that depend on the distance only, and one key for all C / H channels of a head.
+
+    q, v [B T C], k[B T H], mask[B T]. Causal: bias[H W] over the lags 0 .. W-1; else W is odd, bias[h, j] is for the key at
+    t + (W-1)/2 - j, and all keys of the call are seen. average[B C], logsum[B H], keys[B P H] and values[B P C] are the state
+    that an earlier call returned; P is the number of positive lags.
+    """
+    k, v = everything(k, v, mask, average, logsum, keys, values)
+    past, (heads, window), y = k.shape[1] - q.shape[1], bias.shape, np.zeros_like(q)
+    ahead = negative_lags(window, causal)
+    for b, t, h in np.ndindex(*q.shape[:2], heads):
+        exponents = k[b, :past + t + 1 if causal else None, h].tolist()
+        for j in range(window):
+            if 0 <= past + t + ahead - j < len(exponents):
+                exponents[past + t + ahead - j] += bias[h, j].item()
+        part = slice(h * q.shape[2] // heads, (h + 1) * q.shape[2] // heads)
+        y[b, t, part] = gate(q[b, t, part]) * mean_of(exponents, v[b, :len(exponents), part])[0]
+    return y, *state_after(k, v, window - 1 - ahead)
+
+
+@aft_conv.form
+def lagged(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+    """A scan over what has left the window, and the terms of the window: O(T W)."""
+    k, v = joined(k, v, mask, average, logsum, keys, values)
+    return over_window(q, k, v, swapaxes(bias)[None], causal)
+
+
+@aft_conv.form
+def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+    """All pairs of positions, a [B T S H] array: O(T²)."""
+    k, v = joined(k, v, mask, average, logsum, keys, values)
+    lag, inside, ahead = lags_of_pairs(q, k, bias.shape[1], causal)
+    whole = where(inside[..., None], swapaxes(bias)[lag], 0.0)
+    return over_pairs(q, k, v, whole, seen_keys(q, k, causal)), *past_after(k, v, bias.shape[1] - 1 - ahead)
+
+
+aft_conv.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv_")
+aft_conv.kernel("cuda", "minitv.ops.aft.gpu", prefix="conv_")
+
+
+@aft_conv.validate
+def _(q, k, v, bias, mask, average, logsum, keys, values, *, causal):
+    check_heads("aft_conv", q, k)
+    check_state("aft_conv", average, logsum, keys, values)
+    check_window("aft_conv", bias, causal, keys)
+
+
+@aft_conv.inputs
+def _(draw):
+    batch, length, heads, size = draw.size(0, 2), draw.size(0, 7), draw.size(1, 3), draw.size(1, 2)
+    shape, causal = (batch, length, heads * size), draw.boolean()
+    window = draw.size(1, 4) if causal else 2 * draw.size(1, 3) - 1
+    mask = draw.mask(batch, length) if draw.boolean() else None
+    state = draw_state(draw, batch, heads, heads * size, window - 1 - negative_lags(window, causal))
+    return (draw.floats(*shape), draw_keys(draw, batch, length, heads), draw.floats(*shape), draw_bias(draw, heads, window),
+            mask, *state), {"causal": causal}

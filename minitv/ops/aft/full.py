@@ -1,0 +1,127 @@
+"""aft_full: a bias for every pair of positions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autograd.check import assert_close
+from autograd.errors import DomainError
+from autograd.laws import identity, independent, linear_in
+from autograd.op import op
+from autograd.ops import concat, exp, log, matmul, sigmoid, stack, where
+
+from .common import (
+    INF,
+    by_head,
+    draw_bias,
+    draw_keys,
+    everything,
+    gate,
+    joined,
+    masked,
+    mean_of,
+    merged,
+    only_differences,
+    over_pairs,
+    seen_keys,
+    weighted,
+    within_the_values,
+)
+
+SPAN = 60.0  # a product of two numbers of at least e^-60 and at most 1 is exact to rounding in float32, their sums too
+
+
+def _later_keys(args, params, run, draw):
+    q, k, v, bias, mask = args
+    if not min(k.shape[1], q.shape[1]):
+        return
+    others = [np.concatenate([x[:, :-1], draw.floats(x.shape[0], 1, x.shape[2])], axis=1) for x in (k, v)]
+    y, other = (run((q, *pair, bias, mask), {**params, "causal": True})[0] for pair in ((k, v), others))
+    assert_close(other[:, :-1], y[:, :-1], "with causal, more than the last position sees the last key")
+
+
+def _order_of_keys(args, params, run, draw):
+    q, k, v, bias, mask = args
+    order = draw.generator().permutation(k.shape[1])
+    y = run(args, {**params, "causal": False})[0]
+    other = run((q, k[:, order], v[:, order], bias[:, order], None if mask is None else mask[:, order]),
+                {**params, "causal": False})[0]
+    assert_close(other, y, "aft_full depends on the order of keys", terms=16)
+
+
+@op("q[B T C], k[B S C], v[B S C], bias[T S], mask?:bool[B S] -> y[B T C]",
+    laws=[independent("B C"), linear_in("v"), masked,
+          within_the_values(2), only_differences("keys", 1), only_differences("biases", 3),
+          identity("with causal, only the last position sees the last key", _later_keys),
+          identity("without, the order of keys does not matter", _order_of_keys)])
+def aft_full(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+    """y_t = sigmoid(q_t) Σ_s e^(k_s + bias_ts) v_s / Σ_s e^(k_s + bias_ts) over all s, or over s <= t + S - T.
+
+    q[B T C], k and v [B S C], bias[T S], mask[B S]. Of S keys the last belongs to the last of T queries, so with a cache of
+    past keys the call continues the sequence. ``chunk_size`` positions are taken together in the tiled form and in the
+    kernel; it changes rounding only.
+    """
+    k, v = everything(k, v, mask)
+    y = np.zeros_like(q)
+    for b, t, c in np.ndindex(q.shape):
+        stop = max(t + 1 + k.shape[1] - q.shape[1], 0) if causal else k.shape[1]
+        exponents = (k[b, :stop, c] + bias[t, :stop]).tolist()
+        y[b, t, c] = gate(q[b, t, c]) * mean_of(exponents, v[b, :stop, c])[0]
+    return y
+
+
+@aft_full.form
+def parallel(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+    """All exponents, a [B T S C] array."""
+    k, v = joined(k, v, mask)
+    return over_pairs(q, k, v, bias[..., None], seen_keys(q, k, causal))
+
+
+@aft_full.form
+def tiled(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+    """Tiles of positions and keys, each by two matrix products; O(T chunk_size) memory.
+
+    A tile on the diagonal adds up its exponents one by one: there the largest key may belong to a position that few see, and
+    all weights relative to it may be 0. What the tiles give is merged by its logsums.
+    """
+    k, v = joined(k, v, mask)
+    seen, (queries, keys) = seen_keys(q, k, causal), bias.shape
+    means = [v[:, :0]]
+    for start in range(0, queries, chunk_size):
+        rows = slice(start, start + chunk_size)
+        last = min(max(start + chunk_size + keys - queries, 0), keys) if causal else keys
+        tiles = [_tile(k[:, at:end], v[:, at:end], bias[rows, at:end], seen[rows, at:end])
+                 for at in range(0, max(last, 1), chunk_size) for end in [min(at + chunk_size, last)]]
+        averages, logsums = (stack(list(x)) for x in zip(*tiles, strict=True))
+        means.append(weighted(logsums, averages, axis=0)[0])
+    return sigmoid(q) * merged(concat(means, axis=1))
+
+
+def _tile(k, v, bias, seen):
+    """The mean and the logsum of a tile: by products, unless what is relative to the largest may all be 0."""
+    if bias.data.size and bool(seen.all()) and bool((bias.data.max(axis=1) - bias.data.min(axis=1) < SPAN).all()):
+        row, channel = bias.data.max(axis=1)[:, None], k.data.max(axis=1, keepdims=True)
+        if bool((channel > -INF).all()):
+            weights, e = exp(bias - row), exp(k - channel)
+            total = matmul(weights, e)
+            return by_head(matmul(weights, e * merged(v)) / total, k.shape[2]), log(total) + (row + channel)
+    exponents = where(seen[..., None], k[:, None] + bias[..., None], -INF)
+    return weighted(exponents, v[:, None], axis=2)
+
+
+aft_full.kernel("cpu", "minitv.ops.aft.cpu", prefix="full_")
+aft_full.kernel("cuda", "minitv.ops.aft.gpu", prefix="full_")
+
+
+@aft_full.validate
+def _(q, k, v, bias, mask, *, causal, chunk_size):
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+        raise DomainError(f"aft_full: chunk_size must be an integer of at least 1, got {chunk_size!r}")
+
+
+@aft_full.inputs
+def _(draw):
+    batch, queries, keys, channels = draw.size(0, 2), draw.size(0, 6), draw.size(0, 7), draw.size(0, 3)
+    mask = draw.mask(batch, keys) if draw.boolean() else None
+    return (draw.floats(batch, queries, channels), draw_keys(draw, batch, keys, channels), draw.floats(batch, keys, channels),
+            draw_bias(draw, queries, keys), mask), {"causal": draw.boolean(), "chunk_size": draw.choice((1, 2, 3, 64))}

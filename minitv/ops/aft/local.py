@@ -1,0 +1,117 @@
+"""aft_local: biases within a window."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autograd.check import assert_close
+from autograd.device import namespace
+from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.op import op
+from autograd.ops import where
+
+from .common import (
+    check_state,
+    check_window,
+    draw_bias,
+    draw_keys,
+    draw_state,
+    everything,
+    gate,
+    joined,
+    lags_of_pairs,
+    masked,
+    mean_of,
+    negative_lags,
+    only_differences,
+    over_pairs,
+    over_window,
+    past_after,
+    seen_keys,
+    state_after,
+    within_the_values,
+)
+from .full import aft_full
+from .simple import aft_simple
+
+
+def _local_is_full(args, params, run, draw):
+    q, k, v, bias, mask, *_ = args
+    bias, length = bias.copy(), q.shape[1]
+    y = run((q, k, v, bias, mask, *(None,) * 4), params)[0]
+    lag = np.arange(length)[:, None] - np.arange(length) + negative_lags(bias.shape[1], params["causal"])
+    inside = (lag >= 0) & (lag < bias.shape[1])
+    full = np.where(inside, np.take_along_axis(bias, np.where(inside, lag, 0), axis=1), 0).astype(q.dtype)
+    assert_close(y, aft_full.definition(q, k, v, full, mask, causal=params["causal"]),
+                 "aft_local is not aft_full with the bias of its window", terms=16)
+
+
+def no_bias_is_simple(args, params, run, draw):
+    q, k, v, bias, mask, *_ = args
+    if k.shape != v.shape:
+        return
+    y = run((q, k, v, np.zeros_like(bias), mask, *(None,) * 4), params)[0]
+    assert_close(y, aft_simple.definition(q, k, v, mask, causal=params["causal"])[0],
+                 "without bias this is not aft_simple", terms=16)
+
+
+@op("q[B T C], k[B T C], v[B T C], bias[T W], mask?:bool[B T], average?[B C], logsum?[B C], keys?[B P C], values?[B P C]"
+    " -> y[B T C], average[B C], logsum[B C], keys[B P C], values[B P C]",
+    laws=[causal("q k v", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
+          within_the_values(2, 5, 8),
+          only_differences("keys", 1, 6, 7), identity("aft_full with a band of biases", _local_is_full),
+          identity("without bias, aft_simple", no_bias_is_simple)])
+def aft_local(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+    """aft_full with biases near the diagonal only: bias[t, j] for the key at t - j, 0 for all that are not in the window.
+
+    q, k, v [B T C], mask[B T]. Causal: bias[T W] over the lags j = 0 .. W-1; else W is odd, bias[t, j] is for the key at
+    t + (W-1)/2 - j, and all keys of the call are seen. average and logsum [B C], keys and values [B P C] are the state that
+    an earlier call returned; P is the number of positive lags.
+    """
+    k, v = everything(k, v, mask, average, logsum, keys, values)
+    past, window, ahead, y = k.shape[1] - q.shape[1], bias.shape[1], negative_lags(bias.shape[1], causal), np.zeros_like(q)
+    for b, t, c in np.ndindex(q.shape):
+        exponents = k[b, :past + t + 1 if causal else None, c].tolist()
+        for j in range(window):
+            if 0 <= past + t + ahead - j < len(exponents):
+                exponents[past + t + ahead - j] += bias[t, j].item()
+        y[b, t, c] = gate(q[b, t, c]) * mean_of(exponents, v[b, :len(exponents), c])[0]
+    return y, *state_after(k, v, window - 1 - ahead)
+
+
+@aft_local.form
+def lagged(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+    """A scan over what has left the window, and the terms of the window: O(T W)."""
+    k, v = joined(k, v, mask, average, logsum, keys, values)
+    return over_window(q, k, v, bias[..., None], causal)
+
+
+@aft_local.form
+def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+    """aft_full's, with zeros outside of the window: O(T²)."""
+    k, v = joined(k, v, mask, average, logsum, keys, values)
+    lag, inside, ahead = lags_of_pairs(q, k, bias.shape[1], causal)
+    rows = namespace(q.data).arange(q.shape[1])[:, None]
+    whole = where(inside, bias[rows, lag], 0.0)[..., None]
+    return over_pairs(q, k, v, whole, seen_keys(q, k, causal)), *past_after(k, v, bias.shape[1] - 1 - ahead)
+
+
+aft_local.kernel("cpu", "minitv.ops.aft.cpu", prefix="local_")
+aft_local.kernel("cuda", "minitv.ops.aft.gpu", prefix="local_")
+
+
+@aft_local.validate
+def _(q, k, v, bias, mask, average, logsum, keys, values, *, causal):
+    check_state("aft_local", average, logsum, keys, values)
+    check_window("aft_local", bias, causal, keys)
+
+
+@aft_local.inputs
+def _(draw):
+    shape = batch, length, channels = draw.size(0, 2), draw.size(0, 7), draw.size(0, 3)
+    causal = draw.boolean()
+    window = draw.size(1, 4) if causal else 2 * draw.size(1, 3) - 1
+    mask = draw.mask(batch, length) if draw.boolean() else None
+    state = draw_state(draw, batch, channels, channels, window - 1 - negative_lags(window, causal))
+    return (draw.floats(*shape), draw_keys(draw, *shape), draw.floats(*shape), draw_bias(draw, length, window), mask,
+            *state), {"causal": causal}

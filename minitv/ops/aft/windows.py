@@ -1,0 +1,351 @@
+"""The windows of cpu.py: linear maps from the columns [S B 2 C] of all keys to the sums [T B 2 C] of all positions.
+
+Each has ``span``, how far its biases are apart, and ``apply``, ``transpose`` (the gradient of the columns) and ``gradient``
+(that of the bias).
+"""
+
+import math
+
+import numpy as np
+
+from autograd.gemm import product
+from autograd.kernel_math import exp
+from autograd.kernels import cpu_kernel, inline
+
+ROWS = 64  # positions a tile of aft_local
+
+
+# -- matrices in tiles -----------------------------------------------------------------------------------------------
+@cpu_kernel
+def _full_weights(bias, start, lag, weights):
+    """e^bias relative to the largest of a row, for the first lag + t keys of position t; how far the smallest is below."""
+    span = 0.0
+    for i in range(weights.shape[0]):
+        seen = min(max(lag + start + i, 0), weights.shape[1])
+        row, out = bias[start + i], weights[i]
+        high, low = -math.inf, math.inf
+        for s in range(seen):
+            high, low = max(high, row[s]), min(low, row[s])
+        top = bias.dtype.type(high)
+        for s in range(seen):
+            out[s] = exp(row[s] - top)
+        for s in range(seen, out.size):
+            out[s] = 0
+        span = max(span, high - low)
+    return span
+
+
+@cpu_kernel
+def _local_weights(bias, start, first, causal, weights, far):
+    """The same for a window of lags, lag 0 of row 0 being key ``first``; ``far`` is the weight of a bias of 0."""
+    span, window = 0.0, bias.shape[1]
+    for i in range(weights.shape[0]):
+        row, out = bias[start + i], weights[i]
+        high, low = 0.0, 0.0
+        for j in range(window):
+            high, low = max(high, row[j]), min(low, row[j])
+        top = bias.dtype.type(high)
+        far[i] = exp(-top)
+        for s in range(out.size):
+            j = first + i - s
+            if 0 <= j < window:
+                out[s] = exp(row[j] - top)
+            else:
+                out[s] = 0 if causal and j < 0 else far[i]
+        span = max(span, high - low)
+    return span
+
+
+@cpu_kernel
+def _local_gradient(weights, g, start, first, gbias):
+    """gbias[t, j] = weights g for the key at lag j."""
+    for i in range(weights.shape[0]):
+        for j in range(gbias.shape[1]):
+            s = first + i - j
+            if 0 <= s < weights.shape[1]:
+                gbias[start + i, j] = weights[i, s] * g[i, s]
+
+
+def _rows(x):
+    """One row for each first index."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+class _Tiles:
+    """A matrix of weights in tiles (rows, columns, weights, far): far[rows] is the weight of all columns outside, if any.
+
+    The sums over what is outside are made on the way: it grows from tile to tile, before the columns and, if ``both``, after.
+    """
+
+    def __init__(self, shape, both):
+        self.shape, self.both, self.span, self.tiles = shape, both, 0.0, []
+
+    def _outside(self):
+        """For each side a list of (rows, far, columns that are outside for these rows and were not for those before)."""
+        sides, start, stop = ([], []), 0, self.shape[1]
+        for rows, seen, _, far in self.tiles:
+            if seen.start > 0:
+                sides[0].append((rows, far, slice(start, seen.start)))
+                start = seen.start
+        for rows, seen, _, far in reversed(self.tiles if self.both else ()):
+            if seen.stop < self.shape[1]:
+                sides[1].append((rows, far, slice(seen.stop, stop)))
+                stop = seen.stop
+        return sides
+
+    def apply(self, columns):
+        """The sums of all positions."""
+        flat = _rows(columns)
+        sums = np.empty((self.shape[0], flat.shape[1]), flat.dtype)
+        for rows, seen, weights, _ in self.tiles:
+            product(weights, flat[seen], out=sums[rows])
+        for side in self._outside():
+            total = np.zeros(flat.shape[1], flat.dtype)
+            for rows, far, new in side:
+                total += np.add.reduce(flat[new], axis=0)
+                sums[rows] += far[:, None] * total
+        return sums.reshape(len(sums), *columns.shape[1:])
+
+    def transpose(self, g):
+        """The gradient of the columns."""
+        flat = _rows(g)
+        out = np.zeros((self.shape[1], flat.shape[1]), flat.dtype)
+        for rows, seen, weights, _ in self.tiles:
+            product(weights.T, flat[rows], out=out[seen], accumulate=True)
+        for side in self._outside():
+            total = np.zeros(flat.shape[1], flat.dtype)
+            for rows, far, new in reversed(side):
+                total += far @ flat[rows]
+                out[new] += total
+        return out.reshape(len(out), *g.shape[1:])
+
+    def _products(self, g, columns):
+        """Every tile with the gradient of its weights."""
+        g, columns = _rows(g), _rows(columns)
+        return ((tile, product(g[tile[0]], columns[tile[1]].T)) for tile in self.tiles)
+
+
+class Full(_Tiles):
+    def __init__(self, bias, keys, causal, chunk_size):
+        super().__init__((len(bias), keys), both=False)
+        lag = keys - len(bias) + 1 if causal else keys
+        for start in range(0, len(bias), chunk_size):
+            stop = min(start + chunk_size, len(bias))
+            seen = slice(0, min(max(lag + stop - 1, 0), keys))
+            weights = np.empty((stop - start, seen.stop), bias.dtype)
+            self.span = max(self.span, _full_weights(bias, start, lag, weights))
+            self.tiles.append((slice(start, stop), seen, weights, None))
+
+    def gradient(self, g, columns):
+        """The gradient of the bias."""
+        out = np.zeros(self.shape, g.dtype)
+        for (rows, seen, weights, _), gweights in self._products(g, columns):
+            np.multiply(weights, gweights, out=out[rows, seen])
+        return out
+
+
+class Local(_Tiles):
+    def __init__(self, bias, keys, causal):
+        queries, self.window = bias.shape
+        super().__init__((queries, keys), both=not causal)
+        self.newest = keys - queries + (0 if causal else self.window // 2)  # the key of lag 0 for row 0
+        for start in range(0, queries, ROWS):
+            stop = min(start + ROWS, queries)
+            seen = slice(max(start + self.newest - self.window + 1, 0), min(stop + self.newest, keys))
+            weights, far = np.empty((stop - start, seen.stop - seen.start), bias.dtype), np.empty(stop - start, bias.dtype)
+            first = start + self.newest - seen.start
+            self.span = max(self.span, _local_weights(bias, start, first, causal, weights, far))
+            self.tiles.append((slice(start, stop), seen, weights, far))
+
+    def gradient(self, g, columns):
+        """The gradient of the bias."""
+        out = np.zeros((self.shape[0], self.window), g.dtype)
+        for (rows, seen, weights, _), gweights in self._products(g, columns):
+            _local_gradient(weights, gweights, rows.start, rows.start + self.newest - seen.start, out)
+        return out
+
+
+# -- windows that are the same everywhere ------------------------------------------------------------------------------
+@inline
+def _accumulate(row, taps, j, x, s, b, count):
+    """row += the sum over i < count of taps[j + i] x[s - i, b], four terms at a time."""
+    i = 0
+    while i + 4 <= count:
+        w0, w1, w2, w3 = taps[j + i], taps[j + i + 1], taps[j + i + 2], taps[j + i + 3]
+        x0, x1, x2, x3 = x[s - i, b], x[s - i - 1, b], x[s - i - 2, b], x[s - i - 3, b]
+        for c in range(row.size):
+            row[c] += w0[c] * x0[c] + w1[c] * x1[c] + w2[c] * x2[c] + w3[c] * x3[c]
+        i += 4
+    while i < count:
+        w0, x0 = taps[j + i], x[s - i, b]
+        for c in range(row.size):
+            row[c] += w0[c] * x0[c]
+        i += 1
+
+
+@inline
+def _correlate(row, g, t, x, s, b, count):
+    """row += the sum over i < count of g[t + i, b] x[s + i, b], four terms at a time."""
+    i = 0
+    while i + 4 <= count:
+        g0, g1, g2, g3 = g[t + i, b], g[t + i + 1, b], g[t + i + 2, b], g[t + i + 3, b]
+        x0, x1, x2, x3 = x[s + i, b], x[s + i + 1, b], x[s + i + 2, b], x[s + i + 3, b]
+        for c in range(row.size):
+            row[c] += g0[c] * x0[c] + g1[c] * x1[c] + g2[c] * x2[c] + g3[c] * x3[c]
+        i += 4
+    while i < count:
+        g0, x0 = g[t + i, b], x[s + i, b]
+        for c in range(row.size):
+            row[c] += g0[c] * x0[c]
+        i += 1
+
+
+@inline
+def _add(row, x, y):
+    for c in range(row.size):
+        row[c] = x[c] + y[c]
+
+
+@cpu_kernel
+def _convolve(x, taps, far, newest, both, out):
+    """out[t] = Σ_j taps[j] x[t + newest - j] + far · the sum of what is before and, if ``both``, after these."""
+    keys, batch, columns = x.shape
+    window, length = taps.shape[0], out.shape[0]
+    total = np.empty(columns, x.dtype)
+    for b in range(batch):
+        total[:] = 0
+        for t in range(length):
+            row, gone = out[t, b], t + newest - window
+            if 0 <= gone < keys:
+                _add(total, total, x[gone, b])
+            for c in range(columns):
+                row[c] = far[c] * total[c]
+            first = max(t + newest - keys + 1, 0)
+            _accumulate(row, taps, first, x, t + newest - first, b, min(window, t + newest + 1) - first)
+        if both:
+            total[:] = 0
+            for t in range(length - 1, -1, -1):
+                row, coming = out[t, b], t + newest + 1
+                if coming < keys:
+                    _add(total, total, x[coming, b])
+                for c in range(columns):
+                    row[c] += far[c] * total[c]
+
+
+@cpu_kernel
+def _convolve_gradient(g, x, newest, gtaps):
+    """gtaps[j] += Σ_t g[t] x[t + newest - j]"""
+    for b in range(x.shape[1]):
+        for j in range(gtaps.shape[0]):
+            lag = newest - j
+            start, stop = max(-lag, 0), min(g.shape[0], x.shape[0] - lag)
+            _correlate(gtaps[j], g, start, x, start + lag, b, stop - start)
+
+
+@cpu_kernel
+def _convolve2d(x, taps, far, out):
+    """out[y, x] = Σ_ij taps[i, j] x[y + M//2 - i, x + N//2 - j] + far · the sum of all others, for x[Y X B N].
+
+    The others are the rows above and below, and what is left and right of the window in its own rows.
+    """
+    rows, columns, batch, size = x.shape
+    height, width = taps.shape[0] // 2, taps.shape[1] // 2
+    left, right = np.zeros((rows, columns + 1, size), x.dtype), np.zeros((rows, columns + 1, size), x.dtype)
+    above, below = np.zeros((rows + 1, size), x.dtype), np.zeros((rows + 1, size), x.dtype)
+    for b in range(batch):
+        for y in range(rows):
+            for i in range(columns):
+                _add(left[y, i + 1], left[y, i], x[y, i, b])
+            for i in range(columns - 1, -1, -1):
+                _add(right[y, i], right[y, i + 1], x[y, i, b])
+            _add(above[y + 1], above[y], left[y, columns])
+        for y in range(rows - 1, -1, -1):
+            _add(below[y], below[y + 1], left[y, columns])
+        for y in range(rows):
+            top, bottom = max(y - height, 0), min(y + height + 1, rows)
+            for i in range(columns):
+                row, first, last = out[y, i, b], max(i - width, 0), min(i + width + 1, columns)
+                _add(row, above[top], below[bottom])
+                for near in range(top, bottom):
+                    _add(row, row, left[near, first])
+                    _add(row, row, right[near, last])
+                for c in range(size):
+                    row[c] *= far[c]
+                for near in range(top, bottom):
+                    _accumulate(row, taps[y + height - near], i + width - last + 1, x[near], last - 1, b, last - first)
+
+
+@cpu_kernel
+def _convolve2d_gradient(g, x, gtaps):
+    rows, columns, batch, _ = x.shape
+    for b in range(batch):
+        for i in range(gtaps.shape[0]):
+            for j in range(gtaps.shape[1]):
+                down, lag = gtaps.shape[0] // 2 - i, gtaps.shape[1] // 2 - j
+                start, stop = max(-lag, 0), min(columns, columns - lag)
+                for y in range(max(-down, 0), min(rows, rows - down)):
+                    _correlate(gtaps[i, j], g[y], start, x[y + down], start + lag, b, stop - start)
+
+
+class _Taps:
+    """The weights of a window and that of all other keys, each head's for all its channels: [.. 2 C] and [2 C]."""
+
+    def __init__(self, bias, size):
+        lags = tuple(range(1, bias.ndim))
+        high, low = bias.max(axis=lags, initial=0), bias.min(axis=lags, initial=0)
+        self.span = np.max(high - low, initial=0)
+        self.weights, self.size = np.exp(bias - np.expand_dims(high, lags)), size
+        self.taps, self.far = self._spread(np.moveaxis(self.weights, 0, -1)), self._spread(np.exp(-high))
+
+    def _spread(self, x):
+        wide = np.repeat(x, self.size, axis=-1)
+        return np.concatenate([wide, wide], axis=-1)
+
+    def _gather(self, gtaps):
+        """The gradient of the bias."""
+        parts = gtaps.reshape(*gtaps.shape[:-1], 2, len(self.weights), self.size).sum(axis=(-3, -1))
+        return np.moveaxis(parts, -1, 0) * self.weights
+
+
+class Conv(_Taps):
+    def __init__(self, bias, size, queries, keys, causal):
+        super().__init__(bias, size)
+        self.queries, self.past, self.ahead, self.both = queries, keys - queries, bias.shape[1] // 2 * (not causal), not causal
+
+    def apply(self, columns):
+        sums = np.empty((self.queries, *columns.shape[1:]), columns.dtype)
+        _convolve(columns, self.taps, self.far, self.past + self.ahead, self.both, sums)
+        return sums
+
+    def transpose(self, g):  # what a position sees before it, a key does after it
+        out = np.empty((self.past + self.queries, *g.shape[1:]), g.dtype)
+        _convolve(np.ascontiguousarray(g[::-1]), self.taps, self.far, self.ahead, self.both, out)
+        return np.ascontiguousarray(out[::-1])
+
+    def gradient(self, g, columns):
+        gtaps = np.zeros(self.taps.shape, g.dtype)
+        _convolve_gradient(g, columns, self.past + self.ahead, gtaps)
+        return self._gather(gtaps)
+
+
+class Conv2d(_Taps):
+    def __init__(self, bias, size, image):
+        super().__init__(bias, size)
+        self.image = image
+
+    def _convolved(self, x, taps):
+        x = x.reshape(*self.image, *x.shape[1:])
+        out = np.empty_like(x)
+        _convolve2d(x, taps, self.far, out)
+        return out.reshape(math.prod(self.image), *x.shape[2:])
+
+    def apply(self, columns):
+        return self._convolved(columns, self.taps)
+
+    def transpose(self, g):
+        return self._convolved(g, np.ascontiguousarray(self.taps[::-1, ::-1]))
+
+    def gradient(self, g, columns):
+        gtaps = np.zeros(self.taps.shape, g.dtype)
+        _convolve2d_gradient(g.reshape(*self.image, *g.shape[1:]), columns.reshape(*self.image, *g.shape[1:]), gtaps)
+        return self._gather(gtaps)
