@@ -15,6 +15,7 @@ from .device import to_numpy
 from .dispatch import explain, use
 from .errors import (
     AutogradError,
+    DeviceError,
     DomainError,
     DtypeError,
     GraphError,
@@ -31,6 +32,7 @@ from .tensor import Tensor, grad, gradients
 __all__ = [
     "REGISTRY",
     "AutogradError",
+    "DeviceError",
     "DomainError",
     "DtypeError",
     "GraphError",

@@ -25,5 +25,9 @@ class KernelError(AutogradError, RuntimeError):
     """A form or kernel that was asked for does not exist or does not support the call."""
 
 
+class DeviceError(AutogradError, RuntimeError):
+    """A device that does not exist here; the message says what is missing and how to get it."""
+
+
 class NonFiniteError(AutogradError, ArithmeticError):
     """The first operator that made a NaN or an infinity, found in check mode."""

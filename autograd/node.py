@@ -161,7 +161,8 @@ def run_backward(
             if node.versions:
                 node.check_versions()
             parents = node.parents
-            grads = [total.value if total.value is not None else _zeros(outputs[0], *like)
+            arrived = next(total.value for total in sums if total.value is not None)
+            grads = [total.value if total.value is not None else _zeros(arrived, *like)
                      for total, like in zip(sums, node.outputs, strict=True)]
             results = node.differentiate(node, grads, create_graph)
             if len(results) != len(parents):

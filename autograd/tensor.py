@@ -10,7 +10,7 @@ from functools import wraps
 
 import numpy as np
 
-from .device import FLOATS, is_cupy, namespace, to_numpy, unscalar
+from .device import FLOATS, is_cupy, location, move, namespace, read, to_numpy, unscalar
 from .errors import DtypeError, GraphError, ShapeError
 from .node import run_backward
 from .state import STATE
@@ -80,6 +80,19 @@ class Tensor:
     def dtype(self) -> np.dtype:
         return self.data.dtype
 
+    @property
+    def device(self) -> str:
+        """Where the values lie: "cpu" or "cuda:0"."""
+        return location(self.data)
+
+    def to(self, device: str) -> Tensor:
+        """This tensor if it lies on "cpu", "cuda" (the current card) or "cuda:1", else a copy there; differentiable."""
+        return self if move(self.data, device) is self.data else ops.to_device(self, device=device)
+
+    def cpu(self) -> Tensor:
+        """``to("cpu")``."""
+        return self.to("cpu")
+
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array: a read-only view on the CPU, a copy from a GPU."""
         array = to_numpy(self.data)
@@ -91,7 +104,7 @@ class Tensor:
         """The one value as a Python float; more than one raises ShapeError."""
         if self.size != 1:
             raise ShapeError(f"item() needs one element, this tensor has shape {self.shape}")
-        return float(self.data.reshape(())[()])
+        return read(self.data)[0]
 
     __float__ = item
 
@@ -112,7 +125,8 @@ class Tensor:
         text = np.array2string(to_numpy(self.data), separator=", ", prefix="Tensor(")
         made_by = f", op={self.node.op.name}" if self.node is not None else ""
         flag = ", requires_grad=True" if self.requires_grad and self.node is None else ""
-        return f"Tensor({text}, dtype={self.dtype}{flag}{made_by})"
+        place = f", device={self.device!r}" if is_cupy(self.data) else ""
+        return f"Tensor({text}, dtype={self.dtype}{place}{flag}{made_by})"
 
     def __array__(self, dtype=None, copy=None):
         if self.requires_grad and STATE.recording:

@@ -80,7 +80,18 @@ def without() -> str:
     return table(["a training step with it, × without it", *(f"`{name}`" for name in presets)], rows) + where(result)
 
 
-TABLES: dict[str, Callable[[], str]] = {made.__name__: made for made in (train, decode, without)}
+def variants() -> str:
+    """A page for every variant, folded up."""
+    from minitv import mixers
+
+    pages = []
+    for name, title in mixers.variants().items():
+        rows = "".join(f"| {label} | {text} |\n" for label, text in mixers.describe(name))
+        pages.append(f"<details><summary><b>{name}</b>: {title}</summary>\n\n| | |\n|---|---|\n{rows}\n</details>\n\n")
+    return "".join(pages)
+
+
+TABLES: dict[str, Callable[[], str]] = {made.__name__: made for made in (train, decode, without, variants)}
 
 
 def filled(text: str) -> str:

@@ -3,10 +3,10 @@
     python benchmarks/scaling.py [VARIANT ...] [--lengths 256,512,...] [--rounds 3] [--threads N] [--save]
 
 The model has 2 layers of width 128; a step has as many tokens as the longest sequence (a sequence for each thread at least),
-so that only their division into sequences changes. Writing is measured with a state that has read so many tokens. The lengths alternate within a
-process, and every variant has processes of its own. ``ratio`` is the time per token at the longest sequence over that at the
-shortest, the median over the rounds with the smallest and the largest. ``--save`` writes benchmarks/results/scaling.json and
-draws scaling.png beside it (with matplotlib).
+so that only their division into sequences changes. Writing is measured with a state that has read so many tokens. The lengths
+alternate within a process, and every variant has processes of its own. ``ratio`` is the time per token at the longest
+sequence over that at the shortest, the median over the rounds with the smallest and the largest. ``--save`` writes
+benchmarks/results/scaling.json and draws scaling.png beside it (with matplotlib).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Tokens per second of our training step and of PyTorch's, on the same model, data and threads.
 
     python benchmarks/train.py [VARIANT ...] [--preset nanogpt-cpu] [--rounds 5] [--seconds 10] [--threads N] [--save]
+    python benchmarks/train.py --device cuda [--preset small]  both on one GPU; threads then concern the host alone
     python benchmarks/train.py --without all [--save]        what each technique is worth: our step without it
     python benchmarks/train.py --profile                     where our step spends its time, by operator
 
@@ -26,7 +27,8 @@ import numpy as np
 from rivals import language_model
 from rounds import alternate, median, ratios, run, save, warn_if_busy
 
-from autograd.device import cores, peak_mb
+from autograd import DeviceError
+from autograd.device import cores, peak_mb, select
 from minitv import mixers
 from minitv.config import Options
 from minitv.options import PRESETS, ModelOptions, TrainOptions
@@ -53,12 +55,12 @@ def batches(model: ModelOptions, run: TrainOptions, count: int = 16) -> list[tup
 
 
 # -- contenders: each returns (number of parameters, step(index) -> loss) --------------------------------------------
-def minitv(variant: str, preset: str, threads: int) -> tuple[int, Callable[[int], float]]:
+def minitv(variant: str, preset: str, threads: int, device: str = "cpu") -> tuple[int, Callable[[int], float]]:
     """Our training step, as ``minitv train`` takes it."""
     from minitv.train import Trainer
 
     model, mixer, run = settings(variant, preset)
-    trainer = Trainer(variant, model, mixer, replace(run, threads=threads), VOCAB)
+    trainer = Trainer(variant, model, mixer, replace(run, threads=threads, device=device), VOCAB)
     data = batches(model, run)
 
     def step(index: int) -> float:
@@ -68,14 +70,14 @@ def minitv(variant: str, preset: str, threads: int) -> tuple[int, Callable[[int]
     return trainer.parameters, step
 
 
-def pytorch(variant: str, preset: str, threads: int, compiled: bool) -> tuple[int, Callable[[int], float]]:
+def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str = "cpu") -> tuple[int, Callable[[int], float]]:
     """The same step with PyTorch's fused parts: native layer_norm and attention, fused AdamW."""
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     options, mixer, run = settings(variant, preset)
-    model = language_model(torch, variant, options, mixer, VOCAB)
+    model = language_model(torch, variant, options, mixer, VOCAB).to(device)
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": run.weight_decay},
@@ -83,12 +85,12 @@ def pytorch(variant: str, preset: str, threads: int, compiled: bool) -> tuple[in
     ]
     optimizer = torch.optim.AdamW(groups, fused=True, lr=run.lr, betas=(run.beta1, run.beta2))
     forward = torch.compile(model) if compiled else model
-    data = [(torch.from_numpy(inputs), torch.from_numpy(labels)) for inputs, labels in batches(options, run)]
+    data = [tuple(map(torch.from_numpy, pair)) for pair in batches(options, run)]
 
     def step(index: int) -> float:
         for group in optimizer.param_groups:
             group["lr"] = run.lr * min(1.0, (index + 1) / (run.warmup + 1))
-        loss = forward(*data[index % len(data)])
+        loss = forward(*(ids.to(device) for ids in data[index % len(data)]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, run.clip)
         optimizer.step()
@@ -155,16 +157,16 @@ TECHNIQUES = {
 
 
 # -- one process -----------------------------------------------------------------------------------------------------
-def work(contender: str, variant: str, preset: str, threads: int, seconds: float) -> dict:
+def work(contender: str, variant: str, preset: str, threads: int, seconds: float, device: str) -> dict:
     """Measure one contender; ``skipped`` holds the reason if it cannot run here."""
     if contender in RIVALS and importlib.util.find_spec("torch") is None:
         return {"skipped": "torch is not installed"}
     if contender in TECHNIQUES:
         TECHNIQUES[contender]()
     if contender in RIVALS:
-        parameters, step = pytorch(variant, preset, threads, compiled=contender == "compile")
+        parameters, step = pytorch(variant, preset, threads, compiled=contender == "compile", device=device)
     else:
-        parameters, step = minitv(variant, preset, threads)
+        parameters, step = minitv(variant, preset, threads, device)
     start = time.perf_counter()
     try:
         loss = step(0)
@@ -219,7 +221,8 @@ def profile(variant: str, preset: str, seconds: float) -> None:
     timed(machinery.Op, "__call__", lambda op, *_: f"{op.name} forward")
     for attribute in ("_differentiate_primitive", "_differentiate_kernel"):
         timed(machinery, attribute, lambda node, *_: f"{node.op.name} backward")
-    timed(AdamW, "step", lambda *_: "AdamW, clipping")
+    for attribute in ("squares", "update"):
+        timed(AdamW, attribute, lambda *_: "AdamW, clipping")
     timed(GradientBuffer, "__call__", lambda *_: "adding up gradients")
     timed(Trainer, "_micro_batch", lambda *_: "the tape itself")
     _, step = minitv(variant, preset, 1)
@@ -240,7 +243,7 @@ def compare(variant: str, preset: str, contenders: list[str], arguments: argpars
     """All rounds of a preset: prints its rows, returns its part of the JSON."""
     def measure(name: str, seconds=arguments.seconds, **environment: str) -> dict:
         return run(__file__, [variant, "--worker", name, "--preset", preset, "--threads", arguments.threads,
-                              "--seconds", seconds], arguments.threads, **environment)
+                              "--seconds", seconds, "--device", arguments.device], arguments.threads, **environment)
 
     results, skipped = alternate(contenders, measure, arguments.rounds, "tokens_per_s", f"{variant}, {preset}")
     sizes = {name: rows[0]["parameters"] for name, rows in results.items()}
@@ -280,6 +283,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="processes per contender (default: 5)")
     parser.add_argument("--seconds", type=float, default=10.0, help="measured time per process (default: 10)")
     parser.add_argument("--threads", type=int, default=cores(), help="for every contender (default: the usable cores)")
+    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:1")
     parser.add_argument("--rivals", default=",".join(RIVALS), help=f"comma-separated (default: {','.join(RIVALS)})")
     parser.add_argument("--without", action="append", default=[], metavar="TECHNIQUE",
                         help=f"compare with our own step without it: all, {', '.join(TECHNIQUES)}")
@@ -289,10 +293,15 @@ def main() -> None:
     arguments = parser.parse_args()
     variants = _known(arguments.variants or ["transformer"], mixers.variants(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
+    try:
+        select(arguments.device)
+    except DeviceError as error:
+        parser.error(f"--device: {error}")
     if arguments.rounds < 1 or arguments.threads < 1 or arguments.seconds < 0:
         parser.error("--rounds and --threads start at 1, --seconds at 0")
     if arguments.worker:
-        print(json.dumps(work(arguments.worker, variants[0], presets[0], arguments.threads, arguments.seconds)), flush=True)
+        found = work(arguments.worker, variants[0], presets[0], arguments.threads, arguments.seconds, arguments.device)
+        print(json.dumps(found), flush=True)
         return
     if arguments.profile:
         for variant in variants:
@@ -307,9 +316,9 @@ def main() -> None:
     print(f"{'variant':<12} {'preset':<12} {'':<38} {'tokens/s':>8} {'range':>18} {'ms/step':>8} {'first s':>8} "
           f"{'peak MB':>8}  ours / theirs")
     report = {variant: {preset: compare(variant, preset, contenders, arguments) for preset in presets} for variant in variants}
-    name = "without" if techniques else "train"
-    result = {"benchmark": name, "threads": arguments.threads, "rounds": arguments.rounds, "seconds": arguments.seconds,
-              "variants": report}
+    name = ("without" if techniques else "train") + "_gpu" * (arguments.device != "cpu")
+    result = {"benchmark": name, "device": arguments.device, "threads": arguments.threads, "rounds": arguments.rounds,
+              "seconds": arguments.seconds, "variants": report}
     if arguments.save:
         save(name, result)
     print(json.dumps(result))

@@ -308,7 +308,15 @@ def _list(argv: list[str]) -> int:
 
 
 def _info(argv: list[str]) -> int:
-    _plain("info", "Show versions, processor, threads and GPU: what minitv finds on this machine.", argv)
+    parser = Parser(
+        "minitv info",
+        usage="minitv info [--gpu]",
+        description="Show versions, processor, threads and GPU: what minitv finds on this machine.",
+        epilog="example:\n  minitv info --gpu",
+    )
+    parser.add_argument("--gpu", action="store_true", help="compile and run a kernel on every GPU, and report")
+    if parser.parse(argv).get("gpu"):
+        return _info_gpu()
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -342,41 +350,74 @@ def _info(argv: list[str]) -> int:
 
 
 def _cupy() -> str:
-    import importlib.util
+    from importlib.util import find_spec
 
-    if importlib.util.find_spec("cupy") is None:
-        return 'not installed; for a GPU: pip install "minitv[cuda12]" or "minitv[cuda13]"'
-    try:
-        import cupy
+    if find_spec("cupy") is None:
+        return 'not installed; for a GPU: pip install "minitv[cuda13]" or "minitv[cuda12]"'
+    return "installed; `minitv info --gpu` tries it"
 
-        count = cupy.cuda.runtime.getDeviceCount()
-        names = [cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(count)]
-        return f"{cupy.__version__}, {', '.join(names) or 'no GPU'}"
-    except Exception as error:  # a broken driver or library: whatever it says is the answer
-        return f"installed, unusable: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+def _info_gpu() -> int:
+    """Run one of our kernels on each card."""
+    import time
+
+    import numpy as np
+
+    from autograd import Tensor, gelu, use
+    from autograd.device import gpu
+
+    from .errors import device_errors
+
+    with device_errors():
+        cupy = gpu()
+    runtime = cupy.cuda.runtime
+    versions = f"runtime {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}"
+    rows = [("cupy", cupy.__version__), ("CUDA", versions)]
+    x, good = np.linspace(-3, 3, 1000, dtype=np.float32), True
+    for number in range(runtime.getDeviceCount()):
+        properties = runtime.getDeviceProperties(number)
+        rows.append((f"cuda:{number}", f"{properties['name'].decode()}, {properties['totalGlobalMem'] / 2**30:.1f} GiB, "
+                                       f"compute capability {properties['major']}.{properties['minor']}"))
+        start = time.perf_counter()
+        with cupy.cuda.Device(number), use("gelu", kernel="cuda"):
+            found = gelu(Tensor(x).to(f"cuda:{number}")).numpy()
+        right = bool(np.abs(found - gelu(x).numpy()).max() < 1e-6)
+        good &= right
+        rows.append(("", f"a kernel of ours compiled and run in {time.perf_counter() - start:.2f} s, "
+                         f"{'equal to the CPU' if right else 'and WRONG'}"))
+    _columns(rows)
+    return 0 if good else 1
 
 
 def _explain(argv: list[str]) -> int:
     parser = Parser(
         "minitv explain",
-        usage="minitv explain [OP]",
-        description="Show an operator: its formula, shapes, forms and kernels. Without OP, list all.",
-        epilog="example:\n  minitv explain layer_norm",
+        usage="minitv explain [NAME]",
+        description="Show a variant: its formula, cost and state, what it equals, where paper and code differ.\n"
+        "Or an operator: its formula, shapes, forms and kernels. Without NAME, list all operators.",
+        epilog="examples:\n  minitv explain transformer\n  minitv explain layer_norm",
     )
-    parser.add_argument("operator", metavar="OP", nargs="?", help="name of an operator")
-    name = parser.parse(argv).get("operator")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="name of a variant or of an operator")
+    name = parser.parse(argv).get("name")
     import inspect
 
     import minitv.ops  # noqa: F401 - declares the variants' operators
     from autograd import REGISTRY
 
+    from .mixers import describe, variants
+
     if name is None:
         _columns((op.name, str(op.signature)) for op in sorted(REGISTRY.values(), key=lambda op: op.name))
         return 0
+    if name in variants():
+        print(f"{name}: {variants()[name]}\n")
+        _columns(describe(name))
+        return 0
     if name not in REGISTRY:
-        close = difflib.get_close_matches(name, REGISTRY, 1)
-        hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all"
-        raise UserError(f"unknown operator {name!r}; {hint}")
+        known = [*variants(), *REGISTRY]
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all operators, `minitv list` all variants"
+        raise UserError(f"unknown variant or operator {name!r}; {hint}")
     op = REGISTRY[name]
     print(f"{op.name}: {op.signature}\n")
     if op.__doc__:
@@ -427,7 +468,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "sample": (_sample, "write text with a trained model"),
     "list": (_list, "list the variants and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),
-    "explain": (_explain, "show an operator: formula, shapes, forms, kernels"),
+    "explain": (_explain, "show a variant or an operator: formula, cost, forms, kernels"),
     "plot": (_plot, "draw the curve of a run"),
 }
 

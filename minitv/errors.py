@@ -1,5 +1,8 @@
 """Errors whose message is a sentence for the user; the command line prints them without a traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Something the user gave cannot be used: the message says what it was and what is allowed."""
@@ -15,3 +18,14 @@ class RunError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, truncated, foreign or tampered with."""
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """A device that cannot be used is the machine's fault: a RunError with the engine's sentence."""
+    from autograd.errors import DeviceError
+
+    try:
+        yield
+    except DeviceError as error:
+        raise RunError(str(error)) from None

@@ -6,12 +6,16 @@ A module has no training flag: randomness is an argument. ``module(x, rng)`` dro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
-from autograd import Tensor, dropout, embedding, gelu, gelu_tanh, layer_norm, linear, relu_squared, rms_norm, silu
+from autograd import Tensor, dropout, embedding, gelu, gelu_tanh, layer_norm, linear, relu_squared, rms_norm, silu, to_numpy
+from autograd.device import move
 from autograd.errors import ShapeError
 from autograd.random import Random
+
+M = TypeVar("M", bound="Module")
 
 ACTIVATIONS: dict[str, Callable] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu_squared": relu_squared, "silu": silu}
 
@@ -52,8 +56,8 @@ class Module:
         return [p for _, p in self.named_parameters()]
 
     def state(self) -> dict[str, np.ndarray]:
-        """Copies of all parameters by name."""
-        return {name: p.data.copy() for name, p in self.named_parameters()}
+        """Copies of all parameters by name, as NumPy arrays."""
+        return {name: np.array(to_numpy(p.data)) for name, p in self.named_parameters()}
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         """Overwrite all parameters in place; names and shapes must match exactly (ShapeError lists what does not)."""
@@ -66,6 +70,15 @@ class Module:
             raise ShapeError("load: " + "; ".join(wrong))
         for name, parameter in own.items():
             parameter.assign_(arrays[name].astype(parameter.dtype, copy=False))
+
+    def to(self: M, device: str) -> M:
+        """Move all parameters to "cpu", "cuda" (the current card) or "cuda:1", forget their gradients, and return the module.
+
+        An optimiser made before holds on to the old ones.
+        """
+        for parameter in self.parameters():
+            parameter.data, parameter.grad = move(parameter.data, device), None
+        return self
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from collections.abc import Callable
 
 import numpy as np
 
-from autograd import Tensor
+from autograd import Tensor, to_numpy
+from autograd.device import beside, is_cupy, namespace, read
 
 from .nn import Module, Parameter
 
@@ -24,8 +26,8 @@ def cosine(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> f
 class GradientBuffer:
     """A flat gradient: the first contribution to a parameter is written, later ones are added."""
 
-    def __init__(self, layout: dict[int, tuple[int, int, tuple[int, ...]]], size: int, dtype):
-        self.flat = np.zeros(size, dtype)
+    def __init__(self, layout: dict[int, tuple[int, int, tuple[int, ...]]], size: int, dtype, xp=np):
+        self.flat = xp.zeros(size, dtype)
         self._views = {key: self.flat[start:stop].reshape(shape) for key, (start, stop, shape) in layout.items()}
         self.written: set[int] = set()
 
@@ -49,8 +51,8 @@ class GradientBuffer:
 class AdamW:
     """AdamW (arXiv 1711.05101) with global-norm clipping; weight decay on matrices only.
 
-    The parameters are moved into one flat buffer, those that decay first, and become views of it. ``buffers`` are flat
-    gradients, which ``step`` adds up in order.
+    The parameters are moved into one flat buffer, those that decay first, and become views of it, on the device where they
+    lie. ``buffers`` are flat gradients, which ``step`` adds up in order.
     """
 
     def __init__(self, model: Module, *, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-8,
@@ -60,9 +62,9 @@ class AdamW:
         self._settings = dict(beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay)
         self._clip = clip
         size = sum(p.size for _, p in named)
-        dtype = named[0][1].dtype
+        xp, dtype = namespace(*(p.data for _, p in named)), named[0][1].dtype
         self.decayed = sum(p.size for _, p in named if p.ndim >= 2)
-        self.param, self.m, self.v = (np.zeros(size, dtype) for _ in range(3))
+        self.param, self.m, self.v = (xp.zeros(size, dtype) for _ in range(3))
         layout, start = {}, 0
         for _, parameter in named:
             stop = start + parameter.size
@@ -71,7 +73,7 @@ class AdamW:
             layout[id(parameter)] = (start, stop, parameter.shape)
             start = stop
         self._layout = layout
-        self.buffers = [GradientBuffer(layout, size, dtype) for _ in range(buffers)]
+        self.buffers = [GradientBuffer(layout, size, dtype, xp) for _ in range(buffers)]
         self.steps = 0
 
     def step(self, lr: float, run: Callable = map, parts: int = 1) -> float:
@@ -80,32 +82,46 @@ class AdamW:
 
         ``run(function, items)`` maps over that many parts of the parameters, perhaps on threads.
         """
-        from autograd.ops.adamw.cpu import sum_gradients, update
+        return self.update(lr, *read(self.squares(run, parts)), run, parts)
 
+    def squares(self, run: Callable = map, parts: int = 1):
+        """The first half of a step: add up the gradients; returns the sum of their squares, on a GPU without waiting."""
         used = [buffer for buffer in self.buffers if buffer.written] or self.buffers[:1]
         for buffer in used:
             buffer.finish()
-        edges = [self.param.size * i // parts // 16 * 16 for i in range(parts)] + [self.param.size]
-        ranges = list(itertools.pairwise(edges))
+        self._summed = used[0]
         flats = [buffer.flat for buffer in used]
-        norm = math.sqrt(sum(run(lambda r: sum_gradients(flats, *r), ranges)))
+        return sum(run(lambda r: self._kernel().sum_gradients(flats, *r), self._ranges(parts)))
+
+    def update(self, lr: float, squares: float, run: Callable = map, parts: int = 1) -> float:
+        """The second half: clip and update by the gradients that ``squares`` added up; returns the norm before clipping."""
+        norm = math.sqrt(squares)
         if not math.isfinite(norm):
             return norm
         self.steps += 1
         scale = min(1.0, self._clip / (norm + 1e-6)) if self._clip else 1.0
         settings = dict(self._settings, lr=lr, decayed=self.decayed, step=self.steps, scale=scale)
-        list(run(lambda r: update(self.param, flats[0], self.m, self.v, *r, **settings), ranges))
+        grad = self._summed.flat
+        list(run(lambda r: self._kernel().update(self.param, grad, self.m, self.v, *r, **settings), self._ranges(parts)))
         for _, parameter in self._named:
             parameter.version[0] += 1
         return norm
 
+    def _kernel(self):
+        """The fused kernels of the device, imported at the first step."""
+        return importlib.import_module("autograd.ops.adamw." + ("gpu" if is_cupy(self.param) else "cpu"))
+
+    def _ranges(self, parts: int) -> list[tuple[int, int]]:
+        edges = [self.param.size * i // parts // 16 * 16 for i in range(parts)] + [self.param.size]
+        return list(itertools.pairwise(edges))
+
     def state(self) -> dict[str, np.ndarray]:
         """Copies of both moments of every parameter, and the number of updates."""
-        arrays = {"steps": np.array(self.steps, np.int64)}
+        arrays, m, v = {"steps": np.array(self.steps, np.int64)}, to_numpy(self.m), to_numpy(self.v)
         for name, parameter in self._named:
             start, stop, shape = self._layout[id(parameter)]
-            arrays[f"m.{name}"] = self.m[start:stop].reshape(shape).copy()
-            arrays[f"v.{name}"] = self.v[start:stop].reshape(shape).copy()
+            arrays[f"m.{name}"] = m[start:stop].reshape(shape).copy()
+            arrays[f"v.{name}"] = v[start:stop].reshape(shape).copy()
         return arrays
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
@@ -113,5 +129,5 @@ class AdamW:
         self.steps = int(arrays["steps"])
         for name, parameter in self._named:
             start, stop, _ = self._layout[id(parameter)]
-            self.m[start:stop] = arrays[f"m.{name}"].reshape(-1)
-            self.v[start:stop] = arrays[f"v.{name}"].reshape(-1)
+            self.m[start:stop] = beside(arrays[f"m.{name}"].reshape(-1), self.m)
+            self.v[start:stop] = beside(arrays[f"v.{name}"].reshape(-1), self.v)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,13 @@ class TrainOptions:
     weight_decay: float = option(0.1, "per step and learning rate, on matrices only", low=0, group=OPTIMIZER)
     clip: float = option(1.0, "longest gradient, as a norm over all parameters; 0 = no limit", low=0, group=OPTIMIZER)
 
-    threads: int | None = option(None, "worker threads; none = every usable core", low=1, high=1024, group=SCREEN)
+    device: str = option("cpu", "where to compute: cpu, cuda (an NVIDIA GPU), or cuda:1 for the second one", group=SCREEN)
+    tf32: bool = option(
+        False, "matrix products on a GPU round their factors to 10 bits: faster, less exact", group=SCREEN
+    )
+    threads: int | None = option(
+        None, "worker threads on the CPU; none = every usable core", low=1, high=1024, group=SCREEN
+    )
     log_every: int = option(10, "steps between records in log.jsonl", low=1, group=SCREEN)
     check: bool = option(
         False, "look for NaN after every operator and name the first that makes one (slow)", group=SCREEN
@@ -90,6 +97,9 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        _check_device(self.device)
+        if self.tf32 and self.device == "cpu":
+            raise UserError("--tf32: this concerns a GPU, and --device is cpu")
         if self.min_lr is None:
             object.__setattr__(self, "min_lr", float(f"{self.lr / 10:.6g}"))
         elif self.min_lr > self.lr:
@@ -111,15 +121,24 @@ class SampleOptions:
         "last", "the newest weights, or those with the lowest held-out loss", choices=("last", "best")
     )
 
+    device: str = option("cpu", "where to compute: cpu, cuda (an NVIDIA GPU), or cuda:1 for the second one")
+
     def __post_init__(self) -> None:
         check(self)
+        _check_device(self.device)
         if self.stop == "":
             raise UserError("--stop: an empty text is everywhere, give at least one character")
 
 
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UserError(f"--device: {device!r} is unknown, allowed: cpu, cuda, cuda:0, cuda:1, ...")
+
+
 # What --resume may change: steps extends the run, data is compared with the hash in the checkpoint (the file may have
 # moved), the others do not touch the weights.
-RESUMABLE = ("data", "steps", "eval_every", "eval_tokens", "sample_tokens", "log_every", "threads", "check")
+RESUMABLE = ("data", "steps", "eval_every", "eval_tokens", "sample_tokens", "log_every", "device", "tf32", "threads",
+             "check")
 
 # A preset states what differs from the defaults above; "tiny" is the defaults. A variant without one of the options
 # (heads, for example) ignores that entry.
@@ -141,7 +160,8 @@ DEFAULT_PRESET = "tiny"
 SYNONYMS = {
     "batch_size": "batch", "block_size": "context", "context_length": "context", "d_model": "width", "dataset": "data",
     "dim": "width", "epochs": "steps", "eval_interval": "eval_every", "force": "overwrite",
-    "grad_clip": "clip", "input": "data", "learning_rate": "lr", "length": "tokens", "log_interval": "log_every",
+    "gpu": "device", "grad_clip": "clip", "input": "data", "learning_rate": "lr", "length": "tokens",
+    "log_interval": "log_every",
     "max_iters": "steps", "max_new_tokens": "tokens", "max_steps": "steps", "n_embd": "width", "n_head": "heads",
     "n_layer": "layers", "n_layers": "layers", "n_heads": "heads", "num_heads": "heads", "num_layers": "layers",
     "num_threads": "threads", "out_dir": "out", "output": "out", "seq_len": "context", "start": "prompt",

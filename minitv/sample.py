@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from autograd.device import blas_threads
+from autograd.device import blas_threads, select
 from autograd.random import Random
 
 from . import checkpoint, mixers
 from .config import from_json as options_from_json
 from .decode import decoder
-from .errors import CheckpointError, UserError
+from .errors import CheckpointError, UserError, device_errors
 from .models.lm import LanguageModel
 from .options import ModelOptions, SampleOptions
 from .tokenizer import from_json
@@ -91,7 +91,10 @@ def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
 
 def stream(directory: str, options: SampleOptions) -> Iterator[str]:
     """Yield pieces of text that continue ``options.prompt``; ends before ``options.stop``."""
+    with device_errors():
+        select(options.device)
     model, tokenizer = load(directory, options.checkpoint)
+    model.to(options.device)
     try:
         prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
     except UserError as error:

@@ -3,6 +3,9 @@
 Worker threads pull micro-batches of up to 512 tokens from a counter and run the tape on them, with serial kernels and
 one-threaded BLAS: a core that is slow for a moment takes fewer. Which gradients meet in which of the flat buffers, and
 in which order, depends on the micro-batch's number alone, so a run is determined by its seed and its number of threads.
+
+On a GPU one worker takes the whole batch, or as much of it as MICRO_BATCH_TOKENS_GPU allows, and the host reads once a
+step: the loss, the norm of the gradient, and whether any id was out of range.
 """
 
 from __future__ import annotations
@@ -26,13 +29,14 @@ from typing import Any
 import numpy as np
 
 from autograd import NonFiniteError, check_mode, no_grad
-from autograd.device import blas_threads, cores, keep_memory, peak_mb
+from autograd.blas import allow_tf32
+from autograd.device import blas_threads, cores, is_cupy, keep_memory, namespace, peak_mb, read, select
 from autograd.random import Random
 
 from . import __version__, checkpoint
 from .config import to_json
 from .data import Batches, Corpus, load_text, split, windows
-from .errors import CheckpointError, RunError, UserError
+from .errors import CheckpointError, RunError, UserError, device_errors
 from .models.lm import LanguageModel
 from .ngram import ngram_bpc
 from .optim import AdamW, cosine
@@ -48,15 +52,23 @@ class Trainer:
     """A model, its optimizer and the worker threads; ``step`` is one optimizer step on a batch."""
 
     MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
+    MICRO_BATCH_TOKENS_GPU = 2**15  # those of `small` then take about 6 GB
 
     def __init__(self, variant: str, model: ModelOptions, mixer, run: TrainOptions, vocab: int):
         keep_memory()
         self.run = run
-        self.workers = min(run.threads or cores(), run.batch)
+        on_gpu = run.device != "cpu"
+        self.workers = 1 if on_gpu else min(run.threads or cores(), run.batch)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="minitv")
-        self._pool.submit(_load_compiler)
+        self._map = map if on_gpu else self._pool.map  # which card is the current one is a matter of the thread
+        if on_gpu:
+            self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
+            allow_tf32(run.tf32)
+            select(run.device)
+        else:
+            self._pool.submit(_load_compiler)
         random = Random(run.seed)
-        self.model = LanguageModel(variant, model, mixer, vocab, random.split(WEIGHTS))
+        self.model = LanguageModel(variant, model, mixer, vocab, random.split(WEIGHTS)).to(run.device)
         # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
         self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
                                clip=run.clip, buffers=self.workers + (self.workers > 1))
@@ -88,15 +100,11 @@ class Trainer:
                 finally:
                     written[i].set()
 
-        list(self._pool.map(work, range(self.workers)))
-        loss = sum(losses)
+        list(self._map(work, range(self.workers)))
+        loss, squares = read(sum(losses), self.optimizer.squares(self._map, self.workers))
         self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
-        if math.isfinite(loss):
-            self.grad_norm = self.optimizer.step(self.lr, self._pool.map, self.workers)
-        else:
-            self.grad_norm = math.nan
-            for buffer in self.optimizer.buffers:  # the next step starts from nothing
-                buffer.finish()
+        self.grad_norm = (self.optimizer.update(self.lr, squares, self._map, self.workers) if math.isfinite(loss)
+                          else math.nan)
         return loss
 
     def evaluate(self, inputs: np.ndarray, labels: np.ndarray) -> float:
@@ -107,7 +115,7 @@ class Trainer:
             with no_grad():
                 return self.model.loss(inputs[part], labels[part]).item() * (part.stop - part.start)
 
-        return sum(self._pool.map(work, slices)) / len(inputs)
+        return sum(self._map(work, slices)) / len(inputs)
 
     def find_nonfinite(self, inputs: np.ndarray, labels: np.ndarray, step: int) -> str | None:
         """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does."""
@@ -124,13 +132,15 @@ class Trainer:
         self._pool.shutdown()
         self._blas.__exit__(None, None, None)
 
-    def _micro_batch(self, inputs, labels, part: slice, step: int, index: int, sink: Callable, before=None) -> float:
+    def _micro_batch(self, inputs, labels, part: slice, step: int, index: int, sink: Callable, before=None):
         rng = self._dropout and self._dropout.split(step, index)
         loss = self.model.loss(inputs[part], labels[part], rng)
         share = (part.stop - part.start) / len(inputs)
         if before is not None:
             before.wait()
-        if math.isfinite(value := loss.item() * share):
+        on_gpu = is_cupy(loss.data)
+        value = (loss.data if on_gpu else loss.item()) * share  # a GPU is not waited for
+        if on_gpu or math.isfinite(value):
             loss.backward(share, sink=sink)
         return value
 
@@ -181,6 +191,8 @@ def train(variant: str, model: ModelOptions, mixer, run: TrainOptions) -> int:
     Returns the exit code: 0, or 130 and 143 when Ctrl-C or SIGTERM stopped it (saved). UserError tells a user's mistake.
     """
     started = time.perf_counter()
+    with device_errors():
+        select(run.device)
     directory = Path(run.out or run.resume or f"runs/{variant}")
     resumed = checkpoint.load(run.resume) if run.resume else None
     if resumed is None:
@@ -257,8 +269,9 @@ class _Session:
         self.baseline = [bits * held_per_char for bits in ngram_bpc(training, held_out, self.tokenizer.vocab)]
         orders = "  ".join(f"{order}: {bits:.3f}" for order, bits in enumerate(self.baseline))
         print(f"n-grams   bits per character by order  {orders}", file=sys.stderr)
-        print(f"model     {self.variant}, {count(trainer.parameters)} parameters, {trainer.workers} worker thread"
-              f"{'s' * (trainer.workers > 1)}, folder {self.directory}", file=sys.stderr)
+        workers = f"{trainer.workers} worker thread{'s' * (trainer.workers > 1)}" if run.device == "cpu" else run.device
+        print(f"model     {self.variant}, {count(trainer.parameters)} parameters, {workers}, folder {self.directory}",
+              file=sys.stderr)
         self._announce_compilation()
 
         batches = Batches(training, run.batch, self.model.context, Random(run.seed).split(BATCHES).seed)
@@ -291,7 +304,7 @@ class _Session:
                     self._report(done, record["val_loss"], progress)
                 stopped = stop.signal  # read once: a signal after this line is for the next step
                 if evaluate or done == run.steps or stopped:
-                    if not np.isfinite(trainer.optimizer.param).all():
+                    if not namespace(trainer.optimizer.param).isfinite(trainer.optimizer.param).all():
                         raise self._nonfinite("the new weights", step)
                     self._save(done, record.get("val_loss"))
                 if evaluate or done % run.log_every == 0 or done == 1:
@@ -357,6 +370,7 @@ class _Session:
             "tokens_per_char": {"training": per_char, "held_out": held_per_char},
             "ngram_bpc": self.baseline,
             "threads": self.trainer.workers,
+            "device": self.run.device,
             "versions": {"minitv": __version__, "python": platform.python_version(), "numpy": np.__version__,
                          "numba": numba.__version__, "scipy": scipy.__version__},
         }
@@ -379,6 +393,7 @@ class _Session:
             "best_loss": self.best if math.isfinite(self.best) else None,
             "elapsed_s": self._elapsed(),
             "threads": self.trainer.workers,
+            "device": self.run.device,
         }
         model, optimizer = self.trainer.model.state(), self.trainer.optimizer.state()
         # "last" comes last: a run killed between the two then finds this best loss again when it is resumed.
@@ -399,8 +414,10 @@ class _Session:
         # Losses on other held-out tokens do not compare.
         same = state["config"]["run"]["eval_tokens"] == self.run.eval_tokens
         self.best = best if same and best is not None else math.inf
-        if threads != self.trainer.workers:
-            what = "dropout" if self.model.dropout else "the last bits of the results"
+        what = "dropout" if self.model.dropout else "the last bits of the results"
+        if (device := state.get("device", "cpu")) != self.run.device:
+            print(f"note      this run was on {device} and is now on {self.run.device}: {what} will differ", file=sys.stderr)
+        elif threads != self.trainer.workers:
             print(f"note      this run had {threads} worker threads and now has {self.trainer.workers}: {what} will differ",
                   file=sys.stderr)
         return step
@@ -408,7 +425,7 @@ class _Session:
     def _announce_compilation(self) -> None:
         from autograd import kernels
 
-        if not kernels.cached():
+        if self.run.device == "cpu" and not kernels.cached():
             print("compiling kernels, about 15 s, cached for the next run", file=sys.stderr, flush=True)
 
     def _finish(self) -> None:

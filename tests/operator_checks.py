@@ -1,18 +1,24 @@
 """What must hold for every operator, as functions that raise AssertionError.
 
 test_operators.py calls them for all operators, test_the_tests.py shows that each of them notices planted errors.
-A *route* is one way to compute an operator: "definition", "form <name>" or "kernel <device>". What is compared with is
-computed in float64, from contiguous copies of the same values, so a result has to withstand its own rounding only.
+A *route* is one way to compute an operator: "definition", "form <name>" or "kernel <device>", on NumPy arrays; with
+" on emulator" behind it, on arrays of a double of CuPy whose kernels run in an emulator, and with " on card", on a GPU.
+What is compared with is computed in float64, from contiguous copies of the same values, so a result has to withstand its
+own rounding only.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 
+import emulator
+import fake_cupy
 import numpy as np
+import pytest
 
-from autograd import Op, Tensor, adjoint_test, assert_close, gradcheck, gradients, no_grad, use
-from autograd.draw import Draw, draw_inputs
+from autograd import Op, Tensor, adjoint_test, assert_close, gradcheck, gradients, no_grad, to_numpy, use
+from autograd.device import gpu
+from autograd.draw import LAYOUTS, Draw, draw_inputs
 from autograd.op import Form
 from autograd.shapes import bind
 
@@ -24,24 +30,65 @@ def forms(op: Op) -> list[str]:
 
 
 def kernels(op: Op) -> list[str]:
-    return [f"kernel {name}" for name in op.kernels if name == "cpu"]
+    return [f"kernel {name}{place}" for name in op.kernels
+            for place in ([""] if name == "cpu" else [" on emulator", " on card"])]
 
 
 def routes(op: Op) -> list[str]:
     return ["definition", *forms(op), *kernels(op)]
 
 
+def parsed(route: str) -> tuple[str, str, str]:
+    """ "form" or "kernel", its name, and "host", "emulator" or "card"."""
+    way, _, place = route.partition(" on ")
+    kind, _, name = way.partition(" ")
+    return kind, name, place or "host"
+
+
+def marks(route: str) -> list:
+    """Of a test that goes along a route: when to leave it out."""
+    return {"host": [], "card": [pytest.mark.gpu],
+            "emulator": [pytest.mark.skipif(bool(emulator.missing), reason=str(emulator.missing))]}[parsed(route)[2]]
+
+
+def dtypes(route: str) -> tuple:
+    """What a route takes."""
+    return DTYPES[:1] if route.startswith("kernel cuda") else DTYPES
+
+
+@contextmanager
+def device(place: str):
+    """Yields what moves an array of the host to that place."""
+    if place == "host":
+        yield lambda array: array
+    elif place == "emulator":
+        with fake_cupy.installed():
+            yield fake_cupy.wrapped
+    else:
+        yield _uploaded
+
+
+def _uploaded(array):
+    """On a card, strided if it was: a copy would be contiguous."""
+    cupy = gpu()
+    if array.flags.c_contiguous or not array.size:
+        return cupy.asarray(array)
+    wide = cupy.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+    wide[..., ::2] = cupy.asarray(array)
+    return wide[..., ::2]
+
+
 @contextmanager
 def forced(op: Op, route: str):
-    """Run ``op`` along one route, and everything below it in forms."""
-    kind, _, name = route.partition(" ")
-    with np.errstate(all="ignore"), use(kernel="none"), use(op, **{kind: name}):
-        yield
+    """Run ``op`` along one route, and everything below it in forms; yields what moves an array to where the route runs."""
+    kind, name, place = parsed(route)
+    with device(place) as put, np.errstate(all="ignore"), use(kernel="none"), use(op, **{kind: name}):
+        yield put
 
 
 def declared(op: Op, route: str):
     """The Form or the Kernel of a route."""
-    kind, _, name = route.partition(" ")
+    kind, name, _ = parsed(route)
     return op.forms[name] if kind == "form" else op.kernels[name]
 
 
@@ -89,6 +136,54 @@ def specimen(op: Op, accept=None, dtype=np.float64, layouts=("c",)):
     raise LookupError(f"{op.name}: none of 400 draws is suitable")
 
 
+class TooLarge(Exception):
+    """A draw with more values than a test has time for."""
+
+
+class AwkwardDraw(Draw):
+    """Seeded draws in which long axes have one of the given sizes, such as those around warps, blocks and tiles."""
+
+    def __init__(self, seed: int, sizes, dtype=np.float32, limit: int = 70_000):
+        generator = np.random.default_rng(seed)
+        super().__init__(lambda low, high: low + int(generator.integers(0, high - low, endpoint=True, dtype=np.uint64)), dtype,
+                         LAYOUTS)
+        self.chosen, self._limit = tuple(sizes), limit
+
+    def size(self, low: int = 0, high: int = 4) -> int:
+        return self.integer(low, high) if high <= 2 else self.choice([n for n in self.chosen if n >= low] or [low])
+
+    def _checked(self, shape):
+        if np.prod(shape, dtype=float) > self._limit:
+            raise TooLarge
+        return shape
+
+    def floats(self, *shape, **options):
+        return super().floats(*self._checked(shape), **options)
+
+    def integers(self, low, high, *shape):
+        return super().integers(low, high, *self._checked(shape))
+
+    def mask(self, *shape):
+        return super().mask(*self._checked(shape))
+
+
+def awkward_calls(op: Op, size: int, count: int, dtype=np.float32):
+    """Calls that the CUDA kernel takes, with an axis of that size, and cotangents for the outputs."""
+    seed = found = 0
+    while found < count:
+        draw = AwkwardDraw(seed, (size, 5), dtype)
+        seed += 1
+        try:
+            args, params = draw_inputs(op, draw)
+        except TooLarge:
+            continue
+        supports = op.kernels["cuda"].supports
+        if any(x is not None and size in x.shape for x in args) and (supports is None or not supports(*args, **params)):
+            found += 1
+            shapes = [o.shape for o in compute(op, forms(op)[0], args, params)]
+            yield args, params, [draw.generator().standard_normal(s).astype(dtype) for s in shapes]
+
+
 # -- computing ---------------------------------------------------------------------------------------------------------
 def listed(result) -> list:
     return list(result) if isinstance(result, tuple) else [result]
@@ -98,27 +193,26 @@ def compute(op: Op, route: str, args, params) -> tuple:
     """The outputs along a route as arrays."""
     if route == "definition":
         with np.errstate(all="ignore"):
-            result = op.definition(*args, **params)
-    else:
-        values = flat(op, args)
+            return tuple(np.asarray(o) for o in listed(op.definition(*args, **params)))
+    with forced(op, route) as put, no_grad():
+        values = [None if x is None else put(x) for x in flat(op, args)]
         for i in floats(op, args):
             values[i] = Tensor.wrap(values[i])  # Tensor(x) would copy, and lose the layout
-        with forced(op, route), no_grad():
-            result = op(*unflat(op, values), **params)
-    return tuple(o.data if isinstance(o, Tensor) else np.asarray(o) for o in listed(result))
+        result = op(*unflat(op, values), **params)
+        return tuple(to_numpy(o) for o in listed(result))
 
 
 def differentiate(op: Op, route: str, args, params, cotangents, wanted=None) -> dict[int, np.ndarray]:
     """The gradient of <cotangents, outputs> for each float input, or for ``wanted`` when only those need one."""
-    values = flat(op, args)
     wanted = floats(op, args) if wanted is None else wanted
-    for i in floats(op, args):
-        values[i] = Tensor.wrap(values[i], requires_grad=i in wanted)
-    with forced(op, route):
+    with forced(op, route) as put:
+        values = [None if x is None else put(x) for x in flat(op, args)]
+        for i in floats(op, args):
+            values[i] = Tensor.wrap(values[i], requires_grad=i in wanted)
         outputs = listed(op(*unflat(op, values), **params))
-        seeds = [Tensor.wrap(c.astype(o.dtype, copy=False)) for c, o in zip(cotangents, outputs, strict=True)]
+        seeds = [Tensor.wrap(put(c.astype(o.dtype, copy=False))) for c, o in zip(cotangents, outputs, strict=True)]
         found = gradients(outputs, [values[i] for i in wanted], seeds)
-    return {i: g.data for i, g in zip(wanted, found, strict=True)}
+        return {i: to_numpy(g) for i, g in zip(wanted, found, strict=True)}
 
 
 def draw_cotangents(op: Op, args, params, draw) -> list[np.ndarray]:
@@ -171,23 +265,23 @@ def check_outputs(op: Op, route: str, args, outputs) -> None:
         assert op.view or composed or not shared, f"{op.name} returns its input's memory"
 
 
-def check_values(op: Op, route: str, args, params) -> None:
-    """The route gives the definition's values."""
+def check_values(op: Op, route: str, args, params, reference: str = "definition") -> None:
+    """The route gives the definition's values, or those of another route."""
     with unwritten(op, args):
         # First the route, then the reference: memory that the route forgets to fill must not hold the right answer.
         outputs = compute(op, route, args, params)
     check_outputs(op, route, args, outputs)
-    for output, expected in zip(outputs, compute(op, "definition", wide(op, args), params), strict=True):
+    for output, expected in zip(outputs, compute(op, reference, wide(op, args), params), strict=True):
         assert_close(output, expected, f"{op.name}, {route}, values", terms=_terms(op, *flat(op, args)))
 
 
-def check_gradients(op: Op, route: str, args, params, cotangents, wanted=None) -> None:
+def check_gradients(op: Op, route: str, args, params, cotangents, wanted=None, reference: str = "definition") -> None:
     """The gradients of all inputs, or of ``wanted``, are those of the first form: dtype, shape and values."""
     with unwritten(op, args):
         found = differentiate(op, route, args, params, cotangents, wanted)
     cotangents = [c.astype(np.float64) for c in cotangents]
     expected = differentiate(op, forms(op)[0], wide(op, args), params, cotangents)
-    outputs = compute(op, "definition", wide(op, args), params)
+    outputs = compute(op, reference, wide(op, args), params)
     for i, gradient in found.items():
         x, name = flat(op, args)[i], arguments(op, args)[i].name
         assert gradient.shape == x.shape, f"{op.name}: the gradient of {name} {x.shape} has shape {gradient.shape}"

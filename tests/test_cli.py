@@ -94,7 +94,7 @@ def test_help_needs_no_numpy():
         (["train", "--steps", "5", "transformer"], "'transformer' is out of place, usage: minitv train [VARIANT]"),
         (["train", "--config", "no.toml"], "--config no.toml: No such file or directory"),
         (["train", "--steps"], "--steps: a value is missing"),
-        (["explain", "layer_nrom"], "unknown operator 'layer_nrom'; did you mean layer_norm?"),
+        (["explain", "layer_nrom"], "unknown variant or operator 'layer_nrom'; did you mean layer_norm?"),
     ],
 )
 def test_mistakes(tmp_path, quickly_refused, argv, sentence):
@@ -258,7 +258,7 @@ def test_explain(tmp_path):
     assert out.startswith("layer_norm: x[")
     rows = dict(line.split(maxsplit=1) for line in out.splitlines() if line.startswith("  "))
     assert rows["options"] == "eps=1e-05"
-    assert rows["kernels"] == "cpu"
+    assert rows["kernels"] == "cpu, cuda"
     assert rows["differentiable"] == "yes"
 
 

@@ -321,3 +321,12 @@ def test_layers_drop_independently(variant):
     x = Tensor(np.random.default_rng(0).normal(size=(2, 5, SMALL.width)))
     block, rng = model.blocks[0], Random(7)
     assert not np.allclose(block(x, rng.split(1, 0)).numpy(), block(x, rng.split(1, 1)).numpy())
+
+
+@every_variant
+def test_every_variant_has_a_page(variant):
+    rows = mixers.describe(variant)
+    assert [label for label, _ in rows[:3]] == ["formula", "cost", "state"] and rows[-1][0] == "the review"
+    assert all(text.strip() and "\n" not in text and "|" not in text for _, text in rows)
+    page = mixers.page(variant)
+    assert page.operators and {label for label, _ in rows} >= {*page.operators, "equals"}

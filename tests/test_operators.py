@@ -11,7 +11,6 @@ from conftest import HypothesisDraw, operators
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_checks import (
-    DTYPES,
     check_adjoint,
     check_derivative,
     check_gradients,
@@ -21,6 +20,7 @@ from operator_checks import (
     compute,
     differentiate,
     draw_cotangents,
+    dtypes,
     flat,
     floats,
     forced,
@@ -28,9 +28,12 @@ from operator_checks import (
     is_linear,
     kernels,
     listed,
+    marks,
+    parsed,
     routes,
     specimen,
     substitute,
+    unflat,
 )
 
 import autograd
@@ -46,12 +49,18 @@ def each(cases):
     """Parametrise over operators, or over tuples that begin with one."""
     cases = [c if isinstance(c, tuple) else (c,) for c in cases]
     names = ["-".join(getattr(part, "name", str(part)).replace(" ", "_") for part in c) for c in cases]
-    return pytest.mark.parametrize(("op", "route", "law")[: len(cases[0])], cases, ids=names)
+    marked = [pytest.param(*c, marks=marks(c[1]) if len(c) > 1 else []) for c in cases]
+    return pytest.mark.parametrize(("op", "route", "law")[: len(cases[0])], marked, ids=names)
 
 
-def drawn(data, op, layouts=LAYOUTS):
-    """Inputs of a drawn dtype, with sizes from 0, in drawn layouts."""
-    draw = HypothesisDraw(data, data.draw(st.sampled_from(DTYPES)), layouts)
+def on_host(op):
+    """The routes that run on this machine's processor."""
+    return [route for route in forms(op) + kernels(op) if parsed(route)[2] == "host"]
+
+
+def drawn(data, op, route, layouts=LAYOUTS):
+    """Inputs of a drawn dtype that the route takes, with sizes from 0, in drawn layouts."""
+    draw = HypothesisDraw(data, data.draw(st.sampled_from(dtypes(route))), layouts)
     return draw, *draw_inputs(op, draw)
 
 
@@ -59,14 +68,14 @@ def drawn(data, op, layouts=LAYOUTS):
 @each((op, route) for op in OPERATORS for route in routes(op))
 @given(st.data())
 def test_values_are_those_of_the_definition(op, route, data):
-    _, args, params = drawn(data, op)
+    _, args, params = drawn(data, op, route)
     check_values(op, route, args, params)
 
 
 @each((op, route) for op in DIFFERENTIABLE for route in forms(op) + kernels(op))
 @given(st.data())
 def test_gradients_are_those_of_the_first_form(op, route, data):
-    draw, args, params = drawn(data, op)
+    draw, args, params = drawn(data, op, route)
     check_gradients(op, route, args, params, draw_cotangents(op, args, params, draw))
 
 
@@ -75,7 +84,7 @@ def test_gradients_are_those_of_the_first_form(op, route, data):
 @settings(max_examples=15)
 @given(st.data())
 def test_an_input_has_the_same_gradient_when_the_others_need_none(op, route, data):
-    draw, args, params = drawn(data, op)
+    draw, args, params = drawn(data, op, route)
     chosen = draw.choice(floats(op, args))
     check_gradients(op, route, args, params, draw_cotangents(op, args, params, draw), wanted=[chosen])
 
@@ -99,7 +108,7 @@ def test_second_derivatives_are_derivatives_of_gradients(op, route, data):
 @settings(max_examples=15)
 @given(st.data())
 def test_the_gradient_of_a_linear_operator_is_its_adjoint(op, route, data):
-    draw, args, params = drawn(data, op)
+    draw, args, params = drawn(data, op, route)
     check_adjoint(op, route, args, params, draw)
 
 
@@ -112,7 +121,7 @@ def test_linear_operators_are_recognised():
 @each((op, route, law) for op in OPERATORS for law in op.laws for route in routes(op))
 @given(st.data())
 def test_laws(op, route, law, data):
-    draw, args, params = drawn(data, op)
+    draw, args, params = drawn(data, op, route)
     check_law(op, law, route, args, params, draw)
 
 
@@ -120,19 +129,20 @@ def test_laws(op, route, law, data):
 @settings(max_examples=5)
 @given(st.data())
 def test_kernels_repeat_themselves_bit_for_bit(op, route, data):
-    draw, args, params = drawn(data, op)
+    draw, args, params = drawn(data, op, route)
     check_repeatable(op, route, args, params, draw_cotangents(op, args, params, draw))
 
 
-@each(op for op in DIFFERENTIABLE if kernels(op))
-def test_a_fused_kernel_refuses_second_derivatives_and_names_the_forms(op):
-    args, params = specimen(op)
-    args = substitute(op, args, 0, Tensor(flat(op, args)[0], requires_grad=True))
-    with use(op, kernel="cpu"):
-        outputs = listed(op(*args, **params))
-    seeds = [Tensor.wrap(np.ones_like(o.data)) for o in outputs]
-    with pytest.raises(GraphError) as caught:
-        gradients(outputs, [flat(op, args)[0]], seeds, create_graph=True)
+@each((op, route) for op in DIFFERENTIABLE for route in kernels(op))
+def test_a_fused_kernel_refuses_second_derivatives_and_names_the_forms(op, route):
+    args, params = specimen(op, dtype=dtypes(route)[0])
+    with forced(op, route) as put:
+        values = [x if x is None else put(x) for x in flat(op, args)]
+        values[0] = Tensor.wrap(values[0], requires_grad=True)
+        outputs = listed(op(*unflat(op, values), **params))
+        seeds = [Tensor.wrap(put(np.ones(o.shape, o.dtype))) for o in outputs]
+        with pytest.raises(GraphError) as caught:
+            gradients(outputs, [values[0]], seeds, create_graph=True)
     assert op.name in str(caught.value) and all(repr(form) in str(caught.value) for form in op.forms)
 
 
@@ -144,7 +154,7 @@ def _zero_dimensional(op):
 @each(op for op in DIFFERENTIABLE if any(_zero_dimensional(op)(*draw_inputs(op, Draw.seeded(s))) for s in range(100)))
 def test_a_0d_input_has_a_0d_gradient(op):
     args, params = specimen(op, _zero_dimensional(op))
-    for route in forms(op) + kernels(op):
+    for route in on_host(op):
         outputs = compute(op, route, args, params)
         found = differentiate(op, route, args, params, [np.ones_like(o) for o in outputs])
         assert all(type(g) is np.ndarray and g.shape == flat(op, args)[i].shape for i, g in found.items())
@@ -172,7 +182,7 @@ def test_has_a_public_name(op):
 @each(OPERATORS)
 def test_every_form_has_the_parameters_of_the_definition(op):
     functions = [f.function for f in op.forms.values()]
-    functions += [getattr(k, part) for k in op.kernels.values() if k.device == "cpu" for part in ("forward",)]
+    functions += [k.forward for k in op.kernels.values()]
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
         if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -199,22 +209,22 @@ def test_draws_are_legal_and_varied(op):
 
 @each(op for op in OPERATORS if op.kernels)
 def test_declared_kernels_exist(op):
-    kernel = op.kernels["cpu"]
-    assert callable(kernel.forward)
-    assert callable(kernel.backward) or not op.differentiable
+    for kernel in op.kernels.values():
+        assert callable(kernel.forward)
+        assert callable(kernel.backward) or not op.differentiable
 
 
 def test_every_kernel_file_belongs_to_an_operator():
     declared = {kernel.module for op in OPERATORS for kernel in op.kernels.values()}
     for package in (autograd, minitv):
-        for path in sorted((Path(package.__file__).parent / "ops").glob("*/cpu.py")):
-            assert f"{package.__name__}.ops.{path.parent.name}.cpu" in declared, path
+        for path in sorted((Path(package.__file__).parent / "ops").glob("*/[cg]pu.py")):
+            assert f"{package.__name__}.ops.{path.parent.name}.{path.stem}" in declared, path
 
 
 @each(OPERATORS)
 def test_explain_names_the_one_route_that_runs(op):
     args, params = specimen(op)
-    for request in [*({"form": name} for name in op.forms), *({"kernel": name} for name in op.kernels)]:
+    for request in [*({"form": name} for name in op.forms), *({"kernel": name} for name in op.kernels if name == "cpu")]:
         with use(op, **request):
             lines = [line for line in explain(op, *args, **params).splitlines() if ": chosen" in line]
         (kind, name), = request.items()
@@ -223,7 +233,7 @@ def test_explain_names_the_one_route_that_runs(op):
 
 # -- refusals: each names the operator and the argument ----------------------------------------------------------------
 def _refuses(error, op, args, params, *words):
-    for route in forms(op) + kernels(op):
+    for route in on_host(op):
         with pytest.raises(error) as caught, forced(op, route):
             op(*args, **params)
         for word in (op.name, *words):

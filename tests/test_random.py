@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autograd import DomainError, DtypeError, Random, ShapeError, dropout, use
+from autograd import DomainError, DtypeError, Random, ShapeError, dropout, random, use
 from autograd.kernel_random import philox as kernel_philox
 from autograd.kernels import cpu_kernel
 from autograd.random import philox, philox_int
@@ -93,6 +93,21 @@ def test_words_are_the_counters_in_order():
     assert found.tolist() == [w for block in range(3) for w in philox_int((block, 0, 0, 0), 7)][:10]
     assert Random(0).words(4).tolist() == list(ZEROS)
     assert Random(7).words(0).shape == (0,)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32, 2**64 - 1])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 255, 256, 257, 1030, 2**16 + 3])
+def test_a_kernel_draws_the_same_bits(seed, count, monkeypatch):
+    """Large draws come from kernels: words, and the numbers made of them."""
+    draws = [lambda s: s.words(count), lambda s: s.uniform((count,)), lambda s: s.uniform((count,), np.float64),
+             lambda s: s.normal((count,)), lambda s: s.integers(-3, 10, (count,)), lambda s: s.keep((count,), 0.3),
+             lambda s: s.permutation(count)]
+    found = []
+    for large in (1, 2**40):
+        monkeypatch.setattr(random, "LARGE", large)
+        found.append([draw(Random(seed)) for draw in draws])
+    for kernel, array in zip(*found, strict=True):
+        assert kernel.dtype == array.dtype and kernel.shape == array.shape and (kernel == array).all()
 
 
 def test_words_have_balanced_and_unrelated_bits():

@@ -31,6 +31,7 @@ from .elementwise import (
     sqrt,
     subtract,
     tanh,
+    to_device,
     where,
 )
 from .embedding import embedding
@@ -67,7 +68,7 @@ __all__ = [
     "linear", "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply",
     "negative", "pad", "power", "prod", "put_add", "relu", "relu_squared", "repeat", "reshape", "rfft", "rms_norm",
     "roll", "rsqrt", "scatter_add", "sigmoid", "silu", "sin", "softmax", "softplus", "sort", "split", "sqrt", "stack",
-    "std", "subtract", "sum", "swapaxes", "take_along_axis", "tanh", "tile", "transpose", "tril", "triu", "var",
+    "std", "subtract", "sum", "swapaxes", "take_along_axis", "tanh", "tile", "to_device", "transpose", "tril", "triu", "var",
     "where",
 ]
 

@@ -11,22 +11,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import special
 
-from ..device import FLOATS, is_cupy, namespace
+from ..arrays import special
+from ..device import FLOATS, location, move, namespace
 from ..draw import Draw
 from ..errors import DomainError, DtypeError
 from ..op import Op
 from ..tensor import Tensor
-
-
-def special_namespace(x):
-    """scipy.special, or CuPy's."""
-    if not is_cupy(x):
-        return special
-    from cupyx.scipy import special as cupy_special
-
-    return cupy_special
 
 
 def scalar_loop(function, *arrays):
@@ -97,7 +88,7 @@ def _relu(x):
 
 
 def _sigmoid(x):
-    return special_namespace(x).expit(x)
+    return special(x).expit(x)
 
 
 def _silu(x):
@@ -180,7 +171,7 @@ relu_squared = unary("relu_squared", "max(x, 0)²", lambda x: max(x, 0.0) ** 2, 
                      lambda g, x: g * 2.0 * relu(x), kinks=(0.0,), analytic=False)
 absolute = unary("absolute", "|x|", abs, lambda x: namespace(x).abs(x),
                  lambda g, x: g * _constant(x, namespace(x.data).sign(x.data)), kinks=(0.0,), analytic=False)
-erf = unary("erf", "(2/√π) ∫₀ˣ e^(-t²) dt", math.erf, lambda x: special_namespace(x).erf(x),
+erf = unary("erf", "(2/√π) ∫₀ˣ e^(-t²) dt", math.erf, lambda x: special(x).erf(x),
             lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-(x * x)))
 
 
@@ -278,3 +269,18 @@ def _(draw):
 def _(x, *, dtype):
     if np.dtype(dtype) not in FLOATS:
         raise DtypeError(f"astype: dtype {np.dtype(dtype)} is not differentiable, allowed: float32, float64")
+
+
+def _to_device(x, *, device="cpu"):
+    """A copy of x on a device: "cpu", "cuda" (the current card) or "cuda:1". The gradient is moved back."""
+    return x.copy()
+
+
+def _copied(x, device):
+    moved = move(x, device)
+    return x.copy() if moved is x else moved
+
+
+to_device = Op(_named(_to_device, "to_device"), "x[...] -> y[...]", analytic=True)
+to_device.primitive(lambda x, *, device="cpu": _copied(x, device))
+to_device.vjp(lambda g, x: to_device(g, device=location(x.data)))

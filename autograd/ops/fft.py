@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import fft as scipy_fft
 
-from ..device import is_cupy, namespace
+from ..arrays import transforms
+from ..device import beside, namespace
 from ..errors import DomainError, ShapeError
 from ..op import op
 from ..tensor import Tensor
@@ -20,14 +20,6 @@ from .index import getitem
 from .shape import pad, stack
 
 NORMS = ("backward", "ortho", "forward")
-
-
-def _fft_module(x):
-    if not is_cupy(x):
-        return scipy_fft
-    from cupyx.scipy import fft as cupy_fft
-
-    return cupy_fft
 
 
 def _scale(n, norm, inverse):
@@ -77,7 +69,9 @@ def rfft(x, *, n=None, norm="backward"):
 
 @rfft.primitive
 def _(x, *, n=None, norm="backward"):
-    spectrum = _fft_module(x).rfft(x, n=n, norm=norm)
+    if not x.size:
+        return namespace(x).zeros((*x.shape[:-1], (x.shape[-1] if n is None else n) // 2 + 1, 2), x.dtype)
+    spectrum = transforms(x).rfft(x, n=n, norm=norm)
     return namespace(x).ascontiguousarray(spectrum).view(x.dtype).reshape(*spectrum.shape, 2)
 
 
@@ -85,7 +79,7 @@ def _(x, *, n=None, norm="backward"):
 def _(g, x_shape, n, norm):
     n = x_shape[-1] if n is None else n
     # Without factors x̄_t = Re Σ_k ḡ_k e^(2πi k t / n) over the n/2 + 1 bins; irfft sums all n bins, so halve its pairs.
-    halved = g * Tensor.wrap(namespace(g.data).asarray(1 / _bin_weights(n, g.dtype)))
+    halved = g * Tensor.wrap(beside(1 / _bin_weights(n, g.dtype), g.data))
     return _fit(irfft(halved, n=n, norm="forward") * _scale(n, norm, False), x_shape[-1], -1)
 
 
@@ -119,15 +113,17 @@ def irfft(y, *, n=None, norm="backward"):
 
 @irfft.primitive
 def _(y, *, n=None, norm="backward"):
+    if not y.size:
+        return namespace(y).zeros((*y.shape[:-2], 2 * (y.shape[-2] - 1) if n is None else n), y.dtype)
     complex_dtype = np.complex64 if y.dtype == np.float32 else np.complex128
     spectrum = namespace(y).ascontiguousarray(y).view(complex_dtype)[..., 0]
-    return _fft_module(y).irfft(spectrum, n=n, norm=norm)
+    return transforms(y).irfft(spectrum, n=n, norm=norm)
 
 
 @irfft.vjp
 def _(g, y_shape, n, norm):
     n = 2 * (y_shape[-2] - 1) if n is None else n
-    weights = Tensor.wrap(namespace(g.data).asarray(_bin_weights(n, g.dtype)))
+    weights = Tensor.wrap(beside(_bin_weights(n, g.dtype), g.data))
     return _fit(rfft(g, norm="backward") * weights * _scale(n, norm, True), y_shape[-2], -2)
 
 

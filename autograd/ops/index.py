@@ -8,21 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..device import is_cupy, namespace
+from ..arrays import add_at
+from ..device import beside, check_range, is_cupy, namespace
 from ..errors import DtypeError, ShapeError
 from ..op import op
 from ..shapes import normalize_axis
 from ..tensor import Tensor
-
-
-def add_at(target, key, values):
-    """target[key] += values, where repeated indices add up."""
-    if is_cupy(target):
-        import cupyx
-
-        cupyx.scatter_add(target, key, values)
-    else:
-        np.add.at(target, key, values)
 
 
 def _is_basic(key):
@@ -45,9 +36,25 @@ def _frozen_key(key):
     return key
 
 
+def _key_of(x, key):
+    """The key for this array: arrays in it copied and, on a GPU, which takes every index, checked and moved beside x."""
+    key = _frozen_key(key)
+    if not is_cupy(x):
+        return key
+    parts = key if isinstance(key, tuple) else (key,)
+    taken = [getattr(p, "ndim", 0) if getattr(p, "dtype", None) == np.bool_ else int(p is not None and p is not Ellipsis)
+             for p in parts]
+    axis = 0
+    for part, axes in zip(parts, taken, strict=True):
+        if getattr(part, "ndim", 0) and part.dtype.kind == "i" and axis < x.ndim:
+            _check_indices("getitem", part, x.shape[axis])
+        axis += x.ndim - sum(taken) if part is Ellipsis else axes
+    return tuple(beside(p, x) if isinstance(p, np.ndarray) else p for p in parts)
+
+
 def _select(x, key):
     try:
-        return x[_frozen_key(key)]
+        return x[_key_of(x, key)]
     except IndexError as error:
         raise ShapeError(f"getitem: {error} (the array has shape {x.shape})") from None
 
@@ -91,7 +98,7 @@ def put_add(x, *, key=(), shape=()):
 @put_add.primitive
 def _(x, *, key=(), shape=()):
     out = namespace(x).zeros(shape, x.dtype)
-    key = _frozen_key(key)
+    key = _key_of(out, key)
     if _is_basic(key):
         out[key] = x
     else:
@@ -109,9 +116,10 @@ def _(draw):
 
 
 def _check_indices(name, ids, size):
-    if ids.size and (int(ids.min()) < -size or int(ids.max()) >= size):
-        raise ShapeError(f"{name}: index {int(ids.min()) if int(ids.min()) < -size else int(ids.max())} is out of range "
-                         f"for an axis of size {size}")
+    def fail(index):
+        raise ShapeError(f"{name}: index {index} is out of range for an axis of size {size}")
+
+    check_range(ids, -size, size - 1, fail)
 
 
 @op("x[*], ids:int[*] -> y[*]", analytic=True)
@@ -237,7 +245,7 @@ def _(x, ids, updates, *, axis=-1):
     axis = normalize_axis("add_along_axis", axis, x.ndim)
     xp = namespace(x)
     out = x.copy()
-    grid = list(xp.ogrid[tuple(slice(n) for n in ids.shape)])
+    grid = [xp.arange(n).reshape(-1, *[1] * (ids.ndim - 1 - i)) for i, n in enumerate(ids.shape)]
     grid[axis] = ids
     add_at(out, tuple(grid), updates)
     return out

@@ -6,7 +6,8 @@ import itertools
 
 import numpy as np
 
-from ..device import namespace
+from .. import blas
+from ..device import is_cupy
 from ..errors import ShapeError
 from ..op import op
 from .elementwise import multiply
@@ -33,7 +34,7 @@ def matmul(a, b):
     return out.reshape(lead + a.shape[-2:-1] + (b.shape[-1:] if b.ndim > 1 else ()))
 
 
-matmul.primitive(lambda a, b: namespace(a, b).matmul(a, b))
+matmul.primitive(lambda a, b: blas.matmul(a, b) if is_cupy(a) else np.matmul(a, b))
 
 
 @matmul.vjp

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from ..arrays import largest
 from ..device import namespace
 from ..errors import DomainError, ShapeError
 from ..op import op
@@ -239,7 +240,7 @@ def logsumexp(x, *, axis=-1, keepdims=False):
 def _(x, *, axis=-1, keepdims=False):
     xp = namespace(x)
     axes = normalize_axes("logsumexp", axis, x.ndim)
-    top = xp.max(x, axis=axes, keepdims=True, initial=-math.inf)
+    top = largest(x, axes)
     shift = xp.where(xp.isinf(top), x.dtype.type(0), top)
     with np.errstate(divide="ignore", over="ignore"):
         out = xp.log(xp.sum(xp.exp(x - shift), axis=axes, keepdims=True)) + shift
@@ -331,7 +332,7 @@ def _(x, mask=None, *, axis=-1):
     xp = namespace(x)
     if mask is not None:
         x = xp.where(mask, x, x.dtype.type(-math.inf))
-    top = xp.max(x, axis=axis, keepdims=True, initial=-math.inf)
+    top = largest(x, (normalize_axis("softmax", axis, x.ndim),))
     with np.errstate(invalid="ignore"):
         weights = xp.exp(x - xp.where(top == -math.inf, x.dtype.type(0), top))
     total = weights.sum(axis=axis, keepdims=True)
@@ -362,7 +363,7 @@ def _(x, mask=None, *, axis=-1):
     xp = namespace(x)
     if mask is not None:
         x = xp.where(mask, x, x.dtype.type(-math.inf))
-    top = xp.max(x, axis=axis, keepdims=True, initial=-math.inf)
+    top = largest(x, (normalize_axis("log_softmax", axis, x.ndim),))
     with np.errstate(divide="ignore", invalid="ignore"):
         shifted = x - xp.where(top == -math.inf, x.dtype.type(0), top)
         total = xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))

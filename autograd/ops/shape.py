@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ..device import namespace
+from ..device import beside, namespace
 from ..errors import DomainError, ShapeError
 from ..op import op
 from ..shapes import broadcasts_to, normalize_axes, normalize_axis
@@ -370,7 +370,7 @@ def composed(x, *, repeats=1, axis=-1):
     from .index import gather
 
     axis, source = _repeat_axis(x, repeats, axis)
-    return gather(x, source, axis=axis)
+    return gather(x, beside(source, x.data), axis=axis)
 
 
 @repeat.inputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd import no_grad
+from autograd import no_grad, to_numpy
 from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
 
@@ -38,12 +38,12 @@ class Decoder:
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         with no_grad():
             logits, self._state = self.model.prefill(np.asarray(ids, np.intp)[None], self.model.init_state(1))
-        return logits.data[0, -1]
+        return to_numpy(logits.data[0, -1])
 
     def step(self, token: int) -> np.ndarray:
         with no_grad():
             logits, self._state = self.model.step(np.array([token], np.intp), self._state)
-        return logits.data[0]
+        return to_numpy(logits.data[0])
 
 
 class TransformerDecoder(Decoder):

@@ -11,7 +11,8 @@ A mixer is a Module with
 States are explicit values. Every way computes the same: prefill over any split = the call; step repeated = the call.
 ``positions`` says whether the model must add position vectors. A class ``feed_forward`` with the same protocol, if the
 mixer has one, takes the place of blocks.FeedForward. ``PRESETS`` in the module says what differs for this variant from the
-presets that all share, such as the size at which it has as many parameters as the Transformer.
+presets that all share, such as the size at which it has as many parameters as the Transformer. ``PAGE`` says what a reader
+of the paper wants to know.
 """
 
 from __future__ import annotations
@@ -19,12 +20,25 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..options import PRESETS
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a variant's page in the README says; forms, kernels and laws come from the operators themselves."""
+
+    formula: str
+    cost: str  # as the paper states it
+    state: str  # numbers a layer and sequence that writing one more token needs
+    operators: tuple[str, ...]
+    golden: str  # what the tests compare it with
+    discrepancies: tuple[str, ...]  # between the paper, its code and other code, and what is done here
+    review: str  # what the review article says of it, and whether that is right
 
 
 def variants() -> dict[str, str]:
@@ -53,6 +67,28 @@ def options(variant: str) -> type:
     if len(found) != 1:
         raise TypeError(f"{module.__name__} must declare one dataclass named ...Options, found {found}")
     return found[0]
+
+
+def page(variant: str) -> Page:
+    """What the variant's module says of it."""
+    return _module(variant).PAGE
+
+
+def describe(variant: str) -> list[tuple[str, str]]:
+    """The page of a variant as (label, text) rows."""
+    import minitv.ops  # noqa: F401 - declares the operators
+    from autograd import REGISTRY
+
+    said = page(variant)
+    rows = [("formula", said.formula), ("cost", said.cost), ("state", said.state)]
+    for name in said.operators:
+        op = REGISTRY[name]
+        kernels = "; kernels: " + ", ".join(op.kernels) if op.kernels else ""
+        laws = "; laws: " + ", ".join(map(str, op.laws)) if op.laws else ""
+        rows.append((name, f"forms: {', '.join(op.forms)}{kernels}{laws}"))
+    rows.append(("equals", said.golden))
+    rows += [("note", text) for text in said.discrepancies]
+    return [*rows, ("the review", said.review)]
 
 
 def preset(variant: str, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autograd import Tensor, concat, reshape
+from autograd.device import beside
 from autograd.random import Random
 
 from ..config import check, option
@@ -23,6 +24,20 @@ from ..errors import UserError
 from ..nn import Dropout, Linear, Module
 from ..ops import attention, merge_heads, split_heads
 from ..options import ModelOptions
+from . import Page
+
+PAGE = Page(
+    formula="y_i = Σ_{j ≤ i} softmax_j(q_i · k_j / √head_dim) v_j in every head; q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",
+    cost="O(T² D) time and, without ever storing the T × T scores, O(T D) memory; O(t D) for token t when writing",
+    state="2 t D: keys and values of all t tokens read so far",
+    operators=("attention",),
+    golden="PyTorch's scaled_dot_product_attention, and a whole GPT-2 of the package transformers with all gradients",
+    discrepancies=(
+        "GPT-2's initial weights (0.02) are for width 768; here they scale with √(768/width), --init-std 0.02 gives its own",
+        "GPT-2 uses the tanh approximation of gelu, nanoGPT the exact one: --activation, the default is exact",
+    ),
+    review="its time is given as O(T log T d), which is wrong: O(T² d); the space is right for the form that stores all scores",
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class Mixer(Module):
 
     def init_state(self, batch: int) -> State:
         width, dtype = self.out.weight.shape[0], self.out.weight.dtype
-        empty = Tensor(np.zeros((batch, self.heads, 0, width // self.heads), dtype))
+        empty = Tensor(beside(np.zeros((batch, self.heads, 0, width // self.heads), dtype), self.out.weight.data))
         return State(empty, empty)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:

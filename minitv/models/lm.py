@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autograd import Tensor, cross_entropy, linear, reshape
+from autograd.device import beside
 from autograd.errors import ShapeError
 from autograd.random import Random
 
@@ -57,7 +58,7 @@ class LanguageModel(Module):
 
     def loss(self, ids: np.ndarray, labels: np.ndarray, rng: Random | None = None) -> Tensor:
         """Mean cross-entropy in nats per token."""
-        return cross_entropy(self(ids, rng), labels)
+        return cross_entropy(self(ids, rng), beside(labels, self.embed.weight.data))
 
     def init_state(self, batch: int) -> State:
         """The state before the first token."""
@@ -83,7 +84,7 @@ class LanguageModel(Module):
         return linear(self.norm(x), self.head.weight), State(state.position + 1, tuple(states))
 
     def _embed(self, ids: np.ndarray, start: int) -> Tensor:
-        x = self.embed(ids)
+        x = self.embed(beside(ids, self.embed.weight.data))
         if self.positions is None:
             return x
         stop = start + ids.shape[1]

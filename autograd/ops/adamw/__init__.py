@@ -37,6 +37,7 @@ def _(param, grad, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_de
 
 
 adamw.kernel("cpu", "autograd.ops.adamw.cpu")
+adamw.kernel("cuda", "autograd.ops.adamw.gpu")
 
 
 @adamw.validate

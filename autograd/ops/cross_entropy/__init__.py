@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ...device import namespace
+from ...device import check_range, namespace
 from ...errors import DomainError, ShapeError
 from ...op import op
 from ...tensor import Tensor
@@ -45,24 +45,23 @@ def composed(logits, labels, *, ignore_index=None):
 
 
 cross_entropy.kernel("cpu", "autograd.ops.cross_entropy.cpu")
+cross_entropy.kernel("cuda", "autograd.ops.cross_entropy.gpu")
 
 
 @cross_entropy.validate
 def _(logits, labels, *, ignore_index):
     if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
         raise ShapeError(f"cross_entropy: logits {logits.shape} need labels of shape {logits.shape[:-1]}, got {labels.shape}")
-    if not labels.size:
-        return
     size = logits.shape[-1]
-    low, high = int(labels.min()), int(labels.max())
-    if low >= 0 and high < size:
-        return
-    wrong = (labels < 0) | (labels >= size)
     if ignore_index is not None:
-        wrong &= labels != ignore_index
-    if bool(wrong.any()):
-        raise DomainError(f"cross_entropy: label {int(labels[wrong][0])} is outside 0 .. {size - 1}"
+        ignored = labels == ignore_index
+        labels = namespace(labels).where(ignored, 0, labels) if size else labels[~ignored]
+
+    def fail(label):
+        raise DomainError(f"cross_entropy: label {label} is outside 0 .. {size - 1}"
                           + ("" if ignore_index is None else f" and is not ignore_index = {ignore_index}"))
+
+    check_range(labels, 0, size - 1, fail)
 
 
 @cross_entropy.inputs

@@ -34,6 +34,7 @@ def composed(x, *, p=0.0, seed=0):
 
 
 dropout.kernel("cpu", "autograd.ops.dropout.cpu")
+dropout.kernel("cuda", "autograd.ops.dropout.gpu")
 
 
 @dropout.validate

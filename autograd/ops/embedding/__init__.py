@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...device import check_range
 from ...errors import DomainError
 from ...op import op
 from ..index import gather
@@ -24,14 +25,17 @@ def composed(weight, ids):
 
 
 embedding.kernel("cpu", "autograd.ops.embedding.cpu")
+embedding.kernel("cuda", "autograd.ops.embedding.gpu")
 
 
 @embedding.validate
 def _(weight, ids):
-    if ids.size:
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= weight.shape[0]:
-            raise DomainError(f"embedding: id {low if low < 0 else high} is outside 0 .. {weight.shape[0] - 1}")
+    size = weight.shape[0]
+
+    def fail(value):
+        raise DomainError(f"embedding: id {value} is outside 0 .. {size - 1}")
+
+    check_range(ids, 0, size - 1, fail)
 
 
 @embedding.inputs

@@ -41,6 +41,8 @@ def composed(x):
 
 
 gelu.kernel("cpu", "autograd.ops.gelu.cpu")
+gelu.kernel("cuda", "autograd.ops.gelu.gpu")
 gelu_tanh.kernel("cpu", "autograd.ops.gelu.cpu", prefix="tanh_")
+gelu_tanh.kernel("cuda", "autograd.ops.gelu.gpu", prefix="tanh_")
 gelu.inputs(_inputs)
 gelu_tanh.inputs(_inputs)

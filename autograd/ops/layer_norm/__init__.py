@@ -60,6 +60,7 @@ def composed(x, weight=None, bias=None, *, eps=1e-5):
 
 
 layer_norm.kernel("cpu", "autograd.ops.layer_norm.cpu")
+layer_norm.kernel("cuda", "autograd.ops.layer_norm.gpu")
 
 
 @layer_norm.inputs

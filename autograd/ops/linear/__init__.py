@@ -29,3 +29,4 @@ def composed(x, weight, bias=None):
 
 
 linear.kernel("cpu", "autograd.ops.linear.cpu")
+linear.kernel("cuda", "autograd.ops.linear.gpu")

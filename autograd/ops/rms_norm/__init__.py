@@ -33,6 +33,7 @@ def composed(x, weight=None, *, eps=1e-5):
 
 
 rms_norm.kernel("cpu", "autograd.ops.rms_norm.cpu")
+rms_norm.kernel("cuda", "autograd.ops.rms_norm.gpu")
 
 
 @rms_norm.inputs

@@ -113,6 +113,7 @@ def parallel(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0
 
 
 attention.kernel("cpu", "minitv.ops.attention.cpu")
+attention.kernel("cuda", "minitv.ops.attention.gpu")
 
 
 @attention.validate

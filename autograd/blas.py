@@ -1,0 +1,82 @@
+"""Matrix products on a GPU, by cuBLAS.
+
+CuPy's own product copies transposed operands of stacks (q @ k.T copies k), takes pointers to every matrix where one operand is
+broadcast, and has no TF32 there. So stacks go to cuBLAS's strided batched product directly, which takes transposed and
+repeated operands as they lie; a stack times one matrix is one product of all its rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from functools import cache
+
+import numpy as np
+
+from .device import namespace
+
+TF32 = "CUPY_TF32"  # CuPy looks at it before the first product of a process
+
+
+def allow_tf32(allow: bool) -> None:
+    """Whether float32 products may round their factors to 10 bits (TF32, on cards that have it); before the first one."""
+    os.environ[TF32] = str(int(allow))
+
+
+def matmul(a, b):
+    """NumPy's matmul for CuPy arrays of one dtype."""
+    cupy = namespace(a, b)
+    if a.ndim > 2 and b.ndim == 2 and a.size:
+        return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1])
+    if max(a.ndim, b.ndim) <= 2 or min(a.ndim, b.ndim) < 2 or not a.size or not b.size or _cublas() is None:
+        return a @ b
+    cublas = _cublas()
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    out = cupy.empty((*lead, m, n), a.dtype)
+    if not out.size:
+        return out
+    a, turned_a, row_a, step_a = _layout(a, lead)
+    b, turned_b, row_b, step_b = _layout(b, lead)
+    one, zero = np.ones((), a.dtype), np.zeros((), a.dtype)
+    if a.dtype == np.float32:
+        kind = cupy.cuda.runtime.CUDA_R_32F
+        tf32 = os.environ.get(TF32, "0") != "0"
+        compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if tf32 else cublas.CUBLAS_COMPUTE_32F
+    else:
+        kind, compute = cupy.cuda.runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F
+    # cuBLAS counts columns first: it computes the transpose of the product, from the transposed factors, swapped.
+    cublas.gemmStridedBatchedEx(
+        cupy.cuda.device.get_cublas_handle(), turned_b, turned_a, n, m, k, one.ctypes.data, b.data.ptr, kind, row_b, step_b,
+        a.data.ptr, kind, row_a, step_a, zero.ctypes.data, out.data.ptr, kind, n, m * n, out.size // (m * n), compute,
+        cublas.CUBLAS_GEMM_DEFAULT)
+    return out
+
+
+@cache
+def _cublas():
+    """CuPy's own binding, or None in a CuPy that has it elsewhere."""
+    try:
+        from cupy_backends.cuda.libs import cublas
+    except ImportError:
+        return None
+    return cublas if hasattr(cublas, "gemmStridedBatchedEx") else None
+
+
+def _layout(x, lead):
+    """The stack, whether its matrices lie column by column, and how many elements apart rows (columns) and matrices lie.
+
+    It is copied if neither rows nor columns are contiguous, or if the matrices are not evenly spaced.
+    """
+    xp = namespace(x)
+    x = xp.broadcast_to(x, (*lead, *x.shape[-2:]))
+    rows, columns = x.shape[-2:]
+    *steps, down, along = [s // x.itemsize for s in x.strides]
+    sizes = [(n, s) for n, s in zip(lead, steps, strict=True) if n > 1]
+    even = all(s == n * inner for (_, s), (n, inner) in itertools.pairwise(sizes))
+    step = sizes[-1][1] if sizes else 0
+    if even and (along == 1 or columns == 1) and (down >= columns or rows == 1):
+        return x, 0, max(down if rows > 1 else 0, columns), step
+    if even and (down == 1 or rows == 1) and (along >= rows or columns == 1):
+        return x, 1, max(along if columns > 1 else 0, rows), step
+    return xp.ascontiguousarray(x), 0, columns, rows * columns

@@ -1,0 +1,69 @@
+// What every CUDA kernel may use: how numbers are stored, sums over a warp and a block, and Philox.
+// Arithmetic is in float; with -DHALF or -DBFLOAT16 arrays of Storage keep 16 bits, with -DDOUBLE all is double.
+
+#if defined(HALF)
+#include <cuda_fp16.h>
+typedef __half Storage;
+__device__ __forceinline__ float load(Storage v) { return __half2float(v); }
+__device__ __forceinline__ void store(Storage& to, float v) { to = __float2half(v); }
+#elif defined(BFLOAT16)
+#include <cuda_bf16.h>
+typedef __nv_bfloat16 Storage;
+__device__ __forceinline__ float load(Storage v) { return __bfloat162float(v); }
+__device__ __forceinline__ void store(Storage& to, float v) { to = __float2bfloat16(v); }
+#elif defined(DOUBLE)
+typedef double Storage;
+__device__ __forceinline__ double load(Storage v) { return v; }
+__device__ __forceinline__ void store(Storage& to, double v) { to = v; }
+#else
+typedef float Storage;
+__device__ __forceinline__ float load(Storage v) { return v; }
+__device__ __forceinline__ void store(Storage& to, float v) { to = v; }
+#endif
+
+#define FULL 0xffffffffu  // all lanes of a warp
+#define INFINITE __int_as_float(0x7f800000)
+
+// Sums and maxima over the lanes of a warp, or over each group of LANES of them. Every lane gets the same bits.
+template <int LANES = 32, class T> __device__ __forceinline__ T warp_sum(T v)
+{
+#pragma unroll
+    for (int o = LANES / 2; o > 0; o /= 2) v += __shfl_xor_sync(FULL, v, o);
+    return v;
+}
+template <int LANES = 32> __device__ __forceinline__ float warp_max(float v)
+{
+#pragma unroll
+    for (int o = LANES / 2; o > 0; o /= 2) v = fmaxf(v, __shfl_xor_sync(FULL, v, o));
+    return v;
+}
+
+// The sum over a block of at most 1024 threads, a multiple of 32; thread 0 gets it. One call a kernel.
+__device__ __forceinline__ double block_sum(double v)
+{
+    __shared__ double parts[32];
+    unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    v = warp_sum(v);
+    if (lane == 0) parts[warp] = v;
+    __syncthreads();
+    if (warp == 0) v = warp_sum(lane < blockDim.x / 32 ? parts[lane] : 0.);
+    return v;
+}
+
+// Philox4x32-10 (Salmon et al. 2011, SC'11): four words of the counter (c0, c1, c2, c3) under the key `seed`.
+__device__ __forceinline__ uint4 philox(unsigned c0, unsigned c1, unsigned c2, unsigned c3, unsigned long long seed)
+{
+    unsigned k0 = (unsigned)seed, k1 = (unsigned)(seed >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        unsigned high0 = __umulhi(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
+        unsigned high1 = __umulhi(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return make_uint4(c0, c1, c2, c3);
+}

@@ -1,0 +1,37 @@
+"""adamw on a GPU: the protocol of cpu.py, on flat buffers of the card."""
+
+import math
+
+import numpy as np
+
+from ...cuda import Source, ceil_div, contiguous, float32_only
+from ...device import namespace
+
+SOURCE = Source(__file__)
+supports = float32_only
+
+
+def update(param, grad, m, v, lo, hi, *, lr, beta1, beta2, eps, weight_decay, decayed, step, scale):
+    """One step in place on elements lo .. hi of flat buffers; elements below ``decayed`` get weight decay."""
+    if lo < hi:
+        part = slice(lo, hi)
+        SOURCE.launch("mtv_adamw_update", ceil_div(hi - lo, 256), param[part], grad[part], m[part], v[part], hi - lo,
+                      max(decayed - lo, 0), 1 - lr * weight_decay, lr / (1 - beta1**step), beta1, beta2,
+                      1 / math.sqrt(1 - beta2**step), eps, scale)
+
+
+def sum_gradients(buffers, lo, hi):
+    """Add every buffer's elements lo .. hi into the first, in order; the sum of their squares, which stays on the card."""
+    total = buffers[0][lo:hi]
+    for buffer in buffers[1:]:
+        total += buffer[lo:hi]
+    sums = namespace(total).zeros(ceil_div(hi - lo, 4096), np.float64)
+    if total.size:
+        SOURCE.launch("mtv_adamw_squares", sums.size, total, sums, total.size)
+    return sums.sum()
+
+
+def forward(param, grad, m, v, **settings):
+    param, m, v = param.copy(), m.copy(), v.copy()
+    update(param, contiguous(grad), m, v, 0, param.size, **settings)
+    return (param, m, v), ()

@@ -1,0 +1,34 @@
+"""cross_entropy on a GPU: a warp a row, then one block for the mean. Nothing is read by the host."""
+
+import numpy as np
+
+from ...cuda import SHORT, Source, ceil_div, contiguous, float32_only, storage
+from ...device import namespace
+
+SOURCE = Source(__file__, SHORT)
+supports = float32_only
+
+
+def forward(logits, labels, *, ignore_index):
+    xp = namespace(logits, labels)
+    logits, labels = contiguous(logits), contiguous(labels)
+    ignoring, ignored = ignore_index is not None, ignore_index or 0
+    rows, size = labels.size, logits.shape[-1]
+    if not logits.size:
+        return xp.zeros((), logits.dtype), (logits, labels)
+    losses, tops, inverses = xp.empty((3, rows), np.float32)
+    loss, share = xp.empty((), np.float32), xp.empty((), np.float32)
+    SOURCE.launch("mtv_cross_entropy_forward", ceil_div(rows, 4), logits, labels, losses, tops, inverses, rows, size, ignoring,
+                  ignored, options=storage(logits))
+    SOURCE.launch("mtv_cross_entropy_mean", 1, losses, labels, loss, share, rows, ignoring, ignored, options=storage(logits))
+    return loss.astype(logits.dtype, copy=False), (logits, labels, tops, inverses, share, ignoring, ignored)
+
+
+def backward(saved, g):
+    logits, labels, *rest = saved
+    gx = namespace(logits).empty_like(logits)
+    if rest:
+        tops, inverses, share, ignoring, ignored = rest
+        SOURCE.launch("mtv_cross_entropy_backward", ceil_div(labels.size, 4), logits, labels, tops, inverses, share, g, gx,
+                      labels.size, logits.shape[-1], ignoring, ignored, options=storage(logits))
+    return gx, None

@@ -1,0 +1,254 @@
+"""The emulator of CUDA kernels: planted errors are reported as what they are, and no barrier of our kernels is superfluous."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import emulator
+import fake_cupy
+import numpy as np
+import pytest
+from conftest import operators
+from operator_checks import awkward_calls, compute, differentiate
+
+import autograd
+import minitv
+from autograd import REGISTRY, KernelError, cuda
+from autograd.cuda import manifest, signatures
+from autograd.ops.adamw.gpu import sum_gradients
+
+OPERATORS = operators()
+pytestmark = pytest.mark.skipif(bool(emulator.missing), reason=str(emulator.missing))
+
+# One block of 64 threads (or more blocks) with 64 numbers in x, 64 in y and n = 48.
+OPENING = ('extern "C" __global__ void __launch_bounds__({threads}) planted(const float* __restrict__ x, float* y, int n) '
+           "{{ int t = threadIdx.x; ")
+SHARED = "__shared__ float s[64]; "
+
+
+def launch(body, *, grid=1, threads=64, seed=0, mode="check"):
+    """Run a kernel with this body; returns y."""
+    x, y = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
+    text = OPENING.format(threads=threads) + body + "\n}\n"
+    emulator.Module(text, (), mode, seed).get_function("planted")((grid,), (threads,), (x, y, np.int32(48)))
+    return y
+
+
+PLANTED = {
+    "no barrier": (SHARED + "s[t] = x[t]; y[t] = s[63 - t];", "nobody wrote|race"),
+    "no barrier before writing again": (
+        SHARED + "for (int r = 0; r < 2; r++) { s[t] = x[t] + r; __syncthreads(); y[t] = s[(t + 33) % 64]; }",
+        "race: read at kernel.cu:1 against an unordered write at kernel.cu:1"),
+    "shared memory that nobody wrote": (
+        "__shared__ float s[65]; s[t] = x[t]; __syncthreads(); y[t] = s[t + 1];", "nobody wrote"),
+    "divergent barrier": (
+        "if (t < 32) { __syncthreads();\n y[t] = 1; } else { __syncthreads(); y[t] = x[t]; }",
+        "divergent barrier: some threads wait at line 1, others at line 2"),
+    "return before a barrier": (
+        "if (t >= n) return; y[t] = x[t]; __syncthreads();", "48 of 64 threads: the others have returned"),
+    "read out of bounds": ("y[t] = x[t + 1];", "out-of-bounds read of 4 bytes at kernel.cu:1"),
+    "read far out of bounds": ("y[t] = x[t] + x[-30];", "out-of-bounds read"),
+    "write out of bounds": ("y[t + 2] = x[t];", "out-of-bounds write"),
+    "shared memory underrun": (
+        SHARED + "float* p = s; p[t] = x[t]; __syncthreads(); y[t] = p[t - n];", "out-of-bounds read"),
+    "shared memory overrun": ("__shared__ float s[60]; s[t] = x[t]; y[t] = s[t];", "array index out of bounds at kernel.cu:1"),
+    "shared memory overrun by a pointer": (
+        "__shared__ float s[60]; float* p = s; p[t] = x[t]; y[t] = p[t];", "out-of-bounds write"),
+    "another thread's local array": (
+        "__shared__ float* p; float a[4] = {x[t], 1, 2, 3}; if (t == 0) p = a; __syncthreads(); y[t] = p[n & 3];",
+        "another thread's local memory"),
+    "overflow": ("int big = 1 << 20; y[t] = x[t] + big * (n * 1000 + t);", r"signed overflow in \*"),
+    "division by zero": ("y[t] = n / t;", "division by zero"),
+    "a shift by too much": ("y[t] = n << (t + 10);", "shift by too much"),
+    "a sum without atomics": ("y[0] += x[t];", "race"),
+    "an atomic read plainly": ("atomicAdd(y, x[t]); if (t == 3) y[1] = y[0];", "race"),
+    "a shuffle orders no memory": (
+        SHARED + "s[t] = x[t]; __shfl_xor_sync(0xffffffffu, t, 1); y[t] = s[t ^ 1];", "race|nobody wrote"),
+    "a lane outside its mask": ("y[t] = __shfl_xor_sync(0xffffu, x[t], 1);", "not in mask"),
+    "a shuffle in half a warp": (
+        "if (t & 1) y[t] = __shfl_xor_sync(0xffffffffu, x[t], 2);", "names lane 0, which has returned"),
+    "a mask that names lanes elsewhere": (
+        "if (t < 16) y[t] = __shfl_xor_sync(0xffffffffu, x[t], 1); __syncthreads();", "deadlock"),
+    "a misaligned vector": (
+        "float4 v = *(const float4*)(x + 1); y[t] = v.x + v.y * v.z * v.w;", "misaligned"),
+    "assert": ("assert(t < 5);", r"assert\(t < 5\) failed at line 1"),
+}
+PLANTED_BETWEEN_BLOCKS = {
+    "blocks write one element": ("y[t] = blockIdx.x;", "race: write .* another block's"),
+    "a block reads another's output": (
+        "y[blockIdx.x * 32 + t] = t < 1 && blockIdx.x ? y[0] : 1.f;", "race: read .* another block's"),
+}
+
+
+@pytest.mark.parametrize(("body", "words"), PLANTED.values(), ids=PLANTED)
+def test_a_planted_error_is_reported(body, words):
+    with pytest.raises(KernelError, match=words):
+        launch(body)
+
+
+@pytest.mark.parametrize(("body", "words"), PLANTED_BETWEEN_BLOCKS.values(), ids=PLANTED_BETWEEN_BLOCKS)
+def test_a_planted_error_between_blocks_is_reported(body, words):
+    with pytest.raises(KernelError, match=words):
+        launch(body, grid=2, threads=32)
+
+
+RIGHT = {
+    "barrier": (SHARED + "s[t] = x[t]; __syncthreads(); y[t] = s[63 - t];", lambda t: 63 - t),
+    "warp barrier": (SHARED + "s[t] = x[t]; __syncwarp(); y[t] = s[t ^ 1];", lambda t: t ^ 1),
+    "atomics": ("atomicAdd(y, x[t]); __syncthreads(); if (t == 3) y[1] = y[0]; if (t > 1) y[t] = t;",
+                lambda t: np.where(t < 2, 2016, t)),
+    "shuffles": ("y[t] = __shfl_down_sync(0xffffffffu, x[t], 4); if (t < 16) y[t] += __shfl_xor_sync(0xffffu, x[t], 4);",
+                 lambda t: np.where(t % 32 < 28, t + 4, t) + np.where(t < 16, t ^ 4, 0)),
+    "vectors": ("float4 v = ((const float4*)x)[t & 15]; y[t] = v.x + v.w;", lambda t: 8 * (t & 15) + 3),
+    "votes": ("y[t] = __syncthreads_count(t < n) + __popc(__ballot_sync(0xffffffffu, t & 1)) + __syncthreads_or(t == 5) + "
+              "__syncthreads_and(t < 5);", lambda t: 0 * t + 48 + 16 + 1),
+    "subnormals": ("y[t] = x[t] * 1e-30f * 1e-10f;", lambda t: 0 * t),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("body", "expected"), RIGHT.values(), ids=RIGHT)
+def test_what_is_right_is_not_reported(body, expected, seed):
+    for mode in emulator.MODES:
+        np.testing.assert_array_equal(launch(body, seed=seed, mode=mode), expected(np.arange(64)))
+
+
+def test_names_that_nvrtc_lacks_are_refused():
+    for name in ("INFINITY", "NAN"):
+        with pytest.raises(KernelError, match=name):
+            launch(f"y[t] = {name};")
+
+
+def test_a_kernel_may_not_write_to_an_argument_that_is_also_another():
+    text = OPENING.format(threads=32) + "y[t] = x[t]; }\n"
+    x = np.zeros(64, np.float32)
+    with pytest.raises(AssertionError, match="is also another argument"):
+        emulator.Module(text).get_function("planted")((1,), (32,), (x, x[:32], np.int32(1)))
+
+
+def test_conversions_of_16_bit_types():
+    """All halves up, and rounding down to both types, as NumPy has it and as the upper half of a float."""
+    def convert(header, source, target, body, x, dtype):
+        short = "__half" if "fp16" in header else "__nv_bfloat16"
+        text = (f"#include <{header}>\ntypedef {short} Storage;\n"
+                f'extern "C" __global__ void __launch_bounds__(32) convert(const {source}* x, {target}* y, int n)'
+                f" {{ for (int i = threadIdx.x; i < n; i += 32) {body} }}\n")
+        y = np.zeros(x.size, dtype)
+        emulator.Module(text, (), "fast").get_function("convert")((1,), (32,), (x, y, np.int32(x.size)))
+        return y
+
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    up = convert("cuda_fp16.h", "Storage", "float", "y[i] = __half2float(x[i]);", halves, np.float32)
+    np.testing.assert_array_equal(up, halves.astype(np.float32))
+    rng = np.random.default_rng(0)
+    ties = halves.astype(np.float32) * np.float32(1 + 2**-11)
+    x = np.concatenate([ties, rng.standard_normal(1000).astype(np.float32) * np.float32(1e-3)])
+    x = x[(np.abs(x) > 1e-4) & (np.abs(x) < 65000)]
+    down = convert("cuda_fp16.h", "float", "Storage", "y[i] = __float2half(x[i]);", x, np.float16)
+    np.testing.assert_array_equal(down, x.astype(np.float16))
+    down = convert("cuda_bf16.h", "float", "Storage", "y[i] = __float2bfloat16(x[i]);", x, np.uint16)
+    bits = x.view(np.uint32).astype(np.uint64)
+    np.testing.assert_array_equal(down, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
+
+
+# -- our kernels -------------------------------------------------------------------------------------------------------
+FUSED = {op.kernels["cuda"].module: op for op in OPERATORS if "cuda" in op.kernels and op.name != "linear"}
+MANIFEST = [pytest.param(source, options, id="-".join([source.path.parent.name, *options])) for source, options in manifest()]
+
+
+@pytest.mark.parametrize(("source", "options"), MANIFEST)
+def test_signatures_are_read_as_the_compiler_reads_them(source, options):
+    types = {"bool": "bool", "float32": "float32", "float64": "float64", "float16": "other16", "bfloat16": "other16"}
+    module = emulator.Module(source.text, options)
+    for name, signature in source.kernels(options).items():
+        assert name.startswith(f"mtv_{source.path.parent.name}")
+        assert module.deduced(name) == [("const " if p.const else "") + types.get(p.dtype, p.dtype) + "*" * p.pointer
+                                        for p in signature.parameters]
+
+
+BARRIER = re.compile(r"__syncthreads\(\);|__syncthreads_or(?=\()|__syncwarp\(\);")
+
+
+def barriers():
+    """Every barrier of every kernel, and that of kernel.cuh where it is used: the text without it."""
+    for module, op in FUSED.items():
+        source = import_module(module).SOURCE
+        own = source.text.rindex("#line")
+        for number, match in enumerate(BARRIER.finditer(source.text)):
+            if match.start() > own or "block_sum(" in source.text[own:]:
+                text = source.text[:match.start()] + ";" * match[0].endswith(";") + source.text[match.end():]
+                yield pytest.param(op, source, text, id=f"{op.name}-{number}")
+
+
+def everything(op):
+    """Every kernel of an operator, with several tiles, blocks or chunks."""
+    if op.name == "adamw":  # its sum of squares is no operator
+        with fake_cupy.installed() as cupy:
+            sum_gradients([cupy.ones(9000, np.float32)], 0, 9000)
+        return
+    for size in (70, 130):
+        for args, params, cotangents in awkward_calls(op, size, 6):
+            differentiate(op, "kernel cuda on emulator", args, params, cotangents)
+
+
+@pytest.fixture
+def mutant(monkeypatch):
+    """A function that gives a source another text."""
+    def change(source, text):
+        monkeypatch.setitem(vars(source), "text", text)
+        _forget()
+
+    yield change
+    _forget()
+
+
+def _forget():
+    for function in (cuda._prepared, cuda._module):
+        function.cache_clear()
+
+
+@pytest.mark.parametrize(("op", "source", "text"), list(barriers()))
+def test_every_barrier_is_needed(op, source, text, mutant):
+    """Without it the emulator reports an error, for some call with more than one tile."""
+    mutant(source, text)
+    with pytest.raises(KernelError, match=r"race|nobody wrote"):
+        everything(op)
+
+
+@pytest.mark.parametrize("op", FUSED.values(), ids=lambda op: op.name)
+def test_results_do_not_depend_on_the_order_of_threads(op, monkeypatch):
+    def results(seed):
+        monkeypatch.setattr(fake_cupy.state, "seed", seed)
+        _forget()  # a compiled module keeps its order
+        for args, params, cotangents in awkward_calls(op, 70, 3):
+            yield from compute(op, "kernel cuda on emulator", args, params)
+            if op.differentiable:
+                yield from differentiate(op, "kernel cuda on emulator", args, params, cotangents).values()
+
+    expected = [a.tobytes() for a in results(0)]
+    try:
+        assert [a.tobytes() for a in results(3)] == expected
+    finally:
+        _forget()
+
+
+def test_every_kernel_belongs_to_an_operator():
+    sources = {source.path for source, _ in manifest()}
+    files = [p for package in (autograd, minitv) for p in Path(package.__file__).parent.glob("ops/*/gpu.cu")]
+    assert sources == set(files) and len(sources) >= 8
+    assert all(source.text.isascii() for source, _ in manifest())  # CuPy writes it to a file in whatever encoding
+    assert {op.name for op in REGISTRY.values() if "cpu" in op.kernels} == \
+        {op.name for op in REGISTRY.values() if "cuda" in op.kernels}
+
+
+def test_a_text_that_breaks_the_rules_is_refused():
+    good = 'extern "C" __global__ void __launch_bounds__(64)\nf(const float* __restrict__ x, int n)\n{ }\n'
+    assert signatures(good)["f"].block == 64
+    for bad, words in (('__global__ void f(int n) { }', "of 1 kernels, 0 are declared"),
+                       (good.replace("64", "60"), "a multiple of 32"), (good.replace("int n", "short n"), "short n"),
+                       (good.replace("const float*", "float**"), "cannot read")):
+        with pytest.raises(KernelError, match=re.escape(words)):
+            signatures(bad)
