@@ -57,3 +57,11 @@ def composed(x, mix, last=None, reset=None):
 
 
 token_shift.kernel("cpu", "minitv.ops.token_shift.cpu")
+
+
+@token_shift.inputs
+def _(draw):
+    batch, length, width = draw.size(0, 2), draw.size(0, 5), draw.size(0, 5)
+    last = draw.floats(batch, width) if draw.boolean() else None
+    reset = draw.layout(draw.generator().random((batch, length)) < 0.3) if draw.boolean() else None
+    return (draw.floats(batch, length, width), draw.floats(width, low=-0.2, high=1.3), last, reset), {}

@@ -214,6 +214,7 @@ def _(draw):
     carried = draw.boolean()
     reset = draw.layout(draw.generator().random((batch, length)) < 0.2) if draw.boolean() else None
     # The p that comes out is a maximum, with a kink where two exponents are equal: raise what gives it above the others.
+    k, p = (x if x.flags.writeable else x.copy() for x in (k, p))
     top, winner = p.copy(), np.full((batch, width), -1)
     for t in range(length):
         top = top + w if reset is None else np.where(reset[:, t, None], EMPTY, top + w)
@@ -298,8 +299,6 @@ def scans(k, v, w, u):
           for t in range(length)]
     return concat([k[:, :0], *ys], axis=1)
 
-
-bidirectional_wkv.kernel("cpu", "minitv.ops.wkv.cpu", prefix="bidirectional_")
 
 
 @bidirectional_wkv.inputs

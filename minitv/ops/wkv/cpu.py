@@ -1,4 +1,4 @@
-"""wkv and bidirectional_wkv on the CPU, forward and backward: one token after the other, up to LANES channels at a time.
+"""wkv on the CPU, forward and backward: one token after the other, up to LANES channels at a time.
 
 Everything is computed on rows of LANES numbers in one scratch array, for which LLVM sees that they do not overlap. A state
 that meets a token (k, v) leaves a record of how:
@@ -123,18 +123,18 @@ def _forward(k, v, w, u, reset, shape, size, y, final, states, lags):
             for r in range(3):
                 _read(s, A + r, final[r, b], first, n)
             _row(s, LAG)[:] = 0
-            for t in range(length):
-                at = (b * length + t) * width + first
-                _read(s, K, k, at, n)
-                _read(s, V, v, at, n)
-                if t % size == 0:
-                    for r in range(4):
-                        _write(states[b, r, t // size], first, s, A + r, n)
-                if reset[b, t]:
-                    _forget(s, A)
-                _advance(s, A, ROWS, m)
-                _weigh(s, ROWS, m)
-                _write(y, at, s, Y, n)
+            for chunk in range(chunks):
+                for r in range(4):
+                    _write(states[b, r, chunk], first, s, A + r, n)
+                for t in range(chunk * size, min(length, chunk * size + size)):
+                    at = (b * length + t) * width + first
+                    _read(s, K, k, at, n)
+                    _read(s, V, v, at, n)
+                    if reset[b, t]:
+                        _forget(s, A)
+                    _advance(s, A, ROWS, m)
+                    _weigh(s, ROWS, m)
+                    _write(y, at, s, Y, n)
             _write(final[0, b], first, s, A, n)
             _write(final[1, b], first, s, B, n)
             _write(lags[b], first, s, LAG, n)
@@ -169,8 +169,23 @@ def _retreat(s, grad, h, m):
 
 
 @cpu_kernel
+def _write_exponents(s, b, first, n, length, width, final, states, lags, dfinal, dk):
+    """The gradient of the last p to the key that it is, or to the first p, which is also a unit."""
+    for c in range(n):
+        at, lag = first + c, lags[b, first + c]
+        given = dfinal[2, b, at] - dfinal[0, b, at] * final[0, b, at] - dfinal[1, b, at] * final[1, b, at]
+        s[DW * LANES + c] += given * lag
+        dfinal[2, b, at] = s[ALPHA * LANES + c] * states[b, 0, 0, at] + s[BETA * LANES + c] * states[b, 1, 0, at]
+        t = length - 1 - int(lag)
+        if t < 0:
+            dfinal[2, b, at] += given
+        else:
+            dk[(b * length + t) * width + at] += given
+
+
+@cpu_kernel
 def _backward(k, v, w, u, reset, shape, size, y, final, states, lags, dy, dfinal, dk, dv, dw, du):
-    """``dfinal`` holds the gradients of the last state, and of the first one afterwards."""
+    """``dfinal`` holds the gradients of the last state, and those of the first one afterwards."""
     length, width, chunks = shape[1], shape[2], states.shape[2]
     s = np.zeros((ROWS + 6 * size) * LANES, k.dtype)
     for first in range(0, width, LANES):
@@ -209,7 +224,32 @@ def _backward(k, v, w, u, reset, shape, size, y, final, states, lags, dy, dfinal
                     if reset[b, t]:
                         _row(s, ALPHA)[:] = 0
                         _row(s, BETA)[:] = 0
+            _write_exponents(s, b, first, n, length, width, final, states, lags, dfinal, dk)
             _write(dfinal[0, b], first, s, ALPHA, n)
             _write(dfinal[1, b], first, s, BETA, n)
         _write(dw, first, s, DW, n)
         _write(du, first, s, DU, n)
+
+
+def _flat(x):
+    return np.ascontiguousarray(x).reshape(-1)
+
+
+def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
+    batch, length, width = k.shape
+    final = np.empty((3, batch, width), k.dtype)
+    final[0], final[1], final[2] = (0, 0, EMPTY) if p is None else (a, b, p)
+    reset = np.zeros((batch, length), bool) if reset is None else np.ascontiguousarray(reset)
+    states = np.empty((batch, 4, length // chunk_size + 1, width), k.dtype)
+    y, lags = np.empty(k.size, k.dtype), np.empty((batch, width), k.dtype)
+    inputs = _flat(k), _flat(v), _flat(w), _flat(u), reset, k.shape, chunk_size
+    _forward(*inputs, y, final, states, lags)
+    return (y.reshape(k.shape), *final), (inputs, y, final, states, lags, p is not None)
+
+
+def backward(saved, dy, da, db, dp):
+    inputs, y, final, states, lags, carried = saved
+    grads, dfinal = [np.empty_like(x) for x in inputs[:4]], np.stack([da, db, dp])
+    _backward(*inputs, y, final, states, lags, _flat(dy), dfinal, *grads)
+    dk, dv, dw, du = grads
+    return dk.reshape(dy.shape), dv.reshape(dy.shape), dw, du, *(dfinal if carried else (None, None, None)), None
