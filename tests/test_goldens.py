@@ -1,4 +1,4 @@
-"""Operators, a whole GPT-2 and the optimiser equal files that PyTorch and transformers made, gradients included.
+"""Operators, a whole GPT-2, a whole RWKV and the optimiser equal files that other libraries made, gradients included.
 
 goldens/make_goldens.py says how they were made and what their entries mean.
 """
@@ -12,6 +12,7 @@ from operator_checks import DTYPES, compute, device, differentiate, dtypes, floa
 
 from autograd import Random, distance, no_grad, use
 from autograd.check import TOLERANCE
+from minitv.mixers.rwkv import RWKVOptions
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
 from minitv.nn import Module, Parameter
@@ -19,11 +20,12 @@ from minitv.optim import AdamW
 from minitv.options import ModelOptions
 
 FOLDER = Path(__file__).parent / "goldens"
+FILES = ("ops", "sdpa", "wkv")  # with calls of operators
 LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 CALLED = {
-    "adamw", "attention", "causal_conv1d", "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm",
-    "layer_norm", "log_softmax", "logsumexp", "rms_norm", "silu", "softplus",
+    "adamw", "attention", "bidirectional_wkv", "causal_conv1d", "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm",
+    "layer_norm", "log_softmax", "logsumexp", "rms_norm", "sigmoid_gate", "silu", "softplus", "token_shift", "wkv",
 }  # fmt: skip
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
@@ -57,7 +59,7 @@ class Golden(dict):
         return self
 
 
-CALLS = {call: name for name in ("ops", "sdpa") for call in sorted({key.split("/")[0] for key in Golden(name)})}
+CALLS = {call: name for name in FILES for call in sorted({key.split("/")[0] for key in Golden(name)})}
 
 
 def close(actual, expected, dtype, what):
@@ -140,7 +142,7 @@ def test_every_route_of_an_operator_equals_pytorch(call, route, dtype):
 
 def test_the_files_hold_calls_of_each_operator_and_float64():
     assert {call.partition(".")[0] for call in CALLS} == CALLED
-    for name in ("ops", "sdpa", "gpt2"):
+    for name in (*FILES, "gpt2", "rwkv"):
         for key, array in Golden(name).items():
             assert array.dtype in (np.float64, np.int64, np.bool_), key
             assert array.dtype != np.float64 or np.isfinite(array).all(), key
@@ -170,6 +172,77 @@ def test_the_transformer_equals_gpt2_token_by_token(dtype):
         for t in range(4, ids.shape[1]):
             logits, state = model.step(ids[:, t], state)
             close(logits.numpy(), expected[:, t], dtype, f"logits at position {t}")
+
+
+# -- RWKV --------------------------------------------------------------------------------------------------------------
+def rwkv(golden, dtype):
+    """The model of the file, every size from the shapes of its weights."""
+    weights = {name: w.astype(dtype) for name, w in golden.below("param/").items()}
+    vocab, width = weights["embed.weight"].shape
+    layers, hidden = sum(name.endswith("time_decay") for name in weights), len(weights["blocks.0.ffn.key"])
+    options = ModelOptions(layers=layers, width=width, activation="relu_squared", bias=True, tied=False)
+    model = LanguageModel("rwkv", options, RWKVOptions(ffn_width=hidden / width), vocab, Random(0), dtype)
+    model.load(weights)
+    return model
+
+
+def verify_rwkv(golden, dtype, place="cpu"):
+    """Logits, loss and the gradients of all parameters."""
+    ids, model = golden["ids"], rwkv(golden, dtype).to(place)
+    close(model(ids).numpy(), golden["logits"], dtype, "logits")
+    loss = model.loss(ids, golden["labels"])
+    close(loss.numpy(), golden["loss"], dtype, "loss")
+    loss.backward()
+    gradients, parameters = golden.below("grad/"), dict(model.named_parameters())
+    assert set(parameters) == set(gradients)
+    for name, parameter in parameters.items():
+        close(parameter.grad.numpy(), gradients[name], dtype, f"gradient of {name}")
+
+
+def verify_states(state, expected, dtype):
+    """Arrays [L B D] by the names of the vectors that a layer keeps."""
+    found = [(*mixed._asdict().items(), *fed._asdict().items()) for mixed, fed in state.blocks]
+    assert {name for name, _ in found[0]} == set(expected)
+    for layer in zip(*found, strict=True):
+        (name, *_), values = layer[0], [value.numpy() for _, value in layer]
+        close(np.stack(values), expected[name], dtype, f"state {name}")
+
+
+@each_dtype
+@pytest.mark.parametrize("route", [{"kernel": "cpu"}, {"form": "recurrent"}, {"form": "chunkwise"}],
+                         ids=lambda route: next(iter(route.values())))
+def test_rwkv_equals_transformers(route, dtype):
+    with use("wkv", **route):
+        verify_rwkv(Golden("rwkv"), dtype)
+
+
+@pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
+def test_rwkv_equals_transformers_on_a_gpu(place):
+    with device(place):
+        verify_rwkv(Golden("rwkv"), np.float32, "cuda")
+
+
+@each_dtype
+def test_the_state_of_rwkv_equals_transformers(dtype):
+    """Its steps of one token mix up a batch of states, so the state after several tokens is what is compared."""
+    golden = Golden("rwkv")
+    ids, model = golden["ids"], rwkv(golden, dtype)
+    with no_grad():
+        logits, state = model.prefill(ids[:, :4], model.init_state(len(ids)))
+        close(logits.numpy(), golden["logits"][:, :4], dtype, "logits of the first tokens")
+        verify_states(state, golden.below("state/"), dtype)
+        for t in range(4, ids.shape[1]):
+            logits, state = model.step(ids[:, t], state)
+            close(logits.numpy(), golden["logits"][:, t], dtype, f"logits at position {t}")
+
+
+def test_rwkv_equals_the_package_of_its_author():
+    golden = Golden("rwkv")
+    ids, model = golden["ids"][:1], rwkv(golden, np.float32)
+    with no_grad():
+        logits, state = model.prefill(ids, model.init_state(1))
+    close(logits.numpy()[0], golden["logits_rwkv"], np.float32, "logits")
+    verify_states(state, {name: value[:, None] for name, value in golden.below("state_rwkv/").items()}, np.float32)
 
 
 # -- AdamW -------------------------------------------------------------------------------------------------------------
@@ -213,6 +286,14 @@ def test_a_gpt2_that_is_off_is_noticed(entry):
     golden[entry] = golden[entry] * (1 + 1e-9)
     with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
         verify_gpt2(golden, np.float64)
+
+
+@pytest.mark.parametrize("entry", [key for key in Golden("rwkv") if key.startswith("grad/") or key in ("logits", "loss")])
+def test_an_rwkv_that_is_off_is_noticed(entry):
+    golden = Golden("rwkv")
+    golden[entry] = golden[entry] * (1 + 1e-9)
+    with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+        verify_rwkv(golden, np.float64)
 
 
 @pytest.mark.parametrize("entry", ["in/gain", "grad/eps", "out/1", "cotangent/1", "note"])

@@ -1,13 +1,13 @@
-"""Makes the .npz files beside it from independent implementations: PyTorch and transformers, in float64 on the CPU.
+"""Makes the .npz files beside it from independent implementations: PyTorch, transformers, rwkv, in float64 on the CPU.
 
-    pip install numpy==2.4.6 torch==2.13.0 transformers==5.23.0
+    pip install numpy==2.4.6 torch==2.13.0 transformers==5.23.0 rwkv==0.8.32
     python tests/goldens/make_goldens.py
 
 The committed files were made with these versions (CPU wheels). The script is deterministic: the same versions on the
 same machine write the same bytes; elsewhere the last digits of sums may differ. Tests read the files and never import
 torch.
 
-ops.npz and sdpa.npz hold calls of operators, named by operator or ``operator.variant``:
+ops.npz, sdpa.npz and wkv.npz hold calls of operators, named by operator or ``operator.variant``:
 
     CALL/in/ARGUMENT          an input, under the operator's own argument name; absent optional inputs have no entry
     CALL/param/NAME           a static parameter, 0-d
@@ -21,15 +21,28 @@ gpt2.npz holds a GPT-2 with random biases and gains (none is 0 or 1), weights [o
     ids, labels [B T]         labels[b, t] is the target at position t: nothing is shifted
     logits [B T V], loss []   with gelu_tanh; logits_erf, loss_erf: the same weights with gelu
     heads []
+
+rwkv.npz holds an RWKV-4 of transformers in the same way, every parameter random, and
+
+    state/NAME [L B D]        what each layer keeps after the first 4 tokens
+    logits_rwkv [T V]         of the first sequence by the package rwkv, which computes in float32
+    state_rwkv/NAME [L D]     what each layer keeps after that sequence
 """
 
+import os
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, RwkvConfig, RwkvForCausalLM
+from transformers.models.rwkv.modeling_rwkv import rwkv_linear_attention_cpu
+
+os.environ |= {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0"}
+from rwkv.model import RWKV  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 
@@ -52,12 +65,14 @@ class Calls:
     def add(self, call: str, function, inputs: dict[str, np.ndarray], **params) -> None:
         """Record ``function(**inputs)`` as a call; ``params`` are how the operator's own parameters spell it."""
         leaves = {name: tensor(array) for name, array in inputs.items()}
-        output = function(**leaves)
-        cotangent = self.normal(*output.shape)
-        output.backward(torch.from_numpy(np.asarray(cotangent)))
+        outputs = function(**leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        cotangents = [np.asarray(self.normal(*output.shape)) for output in outputs]
+        torch.autograd.backward(outputs, [torch.from_numpy(cotangent) for cotangent in cotangents])
         gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.requires_grad}
-        self.record(call, inputs, params, [output])
-        self.arrays[f"{call}/cotangent/0"] = np.asarray(cotangent)
+        self.record(call, inputs, params, outputs)
+        for i, cotangent in enumerate(cotangents):
+            self.arrays[f"{call}/cotangent/{i}"] = cotangent
         for name, gradient in gradients.items():
             self.arrays[f"{call}/grad/{name}"] = gradient.numpy()
 
@@ -247,11 +262,115 @@ def gpt2() -> dict[str, np.ndarray]:
     return arrays
 
 
+@contextmanager
+def doubles():
+    """What asks for float32 gets float64."""
+    before, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double
+    try:
+        yield
+    finally:
+        torch.Tensor.float = before
+
+
+def wkv() -> dict[str, np.ndarray]:
+    """wkv of transformers, with and without a state that is carried in; what is around it, in PyTorch."""
+    calls = Calls(6)
+    normal = calls.normal
+
+    def theirs(k, v, w, u, a=None, b=None, p=None):
+        state = None if p is None else (a, b, p)
+        y, state = rwkv_linear_attention_cpu(torch.log(-w), u, k, v, state, return_state=True)
+        return y, *state
+
+    inputs = {"k": normal(2, 7, 5, scale=3.0), "v": normal(2, 7, 5), "w": -np.exp(normal(5, scale=2.0)), "u": normal(5)}
+    state = {"a": normal(2, 5), "b": 1 + np.abs(normal(2, 5)), "p": normal(2, 5)}
+    with doubles():
+        calls.add("wkv", theirs, inputs)
+        calls.add("wkv.carried", theirs, inputs | state)
+
+    def both_directions(k, v, w, u):
+        step = torch.arange(k.shape[1])
+        distance = (step[:, None] - step).abs()[..., None]
+        return torch.einsum("btsc,bsc->btc", torch.softmax(k[:, None] + torch.where(distance > 0, (distance - 1) * w, u), 2), v)
+
+    calls.add("bidirectional_wkv", both_directions, inputs)
+
+    def shift(x, mix, last):
+        return torch.lerp(torch.cat([last[:, None], x[:, :-1]], 1), x, mix), x[:, -1]
+
+    calls.add("token_shift", shift, {"x": normal(2, 5, 4), "mix": normal(4), "last": normal(2, 4)})
+    calls.add("sigmoid_gate", lambda x, gate: x * torch.sigmoid(gate), {"x": normal(3, 4, 5), "gate": normal(3, 4, 5, scale=4.0)})
+    return calls.arrays
+
+
+RECURRENT = {  # transformers' names within a layer, and those of the official code, which the package rwkv reads
+    "norm1.weight": ("ln1.weight",), "norm1.bias": ("ln1.bias",), "norm2.weight": ("ln2.weight",), "norm2.bias": ("ln2.bias",),
+    "mixer.mix_k": ("attention.time_mix_key", "att.time_mix_k"), "mixer.mix_v": ("attention.time_mix_value", "att.time_mix_v"),
+    "mixer.mix_r": ("attention.time_mix_receptance", "att.time_mix_r"), "mixer.key": ("attention.key.weight", "att.key.weight"),
+    "mixer.value": ("attention.value.weight", "att.value.weight"), "mixer.out": ("attention.output.weight", "att.output.weight"),
+    "mixer.receptance": ("attention.receptance.weight", "att.receptance.weight"),
+    "mixer.time_decay": ("attention.time_decay", "att.time_decay"),
+    "mixer.time_first": ("attention.time_first", "att.time_first"),
+    "ffn.mix_k": ("feed_forward.time_mix_key", "ffn.time_mix_k"),
+    "ffn.mix_r": ("feed_forward.time_mix_receptance", "ffn.time_mix_r"), "ffn.key": ("feed_forward.key.weight", "ffn.key.weight"),
+    "ffn.receptance": ("feed_forward.receptance.weight", "ffn.receptance.weight"),
+    "ffn.value": ("feed_forward.value.weight", "ffn.value.weight"),
+}  # fmt: skip
+
+
+def rwkv() -> dict[str, np.ndarray]:
+    """Logits, loss, gradients and states of transformers' RwkvForCausalLM, and logits of the package rwkv."""
+    rng = np.random.default_rng(7)
+    layers, width, hidden, vocab, batch, length, cut = 2, 8, 20, 17, 2, 9, 4
+    names = {"embed.weight": ("rwkv.embeddings.weight", "emb.weight"), "head.weight": ("head.weight",)}
+    for kind in ("weight", "bias"):
+        names |= {f"embed_norm.{kind}": (f"rwkv.blocks.0.pre_ln.{kind}", f"blocks.0.ln0.{kind}"),
+                  f"norm.{kind}": (f"rwkv.ln_out.{kind}", f"ln_out.{kind}")}
+    names |= {f"blocks.{i}.{ours}": (f"rwkv.blocks.{i}.{theirs[0]}", f"blocks.{i}.{theirs[-1]}")
+              for i in range(layers) for ours, theirs in RECURRENT.items()}
+    # rescale_every = 0: else it halves weights in place, in evaluation only.
+    config = RwkvConfig(vocab_size=vocab, context_length=length, hidden_size=width, num_hidden_layers=layers,
+                        intermediate_size=hidden, rescale_every=0, tie_word_embeddings=False, use_cache=False)
+    model = RwkvForCausalLM(config).double()
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == {theirs[0] for theirs in names.values()}
+    with torch.no_grad():
+        for ours, theirs in names.items():  # its own first weights are not RWKV's
+            gain = "norm" in ours and ours.endswith("weight")
+            spread = 0.4 if parameters[theirs[0]].ndim == 2 else 1.0
+            values = float(gain) + spread * rng.standard_normal(tuple(parameters[theirs[0]].shape))
+            parameters[theirs[0]].copy_(torch.from_numpy(values))
+    ids, labels = rng.integers(0, vocab, (2, batch, length))
+    tokens = torch.from_numpy(ids)
+    with doubles():
+        logits = model(tokens).logits
+        loss = F.cross_entropy(logits.reshape(-1, vocab), torch.from_numpy(labels).reshape(-1))
+        assert logits.dtype == loss.dtype == torch.float64
+        loss.backward()
+        state = [torch.full((batch, width, layers), value).double() for value in (0.0, 0.0, 0.0, 0.0, -1e38)]
+        with torch.no_grad():
+            state = model(tokens[:, :cut], state=state, use_cache=True).state
+    arrays = {"ids": ids, "labels": labels, "logits": logits.detach().numpy(), "loss": loss.detach().numpy()}
+    arrays |= {f"state/{name}": array.numpy().transpose(2, 0, 1).copy()
+               for name, array in zip(("channel_x", "time_x", "a", "b", "p"), state, strict=True)}
+    for ours, theirs in names.items():
+        parameter = parameters[theirs[0]]
+        arrays[f"param/{ours}"], arrays[f"grad/{ours}"] = (x.detach().numpy().squeeze() for x in (parameter, parameter.grad))
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({theirs[-1]: parameters[theirs[0]].detach().float() for theirs in names.values()}, f"{folder}/model.pth")
+        logits, state = RWKV(model=f"{folder}/model", strategy="cpu fp32", verbose=False).forward(
+            ids[0].tolist(), None, full_output=True)
+    arrays["logits_rwkv"] = logits.double().numpy()
+    arrays |= {f"state_rwkv/{name}": torch.stack(state[i::5]).double().numpy()
+               for i, name in enumerate(("time_x", "a", "b", "p", "channel_x"))}
+    return arrays
+
+
 def main() -> None:
     print(f"numpy {np.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for name, make in (("gpt2", gpt2), ("sdpa", sdpa), ("ops", ops)):
+    for name, make in (("gpt2", gpt2), ("sdpa", sdpa), ("ops", ops), ("wkv", wkv), ("rwkv", rwkv)):
         path = HERE / f"{name}.npz"
         np.savez_compressed(path, **make())
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")

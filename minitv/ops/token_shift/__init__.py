@@ -48,7 +48,7 @@ def token_shift(x, mix, last=None, reset=None):
 
 @token_shift.form
 def composed(x, mix, last=None, reset=None):
-    batch, length, width = x.shape
+    batch, _, width = x.shape
     if last is None:
         last = Tensor.wrap(namespace(x.data).zeros((batch, width), x.dtype))
     sequence = concat([reshape(last, (batch, 1, width)), x], axis=1)

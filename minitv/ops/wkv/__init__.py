@@ -42,7 +42,7 @@ def _shift_of_keys(args, params, run, draw):
 
 
 def _mean(args, params, run, draw):
-    k, v, w, u, a, b, p, reset = args
+    k, v, w, u, _, b, p, reset = args
     y = run((k, np.ones_like(v), w, u, b, b, p, reset), params)[0]
     assert_close(y, np.ones_like(y), "wkv: weights do not sum to 1", terms=16)
 
