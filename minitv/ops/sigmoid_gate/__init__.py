@@ -22,6 +22,7 @@ def composed(x, gate):
 
 
 sigmoid_gate.kernel("cpu", "minitv.ops.sigmoid_gate.cpu")
+sigmoid_gate.kernel("cuda", "minitv.ops.sigmoid_gate.gpu")
 
 
 @sigmoid_gate.inputs

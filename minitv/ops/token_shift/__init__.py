@@ -57,6 +57,7 @@ def composed(x, mix, last=None, reset=None):
 
 
 token_shift.kernel("cpu", "minitv.ops.token_shift.cpu")
+token_shift.kernel("cuda", "minitv.ops.token_shift.gpu")
 
 
 @token_shift.inputs

@@ -80,7 +80,7 @@ def wkv(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
     """y_t = the mean of the v so far, weighted by e^((t-1-i) w + k_i), by e^(u + k_t) for the present; and the state after.
 
     k, v[B T C], w[C] <= 0 and u[C] in nats; a, b, p[B C] are what an earlier call returned, all or none; reset[B T] is
-    True where a sequence begins, before which everything is forgotten. ``chunk_size`` is of the chunkwise form and of the
+    True where a sequence begins, before which everything is forgotten. ``chunk_size`` is of the chunkwise form and of the CPU
     kernel, which keeps a state every so many positions; it changes rounding only. The page's first lines have the formulas.
     """
     y, state = np.empty(k.shape, k.dtype), np.zeros((3, k.shape[0], k.shape[2]), k.dtype)
@@ -185,6 +185,7 @@ def chunkwise(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
 
 
 wkv.kernel("cpu", "minitv.ops.wkv.cpu")
+wkv.kernel("cuda", "minitv.ops.wkv.gpu")
 
 
 @wkv.validate
