@@ -30,6 +30,7 @@ rwkv.npz holds an RWKV-4 of transformers in the same way, every parameter random
 """
 
 import os
+import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, RwkvConfig, RwkvForCausalL
 from transformers.models.rwkv.modeling_rwkv import rwkv_linear_attention_cpu
 
 os.environ |= {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0"}
-from rwkv.model import RWKV  # noqa: E402
+from rwkv.model import RWKV
 
 HERE = Path(__file__).resolve().parent
 
@@ -291,7 +292,8 @@ def wkv() -> dict[str, np.ndarray]:
     def both_directions(k, v, w, u):
         step = torch.arange(k.shape[1])
         distance = (step[:, None] - step).abs()[..., None]
-        return torch.einsum("btsc,bsc->btc", torch.softmax(k[:, None] + torch.where(distance > 0, (distance - 1) * w, u), 2), v)
+        scores = k[:, None] + torch.where(distance > 0, (distance - 1) * w, u)
+        return torch.einsum("btsc,bsc->btc", torch.softmax(scores, 2), v)
 
     calls.add("bidirectional_wkv", both_directions, inputs)
 
@@ -299,47 +301,51 @@ def wkv() -> dict[str, np.ndarray]:
         return torch.lerp(torch.cat([last[:, None], x[:, :-1]], 1), x, mix), x[:, -1]
 
     calls.add("token_shift", shift, {"x": normal(2, 5, 4), "mix": normal(4), "last": normal(2, 4)})
-    calls.add("sigmoid_gate", lambda x, gate: x * torch.sigmoid(gate), {"x": normal(3, 4, 5), "gate": normal(3, 4, 5, scale=4.0)})
+    inputs = {"x": normal(3, 4, 5), "gate": normal(3, 4, 5, scale=4.0)}
+    calls.add("sigmoid_gate", lambda x, gate: x * torch.sigmoid(gate), inputs)
     return calls.arrays
 
 
-RECURRENT = {  # transformers' names within a layer, and those of the official code, which the package rwkv reads
-    "norm1.weight": ("ln1.weight",), "norm1.bias": ("ln1.bias",), "norm2.weight": ("ln2.weight",), "norm2.bias": ("ln2.bias",),
-    "mixer.mix_k": ("attention.time_mix_key", "att.time_mix_k"), "mixer.mix_v": ("attention.time_mix_value", "att.time_mix_v"),
-    "mixer.mix_r": ("attention.time_mix_receptance", "att.time_mix_r"), "mixer.key": ("attention.key.weight", "att.key.weight"),
-    "mixer.value": ("attention.value.weight", "att.value.weight"), "mixer.out": ("attention.output.weight", "att.output.weight"),
-    "mixer.receptance": ("attention.receptance.weight", "att.receptance.weight"),
-    "mixer.time_decay": ("attention.time_decay", "att.time_decay"),
-    "mixer.time_first": ("attention.time_first", "att.time_first"),
-    "ffn.mix_k": ("feed_forward.time_mix_key", "ffn.time_mix_k"),
-    "ffn.mix_r": ("feed_forward.time_mix_receptance", "ffn.time_mix_r"), "ffn.key": ("feed_forward.key.weight", "ffn.key.weight"),
-    "ffn.receptance": ("feed_forward.receptance.weight", "ffn.receptance.weight"),
-    "ffn.value": ("feed_forward.value.weight", "ffn.value.weight"),
+RECURRENT = {  # transformers' names within a layer; the official code, which the package rwkv reads, has shorter ones
+    **{f"{norm}.{kind}": f"{theirs}.{kind}" for norm, theirs in (("norm1", "ln1"), ("norm2", "ln2"))
+       for kind in ("weight", "bias")},
+    **{f"mixer.{name}": f"attention.{name}" for name in ("time_decay", "time_first")},
+    **{f"mixer.{name}": f"attention.{theirs}.weight" for name, theirs in (
+        ("key", "key"), ("value", "value"), ("receptance", "receptance"), ("out", "output"))},
+    **{f"ffn.{name}": f"feed_forward.{name}.weight" for name in ("key", "receptance", "value")},
+    **{f"mixer.mix_{name[0]}": f"attention.time_mix_{name}" for name in ("key", "value", "receptance")},
+    **{f"ffn.mix_{name[0]}": f"feed_forward.time_mix_{name}" for name in ("key", "receptance")},
 }  # fmt: skip
+
+
+def official(name: str) -> str:
+    """The name in the official code of a parameter of transformers."""
+    name = re.sub(r"(time_mix_.)\w+", r"\1", name.removeprefix("rwkv."))
+    for theirs, short in (("embeddings", "emb"), ("pre_ln", "ln0"), ("attention", "att"), ("feed_forward", "ffn")):
+        name = name.replace(theirs, short)
+    return name
 
 
 def rwkv() -> dict[str, np.ndarray]:
     """Logits, loss, gradients and states of transformers' RwkvForCausalLM, and logits of the package rwkv."""
     rng = np.random.default_rng(7)
     layers, width, hidden, vocab, batch, length, cut = 2, 8, 20, 17, 2, 9, 4
-    names = {"embed.weight": ("rwkv.embeddings.weight", "emb.weight"), "head.weight": ("head.weight",)}
+    names = {"embed.weight": "rwkv.embeddings.weight", "head.weight": "head.weight"}
     for kind in ("weight", "bias"):
-        names |= {f"embed_norm.{kind}": (f"rwkv.blocks.0.pre_ln.{kind}", f"blocks.0.ln0.{kind}"),
-                  f"norm.{kind}": (f"rwkv.ln_out.{kind}", f"ln_out.{kind}")}
-    names |= {f"blocks.{i}.{ours}": (f"rwkv.blocks.{i}.{theirs[0]}", f"blocks.{i}.{theirs[-1]}")
-              for i in range(layers) for ours, theirs in RECURRENT.items()}
+        names |= {f"embed_norm.{kind}": f"rwkv.blocks.0.pre_ln.{kind}", f"norm.{kind}": f"rwkv.ln_out.{kind}"}
+    names |= {f"blocks.{i}.{ours}": f"rwkv.blocks.{i}.{theirs}" for i in range(layers) for ours, theirs in RECURRENT.items()}
     # rescale_every = 0: else it halves weights in place, in evaluation only.
     config = RwkvConfig(vocab_size=vocab, context_length=length, hidden_size=width, num_hidden_layers=layers,
                         intermediate_size=hidden, rescale_every=0, tie_word_embeddings=False, use_cache=False)
     model = RwkvForCausalLM(config).double()
     parameters = dict(model.named_parameters())
-    assert parameters.keys() == {theirs[0] for theirs in names.values()}
+    assert parameters.keys() == set(names.values())
     with torch.no_grad():
         for ours, theirs in names.items():  # its own first weights are not RWKV's
             gain = "norm" in ours and ours.endswith("weight")
-            spread = 0.4 if parameters[theirs[0]].ndim == 2 else 1.0
-            values = float(gain) + spread * rng.standard_normal(tuple(parameters[theirs[0]].shape))
-            parameters[theirs[0]].copy_(torch.from_numpy(values))
+            spread = 0.4 if parameters[theirs].ndim == 2 else 1.0
+            values = float(gain) + spread * rng.standard_normal(tuple(parameters[theirs].shape))
+            parameters[theirs].copy_(torch.from_numpy(values))
     ids, labels = rng.integers(0, vocab, (2, batch, length))
     tokens = torch.from_numpy(ids)
     with doubles():
@@ -354,10 +360,11 @@ def rwkv() -> dict[str, np.ndarray]:
     arrays |= {f"state/{name}": array.numpy().transpose(2, 0, 1).copy()
                for name, array in zip(("channel_x", "time_x", "a", "b", "p"), state, strict=True)}
     for ours, theirs in names.items():
-        parameter = parameters[theirs[0]]
+        parameter = parameters[theirs]
         arrays[f"param/{ours}"], arrays[f"grad/{ours}"] = (x.detach().numpy().squeeze() for x in (parameter, parameter.grad))
     with tempfile.TemporaryDirectory() as folder:
-        torch.save({theirs[-1]: parameters[theirs[0]].detach().float() for theirs in names.values()}, f"{folder}/model.pth")
+        weights = {official(name): parameter.detach().float() for name, parameter in parameters.items()}
+        torch.save(weights, f"{folder}/model.pth")
         logits, state = RWKV(model=f"{folder}/model", strategy="cpu fp32", verbose=False).forward(
             ids[0].tolist(), None, full_output=True)
     arrays["logits_rwkv"] = logits.double().numpy()

@@ -28,7 +28,7 @@ def forward(x, mix, last, reset):
 
 def backward(saved, g, glast):
     x, mix, first, reset, (carried, resets) = saved
-    xp, (batch, length, width), rows = namespace(x), x.shape, x.shape[0] * x.shape[1]
+    xp, (_, length, width), rows = namespace(x), x.shape, x.shape[0] * x.shape[1]
     g, glast = contiguous(g), contiguous(glast)
     dx, dfirst, chunk = xp.empty_like(x), glast.copy(), chunk_of(rows)
     sums = xp.zeros((ceil_div(rows, chunk), width), np.float32)
