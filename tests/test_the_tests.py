@@ -176,12 +176,16 @@ def test_a_wrong_gradient_is_noticed(op, route, change, position, monkeypatch):
             wrong = differentiate(op, route, args, params, cotangents)[position]
             if not differ([wrong], [right]):
                 continue  # for example a gradient whose elements are all equal, transposed
-            with pytest.raises(AssertionError, match="gradient"):
+            try:
                 if route.startswith("kernel"):
                     check_gradients(op, route, args, params, cotangents)
                 else:
                     check_derivative(op, route, args, params)
-        return
+            except AssertionError as error:
+                assert "gradient" in str(error)
+                return
+            # In float32 the error of a gradient that is small for its units hides in their rounding.
+            assert dtypes(route)[-1] is np.float32, f"{op.name}: not noticed"
     pytest.fail(f"no draw of {op.name} shows the error")
 
 
