@@ -66,15 +66,15 @@ def _cublas():
 def _layout(x, lead):
     """The stack, whether its matrices lie column by column, and how many elements apart rows (columns) and matrices lie.
 
-    It is copied if neither rows nor columns are contiguous, or if the matrices are not evenly spaced.
+    It is copied if neither rows nor columns are contiguous, or if the matrices are not evenly spaced, forwards.
     """
     xp = namespace(x)
     x = xp.broadcast_to(x, (*lead, *x.shape[-2:]))
     rows, columns = x.shape[-2:]
     *steps, down, along = [s // x.itemsize for s in x.strides]
     sizes = [(n, s) for n, s in zip(lead, steps, strict=True) if n > 1]
-    even = all(s == n * inner for (_, s), (n, inner) in itertools.pairwise(sizes))
     step = sizes[-1][1] if sizes else 0
+    even = step >= 0 and all(s == n * inner for (_, s), (n, inner) in itertools.pairwise(sizes))
     if even and (along == 1 or columns == 1) and (down >= columns or rows == 1):
         return x, 0, max(down if rows > 1 else 0, columns), step
     if even and (down == 1 or rows == 1) and (along >= rows or columns == 1):

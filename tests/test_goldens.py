@@ -1,6 +1,6 @@
-"""Operators, a whole GPT-2 and the optimiser equal files that PyTorch and transformers made, gradients included.
+"""Operators, whole models and the optimiser equal files that other libraries made, gradients included.
 
-goldens/make_goldens.py says how they were made and what their entries mean.
+goldens/make_goldens.py, and make_VARIANT.py beside it, say how they were made and what their entries mean.
 """
 
 from pathlib import Path
@@ -10,20 +10,28 @@ import pytest
 from conftest import operators
 from operator_checks import DTYPES, compute, device, differentiate, dtypes, floats, marks, routes
 
-from autograd import Random, distance, no_grad, use
+from autograd import Random, Tensor, distance, no_grad, use
 from autograd.check import TOLERANCE
+from autograd.device import move
+from minitv.mixers.hyena import HyenaOptions
+from minitv.mixers.hyena import Mixer as HyenaMixer
+from minitv.mixers.retnet import EPS, RetNetOptions
+from minitv.mixers.rwkv import RWKVOptions
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
-from minitv.nn import Module, Parameter
+from minitv.nn import Module, Parameter, RMSNorm
 from minitv.optim import AdamW
 from minitv.options import ModelOptions
 
 FOLDER = Path(__file__).parent / "goldens"
+FILES = ("ops", "sdpa", "retention", "wkv", "aft", "long_conv")  # with calls of operators
 LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 CALLED = {
-    "adamw", "attention", "causal_conv1d", "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm",
-    "layer_norm", "log_softmax", "logsumexp", "rms_norm", "silu", "softplus",
+    "adamw", "aft_conv", "aft_conv2d", "aft_full", "aft_local", "aft_simple", "attention", "bidirectional_wkv",
+    "causal_conv1d", "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm", "layer_norm", "log_softmax",
+    "logsumexp", "long_conv", "retention", "rms_norm", "rope", "sigmoid_gate", "silu", "softplus", "swish_gate",
+    "token_shift", "wkv",
 }  # fmt: skip
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
@@ -57,7 +65,7 @@ class Golden(dict):
         return self
 
 
-CALLS = {call: name for name in ("ops", "sdpa") for call in sorted({key.split("/")[0] for key in Golden(name)})}
+CALLS = {call: name for name in FILES for call in sorted({key.split("/")[0] for key in Golden(name)})}
 
 
 def close(actual, expected, dtype, what):
@@ -81,7 +89,8 @@ def verify_call(call, golden, route, dtype):
     inputs = golden.below(f"{call}/in/")
     assert set(inputs) <= set(names)
     args = tuple(cast(inputs[name], dtype) if name in inputs else None for name in names)
-    params = {name: value.item() for name, value in golden.below(f"{call}/param/").items()}
+    params = {name: tuple(value.tolist()) if value.ndim else value.item()
+              for name, value in golden.below(f"{call}/param/").items()}
     expected = golden.below(f"{call}/out/")
     outputs = compute(op, route, args, params)
     assert set(expected) == {str(i) for i in range(len(outputs))}
@@ -97,37 +106,81 @@ def verify_call(call, golden, route, dtype):
     assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
 
 
-def transformer(golden, activation, dtype):
-    """The model of the file, every size from the shapes of its weights."""
-    weights = {name: w.astype(dtype) for name, w in golden.below("param/").items()}
-    weights["embed.weight"] = weights.pop("embed")
-    context, width = weights["positions"].shape
-    layers = sum(name.endswith("mixer.qkv.weight") for name in weights)
-    options = ModelOptions(context=context, layers=layers, width=width, activation=activation, bias=True)
-    heads = TransformerOptions(heads=golden["heads"].item())
-    model = LanguageModel("transformer", options, heads, len(weights["embed.weight"]), Random(0), dtype)
+# -- whole models ------------------------------------------------------------------------------------------------------
+def load(golden, variant, options, own, dtype):
+    """The language model of a file, which calls the embedding and the head by their short names."""
+    weights = {name: w.astype(dtype) for name, w in long_names(golden.below("param/")).items()}
+    model = LanguageModel(variant, options, own, len(weights["embed.weight"]), Random(0), dtype)
     model.load(weights)
     return model
 
 
-def verify_gpt2(golden, dtype, place="cpu"):
-    """Logits, loss and the gradients of all parameters; with the exact gelu, logits and loss."""
-    ids, labels = golden["ids"], golden["labels"]
-    model = transformer(golden, "gelu_tanh", dtype).to(place)
+def long_names(arrays):
+    return {f"{name}.weight" if name in ("embed", "head") else name: array for name, array in arrays.items()}
+
+
+def layers(golden, name):
+    return sum(key.startswith("param/") and key.endswith(name) for key in golden)
+
+
+def verify(golden, model, dtype):
+    """Logits, loss and the gradients of all parameters."""
+    ids = golden["ids"]
     close(model(ids).numpy(), golden["logits"], dtype, "logits")
-    loss = model.loss(ids, labels)
+    loss = model.loss(ids, golden["labels"])
     close(loss.numpy(), golden["loss"], dtype, "loss")
     loss.backward()
-    gradients = golden.below("grad/")
-    gradients["embed.weight"] = gradients.pop("embed")
-    parameters = dict(model.named_parameters())
+    gradients, parameters = long_names(golden.below("grad/")), dict(model.named_parameters())
     assert set(parameters) == set(gradients)
     for name, parameter in parameters.items():
         close(parameter.grad.numpy(), gradients[name], dtype, f"gradient of {name}")
+
+
+def transformer(golden, activation, dtype):
+    """GPT-2, every size from the shapes of its weights."""
+    context, width = golden["param/positions"].shape
+    options = ModelOptions(context=context, layers=layers(golden, "mixer.qkv.weight"), width=width, activation=activation,
+                           bias=True)
+    return load(golden, "transformer", options, TransformerOptions(heads=golden["heads"].item()), dtype)
+
+
+def verify_gpt2(golden, dtype, place="cpu"):
+    """With the exact gelu too, logits and loss."""
+    verify(golden, transformer(golden, "gelu_tanh", dtype).to(place), dtype)
     exact = transformer(golden, "gelu", dtype).to(place)
-    close(exact(ids).numpy(), golden["logits_erf"], dtype, "logits with the exact gelu")
-    close(exact.loss(ids, labels).numpy(), golden["loss_erf"], dtype, "loss with the exact gelu")
+    close(exact(golden["ids"]).numpy(), golden["logits_erf"], dtype, "logits with the exact gelu")
+    close(exact.loss(golden["ids"], golden["labels"]).numpy(), golden["loss_erf"], dtype, "loss with the exact gelu")
     assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
+
+
+def retnet(golden, dtype, **options):
+    """torchscale's model, every size from the shapes of its weights."""
+    width, values, hidden = (golden[f"param/{name}"].shape[axis]
+                             for name, axis in (("embed", 1), ("blocks.0.mixer.v.weight", 0), ("blocks.0.ffn.up.weight", 0)))
+    own = RetNetOptions(heads=golden["heads"].item(), value_width=values / width, head_norm="rms_norm", ffn="glu",
+                        ffn_width=hidden / width, **options)
+    assert EPS == RMSNorm(1).eps == golden["eps"]
+    model = ModelOptions(layers=layers(golden, "mixer.v.weight"), width=width, norm="rms_norm", tied=False)
+    return load(golden, "retnet", model, own, dtype)
+
+
+def verify_retnet(golden, dtype, place="cpu"):
+    """The parallel form of torchscale."""
+    verify(golden, retnet(golden, dtype).to(place), dtype)
+
+
+def rwkv(golden, dtype):
+    """The model of transformers, every size from the shapes of its weights."""
+    hidden, width = golden["param/blocks.0.ffn.key"].shape
+    options = ModelOptions(layers=layers(golden, "time_decay"), width=width, activation="relu_squared", bias=True, tied=False)
+    return load(golden, "rwkv", options, RWKVOptions(ffn_width=hidden / width), dtype)
+
+
+def verify_rwkv(golden, dtype, place="cpu"):
+    verify(golden, rwkv(golden, dtype).to(place), dtype)
+
+
+MODELS = {"gpt2": verify_gpt2, "retnet": verify_retnet, "rwkv": verify_rwkv}
 
 
 # -- operators ---------------------------------------------------------------------------------------------------------
@@ -140,10 +193,18 @@ def test_every_route_of_an_operator_equals_pytorch(call, route, dtype):
 
 def test_the_files_hold_calls_of_each_operator_and_float64():
     assert {call.partition(".")[0] for call in CALLS} == CALLED
-    for name in ("ops", "sdpa", "gpt2"):
+    for name in (*FILES, *MODELS, "hyena"):
         for key, array in Golden(name).items():
-            assert array.dtype in (np.float64, np.int64, np.bool_), key
+            assert array.dtype in (np.float64, np.int64, np.bool_) or (array.dtype.kind == "U" and "/param/" in key), key
             assert array.dtype != np.float64 or np.isfinite(array).all(), key
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
+def test_models_on_a_gpu(place, name):
+    with device(place):
+        MODELS[name](Golden(name), np.float32, "cuda")
 
 
 # -- GPT-2 -------------------------------------------------------------------------------------------------------------
@@ -152,12 +213,6 @@ def test_the_files_hold_calls_of_each_operator_and_float64():
 def test_the_transformer_equals_gpt2(kernel, dtype):
     with use(kernel=kernel):
         verify_gpt2(Golden("gpt2"), dtype)
-
-
-@pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
-def test_the_transformer_equals_gpt2_on_a_gpu(place):
-    with device(place):
-        verify_gpt2(Golden("gpt2"), np.float32, "cuda")
 
 
 @each_dtype
@@ -170,6 +225,136 @@ def test_the_transformer_equals_gpt2_token_by_token(dtype):
         for t in range(4, ids.shape[1]):
             logits, state = model.step(ids[:, t], state)
             close(logits.numpy(), expected[:, t], dtype, f"logits at position {t}")
+
+
+# -- RetNet ------------------------------------------------------------------------------------------------------------
+@each_dtype
+@pytest.mark.parametrize("route", [{"kernel": "cpu"}, {"form": "parallel"}, {"form": "recurrent"}, {"form": "chunkwise"}],
+                         ids=lambda route: next(iter(route.values())))
+def test_every_form_of_retnet_equals_the_parallel_one_of_torchscale(route, dtype):
+    with use("retention", **route):
+        verify_retnet(Golden("retnet"), dtype)
+
+
+@each_dtype
+def test_retnet_token_by_token_equals_torchscale(dtype):
+    """torchscale's recurrent form divides by √n only: it equals our "decay", and not its own parallel form."""
+    golden = Golden("retnet")
+    ids, model = golden["ids"], retnet(golden, dtype, normalization="decay")
+    state = model.init_state(len(ids))
+    with no_grad():
+        for t in range(ids.shape[1]):
+            logits, state = model.step(ids[:, t], state)
+            close(logits.numpy(), golden["logits_recurrent"][:, t], dtype, f"logits at position {t}")
+    close(model(ids).numpy(), golden["logits_recurrent"], dtype, "logits of all positions at once")
+
+
+@pytest.mark.parametrize("form", ["recurrent", "chunkwise"])
+def test_the_forms_of_torchscale_are_different_models(form):
+    """They divide by other sums than its parallel form, which the norm of heads undoes only where its eps is 0."""
+    golden = Golden("retnet")
+    assert 1e-6 < distance(golden[f"logits_{form}"], golden["logits"]) < 0.1
+
+
+# -- RWKV --------------------------------------------------------------------------------------------------------------
+def verify_states(state, expected, dtype):
+    """Arrays [L B D] by the names of the vectors that a layer keeps."""
+    found = [(*mixed._asdict().items(), *fed._asdict().items()) for mixed, fed in state.blocks]
+    assert {name for name, _ in found[0]} == set(expected)
+    for layer in zip(*found, strict=True):
+        (name, *_), values = layer[0], [value.numpy() for _, value in layer]
+        close(np.stack(values), expected[name], dtype, f"state {name}")
+
+
+@each_dtype
+@pytest.mark.parametrize("route", [{"kernel": "cpu"}, {"form": "recurrent"}, {"form": "chunkwise"}],
+                         ids=lambda route: next(iter(route.values())))
+def test_rwkv_equals_transformers(route, dtype):
+    with use("wkv", **route):
+        verify_rwkv(Golden("rwkv"), dtype)
+
+
+@each_dtype
+def test_the_state_of_rwkv_equals_transformers(dtype):
+    """Its steps of one token mix up a batch of states, so the state after several tokens is what is compared."""
+    golden = Golden("rwkv")
+    ids, model = golden["ids"], rwkv(golden, dtype)
+    with no_grad():
+        logits, state = model.prefill(ids[:, :4], model.init_state(len(ids)))
+        close(logits.numpy(), golden["logits"][:, :4], dtype, "logits of the first tokens")
+        verify_states(state, golden.below("state/"), dtype)
+        for t in range(4, ids.shape[1]):
+            logits, state = model.step(ids[:, t], state)
+            close(logits.numpy(), golden["logits"][:, t], dtype, f"logits at position {t}")
+
+
+def test_rwkv_equals_the_package_of_its_author():
+    golden = Golden("rwkv")
+    ids, model = golden["ids"][:1], rwkv(golden, np.float32)
+    with no_grad():
+        logits, state = model.prefill(ids, model.init_state(1))
+    close(logits.numpy()[0], golden["logits_rwkv"], np.float32, "logits")
+    verify_states(state, {name: value[:, None] for name, value in golden.below("state_rwkv/").items()}, np.float32)
+
+
+# -- Hyena -------------------------------------------------------------------------------------------------------------
+HYENA = {"order2": "filters", "order3": "filters", "order3_training": "channels"}  # what the windows are ordered by
+
+
+def hyena(golden, case, dtype):
+    """The mixer of one case, every size from the shapes of its weights."""
+    golden.only(case)
+    weights = {name: w.astype(dtype) for name, w in golden.below(f"{case}/param/").items()}
+    (context, features), width = golden[f"{case}/grad/filters.features"].shape, weights["out.bias"].size
+    hidden, depth = weights["filters.frequency"].size, 1 + sum("layers" in name for name in weights) // 2
+    options = HyenaOptions(order=1 + weights["skip"].size // width, filter_width=hidden, filter_depth=depth,
+                           filter_bands=features // 2, features_lr=1.0, window_order=HYENA[case])
+    mixer = HyenaMixer(Random(0), ModelOptions(context=context, width=width, bias=True), options, dtype=dtype)
+    mixer.load({**weights, "filters.features": np.zeros((context, features), dtype)})
+    return mixer
+
+
+def verify_hyena(golden, case, dtype, place="cpu"):
+    """The output, and the gradients of the input and of all parameters."""
+    mixer = hyena(golden, case, dtype).to(place)
+    x, cotangent = (Tensor(move(golden[f"{case}/{name}"].astype(dtype), place), requires_grad=name == "in")
+                    for name in ("in", "cotangent"))
+    y = mixer(x)
+    close(y.numpy(), golden[f"{case}/out"], dtype, "output")
+    y.backward(cotangent)
+    close(x.grad.numpy(), golden[f"{case}/grad"], dtype, "gradient of the input")
+    gradients, parameters = golden.below(f"{case}/grad/"), dict(mixer.named_parameters())
+    assert set(parameters) == set(gradients)
+    for name, parameter in parameters.items():
+        close(parameter.grad.numpy(), gradients[name], dtype, f"gradient of {name}")
+    assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
+
+
+@each_dtype
+@pytest.mark.parametrize("case", HYENA)
+@pytest.mark.parametrize("kernel", ["cpu", "none"], ids=["kernels", "forms"])
+def test_the_mixer_of_hyena_equals_that_of_torch(kernel, case, dtype):
+    with use(kernel=kernel):
+        verify_hyena(Golden("hyena"), case, dtype)
+
+
+@pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
+def test_the_mixer_of_hyena_equals_that_of_torch_on_a_gpu(place):
+    with device(place):
+        verify_hyena(Golden("hyena"), "order3", np.float32, "cuda")
+
+
+@each_dtype
+@pytest.mark.parametrize("case", HYENA)
+def test_hyena_position_by_position_equals_torch(case, dtype):
+    golden = Golden("hyena")
+    mixer = hyena(golden, case, dtype)
+    x, expected = golden[f"{case}/in"].astype(dtype), golden[f"{case}/out"]
+    with no_grad():
+        state = mixer.init_state(len(x))
+        for t in range(x.shape[1]):
+            y, state = mixer.step(Tensor(x[:, t]), state)
+            close(y.numpy(), expected[:, t], dtype, f"output at position {t}")
 
 
 # -- AdamW -------------------------------------------------------------------------------------------------------------
@@ -207,12 +392,22 @@ def test_an_operator_that_is_off_is_noticed(route, entry):
         verify_call("layer_norm", golden, route, np.float64)
 
 
-@pytest.mark.parametrize("entry", [key for key in Golden("gpt2") if key.startswith(("logits", "loss", "grad/"))])
-def test_a_gpt2_that_is_off_is_noticed(entry):
-    golden = Golden("gpt2")
+@pytest.mark.parametrize(("name", "entry"), [
+    (name, key) for name in MODELS for key in Golden(name)
+    if key in ("logits", "logits_erf", "loss", "loss_erf") or key.startswith("grad/")])
+def test_a_model_that_is_off_is_noticed(name, entry):
+    golden = Golden(name)
     golden[entry] = golden[entry] * (1 + 1e-9)
     with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
-        verify_gpt2(golden, np.float64)
+        MODELS[name](golden, np.float64)
+
+
+@pytest.mark.parametrize("entry", [key for key in Golden("hyena") if key.startswith(("order3/out", "order3/grad"))])
+def test_a_hyena_that_is_off_is_noticed(entry):
+    golden = Golden("hyena")
+    golden[entry] = golden[entry] * (1 + 1e-9)
+    with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+        verify_hyena(golden, "order3", np.float64)
 
 
 @pytest.mark.parametrize("entry", ["in/gain", "grad/eps", "out/1", "cotangent/1", "note"])

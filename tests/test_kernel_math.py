@@ -371,7 +371,8 @@ HOT = hot_kernels()
 SITES = [(name, site + 1) for name, kernel in HOT.items() for site in range(one_call(kernel, 0)[1])]
 ROW = numba.float32[::1]
 # The types of a kernel that only another kernel calls; the others' are found by running their operators.
-INNER = {"attention/_softmax": (ROW, numba.int64, ROW, ROW, ROW, ROW)}
+INNER = {"attention/_softmax": (ROW, numba.int64, ROW, ROW, ROW, ROW), "wkv/_advance": (ROW, *3 * [numba.int64]),
+         "wkv/_weigh": (ROW, *2 * [numba.int64])}
 ONCE_A_ROW = {"cross_entropy/_forward": {"logf"}}  # the logarithm of the row's sum
 
 

@@ -203,7 +203,7 @@ def test_names_are_distinct_and_in_order(variant):
     assert len(set(names)) == len(names) and names[0] == "embed.weight"
     kinds = [name.split(".")[0] for name in names]
     assert [k for i, k in enumerate(kinds) if k not in kinds[:i]] == \
-        ["embed", *(["positions"] if model.positions is not None else []), "blocks", "norm"]
+        ["embed", *(part for part in ("embed_norm", "positions") if getattr(model, part) is not None), "blocks", "norm"]
     assert names == [name for name, _ in build(variant, seed=5).named_parameters()]
     layers = [int(name.split(".")[1]) for name in names if name.startswith("blocks.")]
     assert layers == sorted(layers) and set(layers) == {0, 1}
@@ -274,11 +274,11 @@ def test_initial_weights_of_the_transformer(given, base):
 @every_variant
 @pytest.mark.parametrize("std", [1e-3, 0.02, None])
 def test_the_first_loss_is_that_of_guessing(variant, std):
-    """A normalised row times the head gives logits from N(0, s²) with s² = width std², which cost s² / 2 nats."""
-    options = dataclasses.replace(SMALL, init_std=std)
+    """A normalised row times a row of the head with length s gives logits from N(0, s²), which cost s² / 2 nats."""
+    options = dataclasses.replace(SMALL, init_std=std, tied=False)  # where blocks start as the identity, a tied head echoes
     model = build(variant, options, vocab=VOCAB, spread=False)
     ids = tokens(CONTEXT + 1)
-    expected = math.log(VOCAB) + SMALL.width * options.init_std**2 / 2
+    expected = math.log(VOCAB) + np.square(model.head.weight.numpy()).sum(axis=1).mean() / 2
     assert model.loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(expected, abs=0.1)
 
 

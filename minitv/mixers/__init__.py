@@ -10,9 +10,11 @@ A mixer is a Module with
 
 States are explicit values. Every way computes the same: prefill over any split = the call; step repeated = the call.
 ``positions`` says whether the model must add position vectors, and ``bounded = True`` that sequences end at the context even
-if not. A class ``feed_forward`` with the same protocol, if the mixer has one, takes the place of blocks.FeedForward.
-``PRESETS`` in the module says what differs for this variant from the presets that all share, such as the size at which it has
-as many parameters as the Transformer. ``PAGE`` says what a reader of the paper wants to know.
+if not. A class ``feed_forward`` with the same protocol, if the mixer has one, takes the place of blocks.FeedForward. With
+``embed_norm = True`` the model normalises the embedding before the first block; ``init_tables(rng, model, vocab, dtype)``
+draws the embedding and a head that is not tied to it. ``PRESETS`` in the module says what differs for this variant from the
+presets that all share, such as the size at which it has as many parameters as the Transformer. ``PAGE`` says what a reader of
+the paper wants to know.
 """
 
 from __future__ import annotations

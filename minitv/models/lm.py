@@ -2,7 +2,8 @@
 
     x = embed[ids] + positions[0 .. T-1];  x = block(x) for every layer;  logits = norm(x) Wᵀ
 
-The head W is the embedding itself when tied (Press and Wolf 2017, arXiv 1608.05859): one parameter, one gradient.
+The head W is the embedding itself when tied (Press and Wolf 2017, arXiv 1608.05859): one parameter, one gradient. Positions,
+or a norm of the embedding, are there if the variant asks for them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class LanguageModel(Module):
         mixer = load(variant)
         self.context = model.context
         std = model.init_std
+        norm = NORMS[model.norm]
         self.embed = Embedding(rng.split(0), vocab, model.width, std=std, dtype=dtype)
+        self.embed_norm = norm(model.width, bias=model.bias, dtype=dtype) if getattr(mixer, "embed_norm", False) else None
         self.positions = normal(rng.split(1), (model.context, model.width), std, dtype) if mixer.positions else None
         self.bounded = mixer.positions or getattr(mixer, "bounded", False)
         self.dropout = Dropout(model.dropout)
@@ -47,8 +50,10 @@ class LanguageModel(Module):
         self.blocks = [PreNorm(model, mixer(rng.split(3, layer), model, options, layer, dtype),
                                feed_forward(rng.split(2, layer), model, options, layer, dtype), dtype)
                        for layer in range(model.layers)]
-        self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+        self.norm = norm(model.width, bias=model.bias, dtype=dtype)
         self.head = self.embed if model.tied else Embedding(rng.split(4), vocab, model.width, std=std, dtype=dtype)
+        if hasattr(mixer, "init_tables") and not model.tied:
+            self.embed.weight, self.head.weight = mixer.init_tables(rng.split(5), model, vocab, dtype)
 
     def __call__(self, ids: np.ndarray, rng: Random | None = None) -> Tensor:
         """Logits [B T V] of the token after each position of ids [B T]; ``rng`` switches dropout on."""
@@ -85,10 +90,12 @@ class LanguageModel(Module):
         return linear(self.norm(x), self.head.weight), State(state.position + 1, tuple(states))
 
     def _embed(self, ids: np.ndarray, start: int) -> Tensor:
-        x = self.embed(beside(ids, self.embed.weight.data))
         stop = start + ids.shape[1]
         if self.bounded and stop > self.context:
             raise ShapeError(f"the model has {self.context} positions; {start} + {ids.shape[1]} tokens do not fit")
+        x = self.embed(beside(ids, self.embed.weight.data))
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
         if self.positions is None:
             return x
         return x + (self.positions if stop - start == self.context else self.positions[start:stop])

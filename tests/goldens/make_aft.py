@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from make_goldens import HERE, Calls
+from make_goldens import Calls, write
 
 
 def labml_aft():
@@ -123,12 +123,5 @@ def aft() -> dict[str, np.ndarray]:
     return calls.arrays
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    path = HERE / "aft.npz"
-    np.savez_compressed(path, **aft())
-    print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
-
-
 if __name__ == "__main__":
-    main()
+    write(aft=aft)

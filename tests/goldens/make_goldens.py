@@ -52,12 +52,14 @@ class Calls:
     def add(self, call: str, function, inputs: dict[str, np.ndarray], **params) -> None:
         """Record ``function(**inputs)`` as a call; ``params`` are how the operator's own parameters spell it."""
         leaves = {name: tensor(array) for name, array in inputs.items()}
-        output = function(**leaves)
-        cotangent = self.normal(*output.shape)
-        output.backward(torch.from_numpy(np.asarray(cotangent)))
+        outputs = function(**leaves)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        cotangents = [np.asarray(self.normal(*output.shape)) for output in outputs]
+        torch.autograd.backward(outputs, [torch.from_numpy(cotangent) for cotangent in cotangents])
         gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.requires_grad}
-        self.record(call, inputs, params, [output])
-        self.arrays[f"{call}/cotangent/0"] = np.asarray(cotangent)
+        self.record(call, inputs, params, outputs)
+        for i, cotangent in enumerate(cotangents):
+            self.arrays[f"{call}/cotangent/{i}"] = cotangent
         for name, gradient in gradients.items():
             self.arrays[f"{call}/grad/{name}"] = gradient.numpy()
 
@@ -247,15 +249,16 @@ def gpt2() -> dict[str, np.ndarray]:
     return arrays
 
 
-def main() -> None:
+def write(**files) -> None:
+    """Write NAME.npz with the arrays that each function makes."""
     print(f"numpy {np.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    for name, make in (("gpt2", gpt2), ("sdpa", sdpa), ("ops", ops)):
+    for name, make in files.items():
+        torch.manual_seed(0)
         path = HERE / f"{name}.npz"
         np.savez_compressed(path, **make())
         print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
-    main()
+    write(gpt2=gpt2, sdpa=sdpa, ops=ops)

@@ -1,0 +1,42 @@
+"""sigmoid_gate on the CPU: one pass each way; backward computes the sigmoid again instead of reading it from memory."""
+
+import numpy as np
+
+from autograd.kernel_math import exp
+from autograd.kernels import cpu_kernel
+
+
+@cpu_kernel
+def _forward(x, gate, y):
+    one = x.dtype.type(1)
+    for i in range(x.size):
+        y[i] = x[i] / (one + exp(-gate[i]))
+
+
+@cpu_kernel
+def _backward(x, gate, g, dx, dgate):
+    one = x.dtype.type(1)
+    for i in range(x.size):
+        s = one / (one + exp(-gate[i]))
+        dx[i] = g[i] * s
+        dgate[i] = g[i] * x[i] * s * (one - s)
+
+
+def _flat(x):
+    return np.ascontiguousarray(x).reshape(-1)
+
+
+def forward(x, gate):
+    if x.shape != gate.shape:
+        x, gate = np.broadcast_arrays(x, gate)
+    x, gate, shape = _flat(x), _flat(gate), x.shape
+    y = np.empty_like(x)
+    _forward(x, gate, y)
+    return y.reshape(shape), (x, gate)
+
+
+def backward(saved, g):
+    x, gate = saved
+    dx, dgate = np.empty_like(x), np.empty_like(x)
+    _backward(x, gate, _flat(g), dx, dgate)
+    return dx.reshape(g.shape), dgate.reshape(g.shape)

@@ -1,0 +1,21 @@
+// sigmoid_gate: an element a thread; backward computes the sigmoid again instead of reading it from memory.
+#include "kernel.cuh"
+
+extern "C" __global__ void __launch_bounds__(256)
+mtv_sigmoid_gate_forward(const float* __restrict__ x, const float* __restrict__ gate, float* __restrict__ y, long long n)
+{
+    long long i = blockIdx.x * 256ll + threadIdx.x;
+    if (i >= n) return;
+    y[i] = x[i] / (1.f + expf(-gate[i]));
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+mtv_sigmoid_gate_backward(const float* __restrict__ x, const float* __restrict__ gate, const float* __restrict__ g,
+                          float* __restrict__ dx, float* __restrict__ dgate, long long n)
+{
+    long long i = blockIdx.x * 256ll + threadIdx.x;
+    if (i >= n) return;
+    float s = 1.f / (1.f + expf(-gate[i]));
+    dx[i] = g[i] * s;
+    dgate[i] = g[i] * x[i] * s * (1.f - s);
+}

@@ -1,0 +1,68 @@
+"""token_shift: each position mixed with the one before it. Peng et al. 2023, arXiv 2305.13048, section 3.1.2 (RWKV).
+
+    y_t = mix x_t + (1 - mix) x_{t-1},    x_{-1} = the last position of an earlier segment, or 0
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autograd import Tensor
+from autograd.check import assert_close
+from autograd.device import namespace
+from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.op import op
+from autograd.ops import concat, reshape, where
+
+
+def _unmixed(args, params, run, draw):
+    x, mix, last, reset = args
+    y = run((x, np.ones_like(mix), last, reset), params)[0]
+    assert_close(y, x, "token_shift with mix = 1 is not the identity")
+
+
+def _restart(args, params, run, draw):
+    x, mix, last, _ = args
+    y, everywhere = run((x, mix, last, np.ones(x.shape[:2], bool)), params)
+    assert_close(y, x * mix, "token_shift sees across a reset")
+    assert x.shape[1] == 0 or np.array_equal(everywhere, x[:, -1]), "token_shift does not hand on the last position"
+
+
+@op("x[B T C], mix[C], last?[B C], reset?:bool[B T] -> y[B T C], last[B C]",
+    laws=[causal("x"), independent("B C"), linear_in("x"), streams(), identity("mix = 1 is the identity", _unmixed),
+          identity("a reset forgets the position before", _restart)])
+def token_shift(x, mix, last=None, reset=None):
+    """y_t = mix x_t + (1 - mix) x_{t-1}, and the last x.
+
+    x[B T C], mix[C]; last[B C], what an earlier call returned, is x_{-1}, 0 if absent; reset[B T] is True where a sequence
+    begins, for which x_{t-1} counts as 0.
+    """
+    last = np.zeros((x.shape[0], x.shape[2]), x.dtype) if last is None else last.copy()
+    y = np.empty(x.shape, x.dtype)
+    for b, t, c in np.ndindex(x.shape):
+        before = last[b, c] if reset is None or not reset[b, t] else 0
+        y[b, t, c] = mix[c] * x[b, t, c] + (1 - mix[c]) * before
+        last[b, c] = x[b, t, c]
+    return y, last
+
+
+@token_shift.form
+def composed(x, mix, last=None, reset=None):
+    batch, _, width = x.shape
+    if last is None:
+        last = Tensor.wrap(namespace(x.data).zeros((batch, width), x.dtype))
+    sequence = concat([reshape(last, (batch, 1, width)), x], axis=1)
+    before = sequence[:, :-1] if reset is None else where(reset[..., None], 0.0, sequence[:, :-1])
+    return mix * x + (1.0 - mix) * before, sequence[:, -1]
+
+
+token_shift.kernel("cpu", "minitv.ops.token_shift.cpu")
+token_shift.kernel("cuda", "minitv.ops.token_shift.gpu")
+
+
+@token_shift.inputs
+def _(draw):
+    batch, length, width = draw.size(0, 2), draw.size(0, 5), draw.size(0, 5)
+    last = draw.floats(batch, width) if draw.boolean() else None
+    reset = draw.layout(draw.generator().random((batch, length)) < 0.3) if draw.boolean() else None
+    return (draw.floats(batch, length, width), draw.floats(width, low=-0.2, high=1.3), last, reset), {}

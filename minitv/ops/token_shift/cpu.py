@@ -1,0 +1,53 @@
+"""token_shift on the CPU: one pass each way, a row of channels at a time."""
+
+import numpy as np
+
+from autograd.kernels import cpu_kernel
+
+
+@cpu_kernel
+def _forward(x, mix, last, reset, y):
+    """``last`` holds the position before the first, and the last one afterwards."""
+    batch, length, width = x.shape
+    one, zero = x.dtype.type(1), x.dtype.type(0)
+    for b in range(batch):
+        for t in range(length):
+            row, out, before = x[b, t], y[b, t], x[b, t - 1] if t else last[b]
+            keep = zero if reset[b, t] else one
+            for c in range(width):
+                out[c] = mix[c] * row[c] + (one - mix[c]) * (keep * before[c])
+        if length:
+            last[b] = x[b, length - 1]
+
+
+@cpu_kernel
+def _backward(x, mix, first, reset, g, glast, dx, dmix):
+    """``glast`` holds the gradient of the last position, and that of ``first`` afterwards."""
+    batch, length, width = x.shape
+    one, zero = x.dtype.type(1), x.dtype.type(0)
+    for b in range(batch):
+        passed = glast[b]
+        for t in range(length - 1, -1, -1):
+            row, grad, out, before = x[b, t], g[b, t], dx[b, t], x[b, t - 1] if t else first[b]
+            keep = zero if reset[b, t] else one
+            for c in range(width):
+                dmix[c] += grad[c] * (row[c] - keep * before[c])
+                out[c] = mix[c] * grad[c] + passed[c]
+                passed[c] = keep * ((one - mix[c]) * grad[c])
+
+
+def forward(x, mix, last, reset):
+    batch, length, width = x.shape
+    x, mix = np.ascontiguousarray(x), np.ascontiguousarray(mix)
+    first = np.zeros((batch, width), x.dtype) if last is None else np.ascontiguousarray(last)
+    reset = np.zeros((batch, length), bool) if reset is None else np.ascontiguousarray(reset)
+    y, after = np.empty_like(x), first.copy()
+    _forward(x, mix, after, reset, y)
+    return (y, after), (x, mix, first, reset, last is not None)
+
+
+def backward(saved, g, glast):
+    x, mix, first, reset, carried = saved
+    dx, dmix, dfirst = np.empty_like(x), np.zeros_like(mix), glast.copy()
+    _backward(x, mix, first, reset, np.ascontiguousarray(g), dfirst, dx, dmix)
+    return dx, dmix, dfirst if carried else None, None

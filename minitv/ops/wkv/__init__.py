@@ -1,0 +1,309 @@
+"""wkv and bidirectional_wkv: RWKV's weighted mean of the past. Peng et al. 2023, arXiv 2305.13048, eq. 16 (RWKV-4).
+
+Every channel by itself:
+
+    y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (Σ_{i<t} e^((t-1-i) w + k_i) + e^(u + k_t))
+
+The weight of a token falls by e^w a step, w <= 0, from the second step on: the token before is not decayed yet. The present
+one has a bonus u of its own, which the later ones never see. The paper writes w >= 0 and subtracts it; its code learns
+time_decay and uses w = -e^time_decay.
+
+The state are the two sums over all tokens so far, numerator and denominator, with the largest exponent p taken out:
+
+    p = max_i ((t-1-i) w + k_i)    a = Σ_i e^((t-1-i) w + k_i - p) v_i    b = Σ_i e^((t-1-i) w + k_i - p)
+
+so that b >= 1 and nothing overflows. p is no more than a unit of a and b, but like every output it has a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from autograd import Tensor
+from autograd.check import assert_close
+from autograd.device import namespace
+from autograd.errors import DomainError, ShapeError
+from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.op import op
+from autograd.ops import concat, exp, matmul, maximum, reshape, softmax, stack, swapaxes, where
+
+EMPTY = -1e38  # p of an empty state: e^(EMPTY - anything) is 0, and no difference overflows in float32
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+def _shift_of_keys(args, params, run, draw):
+    k, v, w, u, a, b, p, reset = args
+    before = run(args, params)
+    after = run((k + k.dtype.type(3), v, w, u, a, b, None if p is None else p + p.dtype.type(3), reset), params)
+    for name, old, new in zip("yab", before, after, strict=False):
+        assert_close(new, old, f"wkv: {name} changes when a constant is added to k", terms=64)
+
+
+def _mean(args, params, run, draw):
+    k, v, w, u, _, b, p, reset = args
+    y = run((k, np.ones_like(v), w, u, b, b, p, reset), params)[0]
+    assert_close(y, np.ones_like(y), "wkv: weights do not sum to 1", terms=16)
+
+
+def _running_mean(args, params, run, draw):
+    k, v, w, u, *_ = args
+    y = run((k, v, np.zeros_like(w), np.zeros_like(u), *[None] * 4), params)[0]
+    weights = np.exp(k - k.max(axis=1, keepdims=True, initial=EMPTY))
+    total = np.cumsum(weights, axis=1)
+    seen = total > 1e-3  # before, everything is far below the largest key, and this simple formula has no digits left
+    expected = np.cumsum(weights * v, axis=1) / np.where(seen, total, 1)
+    assert_close(np.where(seen, y, 0), np.where(seen, expected, 0), "wkv: w = u = 0 is not AFT-simple", terms=1e6)
+
+
+def _restart(args, params, run, draw):
+    k, v, w, u, a, b, p, reset = args
+    if not k.shape[1]:
+        return
+    cut = draw.integer(0, k.shape[1] - 1)
+    reset = np.zeros(k.shape[:2], bool) if reset is None else reset.copy()
+    reset[:, cut] = True
+    whole = run((k, v, w, u, a, b, p, reset), params)
+    anew = run((k[:, cut:], v[:, cut:], w, u, None, None, None, reset[:, cut:]), params)
+    for name, x, y in zip("yabp", (whole[0][:, cut:], *whole[1:]), anew, strict=True):
+        assert_close(x, y, f"wkv: {name} remembers what came before a reset", terms=64)
+
+
+@op("k[B T C], v[B T C], w[C], u[C], a?[B C], b?[B C], p?[B C], reset?:bool[B T] -> y[B T C], a[B C], b[B C], p[B C]",
+    laws=[causal("k v"), independent("B C"), linear_in("v"), streams(),
+          identity("a constant added to all keys changes nothing", _shift_of_keys),
+          identity("weights sum to one", _mean),
+          identity("with w = u = 0 it is the running mean of AFT-simple", _running_mean),
+          identity("a reset forgets what came before", _restart)])
+def wkv(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
+    """y_t = the mean of the v so far, weighted by e^((t-1-i) w + k_i), by e^(u + k_t) for the present; and the state after.
+
+    k, v[B T C], w[C] <= 0 and u[C] in nats; a, b, p[B C] are what an earlier call returned, all or none; reset[B T] is
+    True where a sequence begins, before which everything is forgotten. ``chunk_size`` is of the chunkwise form and of the CPU
+    kernel, which keeps a state every so many positions; it changes rounding only. The page's first lines have the formulas.
+    """
+    y, state = np.empty(k.shape, k.dtype), np.zeros((3, k.shape[0], k.shape[2]), k.dtype)
+    for n, c in np.ndindex(state.shape[1:]):
+        past = [] if p is None else [(p[n, c].item(), a[n, c].item(), b[n, c].item())]  # exponent, value, weight
+        for t in range(k.shape[1]):
+            key, value = k[n, t, c].item(), v[n, t, c].item()
+            past = [] if reset is not None and reset[n, t] else past
+            _, numerator, denominator = _total([*past, (u[c].item() + key, value, 1.0)])
+            y[n, t, c] = numerator / denominator
+            past = [*((e + w[c].item(), s, z) for e, s, z in past), (key, value, 1.0)]
+        state[:, n, c] = _total(past)
+    return y, state[1], state[2], state[0]
+
+
+def _total(terms):
+    """The largest exponent, and the sums of values and of weights in its unit."""
+    top = max((e for e, _, _ in terms), default=EMPTY)
+    return top, sum(math.exp(e - top) * s for e, s, _ in terms), sum(math.exp(e - top) * z for e, _, z in terms)
+
+
+# -- forms -------------------------------------------------------------------------------------------------------------
+def _empty(like, *shape):
+    """The state before the first token."""
+    xp = namespace(like.data)
+    return tuple(Tensor.wrap(xp.full(shape, value, like.dtype)) for value in (0.0, 0.0, EMPTY))
+
+
+def _forget(state, reset):
+    """The empty state where ``reset`` is True."""
+    if reset is None:
+        return state
+    return tuple(where(reset[..., None], value, x) for value, x in zip((0.0, 0.0, EMPTY), state, strict=True))
+
+
+def _join(a, b, p, value, weight, exponent):
+    """The state of two sets of tokens together: both sums in the unit of the larger exponent."""
+    top = maximum(p, exponent)
+    one, other = exp(p - top), exp(exponent - top)
+    return one * a + other * value, one * b + other * weight, top
+
+
+def _read(k, v, u, state):
+    """y of a token after this state."""
+    numerator, denominator, _ = _join(*state, v, 1.0, u + k)
+    return numerator / denominator
+
+
+def _advance(k, v, w, state):
+    """The state after one more token."""
+    a, b, p = state
+    return _join(a, b, p + w, v, 1.0, k)
+
+
+def _reset(reset, part):
+    return None if reset is None else reset[part]
+
+
+@wkv.form
+def recurrent(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
+    """One token after the other, O(T): RWKV's own algorithm, as in training on a GPU and in generation."""
+    state = _empty(k, k.shape[0], k.shape[2]) if p is None else (a, b, p)
+    ys = [k[:, :0]]
+    for t in range(k.shape[1]):
+        state = _forget(state, _reset(reset, np.s_[:, t]))
+        ys.append(reshape(_read(k[:, t], v[:, t], u, state), (k.shape[0], 1, k.shape[2])))
+        state = _advance(k[:, t], v[:, t], w, state)
+    return concat(ys, axis=1), *state
+
+
+@wkv.form
+def chunkwise(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
+    """All chunks at once, position after position; then one chunk after the other: chunk_size + T / chunk_size steps.
+
+    Joining two stretches of tokens is associative: with n tokens on the right, the left one's p becomes p + n w. So every
+    chunk is first summed up by itself, the states before the chunks follow from one another, and from those the outputs.
+    """
+    (batch, length, width), size = k.shape, chunk_size
+    count, rest = length // size, length // size * size
+    chunks = [reshape(x[:, :rest], (batch, count, size, width)) for x in (k, v)]
+    starts = None if reset is None else reset[:, :rest].reshape(batch, count, size)
+    alone = _empty(k, batch, count, width)
+    for i in range(size):
+        alone = _advance(*(x[:, :, i] for x in chunks), w, _forget(alone, _reset(starts, np.s_[:, :, i])))
+    anew = None if reset is None else starts.any(axis=2)  # where a chunk forgets what came before it
+    state, before = _empty(k, batch, width) if p is None else (a, b, p), []
+    for j in range(count):
+        before.append(state)
+        a, b, p = _forget(state, _reset(anew, np.s_[:, j]))
+        state = _join(a, b, p + float(size) * w, *(x[:, j] for x in alone))
+    ys = []
+    if count:
+        states, columns = tuple(stack(x, axis=1) for x in zip(*before, strict=True)), []
+        for i in range(size):
+            key, value = (x[:, :, i] for x in chunks)
+            states = _forget(states, _reset(starts, np.s_[:, :, i]))
+            columns.append(_read(key, value, u, states))
+            states = _advance(key, value, w, states)
+        ys = [reshape(stack(columns, axis=2), (batch, rest, width))]
+    y, *state = recurrent(k[:, rest:], v[:, rest:], w, u, *state, _reset(reset, np.s_[:, rest:]))
+    return concat([*ys, y], axis=1), *state
+
+
+wkv.kernel("cpu", "minitv.ops.wkv.cpu")
+wkv.kernel("cuda", "minitv.ops.wkv.gpu")
+
+
+@wkv.validate
+def _(k, v, w, u, a, b, p, reset, *, chunk_size):
+    if len({x is None for x in (a, b, p)}) > 1:
+        missing = [name for name, x in zip("abp", (a, b, p), strict=True) if x is None]
+        raise ShapeError(f"wkv: a, b and p are one state, give all or none; missing: {', '.join(missing)}")
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+        raise DomainError(f"wkv: chunk_size must be an integer of at least 1, got {chunk_size!r}")
+
+
+def _rates(draw, width):
+    """w from -1e-6 to -20: what forgets almost nothing, and what remembers one step."""
+    return draw.layout(-(10 ** draw.generator().uniform(-6, 1.3, width)).astype(draw.dtype))
+
+
+def _keys(draw, batch, length, width):
+    """Keys up to ±1, ±10 or ±100."""
+    return draw.floats(batch, length, width, low=-1.0, high=1.0) * draw.dtype.type(draw.choice((1, 10, 100)))
+
+
+@wkv.inputs
+def _(draw):
+    batch, length, width = draw.size(0, 2), draw.size(0, 7), draw.size(0, 3)
+    k, w = _keys(draw, batch, length, width), _rates(draw, width)
+    a, b, p = draw.floats(batch, width), draw.floats(batch, width, low=1.0, high=3.0), draw.floats(batch, width)
+    carried = draw.boolean()
+    reset = draw.layout(draw.generator().random((batch, length)) < 0.2) if draw.boolean() else None
+    # The p that comes out is a maximum, with a kink where two exponents are equal: raise what gives it above the others.
+    k, p = (x if x.flags.writeable else x.copy() for x in (k, p))
+    top, winner = p.copy(), np.full((batch, width), -1)
+    for t in range(length):
+        top = top + w if reset is None else np.where(reset[:, t, None], EMPTY, top + w)
+        top, winner = np.maximum(top, k[:, t]), np.where(k[:, t] > top, t, winner)
+    k += winner[:, None] == np.arange(length)[:, None]
+    p += winner < 0
+    return (k, draw.floats(batch, length, width), w, draw.floats(width, low=-2.0, high=2.0),
+            *((a, b, p) if carried else (None, None, None)), reset), {"chunk_size": draw.choice((1, 2, 3, 32))}
+
+
+# -- both directions ---------------------------------------------------------------------------------------------------
+def _reversal(args, params, run, draw):
+    k, v, w, u = args
+    y, back = run(args, params)[0], run((k[:, ::-1], v[:, ::-1], w, u), params)[0]
+    assert_close(back[:, ::-1], y, "bidirectional_wkv: reversing the tokens does more than reverse the result", terms=64)
+
+
+def _last_position(args, params, run, draw):
+    with np.errstate(all="ignore"):
+        y, *_ = wkv.definition(*args)
+    assert_close(run(args, params)[0][:, -1:], y[:, -1:], "bidirectional_wkv at the last position is not wkv", terms=64)
+
+
+def _bidirectional_shift(args, params, run, draw):
+    k, v, w, u = args
+    shifted = run((k + k.dtype.type(3), v, w, u), params)[0]
+    assert_close(shifted, run(args, params)[0], "bidirectional_wkv changes when a constant is added to k", terms=64)
+
+
+def _bidirectional_mean(args, params, run, draw):
+    k, v, w, u = args
+    y = run((k, np.ones_like(v), w, u), params)[0]
+    assert_close(y, np.ones_like(y), "bidirectional_wkv: weights do not sum to 1", terms=16)
+
+
+@op("k[B T C], v[B T C], w[C], u[C] -> y[B T C]",
+    laws=[independent("B C"), linear_in("v"),
+          identity("reversing the tokens reverses the result", _reversal),
+          identity("the last position is that of wkv", _last_position),
+          identity("a constant added to all keys changes nothing", _bidirectional_shift),
+          identity("weights sum to one", _bidirectional_mean)])
+def bidirectional_wkv(k, v, w, u):
+    """y_t = the mean of all v, weighted by e^((|t-i|-1) w + k_i), by e^(u + k_t) for the present: WKV for encoders.
+
+    k, v[B T C], w[C] and u[C] in nats. Vision-RWKV (Duan et al. 2024, arXiv 2403.02308, eq. 5) divides a learned w by T and
+    does not force its sign; here w is what counts for a step, and may be positive.
+    """
+    y = np.empty(k.shape, k.dtype)
+    for n, t, c in np.ndindex(k.shape):
+        exponents = [(abs(t - i) - 1) * w[c].item() + k[n, i, c].item() if i != t else u[c].item() + k[n, t, c].item()
+                     for i in range(k.shape[1])]
+        _, numerator, denominator = _total([(e, v[n, i, c].item(), 1.0) for i, e in enumerate(exponents)])
+        y[n, t, c] = numerator / denominator
+    return y
+
+
+@bidirectional_wkv.form
+def parallel(k, v, w, u):
+    """All weights at once, a [B C T T] array: attention whose scores are distances and keys."""
+    xp, (batch, length, width) = namespace(k.data), k.shape
+    step = xp.arange(length)
+    distance = xp.abs(step[:, None] - step)
+    keys = reshape(swapaxes(k), (batch, width, 1, length))
+    decay = reshape(w, (width, 1, 1)) * Tensor.wrap((distance - 1).astype(k.dtype))
+    weights = softmax(keys + where(distance == 0, reshape(u, (width, 1, 1)), decay))
+    return swapaxes(reshape(matmul(weights, reshape(swapaxes(v), (batch, width, length, 1))), (batch, width, length)))
+
+
+@bidirectional_wkv.form
+def scans(k, v, w, u):
+    """The state of all tokens before and that of all tokens after, O(T), joined with the present one."""
+    def states(order):
+        found, state = [], _empty(k, k.shape[0], k.shape[2])
+        for t in order:
+            found.append(state)
+            state = _advance(k[:, t], v[:, t], w, state)
+        return found
+
+    length = k.shape[1]
+    before, after = states(range(length)), states(reversed(range(length)))[::-1]
+    ys = [reshape(_read(k[:, t], v[:, t], u, _join(*before[t], *after[t])), (k.shape[0], 1, k.shape[2]))
+          for t in range(length)]
+    return concat([k[:, :0], *ys], axis=1)
+
+
+
+@bidirectional_wkv.inputs
+def _(draw):
+    batch, length, width = draw.size(0, 2), draw.size(0, 7), draw.size(0, 3)
+    return (_keys(draw, batch, length, width), draw.floats(batch, length, width), _rates(draw, width),
+            draw.floats(width, low=-2.0, high=2.0)), {}

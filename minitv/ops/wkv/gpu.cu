@@ -1,0 +1,132 @@
+// wkv: a thread a sequence and channel walks over the positions. The numbers that meet at a position, and the rules by which
+// gradients go back through them, are those of cpu.py; so is p = top + lag w, which gathers no rounding.
+//
+// Forward keeps the state before every STEPS positions; backward makes the states between them again, in registers.
+// A state is (a, b, top, lag). `states` is [chunks, 4, channels], `first` and `final` are (a, b, p): [3, channels], where
+// the channels of all sequences are counted through.
+#include "kernel.cuh"
+
+#define STEPS 8
+#define EMPTY -1e38f  // top of an empty state
+
+// The state before a token to that after it; how much of either stays.
+__device__ __forceinline__ void advance(float& a, float& b, float& top, float& lag, float w, float k, float v,
+                                        float& stays, float& joins)
+{
+    float excess = (top - k) + (lag + 1.f) * w, e = expf(-fabsf(excess));
+    bool keeps = excess > 0.f;
+    stays = keeps ? 1.f : e;
+    joins = keeps ? e : 1.f;
+    a = stays * a + joins * v;
+    b = stays * b + joins;
+    top = keeps ? top : k;
+    lag = keeps ? lag + 1.f : 0.f;
+}
+
+// y = past a + present v: the shares of the state before a token and of the token.
+__device__ __forceinline__ void weigh(float b, float top, float lag, float w, float u, float k, float& past, float& present)
+{
+    float excess = (top - k) + (lag * w - u), e = expf(-fabsf(excess));
+    past = excess > 0.f ? 1.f : e;
+    present = excess > 0.f ? e : 1.f;
+    float scale = 1.f / (past * b + present);
+    past *= scale;
+    present *= scale;
+}
+
+__device__ __forceinline__ void forget(float& a, float& b, float& top, float& lag)
+{
+    a = b = lag = 0.f;
+    top = EMPTY;
+}
+
+extern "C" __global__ void __launch_bounds__(64)
+mtv_wkv_forward(const float* __restrict__ k, const float* __restrict__ v, const float* __restrict__ w,
+                const float* __restrict__ u, const bool* __restrict__ reset, const float* __restrict__ first,
+                float* __restrict__ y, float* __restrict__ final, float* __restrict__ lags, float* __restrict__ states,
+                int batch, int length, int width, int resets)
+{
+    int i = blockIdx.x * 64 + threadIdx.x, count = batch * width, sequence = i / width, c = i % width;
+    if (i >= count) return;
+    long long at = (long long)sequence * length * width + c;
+    float decay = w[c], bonus = u[c];
+    float a = first[i], b = first[(long long)count + i], top = first[2ll * count + i], lag = 0.f;
+    float stays, joins, past, present;
+    for (int t = 0; t < length; t++, at += width) {
+        if (t % STEPS == 0) {
+            float* state = states + 4ll * count * (t / STEPS) + i;
+            state[0] = a;
+            state[count] = b;
+            state[2ll * count] = top;
+            state[3ll * count] = lag;
+        }
+        if (resets && reset[(long long)sequence * length + t]) forget(a, b, top, lag);
+        float key = k[at], value = v[at];
+        weigh(b, top, lag, decay, bonus, key, past, present);
+        y[at] = past * a + present * value;
+        advance(a, b, top, lag, decay, key, value, stays, joins);
+    }
+    final[i] = a;
+    final[(long long)count + i] = b;
+    final[2ll * count + i] = top + lag * decay;
+    lags[i] = lag;
+}
+
+// `dfinal` are the gradients of the last (a, b, p), `dfirst` those of the first; `sums` those of w and u, [2, channels].
+extern "C" __global__ void __launch_bounds__(64)
+mtv_wkv_backward(const float* __restrict__ k, const float* __restrict__ v, const float* __restrict__ w,
+                 const float* __restrict__ u, const bool* __restrict__ reset, const float* __restrict__ first,
+                 const float* __restrict__ y, const float* __restrict__ final, const float* __restrict__ lags,
+                 const float* __restrict__ states, const float* __restrict__ dy, const float* __restrict__ dfinal,
+                 float* __restrict__ dk, float* __restrict__ dv, float* __restrict__ sums, float* __restrict__ dfirst,
+                 int batch, int length, int width, int resets)
+{
+    int i = blockIdx.x * 64 + threadIdx.x, count = batch * width, sequence = i / width, c = i % width;
+    if (i >= count) return;
+    long long start = (long long)sequence * length * width + c, second = (long long)count + i, third = 2ll * count + i;
+    float decay = w[c], bonus = u[c], dw = 0.f, du = 0.f, alpha = dfinal[i], beta = dfinal[second];
+    // The gradient of the last p beyond what a and b owe to their unit belongs to the key that it is, or to the first p.
+    float given = dfinal[third] - alpha * final[i] - beta * final[second];
+    int maximum = length - 1 - (int)lags[i];
+    dw += given * lags[i];
+    for (int chunk = (length + STEPS - 1) / STEPS - 1; chunk >= 0; chunk--) {
+        const float* state = states + 4ll * count * chunk + i;
+        float a = state[0], b = state[count], top = state[2ll * count], lag = state[3ll * count];
+        float as[STEPS], bs[STEPS], stays[STEPS], joins[STEPS], past[STEPS], present[STEPS], values[STEPS];
+#pragma unroll
+        for (int s = 0; s < STEPS; s++) {
+            int t = chunk * STEPS + s;
+            if (t < length) {
+                long long at = start + (long long)t * width;
+                if (resets && reset[(long long)sequence * length + t]) forget(a, b, top, lag);
+                float key = k[at];
+                values[s] = v[at];
+                as[s] = a;
+                bs[s] = b;
+                weigh(b, top, lag, decay, bonus, key, past[s], present[s]);
+                advance(a, b, top, lag, decay, key, values[s], stays[s], joins[s]);
+            }
+        }
+#pragma unroll
+        for (int s = STEPS - 1; s >= 0; s--) {
+            int t = chunk * STEPS + s;
+            if (t < length) {
+                long long at = start + (long long)t * width;
+                float g = dy[at], out = y[at], value = values[s];
+                float now = present[s] * g, key = now * (value - out), pulled = past[s] * g;
+                du += key;
+                dv[at] = now + joins[s] * alpha;
+                dk[at] = key + joins[s] * (alpha * value + beta) + (t == maximum ? given : 0.f);
+                dw += stays[s] * (alpha * as[s] + beta * bs[s]);
+                alpha = stays[s] * alpha + pulled;
+                beta = stays[s] * beta - pulled * out;
+                if (resets && reset[(long long)sequence * length + t]) alpha = beta = 0.f;
+            }
+        }
+    }
+    sums[i] = dw;
+    sums[second] = du;
+    dfirst[i] = alpha;
+    dfirst[second] = beta;
+    dfirst[third] = alpha * first[i] + beta * first[second] + (maximum < 0 ? given : 0.f);
+}

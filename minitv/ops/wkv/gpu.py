@@ -1,0 +1,38 @@
+"""wkv on a GPU: a thread a sequence and channel, see gpu.cu."""
+
+import numpy as np
+
+from autograd.cuda import Source, ceil_div, contiguous, float32_only
+from autograd.device import namespace
+
+from . import EMPTY
+
+SOURCE = Source(__file__)
+STEPS = 8  # positions from one kept state to the next, as in gpu.cu
+supports = float32_only
+
+
+def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
+    xp = namespace(k)
+    batch, length, width = k.shape
+    first = xp.empty((3, batch, width), np.float32)
+    first[0], first[1], first[2] = (0, 0, EMPTY) if p is None else (a, b, p)
+    flags = xp.empty(0, bool) if reset is None else contiguous(reset)
+    inputs = *(contiguous(x) for x in (k, v, w, u)), flags, first
+    sizes = batch, length, width, reset is not None
+    y, final, lags = xp.empty(k.shape, np.float32), xp.empty_like(first), xp.empty((batch, width), np.float32)
+    states = xp.empty((ceil_div(length, STEPS), 4, batch, width), np.float32)
+    if lags.size:
+        SOURCE.launch("mtv_wkv_forward", ceil_div(lags.size, 64), *inputs, y, final, lags, states, *sizes)
+    return (y, *final), (inputs, y, final, lags, states, sizes, p is not None)
+
+
+def backward(saved, dy, da, db, dp):
+    inputs, y, final, lags, states, sizes, carried = saved
+    xp = namespace(y)
+    dk, dv, dfirst = (xp.empty_like(x) for x in (y, y, final))
+    sums = xp.zeros((2, *lags.shape), np.float32)
+    if lags.size:
+        SOURCE.launch("mtv_wkv_backward", ceil_div(lags.size, 64), *inputs, y, final, lags, states, contiguous(dy),
+                      xp.stack([da, db, dp]), dk, dv, sums, dfirst, *sizes)
+    return dk, dv, *sums.sum(axis=1), *(dfirst if carried else (None, None, None)), None
