@@ -29,19 +29,19 @@ def _axis(argument, letter):
     return argument.dims.index(letter) - len(argument.dims)
 
 
-def _fix(op, args, params, fixed):
-    """The arguments and parameters of a call with those replaced that a law does not hold for."""
-    names = [a.name for a in op.signature.inputs]
-    args = tuple(fixed.get(n, x) for n, x in zip(names, args, strict=True))
-    return args, {**params, **{k: v for k, v in fixed.items() if k not in names}}
+def _has(op, args, params, given) -> bool:
+    """Whether inputs and parameters of a call are what a law asks for."""
+    values = dict(zip((a.name for a in op.signature.inputs), args, strict=True)) | params
+    return all(values[name] is value for name, value in given.items())
 
 
-def causal(inputs: str, letter: str = "T", **fixed) -> Law:
-    """Output at position t does not depend on the named inputs after t; ``fixed`` replaces inputs and parameters."""
+def causal(inputs: str, letter: str = "T", **given) -> Law:
+    """Output at position t does not depend on the named inputs after t, in calls with the ``given`` inputs and parameters."""
 
     def check(op, args, params, run, draw):
+        if not _has(op, args, params, given):
+            return
         names = inputs.split()
-        args, params = _fix(op, args, params, fixed)
         args = list(args)
         position = next(i for i, a in enumerate(op.signature.inputs) if a.name in names)
         length = args[position].shape[_axis(op.signature.inputs[position], letter)]
@@ -73,7 +73,9 @@ def independent(letters: str, **fixed) -> Law:
     """
 
     def check(op, args, params, run, draw):
-        args, params = _fix(op, args, params, fixed)
+        names = [a.name for a in op.signature.inputs]
+        args = tuple(fixed.get(n, x) for n, x in zip(names, args, strict=True))
+        params = {**params, **{k: v for k, v in fixed.items() if k not in names}}
         for letter in letters.split():
             sizes = {a.shape[_axis(arg, letter)] for arg, a in zip(op.signature.inputs, args, strict=True)
                      if a is not None and letter in arg.dims}
@@ -113,14 +115,16 @@ def linear_in(name: str) -> Law:
     return Law(f"linear in {name}", check)
 
 
-def streams(letter: str = "T", **fixed) -> Law:
+def streams(letter: str = "T", **given) -> Law:
     """Two segments, the state after the first carried into the second, give what one pass gives.
 
-    The state are the optional inputs that have an output of the same name. ``fixed`` replaces inputs and parameters.
+    The state are the optional inputs that have an output of the same name. The law is about calls with the ``given``
+    inputs and parameters.
     """
 
     def check(op, args, params, run, draw):
-        args, params = _fix(op, args, params, fixed)
+        if not _has(op, args, params, given):
+            return
         inputs, outputs = op.signature.inputs, op.signature.outputs
         states = {a.name for a in inputs if a.optional} & {a.name for a in outputs}
         lengths = {x.shape[_axis(a, letter)] for a, x in zip(inputs, args, strict=True) if x is not None and letter in a.dims}
