@@ -1519,7 +1519,18 @@ SIZED = {  # the arrays and the parameters of a call of a given size
     "embedding of ids": lambda d, n: ((d.floats(3, 2), d.integers(0, 3, n)), {}),
     "linear": lambda d, n: ((d.floats(2, n), d.floats(3, n), d.floats(3)), {}),
     "linear of rows": lambda d, n: ((d.floats(n, 2), d.floats(3, 2), d.floats(3)), {}),
+    "retention": lambda d, n: (_heads(d, 3, max(n, 1), n), {"normalization": "decay"}),
+    "retention of positions": lambda d, n: (_heads(d, n, 3, 2), {"chunk_size": 33}),
+    "rope": lambda d, n: ((d.floats(1, 2, 3, n), None), {"angles": tuple(1 / (1 + j) for j in range(n // 2))}),
+    "rope of positions": lambda d, n: ((d.floats(1, 2, n, 5), d.integers(0, 99, 1, n)), {"angles": (0.5,), "pairing": "half"}),
+    "swish_gate": lambda d, n: ((d.floats(2, n), d.floats(2, n)), {}),
 }
+
+
+def _heads(d, length, width, out):
+    """Inputs of retention without a state."""
+    return d.floats(1, 2, length, width), d.floats(1, 2, length, width), d.floats(1, 2, length, out), \
+        d.floats(2, low=0.5, high=1.0), None, None, None
 
 
 def test_kernels_keep_nan_and_infinities_and_have_no_races():

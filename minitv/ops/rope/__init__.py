@@ -66,7 +66,7 @@ def _keeps_lengths(args, params, run, draw):
 
 def _relative(args, params, run, draw):
     x, _ = args
-    other, shift = draw.floats(*x.shape), draw.integer(1, 1000)
+    other, shift = draw.floats(*x.shape), draw.integer(1, 50)  # products m θ are rounded, the more the farther
 
     def products(start):
         a, b = (run((v, None), {**params, "start": start})[0] for v in (x, other))
