@@ -1519,7 +1519,23 @@ SIZED = {  # the arrays and the parameters of a call of a given size
     "embedding of ids": lambda d, n: ((d.floats(3, 2), d.integers(0, 3, n)), {}),
     "linear": lambda d, n: ((d.floats(2, n), d.floats(3, n), d.floats(3)), {}),
     "linear of rows": lambda d, n: ((d.floats(n, 2), d.floats(3, 2), d.floats(3)), {}),
+    "aft_simple": lambda d, n: ((*_qkv(d, 3, n), *(None,) * 3), {}),
+    "aft_simple of positions": lambda d, n: ((*_qkv(d, n, 1), *(None,) * 3), {"causal": False}),
+    "aft_full": lambda d, n: ((*_qkv(d, 3, n), d.floats(3, 3), None), {"causal": False}),
+    "aft_full of positions": lambda d, n: ((*_qkv(d, n, 1), d.floats(n, n), None), {}),
+    "aft_local": lambda d, n: ((*_qkv(d, 3, n), d.floats(3, 3), *(None,) * 5), {"causal": False}),
+    "aft_local of positions": lambda d, n: ((*_qkv(d, n, 1), d.floats(n, 33), *(None,) * 5), {}),
+    "aft_conv": lambda d, n: ((*_qkv(d, 3, max(n, 1)), d.floats(max(n, 1), 3), *(None,) * 5), {}),
+    "aft_conv of positions": lambda d, n: ((*_qkv(d, n, 1), d.floats(1, 33), *(None,) * 5), {"causal": False}),
+    "aft_conv2d": lambda d, n: ((*(x.reshape(1, 2, 2, max(n, 1)) for x in _qkv(d, 4, max(n, 1))),
+                                 d.floats(max(n, 1), 3, 3), None), {}),
+    "banded_product": lambda d, n: ((d.floats(5, n), d.floats(6, n)), {"window": 3}),
+    "banded_product of rows": lambda d, n: ((d.floats(n, 3), d.floats(n, 3)), {"window": 33, "causal": False}),
 }
+
+
+def _qkv(d, length, channels):
+    return [d.floats(1, length, channels) for _ in range(3)]
 
 
 def test_kernels_keep_nan_and_infinities_and_have_no_races():
