@@ -42,7 +42,7 @@ def cache_directory() -> Path | None:
     """Where compiled kernels are kept, or None if no folder is writable. NUMBA_CACHE_DIR decides where, if set."""
     root = Path(__file__).resolve().parent
     sources = sorted([*root.glob("kernel*.py"), root / "gemm.py", root / "random.py", *root.glob("ops/*/cpu.py"),
-                      *root.parent.glob("minitv/**/cpu.py")])
+                      *root.parent.glob("minitv/**/cpu*.py")])
     stamp = hashlib.sha256()
     for source in sources:
         stamp.update(source.read_bytes())

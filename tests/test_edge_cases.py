@@ -1524,7 +1524,37 @@ SIZED = {  # the arrays and the parameters of a call of a given size
     "rope": lambda d, n: ((d.floats(1, 2, 3, n), None), {"angles": tuple(1 / (1 + j) for j in range(n // 2))}),
     "rope of positions": lambda d, n: ((d.floats(1, 2, n, 5), d.integers(0, 99, 1, n)), {"angles": (0.5,), "pairing": "half"}),
     "swish_gate": lambda d, n: ((d.floats(2, n), d.floats(2, n)), {}),
+    "causal_conv1d": lambda d, n: ((d.floats(2, 3, n), d.floats(n, 2), d.floats(n)), {}),
+    "causal_conv1d of positions": lambda d, n: ((d.floats(1, n, 2), d.floats(2, 9), None), {}),
+    "long_conv": lambda d, n: ((d.floats(1, 3, n), d.floats(3, n), d.floats(n), None, d.floats(1, 2, n)), {}),
+    "long_conv of positions": lambda d, n: ((d.floats(1, n, 1), d.floats(n, 1), None, d.floats(n // 2, 1), None), {}),
+    "aft_simple": lambda d, n: ((*_qkv(d, 3, n), *(None,) * 3), {}),
+    "aft_simple of positions": lambda d, n: ((*_qkv(d, n, 1), *(None,) * 3), {"causal": False}),
+    "aft_full": lambda d, n: ((*_qkv(d, 3, n), d.floats(3, 3), None), {"causal": False}),
+    "aft_full of positions": lambda d, n: ((*_qkv(d, n, 1), d.floats(n, n), None), {}),
+    "aft_local": lambda d, n: ((*_qkv(d, 3, n), d.floats(3, 3), *(None,) * 5), {"causal": False}),
+    "aft_local of positions": lambda d, n: ((*_qkv(d, n, 1), d.floats(n, 33), *(None,) * 5), {}),
+    "aft_conv": lambda d, n: ((*_qkv(d, 3, max(n, 1)), d.floats(max(n, 1), 3), *(None,) * 5), {}),
+    "aft_conv of positions": lambda d, n: ((*_qkv(d, n, 1), d.floats(1, 33), *(None,) * 5), {"causal": False}),
+    "aft_conv2d": lambda d, n: ((*(x.reshape(1, 2, 2, max(n, 1)) for x in _qkv(d, 4, max(n, 1))),
+                                 d.floats(max(n, 1), 3, 3), None), {}),
+    "banded_product": lambda d, n: ((d.floats(5, n), d.floats(6, n)), {"window": 3}),
+    "banded_product of rows": lambda d, n: ((d.floats(n, 3), d.floats(n, 3)), {"window": 33, "causal": False}),
+    "relu_squared": lambda d, n: ((d.floats(n, kinks=(0.0,)),), {}),
+    "sigmoid_gate": lambda d, n: ((d.floats(2, n), d.floats(n)), {}),
+    "token_shift": lambda d, n: ((d.floats(1, 3, n), d.floats(n), None, None), {}),
+    "token_shift of rows": lambda d, n: ((d.floats(1, n, 5), d.floats(5), d.floats(1, 5), None), {}),
+    "wkv": lambda d, n: ((d.floats(1, 3, n), d.floats(1, 3, n), d.floats(n, low=-2.0, high=0.0), d.floats(n),
+                          *4 * [None]), {}),
+    "wkv of rows": lambda d, n: ((d.floats(1, n, 1), d.floats(1, n, 1), d.floats(1, low=-2.0, high=0.0), d.floats(1),
+                                  *4 * [None]), {}),
+    "bidirectional_wkv": lambda d, n: ((d.floats(1, 3, n), d.floats(1, 3, n), d.floats(n, low=-2.0, high=0.0), d.floats(n)),
+                                       {}),
 }
+
+
+def _qkv(d, length, channels):
+    return [d.floats(1, length, channels) for _ in range(3)]
 
 
 def _heads(d, length, width, out):

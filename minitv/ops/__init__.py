@@ -1,4 +1,7 @@
-"""The variants' operators: one folder each, with the formula and forms in __init__.py and the CPU kernel in cpu.py."""
+"""The variants' operators: one folder each, with the formula and forms in __init__.py and kernels in cpu.py and gpu.py.
+
+The operators of the AFT family share a folder, with a module each.
+"""
 
 from .aft import aft_conv, aft_conv2d, aft_full, aft_local, aft_simple, banded_product
 from .attention import attention

@@ -21,8 +21,8 @@ import numpy as np
 from autograd.kernel_math import exp
 from autograd.kernels import cpu_kernel
 
-from .common import everything, newest
-from .windows import Conv, Conv2d, Full, Local
+from . import common
+from .cpu_windows import Conv, Conv2d, Full, Local
 
 SPANS = {np.dtype(np.float32): 60, np.dtype(np.float64): 600}
 LOWEST = -1e38  # below all keys, and a difference with it is no NaN
@@ -199,7 +199,7 @@ def _scan_backward(k, v, tops, g, gk, gv):
 
 
 def simple_forward(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
-    k, v = everything(k, v, mask, average, logsum)
+    k, v = common.everything(k, v, mask, average, logsum)
     batch, length, channels = k.shape
     sums, tops = np.empty((length, batch, 2 * channels), k.dtype), np.empty((length, batch, channels), k.dtype)
     _scan(k, v, sums, tops)
@@ -273,7 +273,7 @@ def full_supports(q, k, v, bias, mask, **_):
 
 
 def full_forward(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
-    k, v = everything(k, v, mask)
+    k, v = common.everything(k, v, mask)
     call = _Call(q, k, v, bias, lambda bias: Full(bias, k.shape[1], causal, chunk_size))
     return call.y, (call, mask)
 
@@ -293,12 +293,12 @@ conv_supports = local_supports
 
 def _stateful_forward(q, k, v, bias, mask, average, logsum, keys, values, causal, make):
     """aft_local and aft_conv: ``make(bias, queries, keys, size)`` makes the window."""
-    k, v = everything(k, v, mask, average, logsum, keys, values)
+    k, v = common.everything(k, v, mask, average, logsum, keys, values)
     reach = bias.shape[1] - 1 - (0 if causal else bias.shape[1] // 2)
     call = _Call(q, k, v, bias, lambda bias: make(bias, q.shape[1], k.shape[1], v.shape[2] // max(k.shape[2], 1)))
     left = max(k.shape[1] - reach, 0)
     after, logsum, share = _state(np.add.reduce(call.columns[:left], axis=0), call.largest)
-    state = after, logsum[:, ::call.size], newest(k, reach, -math.inf), newest(v, reach, 0)
+    state = after, logsum[:, ::call.size], common.newest(k, reach, -math.inf), common.newest(v, reach, 0)
     return (call.y, *(x.astype(q.dtype, copy=False) for x in state)), (call, mask, average is not None, left, share)
 
 
@@ -333,7 +333,7 @@ def conv2d_supports(q, k, v, bias, mask, **_):
 
 def conv2d_forward(q, k, v, bias, mask=None):
     image, size = k.shape[1:3], v.shape[3] // k.shape[3]
-    k, v = everything(k, v, mask)
+    k, v = common.everything(k, v, mask)
     q, k, v = (x.reshape(len(x), math.prod(image), x.shape[3]) for x in (q, k, v))
     call = _Call(q, k, v, bias, lambda bias: Conv2d(bias, size, image))
     return call.y.reshape(len(q), *image, q.shape[2]), (call, mask, image)

@@ -12,7 +12,7 @@
 #include "kernel.cuh"
 
 #define LOWEST -1e38f  // below all keys, and a difference with it is no NaN
-#define TILE 4         // queries, keys or taps of a thread
+#define TILE 4         // queries, keys or taps of a thread; and steps of a scan that are loaded together
 
 struct Window {
     int wide, rows, columns, low, high, up, far;
@@ -49,6 +49,7 @@ mtv_aft_scan(const float* __restrict__ k, const float* __restrict__ v, float* __
     if (c >= C) return;
     long long plane = (long long)gridDim.x * S * C;
     Sums sums = {LOWEST, 0.f, 0.f};
+#pragma unroll 4
     for (int i = 0; i < S; i++) {
         long long key = (long long)b * S + (backwards ? S - 1 - i : i), at = key * C + c;
         add(sums, k[key * H + c / size], v[at], 1.f);
@@ -69,6 +70,7 @@ mtv_aft_scan_backward(const float* __restrict__ k, const float* __restrict__ v, 
     int c = blockIdx.y * 128 + threadIdx.x, b = blockIdx.x, H = C / size;
     if (c >= C) return;
     float above = -LOWEST, h = 0.f, x = 0.f;  // the first fades nothing
+#pragma unroll 4
     for (int i = S - 1; i >= 0; i--) {
         int s = backwards ? S - 1 - i : i, t = s - offset;
         long long key = (long long)b * S + s, at = key * C + c;

@@ -47,7 +47,8 @@ class _Call:
 
     def __init__(self, q, k, v, bias, window, scans=0):
         self.xp = namespace(q, k, v, bias)
-        self.q, self.k, self.v, self.bias = (contiguous(x) for x in (q, k, v, q if bias is None else bias))
+        self.q, self.k, self.v = (contiguous(x) for x in (q, k, v))
+        self.bias, self.biased = self.q if bias is None else contiguous(bias), bias is not None
         self.window, self.size = window, v.shape[2] // k.shape[2] if k.shape[2] else 1
         (self.batch, self.queries, self.channels), self.keys = q.shape, k.shape[1]
         self.scans = [self._scan(backwards) for backwards in range(scans)] if k.size else []
@@ -107,12 +108,13 @@ class _Call:
                               -1 if backwards else left - 1)
         if self.size > 1:
             gk = gk.reshape(*self.k.shape, self.size).sum(axis=3)
-        return gq, gk, gv, self._gradient_of_taps(gradients) if window.taps else self._gradient_of_bias(gradients)
+        of_bias = self._gradient_of_taps if window.taps else self._gradient_of_bias
+        return gq, gk, gv, of_bias(gradients) if self.biased else None
 
     def _gradient_of_bias(self, gradients):
         window, gbias = self.window, self.xp.zeros(self.bias.shape, np.float32)
         keys = min(window.high - window.low + TILE, self.keys)
-        if gbias.size and self.q.size and keys > 0 and window.high >= window.low:
+        if gbias.size and self.q.size:
             grid = ceil_div(keys, TILE * THREADS // 32), ceil_div(self.queries, TILE)
             SOURCE.launch("mtv_aft_backward_bias", grid, self.k, self.v, self.bias, *gradients, gbias, self.batch, self.queries,
                           self.keys, self.channels, window.low, window.high, window.by_query, window.by_key, window.origin)
