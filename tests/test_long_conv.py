@@ -130,8 +130,8 @@ def test_reading_in_blocks_is_the_convolution(length, taps, block, skip, cuts, s
 # -- the mixer ---------------------------------------------------------------------------------------------------------
 def mixer(context=24, **options):
     bidirectional = options.pop("bidirectional", False)
-    made = hyena.Mixer(Random(0), ModelOptions(context=context, width=5, bias=True), hyena.HyenaOptions(sine_frequency=2.0, **options),
-                       dtype=np.float64, bidirectional=bidirectional)
+    made = hyena.Mixer(Random(0), ModelOptions(context=context, width=5, bias=True),
+                       hyena.HyenaOptions(sine_frequency=2.0, **options), dtype=np.float64, bidirectional=bidirectional)
     rng = np.random.default_rng(0)
     for parameter in made.parameters():
         parameter.assign_(parameter.numpy() + 0.3 * rng.standard_normal(parameter.shape))
