@@ -1,6 +1,7 @@
-"""Time of every operator that has a kernel, by its kernel and by each of its forms.
+"""Time of every operator that has a kernel, by its kernel and by each of its forms, or against PyTorch.
 
     python benchmarks/ops.py [--elements 9000000] [--dtype float32] [--seconds 0.3] [--threads N] [OPERATOR ...]
+    python benchmarks/ops.py --rivals [--rounds 5] [--seconds 0.3] [--threads N] [--save] [OPERATOR ...]
 
 The operators come from the registry and their inputs from what each declares to be drawn, with every axis set to the
 largest power of two for which inputs and outputs have at most ``--elements`` values: a new operator with a kernel needs
@@ -8,25 +9,35 @@ no line here. ``forward`` is without the tape, ``training`` is forward and backw
 so BLAS has one thread unless ``--threads`` says more. Times are the fastest of repeated calls in one process, in
 milliseconds; ``speed-up`` is a form's training time (forward, if there is no gradient) over the kernel's. The last line
 is JSON.
+
+``--rivals`` measures the operators for which benchmarks/rivals has code in PyTorch, at the sizes given there, in float32
+and on all threads: PyTorch as it likes, we as in training, a worker for each thread with its part of the batch. Rounds,
+ratios and ``--save`` as in benchmarks/rounds.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
+import itertools
 import json
 import math
 import pkgutil
+import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
+import rivals
+from rounds import alternate, median, ratios, run, save, warn_if_busy
 
 import autograd.ops
 import minitv.ops
 from autograd import REGISTRY, Op, Tensor, gradients, no_grad, use
-from autograd.device import blas_threads
+from autograd.device import blas_threads, cores, keep_memory
 from autograd.draw import Draw, draw_inputs
 from autograd.shapes import bind
 
@@ -122,29 +133,17 @@ def described(arrays, params) -> str:
     return ", ".join([*shapes, *(f"{name}={value}" for name, value in params.items() if name != "seed")])
 
 
-def main() -> None:
-    known = {op.name: op for op in operators()}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help=f"default: all of {', '.join(known)}")
-    parser.add_argument("--elements", type=int, default=9_000_000, help="values in the arrays (default: 9000000)")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--seconds", type=float, default=0.3, help="time per measurement (default: 0.3)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws: masks and options too (default: 0)")
-    parser.add_argument("--threads", type=int, default=1, help="of BLAS (default: 1)")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.operators) - set(known):
-        parser.error(f"no operator with a kernel is called {', '.join(sorted(unknown))}, allowed: {', '.join(known)}")
-
+def routes(names: list[str], known: dict[str, Op], arguments: argparse.Namespace) -> None:
+    """Print the times of each operator's kernel and forms."""
     report = {}
     print(f"{'operator':<16} {'route':<18} {'forward ms':>11} {'training ms':>12} {'speed-up':>9}")
     with blas_threads(arguments.threads), np.errstate(all="ignore"):
-        for name in arguments.operators or known:
+        for name in names:
             op = known[name]
             arrays, params = LargeDraw.inputs(op, arguments.elements, arguments.seed, np.dtype(arguments.dtype))
             print(f"{name}({described(arrays, params)})")
-            routes = [("kernel", "cpu"), *(("form", form) for form in op.forms)]
-            times = {f"{kind} {label}": measure(op, kind, label, arrays, params, arguments.seconds)
-                     for kind, label in routes}
+            found = [("kernel", "cpu"), *(("form", form) for form in op.forms)]
+            times = {f"{kind} {label}": measure(op, kind, label, arrays, params, arguments.seconds) for kind, label in found}
             whole = "training_ms" if op.differentiable else "forward_ms"
             for label, row in times.items():
                 training = "" if row["training_ms"] is None else f"{row['training_ms']:.3f}"
@@ -153,6 +152,143 @@ def main() -> None:
             report[name] = {label: {k: v and round(v, 4) for k, v in row.items()} for label, row in times.items()}
     settings = {name: getattr(arguments, name) for name in ("elements", "dtype", "seed", "threads")}
     print(json.dumps({"benchmark": "ops", **settings, "operators": report}))
+
+
+# -- against PyTorch -------------------------------------------------------------------------------------------------
+def contests() -> dict[str, object]:
+    """By operator: the module of benchmarks/rivals that has it in PyTorch."""
+    found = {}
+    for module in pkgutil.iter_modules(rivals.__path__):
+        rival = importlib.import_module(f"rivals.{module.name}")
+        found |= dict.fromkeys(getattr(rival, "OPERATORS", {}), rival)
+    return found
+
+
+def ours(op: Op, arrays, params, threads: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The forward pass, and forward and backward: each worker has a part of the batch, gradients of the rest are added up."""
+    keep_memory()
+    pool = ThreadPoolExecutor(threads)
+    split = [argument.dims[:1] == ("B",) for argument in op.signature.inputs]
+    batch = next(array.shape[0] for array, by_batch in zip(arrays, split, strict=False) if by_batch)
+    edges = [batch * i // threads for i in range(threads + 1)]
+    parts = [[array[a:b] if by_batch else array for array, by_batch in zip(arrays, split, strict=False)]
+             for a, b in itertools.pairwise(edges) if a < b]
+
+    def forward(part):
+        with no_grad():
+            return op(*part, **params)
+
+    def training(part):
+        inputs = [Tensor.wrap(x, True) for x in part]
+        y = op(*inputs, **params)
+        y = y[0] if isinstance(y, tuple) else y
+        return gradients([y], inputs, [Tensor.wrap(np.ones_like(y.data))])
+
+    def whole():
+        found = list(pool.map(training, parts))
+        return [sum(g.data for g in grads) for grads, by_batch in zip(zip(*found, strict=True), split, strict=False)
+                if not by_batch]
+
+    return lambda: list(pool.map(forward, parts)), whole
+
+
+def pytorch(function: Callable, arrays, params, threads: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The same of a function of benchmarks/rivals."""
+    import torch
+
+    torch.set_num_threads(threads)
+    tensors = [torch.from_numpy(array) for array in arrays]
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+
+    def forward():
+        with torch.no_grad():
+            return function(torch, *tensors, **params)
+
+    def training():
+        y = function(torch, *leaves, **params)
+        return torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    return forward, training
+
+
+def contend(operator: str, contender: str, threads: int, seconds: float) -> dict:
+    """Milliseconds of one contender in this process: medians of repeated calls."""
+    rival = contests()[operator]
+    arrays, params = rival.inputs(np.random.default_rng(0))
+    if contender == "minitv":
+        operators()
+        forward, training = ours(REGISTRY[operator], arrays, params, threads)
+    elif importlib.util.find_spec("torch") is None:
+        return {"skipped": "torch is not installed"}
+    else:
+        forward, training = pytorch(rival.OPERATORS[operator][contender], arrays, params, threads)
+    with blas_threads(1 if contender == "minitv" else threads):
+        return {f"{name}_ms": 1e3 * typical(call, seconds) for name, call in (("forward", forward), ("training", training))}
+
+
+def typical(call: Callable[[], object], seconds: float) -> float:
+    """The median of the calls that fit into ``seconds`` (at least three), after one that is not counted."""
+    call()
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def compare(operator: str, rival, arguments: argparse.Namespace) -> dict:
+    """All rounds of an operator: prints its rows, returns its part of the JSON."""
+    def measure(name: str) -> dict:
+        return run(__file__, [operator, "--worker", name, "--threads", arguments.threads, "--seconds", arguments.seconds],
+                   arguments.threads)
+
+    results, skipped = alternate(["minitv", *rival.OPERATORS[operator]], measure, arguments.rounds, "training_ms", operator)
+    arrays, params = rival.inputs(np.random.default_rng(0))
+    report: dict = {"inputs": described(arrays, params), "skipped": skipped, "ratio": {}}
+    print(f"{operator}({report['inputs']})")
+    for name, rows in results.items():
+        report[name] = {key: round(median(rows, key), 2) for key in ("forward_ms", "training_ms")}
+        if name != "minitv":
+            report["ratio"][name] = {key.removesuffix("_ms"): ratios(rows, results["minitv"], key) for key in report[name]}
+        print(f"{'':<4} {name:<28} {report[name]['forward_ms']:>9.2f} {report[name]['training_ms']:>11.2f}",
+              *("{:>9.2f} ({:.2f} to {:.2f})".format(*found) for found in report["ratio"].get(name, {}).values()))
+    return report
+
+
+def main() -> None:
+    known = {op.name: op for op in operators()}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help=f"default: all of {', '.join(known)}")
+    parser.add_argument("--elements", type=int, default=9_000_000, help="values in the arrays (default: 9000000)")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--seconds", type=float, default=0.3, help="time per measurement (default: 0.3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws: masks and options too (default: 0)")
+    parser.add_argument("--threads", type=int, help="of BLAS (default: 1); with --rivals, of all (default: the usable cores)")
+    parser.add_argument("--rivals", action="store_true", help="compare with PyTorch instead")
+    parser.add_argument("--rounds", type=int, default=5, help="of --rivals: processes per contender (default: 5)")
+    parser.add_argument("--save", action="store_true", help="of --rivals: write benchmarks/results/ops.json")
+    parser.add_argument("--worker", metavar="CONTENDER", help="of --rivals: measure this one in this process")
+    arguments = parser.parse_args()
+    against = arguments.rivals or arguments.worker
+    known = contests() if against else known
+    if unknown := set(arguments.operators) - set(known):
+        parser.error(f"no operator with a {'rival' if against else 'kernel'} is called {', '.join(sorted(unknown))}, allowed: "
+                     f"{', '.join(known)}")
+    names = arguments.operators or list(known)
+    arguments.threads = arguments.threads or (cores() if against else 1)
+    if arguments.worker:
+        print(json.dumps(contend(names[0], arguments.worker, arguments.threads, arguments.seconds)))
+    elif arguments.rivals:
+        warn_if_busy()
+        print(f"{'':<4} {'':<28} {'forward ms':>9} {'training ms':>11}  theirs / ours: forward, training")
+        result = {"benchmark": "ops", "threads": arguments.threads, "rounds": arguments.rounds,
+                  "operators": {name: compare(name, known[name], arguments) for name in names}}
+        if arguments.save:
+            save("ops", result, "operators")
+        print(json.dumps(result))
+    else:
+        routes(names, known, arguments)
 
 
 if __name__ == "__main__":

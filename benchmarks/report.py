@@ -39,8 +39,8 @@ def where(result: dict) -> str:
     host = result["host"]
     versions = ", ".join(f"{label} {host[key]}" for key, label in (("numpy", "NumPy"), ("numba", "Numba"), ("torch", "PyTorch"))
                          if key in host)
-    return (f"\n{host['processor']}, {result['threads']} threads, {versions}, {host['date']}: "
-            f"median of {result['rounds']} rounds (smallest to largest).\n")
+    rounds = f"median of {result['rounds']} rounds (smallest to largest)" if result["rounds"] > 1 else "one run each"
+    return f"\n{host['processor']}, {result['threads']} threads, {versions}, {host['date']}: {rounds}.\n"
 
 
 def train() -> str:
@@ -57,6 +57,16 @@ def train() -> str:
     return table(header, rows) + where(result)
 
 
+def ops() -> str:
+    """Operators against PyTorch, and the time of ours."""
+    result = results("ops")
+    rows = [[f"{name}({found['inputs']})", rival, f"{found['minitv']['training_ms']:,.1f} ms", ratio(times["training"]),
+             ratio(times["forward"])]
+            for name, found in result["operators"].items() for rival, times in found["ratio"].items()]
+    header = ["operator", "PyTorch", "forward and backward, ours", "× theirs", "× theirs, forward alone"]
+    return table(header, rows) + where(result)
+
+
 def decode() -> str:
     """Writing text, one token at a time."""
     result = results("decode")
@@ -64,6 +74,30 @@ def decode() -> str:
              *(ratio(found["ratio"][name]) if name in found["ratio"] else "–" for name in ("eager", "operators"))]
             for preset, found in result["presets"].items()]
     return table(["writing text, batch 1", "tokens/s", "× PyTorch eager", "× through our operators"], rows) + where(result)
+
+
+def scaling() -> str:
+    """Time per token of short and long sequences, in training and in writing."""
+    result = results("scaling")
+    short, long = (str(end(result["lengths"])) for end in (min, max))
+    rows = [[variant, *(cell for part in ("training", "writing") for cell in
+                        (f"{found[part][short]:,.1f}", f"{found[part][long]:,.1f}", ratio(found[f"{part}_ratio"])))]
+            for variant, found in result["variants"].items()]
+    header = ["µs per token", *(f"{part}, {of}" for part in ("training", "writing")
+                                for of in (f"T = {short}", f"T = {long}", "grows"))]
+    return table(header, rows) + where(result)
+
+
+def learning() -> str:
+    """What each variant learns in the same steps, the best first."""
+    result = results("learning")
+    rows = [[row["variant"], f"{row['parameters']:,}", f"{row['bits_per_char']:.3f}", f"{row['tokens_per_s']:,.0f}",
+             f"{row['peak_mb']:,.0f} MB", f"{row['state_bytes'] / 1e3:,.1f} kB", f"{row['decode_tokens_per_s']:,.0f}"]
+            for row in result["variants"]]
+    rows += [[f"n-grams of order {order}", "", f"{bits:.3f}", *[""] * 4] for order, bits in enumerate(result["ngram_bpc"])]
+    header = [f"`{result['data']}`, `{result['preset']}`, {result['steps']} steps", "parameters", "bits per character",
+              "tokens/s", "memory", "state", "written tokens/s"]
+    return table(header, rows) + where(result)
 
 
 def without() -> str:
@@ -91,7 +125,8 @@ def variants() -> str:
     return "".join(pages)
 
 
-TABLES: dict[str, Callable[[], str]] = {made.__name__: made for made in (train, decode, without, variants)}
+TABLES: dict[str, Callable[[], str]] = {
+    made.__name__: made for made in (train, decode, ops, scaling, learning, without, variants)}
 
 
 def filled(text: str) -> str:

@@ -75,11 +75,24 @@ def host() -> dict:
             "date": time.strftime("%Y-%m-%d"), **versions}
 
 
-def save(name: str, result: dict) -> None:
-    """Write benchmarks/results/NAME.json, which benchmarks/report.py quotes in the README."""
+def save(name: str, result: dict, part: str | None = None) -> dict:
+    """Write benchmarks/results/NAME.json, which benchmarks/report.py quotes in the README; what was written.
+
+    What was measured before stays in ``result[part]`` beside what is new, if it was on the same machine with the same settings.
+    """
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"host": host(), **result}, indent=1, ensure_ascii=False)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    path, result = RESULTS / f"{name}.json", {"host": host(), **result}
+    if part and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if _settings(before, part) == _settings(result, part):
+            result[part] = before[part] | {key: before[part].get(key, {}) | new for key, new in result[part].items()}
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return result
+
+
+def _settings(result: dict, part: str) -> dict:
+    host = {key: value for key, value in result["host"].items() if key != "date"}
+    return {key: value for key, value in result.items() if key not in ("host", part)} | host
 
 
 def warn_if_busy() -> None:

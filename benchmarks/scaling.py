@@ -129,8 +129,8 @@ def main() -> None:
     result = {"benchmark": "scaling", "threads": arguments.threads, "rounds": arguments.rounds, "lengths": lengths,
               "variants": report}
     if arguments.save:
-        save("scaling", result)
-        picture(report, lengths)
+        result = save("scaling", result, "variants")
+        picture(result["variants"], lengths)
     print(json.dumps(result))
 
 

@@ -320,7 +320,7 @@ def main() -> None:
     result = {"benchmark": name, "device": arguments.device, "threads": arguments.threads, "rounds": arguments.rounds,
               "seconds": arguments.seconds, "variants": report}
     if arguments.save:
-        save(name, result)
+        save(name, result, "variants")
     print(json.dumps(result))
 
 

@@ -330,7 +330,7 @@ def _info(argv: list[str]) -> int:
     import numpy  # noqa: F401 - loads the BLAS that is shown below
     from threadpoolctl import threadpool_info
 
-    from autograd import device, kernels
+    from autograd import device, gemm, kernels
 
     rows.append(("cupy", _cupy()))
     rows.append(("cores", f"{device.cores()} usable of {os.cpu_count()}"))
@@ -345,6 +345,8 @@ def _info(argv: list[str]) -> int:
         ("kernel cache", f"{folder} ({state})" if folder else "none: no folder is writable, every run compiles")
     )
     rows.append(("vectors", "512-bit" if kernels.WIDE_VECTORS else "at most 256-bit: the processor has no AVX-512"))
+    own = f"our kernel, in tiles of {gemm.ROWS} x {gemm.WIDE}; BLAS for small ones and in float64"
+    rows.append(("products", own if gemm.suits(512, 512, 512) else "BLAS: our kernel is faster with AVX-512 only"))
     _columns(rows)
     return 0
 
