@@ -11,7 +11,7 @@ from autograd.ops.causal_conv1d.gpu import convolve, correlate
 
 from .taps import kernel
 
-DIRECT = 64  # taps a position, on average, up to which the sum is direct
+DIRECT = 64  # taps a position, on average, up to which the sum is direct: where the CPU changes over
 
 supports = float32_only
 
