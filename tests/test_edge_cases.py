@@ -1519,6 +1519,10 @@ SIZED = {  # the arrays and the parameters of a call of a given size
     "embedding of ids": lambda d, n: ((d.floats(3, 2), d.integers(0, 3, n)), {}),
     "linear": lambda d, n: ((d.floats(2, n), d.floats(3, n), d.floats(3)), {}),
     "linear of rows": lambda d, n: ((d.floats(n, 2), d.floats(3, 2), d.floats(3)), {}),
+    "causal_conv1d": lambda d, n: ((d.floats(2, 3, n), d.floats(n, 2), d.floats(n)), {}),
+    "causal_conv1d of positions": lambda d, n: ((d.floats(1, n, 2), d.floats(2, 9), None), {}),
+    "long_conv": lambda d, n: ((d.floats(1, 3, n), d.floats(3, n), d.floats(n), None, d.floats(1, 2, n)), {}),
+    "long_conv of positions": lambda d, n: ((d.floats(1, n, 1), d.floats(n, 1), None, d.floats(n // 2, 1), None), {}),
 }
 
 

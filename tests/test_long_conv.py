@@ -68,7 +68,7 @@ def test_both_ways_of_a_kernel_at_every_width(route, module, dtype, most, data):
     args = (draw.floats(batch, length, width), draw.floats(taps, width), draw.floats(width) if optional[0] else None,
             draw.floats(data.draw(st.sampled_from((1, 5, length, length + 2))), width) if optional[1] else None,
             draw.floats(batch, data.draw(st.integers(0, 6)), width) if optional[2] else None)
-    ways = module.kernel(most, (module.convolve, module.correlate), (module._fft, module._fft_backward))
+    ways = module.switch.kernel(most, (module.convolve, module.correlate), (module._fft, module._fft_backward))
     loaded = long_conv.kernels["cpu" if module is cpu else "cuda"]._loaded
     with pytest.MonkeyPatch.context() as patch:
         for name, function in zip(("forward", "backward"), ways, strict=True):
@@ -92,7 +92,7 @@ def test_causal_conv1d_with_many_blocks(shape, place):
 def test_long_sequences_are_transformed():
     chosen = []
     spies = [lambda *_, name=name: chosen.append(name) or np.zeros((1, 1, 1)) for name in ("convolve", "fft")]
-    forward, _ = cpu.kernel(cpu.DIRECT, (spies[0], None), (spies[1], None))
+    forward, _ = cpu.switch.kernel(cpu.DIRECT, (spies[0], None), (spies[1], None))
     for length in (cpu.DIRECT, 2 * cpu.DIRECT - 1, 2 * cpu.DIRECT + 1, 4096):
         forward(np.zeros((1, length, 1)), np.zeros((length, 1)), None, None, None)
     forward(np.zeros((1, 4096, 1)), np.zeros((cpu.DIRECT, 1)), None, None, None)  # few taps, however long the sequence
