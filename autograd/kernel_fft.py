@@ -165,13 +165,13 @@ class Plan:
     """What transforms of size n need: ``arguments`` for the kernels, and ``places[k]``, the point of frequency k."""
 
     def __init__(self, n: int, dtype):
-        factors, rest = [], n if n > 1 else -1
+        factors, rest = [], n
         for prime in (5, 3):
-            while rest % prime == 0:
+            while rest > 1 and rest % prime == 0:
                 factors.append(prime)
                 rest //= prime
         twos = rest.bit_length() - 1
-        if rest < 1 or rest != 1 << twos:
+        if n < 2 or rest != 1 << twos:
             raise ValueError(f"Plan: {n} is not a product of 2, 3 and 5")
         factors += [8] * (twos // 3) + [[], [2], [4]][twos % 3]
         if factors[-2:] == [8, 2]:

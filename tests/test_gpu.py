@@ -672,13 +672,14 @@ def test_every_variant_on_a_gpu_is_that_of_the_cpu(variant, cupy):
     inputs, labels = batches(1)[0]
 
     def run(move_to):
-        model = LanguageModel(variant, replace(MODEL, bias=True), mixers.options(variant)(), 31, Random(0)).to(move_to)
+        model = LanguageModel(variant, MODEL, mixers.options(variant)(), 31, Random(0)).to(move_to)
         loss = model.loss(inputs, labels, Random(1))
         loss.backward()
         logits, state = model.prefill(inputs[:, :3], model.init_state(len(inputs)))
         for t in range(3, 6):
             logits, state = model.step(inputs[:, t], state)
-        return loss.numpy(), logits.numpy(), {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+        slopes = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+        return loss.numpy(), logits.numpy(), slopes
 
     (loss, logits, gradients), (found, found_logits, found_gradients) = run("cpu"), run("cuda")
     assert_close(found, loss, terms=1000)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_checks import DTYPES, check_gradients, check_values, compute, differentiate
+from operator_checks import DTYPES, check_gradients, check_values, compute, differentiate, marks
 from scipy.fft import next_fast_len
 from test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
-from autograd import Tensor, assert_close, concat, no_grad
+from autograd import Tensor, assert_close, causal_conv1d, concat, no_grad
 from autograd.draw import Draw
 from autograd.errors import ShapeError
 from autograd.kernel_fft import Plan, forward, inverse
@@ -21,7 +21,7 @@ from autograd.ops.causal_conv1d.cpu import _add_products
 from autograd.random import Random
 from minitv.mixers import hyena
 from minitv.ops import long_conv
-from minitv.ops.long_conv import cpu, online
+from minitv.ops.long_conv import cpu, gpu, online
 from minitv.options import ModelOptions
 
 SMOOTH = [n for n in range(2, 130) if next_fast_len(n, real=True) == n]  # products of 2, 3 and 5
@@ -50,12 +50,16 @@ def test_other_sizes_are_refused(n):
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------
+EMULATED = "kernel cuda on emulator"
+
+
 @pytest.mark.parametrize("most", [0, 10_000], ids=["spectra", "direct"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("route", "module", "dtype"), [
+    *(("kernel cpu", cpu, dtype) for dtype in DTYPES), pytest.param(EMULATED, gpu, np.float32, marks=marks(EMULATED))])
 @settings(max_examples=12)
 @given(data=st.data())
-def test_both_ways_of_the_kernel_at_every_width(dtype, most, data):
-    """Around the width of vectors, with pairs of them; filters shorter and longer than the sequence."""
+def test_both_ways_of_a_kernel_at_every_width(route, module, dtype, most, data):
+    """Around the width of vectors and warps, with pairs of them; filters shorter and longer than the sequence."""
     draw = Draw.seeded(data.draw(st.integers(0, 2**16)), dtype)
     batch, length = data.draw(st.integers(1, 3)), data.draw(st.sampled_from((1, 2, 7, 8, 9, 31, 65)))
     width = data.draw(st.sampled_from((1, 8, 15, 16, 17, 32, 33, 49)))
@@ -64,19 +68,31 @@ def test_both_ways_of_the_kernel_at_every_width(dtype, most, data):
     args = (draw.floats(batch, length, width), draw.floats(taps, width), draw.floats(width) if optional[0] else None,
             draw.floats(data.draw(st.sampled_from((1, 5, length, length + 2))), width) if optional[1] else None,
             draw.floats(batch, data.draw(st.integers(0, 6)), width) if optional[2] else None)
-    ways = cpu.kernel(most, (cpu.convolve, cpu.correlate), (cpu._fft, cpu._fft_backward))
+    ways = module.switch.kernel(most, (module.convolve, module.correlate), (module._fft, module._fft_backward))
+    loaded = long_conv.kernels["cpu" if module is cpu else "cuda"]._loaded
     with pytest.MonkeyPatch.context() as patch:
         for name, function in zip(("forward", "backward"), ways, strict=True):
-            patch.setitem(long_conv.kernels["cpu"]._loaded, name, function)
-        check_values(long_conv, "kernel cpu", args, {}, reference="form direct")
+            patch.setitem(loaded, name, function)
+        check_values(long_conv, route, args, {}, reference="form direct")
         cotangents = [draw.floats(*o.shape) for o in compute(long_conv, "form direct", args, {})]
-        check_gradients(long_conv, "kernel cpu", args, {}, cotangents, reference="form direct")
+        check_gradients(long_conv, route, args, {}, cotangents, reference="form direct")
+
+
+@pytest.mark.parametrize("shape", [(3, 300, 33, 9), (1, 1100, 5, 3), (70, 9, 40, 17)], ids=str)
+@pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
+def test_causal_conv1d_with_many_blocks(shape, place):
+    batch, length, channels, width = shape
+    draw = Draw.seeded(0, np.float32)
+    args = draw.floats(batch, length, channels), draw.floats(channels, width), draw.floats(channels)
+    check_values(causal_conv1d, f"kernel cuda on {place}", args, {}, reference="form composed")
+    cotangents = [draw.floats(batch, length, channels)]
+    check_gradients(causal_conv1d, f"kernel cuda on {place}", args, {}, cotangents, reference="form composed")
 
 
 def test_long_sequences_are_transformed():
     chosen = []
     spies = [lambda *_, name=name: chosen.append(name) or np.zeros((1, 1, 1)) for name in ("convolve", "fft")]
-    forward, _ = cpu.kernel(cpu.DIRECT, (spies[0], None), (spies[1], None))
+    forward, _ = cpu.switch.kernel(cpu.DIRECT, (spies[0], None), (spies[1], None))
     for length in (cpu.DIRECT, 2 * cpu.DIRECT - 1, 2 * cpu.DIRECT + 1, 4096):
         forward(np.zeros((1, length, 1)), np.zeros((length, 1)), None, None, None)
     forward(np.zeros((1, 4096, 1)), np.zeros((cpu.DIRECT, 1)), None, None, None)  # few taps, however long the sequence
@@ -130,8 +146,8 @@ def test_reading_in_blocks_is_the_convolution(length, taps, block, skip, cuts, s
 # -- the mixer ---------------------------------------------------------------------------------------------------------
 def mixer(context=24, **options):
     bidirectional = options.pop("bidirectional", False)
-    made = hyena.Mixer(Random(0), ModelOptions(context=context, width=5, bias=True), hyena.HyenaOptions(sine_frequency=2.0, **options),
-                       dtype=np.float64, bidirectional=bidirectional)
+    made = hyena.Mixer(Random(0), ModelOptions(context=context, width=5, bias=True),
+                       hyena.HyenaOptions(sine_frequency=2.0, **options), dtype=np.float64, bidirectional=bidirectional)
     rng = np.random.default_rng(0)
     for parameter in made.parameters():
         parameter.assign_(parameter.numpy() + 0.3 * rng.standard_normal(parameter.shape))

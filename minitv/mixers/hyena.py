@@ -57,7 +57,7 @@ PAGE = Page(
            "it overtakes attention at 2048 tokens, FlashAttention between 4096 and 8192, is a property of kernels of that time",
 )
 
-# With half the paper's hidden size, small models have as many parameters as the Transformer within 5 %, and learn as much.
+# With half the paper's hidden size, small models have as many parameters as the Transformer within 5 %.
 PRESETS = {"tiny": {"filter_width": 32}, "nanogpt-cpu": {"filter_width": 32}}
 
 

@@ -24,7 +24,7 @@ from autograd.kernel_vectors import BYTES, copy_rows, scratch, vectorized
 from autograd.kernels import cpu_kernel
 from autograd.ops.causal_conv1d.cpu import convolve, correlate, widened
 
-from .taps import kernel
+from . import switch
 
 DIRECT = 64  # taps a position, on average, up to which the direct sum is faster
 
@@ -185,4 +185,4 @@ def _fft_backward(x, taps, first, points, g):
     return gx[..., : x.shape[2]], gtaps[:, : x.shape[2]] * x.dtype.type(1 / points)
 
 
-forward, backward = kernel(DIRECT, (convolve, correlate), (_fft, _fft_backward))
+forward, backward = switch.kernel(DIRECT, (convolve, correlate), (_fft, _fft_backward))

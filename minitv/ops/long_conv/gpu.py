@@ -9,9 +9,9 @@ from autograd.cuda import contiguous, float32_only
 from autograd.device import namespace
 from autograd.ops.causal_conv1d.gpu import convolve, correlate
 
-from .taps import kernel
+from . import switch
 
-DIRECT = 64  # taps a position, on average, up to which the sum is direct
+DIRECT = 64  # taps a position, on average, up to which the sum is direct: where the CPU changes over
 
 supports = float32_only
 
@@ -50,4 +50,4 @@ def _fft_backward(x, taps, first, points, g):
     return contiguous(_inverse(spectrum, points)[:, : x.shape[1]]), gtaps
 
 
-forward, backward = kernel(DIRECT, (convolve, correlate), (_fft, _fft_backward))
+forward, backward = switch.kernel(DIRECT, (convolve, correlate), (_fft, _fft_backward))
