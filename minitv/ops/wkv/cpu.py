@@ -39,10 +39,10 @@ VECTOR = 16  # channels are computed in multiples of this
 
 # Rows of the scratch memory: inputs and results of one position, a state, its gradient, sums, and then records.
 W, U, K, V, Y, DY, DK, DV, DW, DU = range(10)
-STATE = A, B, TOP, LAG = range(10, 14)
+A, B, TOP, LAG = range(10, 14)
 ALPHA, BETA = range(14, 16)
 ROWS = 16
-RECORD = OLD_A, OLD_B, STAYS, JOINS, PAST, PRESENT = range(6)
+RECORD = 6  # rows: a, b, stays, joins, past, present
 
 
 @inline
@@ -116,7 +116,7 @@ def _weigh(s, h, m):
 @cpu_kernel
 def _forward(k, v, w, u, reset, shape, size, y, final, states, lags):
     length, width, chunks = shape[1], shape[2], states.shape[2]
-    s = np.zeros((ROWS + 6) * LANES, k.dtype)
+    s = np.zeros((ROWS + RECORD) * LANES, k.dtype)
     for first in range(0, width, LANES):
         n = min(LANES, width - first)
         m = (n + VECTOR - 1) // VECTOR * VECTOR
@@ -190,7 +190,7 @@ def _write_exponents(s, b, first, n, length, width, final, states, lags, dfinal,
 def _backward(k, v, w, u, reset, shape, size, y, final, states, lags, dy, dfinal, dk, dv, dw, du):
     """``dfinal`` holds the gradients of the last state, and those of the first one afterwards."""
     length, width, chunks = shape[1], shape[2], states.shape[2]
-    s = np.zeros((ROWS + 6 * size) * LANES, k.dtype)
+    s = np.zeros((ROWS + RECORD * size) * LANES, k.dtype)
     for first in range(0, width, LANES):
         n = min(LANES, width - first)
         m = (n + VECTOR - 1) // VECTOR * VECTOR
@@ -211,7 +211,7 @@ def _backward(k, v, w, u, reset, shape, size, y, final, states, lags, dy, dfinal
                     _read(s, V, v, at, n)
                     if reset[b, t]:
                         _forget(s, A)
-                    h = ROWS + 6 * (t - start)
+                    h = ROWS + RECORD * (t - start)
                     _advance(s, A, h, m)
                     _weigh(s, h, m)
                 for t in range(stop - 1, start - 1, -1):
@@ -219,7 +219,7 @@ def _backward(k, v, w, u, reset, shape, size, y, final, states, lags, dy, dfinal
                     _read(s, V, v, at, n)
                     _read(s, Y, y, at, n)
                     _read(s, DY, dy, at, n)
-                    h = ROWS + 6 * (t - start)
+                    h = ROWS + RECORD * (t - start)
                     _pull(s, h, m)
                     _retreat(s, ALPHA, h, m)
                     _write(dk, at, s, DK, n)
@@ -252,25 +252,25 @@ def _weigh_both(s, left, right, m):
 
 @cpu_kernel
 def _scan_both(k, v, s, start, first, n, m, length, width):
-    """Fill the records of all positions of a sequence: six rows for what lies before each, six for what lies after."""
+    """Fill the records of all positions of a sequence: one of what lies before each, one of what lies after."""
     _forget(s, A)
     for t in range(length):
         at = start + t * width + first
         _read(s, K, k, at, n)
         _read(s, V, v, at, n)
-        _advance(s, A, ROWS + 12 * t, m)
+        _advance(s, A, ROWS + 2 * RECORD * t, m)
     _forget(s, A)
     for t in range(length - 1, -1, -1):
         at = start + t * width + first
         _read(s, K, k, at, n)
         _read(s, V, v, at, n)
-        _advance(s, A, ROWS + 12 * t + 6, m)
+        _advance(s, A, ROWS + (2 * t + 1) * RECORD, m)
 
 
 @cpu_kernel
 def _bidirectional_forward(k, v, w, u, shape, y):
     length, width = shape[1], shape[2]
-    s = np.zeros((ROWS + 12 * length) * LANES, k.dtype)
+    s = np.zeros((ROWS + 2 * RECORD * length) * LANES, k.dtype)
     for first in range(0, width, LANES):
         n = min(LANES, width - first)
         m = (n + VECTOR - 1) // VECTOR * VECTOR
@@ -282,14 +282,14 @@ def _bidirectional_forward(k, v, w, u, shape, y):
             for t in range(length):
                 at = start + t * width + first
                 _read(s, V, v, at, n)
-                _weigh_both(s, ROWS + 12 * t, ROWS + 12 * t + 6, m)
+                _weigh_both(s, ROWS + 2 * RECORD * t, ROWS + (2 * t + 1) * RECORD, m)
                 _write(y, at, s, Y, n)
 
 
 @cpu_kernel
 def _bidirectional_backward(k, v, w, u, shape, y, dy, dk, dv, dw, du):
     length, width = shape[1], shape[2]
-    s = np.zeros((ROWS + 12 * length) * LANES, k.dtype)
+    s = np.zeros((ROWS + 2 * RECORD * length) * LANES, k.dtype)
     for first in range(0, width, LANES):
         n = min(LANES, width - first)
         m = (n + VECTOR - 1) // VECTOR * VECTOR
@@ -303,9 +303,9 @@ def _bidirectional_backward(k, v, w, u, shape, y, dy, dk, dv, dw, du):
             _row(s, ALPHA)[:] = 0
             _row(s, BETA)[:] = 0
             for t in range(length - 1, -1, -1):
-                at, h = start + t * width + first, ROWS + 12 * t
+                at, h = start + t * width + first, ROWS + 2 * RECORD * t
                 _read(s, V, v, at, n)
-                _weigh_both(s, h, h + 6, m)
+                _weigh_both(s, h, h + RECORD, m)
                 _read(s, DY, dy, at, n)
                 _pull(s, h, m)
                 _retreat(s, ALPHA, h, m)
@@ -320,7 +320,7 @@ def _bidirectional_backward(k, v, w, u, shape, y, dy, dk, dv, dw, du):
                 _read(s, DY, dy, at, n)
                 _read(s, DK, dk, at, n)
                 _read(s, DV, dv, at, n)
-                _retreat(s, ALPHA, ROWS + 12 * t + 6, m)
+                _retreat(s, ALPHA, ROWS + (2 * t + 1) * RECORD, m)
                 _write(dk, at, s, DK, n)
                 _write(dv, at, s, DV, n)
         _write(dw, first, s, DW, n)
@@ -337,9 +337,10 @@ def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
     final = np.empty((3, batch, width), k.dtype)
     final[0], final[1], final[2] = (0, 0, EMPTY) if p is None else (a, b, p)
     reset = np.zeros((batch, length), bool) if reset is None else np.ascontiguousarray(reset)
-    states = np.empty((batch, 4, length // chunk_size + 1, width), k.dtype)
+    size = min(chunk_size, max(1, length))
+    states = np.empty((batch, 4, length // size + 1, width), k.dtype)
     y, lags = np.empty(k.size, k.dtype), np.empty((batch, width), k.dtype)
-    inputs = _flat(k), _flat(v), _flat(w), _flat(u), reset, k.shape, chunk_size
+    inputs = _flat(k), _flat(v), _flat(w), _flat(u), reset, k.shape, size
     _forward(*inputs, y, final, states, lags)
     return (y.reshape(k.shape), *final), (inputs, y, final, states, lags, p is not None)
 
