@@ -1506,6 +1506,16 @@ def test_a_kernel_in_several_threads_gives_the_same_bits(op):
 
 SIZED = {  # the arrays and the parameters of a call of a given size
     "gelu": lambda d, n: ((d.floats(n),), {}), "gelu_tanh": lambda d, n: ((d.floats(n),), {}),
+    "relu_squared": lambda d, n: ((d.floats(n, kinks=(0.0,)),), {}),
+    "sigmoid_gate": lambda d, n: ((d.floats(2, n), d.floats(n)), {}),
+    "token_shift": lambda d, n: ((d.floats(1, 3, n), d.floats(n), None, None), {}),
+    "token_shift of rows": lambda d, n: ((d.floats(1, n, 5), d.floats(5), d.floats(1, 5), None), {}),
+    "wkv": lambda d, n: ((d.floats(1, 3, n), d.floats(1, 3, n), d.floats(n, low=-2.0, high=0.0), d.floats(n),
+                          *4 * [None]), {}),
+    "wkv of rows": lambda d, n: ((d.floats(1, n, 1), d.floats(1, n, 1), d.floats(1, low=-2.0, high=0.0), d.floats(1),
+                                  *4 * [None]), {}),
+    "bidirectional_wkv": lambda d, n: ((d.floats(1, 3, n), d.floats(1, 3, n), d.floats(n, low=-2.0, high=0.0), d.floats(n)),
+                                       {}),
     "dropout": lambda d, n: ((d.floats(n),), {"p": 0.3, "seed": 2**40 + 7}),
     "adamw": lambda d, n: ((d.floats(n), d.floats(n), d.floats(n), d.floats(n, low=0.1, high=1.0)),
                            {"lr": 0.1, "weight_decay": 0.5, "decayed": n // 2, "step": 3, "scale": 0.5}),

@@ -347,7 +347,7 @@ def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
 
 def backward(saved, dy, da, db, dp):
     inputs, y, final, states, lags, carried = saved
-    grads, dfinal = [np.empty_like(x) for x in inputs[:4]], np.stack([da, db, dp])
+    grads, dfinal = [np.empty_like(x) for x in inputs[:4]], np.ascontiguousarray([da, db, dp])
     _backward(*inputs, y, final, states, lags, _flat(dy), dfinal, *grads)
     dk, dv, dw, du = grads
     return dk.reshape(dy.shape), dv.reshape(dy.shape), dw, du, *(dfinal if carried else (None, None, None)), None

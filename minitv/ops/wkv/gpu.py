@@ -34,7 +34,7 @@ def backward(saved, dy, da, db, dp):
     sums = xp.zeros((2, *lags.shape), np.float32)
     if lags.size:
         SOURCE.launch("mtv_wkv_backward", ceil_div(lags.size, 64), *inputs, y, final, lags, states, contiguous(dy),
-                      xp.stack([da, db, dp]), dk, dv, sums, dfirst, *sizes)
+                      contiguous(xp.stack([da, db, dp])), dk, dv, sums, dfirst, *sizes)
     return dk, dv, *sums.sum(axis=1), *(dfirst if carried else (None, None, None)), None
 
 
