@@ -125,6 +125,7 @@ ROWS = np.stack([EXTREMES, np.full_like(EXTREMES, 3.0), np.linspace(-50, 50, len
                  np.where(np.isfinite(EXTREMES), 1, -math.inf).astype(np.float32), np.zeros_like(EXTREMES)])
 SPECIAL = {
     "gelu": (ag.gelu, [EXTREMES], {}), "gelu_tanh": (ag.gelu_tanh, [EXTREMES], {}),
+    "relu_squared": (ag.relu_squared, [EXTREMES], {}),
     "layer_norm": (ag.layer_norm, [ROWS[1:3]], {}), "layer_norm with nan": (ag.layer_norm, [ROWS], {}),
     "layer_norm of one": (ag.layer_norm, [ROWS[1:2, :1]], {}), "rms_norm": (ag.rms_norm, [ROWS[[1, 2, 4]]], {}),
     "rms_norm with nan": (ag.rms_norm, [ROWS[:3, -1:]], {}),
@@ -183,7 +184,8 @@ def test_16_bit_arrays_are_storage(cupy):
     rng = np.random.default_rng(0)
     x, g = (rng.standard_normal((5, 37)).astype(np.float16) for _ in range(2))
     weight, labels = rng.standard_normal(37).astype(np.float16), rng.integers(0, 37, 5)
-    calls = {"gelu": ([x], {}), "gelu_tanh": ([x], {}), "layer_norm": ([x, weight, weight], {"eps": 1e-5}),
+    calls = {"gelu": ([x], {}), "gelu_tanh": ([x], {}), "relu_squared": ([x], {}),
+             "layer_norm": ([x, weight, weight], {"eps": 1e-5}),
              "rms_norm": ([x, weight], {"eps": 1e-5}), "dropout": ([x], {"p": 0.25, "seed": 9}),
              "cross_entropy": ([x, labels], {"ignore_index": None})}
     for name, (inputs, params) in calls.items():

@@ -372,7 +372,7 @@ SITES = [(name, site + 1) for name, kernel in HOT.items() for site in range(one_
 ROW = numba.float32[::1]
 # The types of a kernel that only another kernel calls; the others' are found by running their operators.
 INNER = {"attention/_softmax": (ROW, numba.int64, ROW, ROW, ROW, ROW), "wkv/_advance": (ROW, *3 * [numba.int64]),
-         "wkv/_weigh": (ROW, *2 * [numba.int64])}
+         "wkv/_weigh": (ROW, *2 * [numba.int64]), "wkv/_weigh_both": (ROW, *3 * [numba.int64])}
 ONCE_A_ROW = {"cross_entropy/_forward": {"logf"}}  # the logarithm of the row's sum
 
 

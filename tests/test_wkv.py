@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_checks import DTYPES, compute, differentiate
+from operator_checks import DTYPES, check_gradients, check_values, compute, differentiate
 from test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
 from autograd import Tensor, assert_close, gradients, use
 from autograd.errors import DomainError, ShapeError
-from minitv.ops import wkv
+from minitv.ops import bidirectional_wkv, wkv
 from minitv.ops.wkv import cpu
 
 NAMES = "kvwuabp"
@@ -46,6 +46,15 @@ def compare(route, args, params, seed=0):
        st.sampled_from((1, 7, 32, 100)), st.booleans())
 def test_the_kernel_with_several_blocks_of_channels(dtype, seed, width, length, chunk_size, carried):
     compare("kernel cpu", inputs(seed, 2, length, width, dtype, carried), {"chunk_size": chunk_size}, seed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("length", "width"), [(1, 129), (70, 17), (33, 300)])
+def test_the_kernel_of_both_directions_with_several_blocks_of_channels(length, width, dtype):
+    args = inputs(length, 2, length, width, dtype, carried=False)[:4]
+    check_values(bidirectional_wkv, "kernel cpu", args, {}, reference="form parallel")
+    cotangents = [np.random.default_rng(0).standard_normal(args[0].shape)]
+    check_gradients(bidirectional_wkv, "kernel cpu", args, {}, cotangents, reference="form parallel")
 
 
 @pytest.mark.parametrize("route", ["form recurrent", "form chunkwise", "kernel cpu"])
@@ -114,6 +123,7 @@ def test_wrong_arguments(change, error, sentence):
 LOOPS = {  # kernels that other kernels call, the types of their arguments, and how many packed operations a loop has at least
     cpu._advance: ((ROW, "int64", "int64", "int64"), 12),
     cpu._weigh: ((ROW, "int64", "int64"), 8),
+    cpu._weigh_both: ((ROW, "int64", "int64", "int64"), 15),
     cpu._pull: ((ROW, "int64", "int64"), 4),
     cpu._retreat: ((ROW, "int64", "int64", "int64"), 10),
 }

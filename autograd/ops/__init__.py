@@ -22,7 +22,6 @@ from .elementwise import (
     negative,
     power,
     relu,
-    relu_squared,
     rsqrt,
     sigmoid,
     silu,
@@ -43,6 +42,7 @@ from .layer_norm import layer_norm
 from .linalg import einsum, matmul
 from .linear import linear
 from .reduce import cumsum, log_softmax, logsumexp, max, mean, min, prod, softmax, std, sum, var
+from .relu_squared import relu_squared
 from .rms_norm import rms_norm
 from .shape import (
     broadcast_to,

@@ -167,8 +167,6 @@ softplus = unary("softplus", "ln(1 + e^x); -softplus(-x) is the stable ln(sigmoi
                  analytic=False)
 relu = unary("relu", "max(x, 0)", lambda x: x if x > 0 or x != x else 0.0, _relu,
              lambda g, x: where(x.data > 0, g, 0.0), kinks=(0.0,), analytic=False)
-relu_squared = unary("relu_squared", "max(x, 0)²", lambda x: max(x, 0.0) ** 2, lambda x: _relu(x) ** 2,
-                     lambda g, x: g * 2.0 * relu(x), kinks=(0.0,), analytic=False)
 absolute = unary("absolute", "|x|", abs, lambda x: namespace(x).abs(x),
                  lambda g, x: g * _constant(x, namespace(x.data).sign(x.data)), kinks=(0.0,), analytic=False)
 erf = unary("erf", "(2/√π) ∫₀ˣ e^(-t²) dt", math.erf, lambda x: special(x).erf(x),

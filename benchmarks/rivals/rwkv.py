@@ -17,6 +17,7 @@ def inputs(rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], dict]:
 
 def loop(torch, k, v, w, u):
     """The sums with their largest exponent taken out, position after position."""
+    torch.set_flush_denormal(True)  # gradients that fade away become subnormal numbers, 16 times slower on a CPU
     a, b, p = torch.zeros_like(k[:, 0]), torch.zeros_like(k[:, 0]), torch.full_like(k[:, 0], -1e38)
     ys = []
     for key, value in zip(k.unbind(1), v.unbind(1), strict=True):

@@ -3,11 +3,12 @@
     time mixing      k, v, r = shift_k(x) Wkᵀ, shift_v(x) Wvᵀ, shift_r(x) Wrᵀ      y = (sigmoid(r) · wkv(k, v)) Woᵀ
     channel mixing   k, r = f(shift_k(x) Wkᵀ), shift_r(x) Wrᵀ                     y = sigmoid(r) · (k Wvᵀ)
 
-shift is token_shift, every one with a mix of its own, and f(x) = max(x, 0)². The model normalises the embedding once more
-before the first block. Linear layers have no biases: --bias is about norms alone. Weights are drawn as in RWKV-v4neo: the
-keys and receptances of both halves and what they return start at 0, so that every block is the identity; other matrices are
-orthogonal, and so is an untied head; decays and mixes depend on the layer and the channel. Not offered of the official code:
-a copying head (head_qk), a small attention (tiny_att), and other learning rates for decays and bonuses.
+shift is token_shift, every one with a mix of its own, and f(x) is --activation, max(x, 0)² in the presets. The model
+normalises the embedding before the first block. Linear layers have no biases: --bias is about norms alone. Weights are drawn
+as in RWKV-v4neo: time mixing's Wv, channel mixing's Wk and an untied head are orthogonal, all other matrices of the blocks
+are 0, so that every block starts as the identity; decays and mixes depend on the layer and the channel. --init-std is of a
+tied embedding alone. Not offered of the official code: a copying head (head_qk), a small attention (tiny_att), and other
+learning rates for decays and bonuses.
 
 The state are five vectors a layer: time_x and channel_x, what the two halves last read, and a, b and p of the operator wkv.
 """
@@ -31,7 +32,7 @@ from ..ops.wkv import EMPTY
 from ..options import ModelOptions
 from . import Page
 
-# Hidden layers of 3.5 widths make up for the head of its own and the receptances.
+# As in the paper, but for hidden layers of 3.5 widths, which make up for the head of its own and the receptances.
 _PAPER = dict(ffn_width=3.5, activation="relu_squared", bias=True, tied=False)
 PRESETS = {name: _PAPER for name in ("tiny", "nanogpt-cpu", "small")}
 

@@ -22,14 +22,13 @@ def _backward(x, gate, g, dx, dgate):
         dgate[i] = g[i] * x[i] * s * (one - s)
 
 
-def _flat(x):
-    return np.ascontiguousarray(x).reshape(-1)
+def _flat(x, shape):
+    return np.ascontiguousarray(x if x.shape == shape else np.broadcast_to(x, shape).copy()).reshape(-1)
 
 
 def forward(x, gate):
-    if x.shape != gate.shape:
-        x, gate = np.broadcast_arrays(x, gate)
-    x, gate, shape = _flat(x), _flat(gate), x.shape
+    shape = np.broadcast_shapes(x.shape, gate.shape)
+    x, gate = _flat(x, shape), _flat(gate, shape)
     y = np.empty_like(x)
     _forward(x, gate, y)
     return y.reshape(shape), (x, gate)
@@ -38,5 +37,5 @@ def forward(x, gate):
 def backward(saved, g):
     x, gate = saved
     dx, dgate = np.empty_like(x), np.empty_like(x)
-    _backward(x, gate, _flat(g), dx, dgate)
+    _backward(x, gate, _flat(g, g.shape), dx, dgate)
     return dx.reshape(g.shape), dgate.reshape(g.shape)

@@ -302,6 +302,10 @@ def scans(k, v, w, u):
 
 
 
+bidirectional_wkv.kernel("cpu", "minitv.ops.wkv.cpu", prefix="bidirectional_")
+bidirectional_wkv.kernel("cuda", "minitv.ops.wkv.gpu", prefix="bidirectional_")
+
+
 @bidirectional_wkv.inputs
 def _(draw):
     batch, length, width = draw.size(0, 2), draw.size(0, 7), draw.size(0, 3)

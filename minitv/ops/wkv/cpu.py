@@ -1,4 +1,4 @@
-"""wkv on the CPU, forward and backward: one token after the other, up to LANES channels at a time.
+"""wkv and bidirectional_wkv on the CPU, forward and backward: one token after the other, up to LANES channels at a time.
 
 Everything is computed on rows of LANES numbers in one scratch array, for which LLVM sees that they do not overlap. A state
 that meets a token (k, v) leaves a record of how:
@@ -21,6 +21,9 @@ maximum, ``top``, and the number of steps since, ``lag``: p = top + lag w. Only 
 
 Saved for backward: the inputs, y, a and b at the end, ``states`` [B, 4, chunks, C] of a, b, top and lag before every chunk of
 ``chunk_size`` positions, from which the records within a chunk are made again, and the last lag [B C].
+
+In both directions every position has two records, of the state of all tokens before it and of all after it, which backward
+makes again: y = past a + past' a' + present v.
 """
 
 import numba
@@ -36,10 +39,10 @@ VECTOR = 16  # channels are computed in multiples of this
 
 # Rows of the scratch memory: inputs and results of one position, a state, its gradient, sums, and then records.
 W, U, K, V, Y, DY, DK, DV, DW, DU = range(10)
-STATE = A, B, TOP, LAG = range(10, 14)
+A, B, TOP, LAG = range(10, 14)
 ALPHA, BETA = range(14, 16)
 ROWS = 16
-RECORD = OLD_A, OLD_B, STAYS, JOINS, PAST, PRESENT = range(6)
+RECORD = 6  # rows: a, b, stays, joins, past, present
 
 
 @inline
@@ -113,7 +116,7 @@ def _weigh(s, h, m):
 @cpu_kernel
 def _forward(k, v, w, u, reset, shape, size, y, final, states, lags):
     length, width, chunks = shape[1], shape[2], states.shape[2]
-    s = np.zeros((ROWS + 6) * LANES, k.dtype)
+    s = np.zeros((ROWS + RECORD) * LANES, k.dtype)
     for first in range(0, width, LANES):
         n = min(LANES, width - first)
         m = (n + VECTOR - 1) // VECTOR * VECTOR
@@ -187,7 +190,7 @@ def _write_exponents(s, b, first, n, length, width, final, states, lags, dfinal,
 def _backward(k, v, w, u, reset, shape, size, y, final, states, lags, dy, dfinal, dk, dv, dw, du):
     """``dfinal`` holds the gradients of the last state, and those of the first one afterwards."""
     length, width, chunks = shape[1], shape[2], states.shape[2]
-    s = np.zeros((ROWS + 6 * size) * LANES, k.dtype)
+    s = np.zeros((ROWS + RECORD * size) * LANES, k.dtype)
     for first in range(0, width, LANES):
         n = min(LANES, width - first)
         m = (n + VECTOR - 1) // VECTOR * VECTOR
@@ -208,7 +211,7 @@ def _backward(k, v, w, u, reset, shape, size, y, final, states, lags, dy, dfinal
                     _read(s, V, v, at, n)
                     if reset[b, t]:
                         _forget(s, A)
-                    h = ROWS + 6 * (t - start)
+                    h = ROWS + RECORD * (t - start)
                     _advance(s, A, h, m)
                     _weigh(s, h, m)
                 for t in range(stop - 1, start - 1, -1):
@@ -216,7 +219,7 @@ def _backward(k, v, w, u, reset, shape, size, y, final, states, lags, dy, dfinal
                     _read(s, V, v, at, n)
                     _read(s, Y, y, at, n)
                     _read(s, DY, dy, at, n)
-                    h = ROWS + 6 * (t - start)
+                    h = ROWS + RECORD * (t - start)
                     _pull(s, h, m)
                     _retreat(s, ALPHA, h, m)
                     _write(dk, at, s, DK, n)
@@ -231,6 +234,100 @@ def _backward(k, v, w, u, reset, shape, size, y, final, states, lags, dy, dfinal
         _write(du, first, s, DU, n)
 
 
+# -- both directions ---------------------------------------------------------------------------------------------------
+@cpu_kernel
+def _weigh_both(s, left, right, m):
+    """The shares of what lies before, of what lies after and of the present, and y."""
+    zero, one = s.dtype.type(0), s.dtype.type(1)
+    v, y = _row(s, V), _row(s, Y)
+    a, b, before = _row(s, left), _row(s, left + 1), _row(s, left + 4)
+    c, d, after, present = _row(s, right), _row(s, right + 1), _row(s, right + 4), _row(s, left + 5)
+    for i in range(m):
+        top = max(max(before[i], after[i]), zero)
+        one_side, other, now = exp(before[i] - top), exp(after[i] - top), exp(-top)
+        scale = one / (one_side * b[i] + other * d[i] + now)
+        before[i], after[i], present[i] = one_side * scale, other * scale, now * scale
+        y[i] = before[i] * a[i] + after[i] * c[i] + present[i] * v[i]
+
+
+@cpu_kernel
+def _scan_both(k, v, s, start, first, n, m, length, width):
+    """Fill the records of all positions of a sequence: one of what lies before each, one of what lies after."""
+    _forget(s, A)
+    for t in range(length):
+        at = start + t * width + first
+        _read(s, K, k, at, n)
+        _read(s, V, v, at, n)
+        _advance(s, A, ROWS + 2 * RECORD * t, m)
+    _forget(s, A)
+    for t in range(length - 1, -1, -1):
+        at = start + t * width + first
+        _read(s, K, k, at, n)
+        _read(s, V, v, at, n)
+        _advance(s, A, ROWS + (2 * t + 1) * RECORD, m)
+
+
+@cpu_kernel
+def _bidirectional_forward(k, v, w, u, shape, y):
+    length, width = shape[1], shape[2]
+    s = np.zeros((ROWS + 2 * RECORD * length) * LANES, k.dtype)
+    for first in range(0, width, LANES):
+        n = min(LANES, width - first)
+        m = (n + VECTOR - 1) // VECTOR * VECTOR
+        _read(s, W, w, first, n)
+        _read(s, U, u, first, n)
+        for b in range(shape[0]):
+            start = b * length * width
+            _scan_both(k, v, s, start, first, n, m, length, width)
+            for t in range(length):
+                at = start + t * width + first
+                _read(s, V, v, at, n)
+                _weigh_both(s, ROWS + 2 * RECORD * t, ROWS + (2 * t + 1) * RECORD, m)
+                _write(y, at, s, Y, n)
+
+
+@cpu_kernel
+def _bidirectional_backward(k, v, w, u, shape, y, dy, dk, dv, dw, du):
+    length, width = shape[1], shape[2]
+    s = np.zeros((ROWS + 2 * RECORD * length) * LANES, k.dtype)
+    for first in range(0, width, LANES):
+        n = min(LANES, width - first)
+        m = (n + VECTOR - 1) // VECTOR * VECTOR
+        _read(s, W, w, first, n)
+        _read(s, U, u, first, n)
+        _row(s, DW)[:] = 0
+        _row(s, DU)[:] = 0
+        for b in range(shape[0]):
+            start = b * length * width
+            _scan_both(k, v, s, start, first, n, m, length, width)
+            _row(s, ALPHA)[:] = 0
+            _row(s, BETA)[:] = 0
+            for t in range(length - 1, -1, -1):
+                at, h = start + t * width + first, ROWS + 2 * RECORD * t
+                _read(s, V, v, at, n)
+                _weigh_both(s, h, h + RECORD, m)
+                _read(s, DY, dy, at, n)
+                _pull(s, h, m)
+                _retreat(s, ALPHA, h, m)
+                _write(dk, at, s, DK, n)
+                _write(dv, at, s, DV, n)
+            _row(s, ALPHA)[:] = 0
+            _row(s, BETA)[:] = 0
+            for t in range(length):
+                at = start + t * width + first
+                _read(s, V, v, at, n)
+                _read(s, Y, y, at, n)
+                _read(s, DY, dy, at, n)
+                _read(s, DK, dk, at, n)
+                _read(s, DV, dv, at, n)
+                _retreat(s, ALPHA, ROWS + (2 * t + 1) * RECORD, m)
+                _write(dk, at, s, DK, n)
+                _write(dv, at, s, DV, n)
+        _write(dw, first, s, DW, n)
+        _write(du, first, s, DU, n)
+
+
+# -- host --------------------------------------------------------------------------------------------------------------
 def _flat(x):
     return np.ascontiguousarray(x).reshape(-1)
 
@@ -240,16 +337,31 @@ def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
     final = np.empty((3, batch, width), k.dtype)
     final[0], final[1], final[2] = (0, 0, EMPTY) if p is None else (a, b, p)
     reset = np.zeros((batch, length), bool) if reset is None else np.ascontiguousarray(reset)
-    states = np.empty((batch, 4, length // chunk_size + 1, width), k.dtype)
+    size = min(chunk_size, max(1, length))
+    states = np.empty((batch, 4, length // size + 1, width), k.dtype)
     y, lags = np.empty(k.size, k.dtype), np.empty((batch, width), k.dtype)
-    inputs = _flat(k), _flat(v), _flat(w), _flat(u), reset, k.shape, chunk_size
+    inputs = _flat(k), _flat(v), _flat(w), _flat(u), reset, k.shape, size
     _forward(*inputs, y, final, states, lags)
     return (y.reshape(k.shape), *final), (inputs, y, final, states, lags, p is not None)
 
 
 def backward(saved, dy, da, db, dp):
     inputs, y, final, states, lags, carried = saved
-    grads, dfinal = [np.empty_like(x) for x in inputs[:4]], np.stack([da, db, dp])
+    grads, dfinal = [np.empty_like(x) for x in inputs[:4]], np.ascontiguousarray([da, db, dp])
     _backward(*inputs, y, final, states, lags, _flat(dy), dfinal, *grads)
     dk, dv, dw, du = grads
     return dk.reshape(dy.shape), dv.reshape(dy.shape), dw, du, *(dfinal if carried else (None, None, None)), None
+
+
+def bidirectional_forward(k, v, w, u):
+    inputs, y = (_flat(k), _flat(v), _flat(w), _flat(u), k.shape), np.empty(k.size, k.dtype)
+    _bidirectional_forward(*inputs, y)
+    return y.reshape(k.shape), (inputs, y)
+
+
+def bidirectional_backward(saved, dy):
+    inputs, y = saved
+    grads = [np.empty_like(x) for x in inputs[:4]]
+    _bidirectional_backward(*inputs, y, _flat(dy), *grads)
+    dk, dv, dw, du = grads
+    return dk.reshape(dy.shape), dv.reshape(dy.shape), dw, du

@@ -1,4 +1,4 @@
-// wkv: a thread a sequence and channel walks over the positions. The numbers that meet at a position, and the rules by which
+// wkv and bidirectional_wkv: a thread a sequence and channel walks over the positions. The numbers that meet at a position, and the rules by which
 // gradients go back through them, are those of cpu.py; so is p = top + lag w, which gathers no rounding.
 //
 // Forward keeps the state before every STEPS positions; backward makes the states between them again, in registers.
@@ -129,4 +129,109 @@ mtv_wkv_backward(const float* __restrict__ k, const float* __restrict__ v, const
     dfirst[i] = alpha;
     dfirst[second] = beta;
     dfirst[third] = alpha * first[i] + beta * first[second] + (maximum < 0 ? given : 0.f);
+}
+
+// -- both directions --------------------------------------------------------------------------------------------------
+// `before` and `after` are [length, 4, channels]: the states of all tokens before and after each position.
+
+__device__ __forceinline__ void keep(float* __restrict__ states, long long t, int count, int i, float a, float b, float top,
+                                     float lag)
+{
+    float* state = states + 4 * t * count + i;
+    state[0] = a;
+    state[count] = b;
+    state[2ll * count] = top;
+    state[3ll * count] = lag;
+}
+
+// The shares of what lies before, of what lies after and of the present.
+__device__ __forceinline__ void weigh_both(const float* __restrict__ left, const float* __restrict__ right, int count, float w,
+                                           float u, float k, float& before, float& after, float& present)
+{
+    float one = (left[2ll * count] - k) + (left[3ll * count] * w - u);
+    float other = (right[2ll * count] - k) + (right[3ll * count] * w - u);
+    float top = fmaxf(fmaxf(one, other), 0.f);
+    before = expf(one - top);
+    after = expf(other - top);
+    present = expf(-top);
+    float scale = 1.f / (before * left[count] + after * right[count] + present);
+    before *= scale;
+    after *= scale;
+    present *= scale;
+}
+
+// The gradient of the state after a token to that of the state before it: what the token and w get of it.
+__device__ __forceinline__ void retreat(const float* __restrict__ state, int count, float w, float k, float v, float pulled,
+                                        float y, float& alpha, float& beta, float& dk, float& dv, float& dw)
+{
+    float a = state[0], b = state[count], top = state[2ll * count], lag = state[3ll * count], old_a = a, old_b = b;
+    float stays, joins;
+    advance(a, b, top, lag, w, k, v, stays, joins);
+    dv += joins * alpha;
+    dk += joins * (alpha * v + beta);
+    dw += stays * (alpha * old_a + beta * old_b);
+    alpha = stays * alpha + pulled;
+    beta = stays * beta - pulled * y;
+}
+
+extern "C" __global__ void __launch_bounds__(64)
+mtv_wkv_bidirectional_forward(const float* __restrict__ k, const float* __restrict__ v, const float* __restrict__ w,
+                              const float* __restrict__ u, float* __restrict__ y, float* __restrict__ before,
+                              float* __restrict__ after, int batch, int length, int width)
+{
+    int i = blockIdx.x * 64 + threadIdx.x, count = batch * width, c = i % width;
+    if (i >= count) return;
+    long long start = (long long)(i / width) * length * width + c;
+    float decay = w[c], bonus = u[c], a, b, top, lag, stays, joins;
+    forget(a, b, top, lag);
+    for (int t = 0; t < length; t++) {
+        long long at = start + (long long)t * width;
+        keep(before, t, count, i, a, b, top, lag);
+        advance(a, b, top, lag, decay, k[at], v[at], stays, joins);
+    }
+    forget(a, b, top, lag);
+    for (int t = length - 1; t >= 0; t--) {
+        long long at = start + (long long)t * width;
+        float key = k[at], value = v[at], one, other, present;
+        keep(after, t, count, i, a, b, top, lag);
+        const float *left = before + 4ll * t * count + i, *right = after + 4ll * t * count + i;
+        weigh_both(left, right, count, decay, bonus, key, one, other, present);
+        y[at] = one * left[0] + other * right[0] + present * value;
+        advance(a, b, top, lag, decay, key, value, stays, joins);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(64)
+mtv_wkv_bidirectional_backward(const float* __restrict__ k, const float* __restrict__ v, const float* __restrict__ w,
+                               const float* __restrict__ u, const float* __restrict__ y, const float* __restrict__ before,
+                               const float* __restrict__ after, const float* __restrict__ dy, float* __restrict__ dk,
+                               float* __restrict__ dv, float* __restrict__ sums, int batch, int length, int width)
+{
+    int i = blockIdx.x * 64 + threadIdx.x, count = batch * width, c = i % width;
+    if (i >= count) return;
+    long long start = (long long)(i / width) * length * width + c;
+    float decay = w[c], bonus = u[c], dw = 0.f, du = 0.f, alpha = 0.f, beta = 0.f;
+    for (int t = length - 1; t >= 0; t--) {
+        long long at = start + (long long)t * width;
+        float key = k[at], value = v[at], out = y[at], g = dy[at], one, other, present;
+        const float *left = before + 4ll * t * count + i, *right = after + 4ll * t * count + i;
+        weigh_both(left, right, count, decay, bonus, key, one, other, present);
+        float gv = present * g, gk = gv * (value - out);
+        du += gk;
+        retreat(left, count, decay, key, value, one * g, out, alpha, beta, gk, gv, dw);
+        dk[at] = gk;
+        dv[at] = gv;
+    }
+    alpha = beta = 0.f;
+    for (int t = 0; t < length; t++) {
+        long long at = start + (long long)t * width;
+        float key = k[at], value = v[at], out = y[at], g = dy[at], gk = dk[at], gv = dv[at], one, other, present;
+        const float *left = before + 4ll * t * count + i, *right = after + 4ll * t * count + i;
+        weigh_both(left, right, count, decay, bonus, key, one, other, present);
+        retreat(right, count, decay, key, value, other * g, out, alpha, beta, gk, gv, dw);
+        dk[at] = gk;
+        dv[at] = gv;
+    }
+    sums[i] = dw;
+    sums[(long long)count + i] = du;
 }

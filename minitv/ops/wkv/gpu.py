@@ -1,4 +1,4 @@
-"""wkv on a GPU: a thread a sequence and channel, see gpu.cu."""
+"""wkv and bidirectional_wkv on a GPU: a thread a sequence and channel, see gpu.cu."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from . import EMPTY
 
 SOURCE = Source(__file__)
 STEPS = 8  # positions from one kept state to the next, as in gpu.cu
-supports = float32_only
+supports = bidirectional_supports = float32_only
 
 
 def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
@@ -34,5 +34,25 @@ def backward(saved, dy, da, db, dp):
     sums = xp.zeros((2, *lags.shape), np.float32)
     if lags.size:
         SOURCE.launch("mtv_wkv_backward", ceil_div(lags.size, 64), *inputs, y, final, lags, states, contiguous(dy),
-                      xp.stack([da, db, dp]), dk, dv, sums, dfirst, *sizes)
+                      contiguous(xp.stack([da, db, dp])), dk, dv, sums, dfirst, *sizes)
     return dk, dv, *sums.sum(axis=1), *(dfirst if carried else (None, None, None)), None
+
+
+def bidirectional_forward(k, v, w, u):
+    xp = namespace(k)
+    batch, length, width = k.shape
+    inputs, y = tuple(contiguous(x) for x in (k, v, w, u)), xp.empty(k.shape, np.float32)
+    before, after = xp.empty((2, length, 4, batch, width), np.float32)
+    if y.size:
+        SOURCE.launch("mtv_wkv_bidirectional_forward", ceil_div(batch * width, 64), *inputs, y, before, after, *k.shape)
+    return y, (inputs, y, before, after)
+
+
+def bidirectional_backward(saved, dy):
+    inputs, y, before, after = saved
+    xp, (batch, _, width) = namespace(y), y.shape
+    dk, dv, sums = xp.empty_like(y), xp.empty_like(y), xp.zeros((2, batch, width), np.float32)
+    if y.size:
+        SOURCE.launch("mtv_wkv_bidirectional_backward", ceil_div(batch * width, 64), *inputs, y, before, after, contiguous(dy),
+                      dk, dv, sums, *y.shape)
+    return dk, dv, *sums.sum(axis=1)

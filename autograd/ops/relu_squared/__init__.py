@@ -1,0 +1,27 @@
+"""relu_squared: max(x, 0)², the activation of Primer (So et al. 2021, arXiv 2109.08668) and of RWKV."""
+
+from __future__ import annotations
+
+from ...op import op
+from ..elementwise import relu, scalar_loop
+
+
+@op("x[...] -> y[...]")
+def relu_squared(x):
+    """max(x, 0)², elementwise."""
+    return scalar_loop(lambda v: max(v, 0.0) ** 2, x)
+
+
+@relu_squared.form
+def composed(x):
+    y = relu(x)
+    return y * y
+
+
+relu_squared.kernel("cpu", "autograd.ops.relu_squared.cpu")
+relu_squared.kernel("cuda", "autograd.ops.relu_squared.gpu")
+
+
+@relu_squared.inputs
+def _(draw):
+    return (draw.floats(*draw.shape(), kinks=(0.0,)),), {}
