@@ -1,4 +1,4 @@
-"""Makes long_conv.npz and hyena.npz: long convolutions, and mixers of torch's modules as the paper's code makes them, in float64.
+"""Makes long_conv.npz and hyena.npz: long convolutions, and Hyena's mixers made of torch's modules, in float64 on the CPU.
 
     pip install what make_goldens.py needs
     python tests/goldens/make_hyena.py
