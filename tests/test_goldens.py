@@ -29,8 +29,8 @@ LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 CALLED = {
     "adamw", "aft_conv", "aft_conv2d", "aft_full", "aft_local", "aft_simple", "attention", "bidirectional_wkv",
-    "causal_conv1d", "cross_entropy", "embedding", "gelu", "gelu_tanh", "group_norm", "layer_norm", "log_softmax",
-    "logsumexp", "long_conv", "retention", "rms_norm", "rope", "sigmoid_gate", "silu", "softplus", "swish_gate",
+    "causal_conv1d", "cross_entropy", "embedding", "gated", "gelu", "gelu_tanh", "group_norm", "layer_norm", "log_softmax",
+    "logsumexp", "long_conv", "retention", "rms_norm", "rope", "silu", "softplus",
     "token_shift", "wkv",
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ from autograd.random import Random
 from ..config import check, option
 from ..errors import UserError
 from ..nn import ACTIVATIONS, Dropout, Linear, Module
-from ..ops import merge_heads, retention, rope, split_heads, swish_gate
+from ..ops import gated, merge_heads, retention, rope, split_heads
 from ..ops.retention import NORMALIZATIONS
 from ..ops.rope import rope_angles
 from ..options import ModelOptions
@@ -39,7 +39,7 @@ PAGE = Page(
     cost="O(T D (C + K)) time in chunks of C positions with K channels a head, which trains; O(T² D) in parallel; O(D V) for "
          "every token when writing, with V values a head",
     state="D (V + 1) + heads: S, its keys' sum z and a count n for every head, of fixed size",
-    operators=("retention", "rope", "swish_gate"),
+    operators=("retention", "rope", "gated"),
     golden="torchscale 0.3.0: its layer with all gradients, its rotation, its divisor, and a whole decoder",
     discrepancies=(
         "torchscale's parallel, recurrent and chunkwise forms divide by different sums and agree only for a head norm with "
@@ -190,7 +190,7 @@ class Mixer(Module):
         k = rope(k, start=position, scale=self.scale, **self.rotation)
         decay = namespace(x.data).asarray(self.decay)
         y, S, z, n = retention(q, k, v, decay, S, z, n, normalization=self.normalization)
-        y = swish_gate(self._norm(merge_heads([y])), self.gate(x))
+        y = gated(self._norm(merge_heads([y])), self.gate(x), function="swish")
         return self.out(y), State(S, z, n, position + x.shape[1])
 
     def _norm(self, y: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from autograd.random import Random
 
 from ..config import check, option
 from ..nn import ACTIVATIONS, Dropout, Module, Parameter
-from ..ops import sigmoid_gate, token_shift, wkv
+from ..ops import gated, token_shift, wkv
 from ..ops.wkv import EMPTY
 from ..options import ModelOptions
 from . import Page
@@ -41,7 +41,7 @@ PAGE = Page(
             "channel; out = (sigmoid(r) · y) Wᵀ; k, v and r are made of x_t mixed with x_{t-1}",
     cost="O(T D) time for the mean, besides O(T D²) for the projections; O(D) time and space for a token when writing",
     state="5 D: what both halves read last, and the mean's numerator, denominator and largest exponent",
-    operators=("wkv", "bidirectional_wkv", "token_shift", "sigmoid_gate"),
+    operators=("wkv", "bidirectional_wkv", "token_shift", "gated"),
     golden="RWKV of the package transformers with all gradients and its state, and its author's package rwkv with its state",
     discrepancies=(
         "the paper subtracts w >= 0; its code learns time_decay and adds w = -e^time_decay, as here",
@@ -140,7 +140,7 @@ class ChannelMix(Module):
         k, last = token_shift(x, self.mix_k, channel_x)
         r, _ = token_shift(x, self.mix_r, channel_x)
         k = linear(self.activation(linear(k, self.key)), self.value)
-        return sigmoid_gate(k, linear(r, self.receptance)), ChannelState(last)
+        return gated(k, linear(r, self.receptance)), ChannelState(last)
 
 
 class Mixer(Module):
@@ -184,7 +184,7 @@ class Mixer(Module):
         v, _ = token_shift(x, self.mix_v, time_x)
         r, _ = token_shift(x, self.mix_r, time_x)
         y, *state = wkv(linear(k, self.key), linear(v, self.value), -exp(self.time_decay), self.time_first, *state)
-        return linear(sigmoid_gate(y, linear(r, self.receptance)), self.out), State(last, *state)
+        return linear(gated(y, linear(r, self.receptance)), self.out), State(last, *state)
 
     @staticmethod
     def init_tables(rng: Random, model: ModelOptions, vocab: int, dtype) -> tuple[Parameter, Parameter]:

@@ -1,4 +1,4 @@
-"""Makes retention.npz and retnet.npz: retention, rope, swish_gate and a whole RetNet of torchscale, in float64 on the CPU.
+"""Makes retention.npz and retnet.npz: retention, rope, gated and a whole RetNet of torchscale, in float64 on the CPU.
 
     pip install what make_goldens.py needs && pip install --no-deps torchscale==0.3.0 fairscale==0.4.13
     python tests/goldens/make_retnet.py
@@ -41,7 +41,7 @@ def faithful_torchscale():
 
 
 def retention() -> dict[str, np.ndarray]:
-    """retention against a loop over time, its "paper" form also against torchscale's layer; rope and swish_gate."""
+    """retention against a loop over time, its "paper" form also against torchscale's layer; rope and gated."""
     calls = Calls(4)
     normal, rng = calls.normal, calls.rng
 
@@ -102,7 +102,8 @@ def retention() -> dict[str, np.ndarray]:
     calls.add("rope.torchscale", adjacent, {"x": normal(2, 3, 5, 8)}, angles=10_000.0 ** -np.linspace(0, 1, 4))
     calls.add("rope.llama", half, {"x": normal(2, 3, 4, 6), "positions": rng.integers(0, 5000, (2, 4))},
               angles=10_000.0 ** (-np.arange(0, 6, 2) / 6), pairing="half")
-    calls.add("swish_gate", lambda x, gate: x * F.silu(gate), {"x": normal(3, 4, 10), "gate": normal(3, 4, 10, scale=4.0)})
+    inputs = {"x": normal(3, 4, 10), "gate": normal(3, 4, 10, scale=4.0)}
+    calls.add("gated.swish", lambda x, gate: x * F.silu(gate), inputs, function="swish")
     return calls.arrays
 
 

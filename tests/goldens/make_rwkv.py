@@ -65,7 +65,7 @@ def wkv() -> dict[str, np.ndarray]:
 
     calls.add("token_shift", shift, {"x": normal(2, 5, 4), "mix": normal(4), "last": normal(2, 4)})
     inputs = {"x": normal(3, 4, 5), "gate": normal(3, 4, 5, scale=4.0)}
-    calls.add("sigmoid_gate", lambda x, gate: x * torch.sigmoid(gate), inputs)
+    calls.add("gated", lambda x, gate: x * torch.sigmoid(gate), inputs)
     return calls.arrays
 
 
