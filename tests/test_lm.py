@@ -277,7 +277,7 @@ def test_the_first_loss_is_that_of_guessing(variant, std):
     """A normalised row times a row of the head with length s gives logits from N(0, s²), which cost s² / 2 nats."""
     options = dataclasses.replace(SMALL, init_std=std, tied=False)  # where blocks start as the identity, a tied head echoes
     model = build(variant, options, vocab=VOCAB, spread=False)
-    ids = tokens(CONTEXT + 1)
+    ids = tokens(CONTEXT + 1, batch=200)
     expected = math.log(VOCAB) + np.square(model.head.weight.numpy()).sum(axis=1).mean() / 2
     assert model.loss(ids[:, :-1], ids[:, 1:]).item() == pytest.approx(expected, abs=0.1)
 

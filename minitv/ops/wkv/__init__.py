@@ -216,7 +216,7 @@ def _(draw):
     reset = draw.layout(draw.generator().random((batch, length)) < 0.2) if draw.boolean() else None
     # The p that comes out is a maximum, with a kink where two exponents are equal: raise what gives it above the others.
     k, p = (x if x.flags.writeable else x.copy() for x in (k, p))
-    top, winner = p.copy(), np.full((batch, width), -1)
+    top, winner = p.copy() if carried else np.full_like(p, EMPTY), np.full((batch, width), -1)
     for t in range(length):
         top = top + w if reset is None else np.where(reset[:, t, None], EMPTY, top + w)
         top, winner = np.maximum(top, k[:, t]), np.where(k[:, t] > top, t, winner)
