@@ -6,12 +6,25 @@ A module has no training flag: randomness is an argument. ``module(x, rng)`` dro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from autograd import Tensor, dropout, embedding, gelu, gelu_tanh, layer_norm, linear, relu_squared, rms_norm, silu, to_numpy
-from autograd.device import move
+from autograd import (
+    Tensor,
+    dropout,
+    embedding,
+    gelu,
+    gelu_tanh,
+    layer_norm,
+    linear,
+    relu_squared,
+    reshape,
+    rms_norm,
+    silu,
+    to_numpy,
+)
+from autograd.device import move, namespace
 from autograd.errors import ShapeError
 from autograd.random import Random
 
@@ -94,6 +107,20 @@ def normal(rng: Random, shape: tuple[int, ...], std: float, dtype) -> Parameter:
 def uniform(rng: Random, shape: tuple[int, ...], bound: float, dtype) -> Parameter:
     """A parameter drawn from [-bound, bound)."""
     return Parameter(((2 * rng.uniform(shape, np.float64) - 1) * bound).astype(dtype))
+
+
+class Stateful(Module):
+    """A module that can read a sequence in parts: ``prefill(x[B T D], state)`` gives y[B T D] and the state after it."""
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One position: x[B D], state -> y[B D], the state after it."""
+        y, state = self.prefill(reshape(x, (x.shape[0], 1, x.shape[1])), state)
+        return reshape(y, x.shape), state
+
+    def constant(self, value: float, *shape: int) -> Tensor:
+        """An array for a state, of the parameters' dtype and where they lie."""
+        data = self.parameters()[0].data
+        return Tensor(namespace(data).full(shape, value, data.dtype))
 
 
 class Linear(Module):

@@ -320,9 +320,9 @@ def libm_calls(code):
 
 
 def assembly(function, types):
-    """A function's assembly for some argument types, compiled here: Numba has none for what it read from disk."""
+    """A function's assembly for argument types or their names, compiled here: Numba has none for what it read from disk."""
     kernel = numba.njit(**kernels.FLAGS)(function)
-    kernel.compile(types)
+    kernel.compile(tuple(getattr(numba.types, t) if isinstance(t, str) else t for t in types))
     (code,) = kernel.inspect_asm().values()
     return code
 

@@ -133,7 +133,4 @@ LOOPS = {  # kernels that other kernels call, the types of their arguments, and 
 @pytest.mark.parametrize("kernel", LOOPS, ids=lambda kernel: kernel.__name__)
 def test_inner_loops_are_packed(kernel):
     types, least = LOOPS[kernel]
-    import numba
-
-    code = assembly(kernel.py_func, tuple(getattr(numba.types, t) if isinstance(t, str) else t for t in types))
-    assert ARITHMETIC.findall(code).count("s") >= least
+    assert ARITHMETIC.findall(assembly(kernel.py_func, types)).count("s") >= least

@@ -6,7 +6,7 @@ A mixer is a Module with
     mixer(x[B T D], rng=None) -> y[B T D]  the whole sequence at once; rng drops values
     init_state(batch)         -> state     of an empty past
     prefill(x[B T D], state)  -> y, state  a segment, continuing the state
-    step(x[B D], state)       -> y, state  one position
+    step(x[B D], state)       -> y, state  one position; nn.Stateful has it
 
 States are explicit values. Every way computes the same: prefill over any split = the call; step repeated = the call.
 ``positions`` says whether the model must add position vectors, and ``bounded = True`` that sequences end at the context even

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
-from autograd import Tensor, reshape, split
-from autograd.device import beside
+from autograd import Tensor, split
 from autograd.random import Random
 
-from ..nn import Dropout, Linear, Module
+from ..nn import Dropout, Linear, Stateful
 from ..options import ModelOptions
 
 RANK = "columns of u and v, whose product is the bias of every pair of positions"
@@ -18,7 +15,7 @@ POSITION_STD = "standard deviation of u and v at the start"
 PROJECTION = "a matrix after the mixing; the paper's equations have none, public implementations do"
 
 
-class AFT(Module):
+class AFT(Stateful):
     """x[B T D] -> y[B T D]: y = mix(q, k, v) Woᵀ + b with [q, k, v] = x Wqkvᵀ + b.
 
     A variant's ``mix(q, k, v, state)`` gives y and the state after it; without a state nothing came before.
@@ -42,17 +39,8 @@ class AFT(Module):
         y, state = self.mix(*self._split(x), state)
         return self._project(y), state
 
-    def step(self, x: Tensor, state):
-        y, state = self.prefill(reshape(x, (x.shape[0], 1, x.shape[1])), state)
-        return reshape(y, x.shape), state
-
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         return split(self.qkv(x), sizes=self.sizes)
 
     def _project(self, y: Tensor) -> Tensor:
         return y if self.out is None else self.out(y)
-
-    def _constant(self, value: float, *shape: int) -> Tensor:
-        """An array for a state, of the weights' dtype and where they lie."""
-        weight = self.qkv.weight
-        return Tensor(beside(np.full(shape, value, weight.dtype), weight.data))

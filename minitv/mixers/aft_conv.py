@@ -95,5 +95,5 @@ class Mixer(AFT):
 
     def init_state(self, batch: int) -> State:
         width, near = self.sizes[0], self.window - 1
-        return State(self._constant(0.0, batch, width), self._constant(-math.inf, batch, self.heads),
-                     self._constant(-math.inf, batch, near, self.heads), self._constant(0.0, batch, near, width))
+        return State(self.constant(0.0, batch, width), self.constant(-math.inf, batch, self.heads),
+                     self.constant(-math.inf, batch, near, self.heads), self.constant(0.0, batch, near, width))

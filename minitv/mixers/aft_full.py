@@ -77,5 +77,5 @@ class Mixer(AFT):
         return aft_full(q, *state, bias), state
 
     def init_state(self, batch: int) -> State:
-        empty = self._constant(0.0, batch, 0, self.sizes[0])
+        empty = self.constant(0.0, batch, 0, self.sizes[0])
         return State(empty, empty)

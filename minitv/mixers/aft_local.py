@@ -88,5 +88,5 @@ class Mixer(AFT):
 
     def init_state(self, batch: int) -> State:
         width, near = self.sizes[0], self.window - 1
-        return State(0, self._constant(0.0, batch, width), self._constant(-math.inf, batch, width),
-                     self._constant(-math.inf, batch, near, width), self._constant(0.0, batch, near, width))
+        return State(0, self.constant(0.0, batch, width), self.constant(-math.inf, batch, width),
+                     self.constant(-math.inf, batch, near, width), self.constant(0.0, batch, near, width))

@@ -69,4 +69,4 @@ class Mixer(AFT):
 
     def init_state(self, batch: int) -> State:
         shape = batch, self.sizes[0]
-        return State(self._constant(0.0, *shape), self._constant(-math.inf, *shape))
+        return State(self.constant(0.0, *shape), self.constant(-math.inf, *shape))

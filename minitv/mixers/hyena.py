@@ -23,13 +23,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autograd import Tensor, causal_conv1d, concat, getitem, reshape, sin, split
+from autograd import Tensor, causal_conv1d, concat, getitem, sin, split
 from autograd.device import beside, location
 from autograd.errors import ShapeError
 from autograd.random import Random
 
 from ..config import check, option
-from ..nn import Dropout, Linear, Module, Parameter, normal
+from ..nn import Dropout, Linear, Module, Parameter, Stateful, normal
 from ..ops import long_conv
 from ..ops.long_conv import online
 from ..options import ModelOptions
@@ -142,7 +142,7 @@ class Filters(Module):
         return self._tables[where]
 
 
-class Mixer(Module):
+class Mixer(Stateful):
     """x[B T D] -> y[B T D] by gated long convolutions, T up to the context.
 
     State: (N - 1) T D past inputs and as many sums for later positions, 2 (N + 1) D of the short convolution; the filters.
@@ -181,8 +181,8 @@ class Mixer(Module):
         if self.bidirectional:
             raise ShapeError("hyena: a bidirectional mixer has no state, every output depends on the whole sequence")
         filters = self.filters(self.context)
-        recent = beside(np.zeros((batch, 0, self.short.shape[0]), self.short.dtype), self.short.data)
-        return State(filters, Tensor(recent), tuple([online.begin(batch, f) for f in filters]))
+        recent = self.constant(0.0, batch, 0, self.short.shape[0])
+        return State(filters, recent, tuple([online.begin(batch, f) for f in filters]))
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         length, keep = x.shape[1], self.short.shape[1] - 1
@@ -195,10 +195,6 @@ class Mixer(Module):
             v, past = online.read(v * gates[-1 - o], state.pasts[o], state.filters[o], skip, block=self.online_block)
             pasts.append(past)
         return self.out(v * gates[0]), State(state.filters, _last(recent, min(keep, recent.shape[1])), tuple(pasts))
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = self.prefill(reshape(x, (x.shape[0], 1, x.shape[1])), state)
-        return reshape(y, x.shape), state
 
     def _fits(self, start: int, length: int) -> None:
         if start + length > self.context:

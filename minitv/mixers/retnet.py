@@ -24,9 +24,10 @@ from autograd import Tensor, group_norm, reshape, rms_norm
 from autograd.device import namespace
 from autograd.random import Random
 
+from .. import blocks
 from ..config import check, option
 from ..errors import UserError
-from ..nn import ACTIVATIONS, Dropout, Linear, Module
+from ..nn import ACTIVATIONS, Dropout, Linear, Stateful
 from ..ops import gated, merge_heads, retention, rope, split_heads
 from ..ops.retention import NORMALIZATIONS
 from ..ops.rope import rope_angles
@@ -109,16 +110,16 @@ def _shrink(model: ModelOptions, options: RetNetOptions) -> float:
     return (8 * model.layers) ** -0.25 if options.deepnet else 1.0
 
 
-class FeedForward(Module):
+class FeedForward(blocks.FeedForward):
     """y = f(x W₁ᵀ) W₂ᵀ, or (f(x W₁ᵀ) · x W₃ᵀ) W₂ᵀ with a gate, at every position; it has no state."""
 
     def __init__(self, rng: Random, model: ModelOptions, options: RetNetOptions, layer: int = 0, dtype=np.float32):
-        gated, width, shrink = options.ffn == "glu", model.width, _shrink(model, options)
-        factor = options.ffn_width or model.ffn_multiple * (2 / 3 if gated else 1)
+        glu, width, shrink = options.ffn == "glu", model.width, _shrink(model, options)
+        factor = options.ffn_width or model.ffn_multiple * (2 / 3 if glu else 1)
         hidden = max(1, round(factor * width))
         bound, kwargs = 1 / math.sqrt(width), dict(bias=model.bias, dtype=dtype)
         self.up = Linear(rng.split(0), width, hidden, bound=bound * shrink, **kwargs)
-        self.gate = Linear(rng.split(2), width, hidden, bound=bound, **kwargs) if gated else None
+        self.gate = Linear(rng.split(2), width, hidden, bound=bound, **kwargs) if glu else None
         self.down = Linear(rng.split(1), hidden, width, bound=shrink / math.sqrt(hidden), **kwargs)
         self.activation = ACTIVATIONS[model.activation]
         self.dropout = Dropout(model.dropout)
@@ -127,16 +128,8 @@ class FeedForward(Module):
         y = self.activation(self.up(x))
         return self.dropout(self.down(y if self.gate is None else y * self.gate(x)), rng)
 
-    def init_state(self, batch: int) -> None:
-        return None
 
-    def prefill(self, x: Tensor, state: None) -> tuple[Tensor, None]:
-        return self(x), None
-
-    step = prefill
-
-
-class Mixer(Module):
+class Mixer(Stateful):
     """x[B T D] -> y[B T D] by retention; state size B H (K V + K + 1) with K = D/H and V = value_width D/H."""
 
     positions = False
@@ -173,15 +166,11 @@ class Mixer(Module):
 
     def init_state(self, batch: int) -> State:
         width, values = self.qk.weight.shape[1] // self.heads, self.v.weight.shape[0] // self.heads
-        weight, shapes = self.out.weight, ((self.heads, width, values), (self.heads, width), (self.heads,))
-        return State(*(Tensor(namespace(weight.data).zeros((batch, *shape), weight.dtype)) for shape in shapes), 0)
+        shapes = (self.heads, width, values), (self.heads, width), (self.heads,)
+        return State(*(self.constant(0.0, batch, *shape) for shape in shapes), 0)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         return self._run(x, *state)
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = self._run(reshape(x, (x.shape[0], 1, x.shape[1])), *state)
-        return reshape(y, x.shape), state
 
     def _run(self, x: Tensor, S: Tensor | None, z: Tensor | None, n: Tensor | None, position: int) -> tuple[Tensor, State]:
         q, k = split_heads(self.qk(x), heads=self.heads, parts=2)

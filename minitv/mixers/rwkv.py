@@ -21,12 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autograd import Tensor, exp, linear, reshape
-from autograd.device import beside
+from autograd import Tensor, exp, linear
 from autograd.random import Random
 
 from ..config import check, option
-from ..nn import ACTIVATIONS, Dropout, Module, Parameter
+from ..nn import ACTIVATIONS, Dropout, Parameter, Stateful
 from ..ops import gated, token_shift, wkv
 from ..ops.wkv import EMPTY
 from ..options import ModelOptions
@@ -105,12 +104,7 @@ def _mix(model: ModelOptions, layer: int, dtype, power: float = 1.0, plus: float
     return Parameter((share ** (power * (1 - layer / model.layers)) + plus).astype(dtype))
 
 
-def _one(x: Tensor) -> Tensor:
-    """x[B D] as a sequence of one position."""
-    return reshape(x, (x.shape[0], 1, x.shape[1]))
-
-
-class ChannelMix(Module):
+class ChannelMix(Stateful):
     """y = sigmoid(shift_r(x) Wrᵀ) · (f(shift_k(x) Wkᵀ) Wvᵀ); its state is the last input."""
 
     def __init__(self, rng: Random, model: ModelOptions, options: RWKVOptions, layer: int = 0, dtype=np.float32):
@@ -126,15 +120,10 @@ class ChannelMix(Module):
         return self.dropout(self._run(x, None)[0], rng)
 
     def init_state(self, batch: int) -> ChannelState:
-        weight = self.receptance
-        return ChannelState(Tensor(beside(np.zeros((batch, weight.shape[0]), weight.dtype), weight.data)))
+        return ChannelState(self.constant(0.0, batch, self.receptance.shape[0]))
 
     def prefill(self, x: Tensor, state: ChannelState) -> tuple[Tensor, ChannelState]:
         return self._run(x, *state)
-
-    def step(self, x: Tensor, state: ChannelState) -> tuple[Tensor, ChannelState]:
-        y, state = self._run(_one(x), *state)
-        return reshape(y, x.shape), state
 
     def _run(self, x: Tensor, channel_x: Tensor | None) -> tuple[Tensor, ChannelState]:
         k, last = token_shift(x, self.mix_k, channel_x)
@@ -143,7 +132,7 @@ class ChannelMix(Module):
         return gated(k, linear(r, self.receptance)), ChannelState(last)
 
 
-class Mixer(Module):
+class Mixer(Stateful):
     """x[B T D] -> y[B T D] by time mixing; state size 4 B D, and B D of channel mixing."""
 
     positions = False
@@ -168,16 +157,10 @@ class Mixer(Module):
         return self.dropout(self._run(x, None, None, None, None)[0], rng)
 
     def init_state(self, batch: int) -> State:
-        weight = self.out
-        return State(*(Tensor(beside(np.full((batch, weight.shape[0]), value, weight.dtype), weight.data))
-                       for value in (0.0, 0.0, 0.0, EMPTY)))
+        return State(*(self.constant(value, batch, self.out.shape[0]) for value in (0.0, 0.0, 0.0, EMPTY)))
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         return self._run(x, *state)
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = self._run(_one(x), *state)
-        return reshape(y, x.shape), state
 
     def _run(self, x: Tensor, time_x: Tensor | None, *state: Tensor | None) -> tuple[Tensor, State]:
         k, last = token_shift(x, self.mix_k, time_x)

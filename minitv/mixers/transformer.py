@@ -15,13 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autograd import Tensor, concat, reshape
-from autograd.device import beside
+from autograd import Tensor, concat
 from autograd.random import Random
 
 from ..config import check, option
 from ..errors import UserError
-from ..nn import Dropout, Linear, Module
+from ..nn import Dropout, Linear, Stateful
 from ..ops import attention, merge_heads, split_heads
 from ..options import ModelOptions
 from . import Page
@@ -56,7 +55,7 @@ class State(NamedTuple):
     values: Tensor
 
 
-class Mixer(Module):
+class Mixer(Stateful):
     """x[B T D] -> y[B T D] by causal attention; state size 2 B T D, growing with the sequence."""
 
     positions = True
@@ -78,15 +77,10 @@ class Mixer(Module):
         return self.dropout(self.out(merge_heads([y])), rng.split(1))
 
     def init_state(self, batch: int) -> State:
-        width, dtype = self.out.weight.shape[0], self.out.weight.dtype
-        empty = Tensor(beside(np.zeros((batch, self.heads, 0, width // self.heads), dtype), self.out.weight.data))
+        empty = self.constant(0.0, batch, self.heads, 0, self.out.weight.shape[0] // self.heads)
         return State(empty, empty)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
         state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))
         return self.out(merge_heads([attention(q, *state)])), state
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        y, state = self.prefill(reshape(x, (x.shape[0], 1, x.shape[1])), state)
-        return reshape(y, x.shape), state
