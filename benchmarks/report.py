@@ -91,12 +91,13 @@ def scaling() -> str:
 def learning() -> str:
     """What each variant learns in the same steps, the best first."""
     result = results("learning")
-    rows = [[row["variant"], f"{row['parameters']:,}", f"{row['bits_per_char']:.3f}", f"{row['tokens_per_s']:,.0f}",
-             f"{row['peak_mb']:,.0f} MB", f"{row['state_bytes'] / 1e3:,.1f} kB", f"{row['decode_tokens_per_s']:,.0f}"]
+    rows = [[row["variant"], f"{row['parameters']:,}", f"{row['lr']:g}", f"{row['bits_per_char']:.3f}",
+             f"{row['tokens_per_s']:,.0f}", f"{row['peak_mb']:,.0f} MB", f"{row['state_bytes'] / 1e3:,.1f} kB",
+             f"{row['decode_tokens_per_s']:,.0f}"]
             for row in result["variants"]]
-    rows += [[f"n-grams of order {order}", "", f"{bits:.3f}", *[""] * 4] for order, bits in enumerate(result["ngram_bpc"])]
-    header = [f"`{result['data']}`, `{result['preset']}`, {result['steps']} steps", "parameters", "bits per character",
-              "tokens/s", "memory", "state", "written tokens/s"]
+    rows += [[f"n-grams of order {order}", "", "", f"{bits:.3f}", *[""] * 4] for order, bits in enumerate(result["ngram_bpc"])]
+    header = [f"`{result['data']}`, `{result['preset']}`, {result['steps']} steps", "parameters", "learning rate",
+              "bits per character", "tokens/s", "memory", "state", "written tokens/s"]
     return table(header, rows) + where(result)
 
 

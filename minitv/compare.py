@@ -112,8 +112,8 @@ def measure(run: Run) -> dict[str, Any]:
     speeds = [record["tokens_per_s"] for record in records if record["step"] > 1]
     state, speed = _writing(run.directory)
     return {"variant": run.variant, "seed": run.seed, "parameters": header["parameters"], "steps": run.steps,
-            "bits_per_char": held_out[-1][1] if held_out else None, "ngram_bpc": header["ngram_bpc"],
-            "tokens_per_s": statistics.median(speeds) if speeds else None,
+            "lr": run.config["run"]["lr"], "bits_per_char": held_out[-1][1] if held_out else None,
+            "ngram_bpc": header["ngram_bpc"], "tokens_per_s": statistics.median(speeds) if speeds else None,
             "peak_mb": max((record.get("peak_mb") or 0 for record in records), default=0) or None,
             "state_bytes": state, "decode_tokens_per_s": speed}
 
@@ -155,7 +155,7 @@ def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         bits = [result["bits_per_char"] for result in own if result["bits_per_char"] is not None]
         row = {"variant": variant, "seeds": len(own), "bits_per_char": statistics.mean(bits) if bits else None,
                "spread": statistics.stdev(bits) if len(bits) > 1 else None}
-        for key in ("parameters", "tokens_per_s", "peak_mb", "state_bytes", "decode_tokens_per_s"):
+        for key in ("parameters", "lr", "tokens_per_s", "peak_mb", "state_bytes", "decode_tokens_per_s"):
             values = [result[key] for result in own if result[key] is not None]
             row[key] = statistics.median(values) if values else None
         rows.append(row)

@@ -121,8 +121,8 @@ def test_presets_have_as_many_parameters_as_the_transformer(variant, preset):
 
 
 def test_the_table_puts_the_best_first():
-    results = [{"variant": name, "seed": seed, "bits_per_char": bits, "parameters": 10, "tokens_per_s": 1e4, "peak_mb": None,
-                "state_bytes": 100, "decode_tokens_per_s": 5.0}
+    results = [{"variant": name, "seed": seed, "bits_per_char": bits, "parameters": 10, "lr": 1e-3, "tokens_per_s": 1e4,
+                "peak_mb": None, "state_bytes": 100, "decode_tokens_per_s": 5.0}
                for name, seed, bits in (("b", 0, 3.0), ("b", 1, 2.0), ("a", 0, 2.75), ("c", 0, None))]
     rows = compare.summary(results)
     assert [row["variant"] for row in rows] == ["b", "a", "c"]
