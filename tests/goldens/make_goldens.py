@@ -49,8 +49,11 @@ class Calls:
     def normal(self, *shape: int, scale: float = 1.0) -> np.ndarray:
         return scale * self.rng.standard_normal(shape)
 
-    def add(self, call: str, function, inputs: dict[str, np.ndarray], **params) -> None:
-        """Record ``function(**inputs)`` as a call; ``params`` are how the operator's own parameters spell it."""
+    def add(self, call: str, function, inputs: dict[str, np.ndarray], /, **params) -> None:
+        """Record ``function(**inputs)`` as a call; ``params`` are how the operator's own parameters spell it.
+
+        Ours are positional only, as an operator's own may have the same name: gated has a ``function``.
+        """
         leaves = {name: tensor(array) for name, array in inputs.items()}
         outputs = function(**leaves)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
