@@ -355,14 +355,17 @@ def one_call(kernel, site):
 
 
 def hot_kernels():
-    """The operators' kernels that call exp, tanh, erf or erfc, by "operator/kernel"."""
+    """The operators' kernels that call exp, tanh, erf or erfc, by "operator/kernel".
+
+    Without helpers that are inlined, which have no loop of their own: for the kernels around wkv's see test_wkv.
+    """
     found = {}
     for package in (autograd.ops, minitv.ops):
         for path in sorted(Path(package.__path__[0]).glob("*/cpu.py")):
             module = importlib.import_module(f"{package.__name__}.{path.parent.name}.cpu")
             for name, kernel in vars(module).items():
                 declared_here = getattr(kernel, "__module__", "") == module.__name__ and hasattr(kernel, "py_func")
-                if declared_here and one_call(kernel, 0)[1]:
+                if declared_here and not kernel.targetoptions.get("forceinline") and one_call(kernel, 0)[1]:
                     found[f"{path.parent.name}/{name}"] = kernel
     return found
 
@@ -370,9 +373,9 @@ def hot_kernels():
 HOT = hot_kernels()
 SITES = [(name, site + 1) for name, kernel in HOT.items() for site in range(one_call(kernel, 0)[1])]
 ROW = numba.float32[::1]
-# The types of a kernel that only another kernel calls; the others' are found by running their operators.
-INNER = {"attention/_softmax": (ROW, numba.int64, ROW, ROW, ROW, ROW), "wkv/_advance": (ROW, *3 * [numba.int64]),
-         "wkv/_weigh": (ROW, *2 * [numba.int64]), "wkv/_weigh_both": (ROW, *3 * [numba.int64])}
+# The types of a kernel that only another kernel calls, or not for every parameter; the others' are found by running operators.
+INNER = {"attention/_softmax": (ROW, numba.int64, ROW, ROW, ROW, ROW), "gated/_swish": 3 * (ROW,),
+         "gated/_swish_backward": 5 * (ROW,)}
 ONCE_A_ROW = {"cross_entropy/_forward": {"logf"}}  # the logarithm of the row's sum
 
 

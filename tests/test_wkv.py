@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import types
 from operator_checks import DTYPES, check_gradients, check_values, compute, differentiate
-from test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
+from test_kernel_math import ARITHMETIC, FLOOR, ROW, assembly, libm_calls, reads_assembly
 
 from autograd import Tensor, assert_close, gradients, use
 from autograd.errors import DomainError, ShapeError
@@ -42,7 +43,7 @@ def compare(route, args, params, seed=0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=25)
-@given(st.integers(0, 2**16), st.sampled_from((1, 15, 16, 17, 127, 128, 129, 300)), st.sampled_from((1, 31, 32, 33, 70)),
+@given(st.integers(0, 2**16), st.sampled_from((1, 15, 16, 17, 255, 256, 257, 300)), st.sampled_from((1, 31, 32, 33, 70)),
        st.sampled_from((1, 7, 32, 100)), st.booleans())
 def test_the_kernel_with_several_blocks_of_channels(dtype, seed, width, length, chunk_size, carried):
     compare("kernel cpu", inputs(seed, 2, length, width, dtype, carried), {"chunk_size": chunk_size}, seed)
@@ -120,17 +121,22 @@ def test_wrong_arguments(change, error, sentence):
 
 
 # -- machine code ------------------------------------------------------------------------------------------------------
-LOOPS = {  # kernels that other kernels call, the types of their arguments, and how many packed operations a loop has at least
-    cpu._advance: ((ROW, "int64", "int64", "int64"), 12),
-    cpu._weigh: ((ROW, "int64", "int64"), 8),
-    cpu._weigh_both: ((ROW, "int64", "int64", "int64"), 15),
-    cpu._pull: ((ROW, "int64", "int64"), 4),
-    cpu._retreat: ((ROW, "int64", "int64", "int64"), 10),
+CUBE, MATRIX = (ROW.copy(ndim=ndim) for ndim in (3, 2))
+RESETS = types.Array(types.boolean, 2, "C")
+INPUTS = (CUBE, CUBE, ROW, ROW)
+LOOPS = {  # the types of arguments, and how many packed operations and exponentials there are at least
+    cpu._forward: ((*INPUTS, RESETS, "int64", CUBE, CUBE, ROW.copy(ndim=4), MATRIX), 20, 2),
+    cpu._backward: ((*INPUTS, RESETS, "int64", CUBE, CUBE, ROW.copy(ndim=4), MATRIX, CUBE, CUBE, *INPUTS), 35, 2),
+    cpu._bidirectional_forward: ((*INPUTS, CUBE), 40, 5),
+    cpu._bidirectional_backward: ((*INPUTS, CUBE, CUBE, *INPUTS), 70, 5),
 }
 
 
 @reads_assembly
 @pytest.mark.parametrize("kernel", LOOPS, ids=lambda kernel: kernel.__name__)
 def test_inner_loops_are_packed(kernel):
-    types, least = LOOPS[kernel]
-    assert ARITHMETIC.findall(assembly(kernel.py_func, types)).count("s") >= least
+    arguments, operations, exponentials = LOOPS[kernel]
+    code = assembly(kernel.py_func, arguments)
+    assert ARITHMETIC.findall(code).count("s") >= operations
+    assert FLOOR.findall(code).count("s") >= exponentials and not libm_calls(code)
+    assert "gather" not in code and "scatter" not in code

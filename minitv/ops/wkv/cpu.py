@@ -1,7 +1,6 @@
 """wkv and bidirectional_wkv on the CPU, forward and backward: one token after the other, up to LANES channels at a time.
 
-Everything is computed on rows of LANES numbers in one scratch array, for which LLVM sees that they do not overlap. A state
-that meets a token (k, v) leaves a record of how:
+A state that meets a token (k, v) leaves a record of how:
 
     a, b      the state before, in the unit e^p
     stays     e^(p + w - p'), what becomes of it, and joins = e^(k - p'), what the token brings; p' = max(p + w, k)
@@ -13,7 +12,8 @@ Backward then needs no exponential. As p is a unit only, the gradients (α, β) 
     dk = present dy (v - y) + joins (α v + β)    du = Σ present dy (v - y)
     α ← stays α + past dy                        β ← stays β - past dy y
 
-All factors are at most 1, so that nothing overflows. The gradient of the last p, less what a and b owe to their unit, belongs
+All factors are at most 1, so that nothing overflows. v - y is past (b v - a), which loses no digits where y is almost v; in
+both directions it is the sum of that of both. The gradient of the last p, less what a and b owe to their unit, belongs
 to the key that is the maximum.
 
 p itself would gather rounding: with keys of 100, a decay of 1e-6 a step is lost altogether. Kept are the key that gave the
@@ -24,6 +24,11 @@ Saved for backward: the inputs, y, a and b at the end, ``states`` [B, 4, chunks,
 
 In both directions every position has two records, of the state of all tokens before it and of all after it, which backward
 makes again: y = past a + past' a' + present v.
+
+The state of the channels lies in rows of scratch memory. A loop over channels writes to those rows and to records only, or to
+one other array: LLVM packs no loop for which it has to compare more than a few addresses. Indices of channels are unsigned,
+so that it sees at once that they do not count from the end; and rows are not sliced, which would count references at every
+position.
 """
 
 import numba
@@ -34,35 +39,20 @@ from autograd.kernels import FLAGS, cpu_kernel, inline
 
 from . import EMPTY
 
-LANES = 128
-VECTOR = 16  # channels are computed in multiples of this
+LANES = 256
 
-# Rows of the scratch memory: inputs and results of one position, a state, its gradient, sums, and then records.
-W, U, K, V, Y, DY, DK, DV, DW, DU = range(10)
-A, B, TOP, LAG = range(10, 14)
-ALPHA, BETA = range(14, 16)
-ROWS = 16
+# Rows of the scratch memory: a state, its gradient, and sums.
+W, U, A, B, TOP, LAG, ALPHA, BETA, DW, DU, DK, DV = range(12)
+ROWS = 12
 RECORD = 6  # rows: a, b, stays, joins, past, present
 
 
 @inline
-def _row(s, r):
-    return s[r * LANES : (r + 1) * LANES]
-
-
-@cpu_kernel
-def _read(s, r, x, start, n):
-    """Fill a row from memory."""
-    row, part = _row(s, r), x[start : start + n]
-    for c in range(n):
-        row[c] = part[c]
-
-
-@cpu_kernel
-def _write(x, start, s, r, n):
-    row, part = _row(s, r), x[start : start + n]
-    for c in range(n):
-        part[c] = row[c]
+def _scratch(rows, dtype):
+    """Rows, of which the first begins where a vector does."""
+    s = np.zeros(rows * LANES + 64, dtype)
+    begin = -s.ctypes.data % 64 // s.itemsize
+    return s[begin : begin + rows * LANES].reshape(rows, LANES)
 
 
 # Without "reassoc": the order of this sum is what keeps the difference of two large exponents exact.
@@ -72,266 +62,228 @@ def _excess(top, lag, w, k, u):
     return (top - k) + (lag * w - u)
 
 
-@cpu_kernel
-def _forget(s, state):
-    _row(s, state)[:] = 0
-    _row(s, state + 1)[:] = 0
-    _row(s, state + 2)[:] = EMPTY
-    _row(s, state + 3)[:] = 0
+@inline
+def _weights(excess):
+    """e^p and e^q in units of the larger one, for excess = p - q."""
+    zero, one = type(excess)(0), type(excess)(1)
+    e = exp(-abs(excess))
+    return (one, e) if excess > zero else (e, one)
 
 
-@cpu_kernel
-def _advance(s, state, h, m):
-    """Let the state meet the token in K and V; PAST of the record is p - (u + k) for now."""
-    zero, one = s.dtype.type(0), s.dtype.type(1)
-    w, u, k, v = _row(s, W), _row(s, U), _row(s, K), _row(s, V)
-    a, b, top, lag = _row(s, state), _row(s, state + 1), _row(s, state + 2), _row(s, state + 3)
-    old_a, old_b, stays, joins, past = _row(s, h), _row(s, h + 1), _row(s, h + 2), _row(s, h + 3), _row(s, h + 4)
-    for c in range(m):
-        past[c] = _excess(top[c], lag[c], w[c], k[c], u[c])
-        steps = lag[c] + one
-        excess = _excess(top[c], steps, w[c], k[c], zero)
-        e = exp(-abs(excess))
-        stay, join = (one, e) if excess > zero else (e, one)
-        old_a[c], old_b[c], stays[c], joins[c] = a[c], b[c], stay, join
-        a[c], b[c] = stay * a[c] + join * v[c], stay * b[c] + join
-        top[c], lag[c] = (top[c], steps) if excess > zero else (k[c], zero)
+@inline
+def _shares(excess, b):
+    """Of the past and the present in y."""
+    before, now = _weights(excess)
+    scale = type(b)(1) / (before * b + now)
+    return before * scale, now * scale
 
 
-@cpu_kernel
-def _weigh(s, h, m):
-    """The shares of the past and the present, and y."""
-    zero, one = s.dtype.type(0), s.dtype.type(1)
-    v, y = _row(s, V), _row(s, Y)
-    a, b, past, present = _row(s, h), _row(s, h + 1), _row(s, h + 4), _row(s, h + 5)
-    for c in range(m):
-        excess = past[c]
-        e = exp(-abs(excess))
-        before, now = (one, e) if excess > zero else (e, one)
-        scale = one / (before * b[c] + now)
-        past[c], present[c] = before * scale, now * scale
-        y[c] = past[c] * a[c] + present[c] * v[c]
+@inline
+def _advance(a, b, top, lag, w, k, v):
+    """The state after the token, and how: stays, joins."""
+    zero = type(k)(0)
+    steps = lag + type(k)(1)
+    excess = _excess(top, steps, w, k, zero)
+    stays, joins = _weights(excess)
+    top, lag = (top, steps) if excess > zero else (k, zero)
+    return stays * a + joins * v, stays * b + joins, top, lag, stays, joins
 
 
-@cpu_kernel
-def _forward(k, v, w, u, reset, shape, size, y, final, states, lags):
-    length, width, chunks = shape[1], shape[2], states.shape[2]
-    s = np.zeros((ROWS + RECORD) * LANES, k.dtype)
-    for first in range(0, width, LANES):
-        n = min(LANES, width - first)
-        m = (n + VECTOR - 1) // VECTOR * VECTOR
-        _read(s, W, w, first, n)
-        _read(s, U, u, first, n)
-        for b in range(shape[0]):
-            for r in range(3):
-                _read(s, A + r, final[r, b], first, n)
-            _row(s, LAG)[:] = 0
-            for chunk in range(chunks):
-                for r in range(4):
-                    _write(states[b, r, chunk], first, s, A + r, n)
-                for t in range(chunk * size, min(length, chunk * size + size)):
-                    at = (b * length + t) * width + first
-                    _read(s, K, k, at, n)
-                    _read(s, V, v, at, n)
-                    if reset[b, t]:
-                        _forget(s, A)
-                    _advance(s, A, ROWS, m)
-                    _weigh(s, ROWS, m)
-                    _write(y, at, s, Y, n)
-            _write(final[0, b], first, s, A, n)
-            _write(final[1, b], first, s, B, n)
-            _write(lags[b], first, s, LAG, n)
-            last = final[2, b]
-            for c in range(n):
-                last[first + c] = s[TOP * LANES + c] + s[LAG * LANES + c] * w[first + c]
+@inline
+def _block(block, width):
+    """Its first channel, and how many it has."""
+    return np.uintp(block * LANES), np.uintp(min(LANES, width - block * LANES))
 
 
-@cpu_kernel
-def _pull(s, h, m):
-    """What y's gradient does to the present token."""
-    v, y, dy, dk, dv, du, present = _row(s, V), _row(s, Y), _row(s, DY), _row(s, DK), _row(s, DV), _row(s, DU), _row(s, h + 5)
-    for c in range(m):
-        dv[c] = present[c] * dy[c]
-        dk[c] = dv[c] * (v[c] - y[c])
-        du[c] += dk[c]
-
-
-@cpu_kernel
-def _retreat(s, grad, h, m):
-    """From the gradient of the state after a token to that of the state before it."""
-    v, y, dy, dk, dv, dw = _row(s, V), _row(s, Y), _row(s, DY), _row(s, DK), _row(s, DV), _row(s, DW)
-    alpha, beta = _row(s, grad), _row(s, grad + 1)
-    a, b, stays, joins, past = _row(s, h), _row(s, h + 1), _row(s, h + 2), _row(s, h + 3), _row(s, h + 4)
-    for c in range(m):
-        pulled = past[c] * dy[c]
-        dv[c] += joins[c] * alpha[c]
-        dk[c] += joins[c] * (alpha[c] * v[c] + beta[c])
-        dw[c] += stays[c] * (alpha[c] * a[c] + beta[c] * b[c])
-        alpha[c] = stays[c] * alpha[c] + pulled
-        beta[c] = stays[c] * beta[c] - pulled * y[c]
-
-
-@cpu_kernel
-def _write_exponents(s, b, first, n, length, width, final, states, lags, dfinal, dk):
-    """The gradient of the last p to the key that it is, or to the first p, which is also a unit."""
+@inline
+def _forget(s, n):
     for c in range(n):
-        at, lag = first + c, lags[b, first + c]
-        given = dfinal[2, b, at] - dfinal[0, b, at] * final[0, b, at] - dfinal[1, b, at] * final[1, b, at]
-        s[DW * LANES + c] += given * lag
-        dfinal[2, b, at] = s[ALPHA * LANES + c] * states[b, 0, 0, at] + s[BETA * LANES + c] * states[b, 1, 0, at]
-        t = length - 1 - int(lag)
-        if t < 0:
-            dfinal[2, b, at] += given
-        else:
-            dk[(b * length + t) * width + at] += given
+        s[A, c], s[B, c], s[TOP, c], s[LAG, c] = 0, 0, EMPTY, 0
 
 
 @cpu_kernel
-def _backward(k, v, w, u, reset, shape, size, y, final, states, lags, dy, dfinal, dk, dv, dw, du):
-    """``dfinal`` holds the gradients of the last state, and those of the first one afterwards."""
-    length, width, chunks = shape[1], shape[2], states.shape[2]
-    s = np.zeros((ROWS + RECORD * size) * LANES, k.dtype)
-    for first in range(0, width, LANES):
-        n = min(LANES, width - first)
-        m = (n + VECTOR - 1) // VECTOR * VECTOR
-        _read(s, W, w, first, n)
-        _read(s, U, u, first, n)
-        _row(s, DW)[:] = 0
-        _row(s, DU)[:] = 0
-        for b in range(shape[0]):
-            _read(s, ALPHA, dfinal[0, b], first, n)
-            _read(s, BETA, dfinal[1, b], first, n)
-            for chunk in range(chunks - 1, -1, -1):
-                start, stop = chunk * size, min(length, chunk * size + size)
+def _forward(k, v, w, u, reset, size, y, final, states, lags):
+    batch, length, width = k.shape
+    s = _scratch(ROWS, k.dtype)
+    for block in range((width + LANES - 1) // LANES):
+        first, n = _block(block, width)
+        for i in range(batch):
+            for c in range(n):
+                s[W, c], s[U, c] = w[first + c], u[first + c]
+                s[A, c], s[B, c], s[TOP, c] = final[0, i, first + c], final[1, i, first + c], final[2, i, first + c]
+                s[LAG, c] = 0
+            for chunk in range(states.shape[2]):
                 for r in range(4):
-                    _read(s, A + r, states[b, r, chunk], first, n)
-                for t in range(start, stop):
-                    at = (b * length + t) * width + first
-                    _read(s, K, k, at, n)
-                    _read(s, V, v, at, n)
-                    if reset[b, t]:
-                        _forget(s, A)
-                    h = ROWS + RECORD * (t - start)
-                    _advance(s, A, h, m)
-                    _weigh(s, h, m)
-                for t in range(stop - 1, start - 1, -1):
-                    at = (b * length + t) * width + first
-                    _read(s, V, v, at, n)
-                    _read(s, Y, y, at, n)
-                    _read(s, DY, dy, at, n)
-                    h = ROWS + RECORD * (t - start)
-                    _pull(s, h, m)
-                    _retreat(s, ALPHA, h, m)
-                    _write(dk, at, s, DK, n)
-                    _write(dv, at, s, DV, n)
-                    if reset[b, t]:
-                        _row(s, ALPHA)[:] = 0
-                        _row(s, BETA)[:] = 0
-            _write_exponents(s, b, first, n, length, width, final, states, lags, dfinal, dk)
-            _write(dfinal[0, b], first, s, ALPHA, n)
-            _write(dfinal[1, b], first, s, BETA, n)
-        _write(dw, first, s, DW, n)
-        _write(du, first, s, DU, n)
+                    for c in range(n):
+                        states[i, r, chunk, first + c] = s[A + r, c]
+                for t in range(chunk * size, min(length, chunk * size + size)):
+                    if reset[i, t]:
+                        _forget(s, n)
+                    for c in range(n):
+                        key, value = k[i, t, first + c], v[i, t, first + c]
+                        a, b, top, lag = s[A, c], s[B, c], s[TOP, c], s[LAG, c]
+                        past, present = _shares(_excess(top, lag, s[W, c], key, s[U, c]), b)
+                        y[i, t, first + c] = past * a + present * value
+                        s[A, c], s[B, c], s[TOP, c], s[LAG, c], _, _ = _advance(a, b, top, lag, s[W, c], key, value)
+            for c in range(n):
+                final[0, i, first + c], final[1, i, first + c], lags[i, first + c] = s[A, c], s[B, c], s[LAG, c]
+                final[2, i, first + c] = s[TOP, c] + s[LAG, c] * s[W, c]
+
+
+@inline
+def _record(s, records, h, k, v, i, t, first, n, alone):
+    """Let the state meet a token, and record it; if not ``alone``, ``past`` is p - (u + k) for now."""
+    for c in range(n):
+        key, a, b, top, lag = k[i, t, first + c], s[A, c], s[B, c], s[TOP, c], s[LAG, c]
+        excess = _excess(top, lag, s[W, c], key, s[U, c])
+        records[h, c], records[h + 1, c] = a, b
+        records[h + 4, c], records[h + 5, c] = _shares(excess, b) if alone else (excess, key)
+        s[A, c], s[B, c], s[TOP, c], s[LAG, c], records[h + 2, c], records[h + 3, c] = _advance(
+            a, b, top, lag, s[W, c], key, v[i, t, first + c])
+
+
+@inline
+def _retreat(s, records, h, v, y, dy, i, t, first, n, own):
+    """From the gradients of y and of the state after a token to DK, DV, DW, DU and those of the state before it.
+
+    ``own`` is whether what y has of the token itself counts here, not in the other direction.
+    """
+    for c in range(n):
+        value, out, grad, alpha, beta = v[i, t, first + c], y[i, t, first + c], dy[i, t, first + c], s[ALPHA, c], s[BETA, c]
+        a, b, stays, joins = records[h, c], records[h + 1, c], records[h + 2, c], records[h + 3, c]
+        pulled, now = records[h + 4, c] * grad, records[h + 5, c] * grad
+        bonus = records[h + 5, c] * pulled * (b * value - a)
+        s[DV, c] = now + joins * alpha if own else joins * alpha
+        s[DK, c] = bonus + joins * (alpha * value + beta)
+        s[DW, c] += stays * (alpha * a + beta * b)
+        s[DU, c] += bonus
+        s[ALPHA, c] = stays * alpha + pulled
+        s[BETA, c] = stays * beta - pulled * out
+
+
+@inline
+def _begin_sums(s, w, u, first, n):
+    for c in range(n):
+        s[W, c], s[U, c], s[DW, c], s[DU, c] = w[first + c], u[first + c], 0, 0
+
+
+@inline
+def _write_row(to, i, t, first, s, row, n):
+    for c in range(n):
+        to[i, t, first + c] = s[row, c]
+
+
+@cpu_kernel
+def _backward(k, v, w, u, reset, size, y, final, states, lags, dy, dfinal, dk, dv, dw, du):
+    """``dfinal`` holds the gradients of the last state, and those of the first one afterwards."""
+    batch, length, width = k.shape
+    s, records = _scratch(ROWS, k.dtype), _scratch(RECORD * size, k.dtype)
+    for block in range((width + LANES - 1) // LANES):
+        first, n = _block(block, width)
+        _begin_sums(s, w, u, first, n)
+        for i in range(batch):
+            for c in range(n):
+                s[ALPHA, c], s[BETA, c] = dfinal[0, i, first + c], dfinal[1, i, first + c]
+            for chunk in range(states.shape[2] - 1, -1, -1):
+                start, count = chunk * size, min(size, length - chunk * size)
+                for r in range(4):
+                    for c in range(n):
+                        s[A + r, c] = states[i, r, chunk, first + c]
+                for j in range(count):
+                    if reset[i, start + j]:
+                        _forget(s, n)
+                    _record(s, records, RECORD * j, k, v, i, start + j, first, n, True)
+                for j in range(count - 1, -1, -1):
+                    _retreat(s, records, RECORD * j, v, y, dy, i, start + j, first, n, True)
+                    _write_row(dk, i, start + j, first, s, DK, n)
+                    _write_row(dv, i, start + j, first, s, DV, n)
+                    if reset[i, start + j]:
+                        for c in range(n):
+                            s[ALPHA, c], s[BETA, c] = 0, 0
+            # The gradient of the last p goes to the key that it is, or to the first p, which is also a unit.
+            for c in range(n):
+                at, lag = first + c, lags[i, first + c]
+                given = dfinal[2, i, at] - dfinal[0, i, at] * final[0, i, at] - dfinal[1, i, at] * final[1, i, at]
+                s[DW, c] += given * lag
+                dfinal[2, i, at] = s[ALPHA, c] * states[i, 0, 0, at] + s[BETA, c] * states[i, 1, 0, at]
+                dfinal[0, i, at], dfinal[1, i, at] = s[ALPHA, c], s[BETA, c]
+                t = length - 1 - int(lag)
+                if t < 0:
+                    dfinal[2, i, at] += given
+                else:
+                    dk[i, t, at] += given
+        for c in range(n):
+            dw[first + c], du[first + c] = s[DW, c], s[DU, c]
 
 
 # -- both directions ---------------------------------------------------------------------------------------------------
-@cpu_kernel
-def _weigh_both(s, left, right, m):
-    """The shares of what lies before, of what lies after and of the present, and y."""
-    zero, one = s.dtype.type(0), s.dtype.type(1)
-    v, y = _row(s, V), _row(s, Y)
-    a, b, before = _row(s, left), _row(s, left + 1), _row(s, left + 4)
-    c, d, after, present = _row(s, right), _row(s, right + 1), _row(s, right + 4), _row(s, left + 5)
-    for i in range(m):
-        top = max(max(before[i], after[i]), zero)
-        one_side, other, now = exp(before[i] - top), exp(after[i] - top), exp(-top)
-        scale = one / (one_side * b[i] + other * d[i] + now)
-        before[i], after[i], present[i] = one_side * scale, other * scale, now * scale
-        y[i] = before[i] * a[i] + after[i] * c[i] + present[i] * v[i]
+@inline
+def _scan_both(s, records, k, v, i, first, n):
+    """Fill the records of all positions of a sequence: one of what lies before each, one of what lies after.
 
-
-@cpu_kernel
-def _scan_both(k, v, s, start, first, n, m, length, width):
-    """Fill the records of all positions of a sequence: one of what lies before each, one of what lies after."""
-    _forget(s, A)
+    ``past`` of each is the share of its side in y.
+    """
+    length, zero, one = k.shape[1], k.dtype.type(0), k.dtype.type(1)
+    _forget(s, n)
     for t in range(length):
-        at = start + t * width + first
-        _read(s, K, k, at, n)
-        _read(s, V, v, at, n)
-        _advance(s, A, ROWS + 2 * RECORD * t, m)
-    _forget(s, A)
+        _record(s, records, 2 * RECORD * t, k, v, i, t, first, n, False)
+    _forget(s, n)
     for t in range(length - 1, -1, -1):
-        at = start + t * width + first
-        _read(s, K, k, at, n)
-        _read(s, V, v, at, n)
-        _advance(s, A, ROWS + (2 * t + 1) * RECORD, m)
+        h, g = 2 * RECORD * t, (2 * t + 1) * RECORD
+        _record(s, records, g, k, v, i, t, first, n, False)
+        for c in range(n):
+            before, after = records[h + 4, c], records[g + 4, c]
+            top = max(max(before, after), zero)
+            one_side, other, now = exp(before - top), exp(after - top), exp(-top)
+            scale = one / (one_side * records[h + 1, c] + other * records[g + 1, c] + now)
+            records[h + 4, c], records[g + 4, c] = one_side * scale, other * scale
+            records[h + 5, c] = records[g + 5, c] = now * scale
 
 
 @cpu_kernel
-def _bidirectional_forward(k, v, w, u, shape, y):
-    length, width = shape[1], shape[2]
-    s = np.zeros((ROWS + 2 * RECORD * length) * LANES, k.dtype)
-    for first in range(0, width, LANES):
-        n = min(LANES, width - first)
-        m = (n + VECTOR - 1) // VECTOR * VECTOR
-        _read(s, W, w, first, n)
-        _read(s, U, u, first, n)
-        for b in range(shape[0]):
-            start = b * length * width
-            _scan_both(k, v, s, start, first, n, m, length, width)
+def _bidirectional_forward(k, v, w, u, y):
+    batch, length, width = k.shape
+    s, records = _scratch(ROWS, k.dtype), _scratch(2 * RECORD * length, k.dtype)
+    for block in range((width + LANES - 1) // LANES):
+        first, n = _block(block, width)
+        _begin_sums(s, w, u, first, n)
+        for i in range(batch):
+            _scan_both(s, records, k, v, i, first, n)
             for t in range(length):
-                at = start + t * width + first
-                _read(s, V, v, at, n)
-                _weigh_both(s, ROWS + 2 * RECORD * t, ROWS + (2 * t + 1) * RECORD, m)
-                _write(y, at, s, Y, n)
+                h, g = 2 * RECORD * t, (2 * t + 1) * RECORD
+                for c in range(n):
+                    y[i, t, first + c] = (records[h + 4, c] * records[h, c] + records[g + 4, c] * records[g, c]
+                                          + records[h + 5, c] * v[i, t, first + c])
 
 
 @cpu_kernel
-def _bidirectional_backward(k, v, w, u, shape, y, dy, dk, dv, dw, du):
-    length, width = shape[1], shape[2]
-    s = np.zeros((ROWS + 2 * RECORD * length) * LANES, k.dtype)
-    for first in range(0, width, LANES):
-        n = min(LANES, width - first)
-        m = (n + VECTOR - 1) // VECTOR * VECTOR
-        _read(s, W, w, first, n)
-        _read(s, U, u, first, n)
-        _row(s, DW)[:] = 0
-        _row(s, DU)[:] = 0
-        for b in range(shape[0]):
-            start = b * length * width
-            _scan_both(k, v, s, start, first, n, m, length, width)
-            _row(s, ALPHA)[:] = 0
-            _row(s, BETA)[:] = 0
+def _bidirectional_backward(k, v, w, u, y, dy, dk, dv, dw, du):
+    batch, length, width = k.shape
+    s, records = _scratch(ROWS, k.dtype), _scratch(2 * RECORD * length, k.dtype)
+    for block in range((width + LANES - 1) // LANES):
+        first, n = _block(block, width)
+        _begin_sums(s, w, u, first, n)
+        for i in range(batch):
+            _scan_both(s, records, k, v, i, first, n)
+            for c in range(n):
+                s[ALPHA, c], s[BETA, c] = 0, 0
             for t in range(length - 1, -1, -1):
-                at, h = start + t * width + first, ROWS + 2 * RECORD * t
-                _read(s, V, v, at, n)
-                _weigh_both(s, h, h + RECORD, m)
-                _read(s, DY, dy, at, n)
-                _pull(s, h, m)
-                _retreat(s, ALPHA, h, m)
-                _write(dk, at, s, DK, n)
-                _write(dv, at, s, DV, n)
-            _row(s, ALPHA)[:] = 0
-            _row(s, BETA)[:] = 0
+                _retreat(s, records, 2 * RECORD * t, v, y, dy, i, t, first, n, True)
+                _write_row(dk, i, t, first, s, DK, n)
+                _write_row(dv, i, t, first, s, DV, n)
+            for c in range(n):
+                s[ALPHA, c], s[BETA, c] = 0, 0
             for t in range(length):
-                at = start + t * width + first
-                _read(s, V, v, at, n)
-                _read(s, Y, y, at, n)
-                _read(s, DY, dy, at, n)
-                _read(s, DK, dk, at, n)
-                _read(s, DV, dv, at, n)
-                _retreat(s, ALPHA, ROWS + (2 * t + 1) * RECORD, m)
-                _write(dk, at, s, DK, n)
-                _write(dv, at, s, DV, n)
-        _write(dw, first, s, DW, n)
-        _write(du, first, s, DU, n)
+                _retreat(s, records, (2 * t + 1) * RECORD, v, y, dy, i, t, first, n, False)
+                for c in range(n):
+                    dk[i, t, first + c] += s[DK, c]
+                for c in range(n):
+                    dv[i, t, first + c] += s[DV, c]
+        for c in range(n):
+            dw[first + c], du[first + c] = s[DW, c], s[DU, c]
 
 
 # -- host --------------------------------------------------------------------------------------------------------------
-def _flat(x):
-    return np.ascontiguousarray(x).reshape(-1)
-
-
 def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
     batch, length, width = k.shape
     final = np.empty((3, batch, width), k.dtype)
@@ -339,29 +291,27 @@ def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
     reset = np.zeros((batch, length), bool) if reset is None else np.ascontiguousarray(reset)
     size = min(chunk_size, max(1, length))
     states = np.empty((batch, 4, length // size + 1, width), k.dtype)
-    y, lags = np.empty(k.size, k.dtype), np.empty((batch, width), k.dtype)
-    inputs = _flat(k), _flat(v), _flat(w), _flat(u), reset, k.shape, size
+    y, lags = np.empty(k.shape, k.dtype), np.empty((batch, width), k.dtype)
+    inputs = *map(np.ascontiguousarray, (k, v, w, u)), reset, size
     _forward(*inputs, y, final, states, lags)
-    return (y.reshape(k.shape), *final), (inputs, y, final, states, lags, p is not None)
+    return (y, *final), (inputs, y, final, states, lags, p is not None)
 
 
 def backward(saved, dy, da, db, dp):
     inputs, y, final, states, lags, carried = saved
     grads, dfinal = [np.empty_like(x) for x in inputs[:4]], np.ascontiguousarray([da, db, dp])
-    _backward(*inputs, y, final, states, lags, _flat(dy), dfinal, *grads)
-    dk, dv, dw, du = grads
-    return dk.reshape(dy.shape), dv.reshape(dy.shape), dw, du, *(dfinal if carried else (None, None, None)), None
+    _backward(*inputs, y, final, states, lags, np.ascontiguousarray(dy), dfinal, *grads)
+    return *grads, *(dfinal if carried else (None, None, None)), None
 
 
 def bidirectional_forward(k, v, w, u):
-    inputs, y = (_flat(k), _flat(v), _flat(w), _flat(u), k.shape), np.empty(k.size, k.dtype)
+    inputs, y = tuple(map(np.ascontiguousarray, (k, v, w, u))), np.empty(k.shape, k.dtype)
     _bidirectional_forward(*inputs, y)
-    return y.reshape(k.shape), (inputs, y)
+    return y, (inputs, y)
 
 
 def bidirectional_backward(saved, dy):
     inputs, y = saved
-    grads = [np.empty_like(x) for x in inputs[:4]]
-    _bidirectional_backward(*inputs, y, _flat(dy), *grads)
-    dk, dv, dw, du = grads
-    return dk.reshape(dy.shape), dv.reshape(dy.shape), dw, du
+    grads = [np.empty_like(x) for x in inputs]
+    _bidirectional_backward(*inputs, y, np.ascontiguousarray(dy), *grads)
+    return grads

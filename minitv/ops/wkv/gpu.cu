@@ -113,7 +113,7 @@ mtv_wkv_backward(const float* __restrict__ k, const float* __restrict__ v, const
             if (t < length) {
                 long long at = start + (long long)t * width;
                 float g = dy[at], out = y[at], value = values[s];
-                float now = present[s] * g, key = now * (value - out), pulled = past[s] * g;
+                float now = present[s] * g, pulled = past[s] * g, key = present[s] * pulled * (bs[s] * value - as[s]);
                 du += key;
                 dv[at] = now + joins[s] * alpha;
                 dk[at] = key + joins[s] * (alpha * value + beta) + (t == maximum ? given : 0.f);
@@ -216,7 +216,8 @@ mtv_wkv_bidirectional_backward(const float* __restrict__ k, const float* __restr
         float key = k[at], value = v[at], out = y[at], g = dy[at], one, other, present;
         const float *left = before + 4ll * t * count + i, *right = after + 4ll * t * count + i;
         weigh_both(left, right, count, decay, bonus, key, one, other, present);
-        float gv = present * g, gk = gv * (value - out);
+        float gv = present * g;
+        float gk = gv * (one * (left[count] * value - left[0]) + other * (right[count] * value - right[0]));
         du += gk;
         retreat(left, count, decay, key, value, one * g, out, alpha, beta, gk, gv, dw);
         dk[at] = gk;
