@@ -25,10 +25,8 @@ Saved for backward: the inputs, y, a and b at the end, ``states`` [B, 4, chunks,
 In both directions every position has two records, of the state of all tokens before it and of all after it, which backward
 makes again: y = past a + past' a' + present v.
 
-The state of the channels lies in rows of scratch memory. A loop over channels writes to those rows and to records only, or to
-one other array: LLVM packs no loop for which it has to compare more than a few addresses. Indices of channels are unsigned,
-so that it sees at once that they do not count from the end; and rows are not sliced, which would count references at every
-position.
+The state of the channels lies in rows of scratch memory. Indices of channels are unsigned, so that LLVM sees in every function
+that they do not count from the end; and rows are not sliced, which would count references at every position.
 """
 
 import numba
@@ -42,8 +40,8 @@ from . import EMPTY
 LANES = 256
 
 # Rows of the scratch memory: a state, its gradient, and sums.
-W, U, A, B, TOP, LAG, ALPHA, BETA, DW, DU, DK, DV = range(12)
-ROWS = 12
+W, U, A, B, TOP, LAG, ALPHA, BETA, DW, DU = range(10)
+ROWS = 10
 RECORD = 6  # rows: a, b, stays, joins, past, present
 
 
@@ -143,18 +141,19 @@ def _record(s, records, h, k, v, i, t, first, n, alone):
 
 
 @inline
-def _retreat(s, records, h, v, y, dy, i, t, first, n, own):
-    """From the gradients of y and of the state after a token to DK, DV, DW, DU and those of the state before it.
+def _retreat(s, records, h, v, y, dy, dk, dv, i, t, first, n, own):
+    """From the gradients of y and of the state after a token to dk, dv, DW, DU and those of the state before it.
 
-    ``own`` is whether what y has of the token itself counts here, not in the other direction.
+    The first direction, or the only one, is ``own``: it has what y owes to the token itself; the other adds to dk and dv.
     """
     for c in range(n):
         value, out, grad, alpha, beta = v[i, t, first + c], y[i, t, first + c], dy[i, t, first + c], s[ALPHA, c], s[BETA, c]
         a, b, stays, joins = records[h, c], records[h + 1, c], records[h + 2, c], records[h + 3, c]
         pulled, now = records[h + 4, c] * grad, records[h + 5, c] * grad
         bonus = records[h + 5, c] * pulled * (b * value - a)
-        s[DV, c] = now + joins * alpha if own else joins * alpha
-        s[DK, c] = bonus + joins * (alpha * value + beta)
+        dv[i, t, first + c] = now + joins * alpha if own else dv[i, t, first + c] + joins * alpha
+        change = bonus + joins * (alpha * value + beta)
+        dk[i, t, first + c] = change if own else dk[i, t, first + c] + change
         s[DW, c] += stays * (alpha * a + beta * b)
         s[DU, c] += bonus
         s[ALPHA, c] = stays * alpha + pulled
@@ -165,12 +164,6 @@ def _retreat(s, records, h, v, y, dy, i, t, first, n, own):
 def _begin_sums(s, w, u, first, n):
     for c in range(n):
         s[W, c], s[U, c], s[DW, c], s[DU, c] = w[first + c], u[first + c], 0, 0
-
-
-@inline
-def _write_row(to, i, t, first, s, row, n):
-    for c in range(n):
-        to[i, t, first + c] = s[row, c]
 
 
 @cpu_kernel
@@ -194,9 +187,7 @@ def _backward(k, v, w, u, reset, size, y, final, states, lags, dy, dfinal, dk, d
                         _forget(s, n)
                     _record(s, records, RECORD * j, k, v, i, start + j, first, n, True)
                 for j in range(count - 1, -1, -1):
-                    _retreat(s, records, RECORD * j, v, y, dy, i, start + j, first, n, True)
-                    _write_row(dk, i, start + j, first, s, DK, n)
-                    _write_row(dv, i, start + j, first, s, DV, n)
+                    _retreat(s, records, RECORD * j, v, y, dy, dk, dv, i, start + j, first, n, True)
                     if reset[i, start + j]:
                         for c in range(n):
                             s[ALPHA, c], s[BETA, c] = 0, 0
@@ -268,17 +259,11 @@ def _bidirectional_backward(k, v, w, u, y, dy, dk, dv, dw, du):
             for c in range(n):
                 s[ALPHA, c], s[BETA, c] = 0, 0
             for t in range(length - 1, -1, -1):
-                _retreat(s, records, 2 * RECORD * t, v, y, dy, i, t, first, n, True)
-                _write_row(dk, i, t, first, s, DK, n)
-                _write_row(dv, i, t, first, s, DV, n)
+                _retreat(s, records, 2 * RECORD * t, v, y, dy, dk, dv, i, t, first, n, True)
             for c in range(n):
                 s[ALPHA, c], s[BETA, c] = 0, 0
             for t in range(length):
-                _retreat(s, records, (2 * t + 1) * RECORD, v, y, dy, i, t, first, n, False)
-                for c in range(n):
-                    dk[i, t, first + c] += s[DK, c]
-                for c in range(n):
-                    dv[i, t, first + c] += s[DV, c]
+                _retreat(s, records, (2 * t + 1) * RECORD, v, y, dy, dk, dv, i, t, first, n, False)
         for c in range(n):
             dw[first + c], du[first + c] = s[DW, c], s[DU, c]
 
