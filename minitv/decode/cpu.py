@@ -1,8 +1,10 @@
-"""A step of a whole Transformer on the CPU: one token through all layers, with the cache of keys and values.
+"""What every step of a decoder has: halves of blocks, x ← x + f(norm(x)) for one token, each of one kernel call.
 
-All weights are one matrix with a row a layer. The keys are kept transposed, [L H head_dim context], so that the scores of a
-query are sums of whole vectors.
+A half of the class ``Half`` holds the weights and the state of its module. Here are its parts, the feed-forward network, and
+the head; mixers have a file of their own, cpu_<variant>.py.
 """
+
+from __future__ import annotations
 
 import numpy as np
 
@@ -12,43 +14,42 @@ from autograd.ops.gelu.cpu import _gelu, _gelu_tanh
 from autograd.ops.layer_norm.cpu import _forward as _layer_norm
 from autograd.ops.rms_norm.cpu import _forward as _rms_norm
 
+from ..models.lm import LanguageModel
+from ..nn import LayerNorm, Module
+
 GELU, GELU_TANH, RELU_SQUARED, SILU = range(4)
 
 
 @cpu_kernel
-def _take(weights, at, size):
-    """The next ``size`` numbers of a layer's weights, and where they end."""
-    return weights[at : at + size], at + size
+def take(memory, at, size):
+    """The next ``size`` numbers of the scratch memory, and where they end."""
+    return memory[at : at + size], at + size
 
 
 @cpu_kernel
-def _linear(weights, at, x, y, add):
-    """y = W x + b, added to y if ``add``; returns where b ends. W[y, x] and b follow each other in the layer's weights."""
-    (rows, columns), zero = (y.size, x.size), x.dtype.type(0)
-    bias = weights[at + rows * columns : at + rows * columns + rows]
-    for i in range(rows):
-        row, total = weights[at + i * columns : at + (i + 1) * columns], zero
-        for j in range(columns):
-            total += row[j] * x[j]
+def linear(weight, bias, x, y, add):
+    """y = W x + b, added to y if ``add``."""
+    zero = x.dtype.type(0)
+    for i in range(weight.shape[0]):
+        total = zero
+        for j in range(weight.shape[1]):
+            total += weight[i, j] * x[j]
         y[i] = total + bias[i] + (y[i] if add else zero)
-    return at + rows * columns + rows
 
 
 @cpu_kernel
-def _norm(weights, at, x, eps, centered, y, spare):
-    """y = norm(x), by layer_norm or rms_norm; returns where its weight and bias end."""
+def norm(x, affine, eps, centered, y, spare):
+    """y = norm(x), by layer_norm or rms_norm; ``affine`` [2, width] are weight and bias."""
     width = x.size
-    weight, bias = weights[at : at + width], weights[at + width : at + 2 * width]
     row, out, means, scales = x.reshape(1, width), y.reshape(1, width), spare[:1], spare[1:2]
     if centered:
-        _layer_norm(row, weight, bias, eps, out, means, scales)
+        _layer_norm(row, affine[0], affine[1], eps, out, means, scales)
     else:
-        _rms_norm(row, weight, eps, out, scales)
-    return at + 2 * width
+        _rms_norm(row, affine[0], eps, out, scales)
 
 
 @cpu_kernel
-def _activate(x, activation, y, spare):
+def activate(x, activation, y, spare):
     """y = f(x), the feed-forward network's function."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
     if activation == GELU:
@@ -64,60 +65,75 @@ def _activate(x, activation, y, spare):
 
 
 @cpu_kernel
-def _attend(query, keys, values, seen, scale, y, scores):
-    """One head: y = softmax(scale · query · keys[:, :seen]) values[:seen]."""
-    zero, one = query.dtype.type(0), query.dtype.type(1)
-    for j in range(seen):
-        scores[j] = zero
-    for c in range(query.size):
-        row, factor = keys[c], query[c] * scale
-        for j in range(seen):
-            scores[j] += factor * row[j]
-    top, total = scores[0], zero
-    for j in range(seen):
-        top = scores[j] if scores[j] > top else top
-    for j in range(seen):
-        weight = exp(scores[j] - top)
-        scores[j] = weight
-        total += weight
-    for c in range(y.size):
-        y[c] = zero
-    for j in range(seen):
-        row, weight = values[j], scores[j] * (one / total)
-        for c in range(y.size):
-            y[c] += weight * row[c]
+def _feed_forward(x, affine, eps, centered, up, up_bias, down, down_bias, activation, memory):
+    h, at = take(memory, 0, x.size)
+    wide, at = take(memory, at, len(up))
+    activated, at = take(memory, at, len(up))
+    norm(x, affine, eps, centered, h, memory[at:])
+    linear(up, up_bias, h, wide, False)
+    activate(wide, activation, activated, memory[at:])
+    linear(down, down_bias, activated, x, True)
 
 
 @cpu_kernel
-def step(token, past, embedding, positions, layers, last, head, eps, centered, activation, keys, values, hidden, logits):
-    """The logits after ``token``, which follows ``past`` others; its keys and values join theirs."""
-    width, context, (heads, size) = embedding.shape[1], positions.shape[0], keys.shape[1:3]
-    scale = embedding.dtype.type(1 / np.sqrt(size))
-    memory = np.empty(6 * width + 2 * hidden + max(2, hidden, context), embedding.dtype)
-    x, at = _take(memory, 0, width)
-    h, at = _take(memory, at, width)
-    y, at = _take(memory, at, width)
-    qkv, at = _take(memory, at, 3 * width)
-    wide, at = _take(memory, at, hidden)
-    activated, at = _take(memory, at, hidden)
-    spare = memory[at:]
-    for c in range(width):
-        x[c] = embedding[token, c] + positions[past, c]
-    for layer in range(layers.shape[0]):
-        weights = layers[layer]
-        at = _norm(weights, 0, x, eps, centered, h, spare)
-        at = _linear(weights, at, h, qkv, False)
-        for b in range(heads):
-            k, v = qkv[width + b * size : width + (b + 1) * size], qkv[2 * width + b * size : 2 * width + (b + 1) * size]
-            for c in range(size):
-                keys[layer, b, c, past] = k[c]
-                values[layer, b, past, c] = v[c]
-            part = slice(b * size, (b + 1) * size)
-            _attend(qkv[part], keys[layer, b], values[layer, b], past + 1, scale, y[part], spare)
-        at = _linear(weights, at, y, x, True)
-        at = _norm(weights, at, x, eps, centered, h, spare)
-        at = _linear(weights, at, h, wide, False)
-        _activate(wide, activation, activated, spare[:hidden])
-        at = _linear(weights, at, activated, x, True)
-    _norm(last, 0, x, eps, centered, h, spare)
-    _linear(head, 0, h, logits, False)
+def _head(x, affine, eps, centered, weight, bias, logits, memory):
+    h, at = take(memory, 0, x.size)
+    norm(x, affine, eps, centered, h, memory[at:])
+    linear(weight, bias, h, logits, False)
+
+
+def affine(module: Module) -> tuple[np.ndarray, np.ndarray]:
+    """The weight and the bias of a linear layer or norm; zeros for a bias that is not there."""
+    weight, bias = module.weight.data, getattr(module, "bias", None)
+    return weight, np.zeros(len(weight), weight.dtype) if bias is None else bias.data
+
+
+def normed(module: Module) -> tuple[np.ndarray, float, bool]:
+    """What ``norm`` has to know of a norm."""
+    return np.stack(affine(module)), module.eps, isinstance(module, LayerNorm)
+
+
+class Half:
+    """Half of a block for one token after the other: ``half(x, position)`` adds f(norm(x)) to x[D].
+
+    It is made of the weights as they are.
+    """
+
+    def __init__(self, norm: Module, module: Module, model: LanguageModel):
+        self.norm, self.width, self.dtype = normed(norm), model.embed.weight.shape[1], model.embed.weight.dtype
+
+    def load(self, state) -> None:
+        """Go on from a state of the module, of one sequence; a module without one has None."""
+
+    def memory(self, *sizes: int) -> np.ndarray:
+        """Scratch memory, with two numbers for ``norm``."""
+        return np.empty(sum(sizes) + 2, self.dtype)
+
+
+class FeedForward(Half):
+    def __init__(self, norm, module, model):
+        super().__init__(norm, module, model)
+        hidden = len(module.up.weight)
+        self._given = (*self.norm, *affine(module.up), *affine(module.down), activation(module),
+                       self.memory(self.width, 3 * hidden))
+
+    def __call__(self, x: np.ndarray, position: int) -> None:
+        _feed_forward(x, *self._given)
+
+
+def activation(module: Module) -> int:
+    """What ``activate`` has to know of a feed-forward network."""
+    return {"gelu": GELU, "gelu_tanh": GELU_TANH, "relu_squared": RELU_SQUARED, "silu": SILU}[module.activation.name]
+
+
+class Head:
+    """The logits [V] of x[D], valid until the next call."""
+
+    def __init__(self, model: LanguageModel):
+        self._logits = np.empty(len(model.head.weight), model.head.weight.dtype)
+        self._given = (*normed(model.norm), *affine(model.head), self._logits,
+                       np.empty(model.head.weight.shape[1] + 2, self._logits.dtype))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        _head(x, *self._given)
+        return self._logits

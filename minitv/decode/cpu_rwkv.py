@@ -1,0 +1,108 @@
+"""RWKV's two halves of a block for one token; the numbers of the state are those of minitv/ops/wkv/cpu.py, where p = top."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autograd.kernel_math import exp
+from autograd.kernels import cpu_kernel
+
+from .cpu import Half, activate, activation, linear, norm, take
+
+
+@cpu_kernel
+def _shift(x, before, mix, weight, none, mixed, y):
+    """y = W (mix x + (1 - mix) x_{t-1})."""
+    one = x.dtype.type(1)
+    for c in range(x.size):
+        mixed[c] = mix[c] * x[c] + (one - mix[c]) * before[c]
+    linear(weight, none, mixed, y, False)
+
+
+@cpu_kernel
+def _gate(y, r):
+    """y ← sigmoid(r) · y."""
+    one = y.dtype.type(1)
+    for c in range(y.size):
+        y[c] = y[c] / (one + exp(-r[c]))
+
+
+@cpu_kernel
+def _wkv(k, v, w, u, a, b, p, y):
+    """y = (e^p a + e^(u + k) v) / (e^p b + e^(u + k)); then a, b and p go on."""
+    one = k.dtype.type(1)
+    for c in range(k.size):
+        top = max(p[c], u[c] + k[c])
+        past, present = exp(p[c] - top), exp(u[c] + k[c] - top)
+        y[c] = (past * a[c] + present * v[c]) / (past * b[c] + present * one)
+        top = max(p[c] + w[c], k[c])
+        stays, joins = exp(p[c] + w[c] - top), exp(k[c] - top)
+        a[c], b[c], p[c] = stays * a[c] + joins * v[c], stays * b[c] + joins, top
+
+
+@cpu_kernel
+def _time_mix(x, affine, eps, centered, mixes, key, value, receptance, out, none, w, u, state, memory):
+    h, at = take(memory, 0, x.size)
+    mixed, at = take(memory, at, x.size)
+    k, at = take(memory, at, x.size)
+    v, at = take(memory, at, x.size)
+    r, at = take(memory, at, x.size)
+    norm(x, affine, eps, centered, h, memory[at:])
+    _shift(h, state[0], mixes[0], key, none, mixed, k)
+    _shift(h, state[0], mixes[1], value, none, mixed, v)
+    _shift(h, state[0], mixes[2], receptance, none, mixed, r)
+    state[0] = h
+    _wkv(k, v, w, u, state[1], state[2], state[3], mixed)
+    _gate(mixed, r)
+    linear(out, none, mixed, x, True)
+
+
+@cpu_kernel
+def _channel_mix(x, affine, eps, centered, mixes, key, value, receptance, none, activation, state, memory):
+    h, at = take(memory, 0, x.size)
+    mixed, at = take(memory, at, x.size)
+    r, at = take(memory, at, x.size)
+    wide, at = take(memory, at, len(key))
+    activated, at = take(memory, at, len(key))
+    norm(x, affine, eps, centered, h, memory[at:])
+    _shift(h, state, mixes[0], key, none, mixed, wide)
+    _shift(h, state, mixes[1], receptance, none, mixed, r)
+    state[:] = h
+    activate(wide, activation, activated, memory[at:])
+    linear(value, none, activated, mixed, False)
+    _gate(mixed, r)
+    for c in range(x.size):
+        x[c] += mixed[c]
+
+
+class TimeMix(Half):
+    def __init__(self, norm, module, model):
+        super().__init__(norm, module, model)
+        self._state = np.empty((4, self.width), self.dtype)
+        matrices = [getattr(module, name).data for name in ("key", "value", "receptance", "out")]
+        self._given = (*self.norm, np.stack([module.mix_k.data, module.mix_v.data, module.mix_r.data]), *matrices,
+                       np.zeros(self.width, self.dtype), -np.exp(module.time_decay.data), module.time_first.data, self._state,
+                       self.memory(5 * self.width))
+
+    def load(self, state) -> None:
+        for row, part in zip(self._state, state, strict=True):
+            row[:] = part.data[0]
+
+    def __call__(self, x: np.ndarray, position: int) -> None:
+        _time_mix(x, *self._given)
+
+
+class ChannelMix(Half):
+    def __init__(self, norm, module, model):
+        super().__init__(norm, module, model)
+        hidden = len(module.key)
+        self._state = np.empty(self.width, self.dtype)
+        self._given = (*self.norm, np.stack([module.mix_k.data, module.mix_r.data]), module.key.data, module.value.data,
+                       module.receptance.data, np.zeros(max(hidden, self.width), self.dtype), activation(module), self._state,
+                       self.memory(3 * self.width, 3 * hidden))
+
+    def load(self, state) -> None:
+        self._state[:] = state.channel_x.data[0]
+
+    def __call__(self, x: np.ndarray, position: int) -> None:
+        _channel_mix(x, *self._given)
