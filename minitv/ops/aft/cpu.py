@@ -199,7 +199,7 @@ def _scan_backward(k, v, tops, g, gk, gv):
 
 
 def simple_forward(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
-    k, v = common.everything(k, v, mask, average, logsum)
+    k, v = map(np.ascontiguousarray, common.everything(k, v, mask, average, logsum))  # not parts of one projection
     batch, length, channels = k.shape
     sums, tops = np.empty((length, batch, 2 * channels), k.dtype), np.empty((length, batch, channels), k.dtype)
     _scan(k, v, sums, tops)
@@ -211,11 +211,14 @@ def simple_forward(q, k, v, mask=None, average=None, logsum=None, *, causal=True
 def simple_backward(saved, g, g_average, g_logsum):
     q, k, v, sums, tops, share, causal, mask, carried = saved
     gq, read = _unread(q, sums, g)
-    gsums = np.zeros((k.shape[1], k.shape[0], 2 * k.shape[2]), k.dtype)
-    if causal:
-        gsums[len(gsums) - len(read):] = read
-    elif len(read):
-        gsums[-1] = read.sum(axis=0)
+    if causal and len(read) == k.shape[1]:
+        gsums = read
+    else:
+        gsums = np.zeros((k.shape[1], *read.shape[1:]), k.dtype)
+        if causal:
+            gsums[len(gsums) - len(read):] = read
+        elif len(read):
+            gsums[-1] = read.sum(axis=0)
     gsums[-1:] += _unstate(share, g_average, g_logsum)
     gk, gv = np.empty_like(k), np.empty_like(v)
     _scan_backward(k, v, tops, gsums, gk, gv)
