@@ -1,9 +1,10 @@
-"""Tokens per second when writing text, one token at a time, and PyTorch's, with the same model and a cache of keys and values.
+"""Tokens per second when writing text, one token at a time, and without our kernels, and PyTorch's.
 
-    python benchmarks/decode.py [--preset nanogpt-cpu ...] [--rounds 5] [--seconds 5] [--threads N] [--save]
+    python benchmarks/decode.py [VARIANT ...] [--preset nanogpt-cpu ...] [--rounds 5] [--seconds 5] [--threads N] [--save]
 
-Both start from one token and write until the context is full, again and again; both draw each token from the softmax of
-its logits. Rounds, ratios and --save as in benchmarks/rounds.py.
+All start from one token and write until the context is full, again and again, and draw each token from the softmax of its
+logits. PyTorch has the same Transformer with a cache of keys and values, and no other variant. Rounds, ratios and --save as
+in benchmarks/rounds.py.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import time
 
 import numpy as np
 from rivals import language_model, transformer
-from rounds import alternate, median, ratios, run, save, warn_if_busy
+from rounds import alternate, known, median, ratios, run, save, warn_if_busy
 from train import SHAPES, VOCAB, settings
 
 from autograd.device import cores
+from minitv import mixers
 
 RIVALS = {"eager": "PyTorch eager", "operators": "through our operators"}
 
 
-def minitv(preset: str, fused: bool = True):
+def minitv(variant: str, preset: str, fused: bool = True):
     """Our own text, as ``minitv sample`` writes it, or without the fused step."""
     from autograd.device import blas_threads
     from autograd.random import Random
@@ -34,8 +36,8 @@ def minitv(preset: str, fused: bool = True):
     if not fused:
         sample.decoder = Decoder
 
-    model, mixer, _ = settings("transformer", preset)
-    made = LanguageModel("transformer", model, mixer, VOCAB, Random(0))
+    model, mixer, _ = settings(variant, preset)
+    made = LanguageModel(variant, model, mixer, VOCAB, Random(0))
     blas_threads(1).__enter__()
     return lambda index: sum(1 for _ in sample.generate(made, np.array([1]), model.context - 1, Random(index)))
 
@@ -60,11 +62,13 @@ def pytorch(preset: str, threads: int):
     return write
 
 
-def work(contender: str, preset: str, threads: int, seconds: float) -> dict:
-    """Measure one contender in this process."""
+def work(contender: str, variant: str, preset: str, threads: int, seconds: float) -> dict:
+    """Measure one contender in this process; ``skipped`` holds the reason if it cannot run here."""
+    if contender == "eager" and variant != "transformer":
+        return {"skipped": "only the Transformer is written for it"}
     if contender == "eager" and importlib.util.find_spec("torch") is None:
         return {"skipped": "torch is not installed"}
-    write = pytorch(preset, threads) if contender == "eager" else minitv(preset, contender == "minitv")
+    write = pytorch(preset, threads) if contender == "eager" else minitv(variant, preset, contender == "minitv")
     for index in range(3):
         write(index)
     tokens, start = 0, time.perf_counter()
@@ -73,8 +77,25 @@ def work(contender: str, preset: str, threads: int, seconds: float) -> dict:
     return {"tokens_per_s": tokens / elapsed, "us_per_token": 1e6 * elapsed / tokens}
 
 
+def compare(variant: str, preset: str, arguments: argparse.Namespace) -> dict:
+    """All rounds of a preset: prints its rows, returns its part of the JSON."""
+    def measure(name: str) -> dict:
+        return run(__file__, [variant, "--worker", name, "--preset", preset, "--threads", arguments.threads,
+                              "--seconds", arguments.seconds], arguments.threads)
+
+    results, skipped = alternate(["minitv", *RIVALS], measure, arguments.rounds, "tokens_per_s", f"{variant}, {preset}")
+    speeds = {name: round(median(rows, "tokens_per_s"), 1) for name, rows in results.items()}
+    ratio = {name: ratios(results["minitv"], rows, "tokens_per_s") for name, rows in results.items() if name != "minitv"}
+    for name, speed in speeds.items():
+        found = "" if name == "minitv" else "{:.2f} ({:.2f} to {:.2f})".format(*ratio[name])
+        print(f"{variant:<12} {preset:<12} {RIVALS.get(name, name):<24} {speed:>10,.0f} tokens/s  "
+              f"{1e6 / speed:>8.0f} us/token  {found}")
+    return {"tokens_per_s": speeds, "ratio": ratio, "skipped": skipped}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="all, or names of `minitv list` (default: transformer)")
     parser.add_argument("--preset", action="append", choices=SHAPES, help="repeat for several (default: all presets)")
     parser.add_argument("--rounds", type=int, default=5, help="processes per contender (default: 5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured time per process (default: 5)")
@@ -82,27 +103,16 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/decode.json")
     parser.add_argument("--worker", choices=["minitv", *RIVALS], help="measure this contender here and print one JSON line")
     arguments = parser.parse_args()
+    variants = known(arguments.variants or ["transformer"], mixers.variants(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
     if arguments.worker:
-        print(json.dumps(work(arguments.worker, presets[0], arguments.threads, arguments.seconds)))
+        print(json.dumps(work(arguments.worker, variants[0], presets[0], arguments.threads, arguments.seconds)))
         return
     warn_if_busy()
-    report = {}
-    for preset in presets:
-        def measure(name: str, preset=preset) -> dict:
-            return run(__file__, ["--worker", name, "--preset", preset, "--threads", arguments.threads,
-                                  "--seconds", arguments.seconds], arguments.threads)
-
-        results, skipped = alternate(["minitv", *RIVALS], measure, arguments.rounds, "tokens_per_s", preset)
-        speeds = {name: round(median(rows, "tokens_per_s"), 1) for name, rows in results.items()}
-        ratio = {name: ratios(results["minitv"], rows, "tokens_per_s") for name, rows in results.items() if name != "minitv"}
-        report[preset] = {"tokens_per_s": speeds, "ratio": ratio, "skipped": skipped}
-        for name, speed in speeds.items():
-            found = "" if name == "minitv" else "{:.2f} ({:.2f} to {:.2f})".format(*ratio[name])
-            print(f"{preset:<12} {RIVALS.get(name, name):<24} {speed:>10,.0f} tokens/s  {1e6 / speed:>8.0f} us/token  {found}")
-    result = {"benchmark": "decode", "threads": arguments.threads, "rounds": arguments.rounds, "presets": report}
+    report = {variant: {preset: compare(variant, preset, arguments) for preset in presets} for variant in variants}
+    result = {"benchmark": "decode", "threads": arguments.threads, "rounds": arguments.rounds, "variants": report}
     if arguments.save:
-        save("decode", result)
+        save("decode", result, "variants")
     print(json.dumps(result))
 
 

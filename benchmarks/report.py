@@ -70,9 +70,9 @@ def ops() -> str:
 def decode() -> str:
     """Writing text, one token at a time."""
     result = results("decode")
-    rows = [[f"`{preset}`", f"{found['tokens_per_s']['minitv']:,.0f}",
+    rows = [[f"{variant}, `{preset}`", f"{found['tokens_per_s']['minitv']:,.0f}",
              *(ratio(found["ratio"][name]) if name in found["ratio"] else "–" for name in ("eager", "operators"))]
-            for preset, found in result["presets"].items()]
+            for variant, presets in result["variants"].items() for preset, found in presets.items()]
     return table(["writing text, batch 1", "tokens/s", "× PyTorch eager", "× through our operators"], rows) + where(result)
 
 

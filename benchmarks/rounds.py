@@ -7,6 +7,7 @@ them; a claim is the median over the rounds of the ratio within a round, beside 
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -99,3 +100,11 @@ def warn_if_busy() -> None:
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.5:
         print(f"other programs are running (load {load:.1f}): threads that wait for each other at every operator, as "
               "PyTorch's do, suffer most. Repeat on an idle machine", file=sys.stderr)
+
+
+def known(names: list[str], allowed, parser: argparse.ArgumentParser, option: str) -> list[str]:
+    """The names, or all that are allowed; an unknown one is an error of the command line."""
+    names = list(allowed) if names == ["all"] else names
+    if unknown := set(names) - set(allowed):
+        parser.error(f"{option}: {', '.join(sorted(unknown))} is unknown, allowed: all, {', '.join(allowed)}")
+    return names

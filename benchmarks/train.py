@@ -25,7 +25,7 @@ from dataclasses import replace
 
 import numpy as np
 from rivals import language_model
-from rounds import alternate, median, ratios, run, save, warn_if_busy
+from rounds import alternate, known, median, ratios, run, save, warn_if_busy
 
 from autograd import DeviceError
 from autograd.device import cores, peak_mb, select
@@ -269,13 +269,6 @@ def compare(variant: str, preset: str, contenders: list[str], arguments: argpars
     return report
 
 
-def _known(names: list[str], known, parser: argparse.ArgumentParser, option: str) -> list[str]:
-    names = list(known) if names == ["all"] else names
-    if unknown := set(names) - set(known):
-        parser.error(f"{option}: {', '.join(sorted(unknown))} is unknown, allowed: all, {', '.join(known)}")
-    return names
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help="all, or names of `minitv list` (default: transformer)")
@@ -291,7 +284,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/train.json, or without.json")
     parser.add_argument("--worker", choices=["minitv", *RIVALS, *TECHNIQUES], help="measure this contender in this process")
     arguments = parser.parse_args()
-    variants = _known(arguments.variants or ["transformer"], mixers.variants(), parser, "VARIANT")
+    variants = known(arguments.variants or ["transformer"], mixers.variants(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
     try:
         select(arguments.device)
@@ -308,8 +301,8 @@ def main() -> None:
             for preset in presets:
                 profile(variant, preset, arguments.seconds)
         return
-    rivals = _known([name for name in arguments.rivals.split(",") if name], RIVALS, parser, "--rivals")
-    techniques = _known(arguments.without, TECHNIQUES, parser, "--without")
+    rivals = known([name for name in arguments.rivals.split(",") if name], RIVALS, parser, "--rivals")
+    techniques = known(arguments.without, TECHNIQUES, parser, "--without")
     contenders = ["minitv", *(techniques or rivals)]
     warn_if_busy()
     print(f"{arguments.threads} threads, {arguments.rounds} rounds of {arguments.seconds:g} s")
