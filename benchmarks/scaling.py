@@ -17,7 +17,7 @@ import statistics
 import time
 
 import numpy as np
-from rounds import RESULTS, run, save, warn_if_busy
+from rounds import RESULTS, known, run, save, warn_if_busy
 from train import VOCAB
 
 from autograd.device import blas_threads, cores
@@ -105,9 +105,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/scaling.json and scaling.png")
     parser.add_argument("--worker", action="store_true", help="measure in this process and print one JSON line")
     arguments = parser.parse_args()
-    variants = arguments.variants or list(mixers.variants())
-    if unknown := set(variants) - set(mixers.variants()):
-        parser.error(f"VARIANT: {', '.join(sorted(unknown))} is unknown, allowed: {', '.join(mixers.variants())}")
+    variants = known(arguments.variants or ["all"], mixers.variants(), parser, "VARIANT")
     lengths = [int(length) for length in arguments.lengths.split(",")]
     if arguments.worker:
         (variant,) = variants
