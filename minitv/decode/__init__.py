@@ -13,14 +13,15 @@ from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
 
 from ..blocks import FeedForward, PreNorm
-from ..mixers import rwkv, transformer
+from ..mixers import hyena, rwkv, transformer
 from ..models.lm import LanguageModel
-from . import cpu, cpu_rwkv, cpu_transformer
+from . import cpu, cpu_hyena, cpu_rwkv, cpu_transformer
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
 
 HALVES = {
     FeedForward: cpu.FeedForward,
+    hyena.Mixer: cpu_hyena.LongConvolution,
     transformer.Mixer: cpu_transformer.Attention,
     rwkv.Mixer: cpu_rwkv.TimeMix,
     rwkv.ChannelMix: cpu_rwkv.ChannelMix,
