@@ -43,10 +43,11 @@ def expected(model, ids):
 
 
 def own_options(variant):
-    """Options of the variant for which a few values are known that fit every width above."""
+    """Options of the variant with the values to draw, which fit every width above: an integer's smallest and its default."""
     known = {"heads": (1, 2, 5)}
     for field in fields(mixers.options(variant)):
-        if choices := known.get(field.name) or field.metadata["choices"] or {bool: (False, True)}.get(type(field.default)):
+        kinds = {bool: (False, True), int: [(field.metadata["low"] or 0) + more for more in (0, 1, 2, 7)] + [field.default]}
+        if choices := known.get(field.name) or field.metadata["choices"] or kinds.get(type(field.default)):
             yield field.name, choices
 
 
@@ -70,6 +71,21 @@ def test_every_step_gives_the_logits_of_the_model(variant, data):
         logits = reader.step(ids[position])
         assert_close(logits, expected(exact, ids[: position + 1]), f"step {position}", terms=200)
     assert reader.position == len(ids)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("first", [1, 100, 256])
+def test_blocks_of_hyena_of_all_sizes(first, dtype):
+    """300 positions are blocks of 8, 16, ... 256, which end while reading at once, while writing, or never."""
+    own = {"order": 3, "online_block": 8}
+    model, exact = (build("hyena", d, own=own, context=300) for d in (dtype, np.float64))
+    exact.load(model.state())
+    reader = decoder(model)
+    assert type(reader) is FusedDecoder
+    for seed in range(2):  # the second time after the first
+        ids = np.random.default_rng(seed).integers(0, VOCAB, 300)
+        logits = [reader.prefill(ids[:first]).copy(), *(reader.step(i).copy() for i in ids[first:])]
+        assert_close(np.array(logits), exact(ids[None]).numpy()[0, first - 1 :], terms=200)
 
 
 @pytest.mark.parametrize("length", [1, FEW, FEW + 1, 24])

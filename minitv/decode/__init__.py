@@ -13,14 +13,15 @@ from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
 
 from ..blocks import FeedForward, PreNorm
-from ..mixers import rwkv, transformer
+from ..mixers import hyena, rwkv, transformer
 from ..models.lm import LanguageModel
-from . import cpu, cpu_rwkv, cpu_transformer
+from . import cpu, cpu_hyena, cpu_rwkv, cpu_transformer
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
 
 HALVES = {
     FeedForward: cpu.FeedForward,
+    hyena.Mixer: cpu_hyena.LongConvolution,
     transformer.Mixer: cpu_transformer.Attention,
     rwkv.Mixer: cpu_rwkv.TimeMix,
     rwkv.ChannelMix: cpu_rwkv.ChannelMix,
@@ -30,11 +31,14 @@ HALVES = {
 class Decoder:
     """Reads tokens of one sequence: ``prefill(ids)`` starts over with the given ones, ``step(id)`` adds one.
 
-    Both return the logits [V] of the token that comes next, valid until the next call.
+    Both return the logits [V] of the token that comes next, valid until the next call. It is made of the weights as they are:
+    after a change, make a new one.
     """
 
     def __init__(self, model: LanguageModel):
-        self.model, self._state = model, model.init_state(1)
+        self.model = model
+        with no_grad():
+            self._start = self._state = model.init_state(1)
 
     @property
     def position(self) -> int:
@@ -43,7 +47,7 @@ class Decoder:
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         with no_grad():
-            logits, self._state = self.model.prefill(np.asarray(ids, np.intp)[None], self.model.init_state(1))
+            logits, self._state = self.model.prefill(np.asarray(ids, np.intp)[None], self._start)
         return to_numpy(logits.data[0, -1])
 
     def step(self, token: int) -> np.ndarray:
@@ -53,7 +57,7 @@ class Decoder:
 
 
 class FusedDecoder(Decoder):
-    """A Decoder whose steps are kernel calls. It is made of the weights as they are: after a change, make a new one."""
+    """A Decoder whose steps are kernel calls."""
 
     def __init__(self, model: LanguageModel):
         super().__init__(model)
@@ -77,7 +81,7 @@ class FusedDecoder(Decoder):
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         few = len(ids) <= FEW
         if few:
-            self._state, self._position = self.model.init_state(1), 0
+            self._state, self._position = self._start, 0
         else:
             logits, self._position = super().prefill(ids), len(ids)
         for halves, states in zip(self._blocks, self._state.blocks, strict=True):

@@ -61,7 +61,7 @@ def read(x: Tensor, past: Past, filter: Tensor, skip: Tensor | None = None, *, b
     for digit in reversed(range(count.bit_length())):
         if count >> digit & 1:
             stop = start + (block << digit)
-            blocks.append(_block(_rows(inputs, start, stop), filter, convolve))
+            blocks.append(close(_rows(inputs, start, stop), filter, convolve))
             start = stop
     return y, Past(tuple(blocks), _rows(inputs, start, None))
 
@@ -82,10 +82,11 @@ def _read_one(x, past, filter, skip, block, convolve):
     while blocks and blocks[-1].inputs.shape[1] == int(np.sum([part.shape[1] for part in merged])):
         merged.insert(0, blocks[-1].inputs)
         blocks = blocks[:-1]
-    return y, Past((*blocks, _block(concat(merged, axis=1), filter, convolve)), _rows(x, 1, None))
+    return y, Past((*blocks, close(concat(merged, axis=1), filter, convolve)), _rows(x, 1, None))
 
 
-def _block(inputs, filter, convolve) -> Block:
+def close(inputs: Tensor, filter: Tensor, convolve: Callable = long_conv) -> Block:
+    """The block of these inputs."""
     nothing = Tensor(namespace(inputs.data).zeros_like(inputs.data))
     return Block(inputs, convolve(nothing, filter, None, None, inputs)[0])
 
