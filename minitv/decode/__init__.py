@@ -13,9 +13,9 @@ from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
 
 from ..blocks import FeedForward, PreNorm
-from ..mixers import rwkv, transformer
+from ..mixers import retnet, rwkv, transformer
 from ..models.lm import LanguageModel
-from . import cpu, cpu_rwkv, cpu_transformer
+from . import cpu, cpu_retnet, cpu_rwkv, cpu_transformer
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
 
@@ -24,6 +24,8 @@ HALVES = {
     transformer.Mixer: cpu_transformer.Attention,
     rwkv.Mixer: cpu_rwkv.TimeMix,
     rwkv.ChannelMix: cpu_rwkv.ChannelMix,
+    retnet.Mixer: cpu_retnet.Retention,
+    retnet.FeedForward: cpu_retnet.FeedForward,
 }
 
 
