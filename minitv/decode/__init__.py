@@ -13,18 +13,20 @@ from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
 
 from ..blocks import FeedForward, PreNorm
-from ..mixers import hyena, rwkv, transformer
+from ..mixers import hyena, retnet, rwkv, transformer
 from ..models.lm import LanguageModel
-from . import cpu, cpu_hyena, cpu_rwkv, cpu_transformer
+from . import cpu, cpu_hyena, cpu_retnet, cpu_rwkv, cpu_transformer
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
 
 HALVES = {
     FeedForward: cpu.FeedForward,
     hyena.Mixer: cpu_hyena.LongConvolution,
-    transformer.Mixer: cpu_transformer.Attention,
-    rwkv.Mixer: cpu_rwkv.TimeMix,
+    retnet.FeedForward: cpu_retnet.FeedForward,
+    retnet.Mixer: cpu_retnet.Retention,
     rwkv.ChannelMix: cpu_rwkv.ChannelMix,
+    rwkv.Mixer: cpu_rwkv.TimeMix,
+    transformer.Mixer: cpu_transformer.Attention,
 }
 
 

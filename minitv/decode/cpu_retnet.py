@@ -1,0 +1,128 @@
+"""RetNet's two halves of a block for one token; S, z and n are those of minitv/ops/retention/__init__.py."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from autograd.kernels import cpu_kernel
+
+from ..mixers.retnet import EPS
+from ..ops.gated.cpu import _swish
+from ..ops.retention import NORMALIZATIONS
+from ..ops.retention.cpu import NONE, PAPER
+from . import cpu
+from .cpu import Half, activate, affine, linear, norm, take
+
+
+@cpu_kernel
+def _rotate(x, position, angles, adjacent):
+    """Pair j of the channels of every head of x turned by position · angles[j]."""
+    step, gap = (2, 1) if adjacent else (1, angles.size)
+    for j in range(angles.size):
+        angle = position * angles[j]  # in float64, as in rope: positions have no bound
+        cos, sin = x.dtype.type(math.cos(angle)), x.dtype.type(math.sin(angle))
+        for i in range(step * j, x.size, 2 * angles.size):
+            a, b = x[i], x[i + gap]
+            x[i], x[i + gap] = a * cos - b * sin, a * sin + b * cos
+
+
+@cpu_kernel
+def _retain(q, k, v, decay, S, z, n, normalization, y):
+    """y = (decay q S + (q · k) v) / (1, √n or max(|q · z|, √n)), n and z of now; S ← decay S + kᵀ v; for every head.
+
+    q · k by itself: where it is small, its rounding is the same factor for all values of a head, and their norm drops it.
+    """
+    (heads, keys, values), zero, one = S.shape, y.dtype.type(0), y.dtype.type(1)
+    for h in range(heads):
+        stays, present, score = decay[h], zero, zero
+        for c in range(keys):
+            query, key = q[h * keys + c], k[h * keys + c]
+            z[h, c] = stays * z[h, c] + key
+            present += query * key
+            score += query * z[h, c]
+        for j in range(values):
+            y[h * values + j] = present * v[h * values + j]
+        for c in range(keys):
+            query, key = q[h * keys + c], k[h * keys + c]
+            for j in range(values):
+                past = stays * S[h, c, j]
+                y[h * values + j] += query * past
+                S[h, c, j] = past + key * v[h * values + j]
+        n[h] = stays * n[h] + one
+        if normalization != NONE:
+            root = y.dtype.type(math.sqrt(n[h]))
+            factor = one / (max(abs(score), root) if normalization == PAPER else root)
+            for j in range(values):
+                y[h * values + j] *= factor
+
+
+@cpu_kernel
+def _step(x, position, affine, eps, centered, qk_weight, qk_bias, v_weight, v_bias, gate_weight, gate_bias, out, out_bias,
+          angles, adjacent, scale, decay, normalization, S, z, n, head_affine, head_eps, head_centered, memory):
+    width, values, size = x.size, len(v_weight), S.shape[2]
+    h, at = take(memory, 0, width)
+    qk, at = take(memory, at, 2 * width)
+    v, at = take(memory, at, values)
+    gate, at = take(memory, at, values)
+    y, at = take(memory, at, values)
+    norm(x, affine, eps, centered, h, memory[at:])
+    linear(qk_weight, qk_bias, h, qk, False)
+    linear(v_weight, v_bias, h, v, False)
+    linear(gate_weight, gate_bias, h, gate, False)
+    _rotate(qk, position, angles, adjacent)
+    q, k = qk[:width], qk[width:]
+    for c in range(width):
+        k[c] *= scale
+    _retain(q, k, v, decay, S, z, n, normalization, y)
+    for b in range(0, values, size):
+        norm(y[b : b + size], head_affine, head_eps, head_centered, v[b : b + size], memory[at:])
+    _swish(v, gate, y)  # as with norm, two arrays: over its own argument it would run number by number
+    linear(out, out_bias, y, x, True)
+
+
+@cpu_kernel
+def _glu(x, gate, gate_bias, affine, eps, centered, up, up_bias, down, down_bias, activation, memory):
+    """x += W₂ (f(W₁ h) · W₃ h) with h = norm(x) and W₃ the gate."""
+    h, at = take(memory, 0, x.size)
+    wide, at = take(memory, at, len(up))
+    activated, at = take(memory, at, len(up))
+    norm(x, affine, eps, centered, h, memory[at:])
+    linear(up, up_bias, h, wide, False)
+    activate(wide, activation, activated, memory[at:])
+    linear(gate, gate_bias, h, wide, False)
+    for i in range(wide.size):
+        activated[i] *= wide[i]
+    linear(down, down_bias, activated, x, True)
+
+
+class Retention(Half):
+    def __init__(self, norm, module, model):
+        super().__init__(norm, module, model)
+        self._state = [part.data[0] for part in module.init_state(1)[:3]]
+        values, size = len(module.v.weight), self._state[0].shape[2]
+        linears = [array for part in (module.qk, module.v, module.gate, module.out) for array in affine(part)]
+        self._given = (*self.norm, *linears, np.array(module.rotation["angles"]), module.rotation["pairing"] == "adjacent",
+                       self.dtype.type(module.scale), module.decay, NORMALIZATIONS.index(module.normalization), *self._state,
+                       np.stack([np.ones(size, self.dtype), np.zeros(size, self.dtype)]), EPS,
+                       module.head_norm == "layer_norm", self.memory(3 * self.width, 3 * values))
+
+    def load(self, state) -> None:
+        for own, part in zip(self._state, state[:3], strict=True):
+            own[:] = part.data[0]
+
+    def __call__(self, x: np.ndarray, position: int) -> None:
+        _step(x, position, *self._given)
+
+
+class FeedForward(cpu.FeedForward):
+    def __init__(self, norm, module, model):
+        super().__init__(norm, module, model)
+        self._gate = None if module.gate is None else affine(module.gate)
+
+    def __call__(self, x: np.ndarray, position: int) -> None:
+        if self._gate is None:
+            super().__call__(x, position)
+        else:
+            _glu(x, *self._gate, *self._given)
