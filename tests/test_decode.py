@@ -13,7 +13,7 @@ from autograd import assert_close
 from autograd.errors import DomainError, ShapeError
 from autograd.random import Random
 from minitv import mixers
-from minitv.decode import FEW, Decoder, FusedDecoder, decoder
+from minitv.decode import FEW, Decoder, decoder
 from minitv.models.lm import LanguageModel
 from minitv.nn import ACTIVATIONS, NORMS
 from minitv.options import ModelOptions
@@ -44,10 +44,10 @@ def expected(model, ids):
 
 def own_options(variant):
     """Options of the variant for which a few values are known that fit every width above."""
-    known = {"heads": (1, 2, 5)}
     for field in fields(mixers.options(variant)):
-        if choices := known.get(field.name) or field.metadata["choices"] or {bool: (False, True)}.get(type(field.default)):
-            yield field.name, choices
+        known = {"heads": (1, 2, 5), "window": (field.metadata["low"], 3, 18, 50), "rank": (1, 3, 64)}.get(field.name)
+        if choices := field.metadata["choices"] or {bool: (False, True)}.get(type(field.default)) or known:
+            yield field.name, (*choices, None) if field.default is None else choices
 
 
 @pytest.mark.parametrize("variant", mixers.variants())
@@ -60,8 +60,9 @@ def test_every_step_gives_the_logits_of_the_model(variant, data):
     model, exact = build(variant, dtype, **options), build(variant, **options)
     exact.load(model.state())
     reader = decoder(model)
-    ids = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=model.context))
-    first = data.draw(st.integers(1, len(ids)))
+    length = data.draw(st.sampled_from(range(1, model.context + 1)))  # lists alone are short
+    ids = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=length, max_size=length))
+    first = data.draw(st.sampled_from(range(1, length + 1)))
     logits = reader.prefill(ids[:first])
     assert reader.position == first
     assert logits.dtype == dtype
@@ -72,16 +73,19 @@ def test_every_step_gives_the_logits_of_the_model(variant, data):
     assert reader.position == len(ids)
 
 
-@pytest.mark.parametrize("length", [1, FEW, FEW + 1, 24])
-def test_a_prefill_starts_over(length):
-    model = build()
-    reader, ids = decoder(model), np.random.default_rng(0).integers(0, VOCAB, 24)
+@pytest.mark.parametrize("choice", range(4))
+@pytest.mark.parametrize("length", [1, FEW, FEW + 1, 40])
+@pytest.mark.parametrize("variant", mixers.variants())
+def test_a_prefill_starts_over(variant, length, choice):
+    own = {name: values[choice % len(values)] for name, values in own_options(variant)}
+    model = build(variant, own=own, width=20, context=40)
+    reader, ids = decoder(model), np.random.default_rng(0).integers(0, VOCAB, 40)
     for _ in range(2):
         reader.prefill(ids[:5])
         reader.step(3)
         assert_close(reader.prefill(ids[:length]), expected(model, ids[:length]), terms=200)
-        if length < 24:
-            assert_close(reader.step(ids[length]), expected(model, ids[: length + 1]), terms=200)
+        for position in range(length, 40):
+            assert_close(reader.step(ids[position]), expected(model, ids[: position + 1]), terms=200)
 
 
 @pytest.mark.parametrize("variant", mixers.variants())

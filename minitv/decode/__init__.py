@@ -13,15 +13,19 @@ from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
 
 from ..blocks import FeedForward, PreNorm
-from ..mixers import rwkv, transformer
+from ..mixers import aft_conv, aft_full, aft_local, aft_simple, rwkv, transformer
 from ..models.lm import LanguageModel
-from . import cpu, cpu_rwkv, cpu_transformer
+from . import cpu, cpu_aft, cpu_rwkv, cpu_transformer
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
 
 HALVES = {
     FeedForward: cpu.FeedForward,
     transformer.Mixer: cpu_transformer.Attention,
+    aft_simple.Mixer: cpu_aft.Simple,
+    aft_full.Mixer: cpu_aft.Full,
+    aft_local.Mixer: cpu_aft.Local,
+    aft_conv.Mixer: cpu_aft.Conv,
     rwkv.Mixer: cpu_rwkv.TimeMix,
     rwkv.ChannelMix: cpu_rwkv.ChannelMix,
 }
