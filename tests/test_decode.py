@@ -50,7 +50,7 @@ def own_options(variant):
     for field in fields(mixers.options(variant)):
         kinds = {bool: (False, True), int: [(field.metadata["low"] or 0) + more for more in (0, 1, 2, 7)] + [field.default]}
         if choices := known.get(field.name) or field.metadata["choices"] or kinds.get(type(field.default)):
-            yield field.name, choices
+            yield field.name, (*choices, None) if field.default is None else choices
 
 
 @pytest.mark.parametrize("variant", mixers.variants())
@@ -63,9 +63,11 @@ def test_every_step_gives_the_logits_of_the_model(variant, data):
     model, exact = build(variant, dtype, **options), build(variant, **options)
     exact.load(model.state())
     reader = decoder(model)
+    assert type(reader) is FusedDecoder
     terms = TERMS.get(variant, 200)
-    ids = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=model.context))
-    first = data.draw(st.integers(1, len(ids)))
+    length = data.draw(st.sampled_from(range(1, model.context + 1)))  # lists alone are short
+    ids = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=length, max_size=length))
+    first = data.draw(st.sampled_from(range(1, length + 1)))
     logits = reader.prefill(ids[:first])
     assert reader.position == first
     assert logits.dtype == dtype
@@ -91,22 +93,25 @@ def test_blocks_of_hyena_of_all_sizes(first, dtype):
         assert_close(np.array(logits), exact(ids[None]).numpy()[0, first - 1 :], terms=200)
 
 
-@pytest.mark.parametrize("length", [1, FEW, FEW + 1, 24])
-def test_a_prefill_starts_over(length):
-    model = build()
-    reader, ids = decoder(model), np.random.default_rng(0).integers(0, VOCAB, 24)
+@pytest.mark.parametrize("choice", range(4))
+@pytest.mark.parametrize("length", [1, FEW, FEW + 1, 40])
+@pytest.mark.parametrize("variant", mixers.variants())
+def test_a_prefill_starts_over(variant, length, choice):
+    own = {name: values[choice % len(values)] for name, values in own_options(variant)}
+    model = build(variant, own=own, width=20, context=40)
+    reader, ids = decoder(model), np.random.default_rng(0).integers(0, VOCAB, 40)
     for _ in range(2):
         reader.prefill(ids[:5])
         reader.step(3)
         assert_close(reader.prefill(ids[:length]), expected(model, ids[:length]), terms=200)
-        if length < 24:
-            assert_close(reader.step(ids[length]), expected(model, ids[: length + 1]), terms=200)
+        for position in range(length, 40):
+            assert_close(reader.step(ids[position]), expected(model, ids[: position + 1]), terms=200)
 
 
 @pytest.mark.parametrize("variant", mixers.variants())
-def test_every_variant_has_a_decoder(variant):
+def test_without_kernels_a_decoder_takes_the_models_own_step(variant):
     model, ids = build(variant), [1, 5, 2, 2, 7]
-    reader = decoder(model)
+    reader = Decoder(model)
     reader.prefill(ids[:2])
     for position in range(2, 5):
         logits = reader.step(ids[position])

@@ -13,14 +13,18 @@ from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
 
 from ..blocks import FeedForward, PreNorm
-from ..mixers import hyena, retnet, rwkv, transformer
+from ..mixers import aft_conv, aft_full, aft_local, aft_simple, hyena, retnet, rwkv, transformer
 from ..models.lm import LanguageModel
-from . import cpu, cpu_hyena, cpu_retnet, cpu_rwkv, cpu_transformer
+from . import cpu, cpu_aft, cpu_hyena, cpu_retnet, cpu_rwkv, cpu_transformer
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
 
 HALVES = {
     FeedForward: cpu.FeedForward,
+    aft_conv.Mixer: cpu_aft.Conv,
+    aft_full.Mixer: cpu_aft.Full,
+    aft_local.Mixer: cpu_aft.Local,
+    aft_simple.Mixer: cpu_aft.Simple,
     hyena.Mixer: cpu_hyena.LongConvolution,
     retnet.FeedForward: cpu_retnet.FeedForward,
     retnet.Mixer: cpu_retnet.Retention,
