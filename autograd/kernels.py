@@ -3,7 +3,8 @@
 Kernels are serial functions that release the GIL; worker threads call them on slices of the batch. They are compiled at
 their first call, once for float32 and once for float64, and cached in a folder named by a hash of every kernel's source,
 so a change anywhere, inlined helpers included, recompiles. If no folder is writable they work without a cache.
-``fastmath=True`` is never used: its ``nnan`` and ``ninf`` break masks. The flags below keep NaN and infinities.
+``fastmath=True`` is never used: its ``nnan`` and ``ninf`` break masks, and ``arcp`` and ``afn`` make 1/√x an estimate where
+a loop is packed, but not where LLVM finds at run time that it must not be: results would depend on where arrays lie.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FLAGS = {
     "nogil": True,
     "boundscheck": False,
     "error_model": "numpy",
-    "fastmath": {"contract", "nsz", "arcp", "reassoc", "afn"},
+    "fastmath": {"contract", "nsz", "reassoc"},
 }
 
 # LLVM prefers 256-bit vectors even where 512-bit ones are faster: ask for them before anything is compiled.

@@ -26,7 +26,7 @@ HALVES = {
     aft_local.Mixer: cpu_aft.Local,
     aft_simple.Mixer: cpu_aft.Simple,
     hyena.Mixer: cpu_hyena.LongConvolution,
-    retnet.FeedForward: cpu_retnet.FeedForward,
+    retnet.FeedForward: cpu.FeedForward,
     retnet.Mixer: cpu_retnet.Retention,
     rwkv.ChannelMix: cpu_rwkv.ChannelMix,
     rwkv.Mixer: cpu_rwkv.TimeMix,

@@ -65,13 +65,18 @@ def activate(x, activation, y, spare):
 
 
 @cpu_kernel
-def _feed_forward(x, affine, eps, centered, up, up_bias, down, down_bias, activation, memory):
+def _feed_forward(x, affine, eps, centered, up, up_bias, gate, gate_bias, down, down_bias, activation, memory):
+    """x += W₂ f(W₁ h), or W₂ (f(W₁ h) · W₃ h), with h = norm(x); a gate W₃ without rows is no gate."""
     h, at = take(memory, 0, x.size)
     wide, at = take(memory, at, len(up))
     activated, at = take(memory, at, len(up))
     norm(x, affine, eps, centered, h, memory[at:])
     linear(up, up_bias, h, wide, False)
     activate(wide, activation, activated, memory[at:])
+    if len(gate):
+        linear(gate, gate_bias, h, wide, False)
+        for i in range(wide.size):
+            activated[i] *= wide[i]
     linear(down, down_bias, activated, x, True)
 
 
@@ -105,6 +110,10 @@ class Half:
     def load(self, state) -> None:
         """Go on from a state of the module, of one sequence; a module without one has None."""
 
+    def nothing(self) -> tuple[np.ndarray, np.ndarray]:
+        """A linear layer without rows, which stands for one that is not there."""
+        return np.empty((0, self.width), self.dtype), np.empty(0, self.dtype)
+
     def memory(self, *sizes: int) -> np.ndarray:
         """Scratch memory, with two numbers for ``norm``."""
         return np.empty(sum(sizes) + 2, self.dtype)
@@ -113,9 +122,9 @@ class Half:
 class FeedForward(Half):
     def __init__(self, norm, module, model):
         super().__init__(norm, module, model)
-        hidden = len(module.up.weight)
-        self._given = (*self.norm, *affine(module.up), *affine(module.down), activation(module),
-                       self.memory(self.width, 3 * hidden))
+        gated = getattr(module, "gate", None) is not None
+        self._given = (*self.norm, *affine(module.up), *(affine(module.gate) if gated else self.nothing()),
+                       *affine(module.down), activation(module), self.memory(self.width, 3 * len(module.up.weight)))
 
     def __call__(self, x: np.ndarray, position: int) -> None:
         _feed_forward(x, *self._given)

@@ -126,12 +126,11 @@ class AFT(Half):
 
     def __init__(self, norm, module, model):
         super().__init__(norm, module, model)
-        self._shared, none = self.width // module.sizes[1], np.empty((0, self.width), self.dtype)
-        qkv = affine(module.qkv)
+        self._shared, qkv = self.width // module.sizes[1], affine(module.qkv)
         if self._shared > 1:
             parts = (np.split(x, np.cumsum(module.sizes)[:-1]) for x in qkv)
             qkv = [np.concatenate([q, self._spread(k), v]) for q, k, v in parts]
-        out = (none, np.empty(0, self.dtype)) if module.out is None else affine(module.out)
+        out = self.nothing() if module.out is None else affine(module.out)
         self._projections, self._state = (*self.norm, *qkv, *out), np.empty((3, self.width), self.dtype)
 
     def _spread(self, x: np.ndarray, axis: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""RetNet's two halves of a block for one token; S, z and n are those of minitv/ops/retention/__init__.py."""
+"""RetNet's retention of one token; S, z and n are those of minitv/ops/retention/__init__.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from ..mixers.retnet import EPS
 from ..ops.gated.cpu import _swish
 from ..ops.retention import NORMALIZATIONS
 from ..ops.retention.cpu import NONE, PAPER
-from . import cpu
-from .cpu import Half, activate, affine, linear, norm, take
+from .cpu import Half, affine, linear, norm, take
 
 
 @cpu_kernel
@@ -82,21 +81,6 @@ def _step(x, position, affine, eps, centered, qk_weight, qk_bias, v_weight, v_bi
     linear(out, out_bias, y, x, True)
 
 
-@cpu_kernel
-def _glu(x, gate, gate_bias, affine, eps, centered, up, up_bias, down, down_bias, activation, memory):
-    """x += W₂ (f(W₁ h) · W₃ h) with h = norm(x) and W₃ the gate."""
-    h, at = take(memory, 0, x.size)
-    wide, at = take(memory, at, len(up))
-    activated, at = take(memory, at, len(up))
-    norm(x, affine, eps, centered, h, memory[at:])
-    linear(up, up_bias, h, wide, False)
-    activate(wide, activation, activated, memory[at:])
-    linear(gate, gate_bias, h, wide, False)
-    for i in range(wide.size):
-        activated[i] *= wide[i]
-    linear(down, down_bias, activated, x, True)
-
-
 class Retention(Half):
     def __init__(self, norm, module, model):
         super().__init__(norm, module, model)
@@ -114,15 +98,3 @@ class Retention(Half):
 
     def __call__(self, x: np.ndarray, position: int) -> None:
         _step(x, position, *self._given)
-
-
-class FeedForward(cpu.FeedForward):
-    def __init__(self, norm, module, model):
-        super().__init__(norm, module, model)
-        self._gate = None if module.gate is None else affine(module.gate)
-
-    def __call__(self, x: np.ndarray, position: int) -> None:
-        if self._gate is None:
-            super().__call__(x, position)
-        else:
-            _glu(x, *self._gate, *self._given)
