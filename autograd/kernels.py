@@ -21,6 +21,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 import numba
+from numba.core.event import Listener, register, unregister
 
 FLAGS = {
     "nogil": True,
@@ -64,6 +65,23 @@ def cached() -> bool:
     """Whether kernels of this version were compiled before, so that a run starts at once."""
     folder = cache_directory()
     return folder is not None and any(folder.rglob("*.nbi"))  # the index file of a compiled kernel
+
+
+class _Announcement(Listener):
+    def __init__(self, announce: Callable[[], None]):
+        self._announce = announce
+
+    def on_start(self, event) -> None:
+        unregister("numba:compile", self)
+        self._announce()
+
+    def on_end(self, event) -> None:
+        """Only the first start counts."""
+
+
+def at_compilation(announce: Callable[[], None]) -> None:
+    """Call ``announce`` when a kernel is compiled, rather than read from disk, for the first time from now on."""
+    register("numba:compile", _Announcement(announce))
 
 
 def cpu_kernel(function: Callable) -> Callable:

@@ -227,11 +227,13 @@ def _zeros(like, shape, dtype):
     return type(like).wrap(namespace(like.data).zeros(shape, dtype))
 
 
-def require_finite(array, where: str):
-    """Raise NonFiniteError naming ``where`` if the array has a NaN or an infinity."""
+def require_finite(array, where: str, *, empty: bool = False):
+    """Raise NonFiniteError naming ``where`` if the array has a NaN or an infinity; what may be ``empty``, other than -∞."""
     if array.dtype.kind not in "fc":
         return
     finite = np.isfinite(array) if isinstance(array, np.ndarray) else namespace(array).isfinite(array)
+    if empty:
+        finite |= array == -np.inf
     if not bool(finite.all()):
         bad = int(array.size - finite.sum())
         raise NonFiniteError(f"{where}: {bad} of {array.size} values are NaN or infinite (shape {array.shape})")

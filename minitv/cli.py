@@ -105,7 +105,7 @@ def _train(argv: list[str]) -> int:
         if source != "default" and variant != stored_variant:
             raise UserError(f"--resume {resume}: this is a run of {stored_variant}, it cannot continue as {variant}")
         variant, source = stored_variant, f"checkpoint {resume}"
-    options = Options(ModelOptions, mixers.options(_variant(variant)), TrainOptions)
+    options = Options(ModelOptions, mixers.options(_variant(variant)), TrainOptions, elsewhere=mixers.elsewhere)
     if stored is None or preset is not None:
         name = choose("preset", str(preset or DEFAULT_PRESET), PRESETS)
         shared = mixers.preset(variant, name)
@@ -115,6 +115,7 @@ def _train(argv: list[str]) -> int:
     values, _ = options.merge(*([(source, stored)] if stored else []), *layers)  # for the help
 
     parser = _train_parser()
+    parser.prog += f" {variant}"
     parser.add_options(options, values)
     given = parser.parse(argv)
     print_config = given.pop("print_config", False)
@@ -135,6 +136,8 @@ def _train(argv: list[str]) -> int:
 
 def _compare(argv: list[str]) -> int:
     """The runs of `minitv compare`: every variant with every seed, each with the options that it has."""
+    from autograd.random import Random
+
     from . import mixers
     from .compare import Run, compare
 
@@ -144,14 +147,15 @@ def _compare(argv: list[str]) -> int:
     if len(set(variants)) < len(variants):
         raise UserError(f"{max(variants, key=variants.count)} is given twice")
     every = {variant: Options(ModelOptions, mixers.options(variant), TrainOptions) for variant in variants}
-    known = Options.union(every.values(), without=("resume", "sample_tokens"))
+    known = Options.union(every.values(), without=("resume", "sample_tokens"), elsewhere=mixers.elsewhere)
     parser = Parser(
         "minitv compare",
         synonyms=SYNONYMS,
         usage="minitv compare [VARIANT ...] [options]",
         description="Train several variants on the same text with the same batches, tokens and schedule, and compare them:\n"
         "bits per character of held-out text, speed, memory, size of the state, speed of writing. Each run is a process\n"
-        "and a folder of its own; the same command continues what was interrupted, and repeats nothing.",
+        "and a folder of its own; the same command continues what was interrupted, and trains nothing twice. With several\n"
+        "seeds the table has means, and ± the standard deviation between seeds.",
         epilog="examples:\n  minitv compare\n  minitv compare transformer rwkv --preset nanogpt-cpu --data my.txt --seeds 3",
     )
     preset_names = "{" + ",".join(PRESETS) + "}"
@@ -168,7 +172,12 @@ def _compare(argv: list[str]) -> int:
     for variant, options in every.items():
         layers = [(f"preset {preset}", {k: v for k, v in mixers.preset(variant, preset).items() if k in options.settings}),
                   ("command line", {k: v for k, v in given.items() if k in options.settings})]
-        values, sources = options.merge(*layers)
+        try:
+            values, sources = options.merge(*layers)
+            model, mixer, _ = options.build(values)
+            mixers.load(variant)(Random(0), model, mixer)  # what does not fit is found now, not when its turn comes
+        except UserError as error:
+            raise UserError(f"{variant}: {error}") from None
         sources["variant"] = "command line"
         for seed in range(values["seed"], values["seed"] + number):
             folder = directory / f"{variant}-{seed}"
@@ -422,8 +431,11 @@ def _explain(argv: list[str]) -> int:
         raise UserError(f"unknown variant or operator {name!r}; {hint}")
     op = REGISTRY[name]
     print(f"{op.name}: {op.signature}\n")
-    if op.__doc__:
-        print(inspect.cleandoc(op.__doc__) + "\n")
+    page = inspect.getmodule(op.definition)
+    alone = sum(other.definition.__module__ == page.__name__ for other in REGISTRY.values()) <= 2
+    for text in (op.__doc__, page.__doc__ if alone else None):  # a page that many share speaks of none of them
+        if text:
+            print(inspect.cleandoc(text) + "\n")
     rows = [
         ("page", inspect.getsourcefile(op.definition) or "none"),
         ("options", ", ".join(f"{key}={value}" for key, value in op.params.items()) or "none"),

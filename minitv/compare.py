@@ -5,8 +5,10 @@ A run that is finished is not repeated, one that was interrupted continues, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import signal
 import statistics
 import subprocess
 import sys
@@ -74,7 +76,18 @@ class Run:
             settings = self.directory.with_suffix(".toml")
             settings.write_text(table(self.rows) + "\n", encoding="utf-8")
             command += ["--config", str(settings), "--overwrite"]
-        return subprocess.run(command).returncode
+        return _wait(subprocess.Popen(command))
+
+
+def _wait(child: subprocess.Popen) -> int:
+    """The exit code of a training run. A terminal sends Ctrl-C to it as well: it saves and ends, however long that takes."""
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while True:
+            with contextlib.suppress(KeyboardInterrupt):
+                return child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def compare(runs: list[Run], directory: Path) -> int:

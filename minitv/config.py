@@ -22,7 +22,7 @@ import re
 import shutil
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -172,10 +172,13 @@ def check(config: Any) -> None:
 
 
 class Options:
-    """Several option dataclasses in one flat namespace: each field name belongs to exactly one of them."""
+    """Several option dataclasses in one flat namespace: each field name belongs to exactly one of them.
 
-    def __init__(self, *classes: type):
-        self.classes = classes
+    ``elsewhere(name)`` says who else has an option that is unknown here, for the error; an empty text: nobody.
+    """
+
+    def __init__(self, *classes: type, elsewhere: Callable[[str], str] = lambda name: ""):
+        self.classes, self.elsewhere = classes, elsewhere
         self.settings: dict[str, Setting] = {}
         for cls in classes:
             for name, setting in settings(cls).items():
@@ -184,9 +187,9 @@ class Options:
                 self.settings[name] = setting
 
     @classmethod
-    def union(cls, every: Iterable[Options], without: Sequence[str] = ()) -> Options:
+    def union(cls, every: Iterable[Options], without: Sequence[str] = (), **kwargs: Any) -> Options:
         """The options that at least one of several namespaces has, for one command line."""
-        union = cls()
+        union = cls(**kwargs)
         for options in every:
             for name, setting in options.settings.items():
                 if name not in without:
@@ -200,7 +203,8 @@ class Options:
         for source, layer in layers:
             for name, value in layer.items():
                 if name not in self.settings:
-                    raise UserError(f"{source}: unknown option {name!r}{did_you_mean(name, self.settings)}")
+                    hint = self.elsewhere(name) or did_you_mean(name, self.settings)
+                    raise UserError(f"{source}: unknown option {name!r}{hint}")
                 label = self.settings[name].flag if source == "command line" else f"{source}: {name}"
                 values[name] = self.settings[name].check(value, label)
                 sources[name] = source
@@ -325,10 +329,12 @@ class Parser(argparse.ArgumentParser):
             **kwargs,
         )
         self.synonyms = synonyms or {}
+        self.elsewhere: Callable[[str], str] = lambda name: ""
         self.add_argument("-h", "--help", action="help", help="show this help and exit")
 
     def add_options(self, options: Options, values: Mapping[str, Any] | None = None) -> None:
         """Add every option, grouped; the help shows ``values`` (by default the dataclass defaults) as defaults."""
+        self.elsewhere = options.elsewhere
         groups: dict[str, Any] = {}
         for name, setting in options.settings.items():
             if setting.group not in groups:
@@ -391,6 +397,8 @@ class Parser(argparse.ArgumentParser):
         synonym = "--" + self.synonyms.get(name.lstrip("-").replace("-", "_"), "").replace("_", "-")
         if synonym in self._option_string_actions:
             return f"; here it is {synonym}"
+        if hint := self.elsewhere(name.lstrip("-").replace("-", "_")):
+            return hint
         known = {flag[2:]: flag for flag in self._option_string_actions if flag.startswith("--")}
         close = difflib.get_close_matches(name.lstrip("-"), known, 1, 0.66)
         return f"; did you mean {known[close[0]]}?" if close else f", see {self.prog} --help"

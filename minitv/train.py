@@ -203,8 +203,9 @@ def train(variant: str, model: ModelOptions, mixer, run: TrainOptions) -> int:
     else:
         tokenizer = from_json(resumed.state["tokenizer"])
         if corpus.sha256 != resumed.state["corpus_sha256"]:
-            raise UserError(f"--resume {run.resume}: the text is not the one this run began with ({corpus.description}); "
-                            "give it with --data")
+            began = resumed.state["config"]["run"]["data"] or "the default text"
+            raise UserError(f"--resume {run.resume}: {corpus.description} is not the text this run began with; give that one "
+                            f"({began}) with --data")
     ids = tokenizer.encode(corpus.text)
     training, held_out = split(ids, model.context)
     print(f"text      {corpus.description}: {count(len(corpus.text))} characters, sha256 {corpus.sha256[:16]}",
@@ -278,7 +279,7 @@ class _Session:
         inputs, labels = windows(held_out, self.model.context, run.eval_tokens)
         if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
             if run.overwrite and (reason := trainer.find_nonfinite(*batches.batch(0), 0)):
-                raise self._nonfinite(reason, 0)
+                raise self._nonfinite(reason, 0, f"{self.directory} still holds the run before. ")
             _remove_run(self.directory)
         header = self._header(per_char, held_per_char, len(training), len(held_out))
         with (
@@ -330,13 +331,12 @@ class _Session:
             raise self._nonfinite(self.trainer.find_nonfinite(inputs, labels, step) or "the held-out loss", step)
         return loss
 
-    def _nonfinite(self, reason: str, step: int) -> RunError:
-        kept = [str(self.directory / name) for name in checkpoint.NAMES if checkpoint.exists(self.directory, name)]
-        return RunError(
-            f"step {step + 1} made a number that is not finite, first at {reason}. "
-            + (f"The last good checkpoint is {kept[0]}. " if kept else "No checkpoint was saved before it. ")
-            + "A lower --lr or a smaller --clip often helps"
-        )
+    def _nonfinite(self, reason: str, step: int, kept: str | None = None) -> RunError:
+        if kept is None:
+            found = [self.directory / name for name in checkpoint.NAMES if checkpoint.exists(self.directory, name)]
+            kept = f"The last good checkpoint is {found[0]}. " if found else "No checkpoint was saved before it. "
+        return RunError(f"step {step + 1} made a number that is not finite, first at {reason}. {kept}"
+                        "A lower --lr or a smaller --clip often helps")
 
     def _report(self, step: int, loss: float, progress: Progress) -> None:
         bits = loss * self.held_bits
@@ -425,8 +425,8 @@ class _Session:
     def _announce_compilation(self) -> None:
         from autograd import kernels
 
-        if self.run.device == "cpu" and not kernels.cached():
-            print("compiling kernels, about 15 s, cached for the next run", file=sys.stderr, flush=True)
+        kernels.at_compilation(lambda: print("compiling kernels, up to 15 s, cached for the next run", file=sys.stderr,
+                                             flush=True))
 
     def _finish(self) -> None:
         print(f"done in {duration(self._elapsed())}; write text with: minitv sample {self.directory}", file=sys.stderr)

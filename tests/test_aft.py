@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from operator_checks import check_gradients, check_values, compute, differentiate, forms
 
-from autograd import Random, assert_close, explain, no_grad
+from autograd import NonFiniteError, Random, assert_close, check_mode, explain, no_grad
 from minitv.mixers import aft_conv as conv_mixer
 from minitv.mixers import aft_simple as simple_mixer
 from minitv.ops import aft_conv, aft_full, aft_local, aft_simple
@@ -124,3 +124,15 @@ def test_filters_are_standardised():
     filters = mixer.filters().numpy()
     np.testing.assert_allclose(filters.mean(axis=1), [1, -1])
     np.testing.assert_allclose(filters.std(axis=1), [2, 3])
+
+
+@pytest.mark.parametrize("op", [op for op in OPERATORS.values() if op is not aft_full], ids=lambda op: op.name)
+def test_check_mode_knows_an_empty_state(op):
+    """Nothing has left the window, or there is no key: ln 0. Other infinities are still reported."""
+    args = list(arguments(op, 10 if op is not aft_simple else 0))
+    with check_mode():
+        assert np.isneginf(op(*args)[2].numpy()).all()
+    args = list(arguments(op, 10))
+    args[2][0, 4, 1] = np.inf
+    with check_mode(), pytest.raises(NonFiniteError, match=f"the output of {op.name}"):
+        op(*args)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +66,12 @@ def test_two_seeds_of_a_variant(text, capfd):
 def test_a_run_that_fails_does_not_lose_the_others(text, capfd, monkeypatch):
     called = []
 
-    def run(command):
+    def start(command):
         called.append(command)
-        return subprocess.CompletedProcess(command, 1 if len(called) == 1 else real([*command]).returncode)
+        return real([sys.executable, "-c", "raise SystemExit(1)"] if len(called) == 1 else command)
 
-    real = subprocess.run
-    monkeypatch.setattr(compare.subprocess, "run", run)
+    real = subprocess.Popen
+    monkeypatch.setattr(compare.subprocess, "Popen", start)
     code, _, err = said(capfd, "transformer", *text, *SMALL, "--seeds", "3")
     assert code == 1 and "transformer, seed 0: failed with exit code 1; the others go on" in err
     assert [run["seed"] for run in json.loads(Path("runs/compare/compare.json").read_text())["runs"]] == [1, 2]
@@ -77,9 +80,30 @@ def test_a_run_that_fails_does_not_lose_the_others(text, capfd, monkeypatch):
 
 
 def test_a_run_that_is_stopped_stops_the_comparison(text, capfd, monkeypatch):
-    monkeypatch.setattr(compare.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 130))
+    real = subprocess.Popen
+    monkeypatch.setattr(compare.subprocess, "Popen", lambda command: real([sys.executable, "-c", "raise SystemExit(130)"]))
     code, out, err = said(capfd, "transformer", *text, *SMALL, "--seeds", "3")
     assert code == 130 and not out and err.count("run ") == 1 and "the same command goes on from here" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals")
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_waits_until_the_run_has_saved(number, code):
+    """A terminal sends Ctrl-C to both processes; SIGTERM comes to one and is handed on."""
+    saves = ("import signal, time\n"
+             "def stop(number, frame):\n    time.sleep(1)\n    raise SystemExit(128 + number)\n"
+             "signal.signal(signal.SIGINT, stop)\nsignal.signal(signal.SIGTERM, stop)\nprint(flush=True)\ntime.sleep(60)")
+    child = subprocess.Popen([sys.executable, "-c", saves], stdout=subprocess.PIPE)
+    child.stdout.readline()
+
+    def send():
+        if number == signal.SIGINT:
+            child.send_signal(number)
+        os.kill(os.getpid(), number)
+
+    threading.Timer(0.2, send).start()
+    assert compare._wait(child) == code
+    child.stdout.close()
 
 
 @pytest.mark.parametrize("argv, sentence", [

@@ -100,8 +100,8 @@ def test_as_many_parameters_as_the_transformer(preset, options):
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
-    ({"heads": 5}, "--heads: 5 heads of even size do not divide the width 64"),
-    ({"heads": 64}, "--heads: 64 heads of even size do not divide the width 64"),
+    ({"heads": 5}, "--heads: 5 heads of the width 64 have 12.8 channels each, allowed: an even number"),
+    ({"heads": 64}, "--heads: 64 heads of the width 64 have 1 channels each, allowed: an even number"),
     ({"value_width": 0.005}, "--value-width: 4 heads do not divide 0.005 · 64 = 0"),
     ({"value_width": 1.02}, "--value-width: 4 heads do not divide 1.02 · 64 = 65"),
     ({"decay": "linear"}, "decay: 'linear' is unknown, allowed: powers, range"),

@@ -71,6 +71,12 @@ def options(variant: str) -> type:
     return found[0]
 
 
+def elsewhere(name: str) -> str:
+    """For an error: which variants have an option of this name."""
+    found = [variant for variant in variants() if name in options(variant).__dataclass_fields__]
+    return f"; it is an option of {', '.join(found)}" if found else ""
+
+
 def page(variant: str) -> Page:
     """What the variant's module says of it."""
     return _module(variant).PAGE

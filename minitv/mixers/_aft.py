@@ -12,6 +12,7 @@ from ..options import ModelOptions
 
 RANK = "columns of u and v, whose product is the bias of every pair of positions"
 POSITION_STD = "standard deviation of u and v at the start"
+BEGINS = "in its first hundreds of steps it learns like aft-simple, whatever the bias: that starts near 0"
 PROJECTION = "a matrix after the mixing; the paper's equations have none, public implementations do"
 
 

@@ -28,7 +28,7 @@ from ..nn import Parameter, normal
 from ..ops import aft_conv
 from ..options import ModelOptions
 from . import Page
-from ._aft import AFT, PROJECTION
+from ._aft import AFT, BEGINS, PROJECTION
 
 PAGE = Page(
     formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s + w_{t-s}) v_s / Σ_{s ≤ t} e^(k_s + w_{t-s}); "
@@ -44,6 +44,7 @@ PAGE = Page(
         "large numbers (values near 1 are wrong by 0.4 at w = -15 in float32): here all terms are positive",
         "a filter is standardised over its lags, by which deviation is not said: here by the biased one",
         "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on here",
+        BEGINS,
     ),
     review="it names AFT-full and AFT-simple only; O(T window d) time and O(T d) space are the paper's Table 1",
 )

@@ -22,7 +22,7 @@ from ..nn import normal
 from ..ops import aft_full
 from ..options import ModelOptions
 from . import Page
-from ._aft import AFT, POSITION_STD, PROJECTION, RANK
+from ._aft import AFT, BEGINS, POSITION_STD, PROJECTION, RANK
 
 PAGE = Page(
     formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s + w_ts) v_s / Σ_{s ≤ t} e^(k_s + w_ts) in every channel; w = u vᵀ",
@@ -36,6 +36,7 @@ PAGE = Page(
         "u and v start from N(0, 10⁻²), variance or deviation is not said: --position-std is the deviation, 0.01 here",
         "an older labml-nn subtracted the largest bias of a column, which does not cancel; what cancels is that of a row",
         "w belongs to absolute positions: the model cannot read further than its context",
+        BEGINS,
     ),
     review="O(T² d) time and O(T d) space are the paper's Table 1; the space leaves out the T × T biases, which the factors u "
            "and v (2 T rank parameters) avoid only as long as nobody stores their product",

@@ -24,7 +24,7 @@ from ..nn import normal
 from ..ops import aft_local, banded_product
 from ..options import ModelOptions
 from . import Page
-from ._aft import AFT, POSITION_STD, PROJECTION, RANK
+from ._aft import AFT, BEGINS, POSITION_STD, PROJECTION, RANK
 
 PAGE = Page(
     formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s + w_ts) v_s / Σ_{s ≤ t} e^(k_s + w_ts) in every channel; "
@@ -40,6 +40,7 @@ PAGE = Page(
         "u and v start from N(0, 10⁻²), variance or deviation is not said: --position-std is the deviation, 0.01 here",
         "aft-pytorch 0.2.2 makes a new bias in every call, which no optimiser ever trains; it is no reference here",
         "w belongs to absolute positions: the model cannot read further than its context",
+        BEGINS,
     ),
     review="it names AFT-full and AFT-simple only; O(T window d) time and O(T d) space are the paper's Table 1",
 )

@@ -40,7 +40,8 @@ PAGE = Page(
             "is a causal convolution over all of T, h_o(i) = window(i) mlp(i)",
     cost="O(N T D (log T + D)) time; no space is stated: O(N T D) here, filters and activations; O((N - 1) t D) for token t "
          "when writing, by direct sums, or O((N - 1) D log² t) on average, in blocks",
-    state="2 (N - 1) t D + 2 (N + 1) D: past inputs, their sums for later positions, and the past of a short filter of 3 taps",
+    state="2 (N - 1) t D + 2 (N + 1) D: past inputs, their sums for later positions, and the past of a short filter of 3 taps; "
+          "with the N - 1 filters themselves, (N - 1) D numbers for every position of the context",
     operators=("long_conv", "causal_conv1d"),
     golden="the operator in PyTorch, as conv1d and by torch.fft, and whole mixers of orders 2 and 3 from torch's modules, with "
            "all gradients; the paper has no package",

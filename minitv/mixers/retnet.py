@@ -139,7 +139,8 @@ class Mixer(Stateful):
         width, self.heads = model.width, options.heads
         values = round(options.value_width * width)
         if width % (2 * self.heads):
-            raise UserError(f"--heads: {self.heads} heads of even size do not divide the width {width}")
+            raise UserError(f"--heads: {self.heads} heads of the width {width} have {width / self.heads:g} channels each, "
+                            "allowed: an even number")
         if not values or values % self.heads:
             raise UserError(f"--value-width: {self.heads} heads do not divide {options.value_width} · {width} = {values}")
 
