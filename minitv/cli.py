@@ -162,18 +162,23 @@ def _compare(argv: list[str]) -> int:
     parser.add_argument("--preset", metavar=preset_names, help=f"a set of values (default: {DEFAULT_PRESET})")
     seeds = Setting("seeds", int, False, 1, "runs of each variant, with the seeds from --seed on", "", low=1, high=1000)
     parser.add_argument("--seeds", type=seeds.parse, metavar="N", help=f"{seeds.help} (default: 1)")
-    parser.add_options(known)
+    preset = choose("preset", str(parser.peek(argv).get("preset", DEFAULT_PRESET)), PRESETS)
+    layers = {variant: (f"preset {preset}", {k: v for k, v in mixers.preset(variant, preset).items() if k in options.settings})
+              for variant, options in every.items()}
+    found = [options.merge(layers[variant])[0] for variant, options in every.items()]
+    defaults = {name: [values[name] for values in found if name in values] for name in known.settings}
+    parser.add_options(known, {**{name: values[0] if all(value == values[0] for value in values) else "by variant"
+                                  for name, values in defaults.items()}, "out": "runs/compare"})
     given = parser.parse(argv)
-    preset = choose("preset", str(given.pop("preset", DEFAULT_PRESET)), PRESETS)
+    given.pop("preset", None)
     number = given.pop("seeds", 1)
     directory = Path(given.pop("out", None) or "runs/compare")
     overwrite = given.pop("overwrite", False)
     runs = []
     for variant, options in every.items():
-        layers = [(f"preset {preset}", {k: v for k, v in mixers.preset(variant, preset).items() if k in options.settings}),
-                  ("command line", {k: v for k, v in given.items() if k in options.settings})]
+        chosen = "command line", {k: v for k, v in given.items() if k in options.settings}
         try:
-            values, sources = options.merge(*layers)
+            values, sources = options.merge(layers[variant], chosen)
             model, mixer, _ = options.build(values)
             mixers.load(variant)(Random(0), model, mixer)  # what does not fit is found now, not when its turn comes
         except UserError as error:

@@ -355,7 +355,7 @@ def test_a_huge_learning_rate(text, quickly, extra):
 
 
 def test_weights_that_give_no_held_out_loss_are_not_saved(text, quickly):
-    options = ["--lr", "1e30", "--eval-every", "1", "--warmup", "0"]
+    options = ["--lr", "1e38", "--eval-every", "1", "--warmup", "0"]
     said = sentence(quickly("--data", text, *RUN, *options, "--out", "run"), 1)
     assert said.startswith("step 1 made a number that is not finite, first at ")
     assert not checkpoint.exists("run") and not checkpoint.exists("run", "best")
@@ -435,7 +435,7 @@ def corrupt(path, position):
 
 @pytest.mark.parametrize("damage, argv, said", [
     (None, ["--steps", "20"], "--steps: this run has done 20 steps; to continue it, ask for more than that"),
-    (None, ["--steps", "30", "--data", "other.txt"], "is not the text this run began with; give that one (text.txt)"),
+    (None, ["--steps", "30", "--data", "other.txt"], "other.txt is not the text this run began with; give that one ("),
     (None, ["--resume", "nowhere"], "nowhere: there is no such folder"),
     (None, ["--steps", "30", "--width", "32"], "--resume run: --width is 16 in this run and cannot become 32"),
     (lambda run: corrupt(run / "last" / "model.safetensors", -1), ["--steps", "30"], "was changed or damaged"),

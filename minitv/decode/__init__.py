@@ -12,26 +12,12 @@ from autograd import no_grad, to_numpy
 from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
 
-from ..blocks import FeedForward, PreNorm
-from ..mixers import aft_conv, aft_full, aft_local, aft_simple, hyena, retnet, rwkv, transformer
+from ..blocks import PreNorm
 from ..models.lm import LanguageModel
-from . import cpu, cpu_aft, cpu_hyena, cpu_retnet, cpu_rwkv, cpu_transformer
+from . import cpu
+from .halves import HALVES, Head, normed
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
-
-HALVES = {
-    FeedForward: cpu.FeedForward,
-    aft_conv.Mixer: cpu_aft.Conv,
-    aft_full.Mixer: cpu_aft.Full,
-    aft_local.Mixer: cpu_aft.Local,
-    aft_simple.Mixer: cpu_aft.Simple,
-    hyena.Mixer: cpu_hyena.LongConvolution,
-    retnet.FeedForward: cpu.FeedForward,
-    retnet.Mixer: cpu_retnet.Retention,
-    rwkv.ChannelMix: cpu_rwkv.ChannelMix,
-    rwkv.Mixer: cpu_rwkv.TimeMix,
-    transformer.Mixer: cpu_transformer.Attention,
-}
 
 
 class Decoder:
@@ -70,8 +56,8 @@ class FusedDecoder(Decoder):
         self._blocks = [[HALVES[type(module)](norm, module, model) for norm, module in ((b.norm1, b.mixer), (b.norm2, b.ffn))]
                         for b in model.blocks]
         self._halves = [half for block in self._blocks for half in block]
-        self._embedding, self._head, self._position = model.embed.weight.data, cpu.Head(model), 0
-        self._embed_norm = None if model.embed_norm is None else cpu.normed(model.embed_norm)
+        self._embedding, self._head, self._position = model.embed.weight.data, Head(model), 0
+        self._embed_norm = None if model.embed_norm is None else normed(model.embed_norm)
         self._x, self._spare = (np.empty(size, self._embedding.dtype) for size in (self._embedding.shape[1], 2))
 
     @staticmethod

@@ -1,21 +1,13 @@
-"""What every step of a decoder has: halves of blocks, x ← x + f(norm(x)) for one token, each of one kernel call.
+"""Kernels for one token that every decoder has: linear layers, norms, the feed-forward network, and the head.
 
-A half of the class ``Half`` holds the weights and the state of its module. Here are its parts, the feed-forward network, and
-the head; mixers have a file of their own, cpu_<variant>.py.
+Mixers have a file of their own, cpu_<variant>.py. Weights are the model's; a layer without rows is none.
 """
-
-from __future__ import annotations
-
-import numpy as np
 
 from autograd.kernel_math import exp
 from autograd.kernels import cpu_kernel
 from autograd.ops.gelu.cpu import _gelu, _gelu_tanh
 from autograd.ops.layer_norm.cpu import _forward as _layer_norm
 from autograd.ops.rms_norm.cpu import _forward as _rms_norm
-
-from ..models.lm import LanguageModel
-from ..nn import LayerNorm, Module
 
 GELU, GELU_TANH, RELU_SQUARED, SILU = range(4)
 
@@ -65,7 +57,7 @@ def activate(x, activation, y, spare):
 
 
 @cpu_kernel
-def _feed_forward(x, affine, eps, centered, up, up_bias, gate, gate_bias, down, down_bias, activation, memory):
+def feed_forward(x, affine, eps, centered, up, up_bias, gate, gate_bias, down, down_bias, activation, memory):
     """x += W₂ f(W₁ h), or W₂ (f(W₁ h) · W₃ h), with h = norm(x); a gate W₃ without rows is no gate."""
     h, at = take(memory, 0, x.size)
     wide, at = take(memory, at, len(up))
@@ -81,68 +73,7 @@ def _feed_forward(x, affine, eps, centered, up, up_bias, gate, gate_bias, down, 
 
 
 @cpu_kernel
-def _head(x, affine, eps, centered, weight, bias, logits, memory):
+def head(x, affine, eps, centered, weight, bias, logits, memory):
     h, at = take(memory, 0, x.size)
     norm(x, affine, eps, centered, h, memory[at:])
     linear(weight, bias, h, logits, False)
-
-
-def affine(module: Module) -> tuple[np.ndarray, np.ndarray]:
-    """The weight and the bias of a linear layer or norm; zeros for a bias that is not there."""
-    weight, bias = module.weight.data, getattr(module, "bias", None)
-    return weight, np.zeros(len(weight), weight.dtype) if bias is None else bias.data
-
-
-def normed(module: Module) -> tuple[np.ndarray, float, bool]:
-    """What ``norm`` has to know of a norm."""
-    return np.stack(affine(module)), module.eps, isinstance(module, LayerNorm)
-
-
-class Half:
-    """Half of a block for one token after the other: ``half(x, position)`` adds f(norm(x)) to x[D].
-
-    It is made of the weights as they are.
-    """
-
-    def __init__(self, norm: Module, module: Module, model: LanguageModel):
-        self.norm, self.width, self.dtype = normed(norm), model.embed.weight.shape[1], model.embed.weight.dtype
-
-    def load(self, state) -> None:
-        """Go on from a state of the module, of one sequence; a module without one has None."""
-
-    def nothing(self) -> tuple[np.ndarray, np.ndarray]:
-        """A linear layer without rows, which stands for one that is not there."""
-        return np.empty((0, self.width), self.dtype), np.empty(0, self.dtype)
-
-    def memory(self, *sizes: int) -> np.ndarray:
-        """Scratch memory, with two numbers for ``norm``."""
-        return np.empty(sum(sizes) + 2, self.dtype)
-
-
-class FeedForward(Half):
-    def __init__(self, norm, module, model):
-        super().__init__(norm, module, model)
-        gated = getattr(module, "gate", None) is not None
-        self._given = (*self.norm, *affine(module.up), *(affine(module.gate) if gated else self.nothing()),
-                       *affine(module.down), activation(module), self.memory(self.width, 3 * len(module.up.weight)))
-
-    def __call__(self, x: np.ndarray, position: int) -> None:
-        _feed_forward(x, *self._given)
-
-
-def activation(module: Module) -> int:
-    """What ``activate`` has to know of a feed-forward network."""
-    return {"gelu": GELU, "gelu_tanh": GELU_TANH, "relu_squared": RELU_SQUARED, "silu": SILU}[module.activation.name]
-
-
-class Head:
-    """The logits [V] of x[D], valid until the next call."""
-
-    def __init__(self, model: LanguageModel):
-        self._logits = np.empty(len(model.head.weight), model.head.weight.dtype)
-        self._given = (*normed(model.norm), *affine(model.head), self._logits,
-                       np.empty(model.head.weight.shape[1] + 2, self._logits.dtype))
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        _head(x, *self._given)
-        return self._logits

@@ -8,13 +8,10 @@ AFT-simple nothing is in it. Before the first key a = 0, b = 1 and top = -∞: e
 
 from __future__ import annotations
 
-import numpy as np
-
-from autograd import no_grad
 from autograd.kernel_math import exp
 from autograd.kernels import cpu_kernel
 
-from .cpu import Half, affine, linear, norm, take
+from .cpu import linear, norm, take
 
 BLOCK = 16  # lags whose exponents are made at a time: they stay in the nearest cache, and a and b are rescaled rarely
 
@@ -80,7 +77,7 @@ def _add(q, a, b, out, out_bias, y, x):
 
 
 @cpu_kernel
-def _simple(x, affine, eps, centered, qkv_weight, qkv_bias, out, out_bias, state, memory):
+def simple(x, affine, eps, centered, qkv_weight, qkv_bias, out, out_bias, state, memory):
     width = x.size
     h, at = take(memory, 0, width)
     qkv, at = take(memory, at, 3 * width)
@@ -93,7 +90,7 @@ def _simple(x, affine, eps, centered, qkv_weight, qkv_bias, out, out_bias, state
 
 
 @cpu_kernel
-def _windowed(x, position, newest, affine, eps, centered, qkv_weight, qkv_bias, out, out_bias, u, v, filters, keys, values,
+def windowed(x, position, newest, affine, eps, centered, qkv_weight, qkv_bias, out, out_bias, u, v, filters, keys, values,
               state, memory):
     """The token's key and value become the newest of the ring; the bias is u vᵀ, or the filters if there are any."""
     width, seen = x.size, min(position + 1, len(keys))
@@ -119,84 +116,3 @@ def _windowed(x, position, newest, affine, eps, centered, qkv_weight, qkv_bias, 
     if seen == len(keys):  # the oldest leaves the window
         oldest = _place(newest, seen - 1, seen)
         _join(keys[oldest : oldest + 1], values, oldest, state[0], state[1], state[2], h)
-
-
-class AFT(Half):
-    """What all have: the projections, and ``state``, the mean [a, b, top] of the keys that no bias concerns any more."""
-
-    def __init__(self, norm, module, model):
-        super().__init__(norm, module, model)
-        self._shared, qkv = self.width // module.sizes[1], affine(module.qkv)
-        if self._shared > 1:
-            parts = (np.split(x, np.cumsum(module.sizes)[:-1]) for x in qkv)
-            qkv = [np.concatenate([q, self._spread(k), v]) for q, k, v in parts]
-        out = self.nothing() if module.out is None else affine(module.out)
-        self._projections, self._state = (*self.norm, *qkv, *out), np.empty((3, self.width), self.dtype)
-
-    def _spread(self, x: np.ndarray, axis: int = 0) -> np.ndarray:
-        """What the channels of a head share, for each of them: H numbers along the axis become D."""
-        return np.repeat(x, self._shared, axis=axis)
-
-    def _start(self, average, logsum) -> None:
-        self._state[0], self._state[1], self._state[2] = average, 1, logsum
-
-
-class Simple(AFT):
-    def __init__(self, norm, module, model):
-        super().__init__(norm, module, model)
-        self._given = *self._projections, self._state, self.memory(4 * self.width)
-
-    def load(self, state) -> None:
-        self._start(state.average.data[0], state.logsum.data[0])
-
-    def __call__(self, x: np.ndarray, position: int) -> None:
-        _simple(x, *self._given)
-
-
-class Local(AFT):
-    def __init__(self, norm, module, model):
-        super().__init__(norm, module, model)
-        self._keys, self._values = np.empty((2, self._size(module, model), self.width), self.dtype)
-        self._newest = 0
-        self._given = (*self._projections, *self._biases(module), self._keys, self._values, self._state,
-                       self.memory((7 + BLOCK) * self.width))
-
-    def _size(self, module, model) -> int:
-        return min(module.window, model.context)
-
-    def _biases(self, module) -> tuple[np.ndarray, ...]:
-        """u, v and filters."""
-        return module.pos_u.data, module.pos_v.data, np.empty((0, 1), self.dtype)
-
-    def load(self, state) -> None:
-        self._start(state.average.data[0], self._spread(state.logsum.data[0]))
-        self._fill(state)
-
-    def _fill(self, state) -> None:
-        """The state's newest keys and values go into the ring; where there were none, they are never read."""
-        there = state.keys.shape[1]
-        self._newest = min(there, len(self._keys) - 1)
-        first = there - self._newest
-        self._keys[:self._newest] = self._spread(state.keys.data[0, first:], axis=1)
-        self._values[:self._newest] = state.values.data[0, first:]
-
-    def __call__(self, x: np.ndarray, position: int) -> None:
-        _windowed(x, position, self._newest, *self._given)
-        self._newest = (self._newest + 1) % len(self._keys)
-
-
-class Full(Local):
-    def _size(self, module, model) -> int:
-        return model.context
-
-    def load(self, state) -> None:
-        self._start(0, -np.inf)
-        self._fill(state)
-
-
-class Conv(Local):
-    def _biases(self, module) -> tuple[np.ndarray, ...]:
-        none = np.empty((0, 1), self.dtype)
-        with no_grad():
-            filters = self._spread(module.filters().data)
-        return none, none, np.ascontiguousarray(filters.T)

@@ -7,13 +7,9 @@ A block that ends adds what its inputs contribute to the positions after it to t
 
 from __future__ import annotations
 
-import numpy as np
-
-from autograd import Tensor
 from autograd.kernels import cpu_kernel
 
-from ..ops.long_conv import online
-from .cpu import Half, affine, linear, norm, take
+from .cpu import linear, norm, take
 
 
 @cpu_kernel
@@ -38,7 +34,7 @@ def _long(inputs, filters, sums, skip, o, border, past, y):
 
 
 @cpu_kernel
-def _step(x, past, border, affine, eps, centered, project, project_bias, short, short_bias, skip, out, out_bias, filters,
+def step(x, past, border, affine, eps, centered, project, project_bias, short, short_bias, skip, out, out_bias, filters,
           recent, inputs, sums, memory):
     """The token follows ``past`` others; its projections and the inputs of its long convolutions join theirs."""
     width, count = x.size, len(inputs)
@@ -56,43 +52,3 @@ def _step(x, past, border, affine, eps, centered, project, project_bias, short, 
     for c in range(width):
         v[c] *= z[c]
     linear(out, out_bias, v, x, True)
-
-
-class LongConvolution(Half):
-    def __init__(self, norm, module, model):
-        super().__init__(norm, module, model)
-        project, taps = affine(module.project), np.ascontiguousarray(module.short.data.T[::-1])  # the first is the present
-        bias = np.zeros_like(project[1]) if module.short_bias is None else module.short_bias.data
-        self._block, self._context, self._recent = module.online_block, model.context, np.zeros_like(taps)
-        self._filters, self._inputs, self._sums = (
-            np.zeros((module.order - 1, model.context, self.width), self.dtype) for _ in range(3))
-        self._given = (*self.norm, *project, taps, bias, module.skip.data.reshape(-1, self.width), *affine(module.out),
-                       self._filters, self._recent, self._inputs, self._sums, self.memory(self.width, taps.shape[1]))
-
-    def load(self, state) -> None:
-        position, recent = state.pasts[0].position, state.recent.data[0]
-        self._recent[np.arange(position - len(recent), position) % len(self._recent)] = recent
-        self._sums[:] = 0
-        for o, past in enumerate(state.pasts):
-            self._filters[o], start = state.filters[o].data, 0
-            for block in past.blocks:
-                start = self._join(o, start, block)
-            self._inputs[o, start:position] = past.recent.data[0]
-
-    def _join(self, o: int, start: int, block: online.Block) -> int:
-        """Take a block of convolution o that begins here; where it ends."""
-        inputs, ahead = (a.data[0] for a in block)
-        stop = start + len(inputs)
-        self._inputs[o, start:stop] = inputs
-        self._sums[o, stop : stop + len(ahead)] += ahead[: self._context - stop]
-        return stop
-
-    def __call__(self, x: np.ndarray, position: int) -> None:
-        _step(x, position, position - position % self._block, *self._given)
-        stop = position + 1
-        count, rest = divmod(stop, self._block)
-        if not rest and stop < self._context:
-            start = stop - self._block * (count & -count)
-            for o, filter in enumerate(self._filters):
-                inputs = Tensor.wrap(self._inputs[o, None, start:stop])
-                self._join(o, start, online.close(inputs, Tensor.wrap(filter)))

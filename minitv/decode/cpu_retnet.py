@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from autograd.kernels import cpu_kernel
 
-from ..mixers.retnet import EPS
 from ..ops.gated.cpu import _swish
-from ..ops.retention import NORMALIZATIONS
 from ..ops.retention.cpu import NONE, PAPER
-from .cpu import Half, affine, linear, norm, take
+from .cpu import linear, norm, take
 
 
 @cpu_kernel
@@ -58,7 +54,7 @@ def _retain(q, k, v, decay, S, z, n, normalization, y):
 
 
 @cpu_kernel
-def _step(x, position, affine, eps, centered, qk_weight, qk_bias, v_weight, v_bias, gate_weight, gate_bias, out, out_bias,
+def step(x, position, affine, eps, centered, qk_weight, qk_bias, v_weight, v_bias, gate_weight, gate_bias, out, out_bias,
           angles, adjacent, scale, decay, normalization, S, z, n, head_affine, head_eps, head_centered, memory):
     width, values, size = x.size, len(v_weight), S.shape[2]
     h, at = take(memory, 0, width)
@@ -79,22 +75,3 @@ def _step(x, position, affine, eps, centered, qk_weight, qk_bias, v_weight, v_bi
         norm(y[b : b + size], head_affine, head_eps, head_centered, v[b : b + size], memory[at:])
     _swish(v, gate, y)  # as with norm, two arrays: over its own argument it would run number by number
     linear(out, out_bias, y, x, True)
-
-
-class Retention(Half):
-    def __init__(self, norm, module, model):
-        super().__init__(norm, module, model)
-        self._state = [part.data[0] for part in module.init_state(1)[:3]]
-        values, size = len(module.v.weight), self._state[0].shape[2]
-        linears = [array for part in (module.qk, module.v, module.gate, module.out) for array in affine(part)]
-        self._given = (*self.norm, *linears, np.array(module.rotation["angles"]), module.rotation["pairing"] == "adjacent",
-                       self.dtype.type(module.scale), module.decay, NORMALIZATIONS.index(module.normalization), *self._state,
-                       np.stack([np.ones(size, self.dtype), np.zeros(size, self.dtype)]), EPS,
-                       module.head_norm == "layer_norm", self.memory(3 * self.width, 3 * values))
-
-    def load(self, state) -> None:
-        for own, part in zip(self._state, state[:3], strict=True):
-            own[:] = part.data[0]
-
-    def __call__(self, x: np.ndarray, position: int) -> None:
-        _step(x, position, *self._given)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from autograd.kernel_math import exp
 from autograd.kernels import cpu_kernel
 
-from .cpu import Half, activate, activation, linear, norm, take
+from .cpu import activate, linear, norm, take
 
 
 @cpu_kernel
@@ -41,7 +39,7 @@ def _wkv(k, v, w, u, a, b, p, y):
 
 
 @cpu_kernel
-def _time_mix(x, affine, eps, centered, mixes, key, value, receptance, out, none, w, u, state, memory):
+def time_mix(x, affine, eps, centered, mixes, key, value, receptance, out, none, w, u, state, memory):
     h, at = take(memory, 0, x.size)
     mixed, at = take(memory, at, x.size)
     k, at = take(memory, at, x.size)
@@ -58,7 +56,7 @@ def _time_mix(x, affine, eps, centered, mixes, key, value, receptance, out, none
 
 
 @cpu_kernel
-def _channel_mix(x, affine, eps, centered, mixes, key, value, receptance, none, activation, state, memory):
+def channel_mix(x, affine, eps, centered, mixes, key, value, receptance, none, activation, state, memory):
     h, at = take(memory, 0, x.size)
     mixed, at = take(memory, at, x.size)
     r, at = take(memory, at, x.size)
@@ -73,36 +71,3 @@ def _channel_mix(x, affine, eps, centered, mixes, key, value, receptance, none, 
     _gate(mixed, r)
     for c in range(x.size):
         x[c] += mixed[c]
-
-
-class TimeMix(Half):
-    def __init__(self, norm, module, model):
-        super().__init__(norm, module, model)
-        self._state = np.empty((4, self.width), self.dtype)
-        matrices = [getattr(module, name).data for name in ("key", "value", "receptance", "out")]
-        self._given = (*self.norm, np.stack([module.mix_k.data, module.mix_v.data, module.mix_r.data]), *matrices,
-                       np.zeros(self.width, self.dtype), -np.exp(module.time_decay.data), module.time_first.data, self._state,
-                       self.memory(5 * self.width))
-
-    def load(self, state) -> None:
-        for row, part in zip(self._state, state, strict=True):
-            row[:] = part.data[0]
-
-    def __call__(self, x: np.ndarray, position: int) -> None:
-        _time_mix(x, *self._given)
-
-
-class ChannelMix(Half):
-    def __init__(self, norm, module, model):
-        super().__init__(norm, module, model)
-        hidden = len(module.key)
-        self._state = np.empty(self.width, self.dtype)
-        self._given = (*self.norm, np.stack([module.mix_k.data, module.mix_r.data]), module.key.data, module.value.data,
-                       module.receptance.data, np.zeros(max(hidden, self.width), self.dtype), activation(module), self._state,
-                       self.memory(3 * self.width, 3 * hidden))
-
-    def load(self, state) -> None:
-        self._state[:] = state.channel_x.data[0]
-
-    def __call__(self, x: np.ndarray, position: int) -> None:
-        _channel_mix(x, *self._given)

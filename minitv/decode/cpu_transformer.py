@@ -10,7 +10,7 @@ import numpy as np
 from autograd.kernel_math import exp
 from autograd.kernels import cpu_kernel
 
-from .cpu import Half, affine, linear, norm, take
+from .cpu import linear, norm, take
 
 
 @cpu_kernel
@@ -39,7 +39,7 @@ def _attend(query, keys, values, seen, scale, y, scores):
 
 
 @cpu_kernel
-def _step(x, past, affine, eps, centered, qkv_weight, qkv_bias, out, out_bias, keys, values, memory):
+def step(x, past, affine, eps, centered, qkv_weight, qkv_bias, out, out_bias, keys, values, memory):
     """The token follows ``past`` others; its keys and values join theirs."""
     width, (heads, size) = x.size, keys.shape[:2]
     scale = x.dtype.type(1 / np.sqrt(size))
@@ -56,21 +56,3 @@ def _step(x, past, affine, eps, centered, qkv_weight, qkv_bias, out, out_bias, k
         part = slice(b * size, (b + 1) * size)
         _attend(qkv[part], keys[b], values[b], past + 1, scale, y[part], memory[at:])
     linear(out, out_bias, y, x, True)
-
-
-class Attention(Half):
-    def __init__(self, norm, module, model):
-        super().__init__(norm, module, model)
-        size, context = self.width // module.heads, model.context
-        self._keys = np.zeros((module.heads, size, context), self.dtype)
-        self._values = np.zeros((module.heads, context, size), self.dtype)
-        self._given = (*self.norm, *affine(module.qkv), *affine(module.out), self._keys, self._values,
-                       self.memory(5 * self.width, context))
-
-    def load(self, state) -> None:
-        seen = state.keys.shape[2]
-        self._keys[:, :, :seen] = state.keys.data[0].swapaxes(1, 2)
-        self._values[:, :seen] = state.values.data[0]
-
-    def __call__(self, x: np.ndarray, position: int) -> None:
-        _step(x, position, *self._given)
