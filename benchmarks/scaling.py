@@ -81,6 +81,7 @@ def writing(variant: str, lengths: list[int]) -> dict[int, float]:
 def picture(variants: dict[str, dict], lengths: list[int]) -> None:
     """Both times over the length, on logarithmic axes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     from minitv.compare import COLOURS
 
@@ -90,9 +91,11 @@ def picture(variants: dict[str, dict], lengths: list[int]) -> None:
             axes.plot(lengths, [found[part][str(length)] for length in lengths], marker="o", color=colour, label=variant)
         axes.set(xscale="log", yscale="log", xlabel="length of the sequence", title=f"{part}: microseconds per token")
         axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(RESULTS / "scaling.png", facecolor="white")
 
 

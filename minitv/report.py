@@ -282,7 +282,7 @@ def draw(path: Path, lines: list[tuple[list, str, str, float]], baselines: Seque
     margin = 0.05 * max(top - bottom, 0.1)
     axes.set_ylim(bottom - margin, top + margin)
     gap = (top - bottom + 2 * margin) / 26
-    for (height, text, colour, bold), y in zip(*_spread(labels, gap), strict=True):
+    for (height, text, colour, bold), y in zip(*_spread(labels, gap, bottom - margin / 2), strict=True):
         axes.annotate(
             text,
             xy=(1, height),
@@ -322,15 +322,16 @@ def _series(records: list[dict], key: str, scale: float) -> list[tuple[int, floa
     return [(step, math.nan if value is None else value * scale) for step, value in found]
 
 
-def _spread(labels: list, gap: float) -> tuple[list, list[float]]:
-    """The labels from low to high, and heights at least ``gap`` apart, as near to their own as that allows."""
+def _spread(labels: list, gap: float, lowest: float) -> tuple[list, list[float]]:
+    """The labels from low to high, and heights from ``lowest`` on, at least ``gap`` apart, near to their own."""
     labels = sorted(labels)
     blocks: list[tuple[float, int]] = []  # mean height and size of labels that touch
     for height, *_ in labels:
-        blocks.append((height, 1))
+        blocks.append((max(height, lowest), 1))
         while len(blocks) > 1 and blocks[-1][0] - blocks[-2][0] < gap * (blocks[-1][1] + blocks[-2][1]) / 2:
             (upper, n), (lower, m) = blocks.pop(), blocks.pop()
-            blocks.append(((upper * n + lower * m) / (n + m), n + m))
+            mean = (upper * n + lower * m) / (n + m)
+            blocks.append((max(mean, lowest + gap * (n + m - 1) / 2), n + m))
     return labels, [mean + gap * (i - (n - 1) / 2) for mean, n in blocks for i in range(n)]
 
 

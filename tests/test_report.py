@@ -291,10 +291,11 @@ def test_curves_are_bits_per_character_and_labels_do_not_touch(tmp_path):
     series = report._series(records, "loss", 2 / math.log(2))
     assert series == [(3, pytest.approx(2.0)), (5, pytest.approx(math.nan, nan_ok=True))]
     labels = [(h, "", "", False) for h in (4.8, 2.41, 2.42, 2.40, 2.9)]
-    ordered, heights = report._spread(labels, 0.2)
+    ordered, heights = report._spread(labels, 0.2, 0.0)
     assert [label[0] for label in ordered] == [2.40, 2.41, 2.42, 2.9, 4.8]
     assert all(b - a >= 0.2 - 1e-9 for a, b in itertools.pairwise(heights))
     assert heights == pytest.approx([2.21, 2.41, 2.61, 2.9, 4.8])
+    assert report._spread(labels, 0.2, 2.4)[1] == pytest.approx([2.4, 2.6, 2.8, 3.0, 4.8])
 
 
 def test_without_matplotlib_a_sentence_names_the_extra(tmp_path, monkeypatch):
