@@ -15,13 +15,13 @@ import os
 import platform
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import llvmlite.binding as llvm
 import numba
-from numba.core.event import Listener, register, unregister
+from numba.core.event import Listener, install_listener
 
 FLAGS = {
     "nogil": True,
@@ -67,21 +67,24 @@ def cached() -> bool:
     return folder is not None and any(folder.rglob("*.nbi"))  # the index file of a compiled kernel
 
 
-class _Announcement(Listener):
+class _First(Listener):
     def __init__(self, announce: Callable[[], None]):
-        self._announce = announce
+        self._announce, self._done = announce, False
 
     def on_start(self, event) -> None:
-        unregister("numba:compile", self)
-        self._announce()
+        if not self._done:
+            self._done = True
+            self._announce()
 
     def on_end(self, event) -> None:
         """Only the first start counts."""
 
 
-def at_compilation(announce: Callable[[], None]) -> None:
-    """Call ``announce`` when a kernel is compiled, rather than read from disk, for the first time from now on."""
-    register("numba:compile", _Announcement(announce))
+@contextlib.contextmanager
+def at_compilation(announce: Callable[[], None]) -> Iterator[None]:
+    """Within this, call ``announce`` when a kernel is compiled, rather than read from disk, for the first time."""
+    with install_listener("numba:compile", _First(announce)):
+        yield
 
 
 def cpu_kernel(function: Callable) -> Callable:

@@ -118,15 +118,13 @@ def linear_in(name: str) -> Law:
 def streams(letter: str = "T", **given) -> Law:
     """Two segments, the state after the first carried into the second, give what one pass gives.
 
-    The state are the optional inputs that have an output of the same name. The law is about calls with the ``given``
-    inputs and parameters.
+    The law is about calls with the ``given`` inputs and parameters.
     """
 
     def check(op, args, params, run, draw):
         if not _has(op, args, params, given):
             return
-        inputs, outputs = op.signature.inputs, op.signature.outputs
-        states = {a.name for a in inputs if a.optional} & {a.name for a in outputs}
+        inputs, outputs, states = op.signature.inputs, op.signature.outputs, op.signature.states
         lengths = {x.shape[_axis(a, letter)] for a, x in zip(inputs, args, strict=True) if x is not None and letter in a.dims}
         cut = draw.integer(0, lengths.pop())
 

@@ -120,8 +120,6 @@ class Op:
         if positional != self._names:
             raise ShapeError(f"{self.name}: the definition takes {positional}, the signature names {self._names}")
         self._elementwise = self.signature.elementwise and not variadic
-        carried = {a.name for a in self.signature.inputs if a.optional}
-        self._states = [a.name in carried for a in self.signature.outputs]  # an empty one may hold ln 0
         self._shaped = [(i, a) for i, a in enumerate(self.signature.inputs) if a.dims != ("*",)]
         self._fitting: set[tuple] = set()  # shapes that were found to agree with the signature
         if self.name in REGISTRY:
@@ -411,7 +409,9 @@ class Op:
     def _output(self, output, index, tensors, node, saved):
         output = unscalar(output)
         if STATE.checking:
-            require_finite(output, f"the output of {self.name}", empty=len(self._states) > index and self._states[index])
+            declared = self.signature.outputs[min(index, len(self.signature.outputs) - 1)]
+            state = declared.name in self.signature.states  # an empty one may hold ln 0
+            require_finite(output, f"the output of {self.name}", empty=state)
         tensor = Tensor.wrap(output)
         if node is not None:
             tensor.requires_grad, tensor.node, tensor.index = True, node, index

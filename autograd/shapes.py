@@ -63,6 +63,11 @@ class Signature:
         return f"{', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}"
 
     @property
+    def states(self) -> set[str]:
+        """What a call hands on to the next: the optional inputs that have an output of the same name."""
+        return {a.name for a in self.inputs if a.optional} & {a.name for a in self.outputs}
+
+    @property
     def elementwise(self) -> bool:
         """Whether every argument is ``[...]``: plain NumPy broadcasting."""
         return all(a.dims == ("...",) for a in self.inputs + self.outputs)

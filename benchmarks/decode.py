@@ -29,12 +29,11 @@ def minitv(variant: str, preset: str, fused: bool = True):
     """Our own text, as ``minitv sample`` writes it, or without the fused step."""
     from autograd.device import blas_threads
     from autograd.random import Random
-    from minitv import sample
-    from minitv.decode import Decoder
+    from minitv import decode, sample
     from minitv.models.lm import LanguageModel
 
     if not fused:
-        sample.decoder = Decoder
+        decode.decoder = decode.Decoder
 
     model, mixer, _ = settings(variant, preset)
     made = LanguageModel(variant, model, mixer, VOCAB, Random(0))

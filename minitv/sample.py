@@ -12,7 +12,6 @@ from autograd.random import Random
 
 from . import checkpoint, mixers
 from .config import from_json as options_from_json
-from .decode import decoder
 from .errors import CheckpointError, UserError, device_errors
 from .models.lm import LanguageModel
 from .options import ModelOptions, SampleOptions
@@ -49,6 +48,8 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random,
     Where the model ends at its context, as learned positions do, the state is then rebuilt from the last half
     of it, so at least context / 2 tokens are always seen.
     """
+    from .decode import decoder  # its kernels, of all variants, are no part of the start of a training run
+
     history = [int(i) for i in prompt]
     limit = model.context if model.bounded else math.inf
     reader, logits = decoder(model), None

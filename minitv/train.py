@@ -213,10 +213,17 @@ def train(variant: str, model: ModelOptions, mixer, run: TrainOptions) -> int:
 
     trainer = Trainer(variant, model, mixer, run, tokenizer.vocab)
     try:
+        from autograd import kernels  # the compiler, which a thread of the trainer is loading
+
         session = _Session(trainer, variant, model, mixer, run, corpus, tokenizer, directory, started)
-        return session.go(training, held_out, resumed)
+        with kernels.at_compilation(_announce_compilation):
+            return session.go(training, held_out, resumed)
     finally:
         trainer.close()
+
+
+def _announce_compilation() -> None:
+    print("compiling kernels, up to 15 s, cached for the next run", file=sys.stderr, flush=True)
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
@@ -273,7 +280,6 @@ class _Session:
         workers = f"{trainer.workers} worker thread{'s' * (trainer.workers > 1)}" if run.device == "cpu" else run.device
         print(f"model     {self.variant}, {count(trainer.parameters)} parameters, {workers}, folder {self.directory}",
               file=sys.stderr)
-        self._announce_compilation()
 
         batches = Batches(training, run.batch, self.model.context, Random(run.seed).split(BATCHES).seed)
         inputs, labels = windows(held_out, self.model.context, run.eval_tokens)
@@ -421,12 +427,6 @@ class _Session:
             print(f"note      this run had {threads} worker threads and now has {self.trainer.workers}: {what} will differ",
                   file=sys.stderr)
         return step
-
-    def _announce_compilation(self) -> None:
-        from autograd import kernels
-
-        kernels.at_compilation(lambda: print("compiling kernels, up to 15 s, cached for the next run", file=sys.stderr,
-                                             flush=True))
 
     def _finish(self) -> None:
         print(f"done in {duration(self._elapsed())}; write text with: minitv sample {self.directory}", file=sys.stderr)

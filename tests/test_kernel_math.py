@@ -440,6 +440,19 @@ def test_erfcx(dtype):
     assert y[-1] == 1 and np.isnan(apply("erfcx", np.array([np.nan], dtype))).all()
 
 
+# -- compilation -------------------------------------------------------------------------------------------------------
+def test_a_compilation_is_announced_once_and_only_within():
+    said = []
+    first, second, third = (numba.njit(lambda x: x + 1) for _ in range(3))
+    with kernels.at_compilation(lambda: said.append("compiling")):
+        assert not said
+        first(1)
+        second(1)
+        first(1)
+    third(1)
+    assert said == ["compiling"]
+
+
 # -- flags -------------------------------------------------------------------------------------------------------------
 def test_the_flags_keep_nan_and_infinity():
     functions = [value for value in vars(kernel_math).values() if hasattr(value, "targetoptions")]

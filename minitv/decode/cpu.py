@@ -7,6 +7,7 @@ from autograd.kernel_math import exp
 from autograd.kernels import cpu_kernel
 from autograd.ops.gelu.cpu import _gelu, _gelu_tanh
 from autograd.ops.layer_norm.cpu import _forward as _layer_norm
+from autograd.ops.relu_squared.cpu import _forward as _relu_squared
 from autograd.ops.rms_norm.cpu import _forward as _rms_norm
 
 GELU, GELU_TANH, RELU_SQUARED, SILU = range(4)
@@ -43,14 +44,13 @@ def norm(x, affine, eps, centered, y, spare):
 @cpu_kernel
 def activate(x, activation, y, spare):
     """y = f(x), the feed-forward network's function."""
-    zero, one = x.dtype.type(0), x.dtype.type(1)
+    one = x.dtype.type(1)
     if activation == GELU:
         _gelu(x, y, spare)
     elif activation == GELU_TANH:
         _gelu_tanh(x, y, spare)
     elif activation == RELU_SQUARED:
-        for i in range(x.size):
-            y[i] = x[i] * x[i] if x[i] > 0 or x[i] != x[i] else zero
+        _relu_squared(x, y)
     else:
         for i in range(x.size):
             y[i] = x[i] / (one + exp(-x[i]))

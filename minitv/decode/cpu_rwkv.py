@@ -5,6 +5,7 @@ from __future__ import annotations
 from autograd.kernel_math import exp
 from autograd.kernels import cpu_kernel
 
+from ..ops.gated.cpu import _sigmoid
 from .cpu import activate, linear, norm, take
 
 
@@ -18,21 +19,12 @@ def _shift(x, before, mix, weight, none, mixed, y):
 
 
 @cpu_kernel
-def _gate(y, r):
-    """y ← sigmoid(r) · y."""
-    one = y.dtype.type(1)
-    for c in range(y.size):
-        y[c] = y[c] / (one + exp(-r[c]))
-
-
-@cpu_kernel
 def _wkv(k, v, w, u, a, b, p, y):
     """y = (e^p a + e^(u + k) v) / (e^p b + e^(u + k)); then a, b and p go on."""
-    one = k.dtype.type(1)
     for c in range(k.size):
         top = max(p[c], u[c] + k[c])
         past, present = exp(p[c] - top), exp(u[c] + k[c] - top)
-        y[c] = (past * a[c] + present * v[c]) / (past * b[c] + present * one)
+        y[c] = (past * a[c] + present * v[c]) / (past * b[c] + present)
         top = max(p[c] + w[c], k[c])
         stays, joins = exp(p[c] + w[c] - top), exp(k[c] - top)
         a[c], b[c], p[c] = stays * a[c] + joins * v[c], stays * b[c] + joins, top
@@ -51,8 +43,8 @@ def time_mix(x, affine, eps, centered, mixes, key, value, receptance, out, none,
     _shift(h, state[0], mixes[2], receptance, none, mixed, r)
     state[0] = h
     _wkv(k, v, w, u, state[1], state[2], state[3], mixed)
-    _gate(mixed, r)
-    linear(out, none, mixed, x, True)
+    _sigmoid(mixed, r, k)
+    linear(out, none, k, x, True)
 
 
 @cpu_kernel
@@ -68,6 +60,6 @@ def channel_mix(x, affine, eps, centered, mixes, key, value, receptance, none, a
     state[:] = h
     activate(wide, activation, activated, memory[at:])
     linear(value, none, activated, mixed, False)
-    _gate(mixed, r)
+    _sigmoid(mixed, r, h)
     for c in range(x.size):
-        x[c] += mixed[c]
+        x[c] += h[c]

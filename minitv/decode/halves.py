@@ -269,6 +269,7 @@ class LongConvolution(Half):
                 inputs = Tensor.wrap(self._inputs[o, None, start:stop])
                 self._join(o, start, online.close(inputs, Tensor.wrap(filter)))
 
+
 HALVES = {
     blocks.FeedForward: FeedForward,
     aft_conv.Mixer: AFTConv,

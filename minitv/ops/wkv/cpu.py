@@ -94,6 +94,13 @@ def _block(block, width):
 
 
 @inline
+def _begin(s, w, u, first, n):
+    """Decays and bonuses of a block, and sums of 0."""
+    for c in range(n):
+        s[W, c], s[U, c], s[DW, c], s[DU, c] = w[first + c], u[first + c], 0, 0
+
+
+@inline
 def _forget(s, n):
     for c in range(n):
         s[A, c], s[B, c], s[TOP, c], s[LAG, c] = 0, 0, EMPTY, 0
@@ -105,9 +112,9 @@ def _forward(k, v, w, u, reset, size, y, final, states, lags):
     s = _scratch(ROWS, k.dtype)
     for block in range((width + LANES - 1) // LANES):
         first, n = _block(block, width)
+        _begin(s, w, u, first, n)
         for i in range(batch):
             for c in range(n):
-                s[W, c], s[U, c] = w[first + c], u[first + c]
                 s[A, c], s[B, c], s[TOP, c] = final[0, i, first + c], final[1, i, first + c], final[2, i, first + c]
                 s[LAG, c] = 0
             for chunk in range(states.shape[2]):
@@ -160,12 +167,6 @@ def _retreat(s, records, h, v, y, dy, dk, dv, i, t, first, n, own):
         s[BETA, c] = stays * beta - pulled * out
 
 
-@inline
-def _begin_sums(s, w, u, first, n):
-    for c in range(n):
-        s[W, c], s[U, c], s[DW, c], s[DU, c] = w[first + c], u[first + c], 0, 0
-
-
 @cpu_kernel
 def _backward(k, v, w, u, reset, size, y, final, states, lags, dy, dfinal, dk, dv, dw, du):
     """``dfinal`` holds the gradients of the last state, and those of the first one afterwards."""
@@ -173,7 +174,7 @@ def _backward(k, v, w, u, reset, size, y, final, states, lags, dy, dfinal, dk, d
     s, records = _scratch(ROWS, k.dtype), _scratch(RECORD * size, k.dtype)
     for block in range((width + LANES - 1) // LANES):
         first, n = _block(block, width)
-        _begin_sums(s, w, u, first, n)
+        _begin(s, w, u, first, n)
         for i in range(batch):
             for c in range(n):
                 s[ALPHA, c], s[BETA, c] = dfinal[0, i, first + c], dfinal[1, i, first + c]
@@ -237,7 +238,7 @@ def _bidirectional_forward(k, v, w, u, y):
     s, records = _scratch(ROWS, k.dtype), _scratch(2 * RECORD * length, k.dtype)
     for block in range((width + LANES - 1) // LANES):
         first, n = _block(block, width)
-        _begin_sums(s, w, u, first, n)
+        _begin(s, w, u, first, n)
         for i in range(batch):
             _scan_both(s, records, k, v, i, first, n)
             for t in range(length):
@@ -253,7 +254,7 @@ def _bidirectional_backward(k, v, w, u, y, dy, dk, dv, dw, du):
     s, records = _scratch(ROWS, k.dtype), _scratch(2 * RECORD * length, k.dtype)
     for block in range((width + LANES - 1) // LANES):
         first, n = _block(block, width)
-        _begin_sums(s, w, u, first, n)
+        _begin(s, w, u, first, n)
         for i in range(batch):
             _scan_both(s, records, k, v, i, first, n)
             for c in range(n):
