@@ -1,4 +1,4 @@
-"""The array's type is the device: namespaces, dtypes, transfers and threads.
+"""The array's type is the device: namespaces, dtypes, transfers.
 
 CuPy is imported by ``gpu()`` alone, when a GPU is asked for. What lies on a GPU is computed while Python goes on; reading
 a value waits for it. So range checks of ids there do not wait: they are made with the next read, ``read`` or ``to_numpy``.
@@ -6,14 +6,11 @@ a value waits for it. So range checks of ids there do not wait: they are made wi
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import os
 import re
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
 from functools import cache
 from types import ModuleType
 
@@ -172,45 +169,3 @@ def read(*values) -> list[float]:
         if lowest < low or highest > high:
             fail(int(lowest if lowest < low else highest))
     return [next(found) if is_cupy(v) else float(np.reshape(v, ())) for v in values]
-
-
-def cores() -> int:
-    """The number of CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_mb() -> float | None:
-    """The largest memory this process has held, in MB (10⁶ bytes); None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-@contextmanager
-def blas_threads(count: int):
-    """Hold every BLAS library in the process to ``count`` threads.
-
-    Worker threads each call BLAS on their own slice of the batch; a second level of threads below them would make
-    them wait for each other.
-    """
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=count, user_api="blas"):
-        yield
-
-
-def keep_memory() -> None:
-    """Let the C library keep freed memory for the next allocation, where it is glibc; once, before threads start.
-
-    By default it hands large arrays back to the system when they are freed, so that every step of a training run
-    takes the same pages again, zeroed one by one. One heap for all threads is reused best.
-    """
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of malloc.h
-    with suppress(OSError, AttributeError, TypeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # the most that older releases take
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(arena_max, 1)

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, SC'11), the same bits in NumPy and in kernels."""
+"""Random: random numbers that are a value, by Philox, the same bits in NumPy and in kernels."""
 
 from __future__ import annotations
 
@@ -7,34 +7,9 @@ import operator
 import numpy as np
 
 from .errors import DomainError, DtypeError, ShapeError
+from .philox import LOW, philox, philox_int
 
-M0, M1 = 0xD2511F53, 0xCD9E8D57  # the multipliers
-W0, W1 = 0x9E3779B9, 0xBB67AE85  # the key's increments
-LOW = 0xFFFFFFFF
 LARGE = 2**16  # from this many numbers on a kernel draws them, ten times as fast
-
-
-def philox(c0, c1, c2, c3, seed: int):
-    """Four uint32 arrays for each counter (c0, c1, c2, c3) under the 64-bit key ``seed``; the counters broadcast."""
-    c0, c1, c2, c3 = (np.asarray(c).astype(np.uint64) & np.uint64(LOW) for c in (c0, c1, c2, c3))
-    k0, k1 = seed & LOW, (seed >> 32) & LOW
-    shift, low = np.uint64(32), np.uint64(LOW)
-    for _ in range(10):
-        p0, p1 = c0 * np.uint64(M0), c2 * np.uint64(M1)
-        c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ np.uint64(k0), p1 & low, (p0 >> shift) ^ c3 ^ np.uint64(k1), p0 & low
-        k0, k1 = (k0 + W0) & LOW, (k1 + W1) & LOW
-    return tuple(np.broadcast_arrays(*(c.astype(np.uint32) for c in (c0, c1, c2, c3))))
-
-
-def philox_int(counter: tuple[int, int, int, int], seed: int) -> tuple[int, int, int, int]:
-    """``philox`` of one counter in Python integers."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = seed & LOW, (seed >> 32) & LOW
-    for _ in range(10):
-        p0, p1 = c0 * M0, c2 * M1
-        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & LOW, (p0 >> 32) ^ c3 ^ k1, p0 & LOW
-        k0, k1 = (k0 + W0) & LOW, (k1 + W1) & LOW
-    return c0, c1, c2, c3
 
 
 class Random:
@@ -66,7 +41,7 @@ class Random:
     def words(self, count: int) -> np.ndarray:
         """``count`` uint32 words; word e is element e mod 4 of counter (e div 4, 0, 0, 0)."""
         if count >= LARGE:
-            from .kernel_random import fill_words
+            from .cpu.philox import fill_words
 
             out = np.empty(-(-count // 4) * 4, np.uint32)
             fill_words(np.uint64(self.seed), out)
@@ -80,7 +55,7 @@ class Random:
         if dtype == np.float32:
             return ((self.words(size) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
         if size >= LARGE:
-            from .kernel_random import fill_uniform
+            from .cpu.philox import fill_uniform
 
             out = np.empty(-(-size // 2) * 2)
             fill_uniform(np.uint64(self.seed), out)

@@ -19,7 +19,7 @@ from rivals import language_model, transformer
 from rounds import alternate, known, median, ratios, run, save, warn_if_busy
 from train import SHAPES, VOCAB, settings
 
-from autograd.device import cores
+from autograd.cpu.process import cores
 from minitv import mixers
 
 RIVALS = {"eager": "PyTorch eager", "operators": "through our operators"}
@@ -27,7 +27,7 @@ RIVALS = {"eager": "PyTorch eager", "operators": "through our operators"}
 
 def minitv(variant: str, preset: str, fused: bool = True):
     """Our own text, as ``minitv sample`` writes it, or without the fused step."""
-    from autograd.device import blas_threads
+    from autograd.cpu.process import blas_threads
     from autograd.random import Random
     from minitv import decode, sample
     from minitv.models.lm import LanguageModel

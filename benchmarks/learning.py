@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rounds import RESULTS, ROOT, save
 
-from autograd.device import cores
+from autograd.cpu.process import cores
 from minitv import mixers
 from minitv.compare import PICTURE, TABLE
 from minitv.options import PRESETS

@@ -37,7 +37,7 @@ from rounds import alternate, median, ratios, run, save, warn_if_busy
 import autograd.ops
 import minitv.ops
 from autograd import REGISTRY, Op, Tensor, gradients, no_grad, use
-from autograd.device import blas_threads, cores, keep_memory
+from autograd.cpu.process import blas_threads, cores, keep_memory
 from autograd.draw import Draw, draw_inputs
 from autograd.shapes import bind
 

@@ -20,7 +20,7 @@ import numpy as np
 from rounds import RESULTS, known, run, save, warn_if_busy
 from train import VOCAB
 
-from autograd.device import blas_threads, cores
+from autograd.cpu.process import blas_threads, cores
 from minitv import mixers
 from minitv.config import Options
 from minitv.options import ModelOptions, TrainOptions

@@ -28,7 +28,8 @@ from rivals import language_model
 from rounds import alternate, known, median, ratios, run, save, warn_if_busy
 
 from autograd import DeviceError
-from autograd.device import cores, peak_mb, select
+from autograd.cpu.process import cores, peak_mb
+from autograd.device import select
 from minitv import mixers
 from minitv.config import Options
 from minitv.options import PRESETS, ModelOptions, TrainOptions
@@ -114,23 +115,23 @@ def _without_micro_batches() -> None:
 
 
 def _without_products() -> None:
-    from autograd import gemm
+    from autograd.cpu import gemm
 
     gemm.suits = lambda *sizes: False
 
 
 def _without_tiles() -> None:
     _compile_anew()
-    from autograd import kernel_panels
+    from autograd.cpu import panels
 
-    kernel_panels.TILES = False
+    panels.TILES = False
 
 
 def _compile_anew() -> None:
     """Compile kernels without the cache, which knows nothing of what a technique changes."""
-    from autograd import kernels
+    from autograd.cpu import compile as compiler
 
-    kernels.cache_directory = lambda: None
+    compiler.cache_directory = lambda: None
 
 
 def _without_kernel(name: str) -> Callable[[], None]:

@@ -9,7 +9,7 @@ import math
 import sys
 
 from autograd import Random, no_grad
-from autograd.device import blas_threads
+from autograd.cpu.process import blas_threads
 from minitv.data import Batches, load_text, split, windows
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel

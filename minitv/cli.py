@@ -344,21 +344,23 @@ def _info(argv: list[str]) -> int:
     import numpy  # noqa: F401 - loads the BLAS that is shown below
     from threadpoolctl import threadpool_info
 
-    from autograd import device, gemm, kernels
+    from autograd.cpu import compile as compiler
+    from autograd.cpu import gemm
+    from autograd.cpu.process import cores
 
     rows.append(("cupy", _cupy()))
-    rows.append(("cores", f"{device.cores()} usable of {os.cpu_count()}"))
+    rows.append(("cores", f"{cores()} usable of {os.cpu_count()}"))
     for pool in threadpool_info():
         if pool["user_api"] == "blas":
             name = " ".join(str(pool[key]) for key in ("internal_api", "version", "architecture") if pool.get(key))
             rows.append(("BLAS", f"{name}, {pool['num_threads']} threads (1 while training)"))
-    rows.append(("Numba", f"serial kernels on {device.cores()} worker threads while training (--threads sets both)"))
-    state = "compiled" if kernels.cached() else "empty: the first run compiles"
-    folder = kernels.cache_directory()
+    rows.append(("Numba", f"serial kernels on {cores()} worker threads while training (--threads sets both)"))
+    state = "compiled" if compiler.cached() else "empty: the first run compiles"
+    folder = compiler.cache_directory()
     rows.append(
         ("kernel cache", f"{folder} ({state})" if folder else "none: no folder is writable, every run compiles")
     )
-    rows.append(("vectors", "512-bit" if kernels.WIDE_VECTORS else "at most 256-bit: the processor has no AVX-512"))
+    rows.append(("vectors", "512-bit" if compiler.WIDE_VECTORS else "at most 256-bit: the processor has no AVX-512"))
     own = f"our kernel, in tiles of {gemm.ROWS} x {gemm.WIDE}; BLAS for small ones and in float64"
     rows.append(("products", own if gemm.suits(512, 512, 512) else "BLAS: our kernel is faster with AVX-512 only"))
     _columns(rows)

@@ -133,7 +133,7 @@ def measure(run: Run) -> dict[str, Any]:
 
 def _writing(directory: Path) -> tuple[int, float]:
     from autograd import no_grad
-    from autograd.device import blas_threads
+    from autograd.cpu.process import blas_threads
     from autograd.random import Random
 
     from .sample import generate, load

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from autograd.device import blas_threads, select
+from autograd.cpu.process import blas_threads
+from autograd.device import select
 from autograd.random import Random
 
 from . import checkpoint, mixers

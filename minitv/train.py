@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 
 from autograd import NonFiniteError, check_mode, no_grad
-from autograd.blas import allow_tf32
-from autograd.device import blas_threads, cores, is_cupy, keep_memory, namespace, peak_mb, read, select
+from autograd.cpu.process import blas_threads, cores, keep_memory, peak_mb
+from autograd.cuda.blas import allow_tf32
+from autograd.device import is_cupy, namespace, read, select
 from autograd.random import Random
 
 from . import __version__, checkpoint
@@ -154,7 +155,7 @@ class Trainer:
 
 def _load_compiler() -> None:
     """What takes a quarter of a second at the first kernel call, to do while the weights are drawn."""
-    from autograd.gemm import prepare
+    from autograd.cpu.gemm import prepare
 
     prepare()
 
@@ -213,10 +214,10 @@ def train(variant: str, model: ModelOptions, mixer, run: TrainOptions) -> int:
 
     trainer = Trainer(variant, model, mixer, run, tokenizer.vocab)
     try:
-        from autograd import kernels  # the compiler, which a thread of the trainer is loading
+        from autograd.cpu import compile as compiler  # the compiler, which a thread of the trainer is loading
 
         session = _Session(trainer, variant, model, mixer, run, corpus, tokenizer, directory, started)
-        with kernels.at_compilation(_announce_compilation):
+        with compiler.at_compilation(_announce_compilation):
             return session.go(training, held_out, resumed)
     finally:
         trainer.close()

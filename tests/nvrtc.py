@@ -16,7 +16,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from autograd.cuda import OPTIONS, manifest
+from autograd.cuda.source import OPTIONS, manifest
 
 EXPECTED = Path(__file__).with_name("registers.json")
 ARCHITECTURES = ("sm_75", "sm_90")

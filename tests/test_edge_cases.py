@@ -30,8 +30,8 @@ from autograd import (
     gradients,
     use,
 )
+from autograd.cpu.compile import FLAGS
 from autograd.draw import Draw, draw_inputs
-from autograd.kernels import FLAGS
 from autograd.random import Random
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel

@@ -16,7 +16,7 @@ from operator_checks import awkward_calls, compute, differentiate
 import autograd
 import minitv
 from autograd import REGISTRY, KernelError, cuda
-from autograd.cuda import manifest, signatures
+from autograd.cuda.source import manifest, signatures
 from autograd.ops.adamw.gpu import sum_gradients
 
 OPERATORS = operators()

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autograd import gemm, kernels
+from autograd.cpu import compile as compiler
+from autograd.cpu import gemm
 
 LAYOUTS = ("rows", "columns", "wide rows", "wide columns")
 EPS = np.finfo(np.float32).eps
@@ -30,12 +31,12 @@ def forbidden():
 @pytest.fixture(scope="module", params=["widest", "256 bits"])
 def kernel(request):
     """A copy of the module, for the processor's vectors or for AVX2's, that leaves no product but empty ones to NumPy."""
-    if request.param == "256 bits" and not kernels.WIDE_VECTORS:
+    if request.param == "256 bits" and not compiler.WIDE_VECTORS:
         pytest.skip("these are the widest")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "WIDE_VECTORS", kernels.WIDE_VECTORS and request.param == "widest")
-        patch.setattr(kernels, "cache_directory", lambda: None)  # it does not know the widths apart, nor keep assembly
-        spec = importlib.util.spec_from_file_location("gemm_for_tests", gemm.__file__)
+        patch.setattr(compiler, "WIDE_VECTORS", compiler.WIDE_VECTORS and request.param == "widest")
+        patch.setattr(compiler, "cache_directory", lambda: None)  # it does not know the widths apart, nor keep assembly
+        spec = importlib.util.spec_from_file_location("autograd.cpu.gemm_for_tests", gemm.__file__)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module._compiled()
@@ -222,7 +223,7 @@ def test_nothing_outside_is_read():
     program = textwrap.dedent("""
         import ctypes, itertools, mmap
         import numpy as np
-        from autograd import gemm
+        from autograd.cpu import gemm
         gemm.suits, gemm._numpy = lambda *_: True, None
         kept = []
         def at_edge(values, transposed, last):

@@ -32,11 +32,13 @@ from operator_checks import (
 )
 
 import autograd as ag
-from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, blas, use
-from autograd.cuda import Source, Strided, manifest
+from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, use
+from autograd.cuda import blas
+from autograd.cuda.source import Source, Strided, manifest
 from autograd.device import check_range, gpu, location, move, read, select
 from autograd.draw import LAYOUTS, Draw, draw_inputs
-from autograd.random import Random, philox_int
+from autograd.philox import philox_int
+from autograd.random import Random
 from minitv import checkpoint, cli, mixers
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel

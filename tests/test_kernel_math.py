@@ -32,7 +32,8 @@ from operator_checks import compute, differentiate, draw_cotangents, specimen
 import autograd
 import autograd.ops
 import minitv.ops
-from autograd import kernel_math, kernels
+from autograd.cpu import compile as compiler
+from autograd.cpu import math as kernel_math
 from autograd.draw import Draw
 
 NAMES = ("exp", "tanh", "erf", "erfc")
@@ -48,8 +49,8 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__
 def uncached(function):
     """A kernel that is not kept on disk, so that it never comes from there."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "cache_directory", lambda: None)
-        return kernels.cpu_kernel(function)
+        patch.setattr(compiler, "cache_directory", lambda: None)
+        return compiler.cpu_kernel(function)
 
 
 @cache
@@ -292,7 +293,7 @@ def test_a_step_larger_than_the_errors_is_monotonic(name, dtype):
 
 def test_outside_kernels_the_functions_raise():
     for name in NAMES:
-        with pytest.raises(TypeError, match=rf"kernel_math\.{name} is for use inside kernels"):
+        with pytest.raises(TypeError, match=rf"autograd\.cpu\.math\.{name} is for use inside kernels"):
             getattr(kernel_math, name)(1.0)
 
 
@@ -321,7 +322,7 @@ def libm_calls(code):
 
 def assembly(function, types):
     """A function's assembly for argument types or their names, compiled here: Numba has none for what it read from disk."""
-    kernel = numba.njit(**kernels.FLAGS)(function)
+    kernel = numba.njit(**compiler.FLAGS)(function)
     kernel.compile(tuple(getattr(numba.types, t) if isinstance(t, str) else t for t in types))
     (code,) = kernel.inspect_asm().values()
     return code
@@ -444,7 +445,7 @@ def test_erfcx(dtype):
 def test_a_compilation_is_announced_once_and_only_within():
     said = []
     first, second, third = (numba.njit(lambda x: x + 1) for _ in range(3))
-    with kernels.at_compilation(lambda: said.append("compiling")):
+    with compiler.at_compilation(lambda: said.append("compiling")):
         assert not said
         first(1)
         second(1)
@@ -456,14 +457,14 @@ def test_a_compilation_is_announced_once_and_only_within():
 # -- flags -------------------------------------------------------------------------------------------------------------
 def test_the_flags_keep_nan_and_infinity():
     functions = [value for value in vars(kernel_math).values() if hasattr(value, "targetoptions")]
-    for flags in (kernels.FLAGS, *(kernel.targetoptions for kernel in (*HOT.values(), *functions))):
+    for flags in (compiler.FLAGS, *(kernel.targetoptions for kernel in (*HOT.values(), *functions))):
         assert isinstance(flags["fastmath"], set)
         assert not flags["fastmath"] & {"nnan", "ninf", "fast"}
         assert not flags["fastmath"] & {"arcp", "afn"}  # estimates in packed loops only: the same numbers, other results
 
 
 def test_the_compiled_instructions_assume_neither_finite_numbers_nor_reassociation():
-    kernel = numba.njit(**kernels.FLAGS)(compiled("exp").py_func)
+    kernel = numba.njit(**compiler.FLAGS)(compiled("exp").py_func)
     kernel.compile((ROW, ROW))
     (code,) = kernel.inspect_llvm().values()
     operations = re.findall(r"= (f(?:add|sub|mul|div|cmp)) ([a-z ]*)", code)
@@ -496,7 +497,7 @@ def place(monkeypatch, tmp_path):
 
 
 def directory():
-    return kernels.cache_directory.__wrapped__()  # it remembers its first answer
+    return compiler.cache_directory.__wrapped__()  # it remembers its first answer
 
 
 def kernel_sources():
@@ -508,7 +509,7 @@ def kernel_sources():
             if isinstance(node, ast.ImportFrom) and node.module:
                 base = path.parents[node.level - 1] if node.level else ROOT
                 imported.add(base.joinpath(*node.module.split(".")).with_suffix(".py"))
-        if ROOT / "autograd" / "kernels.py" in imported:
+        if ROOT / "autograd" / "cpu" / "compile.py" in imported:
             found |= {path} | imported & set(modules)
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
@@ -523,13 +524,13 @@ def copy(tmp_path_factory):
 
 
 def test_the_sources_of_kernels_are_found():
-    assert {"autograd/kernels.py", "autograd/kernel_math.py", "autograd/kernel_random.py", "autograd/ops/gelu/cpu.py",
+    assert {"autograd/cpu/compile.py", "autograd/cpu/math.py", "autograd/cpu/philox.py", "autograd/ops/gelu/cpu.py",
             "minitv/ops/attention/cpu.py"} <= set(kernel_sources())
 
 
 @pytest.mark.parametrize("source", kernel_sources())
 def test_a_change_of_a_kernel_source_changes_the_folder(source, copy, monkeypatch, place):
-    monkeypatch.setattr(kernels, "__file__", str(copy / "autograd" / "kernels.py"))
+    monkeypatch.setattr(compiler, "__file__", str(copy / "autograd" / "cpu" / "compile.py"))
     before, text = directory(), (copy / source).read_bytes()
     (copy / source).write_bytes(text + b"#")
     changed = directory()
@@ -575,11 +576,11 @@ def test_a_place_that_cannot_hold_a_folder_works_without_a_cache(monkeypatch, pl
 
 
 def works_without_a_cache(monkeypatch):
-    monkeypatch.setattr(kernels, "cache_directory", kernels.cache_directory.__wrapped__)
-    assert kernels.cache_directory() is None
-    assert not kernels.cached()
+    monkeypatch.setattr(compiler, "cache_directory", compiler.cache_directory.__wrapped__)
+    assert compiler.cache_directory() is None
+    assert not compiler.cached()
 
-    @kernels.cpu_kernel
+    @compiler.cpu_kernel
     def twice(x):
         return x + x
 
@@ -588,16 +589,16 @@ def works_without_a_cache(monkeypatch):
 
 
 def test_cached_says_whether_a_kernel_was_compiled(monkeypatch, place):
-    monkeypatch.setattr(kernels, "cache_directory", kernels.cache_directory.__wrapped__)
-    assert not kernels.cached()
+    monkeypatch.setattr(compiler, "cache_directory", compiler.cache_directory.__wrapped__)
+    assert not compiler.cached()
 
-    @kernels.cpu_kernel
+    @compiler.cpu_kernel
     def twice(x):
         return x + x
 
-    assert not kernels.cached()  # declared, as at the import of an operator, but not compiled
+    assert not compiler.cached()  # declared, as at the import of an operator, but not compiled
     assert twice(21) == 42
-    assert kernels.cached()
+    assert compiler.cached()
 
 
 def test_kernels_are_kept_in_numba_cache_dir_and_found_again(tmp_path):
@@ -620,7 +621,7 @@ def test_kernels_are_kept_in_numba_cache_dir_and_found_again(tmp_path):
 
 SCRIPT = """
 import numba
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
 
 place = numba.config.CACHE_DIR
 

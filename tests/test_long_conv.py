@@ -13,10 +13,10 @@ from scipy.fft import next_fast_len
 from test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
 from autograd import Tensor, assert_close, causal_conv1d, concat, no_grad
+from autograd.cpu.fft import Plan, forward, inverse
+from autograd.cpu.vectors import BYTES
 from autograd.draw import Draw
 from autograd.errors import ShapeError
-from autograd.kernel_fft import Plan, forward, inverse
-from autograd.kernel_vectors import BYTES
 from autograd.ops.causal_conv1d.cpu import _add_products
 from autograd.random import Random
 from minitv.mixers import hyena

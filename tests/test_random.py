@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autograd import DomainError, DtypeError, Random, ShapeError, dropout, random, use
-from autograd.kernel_random import philox as kernel_philox
-from autograd.kernels import cpu_kernel
-from autograd.random import philox, philox_int
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.philox import philox as kernel_philox
+from autograd.philox import philox, philox_int
 from minitv.ops import attention
 
 # Random123's known answers for philox4x32-10: counter, key, result; the key's first word is the low half of the seed.

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autograd import REGISTRY, distance, gemm
+from autograd import REGISTRY, distance
 from autograd.check import TOLERANCE
+from autograd.cpu import gemm
 from minitv import checkpoint, mixers
 from minitv import train as training
 from minitv.cli import main

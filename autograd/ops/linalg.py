@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from .. import blas
+from ..cuda import blas
 from ..device import is_cupy
 from ..errors import ShapeError
 from ..op import op

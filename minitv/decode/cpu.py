@@ -3,8 +3,8 @@
 Mixers have a file of their own, cpu_<variant>.py. Weights are the model's; a layer without rows is none.
 """
 
-from autograd.kernel_math import exp
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.math import exp
 from autograd.ops.gelu.cpu import _gelu, _gelu_tanh
 from autograd.ops.layer_norm.cpu import _forward as _layer_norm
 from autograd.ops.relu_squared.cpu import _forward as _relu_squared

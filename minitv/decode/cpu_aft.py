@@ -8,8 +8,8 @@ AFT-simple nothing is in it. Before the first key a = 0, b = 1 and top = -∞: e
 
 from __future__ import annotations
 
-from autograd.kernel_math import exp
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.math import exp
 
 from .cpu import linear, norm, take
 

@@ -7,7 +7,7 @@ A block that ends adds what its inputs contribute to the positions after it to t
 
 from __future__ import annotations
 
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
 
 from .cpu import linear, norm, take
 

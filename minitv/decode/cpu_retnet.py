@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
 
 from ..ops.gated.cpu import _swish
 from ..ops.retention.cpu import NONE, PAPER

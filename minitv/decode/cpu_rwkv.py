@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autograd.kernel_math import exp
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.math import exp
 
 from ..ops.gated.cpu import _sigmoid
 from .cpu import activate, linear, norm, take

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.kernel_math import exp
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.math import exp
 
 from .cpu import linear, norm, take
 

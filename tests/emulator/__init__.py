@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from autograd import KernelError
-from autograd.cuda import Signature, signatures
+from autograd.cuda.source import Signature, signatures
 
 HERE = Path(__file__).resolve().parent
 FLAGS = ("-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", f"-I{HERE}")

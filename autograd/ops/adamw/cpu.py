@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ...kernels import cpu_kernel
+from ...cpu.compile import cpu_kernel
 
 CHUNK = 4096  # partial sums of squares are float64 sums of float32 chunks: accurate, and the same on every run
 

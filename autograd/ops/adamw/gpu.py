@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ...cuda import Source, ceil_div, contiguous, float32_only
+from ...cuda.source import Source, ceil_div, contiguous, float32_only
 from ...device import namespace
 
 SOURCE = Source(__file__)

@@ -10,8 +10,8 @@ in registers, and each step multiplies one row of the first factor with eight ne
 
 import numpy as np
 
-from ...kernel_vectors import BYTES, copy_rows, repeat, scratch, vectorized
-from ...kernels import cpu_kernel
+from ...cpu.compile import cpu_kernel
+from ...cpu.vectors import BYTES, copy_rows, repeat, scratch, vectorized
 
 ROWS = 8  # of the result, in registers
 PAD = ROWS - 1

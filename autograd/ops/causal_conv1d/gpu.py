@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...cuda import Source, ceil_div, contiguous, float32_only
+from ...cuda.source import Source, ceil_div, contiguous, float32_only
 from ...device import namespace
 
 ROWS, TIMES, SPAN, WARPS = 8, 64, 32, 8  # as in gpu.cu

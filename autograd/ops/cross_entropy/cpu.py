@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from ...kernel_math import exp
-from ...kernels import cpu_kernel
+from ...cpu.compile import cpu_kernel
+from ...cpu.math import exp
 
 
 @cpu_kernel

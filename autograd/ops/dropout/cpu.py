@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ...kernel_random import philox
-from ...kernels import cpu_kernel
+from ...cpu.compile import cpu_kernel
+from ...cpu.philox import philox
 from ...random import LOW
 
 BLOCKS = 64  # counters at a time: their words are drawn lane by lane, then used in the order of the elements

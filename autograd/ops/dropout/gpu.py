@@ -1,6 +1,6 @@
 """dropout on a GPU: the mask is drawn in the kernel, with the bits of the CPU, and drawn again in backward."""
 
-from ...cuda import SHORT, Source, ceil_div, contiguous, float32_only, storage
+from ...cuda.source import SHORT, Source, ceil_div, contiguous, float32_only, storage
 from ...device import namespace
 
 SOURCE = Source(__file__, SHORT)

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from ...kernel_math import erfcx, exp, tanh
-from ...kernels import cpu_kernel
+from ...cpu.compile import cpu_kernel
+from ...cpu.math import erfcx, exp, tanh
 
 
 @cpu_kernel

@@ -1,6 +1,6 @@
 """gelu and gelu_tanh on a GPU: an element a thread; backward needs only x."""
 
-from ...cuda import SHORT, Source, ceil_div, contiguous, float32_only, storage
+from ...cuda.source import SHORT, Source, ceil_div, contiguous, float32_only, storage
 from ...device import namespace
 
 SOURCE = Source(__file__, SHORT)

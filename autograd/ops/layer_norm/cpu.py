@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ...kernels import cpu_kernel
+from ...cpu.compile import cpu_kernel
 
 
 @cpu_kernel

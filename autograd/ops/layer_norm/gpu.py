@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...cuda import SHORT, Source, ceil_div, chunk_of, contiguous, float32_only, storage
+from ...cuda.source import SHORT, Source, ceil_div, chunk_of, contiguous, float32_only, storage
 from ...device import namespace
 
 SOURCE = Source(__file__, SHORT)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ...gemm import product
+from ...cpu.gemm import product
 
 
 def forward(x, weight, bias):

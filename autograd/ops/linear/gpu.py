@@ -2,7 +2,7 @@
 
 import math
 
-from ...blas import matmul
+from ...cuda.blas import matmul
 
 
 def forward(x, weight, bias):

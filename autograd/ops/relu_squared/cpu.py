@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...kernels import cpu_kernel
+from ...cpu.compile import cpu_kernel
 
 
 @cpu_kernel

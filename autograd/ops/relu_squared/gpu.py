@@ -1,6 +1,6 @@
 """relu_squared on a GPU: one pass each way; backward needs only x."""
 
-from ...cuda import SHORT, Source, ceil_div, contiguous, float32_only, storage
+from ...cuda.source import SHORT, Source, ceil_div, contiguous, float32_only, storage
 from ...device import namespace
 
 SOURCE = Source(__file__, SHORT)

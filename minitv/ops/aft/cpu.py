@@ -18,8 +18,8 @@ import math
 
 import numpy as np
 
-from autograd.kernel_math import exp
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.math import exp
 
 from . import common
 from .cpu_windows import Conv, Conv2d, Full, Local

@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 
-from autograd.gemm import product
-from autograd.kernel_math import exp
-from autograd.kernels import cpu_kernel, inline
+from autograd.cpu.compile import cpu_kernel, inline
+from autograd.cpu.gemm import product
+from autograd.cpu.math import exp
 
 ROWS = 64  # positions a tile of aft_local
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autograd.cuda import Source, ceil_div, chunk_of, contiguous, float32_only
+from autograd.cuda.source import Source, ceil_div, chunk_of, contiguous, float32_only
 from autograd.device import namespace
 
 from .common import everything, negative_lags, newest

@@ -2,7 +2,7 @@
 
 After Rabe and Staats (arXiv 2112.05682) and Dao et al. (arXiv 2205.14135).
 
-For each head, 32 queries at a time meet a tile of keys at a time. Matrices are in the panels of autograd/kernel_panels.py.
+For each head, 32 queries at a time meet a tile of keys at a time. Matrices are in the panels of autograd/cpu/panels.py.
 The scores of a tile are kept transposed, S^T[key, query]: one lane is one query, so the maximum and the sum of the softmax
 run down the rows, lane by lane, and never across a vector.
 
@@ -20,10 +20,10 @@ import math
 
 import numpy as np
 
-from autograd.kernel_math import exp
-from autograd.kernel_panels import L1, LANES, U, accumulate, finite, flat, load, product, scratch, store, transpose
-from autograd.kernel_random import philox
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.math import exp
+from autograd.cpu.panels import L1, LANES, U, accumulate, finite, flat, load, product, scratch, store, transpose
+from autograd.cpu.philox import philox
 from autograd.random import LOW
 
 TILE = 128  # keys a tile; its scores (16 KiB in float32) stay in the first-level cache

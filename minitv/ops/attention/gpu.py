@@ -2,7 +2,7 @@
 
 import math
 
-from autograd.cuda import Source, Strided, ceil_div, contiguous, float32_only, strided
+from autograd.cuda.source import Source, Strided, ceil_div, contiguous, float32_only, strided
 from autograd.device import namespace
 
 

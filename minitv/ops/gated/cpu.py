@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from autograd.kernel_math import exp
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.math import exp
 
 
 @cpu_kernel

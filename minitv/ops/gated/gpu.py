@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from autograd.cuda import Source, ceil_div, contiguous, float32_only
+from autograd.cuda.source import Source, ceil_div, contiguous, float32_only
 from autograd.device import namespace
 
 SOURCE = Source(__file__)

@@ -18,10 +18,10 @@ import functools
 
 import numpy as np
 
-from autograd import kernel_fft
-from autograd.kernel_fft import Complex
-from autograd.kernel_vectors import BYTES, copy_rows, scratch, vectorized
-from autograd.kernels import cpu_kernel
+from autograd.cpu import fft
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.fft import Complex
+from autograd.cpu.vectors import BYTES, copy_rows, scratch, vectorized
 from autograd.ops.causal_conv1d.cpu import convolve, correlate, widened
 
 from . import switch
@@ -95,7 +95,7 @@ def _load_taps(work, lanes, taps, first, re, im, width, plan, pairs, row):
     last = work[work.size + 2 * lanes * first :]
     copy_rows(last, 0, 2 * lanes, taps, re, width, -first)
     copy_rows(last, lanes, 2 * lanes, taps, im, width, -first)
-    kernel_fft.forward(work, plan)
+    fft.forward(work, plan)
     for i in range(len(pairs)):
         _split_pair(work, pairs[i, 0] * row, pairs[i, 1] * row)
 
@@ -111,12 +111,12 @@ def _forward(x, taps, first, channels, plan, pairs, singles, points, shape, y):
         _load_taps(spectrum, lanes, taps, first, re, im, width, plan, pairs, row)
         for b in range(batch):
             _load(work, lanes, x, b * length * width, re, im, width, length)
-            kernel_fft.forward(work, plan)
+            fft.forward(work, plan)
             for i in range(len(pairs)):
                 _filter_pair(work, spectrum, pairs[i, 0] * row, pairs[i, 1] * row, 0)
             for point in singles:
                 _filter_single(work, spectrum, point * row)
-            kernel_fft.inverse(work, plan)
+            fft.inverse(work, plan)
             _store(y, b * length * width, re, im, width, work, 0, lanes, length)
 
 
@@ -134,17 +134,17 @@ def _backward(x, taps, first, channels, plan, pairs, singles, points, shape, g, 
         for b in range(batch):
             _load(work, lanes, g, b * length * width, re, im, width, length)
             _load(signal, lanes, x, b * length * width, re, im, width, length)
-            kernel_fft.forward(work, plan)
-            kernel_fft.forward(signal, plan)
+            fft.forward(work, plan)
+            fft.forward(signal, plan)
             for i in range(len(pairs)):
                 _correlate_pair(total, work, signal, pairs[i, 0] * row, pairs[i, 1] * row)
                 _filter_pair(work, spectrum, pairs[i, 0] * row, pairs[i, 1] * row, 1)
             for point in singles:
                 _correlate_single(total, work, signal, point * row)
                 _filter_single(work, spectrum, point * row)
-            kernel_fft.inverse(work, plan)
+            fft.inverse(work, plan)
             _store(gx, b * length * width, re, im, width, work, 0, lanes, length)
-        kernel_fft.inverse(total, plan)
+        fft.inverse(total, plan)
         _store(gtaps, 0, re, im, width, total, points + first, lanes, -first)
         _store(gtaps, -first * width, re, im, width, total, 0, lanes, count + first)
 
@@ -152,7 +152,7 @@ def _backward(x, taps, first, channels, plan, pairs, singles, points, shape, g, 
 @functools.cache
 def _setting(points: int, dtype, width: int):
     """The plan, where k and -k are, where k = -k is, and which channels meet in a complex sequence."""
-    plan, lanes = kernel_fft.plan(points, dtype), BYTES // dtype.itemsize
+    plan, lanes = fft.plan(points, dtype), BYTES // dtype.itemsize
     k = np.arange(1, (points + 1) // 2)
     pairs = np.stack([plan.places[k], plan.places[points - k]], axis=1)
     pairs = pairs[np.argsort(pairs.min(axis=1))]  # in the order of memory

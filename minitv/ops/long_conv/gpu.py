@@ -5,7 +5,7 @@ which is less memory than to keep both spectra, four times as large as x.
 """
 
 from autograd.arrays import transforms
-from autograd.cuda import contiguous, float32_only
+from autograd.cuda.source import contiguous, float32_only
 from autograd.device import namespace
 from autograd.ops.causal_conv1d.gpu import convolve, correlate
 

@@ -1,6 +1,6 @@
 """retention on the CPU, a chunk at a time, forward and backward: O(T), every product in register tiles.
 
-Matrices are in the panels of autograd/kernel_panels.py. Within a chunk of m positions, 32 queries at a time meet all keys
+Matrices are in the panels of autograd/cpu/panels.py. Within a chunk of m positions, 32 queries at a time meet all keys
 before them; what lies before the chunk is in the state S, z, n that came in. With A = (Q Kᵀ) * D, D[i, j] = decay^(i-j) for
 i >= j, else 0, and the decays f_i = decay^(i+1) since that state and l_j = decay^(m-1-j) until the next one:
 
@@ -23,7 +23,8 @@ import math
 
 import numpy as np
 
-from autograd.kernel_panels import (
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.panels import (
     L1,
     L2,
     L3,
@@ -42,7 +43,6 @@ from autograd.kernel_panels import (
     store,
     transpose,
 )
-from autograd.kernels import cpu_kernel
 
 from . import NORMALIZATIONS
 

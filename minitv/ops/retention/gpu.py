@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from autograd.blas import matmul
-from autograd.cuda import Source, ceil_div, contiguous, float32_only, strided
+from autograd.cuda.blas import matmul
+from autograd.cuda.source import Source, ceil_div, contiguous, float32_only, strided
 from autograd.device import namespace
 
 from . import NORMALIZATIONS

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from autograd.kernel_panels import U1, U, flat
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.panels import U1, U, flat
 
 from . import turns
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from autograd.kernels import cpu_kernel
+from autograd.cpu.compile import cpu_kernel
 
 
 @cpu_kernel

@@ -32,8 +32,8 @@ that they do not count from the end; and rows are not sliced, which would count 
 import numba
 import numpy as np
 
-from autograd.kernel_math import exp
-from autograd.kernels import FLAGS, cpu_kernel, inline
+from autograd.cpu.compile import FLAGS, cpu_kernel, inline
+from autograd.cpu.math import exp
 
 from . import EMPTY
 

@@ -36,7 +36,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from autograd.kernels import WIDE_VECTORS, cpu_kernel, inline
+from .compile import WIDE_VECTORS, cpu_kernel, inline
 
 AVAILABLE = (all(map(llvm.get_host_cpu_features().get, ("avx2", "fma")))
              and numba.config.CPU_NAME in (None, "", llvm.get_host_cpu_name()))  # compiled for this very processor

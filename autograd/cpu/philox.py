@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .kernels import cpu_kernel, inline
-from .random import LOW, M0, M1, W0, W1
+from ..philox import LOW, M0, M1, W0, W1
+from .compile import cpu_kernel, inline
 
 _M0, _M1, _W0, _W1, _LOW, _SHIFT = (np.uint64(n) for n in (M0, M1, W0, W1, LOW, 32))
 

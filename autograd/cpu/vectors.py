@@ -26,7 +26,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .kernels import cpu_kernel
+from .compile import cpu_kernel
 
 BYTES = 64  # of a vector
 LONG = ir.IntType(64)

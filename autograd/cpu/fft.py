@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .kernel_vectors import BYTES, Memory, Vector, vectorized
-from .kernels import cpu_kernel, inline
+from .compile import cpu_kernel, inline
+from .vectors import BYTES, Memory, Vector, vectorized
 
 
 class Complex(NamedTuple):

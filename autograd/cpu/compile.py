@@ -42,8 +42,8 @@ _configuring = threading.Lock()
 @cache
 def cache_directory() -> Path | None:
     """Where compiled kernels are kept, or None if no folder is writable. NUMBA_CACHE_DIR decides where, if set."""
-    root = Path(__file__).resolve().parent
-    sources = sorted([*root.glob("kernel*.py"), root / "gemm.py", root / "random.py", *root.glob("ops/*/cpu.py"),
+    root = Path(__file__).resolve().parents[1]
+    sources = sorted([*root.glob("cpu/*.py"), root / "philox.py", *root.glob("ops/*/cpu.py"),
                       *root.parent.glob("minitv/**/cpu*.py")])
     stamp = hashlib.sha256()
     for source in sources:

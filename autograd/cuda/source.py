@@ -38,8 +38,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .device import gpu, is_cupy, namespace
-from .errors import KernelError
+from ..device import gpu, is_cupy, namespace
+from ..errors import KernelError
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = ("-std=c++17",)  # of every compilation
@@ -162,7 +162,7 @@ def float32_only(*values, **_) -> str | None:
 
 def manifest() -> list[tuple[Source, tuple[str, ...]]]:
     """Every source of the declared operators with each of its variants."""
-    from .op import REGISTRY
+    from ..op import REGISTRY
 
     modules = {op.kernels["cuda"].module for op in REGISTRY.values() if "cuda" in op.kernels}
     sources = {getattr(importlib.import_module(module), "SOURCE", None) for module in modules} - {None}

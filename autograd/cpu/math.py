@@ -17,7 +17,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .kernels import FLAGS
+from .compile import FLAGS
 
 # Without "reassoc": regrouping would undo the two-part reduction in exp.
 _FLAGS = {**FLAGS, "fastmath": FLAGS["fastmath"] - {"reassoc"}, "forceinline": True}
@@ -138,7 +138,7 @@ _COMPILED = {width: _functions(width) for width in (32, 64)}
 
 def _declare(name: str, formula: str):
     def function(x):
-        raise TypeError(f"kernel_math.{name} is for use inside kernels")
+        raise TypeError(f"autograd.cpu.math.{name} is for use inside kernels")
 
     function.__name__ = name
     function.__doc__ = f"{formula} of a float32 or float64, inside kernels."

@@ -8,9 +8,9 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from autograd import gemm
-from autograd.gemm import ROWS, tile
-from autograd.kernels import FLAGS, cpu_kernel
+from . import gemm
+from .compile import FLAGS, cpu_kernel
+from .gemm import ROWS, tile
 
 LANES = 32  # numbers in a panel's row: two 512-bit vectors of float32
 TILES = gemm.AVAILABLE and gemm.LANES == LANES // 2  # a row of 32 is two vectors of a tile

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from .device import namespace
+from ..device import namespace
 
 TF32 = "CUPY_TF32"  # CuPy looks at it before the first product of a process
 
