@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .check import assert_close
+from .metric import assert_close
 
 
 @dataclass(frozen=True)

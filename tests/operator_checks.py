@@ -19,7 +19,7 @@ import pytest
 from autograd import Op, Tensor, adjoint_test, assert_close, gradcheck, gradients, no_grad, to_numpy, use
 from autograd.device import gpu
 from autograd.draw import LAYOUTS, Draw, draw_inputs
-from autograd.op import Form
+from autograd.routes import Form
 from autograd.shapes import bind
 
 DTYPES = (np.float32, np.float64)
