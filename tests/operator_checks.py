@@ -19,6 +19,7 @@ import pytest
 from autograd import Op, Tensor, adjoint_test, assert_close, gradcheck, gradients, no_grad, to_numpy, use
 from autograd.device import gpu
 from autograd.draw import LAYOUTS, Draw, draw_inputs
+from autograd.laws import Case
 from autograd.routes import Form
 from autograd.shapes import bind
 
@@ -317,7 +318,7 @@ def check_derivative(op: Op, route: str, args, params, order: int = 1) -> None:
 
 
 def check_law(op: Op, law, route: str, args, params, draw) -> None:
-    law.check(op, args, params, lambda a, p: compute(op, route, a, p), draw)
+    law.check(Case(op, args, params, lambda a, p: compute(op, route, a, p)), draw)
 
 
 def is_linear(op: Op) -> bool:
