@@ -138,6 +138,11 @@ class Form(Route):
     def reason_against(self, arrays, params, recording) -> None:
         """A form runs everywhere."""
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether it has a gradient."""
+        return not self.primitive or self.vjp is not None
+
     def run(self, tensors, arrays, params, request, recording):
         """Compute, and record a node if a gradient will be wanted."""
         op = self.op
@@ -208,6 +213,11 @@ class Kernel(Route):
             self._loaded[name] = function and reader(function, places, where, len(op.signature.inputs))
         return self._loaded[name]
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether it has a backward."""
+        return self._get("backward") is not None
+
     def reason_against(self, arrays, params, recording) -> str | None:
         """Why this kernel cannot run on these arrays, or None."""
         for array in arrays:
@@ -215,12 +225,16 @@ class Kernel(Route):
                 return "complex arrays pass only through forms"
             if array is not None and device_name(array) != self.device:
                 return f"runs on {self.device} arrays, got {device_name(array)} arrays"
+        return self.unsupported(arrays, params, recording)
+
+    def unsupported(self, arrays, params, recording) -> str | None:
+        """The same on arrays of any device."""
         for argument, array in zip(self.op.signature.inputs, arrays, strict=False) if self.sizes else ():
             for axis, letter in enumerate(argument.dims, -len(argument.dims)):
                 size = self.sizes.get(letter)
                 if array is not None and size is not None and array.shape[axis] != size:
                     return f"needs {letter} = {size}, got {array.shape[axis]}"
-        if recording and self._get("backward") is None:
+        if recording and not self.differentiable:
             return "it has no backward, and a gradient is wanted"
         supports = self._get("supports")
         return supports and supports(self.values(self.op.packed(arrays), params, None, recording))
