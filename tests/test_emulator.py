@@ -16,7 +16,7 @@ from operator_checks import awkward_calls
 import autograd
 import minitv
 from autograd import KernelError
-from autograd.cuda.source import manifest, signatures
+from autograd.cuda.source import _module, _prepared, manifest, signatures
 from autograd.ops.adamw.gpu import sum_gradients
 from autograd.verify import compute, differentiable, differentiate
 
@@ -214,7 +214,7 @@ def mutant(monkeypatch):
 
 
 def _forget():
-    for function in (source._prepared, source._module):
+    for function in (_prepared, _module):
         function.cache_clear()
 
 

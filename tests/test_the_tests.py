@@ -166,7 +166,8 @@ def positions(op):
 
 
 GRADIENTS = [(op, route, change, position) for op in DIFFERENTIABLE for route in forms(op) + kernels(op)
-             if differentiable(op, route) for change in (scaled, transposed, with_a_hole, skipped) for position in positions(op)]
+             if differentiable(op, route)
+             for change in (scaled, transposed, with_a_hole, skipped) for position in positions(op)]
 VALUES = [(op, route) for op in OPERATORS for route in forms(op) + kernels(op)]
 LAWS = [(op, law) for op in OPERATORS for law in op.laws]
 
