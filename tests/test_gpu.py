@@ -29,7 +29,16 @@ from autograd.device import check_range, gpu, location, move, read, select
 from autograd.draw import LAYOUTS, Draw, draw_inputs
 from autograd.philox import philox_int
 from autograd.random import Random
-from autograd.verify import PLACES, check_gradients, check_repeatable, check_values, compute, draw_cotangents, forms
+from autograd.verify import (
+    PLACES,
+    check_gradients,
+    check_repeatable,
+    check_values,
+    compute,
+    differentiable,
+    draw_cotangents,
+    forms,
+)
 from minitv import checkpoint, cli, mixers
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel

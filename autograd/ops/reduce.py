@@ -17,7 +17,7 @@ from ..op import op
 from ..shapes import broadcasts_to, normalize_axes, normalize_axis, reduced_shape
 from ..tensor import Tensor
 from .elementwise import exp, sqrt, where
-from .shape import broadcast_to, flip, pad, reshape
+from .shape import broadcast_to, flip, pad, reshape, transpose
 
 
 def _definition(x, axis, keepdims, function, name):
@@ -203,8 +203,6 @@ def _shifted(x: Tensor, step: int) -> Tensor:
 
 @prod.vjp
 def _(g, x, out, axis):
-    from .shape import transpose
-
     g = _spread(g, x.shape, axis, "prod")
     if bool((x.data != 0).all()):
         return g * _spread(out, x.shape, axis, "prod") / x
