@@ -5,7 +5,9 @@ operator along one route, by name:
 
     case.q                             an input (None if absent) or a parameter
     case().y, case().state             the outputs of this call, as arrays
-    case(decay=1.0, state=None).y      those of the call with other inputs or parameters
+    case(decay=1.0, mask=None).y       those of the call with other inputs or parameters
+    case.anew(decay=1.0).y             the same without the state that an earlier call handed on
+    case.defined_by(aft_full).y        what another operator's definition says of it
 """
 
 from __future__ import annotations
@@ -22,15 +24,12 @@ class Outputs(tuple):
     """The arrays that a call gives, in order and by the names of the signature."""
 
     def __new__(cls, op, arrays):
-        outputs = super().__new__(cls, arrays)
-        outputs._names = [a.name for a in op.signature.outputs]
-        return outputs
+        outputs, names = super().__new__(cls, arrays), [a.name for a in op.signature.outputs]
+        vars(outputs).update(zip(names, outputs if len(names) == len(outputs) else [tuple(outputs)], strict=True))
+        return outputs  # by way of ``vars``, an output may be called count or index, as a tuple's methods are
 
     def __getattr__(self, name: str):
-        names = self.__dict__.get("_names", ())
-        if name not in names:
-            raise AttributeError(f"no output {name!r}, there are {', '.join(names)}")
-        return self[names.index(name)] if len(names) == len(self) else tuple(self)
+        raise AttributeError(f"no output {name!r}, there are {', '.join(vars(self))}")
 
 
 class Case:
@@ -53,6 +52,20 @@ class Case:
         args = tuple(values.pop(name) for name in self._names)
         return Outputs(self.op, self._compute(args, values))
 
+    def anew(self, **changes) -> Outputs:
+        """The outputs of the call with these changes, and without a state from an earlier call."""
+        return self(**{**dict.fromkeys(self.op.signature.states), **changes})
+
+    def defined_by(self, other, **changes) -> Outputs:
+        """What the definition of another operator gives for the inputs and parameters that have the same names, without a
+        state from an earlier call, and for these others.
+        """
+        shared = {name: value for name, value in self._values.items()
+                  if name in other.places and name not in other.signature.states}
+        with np.errstate(all="ignore"):
+            result = other.definition(**{**shared, **changes})
+        return Outputs(other, result if isinstance(result, tuple) else (result,))
+
     def _shaped(self, name: str, value):
         before = getattr(self, name)  # an unknown name raises
         if name in self._names and isinstance(before, np.ndarray) and isinstance(value, int | float):
@@ -63,10 +76,14 @@ class Case:
         """Whether inputs and parameters are what a law asks for."""
         return all(getattr(self, name) is value for name, value in given.items())
 
+    def present(self, names: str) -> dict[str, np.ndarray]:
+        """The named inputs, but for those that are absent."""
+        return {name: getattr(self, name) for name in names.split() if getattr(self, name) is not None}
+
     def inputs(self, letter: str) -> dict[str, tuple[np.ndarray, int]]:
         """The inputs that have an axis of this letter, and that axis."""
-        found = {a.name: (getattr(self, a.name), axis(a, letter)) for a in self.op.signature.inputs if letter in a.dims}
-        return {name: (x, at) for name, (x, at) in found.items() if x is not None}
+        places = {a.name: axis(a, letter) for a in self.op.signature.inputs if letter in a.dims}
+        return {name: (x, places[name]) for name, x in self.present(" ".join(places)).items()}
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,19 @@ def streams(letter: str = "T", **given) -> Law:
             assert_close(joined, whole, f"{case.op.name}: {argument.name} depends on the cut at {cut}", terms=64)
 
     return Law(f"streams over {letter}", check)
+
+
+def shift_invariant(inputs: str, what: str | None = None, outputs: str = "y") -> Law:
+    """A constant added to all named inputs, which ``what`` describes, does not change the named outputs."""
+    what = what or inputs
+
+    def check(case, draw):
+        before, after = case(), case(**{name: x + x.dtype.type(3) for name, x in case.present(inputs).items()})
+        for name in outputs.split():
+            assert_close(getattr(after, name), getattr(before, name),
+                         f"{case.op.name}: {name} changes when a constant is added to {what}", terms=64)
+
+    return Law(f"a constant added to {what} changes nothing", check)
 
 
 def identity(name: str, statement: Callable) -> Law:
