@@ -3,7 +3,7 @@
 A law has a name and ``check(case, draw)``, which raises AssertionError when it does not hold. A *case* is a call of the
 operator along one route, by name:
 
-    case.q                             an input (None if absent) or a parameter
+    case.q, case["q"]                  an input (None if absent) or a parameter
     case().y, case().state             the outputs of this call, as arrays
     case(decay=1.0, mask=None).y       those of the call with other inputs or parameters
     case.anew(decay=1.0).y             the same without the state that an earlier call handed on
@@ -40,11 +40,15 @@ class Case:
         self._names = [a.name for a in op.signature.inputs]
         self._values = dict(zip(self._names, args, strict=True)) | {**op.params, **params}
 
+    def __getitem__(self, name: str):
+        if name not in self._values:
+            raise AttributeError(f"{self.op.name}: nothing is called {name!r}, there are {', '.join(self._values)}")
+        return self._values[name]
+
     def __getattr__(self, name: str):
-        values = self.__dict__.get("_values", {})
-        if name not in values:
-            raise AttributeError(f"{self.__dict__.get('op')}: nothing is called {name!r}")
-        return values[name]
+        if name.startswith("_"):  # asked for by copy, before there are values
+            raise AttributeError(name)
+        return self[name]
 
     def __call__(self, **changes) -> Outputs:
         """The outputs of the call with these inputs and parameters instead; a number becomes an array of the input's shape."""
@@ -67,18 +71,18 @@ class Case:
         return Outputs(other, result if isinstance(result, tuple) else (result,))
 
     def _shaped(self, name: str, value):
-        before = getattr(self, name)  # an unknown name raises
+        before = self[name]  # an unknown name raises
         if name in self._names and isinstance(before, np.ndarray) and isinstance(value, int | float):
             return np.full_like(before, value)
         return value
 
     def has(self, given: dict) -> bool:
         """Whether inputs and parameters are what a law asks for."""
-        return all(getattr(self, name) is value for name, value in given.items())
+        return all(self[name] is value for name, value in given.items())
 
     def present(self, names: str) -> dict[str, np.ndarray]:
         """The named inputs, but for those that are absent."""
-        return {name: getattr(self, name) for name in names.split() if getattr(self, name) is not None}
+        return {name: self[name] for name in names.split() if self[name] is not None}
 
     def inputs(self, letter: str) -> dict[str, tuple[np.ndarray, int]]:
         """The inputs that have an axis of this letter, and that axis."""
@@ -151,7 +155,7 @@ def linear_in(name: str) -> Law:
     """f(.., a u + w, ..) = a f(.., u, ..) + f(.., w, ..) - f(.., 0, ..): affine in the named input."""
 
     def check(case, draw):
-        u = getattr(case, name)
+        u = case[name]
         w, scale = draw.floats(*u.shape), 0.5
         calls = [case(**{name: x}) for x in (u * u.dtype.type(scale) + w, u, w, np.zeros_like(u))]
         for both, one, other, none in zip(*calls, strict=True):

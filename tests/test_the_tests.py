@@ -223,6 +223,24 @@ def test_a_broken_law_is_noticed(op, law):
     assert noticed
 
 
+def test_a_case_is_a_call_by_name():
+    op = REGISTRY["retention"]
+    args = [np.full(shape, 2.0, np.float32) for shape in ((1, 1, 3, 2), (1, 1, 3, 2), (1, 1, 3, 1), (1,), (1, 1, 2, 1))]
+    case = Case(op, (*args, None, None), {}, lambda args, params: compute(op, "definition", args, params))
+    y, state, _, count = compute(op, "definition", (args[0], args[1], args[2], np.ones(1, np.float32), None, None, None), {})
+    changed = case.anew(decay=1.0)  # a number is an array of the input's shape and dtype
+    assert case.normalization == "none" and case.z is None and list(case.present("state z")) == ["state"]
+    assert changed.y.dtype == np.float32 and np.array_equal(changed.y, y) and np.array_equal(changed.state, state)
+    assert changed.count is changed[3] and np.array_equal(changed.count, count)  # though a tuple has a method of this name
+    assert not np.array_equal(case(decay=1.0).y, y)
+    with pytest.raises(AttributeError, match="no output 'n', there are y, state, z, count"):
+        _ = changed.n
+    with pytest.raises(AttributeError, match="nothing is called 'gamma'"):
+        case(gamma=1.0)
+    linear = Case(REGISTRY["bidirectional_wkv"], tuple(np.ones(s) for s in ((1, 3, 1), (1, 3, 1), 1, 1)), {}, None)
+    assert np.allclose(linear.defined_by(REGISTRY["wkv"], v=linear.k * 5).y, 5)
+
+
 def test_a_written_input_is_noticed(monkeypatch):
     op = REGISTRY["exp"]
 
