@@ -360,7 +360,8 @@ def _info(argv: list[str]) -> int:
     rows.append(("kernel cache", f"{folder} ({state})" if folder else "none: no folder will do, every run compiles"))
     rows.append(("vectors", "512-bit" if compiler.WIDE_VECTORS else "at most 256-bit: the processor has no AVX-512"))
     own = f"our kernel, in tiles of {gemm.ROWS} x {gemm.WIDE}; BLAS for small ones and in float64"
-    rows.append(("products", own if gemm.suits(512, 512, 512) else "BLAS: our kernel is faster with AVX-512 only"))
+    other = "BLAS" if compiler.unavailable() else "BLAS: our kernel is faster with AVX-512 only"
+    rows.append(("products", own if gemm.suits(512, 512, 512) else other))
     _columns(rows)
     return 0
 

@@ -220,7 +220,7 @@ def compiled_in(function: Callable) -> str:
 
 def _globals(code: CodeType) -> Iterator[str]:
     """The global names that code reads; among co_names are also attributes, which may be names of other things."""
-    words, shift = code.co_code, sys.version_info >= (3, 11)  # since then the last bit of the argument means something else
+    words, shift = code.co_code, sys.version_info >= (3, 11)  # since then its last bit says something else
     for i in range(0, len(words), 2):
         if words[i] == dis.opmap["LOAD_GLOBAL"]:
             high = words[i - 1] << 8 if i and words[i - 2] == dis.EXTENDED_ARG else 0
