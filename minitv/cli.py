@@ -338,7 +338,7 @@ def _info(argv: list[str]) -> int:
     from threadpoolctl import threadpool_info
 
     from autograd.cpu import compile as compiler
-    from autograd.cpu import gemm
+    from autograd.cpu import disk, gemm
     from autograd.cpu.process import cores
 
     rows.append(("cupy", _cupy()))
@@ -347,15 +347,14 @@ def _info(argv: list[str]) -> int:
         if pool["user_api"] == "blas":
             name = " ".join(str(pool[key]) for key in ("internal_api", "version", "architecture") if pool.get(key))
             rows.append(("BLAS", f"{name}, {pool['num_threads']} threads (1 while training)"))
-    rows.append(("Numba", f"serial kernels on {cores()} worker threads while training (--threads sets both)"))
-    state = "compiled" if compiler.cached() else "empty: the first run compiles"
-    folder = compiler.cache_directory()
-    rows.append(
-        ("kernel cache", f"{folder} ({state})" if folder else "none: no folder is writable, every run compiles")
-    )
+    serial = f"serial kernels on {cores()} worker threads while training (--threads sets both)"
+    rows.append(("Numba", compiler.unavailable() or serial))
+    state, folder = "compiled" if disk.cached() else "empty: the first run compiles", disk.cache_directory()
+    rows.append(("kernel cache", f"{folder} ({state})" if folder else "none: no folder will do, every run compiles"))
     rows.append(("vectors", "512-bit" if compiler.WIDE_VECTORS else "at most 256-bit: the processor has no AVX-512"))
     own = f"our kernel, in tiles of {gemm.ROWS} x {gemm.WIDE}; BLAS for small ones and in float64"
-    rows.append(("products", own if gemm.suits(512, 512, 512) else "BLAS: our kernel is faster with AVX-512 only"))
+    other = "BLAS" if compiler.unavailable() else "BLAS: our kernel is faster with AVX-512 only"
+    rows.append(("products", own if gemm.suits(512, 512, 512) else other))
     _columns(rows)
     return 0
 

@@ -230,7 +230,10 @@ def train(variant: str, model: ModelOptions, mixer, run: TrainOptions) -> int:
 
 
 def _announce_compilation() -> None:
-    print("compiling kernels, up to 15 s, cached for the next run", file=sys.stderr, flush=True)
+    from autograd.cpu.disk import cache_directory
+
+    kept = ", cached for the next run" if cache_directory() else ""
+    print(f"compiling kernels, up to 15 s{kept}", file=sys.stderr, flush=True)
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
