@@ -128,32 +128,6 @@ def test_a_kernel_may_not_write_to_an_argument_that_is_also_another():
         emulator.Module(text).get_function("planted")((1,), (32,), (x, x[:32], np.int32(1)))
 
 
-def test_conversions_of_16_bit_types():
-    """All halves up, and rounding down to both types, as NumPy has it and as the upper half of a float."""
-    def convert(header, source, target, body, x, dtype):
-        short = "__half" if "fp16" in header else "__nv_bfloat16"
-        text = (f"#include <{header}>\ntypedef {short} Storage;\n"
-                f'extern "C" __global__ void __launch_bounds__(32) convert(const {source}* x, {target}* y, int n)'
-                f" {{ for (int i = threadIdx.x; i < n; i += 32) {body} }}\n")
-        y = np.zeros(x.size, dtype)
-        emulator.Module(text, (), "fast").get_function("convert")((1,), (32,), (x, y, np.int32(x.size)))
-        return y
-
-    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
-    halves = halves[np.isfinite(halves)]
-    up = convert("cuda_fp16.h", "Storage", "float", "y[i] = __half2float(x[i]);", halves, np.float32)
-    np.testing.assert_array_equal(up, halves.astype(np.float32))
-    rng = np.random.default_rng(0)
-    ties = halves.astype(np.float32) * np.float32(1 + 2**-11)
-    x = np.concatenate([ties, rng.standard_normal(1000).astype(np.float32) * np.float32(1e-3)])
-    x = x[(np.abs(x) > 1e-4) & (np.abs(x) < 65000)]
-    down = convert("cuda_fp16.h", "float", "Storage", "y[i] = __float2half(x[i]);", x, np.float16)
-    np.testing.assert_array_equal(down, x.astype(np.float16))
-    down = convert("cuda_bf16.h", "float", "Storage", "y[i] = __float2bfloat16(x[i]);", x, np.uint16)
-    bits = x.view(np.uint32).astype(np.uint64)
-    np.testing.assert_array_equal(down, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
-
-
 # -- our kernels -------------------------------------------------------------------------------------------------------
 FUSED = {op.kernels["cuda"].module: op for op in OPERATORS if "cuda" in op.kernels}
 FUSED = {module: op for module, op in FUSED.items() if hasattr(import_module(module), "SOURCE")}  # kernels of their own
@@ -162,11 +136,10 @@ MANIFEST = [pytest.param(source, options, id="-".join([source.path.parent.name, 
 
 @pytest.mark.parametrize(("source", "options"), MANIFEST)
 def test_signatures_are_read_as_the_compiler_reads_them(source, options):
-    types = {"bool": "bool", "float32": "float32", "float64": "float64", "float16": "other16", "bfloat16": "other16"}
     module = emulator.Module(source.text, options)
     for name, signature in source.kernels(options).items():
         assert name.startswith(f"mtv_{source.path.parent.name}")
-        assert module.deduced(name) == [("const " if p.const else "") + types.get(p.dtype, p.dtype) + "*" * p.pointer
+        assert module.deduced(name) == [("const " if p.const else "") + p.dtype + "*" * p.pointer
                                         for p in signature.parameters]
 
 

@@ -1,25 +1,4 @@
-// What every CUDA kernel may use: how numbers are stored, sums over a warp and a block, and Philox.
-// Arithmetic is in float; with -DHALF or -DBFLOAT16 arrays of Storage keep 16 bits, with -DDOUBLE all is double.
-
-#if defined(HALF)
-#include <cuda_fp16.h>
-typedef __half Storage;
-__device__ __forceinline__ float load(Storage v) { return __half2float(v); }
-__device__ __forceinline__ void store(Storage& to, float v) { to = __float2half(v); }
-#elif defined(BFLOAT16)
-#include <cuda_bf16.h>
-typedef __nv_bfloat16 Storage;
-__device__ __forceinline__ float load(Storage v) { return __bfloat162float(v); }
-__device__ __forceinline__ void store(Storage& to, float v) { to = __float2bfloat16(v); }
-#elif defined(DOUBLE)
-typedef double Storage;
-__device__ __forceinline__ double load(Storage v) { return v; }
-__device__ __forceinline__ void store(Storage& to, double v) { to = v; }
-#else
-typedef float Storage;
-__device__ __forceinline__ float load(Storage v) { return v; }
-__device__ __forceinline__ void store(Storage& to, float v) { to = v; }
-#endif
+// What every CUDA kernel may use: sums over a warp, a block and rows, and Philox.
 
 #define FULL 0xffffffffu  // all lanes of a warp
 #define INFINITE __int_as_float(0x7f800000)

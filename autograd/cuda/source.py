@@ -43,8 +43,6 @@ from ..errors import KernelError
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = ("-std=c++17",)  # of every compilation
-STORAGE = {(): "float32", ("-DHALF",): "float16", ("-DBFLOAT16",): "bfloat16", ("-DDOUBLE",): "float64"}
-SHORT = tuple(STORAGE)[:3]  # the variants of a kernel that stores what it computes in float
 DTYPES = {"float": "float32", "double": "float64", "int": "int32", "unsigned": "uint32", "long long": "int64",
           "unsigned long long": "uint64", "bool": "bool"}
 
@@ -147,11 +145,6 @@ def chunk_of(rows: int) -> int:
     return max(128, ceil_div(rows, 65535))
 
 
-def storage(x) -> tuple[str, ...]:
-    """The options under which ``Storage`` is the dtype of this array."""
-    return next(options for options, dtype in STORAGE.items() if dtype == x.dtype.name)
-
-
 def float32_only(*values, **_) -> str | None:
     """``supports`` of a kernel that takes float32 alone."""
     for value in values:
@@ -172,19 +165,19 @@ def manifest() -> list[tuple[Source, tuple[str, ...]]]:
 @cache
 def signatures(text: str, options: tuple[str, ...] = ()) -> dict[str, Signature]:
     """The kernels that a text declares, by name; what is not declared by the rules above raises KernelError."""
-    numbers = dict(_DEFINE.findall(text)) | dict(re.findall(r"-D(\w+)=(\d+)", " ".join(options)))
-    dtypes = DTYPES | {"Storage": next((d for o, d in STORAGE.items() if o and set(o) <= set(options)), "float32")}
+    words = dict(_DEFINE.findall(text)) | dict(option.removeprefix("-D").split("=") for option in options)
     found = {}
     for threads, name, parameters in _KERNEL.findall(text):
-        block = int(numbers.get(threads, threads))
+        block = int(words.get(threads, threads))
         if block % 32 or not 32 <= block <= 1024:
             raise KernelError(f"{name}: a block of {block} threads, allowed: a multiple of 32 up to 1024")
         parsed = []
         for declaration in parameters.split(","):
             match = _PARAMETER.fullmatch(" ".join(declaration.split()))
-            if match is None or match[2] not in dtypes:
+            dtype = match and DTYPES.get(words.get(match[2], match[2]))
+            if dtype is None:
                 raise KernelError(f"{name}: cannot read the parameter {declaration.strip()!r}")
-            parsed.append(Parameter(match[4], dtypes[match[2]], bool(match[3]), bool(match[1])))
+            parsed.append(Parameter(match[4], dtype, bool(match[3]), bool(match[1])))
         found[name] = Signature(name, block, tuple(parsed))
     if len(found) != text.count("__global__"):
         raise KernelError(f"of {text.count('__global__')} kernels, {len(found)} are declared as this module's docstring says")
@@ -208,13 +201,13 @@ def _module(cupy, source: Source, options: tuple[str, ...]):
 
 
 def _array(name: str, parameter: Parameter):
-    dtype = None if parameter.dtype == "bfloat16" else np.dtype(parameter.dtype)  # which NumPy does not have
+    dtype = np.dtype(parameter.dtype)
 
     def convert(value, card: int):
         array = value.array if type(value) is Strided else value
         if not is_cupy(array):
             raise KernelError(f"{name}: {parameter.name} is a CuPy array, got {type(array).__name__}")
-        if array.dtype != dtype and array.dtype.name != parameter.dtype:
+        if array.dtype != dtype:
             raise KernelError(f"{name}: {parameter.name} has dtype {array.dtype}, the kernel takes {parameter.dtype}")
         if array is value and not array.flags.c_contiguous:
             raise KernelError(f"{name}: {parameter.name} is not contiguous")

@@ -9,8 +9,8 @@ between blocks, plain against atomic), reads and writes out of bounds, misaligne
 nobody wrote, another thread's locals, signed overflow, bad shifts, division by zero. Mode "fast" watches nothing. In both:
 divergent barriers, waits without an end (who waits where), returns before a barrier, lanes missing from a mask.
 
-Not covered: inline PTX, tensor cores, cooperative groups, dynamic shared memory, arithmetic on 16-bit types, waiting for
-another block. g++ does not contract a*b+c and has its own libm, so floats agree with a GPU to rounding, integers exactly.
+Not covered: inline PTX, tensor cores, cooperative groups, dynamic shared memory, 16-bit types, waiting for another
+block. g++ does not contract a*b+c and has its own libm, so floats agree with a GPU to rounding, integers exactly.
 Time and registers say nothing about a GPU. Needs g++ on x86-64 Linux.
 """
 

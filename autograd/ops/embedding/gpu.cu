@@ -2,13 +2,13 @@
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
-mtv_embedding_add(const Storage* __restrict__ rows, const long long* __restrict__ order,
-                  const long long* __restrict__ starts, Storage* __restrict__ target, int width)
+mtv_embedding_add(const Number* __restrict__ rows, const long long* __restrict__ order,
+                  const long long* __restrict__ starts, Number* __restrict__ target, int width)
 {
-    __shared__ Storage parts[8][32];
+    __shared__ Number parts[8][32];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = blockIdx.y * 32 + lane;
     long long end = starts[blockIdx.x + 1ll];
-    Storage total = 0;
+    Number total = 0;
     if (column < width)
         for (long long i = starts[blockIdx.x] + warp; i < end; i += 8) total += rows[order[i] * width + column];
     parts[warp][lane] = total;

@@ -5,8 +5,8 @@ import numpy as np
 from ...cuda.source import Source, ceil_div, contiguous, float32_only
 from ...device import namespace
 
-DOUBLE = ("-DDOUBLE",)
-SOURCE = Source(__file__, ((), DOUBLE))
+NUMBERS = {np.dtype(np.float32): ("-DNumber=float",), np.dtype(np.float64): ("-DNumber=double",)}
+SOURCE = Source(__file__, NUMBERS.values())
 supports = float32_only
 
 
@@ -18,7 +18,7 @@ def add_rows(target, ids, rows) -> None:
     order = xp.argsort(ids, kind="stable")
     starts = xp.searchsorted(ids[order], xp.arange(size + 1))
     SOURCE.launch("mtv_embedding_add", (size, ceil_div(width, 32)), contiguous(rows), order, starts, target, width,
-                  options=DOUBLE if target.dtype == np.float64 else ())
+                  options=NUMBERS[target.dtype])
 
 
 def forward(weight, ids):

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ...cuda.source import SHORT, Source, ceil_div, chunk_of, contiguous, float32_only, storage
+from ...cuda.source import Source, ceil_div, chunk_of, contiguous, float32_only
 from ...device import namespace
 
-SOURCE = Source(__file__, SHORT)
+SOURCE = Source(__file__)
 supports = float32_only
 
 
@@ -19,7 +19,7 @@ def forward(x, weight, bias, *, eps):
     if rows:
         SOURCE.launch("mtv_layer_norm_forward", ceil_div(rows, 4), x, x if weight is None else weight,
                       x if bias is None else bias, y, means, scales, rows, width, eps, weight is not None,
-                      bias is not None, options=storage(x))
+                      bias is not None)
     return y, (x, weight, bias is not None, means, scales)
 
 
@@ -29,13 +29,13 @@ def backward(saved, g):
     g, gx = contiguous(g), xp.empty_like(x)
     if rows:
         SOURCE.launch("mtv_layer_norm_backward", ceil_div(rows, 4), x, x if weight is None else weight, means, scales, g, gx,
-                      rows, width, weight is not None, options=storage(x))
+                      rows, width, weight is not None)
     if weight is None and not biased:
         return gx, None, None
     chunk = chunk_of(rows)
     sums = xp.zeros((2, ceil_div(rows, chunk), width), np.float32)
     if rows:
         SOURCE.launch("mtv_layer_norm_backward_affine", (ceil_div(width, 32), sums.shape[1]), x, means, scales, g, sums,
-                      rows, width, chunk, options=storage(x))
-    gweight, gbias = sums.sum(axis=1).astype(x.dtype, copy=False)
+                      rows, width, chunk)
+    gweight, gbias = sums.sum(axis=1)
     return gx, None if weight is None else gweight, gbias if biased else None

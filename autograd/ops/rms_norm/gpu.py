@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ...cuda.source import SHORT, Source, ceil_div, chunk_of, contiguous, float32_only, storage
+from ...cuda.source import Source, ceil_div, chunk_of, contiguous, float32_only
 from ...device import namespace
 
-SOURCE = Source(__file__, SHORT)
+SOURCE = Source(__file__)
 supports = float32_only
 
 
@@ -18,7 +18,7 @@ def forward(x, weight, *, eps):
     scales = xp.empty(rows, np.float32)
     if rows:
         SOURCE.launch("mtv_rms_norm_forward", ceil_div(rows, 4), x, x if weight is None else weight, y, scales, rows, width,
-                      eps, weight is not None, options=storage(x))
+                      eps, weight is not None)
     return y, (x, weight, scales)
 
 
@@ -28,12 +28,12 @@ def backward(saved, g):
     g, gx = contiguous(g), xp.empty_like(x)
     if rows:
         SOURCE.launch("mtv_rms_norm_backward", ceil_div(rows, 4), x, x if weight is None else weight, scales, g, gx, rows,
-                      width, weight is not None, options=storage(x))
+                      width, weight is not None)
     if weight is None:
         return gx, None
     chunk = chunk_of(rows)
     sums = xp.zeros((ceil_div(rows, chunk), width), np.float32)
     if rows:
         SOURCE.launch("mtv_rms_norm_backward_weight", (ceil_div(width, 32), len(sums)), x, scales, g, sums, rows, width,
-                      chunk, options=storage(x))
-    return gx, sums.sum(axis=0).astype(x.dtype, copy=False)
+                      chunk)
+    return gx, sums.sum(axis=0)
