@@ -15,7 +15,8 @@ from operator_checks import awkward_calls, compute, differentiate
 
 import autograd
 import minitv
-from autograd import REGISTRY, KernelError, cuda
+from autograd import REGISTRY, KernelError
+from autograd.cuda import source as cuda
 from autograd.cuda.source import manifest, signatures
 from autograd.ops.adamw.gpu import sum_gradients
 
@@ -131,14 +132,21 @@ def test_a_kernel_may_not_write_to_an_argument_that_is_also_another():
 # -- our kernels -------------------------------------------------------------------------------------------------------
 FUSED = {op.kernels["cuda"].module: op for op in OPERATORS if "cuda" in op.kernels}
 FUSED = {module: op for module, op in FUSED.items() if hasattr(import_module(module), "SOURCE")}  # kernels of their own
-MANIFEST = [pytest.param(source, options, id="-".join([source.path.parent.name, *options])) for source, options in manifest()]
+
+
+def _named(source):
+    """What the names of its kernels begin with: that of the operator's folder, or of a file that several operators use."""
+    return source.path.parent.name if source.path.stem == "gpu" else source.path.stem
+
+
+MANIFEST = [pytest.param(source, options, id="-".join([_named(source), *options])) for source, options in manifest()]
 
 
 @pytest.mark.parametrize(("source", "options"), MANIFEST)
 def test_signatures_are_read_as_the_compiler_reads_them(source, options):
     module = emulator.Module(source.text, options)
     for name, signature in source.kernels(options).items():
-        assert name.startswith(f"mtv_{source.path.parent.name}")
+        assert name.startswith(f"mtv_{_named(source)}_") or name == f"mtv_{_named(source)}"
         assert module.deduced(name) == [("const " if p.const else "") + p.dtype + "*" * p.pointer
                                         for p in signature.parameters]
 
@@ -147,12 +155,13 @@ BARRIER = re.compile(r"__syncthreads\(\);|__syncthreads_or(?=\()|__syncwarp\(\);
 
 
 def barriers():
-    """Every barrier of every kernel, and that of kernel.cuh where it is used: the text without it."""
+    """Every barrier of every kernel, and those of kernel.cuh where they are used: the text without it."""
     for module, op in FUSED.items():
         source = import_module(module).SOURCE
         own = source.text.rindex("#line")
         for number, match in enumerate(BARRIER.finditer(source.text)):
-            if match.start() > own or "block_sum(" in source.text[own:]:
+            users = ("block_sum(",) if match.start() < source.text.index("T sum_warps(") else ("sum_warps(", "sum_rows(")
+            if match.start() > own or any(user in source.text[own:] for user in users):
                 text = source.text[:match.start()] + ";" * match[0].endswith(";") + source.text[match.end():]
                 yield pytest.param(op, source, text, id=f"{op.name}-{number}")
 
@@ -211,7 +220,7 @@ def test_results_do_not_depend_on_the_order_of_threads(op, monkeypatch):
 
 def test_every_kernel_belongs_to_an_operator():
     sources = {source.path for source, _ in manifest()}
-    files = [p for package in (autograd, minitv) for p in Path(package.__file__).parent.glob("ops/*/gpu.cu")]
+    files = [p for package in (autograd, minitv) for p in Path(package.__file__).parent.rglob("*.cu")]
     assert sources == set(files) and len(sources) >= 8
     assert all(source.text.isascii() for source, _ in manifest())  # CuPy writes it to a file in whatever encoding
     assert {op.name for op in REGISTRY.values() if "cpu" in op.kernels} == \

@@ -34,7 +34,7 @@ from operator_checks import (
 import autograd as ag
 from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, use
 from autograd.cuda import blas
-from autograd.cuda.source import Source, Strided, manifest
+from autograd.cuda.source import Source, Strided, columns, elements, manifest, warps
 from autograd.device import check_range, gpu, location, move, read, select
 from autograd.draw import LAYOUTS, Draw, draw_inputs
 from autograd.philox import philox_int
@@ -211,7 +211,7 @@ def test_words_are_the_published_ones_and_those_of_the_cpu(place, tmp_path):
         counters = np.asarray(counters, np.uint32)
         with device(place) as put:
             out = put(np.zeros(counters.shape, np.uint32))
-            source.launch("words", -(-len(counters) // 64), put(counters), out, len(counters), seed)
+            source.launch("words", elements(len(counters)), put(counters), out, len(counters), seed)
             return out.get()
 
     for counter, seed, expected in KNOWN:
@@ -239,10 +239,19 @@ def test_masks_of_dropout_are_those_of_the_cpu(place):
 
 # -- the launcher ------------------------------------------------------------------------------------------------------
 FILL = """#include "kernel.cuh"
+#define STEP 32  // and not 1.5
+#define HALF 0.5f
 extern "C" __global__ void __launch_bounds__(32)
 fill(const float* __restrict__ x, float* __restrict__ y, int n, float scale)
 {
     for (int i = threadIdx.x; i < n; i += 32) y[i] = x[i] * scale;
+}
+"""
+MARK = """#include "kernel.cuh"
+extern "C" __global__ void __launch_bounds__(64)
+mark(int* __restrict__ out)
+{
+    if (threadIdx.x == 0) out[8 * blockIdx.x + blockIdx.y] += 1;
 }
 """
 
@@ -260,6 +269,26 @@ def test_a_launch_converts_python_numbers(fill, cupy):
     fill.launch("fill", (1, 1), Strided(x[::2]), y, np.int64(3), np.float64(0.5))
 
 
+def test_a_grid_is_made_from_the_work_and_the_size_of_a_block(tmp_path, cupy):
+    (tmp_path / "mark.cu").write_text(MARK)
+    source = Source(tmp_path / "mark.py")
+    for grid, expected in ((elements(129), (3,)), (elements(128), (2,)), (elements(65, 2), (4,)), (warps(5), (3,)),
+                           (columns(33), (2,)), ((2, warps(3)), (2, 2)), (7, (7,)), ((2, 0), ()), (elements(0), ()),
+                           (warps(0), ()), ((elements(5), 0, 3), ())):
+        out = cupy.zeros((8, 8), np.int32)
+        source.launch("mark", grid, out)
+        marked = np.zeros((8, 8), int)
+        if expected:
+            marked[:expected[0], :(*expected, 1)[1]] = 1
+        assert out.get().tolist() == marked.tolist()
+
+
+def test_numbers_that_a_source_defines(fill):
+    assert fill["STEP"] == 32
+    with pytest.raises(KernelError, match=r"fill.cu defines no number 'STEPS', it has STEP"):
+        fill["STEPS"]
+
+
 REFUSED = {
     "an unknown kernel": (("fil", 1), "has no kernel 'fil', it has fill"),
     "too few arguments": (("fill", 1, "x", "y", 1), "takes 4 arguments, got 3"),
@@ -272,7 +301,8 @@ REFUSED = {
     "a float for an int": (("fill", 1, "x", "y", 1.5, 1.0), "n is a number of int32, got float"),
     "an array for a number": (("fill", 1, "x", "y", "x", 1.0), "n is a number of int32, got ndarray"),
     "a bool for a float": (("fill", 1, "x", "y", 1, True), "scale is a number of float32, got bool"),
-    "an empty grid": (("fill", 0, "x", "y", 1, 1.0), "a grid of (0,) blocks"),
+    "a negative grid": (("fill", elements(-64), "x", "y", 1, 1.0), "a grid of (-2,) blocks"),
+    "an empty grid, and too few arguments": (("fill", 0, "x", "y", 1), "takes 4 arguments, got 3"),
     "a grid that is too tall": (("fill", (1, 65536), "x", "y", 1, 1.0), "a grid of (1, 65536) blocks"),
 }
 

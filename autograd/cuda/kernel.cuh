@@ -29,6 +29,34 @@ __device__ __forceinline__ double block_sum(double v)
     return v;
 }
 
+// Sums over the 8 warps of a block: the threads of warp i < COUNT get the totals of own[i] over those of their lane.
+template <int COUNT, class T>
+__device__ __forceinline__ T sum_warps(T (&parts)[8][COUNT][32], const T (&own)[COUNT])
+{
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) parts[warp][i][lane] = own[i];
+    __syncthreads();
+    T total = 0;
+    if (warp < COUNT)
+        for (int i = 0; i < 8; i++) total += parts[i][warp][lane];
+    return total;
+}
+
+// A kernel of rows.sum_rows, 8 warps a block: sums[chunks, COUNT, width] of what add(own, row, column) adds to own[COUNT].
+template <int COUNT, class Add>
+__device__ __forceinline__ void sum_rows(float (&parts)[8][COUNT][32], float* __restrict__ sums, int rows, int width, int chunk,
+                                         Add add)
+{
+    int column = blockIdx.x * 32 + threadIdx.x % 32, warp = threadIdx.x / 32;
+    int end = min((long long)rows, (blockIdx.y + 1ll) * chunk);
+    float own[COUNT] = {};
+    if (column < width)
+        for (int row = blockIdx.y * chunk + warp; row < end; row += 8) add(own, row, column);
+    float total = sum_warps(parts, own);
+    if (warp < COUNT && column < width) sums[((long long)blockIdx.y * COUNT + warp) * width + column] = total;
+}
+
 // Philox4x32-10 (Salmon et al. 2011, SC'11): four words of the counter (c0, c1, c2, c3) under the key `seed`.
 __device__ __forceinline__ uint4 philox(unsigned c0, unsigned c1, unsigned c2, unsigned c3, unsigned long long seed)
 {

@@ -166,7 +166,7 @@ class Module:
     def _place(self, address: int) -> str:
         result = subprocess.run(["addr2line", "-e", str(self._path), hex(address - 1)], capture_output=True, text=True)
         *_, folder, file = result.stdout.split()[0].split("/")
-        return f"{folder}/{file}" if file.startswith("gpu.cu") else file
+        return f"{folder}/{file}" if file.startswith(("gpu.cu:", "rows.cu:")) else file
 
 
 def _memory(array: np.ndarray) -> np.ndarray:

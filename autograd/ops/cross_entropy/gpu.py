@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ...cuda.source import Source, ceil_div, contiguous, float32_only
+from ...cuda.source import Source, contiguous, float32_only, warps
 from ...device import namespace
 
 SOURCE = Source(__file__)
@@ -18,7 +18,7 @@ def forward(logits, labels, *, ignore_index):
         return xp.zeros((), logits.dtype), (logits, labels)
     losses, tops, inverses = xp.empty((3, rows), np.float32)
     loss, share = xp.empty((), np.float32), xp.empty((), np.float32)
-    SOURCE.launch("mtv_cross_entropy_forward", ceil_div(rows, 4), logits, labels, losses, tops, inverses, rows, size, ignoring,
+    SOURCE.launch("mtv_cross_entropy_forward", warps(rows), logits, labels, losses, tops, inverses, rows, size, ignoring,
                   ignored)
     SOURCE.launch("mtv_cross_entropy_mean", 1, losses, labels, loss, share, rows, ignoring, ignored)
     return loss, (logits, labels, tops, inverses, share, ignoring, ignored)
@@ -26,9 +26,9 @@ def forward(logits, labels, *, ignore_index):
 
 def backward(saved, g):
     logits, labels, *rest = saved
-    gx = namespace(logits).empty_like(logits)
+    glogits = namespace(logits).empty_like(logits)
     if rest:
         tops, inverses, share, ignoring, ignored = rest
-        SOURCE.launch("mtv_cross_entropy_backward", ceil_div(labels.size, 4), logits, labels, tops, inverses, share, g, gx,
+        SOURCE.launch("mtv_cross_entropy_backward", warps(labels.size), logits, labels, tops, inverses, share, g, glogits,
                       labels.size, logits.shape[-1], ignoring, ignored)
-    return gx, None
+    return glogits, None

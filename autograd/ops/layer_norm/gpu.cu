@@ -1,5 +1,4 @@
-// layer_norm: a warp a row. Gradients of weight and bias are sums over rows: first over chunks of them, in this file, then
-// over the chunks.
+// layer_norm: a warp a row. Gradients of weight and bias are sums over rows, of autograd/cuda/rows.py.
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)
@@ -54,30 +53,16 @@ mtv_layer_norm_backward(const float* __restrict__ x, const float* __restrict__ w
     }
 }
 
-// sums[0] and sums[1], each [chunks, width]: of g times the normalised row, and of g, over `chunk` rows.
+// sums[chunks, 2, width]: of g times the normalised row, and of g.
 extern "C" __global__ void __launch_bounds__(256)
 mtv_layer_norm_backward_affine(const float* __restrict__ x, const float* __restrict__ means,
                                const float* __restrict__ scales, const float* __restrict__ g, float* __restrict__ sums,
                                int rows, int width, int chunk)
 {
-    __shared__ float parts[2][8][32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
-    int end = min((long long)rows, ((long long)blockIdx.y + 1) * chunk);
-    float a = 0.f, b = 0.f;
-    if (column < width) {
-        for (int row = blockIdx.y * chunk + warp; row < end; row += 8) {
-            long long at = (long long)row * width + column;
-            float d = g[at];
-            a += d * ((x[at] - means[row]) * scales[row]);
-            b += d;
-        }
-    }
-    parts[0][warp][lane] = a;
-    parts[1][warp][lane] = b;
-    __syncthreads();
-    if (warp < 2 && column < width) {
-        float total = 0.f;
-        for (int i = 0; i < 8; i++) total += parts[warp][i][lane];
-        sums[((long long)warp * gridDim.y + blockIdx.y) * width + column] = total;
-    }
+    __shared__ float parts[8][2][32];
+    sum_rows(parts, sums, rows, width, chunk, [=](float* own, int row, int column) {
+        long long at = (long long)row * width + column;
+        own[0] += g[at] * ((x[at] - means[row]) * scales[row]);
+        own[1] += g[at];
+    });
 }

@@ -11,10 +11,10 @@ mtv_relu_squared_forward(const float* __restrict__ x, float* __restrict__ y, lon
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-mtv_relu_squared_backward(const float* __restrict__ x, const float* __restrict__ g, float* __restrict__ dx, long long n)
+mtv_relu_squared_backward(const float* __restrict__ x, const float* __restrict__ g, float* __restrict__ gx, long long n)
 {
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= n) return;
     float v = x[i];
-    dx[i] = v < 0.f ? 0.f : 2.f * g[i] * v;
+    gx[i] = v < 0.f ? 0.f : 2.f * g[i] * v;
 }

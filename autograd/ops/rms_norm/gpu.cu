@@ -1,5 +1,4 @@
-// rms_norm: a warp a row. The gradient of weight is a sum over rows: first over chunks of them, in this file, then over the
-// chunks.
+// rms_norm: a warp a row. The gradient of weight is a sum over rows, of autograd/cuda/rows.py.
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)
@@ -33,26 +32,14 @@ mtv_rms_norm_backward(const float* __restrict__ x, const float* __restrict__ wei
         gx[j] = (g[j] * (weighted ? weight[j] : 1.f) - x[j] * b) * scale;
 }
 
-// sums [chunks, width]: of g times the normalised row, over `chunk` rows.
+// sums[chunks, width]: of g times the normalised row.
 extern "C" __global__ void __launch_bounds__(256)
 mtv_rms_norm_backward_weight(const float* __restrict__ x, const float* __restrict__ scales, const float* __restrict__ g,
                              float* __restrict__ sums, int rows, int width, int chunk)
 {
-    __shared__ float parts[8][32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
-    int end = min((long long)rows, ((long long)blockIdx.y + 1) * chunk);
-    float a = 0.f;
-    if (column < width) {
-        for (int row = blockIdx.y * chunk + warp; row < end; row += 8) {
-            long long at = (long long)row * width + column;
-            a += g[at] * x[at] * scales[row];
-        }
-    }
-    parts[warp][lane] = a;
-    __syncthreads();
-    if (warp == 0 && column < width) {
-        float total = 0.f;
-        for (int i = 0; i < 8; i++) total += parts[i][lane];
-        sums[(long long)blockIdx.y * width + column] = total;
-    }
+    __shared__ float parts[8][1][32];
+    sum_rows(parts, sums, rows, width, chunk, [=](float* own, int row, int column) {
+        long long at = (long long)row * width + column;
+        *own += g[at] * x[at] * scales[row];
+    });
 }
