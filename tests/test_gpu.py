@@ -267,6 +267,9 @@ def test_a_launch_converts_python_numbers(fill, cupy):
     fill.launch("fill", 1, x, y, 40, 2)
     assert (y.get() == 2 * np.arange(40)).all()
     fill.launch("fill", (1, 1), Strided(x[::2]), y, np.int64(3), np.float64(0.5))
+    fill.launch("fill", 1, None, y, 0, 1.0)  # reads nothing
+    with pytest.raises(KernelError, match="out-of-bounds read"):
+        fill.launch("fill", 1, None, y, 1, 1.0)
 
 
 def test_a_grid_is_made_from_the_work_and_the_size_of_a_block(tmp_path, cupy):
@@ -294,6 +297,7 @@ REFUSED = {
     "too few arguments": (("fill", 1, "x", "y", 1), "takes 4 arguments, got 3"),
     "a NumPy array": (("fill", 1, "numpy", "y", 1, 1.0), "x is a CuPy array, got ndarray"),
     "a number for an array": (("fill", 1, 3, "y", 1, 1.0), "x is a CuPy array, got int"),
+    "no array to write to": (("fill", 1, "x", None, 1, 1.0), "y is a CuPy array, got NoneType"),
     "another dtype": (("fill", 1, "double", "y", 1, 1.0), "x has dtype float64, the kernel takes float32"),
     "a strided array": (("fill", 1, "strided", "y", 1, 1.0), "x is not contiguous"),
     "an array of another card": (("fill", 1, "other", "y", 1, 1.0), "x lies on cuda:1, but cuda:0 is selected"),

@@ -129,7 +129,7 @@ class Source:
         """Run a kernel, unless its grid is empty; what does not fit its signature raises KernelError.
 
         ``grid`` is one size or a tuple of up to three: a number of blocks, or what the size of a block makes one, such as
-        ``elements(n)``.
+        ``elements(n)``. None is an array that the kernel does not read this time.
         """
         cupy = gpu()
         function, block, converters = _prepared(cupy, self, self.variants[0] if options is None else options, name)
@@ -166,8 +166,8 @@ def columns(n: int) -> int:
 
 
 def contiguous(x):
-    """The array, copied if its elements do not lie in order."""
-    return x if x.flags.c_contiguous else namespace(x).ascontiguousarray(x)
+    """The array, copied if its elements do not lie in order; None stays."""
+    return x if x is None or x.flags.c_contiguous else namespace(x).ascontiguousarray(x)
 
 
 def strided(x):
@@ -239,6 +239,8 @@ def _array(name: str, parameter: Parameter):
     dtype = np.dtype(parameter.dtype)
 
     def convert(value, card: int):
+        if value is None and parameter.const:
+            return gpu().empty(0, dtype)
         array = value.array if type(value) is Strided else value
         if not is_cupy(array):
             raise KernelError(f"{name}: {parameter.name} is a CuPy array, got {type(array).__name__}")

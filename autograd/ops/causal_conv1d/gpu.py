@@ -13,11 +13,11 @@ supports = float32_only
 
 def convolve(x, taps, first=0, bias=None):
     """y[b, t] = bias + Σ_u taps[u] x[b, t - first - u], for x[B T C] and taps[U C]; outside of 0 .. T-1, x is 0."""
-    x, taps = contiguous(x), contiguous(taps)
+    x, taps, bias = (contiguous(a) for a in (x, taps, bias))
     B, T, C = x.shape
     y = namespace(x).empty_like(x)
     SOURCE.launch("mtv_causal_conv1d_convolve", (B * ceil_div(T, SOURCE["TIMES"]), columns(C)), x, taps,
-                  taps if bias is None else contiguous(bias), y, T, C, len(taps), first, bias is not None)
+                  bias, y, T, C, len(taps), first, bias is not None)
     return y
 
 

@@ -12,13 +12,12 @@ supports = float32_only
 
 def forward(x, weight, bias, *, eps):
     xp = namespace(x)
-    x = contiguous(x)
-    weight, bias = (None if a is None else contiguous(a) for a in (weight, bias))
+    x, weight, bias = (contiguous(a) for a in (x, weight, bias))
     y, width = xp.empty_like(x), x.shape[-1]
     rows = x.size // width if width else 0
     means, scales = xp.empty((2, rows), np.float32)
-    SOURCE.launch("mtv_layer_norm_forward", warps(rows), x, x if weight is None else weight, x if bias is None else bias, y,
-                  means, scales, rows, width, eps, weight is not None, bias is not None)
+    SOURCE.launch("mtv_layer_norm_forward", warps(rows), x, weight, bias, y, means, scales, rows, width, eps,
+                  weight is not None, bias is not None)
     return y, (x, weight, bias is not None, means, scales)
 
 
@@ -26,8 +25,7 @@ def backward(saved, g):
     x, weight, biased, means, scales = saved
     xp, width, rows = namespace(x), x.shape[-1], means.size
     g, gx = contiguous(g), xp.empty_like(x)
-    SOURCE.launch("mtv_layer_norm_backward", warps(rows), x, x if weight is None else weight, means, scales, g, gx, rows, width,
-                  weight is not None)
+    SOURCE.launch("mtv_layer_norm_backward", warps(rows), x, weight, means, scales, g, gx, rows, width, weight is not None)
     if weight is None and not biased:
         return gx, None, None
     gweight, gbias = sum_rows(SOURCE, "mtv_layer_norm_backward_affine", columns(width), rows, (2, width), (x, means, scales, g),

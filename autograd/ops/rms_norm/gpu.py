@@ -12,13 +12,11 @@ supports = float32_only
 
 def forward(x, weight, *, eps):
     xp = namespace(x)
-    x = contiguous(x)
-    weight = None if weight is None else contiguous(weight)
+    x, weight = contiguous(x), contiguous(weight)
     y, width = xp.empty_like(x), x.shape[-1]
     rows = x.size // width if width else 0
     scales = xp.empty(rows, np.float32)
-    SOURCE.launch("mtv_rms_norm_forward", warps(rows), x, x if weight is None else weight, y, scales, rows, width, eps,
-                  weight is not None)
+    SOURCE.launch("mtv_rms_norm_forward", warps(rows), x, weight, y, scales, rows, width, eps, weight is not None)
     return y, (x, weight, scales)
 
 
@@ -26,8 +24,7 @@ def backward(saved, g):
     x, weight, scales = saved
     xp, width, rows = namespace(x), x.shape[-1], scales.size
     g, gx = contiguous(g), xp.empty_like(x)
-    SOURCE.launch("mtv_rms_norm_backward", warps(rows), x, x if weight is None else weight, scales, g, gx, rows, width,
-                  weight is not None)
+    SOURCE.launch("mtv_rms_norm_backward", warps(rows), x, weight, scales, g, gx, rows, width, weight is not None)
     if weight is None:
         return gx, None
     return gx, sum_rows(SOURCE, "mtv_rms_norm_backward_weight", columns(width), rows, (width,), (x, scales, g), (rows, width))

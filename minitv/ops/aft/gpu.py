@@ -47,13 +47,12 @@ class _Call:
 
     def __init__(self, q, k, v, bias, window, scans=0):
         self.xp = namespace(q, k, v, bias)
-        self.q, self.k, self.v = (contiguous(x) for x in (q, k, v))
-        self.bias, self.biased = self.q if bias is None else contiguous(bias), bias is not None
+        self.q, self.k, self.v, self.bias = (contiguous(x) for x in (q, k, v, bias))
         self.window, self.size = window, v.shape[2] // k.shape[2] if k.shape[2] else 1
         (self.B, self.T, self.C), self.S = q.shape, k.shape[1]
         self.scans = [self._scan(backwards) for backwards in range(scans)] if k.size else []
         self.y, self.tops, self.inverses, self.means = (self._empty(q.shape) for _ in range(4))
-        before, after = (self.scans + [self.k] * 2)[:2]
+        before, after = (self.scans + [None] * 2)[:2]
         SOURCE.launch("mtv_aft_forward", self._grid(self.T), self.q, self.k, self.v, self.bias, before, after, self.y,
                       self.tops, self.inverses, self.means, self.T, self.C, self.size, *window.arguments, len(self.scans) > 0,
                       len(self.scans) > 1)
@@ -105,7 +104,7 @@ class _Call:
         if self.size > 1:
             gk = gk.reshape(*self.k.shape, self.size).sum(axis=3)
         of_bias = self._gradient_of_taps if window.taps else self._gradient_of_bias
-        return gq, gk, gv, of_bias(gradients) if self.biased else None
+        return gq, gk, gv, None if self.bias is None else of_bias(gradients)
 
     def _gradient_of_bias(self, gradients):
         window, gbias, tile = self.window, self.xp.zeros(self.bias.shape, np.float32), SOURCE["TILE"]

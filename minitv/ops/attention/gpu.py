@@ -28,9 +28,8 @@ class _Call:
         self.xp = namespace(q, k, v, mask)
         (self.B, self.H, self.T, self.K), self.S, self.V = q.shape, k.shape[2], v.shape[3]
         (self.q, qs), (self.k, ks), (self.v, vs) = strided(q), strided(k), strided(v)
-        if mask is None:
-            self.mask, ms = self.xp.empty(0, bool), (0, 0, 0, 0)
-        else:
+        self.mask, ms = None, (0, 0, 0, 0)
+        if mask is not None:
             mask = self.xp.broadcast_to(contiguous(mask), (self.B, self.H, self.T, self.S))
             self.mask, ms = Strided(mask), mask.strides
         self.strides = (*qs, *ks, *vs, *ms)

@@ -14,7 +14,7 @@ def _turned(x, positions, angles, pairing, scale, start, sign):
     xp, (B, H, T, K), pairs = namespace(x), x.shape, len(angles)
     y = xp.empty((B, T, H, K), "float32")
     given = positions is not None
-    positions = contiguous(positions).astype("int64") if given else xp.empty(0, "int64")
+    positions = contiguous(positions).astype("int64") if given else None
     x, strides = strided(x)
     SOURCE.launch("mtv_rope", elements(B * T * (K - pairs)), x, xp.asarray(np.array(angles, "float64")), positions, y, B, H,
                   T, K, pairs, pairing == "adjacent", given, start, scale, sign, *strides)

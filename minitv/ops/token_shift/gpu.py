@@ -13,17 +13,15 @@ supports = float32_only
 def forward(x, mix, last, reset):
     xp = namespace(x)
     B, T, C = x.shape
-    x, mix = contiguous(x), contiguous(mix)
-    first = xp.empty(0, np.float32) if last is None else contiguous(last)
-    flags = xp.empty(0, bool) if reset is None else contiguous(reset)
+    x, mix, first, reset = (contiguous(a) for a in (x, mix, last, reset))
     given = last is not None, reset is not None
     y = xp.empty_like(x)
-    SOURCE.launch("mtv_token_shift_forward", elements(y.size), x, mix, first, flags, y, y.size, T, C, *given)
+    SOURCE.launch("mtv_token_shift_forward", elements(y.size), x, mix, first, reset, y, y.size, T, C, *given)
     if T:
         after = x[:, -1].copy()
     else:
         after = xp.zeros((B, C), np.float32) if last is None else first.copy()
-    return (y, after), (x, mix, first, flags, given)
+    return (y, after), (x, mix, first, reset, given)
 
 
 def backward(saved, g, g_last):

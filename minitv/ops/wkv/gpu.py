@@ -16,8 +16,7 @@ def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
     B, T, C = k.shape
     first = xp.empty((3, B, C), np.float32)
     first[0], first[1], first[2] = (0, 0, EMPTY) if p is None else (a, b, p)
-    flags = xp.empty(0, bool) if reset is None else contiguous(reset)
-    inputs = *(contiguous(x) for x in (k, v, w, u)), flags, first
+    inputs = *(contiguous(x) for x in (k, v, w, u, reset)), first
     sizes = B, T, C, reset is not None
     y, final, lags = xp.empty(k.shape, np.float32), xp.empty_like(first), xp.empty((B, C), np.float32)
     states = xp.empty((ceil_div(T, SOURCE["STEPS"]), 4, B, C), np.float32)
