@@ -9,7 +9,7 @@ SOURCE = Source(__file__)
 supports = float32_only
 
 
-def forward(logits, labels, *, ignore_index):
+def forward(logits, labels, ignore_index):
     xp = namespace(logits, labels)
     logits, labels = contiguous(logits), contiguous(labels)
     ignoring, ignored = ignore_index is not None, ignore_index or 0
@@ -31,4 +31,4 @@ def backward(saved, g):
         tops, inverses, share, ignoring, ignored = rest
         SOURCE.launch("mtv_cross_entropy_backward", warps(labels.size), logits, labels, tops, inverses, share, g, glogits,
                       labels.size, logits.shape[-1], ignoring, ignored)
-    return glogits, None
+    return (glogits,)

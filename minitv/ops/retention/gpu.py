@@ -10,7 +10,7 @@ SOURCE = Source(__file__)
 TINY = float(np.finfo(np.float32).tiny) * 2.0**24  # smaller powers of a decay are 0, as on the CPU
 
 
-def supports(q, k, v, decay, *_, **__):
+def supports(q, k, v, decay):
     return float32_only(q, k, v, decay) if q.shape[3] else "needs at least one channel in q and k"
 
 
@@ -52,7 +52,7 @@ class _Call:
         return self.xp.zeros(shape, "float32") if given is None else contiguous(given)
 
 
-def forward(q, k, v, decay, state, z, count, *, normalization, chunk_size):
+def forward(q, k, v, decay, state, z, count, normalization, chunk_size):
     call = _Call(q, v, decay, normalization, chunk_size)
     B, H, T, K, V, W = call.B, call.H, call.T, call.K, call.V, call.W
     start = call.state(state, B, H, K, V), call.state(z, B, H, K), call.state(count, B, H)
@@ -76,7 +76,9 @@ def forward(q, k, v, decay, state, z, count, *, normalization, chunk_size):
 def backward(saved, g_y, g_state, g_z, g_count):
     """The gradients of q, k and v are laid out like y."""
     call, given, arrays = saved
-    g_ends = [contiguous(x) for x in (g_state, g_z, g_count)]
+    shapes = (call.B, call.H, call.K, call.V), (call.B, call.H, call.K), (call.B, call.H)
+    g_ends = [call.state(x, *shape) for x, shape in zip((g_state, g_z, g_count), shapes, strict=True)]
+    g_y = call.state(g_y, call.B, call.H, call.T, call.V)
     if arrays is None:
         nothing = [call.xp.zeros((call.B, call.H, call.T, width), "float32") for width in (call.K, call.K, call.V)]
         return *nothing, call.xp.zeros(call.H, "float32"), *(x if has else None for x, has in zip(g_ends, given, strict=True))
