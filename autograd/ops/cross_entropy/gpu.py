@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ...cuda.source import SHORT, Source, ceil_div, contiguous, float32_only, storage
+from ...cuda.source import Source, contiguous, float32_only, warps
 from ...device import namespace
 
-SOURCE = Source(__file__, SHORT)
+SOURCE = Source(__file__)
 supports = float32_only
 
 
@@ -18,17 +18,17 @@ def forward(logits, labels, ignore_index):
         return xp.zeros((), logits.dtype), (logits, labels)
     losses, tops, inverses = xp.empty((3, rows), np.float32)
     loss, share = xp.empty((), np.float32), xp.empty((), np.float32)
-    SOURCE.launch("mtv_cross_entropy_forward", ceil_div(rows, 4), logits, labels, losses, tops, inverses, rows, size, ignoring,
-                  ignored, options=storage(logits))
-    SOURCE.launch("mtv_cross_entropy_mean", 1, losses, labels, loss, share, rows, ignoring, ignored, options=storage(logits))
-    return loss.astype(logits.dtype, copy=False), (logits, labels, tops, inverses, share, ignoring, ignored)
+    SOURCE.launch("mtv_cross_entropy_forward", warps(rows), logits, labels, losses, tops, inverses, rows, size, ignoring,
+                  ignored)
+    SOURCE.launch("mtv_cross_entropy_mean", 1, losses, labels, loss, share, rows, ignoring, ignored)
+    return loss, (logits, labels, tops, inverses, share, ignoring, ignored)
 
 
 def backward(saved, g):
     logits, labels, *rest = saved
-    gx = namespace(logits).empty_like(logits)
+    glogits = namespace(logits).empty_like(logits)
     if rest:
         tops, inverses, share, ignoring, ignored = rest
-        SOURCE.launch("mtv_cross_entropy_backward", ceil_div(labels.size, 4), logits, labels, tops, inverses, share, g, gx,
-                      labels.size, logits.shape[-1], ignoring, ignored, options=storage(logits))
-    return (gx,)
+        SOURCE.launch("mtv_cross_entropy_backward", warps(labels.size), logits, labels, tops, inverses, share, g, glogits,
+                      labels.size, logits.shape[-1], ignoring, ignored)
+    return (glogits,)
