@@ -1,9 +1,12 @@
 """Elementwise operators: one table row each. Inputs broadcast like NumPy's; the engine undoes it in the gradient.
 
 Decided where mathematics leaves a choice: |x| and relu have gradient 0 at 0; clip passes the gradient at its bounds;
-maximum and minimum share it evenly on ties and propagate NaN; 0 ** 0 is 1 and its gradients are 0; sqrt, log and
-division follow the limits (an infinite slope is infinite). ``where(m, f(x), 0)`` cannot hide a NaN of f's gradient:
-make f's argument safe first, ``where(m, f(where(m, x, 1)), 0)``.
+maximum and minimum share it evenly on ties and propagate NaN; sqrt, log and division follow the limits (an infinite
+slope is infinite). x ** 0 is 1 for every x, also 0, infinity and NaN, so its slope by x is 0. The slope of x ** y by y is
+its limit, -inf for 0 ** y with y < 0, 0 with y > 0, except that both slopes of 0 ** 0 are 0; it is NaN for a negative x.
+
+NaN and infinities of an argument give what IEEE arithmetic gives. ``where(m, f(x), 0)`` cannot hide a NaN of f's
+gradient: make f's argument safe first, ``where(m, f(where(m, x, 1)), 0)``.
 """
 
 from __future__ import annotations
@@ -109,12 +112,17 @@ def _needed(needs, *makers):
 
 
 def _power_vjp(g, x, y, out, needs):
-    one, zero_base = (y.data == 0), (x.data == 0)
-    return _needed(
-        needs,
-        lambda: g * y * power(x, where(one, 1.0, y - 1.0)),
-        lambda: g * out * log(where(zero_base, 1.0, x)),
-    )
+    def by_x():
+        flat = y.data == 0
+        if needs[1]:  # the slope y x^(y-1) has a derivative by y at y = 0, 1/x: of what is too small for it, 0 is left
+            flat = flat & ~(namespace(x.data).abs(x.data) >= np.finfo(x.dtype).tiny)
+        return g * where(flat, 0.0, y) * power(x, where(flat, 0.0, y - 1.0))
+
+    def by_y():
+        still = (x.data == 0) & (y.data >= 0) | (x.data == math.inf) & (y.data < 0)  # where a power of 0 outweighs the log
+        return g * out * log(where(still, 1.0, x))
+
+    return _needed(needs, by_x, by_y)
 
 
 def _maximum_share(chosen, other):

@@ -17,7 +17,7 @@ from ..op import op
 from ..shapes import broadcasts_to, normalize_axes, normalize_axis, reduced_shape
 from ..tensor import Tensor
 from .elementwise import exp, sqrt, where
-from .shape import broadcast_to, flip, pad, reshape
+from .shape import broadcast_to, flip, pad, reshape, transpose
 
 
 def _definition(x, axis, keepdims, function, name):
@@ -177,9 +177,9 @@ max = _declare_extreme("max", _max)
 min = _declare_extreme("min", _min)
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", analytic=True)
 def prod(x, *, axis=None, keepdims=False):
-    """Π x over the axes; the gradient is right for any number of zeros."""
+    """Π x over the axes. A slope is the product of the others, also where x is 0 or the product under- or overflows."""
     return _definition(x, axis, keepdims, math.prod, "prod")
 
 
@@ -202,22 +202,16 @@ def _shifted(x: Tensor, step: int) -> Tensor:
 
 
 @prod.vjp
-def _(g, x, out, axis):
-    from .shape import transpose
-
-    g = _spread(g, x.shape, axis, "prod")
-    if bool((x.data != 0).all()):
-        return g * _spread(out, x.shape, axis, "prod") / x
-    # A zero forbids dividing by x: multiply what stands before and what stands after each element.
+def _(g, x, axis):
     axes = normalize_axes("prod", axis, x.ndim)
     kept = tuple(i for i in range(x.ndim) if i not in axes)
     order = kept + axes
     moved = transpose(x, axes=order)
-    lead, n = tuple(x.shape[i] for i in kept), _count(x.shape, axis, "prod")
-    rows = reshape(moved, shape=(*lead, n))
+    rows = reshape(moved, shape=(*(x.shape[i] for i in kept), _count(x.shape, axis, "prod")))
+    # What stands before times what stands after each element: out / x is none of it where out is 0 or infinite.
     others = _before(rows) * flip(_before(flip(rows, axis=-1)), axis=-1)
     back = transpose(reshape(others, shape=moved.shape), axes=tuple(order.index(i) for i in range(x.ndim)))
-    return g * back
+    return _spread(g, x.shape, axis, "prod") * back
 
 
 prod.inputs(_reduction_inputs)
