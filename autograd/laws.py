@@ -6,12 +6,14 @@ is a function from the operator's arrays to a tuple of output arrays: the defini
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from .check import assert_close
+from .op import REGISTRY
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,37 @@ def streams(letter: str = "T", **given) -> Law:
             assert_close(joined, whole, f"{op.name}: {argument.name} depends on the cut at {cut}", terms=64)
 
     return Law(f"streams over {letter}", check)
+
+
+def non_finite(*values: float) -> Law:
+    """Of NaN, ∞ and -∞ (or the ``values``) among its float inputs, a route makes what the definition makes of them."""
+    values = values or (math.nan, math.inf, -math.inf)
+
+    def check(op, args, params, run, draw):
+        generator, chosen = draw.generator(), draw.choice([*values, None])  # None: a mixture
+
+        def spoiled(argument, x):
+            if argument.kind != "float" or x is None or not draw.integer(0, 3):
+                return x
+            new = generator.choice(values, x.shape) if chosen is None else chosen
+            return np.where(generator.random(x.shape) < 0.2, new, x).astype(x.dtype)
+
+        inputs = op.signature.inputs
+        if op.variadic:
+            args = ([spoiled(inputs[0], x) for x in args[0]],)
+        else:
+            args = tuple(map(spoiled, inputs, args))
+        outputs = run(args, params)
+        wide = [[y if y is None or y.dtype.kind != "f" else y.astype(np.float64) for y in (x if op.variadic else [x])]
+                for x in args]
+        with np.errstate(all="ignore"):
+            expected = REGISTRY[op.name].definition(*(wide if op.variadic else [x for x, in wide]), **params)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for argument, output, right in zip(op.signature.outputs * len(outputs), outputs, expected, strict=False):
+            assert_close(output, right, f"{op.name}: {argument.name} is not the definition's where values are not finite",
+                         terms=64)
+
+    return Law("what is not finite comes out as the definition has it", check)
 
 
 def identity(name: str, statement: Callable) -> Law:

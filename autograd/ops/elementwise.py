@@ -19,15 +19,34 @@ from ..arrays import special
 from ..device import FLOATS, location, move, namespace
 from ..draw import Draw
 from ..errors import DomainError, DtypeError
+from ..laws import non_finite
 from ..op import Op
 from ..tensor import Tensor
+
+
+def ieee(function, *x):
+    """The function of Python floats, where Python raises as IEEE arithmetic has it: NaN, or ∞ for what is too large."""
+    try:
+        return function(*x)
+    except ValueError:
+        return math.nan
+    except OverflowError:
+        return math.inf
+
+
+def fsum(values):
+    """``math.fsum`` of a list, where it raises the sum in order: infinities of both signs, or more than the largest float."""
+    try:
+        return math.fsum(values)
+    except (ValueError, OverflowError):
+        return sum(values)
 
 
 def scalar_loop(function, *arrays):
     """Apply a function of Python floats to every element of the broadcast arrays: how definitions are computed."""
     out = np.empty(np.broadcast_shapes(*(a.shape for a in arrays)), next(a.dtype for a in arrays if a.dtype.kind == "f"))
     for index in np.ndindex(out.shape):
-        out[index] = function(*(np.broadcast_to(a, out.shape)[index].item() for a in arrays))
+        out[index] = ieee(function, *(np.broadcast_to(a, out.shape)[index].item() for a in arrays))
     return out
 
 
@@ -39,7 +58,7 @@ def unary(name, formula, scalar, array, vjp, *, domain=None, kinks=(), analytic=
 
     definition.__name__ = name
     definition.__doc__ = f"{formula}, elementwise."
-    op = Op(definition, "x[...] -> y[...]", analytic=analytic, tolerance=tolerance)
+    op = Op(definition, "x[...] -> y[...]", laws=[non_finite()], analytic=analytic, tolerance=tolerance)
     op.primitive(array)
     op.vjp(vjp)
     low, high = domain or (None, None)
@@ -56,7 +75,7 @@ def binary(name, formula, scalar, array, vjp, *, domains=((None, None), (None, N
 
     definition.__name__ = name
     definition.__doc__ = f"{formula}, elementwise with broadcasting."
-    op = Op(definition, "x[...], y[...] -> out[...]", analytic=analytic)
+    op = Op(definition, "x[...], y[...] -> out[...]", laws=[non_finite()], analytic=analytic)
     op.primitive(array)
     op.vjp(vjp)
 
@@ -107,6 +126,19 @@ def _scalar_sigmoid(x):
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
+def _scalar_divide(x, y):
+    return x / y if y else x * math.copysign(math.inf, y)
+
+
+def _scalar_power(x, y):
+    if x == 0 > y:
+        return math.copysign(math.inf, math.pow(x, -y))
+    try:
+        return math.pow(x, y)
+    except OverflowError:
+        return math.inf * math.pow(math.copysign(1.0, x), y)
+
+
 def _needed(needs, *makers):
     return tuple(make() if need else None for need, make in zip(needs, makers, strict=True))
 
@@ -147,10 +179,10 @@ subtract = binary("subtract", "x - y", lambda x, y: x - y, lambda x, y: x - y,
                   lambda g, needs: _needed(needs, lambda: g, lambda: -g))
 multiply = binary("multiply", "x y", lambda x, y: x * y, lambda x, y: x * y,
                   lambda g, x, y, needs: _needed(needs, lambda: g * y, lambda: g * x))
-divide = binary("divide", "x / y", lambda x, y: x / y, lambda x, y: x / y,
+divide = binary("divide", "x / y", _scalar_divide, lambda x, y: x / y,
                 lambda g, y, out, needs: _needed(needs, lambda: g / y, lambda: -g * out / y),
                 domains=((None, None), (0.5, 2.0)))
-power = binary("power", "x ** y", lambda x, y: x**y, lambda x, y: x**y, _power_vjp, domains=((0.3, 2.0), (-2.0, 3.0)))
+power = binary("power", "x ** y", _scalar_power, lambda x, y: x**y, _power_vjp, domains=((0.3, 2.0), (-2.0, 3.0)))
 maximum = binary("maximum", "max(x, y), NaN if either is", _extreme(max), lambda x, y: namespace(x, y).maximum(x, y),
                  lambda g, x, y: (g * _maximum_share(x, y), g * _maximum_share(y, x)), separate=True, analytic=False)
 minimum = binary("minimum", "min(x, y), NaN if either is", _extreme(min), lambda x, y: namespace(x, y).minimum(x, y),
@@ -158,10 +190,11 @@ minimum = binary("minimum", "min(x, y), NaN if either is", _extreme(min), lambda
 
 negative = unary("negative", "-x", lambda x: -x, lambda x: -x, lambda g: -g)
 exp = unary("exp", "e^x", math.exp, lambda x: namespace(x).exp(x), lambda g, out: g * out)
-log = unary("log", "ln x", math.log, lambda x: namespace(x).log(x), lambda g, x: g / x, domain=(0.3, 3.0))
+log = unary("log", "ln x", lambda x: math.log(x) if x else -math.inf, lambda x: namespace(x).log(x),
+            lambda g, x: g / x, domain=(0.3, 3.0))
 sqrt = unary("sqrt", "√x (infinite slope at 0)", math.sqrt, lambda x: namespace(x).sqrt(x),
              lambda g, out: g * 0.5 / out, domain=(0.3, 3.0))
-rsqrt = unary("rsqrt", "1/√x", lambda x: 1 / math.sqrt(x), lambda x: 1 / namespace(x).sqrt(x),
+rsqrt = unary("rsqrt", "1/√x", lambda x: _scalar_divide(1.0, math.sqrt(x)), lambda x: 1 / namespace(x).sqrt(x),
               lambda g, x, out: g * -0.5 * out / x, domain=(0.3, 3.0))
 sin = unary("sin", "sin x, x in radians", math.sin, lambda x: namespace(x).sin(x), lambda g, x: g * cos(x))
 cos = unary("cos", "cos x, x in radians", math.cos, lambda x: namespace(x).cos(x), lambda g, x: -g * sin(x))
@@ -191,7 +224,7 @@ def _where(condition, x, y):
     return scalar_loop(lambda c, a, b: a if c else b, condition, x, y)
 
 
-where = Op(_named(_where, "where"), "condition:bool[...], x[...], y[...] -> out[...]", analytic=True)
+where = Op(_named(_where, "where"), "condition:bool[...], x[...], y[...] -> out[...]", laws=[non_finite()], analytic=True)
 where.primitive(lambda condition, x, y: namespace(condition, x, y).where(condition, x, y))
 where.vjp(lambda g, condition, needs: (None, *_needed(
     needs[1:], lambda: where(condition, g, 0.0), lambda: where(condition, 0.0, g))))
@@ -211,7 +244,7 @@ def _clip(x, *, low=None, high=None):
                                                       math.inf if high is None else high), x)
 
 
-clip = Op(_named(_clip, "clip"), "x[...] -> y[...]")
+clip = Op(_named(_clip, "clip"), "x[...] -> y[...]", laws=[non_finite()])
 
 
 @clip.primitive
@@ -251,7 +284,7 @@ def _identity(x):
     return x.copy()
 
 
-identity = Op(_named(_identity, "identity"), "x[...] -> y[...]", view=True, analytic=True)
+identity = Op(_named(_identity, "identity"), "x[...] -> y[...]", laws=[non_finite()], view=True, analytic=True)
 identity.primitive(lambda x: x)
 identity.vjp(lambda g: g)
 
@@ -261,7 +294,7 @@ def _astype(x, *, dtype=np.float32):
     return x.astype(dtype)
 
 
-astype = Op(_named(_astype, "astype"), "x[...] -> y[...]")
+astype = Op(_named(_astype, "astype"), "x[...] -> y[...]", laws=[non_finite()])
 astype.primitive(lambda x, *, dtype=np.float32: x.astype(dtype))
 astype.vjp(lambda g, x: astype(g, dtype=x.dtype))
 
@@ -287,6 +320,6 @@ def _copied(x, device):
     return x.copy() if moved is x else moved
 
 
-to_device = Op(_named(_to_device, "to_device"), "x[...] -> y[...]", analytic=True)
+to_device = Op(_named(_to_device, "to_device"), "x[...] -> y[...]", laws=[non_finite()], analytic=True)
 to_device.primitive(lambda x, *, device="cpu": _copied(x, device))
 to_device.vjp(lambda g, x: to_device(g, device=location(x.data)))

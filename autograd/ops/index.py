@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays import add_at
 from ..device import beside, check_range, is_cupy, namespace
 from ..errors import DtypeError, ShapeError
+from ..laws import non_finite
 from ..op import op
 from ..shapes import normalize_axis
 from ..tensor import Tensor
@@ -274,7 +275,7 @@ def _order(values, descending):
     return np.array(key, np.intp)
 
 
-@op("x[*] -> y:int[*]", differentiable=False)
+@op("x[*] -> y:int[*]", laws=[non_finite()], differentiable=False)
 def argsort(x, *, axis=-1, descending=False):
     """The indices that sort an axis: stable, NaN last. A plain integer array."""
     axis = normalize_axis("argsort", axis, x.ndim)
@@ -291,7 +292,7 @@ def _(x, *, axis=-1, descending=False):
     return namespace(x).argsort(-x if descending else x, axis=axis, kind="stable")
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", laws=[non_finite()])
 def sort(x, *, axis=-1, descending=False):
     """An axis in order: stable, NaN last."""
     return take_along_axis.definition(x, argsort.definition(x, axis=axis, descending=descending), axis=axis)

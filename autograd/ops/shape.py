@@ -9,6 +9,7 @@ import numpy as np
 
 from ..device import beside, namespace
 from ..errors import DomainError, ShapeError
+from ..laws import non_finite
 from ..op import op
 from ..shapes import broadcasts_to, normalize_axes, normalize_axis
 
@@ -434,7 +435,7 @@ def _declare_triangle(lower: bool):
 
     definition.__name__ = name
     definition.__doc__ = f"y[.., i, j] = x[.., i, j] where j {relation} i + offset, else 0."
-    triangle = op("x[*] -> y[*]", analytic=True)(definition)
+    triangle = op("x[*] -> y[*]", laws=[non_finite()], analytic=True)(definition)
     triangle.primitive(lambda x, *, offset=0: namespace(x).where(_triangle(x, offset, lower), x, x.dtype.type(0)))
     triangle.vjp(lambda g, offset: triangle(g, offset=offset))
     triangle.inputs(lambda draw: ((draw.floats(*draw.shape(0, 1), draw.size(), draw.size()),),
