@@ -132,6 +132,7 @@ class Op:
         return [*self.kernels.values(), *self.forms.values()]
 
     # -- calling -----------------------------------------------------------------------------------------------------
+    @np.errstate(under="ignore")  # what is rounded to 0 is rounded as it should be, here and in gradients; see walk
     def __call__(self, *args, **kwargs):
         tensors, arrays, params, recording = self.accept(args, kwargs)
         request = request_for(self) if switches().uses else None
