@@ -272,6 +272,57 @@ def test_a_difference_of_unsigned_ids_that_wrapped_is_refused(integer):
     refuse(DomainError, ["cross_entropy", "0 .. 2"], lambda x: ag.cross_entropy(x, ids), np.ones((1, 3)))
 
 
+# -- kinds of arrays ---------------------------------------------------------------------------------------------------
+class Metres(np.ndarray):
+    """An array that means more than its numbers."""
+
+
+SUBCLASSES = {"matrix": lambda x: np.asmatrix(x.reshape(len(x), -1)), "MaskedArray": lambda x: np.ma.array(x, mask=x == x),
+              "recarray": lambda x: x.view(np.recarray), "Metres": lambda x: x.view(Metres)}
+
+
+@pytest.mark.parametrize("kind", SUBCLASSES)
+@table(("function", "array"), {
+    "a float": (lambda x: ag.exp(x), np.ones(3)),
+    "one of two floats": (lambda x: ag.add(Tensor(np.ones(3)), x), np.ones(3)),
+    "one of a list": (lambda x: ag.concat([np.ones(3), x]), np.ones(3)),
+    "a matrix to multiply": (lambda x: Tensor(np.ones((2, 2))) @ x, np.ones((2, 2))),
+    "labels": (lambda x: ag.cross_entropy(np.ones((2, 3)), x), np.zeros(2, int)),
+    "ids": (lambda x: ag.embedding(np.ones((2, 3)), x), np.zeros(2, int)),
+    "indices": (lambda x: ag.gather(np.ones((2, 3)), x), np.zeros(2, int)),
+    "a mask": (lambda x: ag.softmax(np.ones((2, 2)), x), np.ones((2, 2), bool)),
+    "a condition": (lambda x: ag.where(x, np.ones(2), 0.0), np.ones(2, bool)),
+    "an index": (lambda x: Tensor(np.ones((2, 3)))[x], np.zeros(2, int)),
+    "one index of two": (lambda x: Tensor(np.ones((2, 3)))[x, x], np.zeros(2, int)),
+    "counts": (lambda x: ag.repeat(np.ones(2), x), np.ones(2, int)),
+    "a Tensor": (Tensor, np.ones(3)), "a Tensor of integers": (partial(Tensor, dtype=np.float32), np.ones(3, int)),
+    "a seed": (lambda x: (Tensor(np.ones(3), requires_grad=True) * 2.0).backward(x), np.ones(3)),
+    "new values": (lambda x: Tensor(np.ones(3)).assign_(x), np.ones(3)),
+    "a comparison": (lambda x: Tensor(np.ones(3)) < x, np.ones(3)),
+    "an array to convert": (ag.to_numpy, np.ones(3))})
+def test_a_subclass_of_an_array_is_refused_by_its_name(function, array, kind):
+    for route in (forms, kernels):
+        with route(), pytest.raises(DtypeError, match=kind) as caught:
+            function(SUBCLASSES[kind](array))
+    assert ("without its mask" in str(caught.value)) == (kind == "MaskedArray")
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_a_mapped_file_is_an_array(mode, tmp_path):
+    for dtype in DTYPES:
+        np.arange(6, dtype=dtype).tofile(tmp_path / "x")
+        np.array([1, 0, 2]).tofile(tmp_path / "ids")
+        x, ids = np.memmap(tmp_path / "x", dtype, mode, shape=(3, 2)), np.memmap(tmp_path / "ids", np.int64, mode)
+        for route in (forms, kernels):
+            with route():
+                tensor = Tensor(x, requires_grad=True)
+                y = ag.embedding(tensor, ids)
+                slope, = gradients(y.sum(), [tensor])
+                assert ag.exp(x).data.tolist() == np.exp(np.asarray(x)).tolist()
+            assert type(tensor.data) is type(y.data) is np.ndarray and type(ag.to_numpy(x)) is np.ndarray
+            assert y.data.tolist() == [[2, 3], [0, 1], [4, 5]] and slope.data.tolist() == [[1, 1]] * 3
+
+
 # -- elementwise: values, kinks and saturations ------------------------------------------------------------------------
 POINTS = {  # (x, y, dy/dx)
     "relu": (ag.relu, [(-2, 0, 0), (-0.0, 0, 0), (0, 0, 0), (3, 3, 1), (INF, INF, 1), (-INF, 0, 0)]),

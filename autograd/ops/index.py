@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import add_at
-from ..device import beside, check_range, is_cupy, namespace
+from ..device import beside, check_range, is_cupy, namespace, plain
 from ..errors import DtypeError, ShapeError
 from ..laws import non_finite
 from ..op import op
@@ -31,6 +31,7 @@ def _frozen_key(key):
     if isinstance(key, list):
         key = np.asarray(key, dtype=None if key else np.intp)
     if hasattr(key, "dtype") and not isinstance(key, np.generic):
+        key = plain(key, "getitem: an index")
         if key.dtype.kind not in "iub":
             raise DtypeError(f"getitem: an index array must be integers or booleans, got {key.dtype}")
         return key.copy() if key.dtype.kind == "b" else key.astype(np.intp)

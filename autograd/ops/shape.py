@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ..device import beside, namespace
+from ..device import beside, namespace, plain
 from ..errors import DomainError, ShapeError
 from ..laws import non_finite
 from ..op import op
@@ -378,7 +378,7 @@ def _(draw):
 
 def _repeat_axis(x, repeats, axis):
     axis = normalize_axis("repeat", axis, x.ndim)
-    counts = np.asarray(repeats, None if np.size(repeats) else np.intp)
+    counts = plain(repeats if np.size(repeats) else np.zeros(np.shape(repeats), np.intp), "repeat: repeats")
     if counts.dtype.kind not in "iu" or (counts < 0).any():
         raise DomainError(f"repeat: repeats must be integers >= 0, got {repeats!r}")
     if counts.ndim and counts.shape != (x.shape[axis],):
