@@ -42,14 +42,10 @@ class Tensor:
                 f"Tensor: dtype {array.dtype} is not differentiable, allowed: float32, float64. "
                 "Pass dtype=np.float32 to convert; keep ids, labels and masks as plain arrays"
             )
-        self._set(array, requires_grad)
-
-    def _set(self, array, requires_grad, node=None, index=0):
-        self.data = array
-        self.grad = None
-        self.requires_grad = requires_grad or node is not None
-        self.node, self.index = node, index  # this is that output of that recorded call
-        self.version = [0]
+        self.data, self.grad = array, None
+        self.node, self.index = None, 0  # the recorded call that made it, and which output it is
+        self.requires_grad = requires_grad
+        self.version = [0]  # counts updates in place; views share it
 
     @classmethod
     def wrap(cls, array, requires_grad: bool = False, node=None, index: int = 0) -> Tensor:
@@ -58,7 +54,10 @@ class Tensor:
         With a node it is the output ``index`` of that recorded call.
         """
         tensor = cls.__new__(cls)
-        tensor._set(array, requires_grad, node, index)
+        tensor.data, tensor.grad = array, None
+        tensor.node, tensor.index = node, index
+        tensor.requires_grad = requires_grad or node is not None
+        tensor.version = [0]
         return tensor
 
     # -- the array ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from ..errors import DomainError, ShapeError
 from ..laws import non_finite
 from ..op import op
 from ..shapes import broadcast_axes, broadcasts_to, normalize_axes, normalize_axis
+from .index import gather, getitem
 
 
 def _axis_draw(draw, low=1, high=3):
@@ -304,8 +305,6 @@ def _(x, widths, value):
 
 @pad.vjp
 def _(g, x_shape, widths):
-    from .index import getitem
-
     pairs = _widths("pad", widths, g.ndim)
     return getitem(g, key=tuple(slice(a, a + n) for n, (a, _) in zip(x_shape, pairs, strict=True)))
 
@@ -398,8 +397,6 @@ def repeat(x, *, repeats=1, axis=-1):
 
 @repeat.form
 def composed(x, repeats, axis):
-    from .index import gather
-
     axis, source = _repeat_axis(x, repeats, axis)
     return gather(x, beside(source, x.data), axis=axis)
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ...laws import identity
+from ...metric import assert_close
 from ...op import op
 from ..elementwise import fsum, rsqrt
 from ..reduce import centered, mean
@@ -15,8 +16,6 @@ from ..reduce import centered, mean
 
 
 def _shift_invariance(args, params, run, draw):
-    from ...metric import assert_close
-
     x, *affine = args
     shifted = run((x + x.dtype.type(3), *affine), params)[0]
     assert_close(shifted, run(args, params)[0], "layer_norm changes when a constant is added to x", terms=64)
