@@ -12,6 +12,7 @@ operator along one route, by name:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -69,6 +70,11 @@ class Case:
         with np.errstate(all="ignore"):
             result = other.definition(**{**shared, **changes})
         return Outputs(other, result if isinstance(result, tuple) else (result,))
+    def definition(self, **changes) -> Outputs:
+        """What the definition makes, in float64, of the call with these inputs and parameters instead."""
+        values = {name: _each(_widened, x) for name, x in {**self._values, **changes}.items()}
+        result = self.op.definition(**{name: values[name] for name in (*self._names, *self.op.params)})  # not tuning numbers
+        return Outputs(self.op, result if isinstance(result, tuple) else (result,))
 
     def _shaped(self, name: str, value):
         before = self[name]  # an unknown name raises
@@ -88,6 +94,15 @@ class Case:
         """The inputs that have an axis of this letter, and that axis."""
         places = {a.name: axis(a, letter) for a in self.op.signature.inputs if letter in a.dims}
         return {name: (x, places[name]) for name, x in self.present(" ".join(places)).items()}
+
+
+def _each(function: Callable, x):
+    """A function of an array, or of each of a variadic operator's list."""
+    return list(map(function, x)) if isinstance(x, list) else function(x)
+
+
+def _widened(x):
+    return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
 
 
 @dataclass(frozen=True)
@@ -200,6 +215,27 @@ def shift_invariant(inputs: str, what: str | None = None, outputs: str = "y") ->
                          f"{case.op.name}: {name} changes when a constant is added to {what}", terms=64)
 
     return Law(f"a constant added to {what} changes nothing", check)
+def non_finite(*values: float) -> Law:
+    """Of NaN, ∞ and -∞ (or the ``values``) among its float inputs, a route makes what the definition makes of them."""
+    values = values or (math.nan, math.inf, -math.inf)
+
+    def check(case, draw):
+        generator, chosen = draw.generator(), draw.choice([*values, None])  # None: a mixture
+
+        def spoiled(x):
+            new = generator.choice(values, x.shape) if chosen is None else chosen
+            return np.where(generator.random(x.shape) < 0.2, new, x).astype(x.dtype)
+
+        changes = {a.name: _each(spoiled, getattr(case, a.name)) for a in case.op.signature.inputs
+                   if a.kind == "float" and getattr(case, a.name) is not None and draw.integer(0, 3)}
+        outputs = case(**changes)
+        with np.errstate(all="ignore"):
+            expected = case.definition(**changes)
+        for argument, output, right in zip(case.op.signature.outputs * len(outputs), outputs, expected, strict=False):
+            assert_close(output, right, f"{case.op.name}: {argument.name} is not the definition's where values are not finite",
+                         terms=64)
+
+    return Law("what is not finite comes out as the definition has it", check)
 
 
 def identity(name: str, statement: Callable) -> Law:

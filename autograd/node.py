@@ -97,6 +97,7 @@ class Sum:
             self.value, self._owned = type(grad).wrap(unscalar(self.value.data + grad.data)), True
 
 
+@np.errstate(under="ignore")  # as in Op.__call__
 def walk(starts: Iterable, receive: Callable, *, retain: bool = False, create_graph: bool = False, targets=None) -> None:
     """Send gradients back from ``starts``, pairs of a place and a seed.
 

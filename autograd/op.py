@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .device import FLOATS, is_cupy, namespace, overlap, unscalar
+from .device import FLOATS, is_cupy, namespace, overlap, plain, unscalar
 from .dispatch import choose, request_for
 from .errors import AutogradError, DtypeError, ShapeError
 from .node import Node, place_of, require_finite
@@ -139,6 +139,7 @@ class Op:
         return function
 
     # -- calling -----------------------------------------------------------------------------------------------------
+    @np.errstate(under="ignore")  # what is rounded to 0 is rounded as it should be, here and in gradients; see walk
     def __call__(self, *args, **kwargs):
         tensors, arrays, params, recording = self.accept(args, kwargs)
         request = request_for(self)
@@ -243,7 +244,7 @@ class Op:
                 return Tensor.wrap(np.asarray(value, np.float64))
             data = like.data if isinstance(like, Tensor) else like
             return Tensor.wrap(namespace(data).asarray(value, like.dtype))
-        array = value if isinstance(value, np.ndarray) or is_cupy(value) else np.asarray(value)
+        array = plain(value, f"{self.name}: {argument.name}")
         if array.dtype not in FLOATS and not (switches().complex_step and array.dtype.kind == "c"):
             raise DtypeError(
                 f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: float32, float64 "
@@ -255,7 +256,7 @@ class Op:
         """An input that is not differentiable."""
         if isinstance(value, Tensor):
             raise DtypeError(f"{self.name}: {argument.name} takes a plain {argument.kind} array, got a Tensor")
-        array = value if isinstance(value, np.ndarray) or is_cupy(value) else np.asarray(value)
+        array = plain(value, f"{self.name}: {argument.name}")
         if argument.kind == "int":
             if array.dtype.kind not in "iu" and array.size:
                 raise DtypeError(f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: integers")

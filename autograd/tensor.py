@@ -10,7 +10,7 @@ from functools import wraps
 
 import numpy as np
 
-from .device import FLOATS, is_cupy, location, move, namespace, read, to_numpy, unscalar
+from .device import FLOATS, is_cupy, location, move, namespace, plain, read, to_numpy, unscalar
 from .errors import DtypeError, GraphError, ShapeError
 from .node import Sum, key, place_of, walk
 from .registry import REGISTRY
@@ -35,10 +35,8 @@ class Tensor:
     grad: Tensor | None
 
     def __init__(self, data, *, dtype=None, requires_grad: bool = False):
-        if isinstance(data, Tensor):
-            data = data.data
-        xp = namespace(data)
-        array = xp.array(data, dtype=dtype, copy=True)
+        data = data.data if isinstance(data, Tensor) else plain(data, "Tensor: the data")
+        array = namespace(data).array(data, dtype=dtype, copy=True)
         if array.dtype not in FLOATS and not (switches().complex_step and array.dtype.kind == "c"):
             raise DtypeError(
                 f"Tensor: dtype {array.dtype} is not differentiable, allowed: float32, float64. "
@@ -171,7 +169,7 @@ class Tensor:
 
     def assign_(self, values) -> Tensor:
         """Overwrite the values in place (same shape and dtype); a graph that saved the old ones will refuse backward."""
-        values = values.data if isinstance(values, Tensor) else namespace(self.data).asarray(values)
+        values = values.data if isinstance(values, Tensor) else namespace(self.data).asarray(plain(values, "assign_: values"))
         if values.shape != self.shape or values.dtype != self.dtype:
             raise ShapeError(
                 f"assign_: needs shape {self.shape} and dtype {self.dtype}, got {values.shape} and {values.dtype}"
@@ -276,7 +274,10 @@ def _unlocked(array):
 
 
 def _compare(name, left, right):
-    right = right.data if isinstance(right, Tensor) else np.asarray(right) if isinstance(right, list | tuple) else right
+    if isinstance(right, list | tuple | np.ndarray):
+        right = plain(right, name)
+    elif isinstance(right, Tensor):
+        right = right.data
     if not isinstance(right, np.ndarray | np.generic | int | float) and not is_cupy(right):
         return NotImplemented
     return getattr(namespace(left.data), name)(left.data, right)
