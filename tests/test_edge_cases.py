@@ -557,6 +557,7 @@ EMPTY = {  # a function, the shapes of its inputs, and its value: all gradients 
     "matmul of no batch": (ag.matmul, [(0, 2, 2), (2, 2)], np.zeros((0, 2, 2))),
     "einsum": (lambda x, y: ag.einsum([x, y], equation="ij,jk->ki"), [(2, 0), (0, 3)], np.zeros((3, 2))),
     "trace": (lambda x: ag.einsum([x], equation="ii->"), [(0, 0)], 0.0),
+    "einsum of nothing and one": (lambda x, y: ag.einsum([x, y], equation="...i,...i->..."), [(0, 2), (1, 2)], np.zeros(0)),
     "linear without inputs": (ag.linear, [(2, 0), (3, 0)], np.zeros((2, 3))),
     "linear without rows": (ag.linear, [(0, 2), (3, 2), (3,)], np.zeros((0, 3))),
     "linear without outputs": (ag.linear, [(2, 2), (0, 2), (0,)], np.zeros((2, 0))),
@@ -918,7 +919,18 @@ def test_move(shape, function, moved):
     "einsum with too few terms": (ShapeError, ["einsum", "2 operands"], lambda x: ag.einsum([x, x], equation="ij->i")),
     "einsum to an unknown letter": (ShapeError, ["einsum", "'ik'"], lambda x: ag.einsum([x], equation="ij->ik")),
     "einsum to a letter twice": (ShapeError, ["einsum", "'ii'"], lambda x: ag.einsum([x], equation="ij->ii")),
-    "einsum with ...": (ShapeError, ["einsum", "letters only"], lambda x: ag.einsum([x], equation="...i->..."))})
+    "einsum with a digit": (ShapeError, ["einsum", "'i1'", "must be letters"], lambda x: ag.einsum([x], equation="i1->i")),
+    "einsum with two dots": (ShapeError, ["einsum", "'..i'"], lambda x: ag.einsum([x], equation="..i->i")),
+    "einsum with ... twice": (ShapeError, ["einsum", "'...i...'", "at most one"],
+                               lambda x: ag.einsum([x], equation="...i...->i")),
+    "einsum with ... and too few axes": (ShapeError, ["einsum", "operand 0", "(3, 2)", "3 letters"],
+                                         lambda x: ag.einsum([x], equation="...ijk->...")),
+    "einsum without ... in the output": (ShapeError, ["einsum", "'i'", "needs '...'"],
+                                         lambda x: ag.einsum([x], equation="...i->i")),
+    "einsum with ... of other sizes": (ShapeError, ["einsum", "`...` is 3 and 2", "operand 1"],
+                                       lambda x: ag.einsum([x, x.T], equation="...i,...j->...")),
+    "einsum of a diagonal beside 1": (ShapeError, ["einsum", "i is 3 and 1", "operand 0"],
+                                      lambda x: ag.einsum([x[:, :1]], equation="ii->i"))})
 def test_move_refused(error, words, function):
     refuse(error, words, function, np.arange(6.0).reshape(3, 2))
 
@@ -1001,7 +1013,11 @@ EINSUMS = {"ii->": [(3, 3)], "ij->": [(2, 3)], "ij->j": [(2, 3)], "ij->ji": [(2,
            "ij,jk,kl->li": [(2, 3), (3, 2), (2, 4)],
            "bik,bkj->bij": [(2, 3, 2), (2, 2, 4)], "ij,jk": [(2, 3), (3, 2)], "ba": [(2, 3)], "ii": [(3, 3)],
            "ij,i,j->": [(2, 3), (2,), (3,)], "ab,ab->ba": [(2, 3), (2, 3)], "ii,i->i": [(3, 3), (3,)],
-           "i,ij->": [(1,), (1, 1)]}
+           "i,ij->": [(1,), (1, 1)], "...ij,...jk->...ik": [(2, 3, 3), (3, 4)], "i,i->": [(2,), (1,)],
+           "...i": [(2, 3, 2)], "i...,...i": [(2, 3), (3, 2)], "...,...->...": [(2, 1), (1, 3)], "b...,b->...b": [(2, 3), (1,)],
+           "...ii->...i": [(3, 2, 2)], "...ij,jk": [(2, 1, 3, 2), (2, 4)], "jj,j->j": [(1, 1), (3,)],
+           "ab,bc,...c->...a": [(1, 2), (2, 1), (4, 3)], "ij,...": [(2, 1), (4,)], "i->...i": [(3,)],
+           "... i, ... i": [(3, 2, 2), (2, 1)], "...a,...b->...ba": [(1, 2, 3), (4, 1, 2)]}
 
 
 @table(("equation", "shapes"), {e: (e, s) for e, s in EINSUMS.items()})
