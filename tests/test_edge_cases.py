@@ -392,7 +392,8 @@ def _norm(x, axis, keepdims=False):
 CUT = np.random.default_rng(0).random((2, 3, 4)) < 0.7  # a mask
 AXES = {  # an operator over any axis, and NumPy code over an axis that is not negative
     **{name: (getattr(ag, name), getattr(np, name))
-       for name in ("sum", "mean", "var", "std", "max", "min", "prod", "cumsum", "flip", "sort", "argsort")},
+       for name in ("sum", "mean", "var", "std", "max", "min", "prod", "cumsum", "cumprod", "flip", "sort", "argsort")},
+    "logcumsumexp": (ag.logcumsumexp, np.logaddexp.accumulate),
     "logsumexp": (ag.logsumexp, _norm),
     "softmax": (ag.softmax, lambda x, axis: np.exp(x) / np.exp(x).sum(axis, keepdims=True)),
     "masked softmax": (lambda x, axis: ag.softmax(x, CUT, axis=axis), lambda x, axis: np.divide(
@@ -510,6 +511,46 @@ def test_reduction(function, x, value, slope):
     expect(function, [x], value, 3.0, [3.0 * np.asarray(slope, float)], terms=4)
 
 
+@table(("function", "x", "value", "slope"), {
+    "cumprod with a zero": (ag.cumprod, [2, 0, 4, 5], [2, 0, 0, 0], [1, 50, 0, 0]),
+    "cumprod with two zeros": (ag.cumprod, [2, 0, 4, 0], [2, 0, 0, 0], [1, 10, 0, 0]),
+    "cumprod from a zero on": (ag.cumprod, [[0, 3, 5], [2, 3, 5]], [[0, 0, 0], [2, 6, 30]], [[19, 0, 0], [19, 12, 6]]),
+    "cumprod with an infinity": (ag.cumprod, [INF, 2], [INF, INF], [3, INF]),
+    "cumprod with a nan": (ag.cumprod, [2, NAN, 3], [2, NAN, NAN], [NAN, 8, NAN]),
+    "cumprod down to nothing": (ag.cumprod, [1e-30, 1e-30], [1e-30, 1e-60], [1, 1e-30]),
+    "cumprod of columns": (lambda x: ag.cumprod(x, 0), [[2, 3], [5, 7]], [[2, 3], [10, 21]], [[6, 8], [2, 3]]),
+    "logcumsumexp of -inf": (ag.logcumsumexp, [-INF, -INF], [-INF, -INF], [0, 0]),
+    "logcumsumexp with -inf": (ag.logcumsumexp, [-INF, 0, -INF, 0], [-INF, 0, 0, math.log(2)], [0, 2.5, 0, 0.5]),
+    "logcumsumexp with inf": (ag.logcumsumexp, [1, INF, 2], [1, INF, INF], [1, 2, 0]),
+    "logcumsumexp with two inf": (ag.logcumsumexp, [INF, -INF, INF], [INF, INF, INF], [2.5, 0, 0.5]),
+    "logcumsumexp of large": (ag.logcumsumexp, [1e4, 1e4], [1e4, 1e4 + math.log(2)], [1.5, 0.5]),
+    "logcumsumexp of equals that absorb the log of 2": (ag.logcumsumexp, [2.0**60] * 2, [2.0**60] * 2, [1.5, 0.5]),
+    "logcumsumexp of far apart": (ag.logcumsumexp, [-1e4, 1e4, -1e4], [-1e4, 1e4, 1e4], [1, 2, 0]),
+    "logcumsumexp with a nan": (ag.logcumsumexp, [[0, NAN, 0], [0, 0, -INF]], [[0, NAN, NAN], [0, math.log(2), math.log(2)]],
+                                [[NAN, NAN, NAN], [2, 1, 0]])})
+def test_scan(function, x, value, slope):
+    expect(function, [x], value, 3.0, [3.0 * np.asarray(slope, float)], terms=4)
+
+
+def test_the_gradient_of_cumprod_does_not_divide_what_overflowed():
+    x = Tensor(np.array([1e30, 1e30, 1e-30], np.float32), requires_grad=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        slope, = gradients(ag.cumprod(x), [x], Tensor(np.array([0, 1, 0], np.float32)))
+    assert_close(slope.data[:2], [1e30, 1e30])
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 100])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_the_slopes_of_logcumsumexp_are_softmaxes(length, offset):
+    """That of y_t is the softmax of x_0 .. x_t, whatever constant is added to x."""
+    x, g = np.float64(np.float32(4 * some(2, length) + offset)), some(2, length, seed=1)
+    expected = np.zeros_like(x)
+    for t in range(length):
+        weights = np.exp(x[:, :t + 1] - x[:, :t + 1].max(1, keepdims=True))
+        expected[:, :t + 1] += g[:, t:t + 1] * weights / weights.sum(1, keepdims=True)
+    expect(ag.logcumsumexp, [x], np.logaddexp.accumulate(x, 1), g, [expected], terms=length)
+
+
 def test_second_derivative_of_a_product_with_a_zero():
     """x0 x1 x2 at (0, 2, 3): the sum of its slopes is x1 x2 + x0 x2 + x0 x1."""
     x = Tensor([0.0, 2.0, 3.0], requires_grad=True)
@@ -530,6 +571,9 @@ EMPTY = {  # a function, the shapes of its inputs, and its value: all gradients 
     "min of no row": (lambda x: x.min(1), [(0, 2)], np.zeros(0)),
     "var of no row": (lambda x: x.var(1), [(0, 2)], np.zeros(0)),
     "std of no row": (lambda x: x.std(1), [(0, 2)], np.zeros(0)), "cumsum": (ag.cumsum, [(2, 0)], np.zeros((2, 0))),
+    "cumprod": (ag.cumprod, [(2, 0)], np.zeros((2, 0))), "cumprod of no row": (ag.cumprod, [(0, 2)], np.zeros((0, 2))),
+    "logcumsumexp": (ag.logcumsumexp, [(2, 0)], np.zeros((2, 0))),
+    "logcumsumexp of no row": (ag.logcumsumexp, [(0, 2)], np.zeros((0, 2))),
     "softmax of empty rows": (ag.softmax, [(2, 0)], np.zeros((2, 0))),
     "softmax of no row": (ag.softmax, [(0, 2)], np.zeros((0, 2))),
     "log_softmax of empty rows": (ag.log_softmax, [(2, 0)], np.zeros((2, 0))), "sort": (ag.sort, [(0,)], np.zeros(0)),

@@ -1,4 +1,4 @@
-"""Reductions and scans. ``axis`` is None (all), an integer, or a tuple in any order; ``()`` reduces nothing.
+"""Reductions, and softmax. ``axis`` is None (all), an integer, or a tuple in any order; ``()`` reduces nothing.
 
 Empty reductions: sum 0, prod 1, logsumexp -inf, mean NaN; max and min raise. Ties of max and min share the gradient
 evenly; NaN propagates. The standard deviation of a constant has gradient 0.
@@ -268,27 +268,6 @@ def _(g, x, out, axis):
 @logsumexp.inputs
 def _(draw):
     return _reduction_inputs(draw)
-
-
-@op("x[*] -> y[*]", analytic=True)
-def cumsum(x, *, axis=-1):
-    """y_t = Σ_{s <= t} x_s along the axis."""
-    axis = normalize_axis("cumsum", axis, x.ndim)
-    out = x.copy()
-    for index in np.ndindex(x.shape):
-        if index[axis]:
-            out[index] = out[(*index[:axis], index[axis] - 1, *index[axis + 1:])] + x[index]
-    return out
-
-
-cumsum.primitive(lambda x, *, axis=-1: namespace(x).cumsum(x, axis=normalize_axis("cumsum", axis, x.ndim)))
-cumsum.vjp(lambda g, axis: flip(cumsum(flip(g, axis=axis), axis=axis), axis=axis))
-
-
-@cumsum.inputs
-def _(draw):
-    shape = tuple(draw.size(0, 4) for _ in range(draw.integer(1, 3)))
-    return (draw.floats(*shape),), {"axis": draw.integer(-len(shape), len(shape) - 1)}
 
 
 def _validate_mask(name):
