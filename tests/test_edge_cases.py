@@ -394,6 +394,7 @@ AXES = {  # an operator over any axis, and NumPy code over an axis that is not n
     **{name: (getattr(ag, name), getattr(np, name))
        for name in ("sum", "mean", "var", "std", "max", "min", "prod", "cumsum", "cumprod", "flip", "sort", "argsort")},
     "logcumsumexp": (ag.logcumsumexp, np.logaddexp.accumulate),
+    "norm": (ag.norm, lambda x, axis, keepdims=False: np.sqrt((x * x).sum(axis, keepdims=keepdims))),
     "logsumexp": (ag.logsumexp, _norm),
     "softmax": (ag.softmax, lambda x, axis: np.exp(x) / np.exp(x).sum(axis, keepdims=True)),
     "masked softmax": (lambda x, axis: ag.softmax(x, CUT, axis=axis), lambda x, axis: np.divide(
@@ -442,7 +443,7 @@ def test_an_axis_beyond_the_new_one_is_refused(axis):
     refuse(ShapeError, ["stack", "axis"], lambda x: ag.stack([x, x], axis=axis), np.ones((2, 3)))
 
 
-REDUCTIONS = {**{name: AXES[name] for name in ("sum", "mean", "var", "std", "max", "min", "prod", "logsumexp")}}
+REDUCTIONS = {**{name: AXES[name] for name in ("sum", "mean", "var", "std", "max", "min", "prod", "logsumexp", "norm")}}
 
 
 @pytest.mark.parametrize("keepdims", [False, True], ids=["dropped", "kept"])
@@ -493,6 +494,21 @@ def test_the_result_of_a_reduction_is_an_array(op):
     "std of one": (ag.std, [5], 0, [0]), "var of one": (ag.var, [5], 0, [0]), "std of a number": (ag.std, 5.0, 0, 0),
     "norm of zeros": (lambda x: ag.std(ag.concat([x, -x])), [0, 0], 0, [0, 0]),
     "var about a large mean": (ag.var, [4096.25, 4096.75], 0.0625, [-0.25, 0.25]),
+    "norm": (ag.norm, [3, 4], 5, [0.6, 0.8]), "norm of zeros in one row": (
+        lambda x: ag.norm(x, -1), [[0, 0], [3, -4]], [0, 5], [[0, 0], [0.6, -0.8]]),
+    "norm 0": (ag.norm, [0, 0, 0], 0, [0, 0, 0]), "norm of a number": (ag.norm, -3.0, 3, -1), "norm of 0": (ag.norm, 0.0, 0, 0),
+    "norm of tiny": (ag.norm, [3e-30, 4e-30], 5e-30, [0.6, 0.8]), "norm of huge": (ag.norm, [3e30, 4e30], 5e30, [0.6, 0.8]),
+    "norm of far apart": (ag.norm, [1e-30, 1e30], 1e30, [1e-60, 1]), "norm with inf": (ag.norm, [1, -INF], INF, [0, -1]),
+    "norm with two inf": (ag.norm, [INF, 7, -INF], INF, [math.sqrt(0.5), 0, -math.sqrt(0.5)]),
+    "norm with a nan": (ag.norm, [NAN, 1], NAN, [NAN, NAN]), "norm with a nan and inf": (ag.norm, [NAN, INF], NAN, [NAN, NAN]),
+    "norm over two axes": (lambda x: ag.norm(x, (0, 2), True), [[[1, 3], [2, 2]], [[1, 5], [-2, 2]]], [[[6], [4]]],
+                           [[[1 / 6, 0.5], [0.5, 0.5]], [[1 / 6, 5 / 6], [-0.5, 0.5]]]),
+    "sum of magnitudes": (partial(ag.norm, ord=1), [3, 0, -4], 7, [1, 0, -1]),
+    "sum of huge magnitudes": (partial(ag.norm, ord=1), [1e30, -INF], INF, [1, -1]),
+    "largest magnitude": (partial(ag.norm, ord=INF), [3, -4], 4, [0, -1]),
+    "largest magnitude of equals": (partial(ag.norm, ord=INF), [4, 0, -4], 4, [0.5, 0, -0.5]),
+    "largest magnitude of zeros": (partial(ag.norm, ord=INF), [0, 0], 0, [0, 0]),
+    "largest magnitude with a nan": (partial(ag.norm, ord=INF), [NAN, 1], NAN, [NAN, 0]),
     "mean of a selection of none": (lambda x: x[x.data > 9].mean(), [1, 2], NAN, [0, 0]),
     "sum of a selection of none": (lambda x: x[x.data > 9].sum(), [1, 2], 0, [0, 0]),
     "logsumexp of -inf": (ag.logsumexp, [-INF, -INF], -INF, [0, 0]), "logsumexp of one": (ag.logsumexp, [5], 5, [1]),
@@ -551,6 +567,11 @@ def test_the_slopes_of_logcumsumexp_are_softmaxes(length, offset):
     expect(ag.logcumsumexp, [x], np.logaddexp.accumulate(x, 1), g, [expected], terms=length)
 
 
+@pytest.mark.parametrize("ord", [0, 3, -1, "fro", None], ids=str)
+def test_an_ord_of_norm_that_is_not_there_is_refused(ord):
+    refuse(DomainError, ["norm", "ord", repr(ord), "1, 2, inf"], lambda x: ag.norm(x, ord=ord), np.ones(3))
+
+
 def test_second_derivative_of_a_product_with_a_zero():
     """x0 x1 x2 at (0, 2, 3): the sum of its slopes is x1 x2 + x0 x2 + x0 x1."""
     x = Tensor([0.0, 2.0, 3.0], requires_grad=True)
@@ -571,6 +592,9 @@ EMPTY = {  # a function, the shapes of its inputs, and its value: all gradients 
     "min of no row": (lambda x: x.min(1), [(0, 2)], np.zeros(0)),
     "var of no row": (lambda x: x.var(1), [(0, 2)], np.zeros(0)),
     "std of no row": (lambda x: x.std(1), [(0, 2)], np.zeros(0)), "cumsum": (ag.cumsum, [(2, 0)], np.zeros((2, 0))),
+    "norm": (ag.norm, [(0,)], 0.0), "norm of rows": (lambda x: ag.norm(x, 1), [(2, 0)], [0.0, 0.0]),
+    "largest magnitude of rows": (lambda x: ag.norm(x, 1, ord=INF), [(2, 0)], [0.0, 0.0]),
+    "norm of no row": (lambda x: ag.norm(x, 1), [(0, 2)], np.zeros(0)),
     "cumprod": (ag.cumprod, [(2, 0)], np.zeros((2, 0))), "cumprod of no row": (ag.cumprod, [(0, 2)], np.zeros((0, 2))),
     "logcumsumexp": (ag.logcumsumexp, [(2, 0)], np.zeros((2, 0))),
     "logcumsumexp of no row": (ag.logcumsumexp, [(0, 2)], np.zeros((0, 2))),

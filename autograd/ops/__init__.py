@@ -41,7 +41,7 @@ from .index import add_along_axis, argsort, gather, getitem, put_add, scatter_ad
 from .layer_norm import layer_norm
 from .linalg import einsum, matmul
 from .linear import linear
-from .reduce import log_softmax, logsumexp, max, mean, min, prod, softmax, std, sum, var
+from .reduce import log_softmax, logsumexp, max, mean, min, norm, prod, softmax, std, sum, var
 from .relu_squared import relu_squared
 from .rms_norm import rms_norm
 from .scan import cumprod, cumsum, logcumsumexp
@@ -67,7 +67,7 @@ __all__ = [
     "complex_multiply", "concat", "cos", "cross_entropy", "cumprod", "cumsum", "divide", "dropout", "einsum",
     "embedding", "erf", "exp", "flip", "gather", "gelu", "gelu_tanh", "getitem", "group_norm", "identity", "irfft",
     "layer_norm", "linear", "log", "log_softmax", "logcumsumexp", "logsumexp", "matmul", "max", "maximum", "mean",
-    "min", "minimum", "multiply", "negative", "pad", "power", "prod", "put_add", "relu", "relu_squared", "repeat",
+    "min", "minimum", "multiply", "negative", "norm", "pad", "power", "prod", "put_add", "relu", "relu_squared", "repeat",
     "reshape", "rfft", "rms_norm", "roll", "rsqrt", "scatter_add", "sigmoid", "silu", "sin", "softmax", "softplus",
     "sort", "split", "sqrt", "stack", "std", "subtract", "sum", "swapaxes", "take_along_axis", "tanh", "tile",
     "to_device", "transpose", "tril", "triu", "var", "where",
@@ -84,7 +84,7 @@ def _method(operator):
 
 
 # The operators that PyTorch also offers as methods of a tensor.
-for _operator in (sum, mean, var, std, max, min, prod, cumsum, cumprod, logcumsumexp, logsumexp, softmax, log_softmax, exp,
-                  log, sqrt, rsqrt, tanh, sigmoid, relu, sin, cos, erf, clip, flip, roll, repeat, tile, split, broadcast_to,
-                  swapaxes, tril, triu, sort, argsort, gather, matmul):
+for _operator in (sum, mean, var, std, max, min, prod, norm, cumsum, cumprod, logcumsumexp, logsumexp, softmax, log_softmax,
+                  exp, log, sqrt, rsqrt, tanh, sigmoid, relu, sin, cos, erf, clip, flip, roll, repeat, tile, split,
+                  broadcast_to, swapaxes, tril, triu, sort, argsort, gather, matmul):
     setattr(Tensor, _operator.name, _method(_operator))
