@@ -644,6 +644,12 @@ EMPTY = {  # a function, the shapes of its inputs, and its value: all gradients 
     "causal_conv1d of no step": (ag.causal_conv1d, [(2, 0, 3), (3, 2), (3,)], np.zeros((2, 0, 3))),
     "causal_conv1d of no batch": (ag.causal_conv1d, [(0, 2, 3), (3, 2)], np.zeros((0, 2, 3))),
     "causal_conv1d of no channel": (ag.causal_conv1d, [(2, 2, 0), (0, 2)], np.zeros((2, 2, 0))),
+    "conv1d of no batch": (ag.conv1d, [(0, 3, 2), (4, 2, 3), (4,)], np.zeros((0, 1, 4))),
+    "conv1d of no channel": (ag.conv1d, [(2, 3, 0), (4, 0, 2)], np.zeros((2, 2, 4))),
+    "conv1d to no channel": (ag.conv1d, [(2, 3, 2), (0, 2, 2), (0,)], np.zeros((2, 2, 0))),
+    "conv1d of padding": (partial(ag.conv1d, padding=1), [(2, 0, 3), (2, 3, 2)], np.zeros((2, 1, 2))),
+    "conv2d of no batch": (ag.conv2d, [(0, 3, 4, 2), (4, 2, 3, 2)], np.zeros((0, 1, 3, 4))),
+    "conv2d of no column": (partial(ag.conv2d, padding=(0, 1)), [(1, 2, 0, 3), (2, 3, 2, 2)], np.zeros((1, 1, 1, 2))),
     "rfft of no row": (ag.rfft, [(0, 4)], np.zeros((0, 3, 2))),
     "irfft of no row": (ag.irfft, [(0, 3, 2)], np.zeros((0, 4))),
     "rfft of nothing padded": (lambda x: ag.rfft(x, n=4), [(2, 0)], np.zeros((2, 3, 2))),
@@ -1214,6 +1220,70 @@ def test_convolution_is_the_direct_sum(length, width):
             for a, b in zip((found, *slopes), (value, by_x, by_w), strict=True):
                 assert a.dtype == dtype
                 assert_close(np.append(a, scale).astype(dtype), np.append(b, scale), terms=length * width)
+
+
+@pytest.mark.parametrize("form", ["columns", "taps"])
+@table(("call", "x", "weight", "value", "slopes"), {
+    "stride 2": (partial(ag.conv1d, stride=2), [1, 2, 3, 4, 5], [1, 10], [21, 43], ([1, 10, 1, 10, 0], [4, 6])),
+    "stride beyond the filter": (partial(ag.conv1d, stride=3), [1, 2, 3, 4, 5], [1, 10], [21, 54], ([1, 10, 0, 1, 10], [5, 7])),
+    "padding": (partial(ag.conv1d, padding=1), [1, 2], [1, 10, 100], [210, 21], ([11, 110], [1, 3, 2])),
+    "padding beyond the filter": (partial(ag.conv1d, padding=2), [5], [3], [0, 0, 15, 0, 0], ([3], [5])),
+    "dilation": (partial(ag.conv1d, dilation=2), [1, 2, 3, 4], [1, 10], [31, 42], ([1, 1, 10, 10], [3, 7])),
+    "all three": (partial(ag.conv1d, stride=2, padding=2, dilation=3), [1, 2, 3, 4], [1, 10], [20, 41, 3],
+                  ([1, 10, 1, 10], [4, 6])),
+    "two axes": (partial(ag.conv2d, stride=(1, 2), padding=(1, 0)), [[1, 2, 3, 4]], [[1, 10], [100, 1000]],
+                 [[2100, 4300], [21, 43]], ([[101, 1010, 101, 1010]], [[4, 6], [4, 6]])),
+    "two axes, dilated": (partial(ag.conv2d, dilation=(2, 1)), [[1, 2], [3, 4], [5, 6]], [[1], [10]], [[51, 62]],
+                          ([[1, 1], [0, 0], [10, 10]], [[3], [11]]))})
+def test_convolution_by_hand(call, x, weight, value, slopes, form):
+    def one_channel(x, weight):
+        with use(call.func, form=form):
+            y = call(x.reshape(1, *x.shape, 1), weight.reshape(1, 1, *weight.shape))
+        return y.reshape(y.shape[1:-1])
+
+    expect(one_channel, [x, weight], value, 1.0, slopes)
+
+
+def test_a_convolution_of_groups_is_one_for_each():
+    x, weight, bias, g = some(2, 5, 6), some(4, 3, 2, seed=1), some(4, seed=2), some(2, 3, 4, seed=3)
+
+    def apart(x, weight, bias):
+        return ag.concat([ag.conv1d(x[..., :3], weight[:2], bias[:2], stride=2, padding=1),
+                          ag.conv1d(x[..., 3:], weight[2:], bias[2:], stride=2, padding=1)], axis=-1)
+
+    value, slopes = run(apart, [x, weight, bias], g, np.float64)
+    expect(partial(ag.conv1d, stride=2, padding=1, groups=2), [x, weight, bias], value, g, slopes, terms=30)
+
+
+def test_as_many_groups_as_channels_are_causal_conv1d():
+    """Padded by the past that the filter sees, and cut."""
+    x, weight, bias, g = some(2, 5, 3), some(3, 4, seed=1), some(3, seed=2), some(2, 5, 3, seed=3)
+    value, slopes = run(ag.causal_conv1d, [x, weight, bias], g, np.float64)
+    expect(lambda x, w, b: ag.conv1d(x, w.reshape(3, 1, 4), b, padding=3, groups=3)[:, :5], [x, weight, bias], value, g, slopes,
+           terms=20)
+
+
+@table(("error", "words", "call"), {
+    "a filter that is too long": (ShapeError, ["conv1d", "(4, 2, 3)", "spans 5", "2 + 2 · 1"],
+                                  lambda x: ag.conv1d(x[:, :2, 0], x[:1].reshape(-1)[:24].reshape(4, 2, 3), dilation=2,
+                                                      padding=1)),
+    "too long on one axis": (ShapeError, ["conv2d", "spans 3", "2 + 2 · 0"],
+                             lambda x: ag.conv2d(x[:, :, :2], np.ones((1, 2, 1, 3), x.dtype))),
+    "no tap": (ShapeError, ["conv2d", "tap", "(1, 2, 0, 3)"], lambda x: ag.conv2d(x, np.ones((1, 2, 0, 3), x.dtype))),
+    "other channels": (ShapeError, ["conv2d", "2 channels", "groups = 1", "(1, 3, 1, 1)"],
+                       lambda x: ag.conv2d(x, np.ones((1, 3, 1, 1), x.dtype))),
+    "groups of other sizes": (ShapeError, ["conv2d", "2 channels", "groups = 2", "(2, 2, 1, 1)"],
+                              lambda x: ag.conv2d(x, np.ones((2, 2, 1, 1), x.dtype), groups=2)),
+    "groups that do not divide the outputs": (ShapeError, ["conv2d", "groups = 2", "(3, 1, 1, 1)"],
+                                              lambda x: ag.conv2d(x, np.ones((3, 1, 1, 1), x.dtype), groups=2)),
+    **{f"{name} {value}": (DomainError, ["conv2d", f"{name} {value!r}", "an integer >= "],
+                           lambda x, name=name, value=value: ag.conv2d(x, np.ones((2, 2, 1, 1), x.dtype), **{name: value}))
+       for name, value in (("stride", 0), ("stride", 1.5), ("stride", (1, 2, 3)), ("padding", -1), ("padding", True),
+                           ("padding", "same"), ("dilation", (1, 0)), ("groups", 0), ("groups", (1, 1)))},
+    "two strides for one axis": (DomainError, ["conv1d", "stride (1, 2)", "allowed: an integer >= 1"],
+                                 lambda x: ag.conv1d(x[:, :, 0], np.ones((2, 2, 1), x.dtype), stride=(1, 2)))})
+def test_a_convolution_refuses(error, words, call):
+    refuse(error, words, call, np.ones((2, 4, 5, 2)))
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""The generic operators, by kind: elementwise, reduce, scan, shape, index, linalg, fft; a folder where kernels exist."""
+"""The generic operators, by kind: elementwise, reduce, scan, shape, index, linalg, conv, fft; a folder where kernels exist."""
 
 from ..tensor import Tensor
 from .adamw import adamw
 from .causal_conv1d import causal_conv1d
+from .conv import conv1d, conv2d
 from .cross_entropy import cross_entropy
 from .dropout import dropout
 from .elementwise import (
@@ -64,13 +65,13 @@ from .shape import (
 
 __all__ = [
     "absolute", "adamw", "add", "add_along_axis", "argsort", "astype", "broadcast_to", "causal_conv1d", "clip",
-    "complex_multiply", "concat", "cos", "cross_entropy", "cumprod", "cumsum", "divide", "dropout", "einsum",
-    "embedding", "erf", "exp", "flip", "gather", "gelu", "gelu_tanh", "getitem", "group_norm", "identity", "irfft",
-    "layer_norm", "linear", "log", "log_softmax", "logcumsumexp", "logsumexp", "matmul", "max", "maximum", "mean",
-    "min", "minimum", "multiply", "negative", "norm", "pad", "power", "prod", "put_add", "relu", "relu_squared", "repeat",
-    "reshape", "rfft", "rms_norm", "roll", "rsqrt", "scatter_add", "sigmoid", "silu", "sin", "softmax", "softplus",
-    "sort", "split", "sqrt", "stack", "std", "subtract", "sum", "swapaxes", "take_along_axis", "tanh", "tile",
-    "to_device", "transpose", "tril", "triu", "var", "where",
+    "complex_multiply", "concat", "conv1d", "conv2d", "cos", "cross_entropy", "cumprod", "cumsum", "divide",
+    "dropout", "einsum", "embedding", "erf", "exp", "flip", "gather", "gelu", "gelu_tanh", "getitem", "group_norm",
+    "identity", "irfft", "layer_norm", "linear", "log", "log_softmax", "logcumsumexp", "logsumexp", "matmul", "max",
+    "maximum", "mean", "min", "minimum", "multiply", "negative", "norm", "pad", "power", "prod", "put_add", "relu",
+    "relu_squared", "repeat", "reshape", "rfft", "rms_norm", "roll", "rsqrt", "scatter_add", "sigmoid", "silu",
+    "sin", "softmax", "softplus", "sort", "split", "sqrt", "stack", "std", "subtract", "sum", "swapaxes",
+    "take_along_axis", "tanh", "tile", "to_device", "transpose", "tril", "triu", "var", "where",
 ]
 
 
