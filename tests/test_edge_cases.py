@@ -641,6 +641,8 @@ EMPTY = {  # a function, the shapes of its inputs, and its value: all gradients 
     "gelu": (ag.gelu, [(0, 3)], np.zeros((0, 3))), "gelu_tanh": (ag.gelu_tanh, [(0,)], np.zeros(0)),
     "dropout": (lambda x: ag.dropout(x, p=0.5), [(0, 3)], np.zeros((0, 3))),
     "cross_entropy of no row": (lambda x: ag.cross_entropy(x, []), [(0, 3)], 0.0),
+    "losses of no row": (lambda x: ag.cross_entropy(x, [], reduction="none", label_smoothing=0.1), [(0, 3)], np.zeros(0)),
+    "losses of no class": (lambda x: ag.cross_entropy(x, [9, 9], 9, "none"), [(2, 0)], np.zeros(2)),
     "causal_conv1d of no step": (ag.causal_conv1d, [(2, 0, 3), (3, 2), (3,)], np.zeros((2, 0, 3))),
     "causal_conv1d of no batch": (ag.causal_conv1d, [(0, 2, 3), (3, 2)], np.zeros((0, 2, 3))),
     "causal_conv1d of no channel": (ag.causal_conv1d, [(2, 2, 0), (0, 2)], np.zeros((2, 2, 0))),
@@ -787,6 +789,53 @@ def test_a_mask_that_does_not_fit_is_refused(op, mask):
 def test_cross_entropy(labels, ignored, x, value, slope):
     expect(lambda x: ag.cross_entropy(x, np.array(labels), ignore_index=ignored), [x], value, 3.0,
            [3.0 * np.asarray(slope, float)], terms=4)
+
+
+@table(("options", "x", "value", "slope"), {
+    "sum": ({"reduction": "sum"}, [[0, 0], [0, 0], [3, 4]], 2 * LOG2, [[-0.5, 0.5], [0.5, -0.5], [0, 0]]),
+    "none": ({"reduction": "none"}, [[0, 0], [0, 0], [3, NAN]], [LOG2, LOG2, 0], [[-0.5, 0.5], [0.5, -0.5], [0, 0]]),
+    "smoothed": ({"label_smoothing": 0.5, "reduction": "none"}, [[0, 2], [5, 5], [0, 0]],
+                 [math.log1p(math.exp(2)) - 0.5, LOG2, 0],
+                 [[1 / (1 + math.exp(2)) - 0.75, 0.75 - 1 / (1 + math.exp(2))], [0.25, -0.25], [0, 0]]),
+    "smoothed to nothing": ({"label_smoothing": 1.0, "reduction": "sum"}, [[0, 0], [7, 7], [1, 2]], 2 * LOG2,
+                            [[0, 0], [0, 0], [0, 0]]),
+    "smoothed, -inf elsewhere": ({"label_smoothing": 0.5, "reduction": "none"}, [[0, -INF], [0, 0], [0, 0]], [INF, LOG2, 0],
+                                 [[0.25, -0.25], [0.25, -0.25], [0, 0]]),
+    "smoothed, -inf at the label": ({"label_smoothing": 0.5, "reduction": "none"}, [[-INF, 0], [0, 0], [0, 0]], [INF, LOG2, 0],
+                                    [[-0.75, 0.75], [0.25, -0.25], [0, 0]]),
+    "smoothed, nan in an ignored row": ({"label_smoothing": 0.5}, [[0, 0], [0, 0], [NAN, INF]], LOG2,
+                                        [[-0.125, 0.125], [0.125, -0.125], [0, 0]]),
+    "smoothed, nan in one row": ({"label_smoothing": 0.5, "reduction": "none"}, [[NAN, 0], [0, 0], [0, 0]], [NAN, LOG2, 0],
+                                 [[NAN, NAN], [0.25, -0.25], [0, 0]])})
+def test_reductions_and_smoothing_of_cross_entropy(options, x, value, slope):
+    """The labels are 0, 1 and one that is ignored."""
+    expect(lambda x: ag.cross_entropy(x, [0, 1, -1], ignore_index=-1, **options), [x], value, 3.0,
+           [3.0 * np.asarray(slope, float)], terms=4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_that_are_not_reduced_have_a_gradient_each(smoothing):
+    x, labels, g = some(2, 3, 5), np.array([[0, 4, 9], [9, 1, 0]]), some(2, 3, seed=1)
+    value, slope = np.zeros((2, 3)), np.zeros((2, 3, 5))
+    for b, t in np.ndindex(2, 3):
+        if labels[b, t] != 9:
+            target = (1 - smoothing) * np.eye(5)[labels[b, t]] + smoothing / 5
+            value[b, t] = target @ (_norm(x[b, t], 0) - x[b, t])
+            slope[b, t] = g[b, t] * (np.exp(x[b, t]) / np.exp(x[b, t]).sum() - target)
+    expect(lambda x: ag.cross_entropy(x, labels, ignore_index=9, reduction="none", label_smoothing=smoothing), [x], value, g,
+           [slope], terms=16)
+    for reduction, share in (("sum", 1), ("mean", 4)):
+        x, total = Tensor(x), value.sum() / share
+        assert_close(ag.cross_entropy(x, labels, ignore_index=9, reduction=reduction, label_smoothing=smoothing), total)
+
+
+@table(("options", "words"), {
+    "an unknown reduction": ({"reduction": "max"}, ["reduction 'max'", "mean, sum, none"]),
+    "no reduction": ({"reduction": None}, ["reduction None", "mean, sum, none"]),
+    **{f"label_smoothing {value}": ({"label_smoothing": value}, [f"label_smoothing {value!r}", "from 0 to 1"])
+       for value in (-0.1, 1.5, NAN, "0.1", None)}})
+def test_cross_entropy_refuses(options, words):
+    refuse(DomainError, ["cross_entropy", *words], lambda x: ag.cross_entropy(x, [0, 1], **options), np.zeros((2, 3)))
 
 
 @table(("labels", "ignored", "words"), {
@@ -1669,6 +1718,8 @@ SIZED = {  # the arrays and the parameters of a call of a given size
     "rms_norm of rows": lambda d, n: ((d.floats(n, 5), None), {}),
     "cross_entropy": lambda d, n: ((d.floats(2 if n else 0, n), np.array([0, n - 1][:2 * bool(n)], int)), {}),
     "cross_entropy of rows": lambda d, n: ((d.floats(n, 5), d.integers(0, 5, n)), {"ignore_index": 2}),
+    "cross_entropy with smoothing": lambda d, n: ((d.floats(3 if n else 0, n), np.array([0, n - 1, 9][:3 * bool(n)], int)),
+                                             {"ignore_index": 9, "reduction": "none", "label_smoothing": 0.1}),
     "embedding": lambda d, n: ((d.floats(3, n), np.array([2, 0, 2])), {}),
     "embedding of ids": lambda d, n: ((d.floats(3, 2), d.integers(0, 3, n)), {}),
     "linear": lambda d, n: ((d.floats(2, n), d.floats(3, n), d.floats(3)), {}),

@@ -135,6 +135,10 @@ SPECIAL = {
     "cross_entropy": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {}),
     "cross_entropy with nan": (ag.cross_entropy, [ROWS, np.array([0, 1, 2, 3, 4])], {}),
     "cross_entropy of what is impossible": (ag.cross_entropy, [ROWS[3:4], np.array([10])], {}),
+    "cross_entropy, smoothed": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {"label_smoothing": 0.25}),
+    "cross_entropy, smoothed, with nan": (ag.cross_entropy, [ROWS, np.array([0, 1, 2, -1, 4])],
+                                          {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.25}),
+    "cross_entropy, a sum": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {"reduction": "sum"}),
     "cross_entropy, all ignored": (ag.cross_entropy, [ROWS[1:2], np.array([-1])], {"ignore_index": -1}),
 }
 
@@ -189,7 +193,7 @@ def test_16_bit_arrays_are_storage(cupy):
     calls = {"gelu": ([x], {}), "gelu_tanh": ([x], {}), "relu_squared": ([x], {}),
              "layer_norm": ([x, weight, weight], {"eps": 1e-5}),
              "rms_norm": ([x, weight], {"eps": 1e-5}), "dropout": ([x], {"p": 0.25, "seed": 9}),
-             "cross_entropy": ([x, labels], {"ignore_index": None})}
+             "cross_entropy": ([x, labels], {"ignore_index": None, "reduction": "mean", "label_smoothing": 0.0})}
     for name, (inputs, params) in calls.items():
         op = ag.REGISTRY[name]
         kernel = op.kernels["cuda"]
