@@ -105,6 +105,13 @@ class Tensor:
 
     __float__ = item
 
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        """The one value by a format such as ".3f"; without a format, what str() gives."""
+        return format(self.item(), spec) if spec else str(self)
+
     def __bool__(self) -> bool:
         return bool(self.item())
 

@@ -25,7 +25,7 @@ from scipy import fft, special
 SIGNATURES = {
     "arange": "start, stop=None, step=1, dtype=None", "argsort": "a, axis=-1, kind=None", "array": "obj, dtype=None, copy=True",
     "asarray": "a, dtype=None", "ascontiguousarray": "a, dtype=None", "broadcast_to": "array, shape",
-    "concatenate": "tup, axis=0", "cumsum": "a, axis=None", "empty": "shape, dtype=float",
+    "concatenate": "tup, axis=0", "cumprod": "a, axis=None", "cumsum": "a, axis=None", "empty": "shape, dtype=float",
     "empty_like": "prototype, dtype=None", "flip": "a, axis=None", "full": "shape, fill_value, dtype=None",
     "max": "a, axis=None, keepdims=False", "may_share_memory": "a, b", "min": "a, axis=None, keepdims=False",
     "ones": "shape, dtype=float", "pad": "array, pad_width, mode='constant', **kwargs",
@@ -34,8 +34,8 @@ SIGNATURES = {
     "take_along_axis": "a, indices, axis", "where": "condition, x=None, y=None", "zeros": "shape, dtype=float",
     "zeros_like": "a, dtype=None",
 }
-UFUNCS = ("abs add cos equal exp greater greater_equal isfinite isinf isnan less less_equal log log1p maximum minimum "
-          "not_equal sign sin sqrt tanh").split()
+UFUNCS = ("abs add cos equal exp greater greater_equal isfinite isinf isnan less less_equal log log1p logaddexp maximum "
+          "minimum not_equal sign sin sqrt tanh").split()
 METHODS = {
     "all": "axis=None, keepdims=False", "any": "axis=None, keepdims=False", "argsort": "axis=-1, kind=None",
     "astype": "dtype, order='K', copy=True", "conj": "", "copy": "order='C'",

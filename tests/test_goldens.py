@@ -30,9 +30,9 @@ LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 CALLED = {
     "adamw", "aft_conv", "aft_conv2d", "aft_full", "aft_local", "aft_simple", "attention", "bidirectional_wkv",
-    "causal_conv1d", "cross_entropy", "embedding", "gated", "gelu", "gelu_tanh", "group_norm", "layer_norm", "log_softmax",
-    "logsumexp", "long_conv", "retention", "rms_norm", "rope", "silu", "softplus",
-    "token_shift", "wkv",
+    "causal_conv1d", "conv1d", "conv2d", "cross_entropy", "cumprod", "embedding", "gated", "gelu", "gelu_tanh",
+    "group_norm", "layer_norm", "log_softmax", "logcumsumexp", "logsumexp", "long_conv", "norm", "retention",
+    "rms_norm", "rope", "silu", "softplus", "token_shift", "wkv",
 }  # fmt: skip
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])

@@ -137,6 +137,10 @@ SPECIAL = {
     "cross_entropy": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {}),
     "cross_entropy with nan": (ag.cross_entropy, [ROWS, np.array([0, 1, 2, 3, 4])], {}),
     "cross_entropy of what is impossible": (ag.cross_entropy, [ROWS[3:4], np.array([10])], {}),
+    "cross_entropy, smoothed": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {"label_smoothing": 0.25}),
+    "cross_entropy, smoothed, with nan": (ag.cross_entropy, [ROWS, np.array([0, 1, 2, -1, 4])],
+                                          {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.25}),
+    "cross_entropy, a sum": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {"reduction": "sum"}),
     "cross_entropy, all ignored": (ag.cross_entropy, [ROWS[1:2], np.array([-1])], {"ignore_index": -1}),
 }
 

@@ -1,4 +1,4 @@
-"""Reductions and scans. ``axis`` is None (all), an integer, or a tuple in any order; ``()`` reduces nothing.
+"""Reductions, and softmax. ``axis`` is None (all), an integer, or a tuple in any order; ``()`` reduces nothing.
 
 Empty reductions: sum 0, prod 1, logsumexp -inf, mean NaN; max and min raise. Ties of max and min share the gradient
 evenly. NaN propagates, and infinities give what IEEE arithmetic gives. The standard deviation of a constant has gradient 0.
@@ -178,6 +178,78 @@ max = _declare_extreme("max", _max)
 min = _declare_extreme("min", _min)
 
 
+_ORDS = (1, 2, math.inf)
+
+
+def _scalar_norm(values, ord):
+    if any(v != v for v in values):
+        return math.nan
+    return {1: math.fsum(map(abs, values)), 2: math.hypot(*values), math.inf: _max(map(abs, values), default=0.0)}[ord]
+
+
+@op("x[*] -> y[*]", laws=[non_finite()], method=True)
+def norm(x, *, axis=None, keepdims=False, ord=2):
+    """The length of vectors over the axes: ord 2: √Σ x², 1: Σ |x|, math.inf: max |x|; 0 of nothing, NaN propagates.
+
+    No square over- or underflows. The gradient x / norm, sign(x), or the sign at the largest, shared evenly on ties, is 0
+    where the norm is 0; infinities share it as if they were equal. Another ord raises DomainError.
+    """
+    return _definition(x, axis, keepdims, lambda v: _scalar_norm(v, ord), "norm")
+
+
+def _scale(x, axes):
+    """The largest magnitude over the axes, which are kept, where it is a number other than 0; else 1."""
+    top = largest(namespace(x).abs(x), axes)
+    return namespace(x).where((top > 0) & (top < math.inf), top, x.dtype.type(1))
+
+
+@norm.primitive
+def _(x, axis, keepdims, ord):
+    xp, axes = namespace(x), normalize_axes("norm", axis, x.ndim)
+    if ord == 1:
+        return xp.sum(xp.abs(x), axis=axes, keepdims=keepdims)
+    kept = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+    if ord == 2:
+        scale = _scale(x, axes)
+        with np.errstate(under="ignore"):
+            scaled = x / scale
+            out = scale * xp.sqrt(xp.sum(scaled * scaled, axis=axes, keepdims=True))
+    else:
+        out = xp.maximum(largest(xp.abs(x), axes), x.dtype.type(0))
+    return out if keepdims else out.reshape(kept)
+
+
+@norm.vjp
+def _(g, x, out, axis, ord):
+    xp, axes = namespace(x.data), normalize_axes("norm", axis, x.ndim)
+    g, sign = _spread(g, x.shape, axis, "norm"), xp.sign(x.data)
+    if ord == 1:
+        return g * Tensor.wrap(sign)
+    top = _spread(out.detach(), x.shape, axis, "norm").data
+    if ord == math.inf:
+        chosen = (xp.abs(x.data) == top) | (xp.isnan(x.data) & xp.isnan(top))
+        return g * Tensor.wrap((sign * chosen / xp.maximum(chosen.sum(axis=axes, keepdims=True), 1)).astype(x.dtype))
+    infinite = xp.isinf(x.data)
+    scaled = where(top == math.inf, Tensor.wrap(xp.where(infinite, sign, 0 * sign)), where(infinite, 0.0, x)
+                   / Tensor.wrap(_scale(x.data, axes)))
+    squares = sum(scaled * scaled, axis=axes, keepdims=True)
+    return g * (scaled / sqrt(where(squares.data == 0, 1.0, squares)))
+
+
+@norm.validate
+def _(x, axis, keepdims, ord):
+    normalize_axes("norm", axis, x.ndim)
+    if ord not in _ORDS:
+        raise DomainError(f"norm: ord {ord!r}, allowed: {', '.join(map(str, _ORDS))}")
+
+
+@norm.inputs
+def _(draw):
+    (x,), params = _reduction_inputs(draw, values="distinct")
+    x = x - np.min(x, initial=0.0) + x.dtype.type(0.5)  # magnitudes that differ, away from the kink at 0
+    return (draw.layout(np.where(draw.mask(*x.shape), x, -x)),), {**params, "ord": draw.choice(_ORDS)}
+
+
 @op("x[*] -> y[*]", laws=[non_finite()], analytic=True, method=True)
 def prod(x, *, axis=None, keepdims=False):
     """Π x over the axes. A slope is the product of the others, also where x is 0 or the product under- or overflows."""
@@ -264,27 +336,6 @@ def _(g, x, out, axis):
 @logsumexp.inputs
 def _(draw):
     return _reduction_inputs(draw)
-
-
-@op("x[*] -> y[*]", laws=[non_finite()], analytic=True, method=True)
-def cumsum(x, *, axis=-1):
-    """y_t = Σ_{s <= t} x_s along the axis."""
-    axis = normalize_axis("cumsum", axis, x.ndim)
-    out = x.copy()
-    for index in np.ndindex(x.shape):
-        if index[axis]:
-            out[index] = out[(*index[:axis], index[axis] - 1, *index[axis + 1:])] + x[index]
-    return out
-
-
-cumsum.primitive(lambda x, axis: namespace(x).cumsum(x, axis=normalize_axis("cumsum", axis, x.ndim)))
-cumsum.vjp(lambda g, axis: flip(cumsum(flip(g, axis=axis), axis=axis), axis=axis))
-
-
-@cumsum.inputs
-def _(draw):
-    shape = tuple(draw.size(0, 4) for _ in range(draw.integer(1, 3)))
-    return (draw.floats(*shape),), {"axis": draw.integer(-len(shape), len(shape) - 1)}
 
 
 def _validate_mask(name):
