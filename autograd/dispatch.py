@@ -44,7 +44,12 @@ class use(Switch):
         """Whether the request leaves this route."""
         if self._kind == "kernel" and self._name == "none":
             return route.kind == "form"
-        return route.kind == self._kind and self._name in (route.name, route.device)
+        return self.names(route) or (route.kind == self._kind and self._name == route.device
+                                     and self._name not in route.op.kernels)
+
+    def names(self, route: Route) -> bool:
+        """Whether the request is for this route and no other."""
+        return route.kind == self._kind and self._name == route.name
 
     def concerns(self, op) -> bool:
         """Whether the request is about this operator."""
@@ -63,7 +68,10 @@ def candidates(op, arrays, params, request, recording) -> Iterator[tuple[Route, 
         if request is not None and not request.allows(route):
             yield route, "use() asks for something else"
         else:
-            yield route, route.reason_against(arrays, params, recording)
+            reason = route.reason_against(arrays, params, recording)
+            if reason is None and not (request is not None and request.names(route)):
+                reason = route.reason_to_defer(arrays, params)
+            yield route, reason
 
 
 def choose(op, arrays, params, request, recording) -> Route:

@@ -313,16 +313,14 @@ class Op:
         gradients, as they are.
         """
         several = type(result) is tuple
+        results = result if several else (result,)
         checking = switches().checking
         if checking:
-            self._check_outputs(result if several else (result,), tensors)
+            self._check_outputs(results, tensors)
         if not self.differentiable:
             return result
-        if not several:
-            outputs = [Tensor.wrap(unscalar(result), node=node)]
-        else:
-            outputs = [Tensor.wrap(unscalar(array), node=node, index=i) if argument.kind == "float" else array
-                       for i, (array, argument) in enumerate(zip(result, self._declared(result), strict=True))]
+        outputs = [Tensor.wrap(unscalar(array), node=node, index=i) if argument.kind == "float" else array
+                   for i, (array, argument) in enumerate(zip(results, self._declared(results), strict=True))]
         if self.view or saved:
             for tensor in outputs:
                 if isinstance(tensor, Tensor):
@@ -342,7 +340,7 @@ class Op:
 
     def _declared(self, results: Sequence) -> Sequence[Argument]:
         outputs = self.signature.outputs
-        if len(outputs) == 1:
+        if len(outputs) == 1 and outputs[0].dims == ("*",):  # any number
             return outputs * len(results)
         if len(outputs) != len(results):
             raise AutogradError(f"{self.name}: {len(results)} outputs were computed, the signature declares {len(outputs)}")

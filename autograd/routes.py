@@ -25,7 +25,8 @@ A *kernel* is a module with fused functions for one device. Several for one devi
     forward(inputs and parameters [, recording])   returns outputs, saved. Without ``recording`` nothing needs to be saved
     backward(saved, g [, needs])                   returns one gradient for each float input, only those wanted. An output
                                                    gradient that never arrived is None; with several outputs, g_<output>
-    supports(inputs and parameters)                a reason against this kernel, or None; optional
+    supports(inputs and parameters)                why it cannot run on them, or None; optional
+    defers(inputs and parameters)                  why another candidate had better run, or None; optional, ignored if forced
 
 Integer and boolean outputs, and inputs that are integer, boolean or const, have no gradient and no place in those lists. A
 kernel without backward runs where no gradient is wanted. ``sizes={"T": 1}`` restricts a kernel to calls in which a letter of
@@ -142,6 +143,9 @@ class Form(Route):
     def reason_against(self, arrays, params, recording) -> None:
         """A form runs everywhere."""
 
+    def reason_to_defer(self, arrays, params) -> None:
+        """A form stands back for none."""
+
     @property
     def differentiable(self) -> bool:
         """Whether it has a gradient."""
@@ -195,29 +199,30 @@ class Kernel(Route):
     def __init__(self, op, device: str, name: str | None, module: str | None, prefix: str, tuning, sizes):
         if device not in DEVICES:
             raise KernelError(f"{op.name}: no kernels for the device {device!r}, allowed: {', '.join(DEVICES)}")
-        super().__init__(op, name or device, tuning)
+        super().__init__(op, f"{device} {name}" if name else device, tuning)
         self.device, self.prefix, self.sizes = device, prefix, dict(sizes or {})
         package = sys.modules[op.definition.__module__].__package__  # the folder of the page
         self.module = module or ".".join(filter(None, [package, DEVICES[device]]))
         self._loaded: dict[str, Callable | None] = {}
 
     def function(self, name: str) -> Callable | None:
-        """The module's function forward, backward or supports, without the prefix; None where there is none."""
+        """The module's function forward, backward, supports or defers, without the prefix; None where there is none."""
         return getattr(importlib.import_module(self.module), self.prefix + name, None)
 
     def _get(self, name: str) -> Callable | None:
-        """The same as a function of a list of values."""
-        if name not in self._loaded:
-            function, op = self.function(name), self.op
-            places = self.places
-            if name == "backward":
-                outputs = [a.name for a in op.signature.outputs]
-                names = ["saved", "needs", *(["g"] if len(outputs) == 1 else [f"g_{n}" for n in outputs])]
-                places = {name: i for i, name in enumerate(names)}
-            where = f"{op.name}, {self}, {self.prefix}{name}"
-            if function is None and name == "forward":
-                raise KernelError(f"{where}: the module {self.module} has no such function")
-            self._loaded[name] = function and reader(function, places, where, len(op.signature.inputs))
+        """The same as a function of a list of values; at the first use all are read, and what names nothing is an error."""
+        if not self._loaded:
+            outputs = [a.name for a in self.op.signature.outputs]
+            gradients = ["saved", "needs", *(["g"] if len(outputs) == 1 else [f"g_{n}" for n in outputs])]
+            loaded = {}
+            for function in ("forward", "backward", "supports", "defers"):
+                where = f"{self.op.name}, {self}, {self.prefix}{function}"
+                places = {n: i for i, n in enumerate(gradients)} if function == "backward" else self.places
+                found = self.function(function)
+                loaded[function] = found and reader(found, places, where, len(self.op.signature.inputs))
+            if loaded["forward"] is None:
+                raise KernelError(f"{self.op.name}, {self}: the module {self.module} has no function {self.prefix}forward")
+            self._loaded = loaded
         return self._loaded[name]
 
     @property
@@ -247,6 +252,11 @@ class Kernel(Route):
             return "it has no backward, and a gradient is wanted"
         supports = self._get("supports")
         return supports and supports(self.values(self.op.packed(arrays), params, None, recording))
+
+    def reason_to_defer(self, arrays, params) -> str | None:
+        """Why another candidate had better run, or None."""
+        defers = self._get("defers")
+        return defers and defers(self.values(self.op.packed(arrays), params, None, False))
 
     def run(self, tensors, arrays, params, request, recording):
         """Compute, and record a node if a gradient will be wanted."""
