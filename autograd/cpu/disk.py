@@ -121,6 +121,10 @@ class Kept(NullCache):
     def cache_path(self) -> str:
         return str(self._folder)
 
+    def flush(self) -> None:
+        """Before the kernel is compiled once more: values may have changed."""
+        self._compiled_in = None
+
     def _path(self, signature, codegen) -> Path:
         if self._compiled_in is None:
             self._compiled_in = compiled_in(self._function)
