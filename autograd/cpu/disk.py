@@ -100,8 +100,9 @@ def _shared(status: os.stat_result) -> bool:
 
 @cache
 def say(text: str) -> None:
-    """Tell the user, once."""
-    print(f"kernel cache: {text}", file=sys.stderr, flush=True)
+    """Tell the user, once, if anybody reads."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"kernel cache: {text}", file=sys.stderr, flush=True)
 
 
 # -- a kernel's files --------------------------------------------------------------------------------------------------
