@@ -204,6 +204,7 @@ class Kernel(Route):
         package = sys.modules[op.definition.__module__].__package__  # the folder of the page
         self.module = module or ".".join(filter(None, [package, DEVICES[device]]))
         self._loaded: dict[str, Callable | None] = {}
+        self._off: str | None = None
 
     def function(self, name: str) -> Callable | None:
         """The module's function forward, backward, supports or defers, without the prefix; None where there is none."""
@@ -212,6 +213,9 @@ class Kernel(Route):
     def _get(self, name: str) -> Callable | None:
         """The same as a function of a list of values; at the first use all are read, and what names nothing is an error."""
         if not self._loaded:
+            self._off = self._compiler_off()
+            if self._off:  # without it the module may not even be imported
+                return None
             outputs = [a.name for a in self.op.signature.outputs]
             gradients = ["saved", "needs", *(["g"] if len(outputs) == 1 else [f"g_{n}" for n in outputs])]
             loaded = {}
@@ -224,6 +228,13 @@ class Kernel(Route):
                 raise KernelError(f"{self.op.name}, {self}: the module {self.module} has no function {self.prefix}forward")
             self._loaded = loaded
         return self._loaded[name]
+
+    def _compiler_off(self) -> str | None:
+        if self.device != "cpu":
+            return None
+        from .cpu.compile import unavailable
+
+        return unavailable()
 
     @property
     def differentiable(self) -> bool:
@@ -248,9 +259,11 @@ class Kernel(Route):
                 size = self.sizes.get(letter)
                 if array is not None and size is not None and array.shape[axis] != size:
                     return f"needs {letter} = {size}, got {array.shape[axis]}"
+        supports = self._get("supports")
+        if self._off:
+            return self._off
         if recording and not self.differentiable:
             return "it has no backward, and a gradient is wanted"
-        supports = self._get("supports")
         return supports and supports(self.values(self.op.packed(arrays), params, None, recording))
 
     def reason_to_defer(self, arrays, params) -> str | None:

@@ -667,6 +667,15 @@ def test_a_kernel_is_compiled_anew_when_a_value_that_it_reads_has_changed(way, k
     assert [sum(kernel.stats.cache_hits.values()) for kernel in runs] == [0, 0, 1, 1]
 
 
+def test_a_recompiled_kernel_has_the_values_of_now(kernel_of, place):
+    kernel = kernel_of(PAGE, *READS["a number"])
+    assert kernel(10) == 11
+    sys.modules["kernels"].N = 5
+    assert kernel(10) == 11
+    kernel.recompile()
+    assert kernel(10) == 15
+
+
 def test_named_tuples_with_other_fields_are_other_types(kernel_of, place):
     page = "from typing import NamedTuple\nclass Two(NamedTuple):\n    a: float\n    b: float\n"
     for text, result in ((page, 3.0), (page.replace("a:", "c:").replace("b:", "a:"), 4.0)):

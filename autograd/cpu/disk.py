@@ -100,8 +100,9 @@ def _shared(status: os.stat_result) -> bool:
 
 @cache
 def say(text: str) -> None:
-    """Tell the user, once."""
-    print(f"kernel cache: {text}", file=sys.stderr, flush=True)
+    """Tell the user, once, if anybody reads."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"kernel cache: {text}", file=sys.stderr, flush=True)
 
 
 # -- a kernel's files --------------------------------------------------------------------------------------------------
@@ -120,6 +121,10 @@ class Kept(NullCache):
     @property
     def cache_path(self) -> str:
         return str(self._folder)
+
+    def flush(self) -> None:
+        """Before the kernel is compiled once more: values may have changed."""
+        self._compiled_in = None
 
     def _path(self, signature, codegen) -> Path:
         if self._compiled_in is None:
