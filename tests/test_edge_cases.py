@@ -878,6 +878,17 @@ def test_softmax(function, x, value, cotangent, slope):
     expect(function, [x], value, cotangent, [slope], terms=4)
 
 
+@pytest.mark.parametrize("x", [[0.0, -1000.0], [-1000.0, -2000.0, -INF], [1e-300, 0.0]], ids=str)
+@pytest.mark.parametrize("op", [ag.softmax, ag.log_softmax, ag.logsumexp, ag.softplus, ag.sigmoid, ag.exp],
+                         ids=lambda op: op.name)
+def test_nothing_is_raised_where_all_errors_are(op, x):
+    for dtype in DTYPES:
+        tensor = Tensor(np.array(x, np.float64).astype(dtype), requires_grad=True)
+        with np.errstate(all="raise"), use(kernel="none"):
+            y = op(tensor)
+            y.backward(np.ones_like(y.data))
+
+
 @pytest.mark.parametrize("op", [ag.softmax, ag.log_softmax], ids=lambda op: op.name)
 @table("mask", {"longer": np.ones((2, 4), bool), "with a new axis": np.ones((2, 2, 3), bool)})
 def test_a_mask_that_does_not_fit_is_refused(op, mask):

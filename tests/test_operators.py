@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from autograd.verify import (
     parsed,
     refuses,
     routes,
+    split,
     substitute,
     unflat,
 )
@@ -140,6 +142,26 @@ def test_laws(op, route, law, data):
 def test_kernels_repeat_themselves_bit_for_bit(op, route, data):
     draw, args, params = drawn(data, op, route)
     check_repeatable(op, route, args, params, draw_cotangents(op, args, params, draw))
+
+
+@each((op, route) for op in OPERATORS for route in on_host(op))
+def test_underflow_is_no_error(op, route):
+    """What is rounded to 0, in a call or in its gradients, does not raise where NumPy is told to."""
+    for seed, power in itertools.product(range(6), (0.6, 1.05, -0.08)):  # products underflow; subnormal numbers; far apart
+        dtype = dtypes(op, route)[seed % len(dtypes(op, route))]
+        args, params = draw_call(op, route, Draw.seeded(seed, dtype))
+        for i in floats(op, args):
+            args = substitute(op, args, i, (flat(op, args)[i] * np.float64(np.finfo(dtype).tiny) ** power).astype(dtype))
+        if refuses(op, route, args, params):
+            continue
+        params, tuning = split(op, params)
+        with forced(op, route, tuning), np.errstate(under="raise"):
+            values = flat(op, args)
+            for i in floats(op, args):
+                values[i] = Tensor.wrap(values[i], requires_grad=differentiable(op, route))
+            outputs = [o for o in listed(op(*unflat(op, values), **params)) if isinstance(o, Tensor)]
+            if differentiable(op, route):
+                gradients(outputs, [values[i] for i in floats(op, args)], [Tensor.wrap(np.ones_like(o.data)) for o in outputs])
 
 
 @each((op, route) for op in DIFFERENTIABLE for route in kernels(op) if differentiable(op, route))
