@@ -1,7 +1,11 @@
 """Laws: statements about an operator that hold for every input, declared beside it and enumerated by tests.
 
-A law has a name and ``check(op, args, params, run, draw)``, which raises AssertionError when it does not hold. ``run``
-is a function from the operator's arrays to a tuple of output arrays: the definition, a form or a kernel.
+A law has a name and ``check(case, draw)``, which raises AssertionError when it does not hold. A *case* is a call of the
+operator along one route, by name:
+
+    case.q                             an input (None if absent) or a parameter
+    case().y, case().state             the outputs of this call, as arrays
+    case(decay=1.0, state=None).y      those of the call with other inputs or parameters
 """
 
 from __future__ import annotations
@@ -11,7 +15,58 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .check import assert_close
+from .metric import assert_close
+
+
+class Outputs(tuple):
+    """The arrays that a call gives, in order and by the names of the signature."""
+
+    def __new__(cls, op, arrays):
+        outputs = super().__new__(cls, arrays)
+        outputs._names = [a.name for a in op.signature.outputs]
+        return outputs
+
+    def __getattr__(self, name: str):
+        names = self.__dict__.get("_names", ())
+        if name not in names:
+            raise AttributeError(f"no output {name!r}, there are {', '.join(names)}")
+        return self[names.index(name)] if len(names) == len(self) else tuple(self)
+
+
+class Case:
+    """A call of ``op``: its inputs and parameters by name, and ``compute(args, params)``, which gives the outputs."""
+
+    def __init__(self, op, args, params, compute: Callable):
+        self.op, self._compute = op, compute
+        self._names = [a.name for a in op.signature.inputs]
+        self._values = dict(zip(self._names, args, strict=True)) | {**op.params, **params}
+
+    def __getattr__(self, name: str):
+        values = self.__dict__.get("_values", {})
+        if name not in values:
+            raise AttributeError(f"{self.__dict__.get('op')}: nothing is called {name!r}")
+        return values[name]
+
+    def __call__(self, **changes) -> Outputs:
+        """The outputs of the call with these inputs and parameters instead; a number becomes an array of the input's shape."""
+        values = {**self._values, **{name: self._shaped(name, value) for name, value in changes.items()}}
+        args = tuple(values.pop(name) for name in self._names)
+        return Outputs(self.op, self._compute(args, values))
+
+    def _shaped(self, name: str, value):
+        before = getattr(self, name)  # an unknown name raises
+        if name in self._names and isinstance(before, np.ndarray) and isinstance(value, int | float):
+            return np.full_like(before, value)
+        return value
+
+    def has(self, given: dict) -> bool:
+        """Whether inputs and parameters are what a law asks for."""
+        return all(getattr(self, name) is value for name, value in given.items())
+
+    def inputs(self, letter: str) -> dict[str, tuple[np.ndarray, int]]:
+        """The inputs that have an axis of this letter, and that axis."""
+        found = {a.name: (getattr(self, a.name), axis(a, letter)) for a in self.op.signature.inputs if letter in a.dims}
+        return {name: (x, at) for name, (x, at) in found.items() if x is not None}
 
 
 @dataclass(frozen=True)
@@ -25,43 +80,31 @@ class Law:
         return self.name
 
 
-def _axis(argument, letter):
+def axis(argument, letter: str) -> int:
+    """Where an argument of a signature has a letter, counted from the end."""
     return argument.dims.index(letter) - len(argument.dims)
-
-
-def _has(op, args, params, given) -> bool:
-    """Whether inputs and parameters of a call are what a law asks for."""
-    values = dict(zip((a.name for a in op.signature.inputs), args, strict=True)) | params
-    return all(values[name] is value for name, value in given.items())
 
 
 def causal(inputs: str, letter: str = "T", **given) -> Law:
     """Output at position t does not depend on the named inputs after t, in calls with the ``given`` inputs and parameters."""
 
-    def check(op, args, params, run, draw):
-        if not _has(op, args, params, given):
+    def check(case, draw):
+        if not case.has(given):
             return
-        names = inputs.split()
-        args = list(args)
-        position = next(i for i, a in enumerate(op.signature.inputs) if a.name in names)
-        length = args[position].shape[_axis(op.signature.inputs[position], letter)]
+        places = {name: place for name, place in case.inputs(letter).items() if name in inputs.split()}
+        length = {x.shape[at] for x, at in places.values()}.pop()
         if length < 2:
             return
-        cut = draw.integer(1, length - 1)
-        before = run(tuple(args), params)
-        for i, argument in enumerate(op.signature.inputs):
-            if argument.name in names:
-                axis = _axis(argument, letter)
-                changed = np.moveaxis(args[i].copy(), axis, 0)
-                changed[cut:] = draw.floats(*changed[cut:].shape)
-                args[i] = np.moveaxis(changed, 0, axis)
-        after = run(tuple(args), params)
-        for argument, old, new in zip(op.signature.outputs, before, after, strict=True):
-            if letter not in argument.dims:  # a state, after everything
-                continue
-            axis = _axis(argument, letter)
-            assert_close(np.moveaxis(new, axis, 0)[:cut], np.moveaxis(old, axis, 0)[:cut],
-                         f"{op.name}: {argument.name} before position {cut} depends on later inputs")
+        cut, changes = draw.integer(1, length - 1), {}
+        for name, (x, at) in places.items():
+            changed = np.moveaxis(x.copy(), at, 0)
+            changed[cut:] = draw.floats(*changed[cut:].shape)
+            changes[name] = np.moveaxis(changed, 0, at)
+        for argument, old, new in zip(case.op.signature.outputs, case(), case(**changes), strict=True):
+            if letter in argument.dims:  # else a state, after everything
+                at = axis(argument, letter)
+                assert_close(np.moveaxis(new, at, 0)[:cut], np.moveaxis(old, at, 0)[:cut],
+                             f"{case.op.name}: {argument.name} before position {cut} depends on later inputs")
 
     return Law(f"causal in {inputs} over {letter}", check)
 
@@ -72,27 +115,17 @@ def independent(letters: str, **fixed) -> Law:
     ``fixed`` replaces inputs and parameters that tie the axes together on purpose, such as ``mask=None``.
     """
 
-    def check(op, args, params, run, draw):
-        names = [a.name for a in op.signature.inputs]
-        args = tuple(fixed.get(n, x) for n, x in zip(names, args, strict=True))
-        params = {**params, **{k: v for k, v in fixed.items() if k not in names}}
+    def check(case, draw):
         for letter in letters.split():
-            sizes = {a.shape[_axis(arg, letter)] for arg, a in zip(op.signature.inputs, args, strict=True)
-                     if a is not None and letter in arg.dims}
-            size = sizes.pop()
+            places = {name: place for name, place in case.inputs(letter).items() if name not in fixed}
+            size = {x.shape[at] for x, at in places.values()}.pop()
             if size == 0:
                 continue
             pick = draw.integer(0, size - 1)
-
-            def select(argument, array, letter=letter, pick=pick):
-                if array is None or letter not in argument.dims:
-                    return array
-                return np.take(array, [pick], axis=_axis(argument, letter))
-
-            alone = run(tuple(map(select, op.signature.inputs, args)), params)
-            together = run(args, params)
-            for argument, one, many in zip(op.signature.outputs, alone, together, strict=True):
-                assert_close(one, select(argument, many), f"{op.name}: {letter} = {pick} depends on the others")
+            alone = case(**fixed, **{name: np.take(x, [pick], axis=at) for name, (x, at) in places.items()})
+            for argument, one, many in zip(case.op.signature.outputs, alone, case(**fixed), strict=True):
+                expected = np.take(many, [pick], axis=axis(argument, letter)) if letter in argument.dims else many
+                assert_close(one, expected, f"{case.op.name}: {letter} = {pick} depends on the others")
 
     return Law(f"independent over {letters}", check)
 
@@ -100,17 +133,13 @@ def independent(letters: str, **fixed) -> Law:
 def linear_in(name: str) -> Law:
     """f(.., a u + w, ..) = a f(.., u, ..) + f(.., w, ..) - f(.., 0, ..): affine in the named input."""
 
-    def check(op, args, params, run, draw):
-        position = [a.name for a in op.signature.inputs].index(name)
-        u, w, scale = args[position], draw.floats(*args[position].shape), 0.5
-
-        def at(value):
-            return run((*args[:position], value, *args[position + 1:]), params)
-
-        for both, one, other, none in zip(at(u * u.dtype.type(scale) + w), at(u), at(w), at(np.zeros_like(u)),
-                                          strict=True):
+    def check(case, draw):
+        u = getattr(case, name)
+        w, scale = draw.floats(*u.shape), 0.5
+        calls = [case(**{name: x}) for x in (u * u.dtype.type(scale) + w, u, w, np.zeros_like(u))]
+        for both, one, other, none in zip(*calls, strict=True):
             change = np.subtract(one, none, out=np.zeros_like(one), where=one != none)  # where both are infinite, 0
-            assert_close(both, scale * change + other, f"{op.name} is not linear in {name}", terms=8)
+            assert_close(both, scale * change + other, f"{case.op.name} is not linear in {name}", terms=8)
 
     return Law(f"linear in {name}", check)
 
@@ -121,27 +150,24 @@ def streams(letter: str = "T", **given) -> Law:
     The law is about calls with the ``given`` inputs and parameters.
     """
 
-    def check(op, args, params, run, draw):
-        if not _has(op, args, params, given):
+    def check(case, draw):
+        if not case.has(given):
             return
-        inputs, outputs, states = op.signature.inputs, op.signature.outputs, op.signature.states
-        lengths = {x.shape[_axis(a, letter)] for a, x in zip(inputs, args, strict=True) if x is not None and letter in a.dims}
-        cut = draw.integer(0, lengths.pop())
+        places, outputs, states = case.inputs(letter), case.op.signature.outputs, case.op.signature.states
+        cut = draw.integer(0, {x.shape[at] for x, at in places.values()}.pop())
 
         def segment(part, state):
-            return run(tuple(state.get(a.name, x) if x is None or letter not in a.dims
-                             else np.moveaxis(np.moveaxis(x, _axis(a, letter), 0)[part], 0, _axis(a, letter))
-                             for a, x in zip(inputs, args, strict=True)), params)
+            return case(**state, **{name: np.moveaxis(np.moveaxis(x, at, 0)[part], 0, at) for name, (x, at) in places.items()})
 
         first = segment(slice(0, cut), {})
         second = segment(slice(cut, None), {a.name: y for a, y in zip(outputs, first, strict=True) if a.name in states})
-        for argument, whole, one, two in zip(outputs, run(args, params), first, second, strict=True):
-            joined = np.concatenate([one, two], axis=_axis(argument, letter)) if letter in argument.dims else two
-            assert_close(joined, whole, f"{op.name}: {argument.name} depends on the cut at {cut}", terms=64)
+        for argument, whole, one, two in zip(outputs, case(), first, second, strict=True):
+            joined = np.concatenate([one, two], axis=axis(argument, letter)) if letter in argument.dims else two
+            assert_close(joined, whole, f"{case.op.name}: {argument.name} depends on the cut at {cut}", terms=64)
 
     return Law(f"streams over {letter}", check)
 
 
 def identity(name: str, statement: Callable) -> Law:
-    """A named identity: ``statement(args, params, run, draw)`` raises AssertionError when it fails."""
-    return Law(name, lambda op, args, params, run, draw: statement(args, params, run, draw))
+    """A named identity: ``statement(case, draw)`` raises AssertionError when it fails."""
+    return Law(name, statement)

@@ -15,7 +15,6 @@ from functools import partial
 import numpy as np
 import pytest
 from conftest import operators
-from operator_checks import check_gradients, check_values, draw_cotangents, flat, floats, listed, unflat
 
 import autograd as ag
 from autograd import (
@@ -33,6 +32,7 @@ from autograd import (
 from autograd.cpu.compile import FLAGS
 from autograd.draw import Draw, draw_inputs
 from autograd.random import Random
+from autograd.verify import check_gradients, check_values, draw_cotangents, flat, floats, listed, unflat
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
 from minitv.ops import attention

@@ -115,12 +115,12 @@ def conv1d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
 
 
 @conv1d.form
-def columns(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+def columns(x, weight, bias, stride, padding, dilation, groups):
     return _columns(x, weight, bias, stride, padding, dilation, groups)
 
 
 @conv1d.form
-def taps(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+def taps(x, weight, bias, stride, padding, dilation, groups):
     return _tap_by_tap(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -150,17 +150,17 @@ def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
 
 
 @conv2d.form
-def columns(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+def columns(x, weight, bias, stride, padding, dilation, groups):
     return _columns(x, weight, bias, stride, padding, dilation, groups)
 
 
 @conv2d.form
-def taps(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+def taps(x, weight, bias, stride, padding, dilation, groups):
     return _tap_by_tap(x, weight, bias, stride, padding, dilation, groups)
 
 
 def _validate(name):
-    def check(x, weight, bias, *, stride, padding, dilation, groups):
+    def check(x, weight, stride, padding, dilation, groups):
         axes = x.ndim - 2
         for parameter, value, low in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
             numbers = _each(value, axes)

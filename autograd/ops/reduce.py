@@ -56,26 +56,26 @@ def _reduction_inputs(draw, minimum=0, values="floats"):
     return (getattr(draw, values)(*shape),), {"axis": axis, "keepdims": draw.boolean()}
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def sum(x, *, axis=None, keepdims=False):
     """Σ x over the axes."""
     return _definition(x, axis, keepdims, math.fsum, "sum")
 
 
-sum.primitive(lambda x, *, axis=None, keepdims=False: namespace(x).sum(
+sum.primitive(lambda x, axis, keepdims: namespace(x).sum(
     x, axis=normalize_axes("sum", axis, x.ndim), keepdims=keepdims))
 sum.vjp(lambda g, x_shape, axis: _spread(g, x_shape, axis, "sum"))
 sum.inputs(_reduction_inputs)
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def mean(x, *, axis=None, keepdims=False):
     """Σ x / n over the axes; NaN for n = 0."""
     return _definition(x, axis, keepdims, lambda v: math.fsum(v) / len(v) if v else math.nan, "mean")
 
 
 @mean.form
-def composed(x, *, axis=None, keepdims=False):
+def composed(x, axis, keepdims):
     count = _count(x.shape, axis, "mean")
     return sum(x, axis=axis, keepdims=keepdims) * (1.0 / count if count else math.nan)
 
@@ -99,26 +99,26 @@ def _scalar_variance(values, ddof):
     return math.fsum((v - center) ** 2 for v in values) / (len(values) - ddof)
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def var(x, *, axis=None, keepdims=False, ddof=0):
     """Σ (x - mean)² / (n - ddof) over the axes."""
     return _definition(x, axis, keepdims, lambda v: _scalar_variance(v, ddof), "var")
 
 
 @var.form
-def composed(x, *, axis=None, keepdims=False, ddof=0):
+def composed(x, axis, keepdims, ddof):
     deviation = centered(x, axis, "var")
     return sum(deviation * deviation, axis=axis, keepdims=keepdims) * (1.0 / (_count(x.shape, axis, "var") - ddof))
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", method=True)
 def std(x, *, axis=None, keepdims=False, ddof=0):
     """√var; where it is 0 its gradient is 0."""
     return _definition(x, axis, keepdims, lambda v: math.sqrt(_scalar_variance(v, ddof)), "std")
 
 
 @std.form
-def composed(x, *, axis=None, keepdims=False, ddof=0):
+def composed(x, axis, keepdims, ddof):
     variance = var(x, axis=axis, keepdims=keepdims, ddof=ddof)
     positive = variance.data > 0
     return where(positive, sqrt(where(positive, variance, 1.0)), variance * 0.0)
@@ -151,8 +151,8 @@ def _declare_extreme(name, pick):
 
     definition.__name__ = name
     definition.__doc__ = f"The {name}imum over the axes; NaN propagates, ties share the gradient evenly."
-    extreme = op("x[*] -> y[*]")(definition)
-    extreme.primitive(lambda x, *, axis=None, keepdims=False: getattr(namespace(x), name)(
+    extreme = op("x[*] -> y[*]", method=True)(definition)
+    extreme.primitive(lambda x, axis, keepdims: getattr(namespace(x), name)(
         x, axis=normalize_axes(name, axis, x.ndim), keepdims=keepdims))
 
     @extreme.vjp
@@ -164,7 +164,7 @@ def _declare_extreme(name, pick):
         return _spread(g, x.shape, axis, name) * Tensor.wrap((chosen / ties).astype(x.dtype))
 
     @extreme.validate
-    def _(x, *, axis, keepdims):
+    def _(x, axis, keepdims):
         if x.size == 0 and _count(x.shape, axis, name) == 0:
             raise ShapeError(f"{name}: no element to take the {name}imum of (shape {x.shape}, axis {axis})")
 
@@ -186,7 +186,7 @@ def _scalar_norm(values, ord):
     return {1: math.fsum(map(abs, values)), 2: math.hypot(*values), math.inf: _max(map(abs, values), default=0.0)}[ord]
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", method=True)
 def norm(x, *, axis=None, keepdims=False, ord=2):
     """The length of vectors over the axes: ord 2: √Σ x², 1: Σ |x|, math.inf: max |x|; 0 of nothing, NaN propagates.
 
@@ -203,7 +203,7 @@ def _scale(x, axes):
 
 
 @norm.primitive
-def _(x, *, axis=None, keepdims=False, ord=2):
+def _(x, axis, keepdims, ord):
     xp, axes = namespace(x), normalize_axes("norm", axis, x.ndim)
     if ord == 1:
         return xp.sum(xp.abs(x), axis=axes, keepdims=keepdims)
@@ -236,7 +236,7 @@ def _(g, x, out, axis, ord):
 
 
 @norm.validate
-def _(x, *, axis, keepdims, ord):
+def _(x, axis, ord):
     normalize_axes("norm", axis, x.ndim)
     if ord not in _ORDS:
         raise DomainError(f"norm: ord {ord!r}, allowed: {', '.join(map(str, _ORDS))}")
@@ -249,13 +249,13 @@ def _(draw):
     return (draw.layout(np.where(draw.mask(*x.shape), x, -x)),), {**params, "ord": draw.choice(_ORDS)}
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", method=True)
 def prod(x, *, axis=None, keepdims=False):
     """Π x over the axes; the gradient is right for any number of zeros."""
     return _definition(x, axis, keepdims, math.prod, "prod")
 
 
-prod.primitive(lambda x, *, axis=None, keepdims=False: namespace(x).prod(
+prod.primitive(lambda x, axis, keepdims: namespace(x).prod(
     x, axis=normalize_axes("prod", axis, x.ndim), keepdims=keepdims))
 
 
@@ -302,14 +302,14 @@ def _scalar_logsumexp(values):
     return top + math.log(math.fsum(math.exp(v - top) for v in values))
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", method=True)
 def logsumexp(x, *, axis=-1, keepdims=False):
     """ln Σ e^x over the axes, without overflow; nothing or only -inf gives -inf with gradient 0; +inf shares evenly."""
     return _definition(x, axis, keepdims, _scalar_logsumexp, "logsumexp")
 
 
 @logsumexp.primitive
-def _(x, *, axis=-1, keepdims=False):
+def _(x, axis, keepdims):
     xp = namespace(x)
     axes = normalize_axes("logsumexp", axis, x.ndim)
     top = largest(x, axes)
@@ -365,7 +365,7 @@ def _masked_rows(x, mask, axis):
         yield row, x[row].tolist(), mask[row].tolist()
 
 
-@op("x[*], mask?:bool[*] -> y[*]")
+@op("x[*], mask?:bool[*] -> y[*]", method=True)
 def softmax(x, mask=None, *, axis=-1):
     """e^x / Σ e^x along the axis over the positions where mask is True; elsewhere 0.
 
@@ -379,7 +379,7 @@ def softmax(x, mask=None, *, axis=-1):
 
 
 @softmax.primitive
-def _(x, mask=None, *, axis=-1):
+def _(x, mask, axis):
     xp = namespace(x)
     if mask is not None:
         x = xp.where(mask, x, x.dtype.type(-math.inf))
@@ -392,14 +392,14 @@ def _(x, mask=None, *, axis=-1):
 
 @softmax.vjp
 def _(g, out, axis):
-    return out * (g - sum(g * out, axis=axis, keepdims=True)), None
+    return out * (g - sum(g * out, axis=axis, keepdims=True))
 
 
 softmax.validate(_validate_mask("softmax"))
 softmax.inputs(_softmax_inputs)
 
 
-@op("x[*], mask?:bool[*] -> y[*]")
+@op("x[*], mask?:bool[*] -> y[*]", method=True)
 def log_softmax(x, mask=None, *, axis=-1):
     """x - ln Σ e^x along the axis over the positions where mask is True; elsewhere -inf with gradient 0."""
     out = np.full_like(x, -math.inf)
@@ -410,7 +410,7 @@ def log_softmax(x, mask=None, *, axis=-1):
 
 
 @log_softmax.primitive
-def _(x, mask=None, *, axis=-1):
+def _(x, mask, axis):
     xp = namespace(x)
     if mask is not None:
         x = xp.where(mask, x, x.dtype.type(-math.inf))
@@ -426,7 +426,7 @@ def _(g, x, mask, out, axis):
     hidden = out.data == -math.inf
     g = where(hidden, 0.0, g)
     probabilities = where(hidden, 0.0, exp(where(hidden, 0.0, out)))
-    return where(hidden, 0.0, g - probabilities * sum(g, axis=axis, keepdims=True)), None
+    return where(hidden, 0.0, g - probabilities * sum(g, axis=axis, keepdims=True))
 
 
 log_softmax.validate(_validate_mask("log_softmax"))

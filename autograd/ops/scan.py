@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from ..check import assert_close
 from ..device import namespace
 from ..laws import identity
+from ..metric import assert_close
 from ..op import op
 from ..shapes import normalize_axis
 from ..tensor import Tensor
@@ -61,18 +61,18 @@ def _scan_inputs(draw):
     return (draw.floats(*shape),), {"axis": draw.integer(-len(shape), len(shape) - 1)}
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def cumsum(x, *, axis=-1):
     """y_t = Σ_{s <= t} x_s along the axis."""
     return _scan(x, axis, "cumsum", lambda y, v: y + v)
 
 
-cumsum.primitive(lambda x, *, axis=-1: namespace(x).cumsum(x, axis=normalize_axis("cumsum", axis, x.ndim)))
+cumsum.primitive(lambda x, axis: namespace(x).cumsum(x, axis=normalize_axis("cumsum", axis, x.ndim)))
 cumsum.vjp(lambda g, axis: flip(cumsum(flip(g, axis=axis), axis=axis), axis=axis))
 cumsum.inputs(_scan_inputs)
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def cumprod(x, *, axis=-1):
     """y_t = Π_{s <= t} x_s along the axis, of the shape of x; the gradient is right for any number of zeros.
 
@@ -81,7 +81,7 @@ def cumprod(x, *, axis=-1):
     return _scan(x, axis, "cumprod", lambda y, v: y * v)
 
 
-cumprod.primitive(lambda x, *, axis=-1: namespace(x).cumprod(x, axis=normalize_axis("cumprod", axis, x.ndim)))
+cumprod.primitive(lambda x, axis: namespace(x).cumprod(x, axis=normalize_axis("cumprod", axis, x.ndim)))
 
 
 @cumprod.vjp
@@ -99,13 +99,13 @@ def _(draw):
     return ((x if draw.boolean() else draw.layout(np.where(draw.mask(*x.shape), x, x.dtype.type(0)))),), params
 
 
-def _ends_in_logsumexp(args, params, run, draw):
-    x, axis = args[0], params["axis"]
-    if x.shape[axis]:
-        assert_close(np.take(run(args, params)[0], -1, axis), logsumexp.definition(x, axis=axis), "the last is not logsumexp")
+def _ends_in_logsumexp(case, draw):
+    if case.x.shape[case.axis]:
+        last = np.take(case().y, -1, case.axis)
+        assert_close(last, logsumexp.definition(case.x, axis=case.axis), "the last is not logsumexp")
 
 
-@op("x[*] -> y[*]", laws=[identity("the last is logsumexp", _ends_in_logsumexp)])
+@op("x[*] -> y[*]", laws=[identity("the last is logsumexp", _ends_in_logsumexp)], method=True)
 def logcumsumexp(x, *, axis=-1):
     """y_t = ln Σ_{s <= t} e^x_s along the axis, of the shape of x, without overflow.
 
@@ -116,7 +116,7 @@ def logcumsumexp(x, *, axis=-1):
 
 
 @logcumsumexp.primitive
-def _(x, *, axis=-1):
+def _(x, axis):
     axis = normalize_axis("logcumsumexp", axis, x.ndim)
     with np.errstate(under="ignore"):
         return _doublings(x.swapaxes(axis, -1), namespace(x).logaddexp).swapaxes(axis, -1)

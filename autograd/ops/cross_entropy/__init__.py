@@ -42,7 +42,7 @@ def cross_entropy(logits, labels, *, ignore_index=None, reduction="mean", label_
 
 
 @cross_entropy.form
-def composed(logits, labels, *, ignore_index=None, reduction="mean", label_smoothing=0.0):
+def composed(logits, labels, ignore_index, reduction, label_smoothing):
     xp = namespace(logits.data)
     if ignore_index is not None:
         counted = labels != ignore_index
@@ -62,12 +62,12 @@ def composed(logits, labels, *, ignore_index=None, reduction="mean", label_smoot
     return sum(losses) * (1.0 / max(labels.size, 1) if reduction == "mean" else 1.0)
 
 
-cross_entropy.kernel("cpu", "autograd.ops.cross_entropy.cpu")
-cross_entropy.kernel("cuda", "autograd.ops.cross_entropy.gpu")
+cross_entropy.kernel("cpu")
+cross_entropy.kernel("cuda")
 
 
 @cross_entropy.validate
-def _(logits, labels, *, ignore_index, reduction, label_smoothing):
+def _(logits, labels, ignore_index, reduction, label_smoothing):
     if reduction not in REDUCTIONS:
         raise DomainError(f"cross_entropy: reduction {reduction!r}, allowed: {', '.join(REDUCTIONS)}")
     if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing <= 1:

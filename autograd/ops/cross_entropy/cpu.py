@@ -36,7 +36,7 @@ def _forward(logits, labels, counted, losses, difference):
         out[label] -= one
 
 
-def forward(logits, labels, *, ignore_index, reduction, label_smoothing):
+def forward(logits, labels, ignore_index, reduction, label_smoothing):
     size = logits.shape[-1]
     rows = np.ascontiguousarray(logits).reshape(labels.size, size)
     flat = np.ascontiguousarray(labels).reshape(-1)
@@ -55,4 +55,4 @@ def forward(logits, labels, *, ignore_index, reduction, label_smoothing):
 def backward(saved, g):
     difference, shape, count = saved
     share = g / difference.dtype.type(count)  # [] or, of losses that were not reduced, [...]
-    return (difference * share.reshape(-1, 1)).reshape(shape), None
+    return ((difference * share.reshape(-1, 1)).reshape(shape),)

@@ -10,7 +10,7 @@ SOURCE = Source(__file__, SHORT)
 supports = float32_only
 
 
-def forward(logits, labels, *, ignore_index, reduction, label_smoothing):
+def forward(logits, labels, ignore_index, reduction, label_smoothing):
     xp = namespace(logits, labels)
     logits, labels = contiguous(logits), contiguous(labels)
     ignoring, ignored = ignore_index is not None, ignore_index or 0
@@ -41,7 +41,7 @@ def backward(saved, g):
     logits, labels, *rest = saved
     xp, gx = namespace(logits), namespace(logits).empty_like(logits)
     if not rest:
-        return gx, None
+        return (gx,)
     tops, inverses, share, ignoring, ignored, label_smoothing = rest
     rows, size = labels.size, logits.shape[-1]
     later = g.shape != () or label_smoothing  # the kernel multiplies by one number, and knows one label a row
@@ -53,4 +53,4 @@ def backward(saved, g):
         if label_smoothing:
             smooth_difference(difference, *_counted(labels, ignoring, ignored), label_smoothing)
         difference *= factor
-    return gx, None
+    return (gx,)

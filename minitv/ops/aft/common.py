@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import ShapeError
 from autograd.laws import identity
+from autograd.metric import assert_close
 from autograd.ops import concat, flip, logsumexp, pad, reshape, sigmoid, softmax, stack, sum, where
 
 from ..attention import visible

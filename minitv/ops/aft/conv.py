@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import swapaxes, where
 
@@ -72,14 +72,14 @@ def aft_conv(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, val
 
 
 @aft_conv.form
-def lagged(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def lagged(q, k, v, bias, mask, average, logsum, keys, values, causal):
     """A scan over what has left the window, and the terms of the window: O(T W)."""
     k, v = joined(k, v, mask, average, logsum, keys, values)
     return over_window(q, k, v, swapaxes(bias)[None], causal)
 
 
 @aft_conv.form
-def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def parallel(q, k, v, bias, mask, average, logsum, keys, values, causal):
     """All pairs of positions, a [B T S H] array: O(T²)."""
     k, v = joined(k, v, mask, average, logsum, keys, values)
     lag, inside, ahead = lags_of_pairs(q, k, bias.shape[1], causal)
@@ -87,12 +87,12 @@ def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, val
     return over_pairs(q, k, v, whole, seen_keys(q, k, causal)), *past_after(k, v, bias.shape[1] - 1 - ahead)
 
 
-aft_conv.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv_")
-aft_conv.kernel("cuda", "minitv.ops.aft.gpu", prefix="conv_")
+aft_conv.kernel("cpu", prefix="conv_")
+aft_conv.kernel("cuda", prefix="conv_")
 
 
 @aft_conv.validate
-def _(q, k, v, bias, mask, average, logsum, keys, values, *, causal):
+def _(q, k, v, bias, mask, average, logsum, keys, values, causal):
     check_heads("aft_conv", q, k)
     check_state("aft_conv", average, logsum, keys, values)
     check_window("aft_conv", bias, causal, keys)

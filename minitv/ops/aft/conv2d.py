@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import ShapeError
 from autograd.laws import identity, independent, linear_in
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import reshape, transpose, where
 
@@ -62,7 +62,7 @@ def aft_conv2d(q, k, v, bias, mask=None):
 
 
 @aft_conv2d.form
-def parallel(q, k, v, bias, mask=None):
+def parallel(q, k, v, bias, mask):
     """All pairs of pixels, a [B Y·X Y·X H] array."""
     xp, (batch, rows, columns) = namespace(q.data), q.shape[:3]
     k, v = joined(k, v, mask)
@@ -75,8 +75,8 @@ def parallel(q, k, v, bias, mask=None):
     return reshape(over_pairs(*flat, whole, xp.ones(whole.shape[:2], bool)), q.shape)
 
 
-aft_conv2d.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv2d_")
-aft_conv2d.kernel("cuda", "minitv.ops.aft.gpu", prefix="conv2d_")
+aft_conv2d.kernel("cpu", prefix="conv2d_")
+aft_conv2d.kernel("cuda", prefix="conv2d_")
 
 
 @aft_conv2d.validate

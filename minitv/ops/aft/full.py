@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.check import assert_close
-from autograd.errors import DomainError
 from autograd.laws import identity, independent, linear_in
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, exp, log, matmul, sigmoid, stack, where
 
@@ -54,12 +53,11 @@ def _order_of_keys(args, params, run, draw):
           within_the_values(2), only_differences("keys", 1), only_differences("biases", 3),
           identity("with causal, only the last position sees the last key", _later_keys),
           identity("without, the order of keys does not matter", _order_of_keys)])
-def aft_full(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+def aft_full(q, k, v, bias, mask=None, *, causal=True):
     """y_t = sigmoid(q_t) Σ_s e^(k_s + bias_ts) v_s / Σ_s e^(k_s + bias_ts) over all s, or over s <= t + S - T.
 
     q[B T C], k and v [B S C], bias[T S], mask[B S]. Of S keys the last belongs to the last of T queries, so with a cache of
-    past keys the call continues the sequence. ``chunk_size`` positions are taken together in the tiled form and in the
-    kernel; it changes rounding only.
+    past keys the call continues the sequence.
     """
     k, v = everything(k, v, mask)
     y = np.zeros_like(q)
@@ -71,14 +69,14 @@ def aft_full(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
 
 
 @aft_full.form
-def parallel(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+def parallel(q, k, v, bias, mask, causal):
     """All exponents, a [B T S C] array."""
     k, v = joined(k, v, mask)
     return over_pairs(q, k, v, bias[..., None], seen_keys(q, k, causal))
 
 
-@aft_full.form
-def tiled(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+@aft_full.form(tuning={"chunk_size": 64})
+def tiled(q, k, v, bias, mask, causal, chunk_size):
     """Tiles of positions and keys, each by two matrix products; O(T chunk_size) memory.
 
     A tile on the diagonal adds up its exponents one by one: there the largest key may belong to a position that few see, and
@@ -109,14 +107,8 @@ def _tile(k, v, bias, seen):
     return weighted(exponents, v[:, None], axis=2)
 
 
-aft_full.kernel("cpu", "minitv.ops.aft.cpu", prefix="full_")
-aft_full.kernel("cuda", "minitv.ops.aft.gpu", prefix="full_")
-
-
-@aft_full.validate
-def _(q, k, v, bias, mask, *, causal, chunk_size):
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise DomainError(f"aft_full: chunk_size must be an integer of at least 1, got {chunk_size!r}")
+aft_full.kernel("cpu", prefix="full_", tuning={"chunk_size": 64})
+aft_full.kernel("cuda", prefix="full_")
 
 
 @aft_full.inputs
@@ -124,4 +116,4 @@ def _(draw):
     batch, queries, keys, channels = draw.size(0, 2), draw.size(0, 6), draw.size(0, 7), draw.size(0, 3)
     mask = draw.mask(batch, keys) if draw.boolean() else None
     return (draw.floats(batch, queries, channels), draw_keys(draw, batch, keys, channels), draw.floats(batch, keys, channels),
-            draw_bias(draw, queries, keys), mask), {"causal": draw.boolean(), "chunk_size": draw.choice((1, 2, 3, 64))}
+            draw_bias(draw, queries, keys), mask), {"causal": draw.boolean()}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import where
 
@@ -80,14 +80,14 @@ def aft_local(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, va
 
 
 @aft_local.form
-def lagged(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def lagged(q, k, v, bias, mask, average, logsum, keys, values, causal):
     """A scan over what has left the window, and the terms of the window: O(T W)."""
     k, v = joined(k, v, mask, average, logsum, keys, values)
     return over_window(q, k, v, bias[..., None], causal)
 
 
 @aft_local.form
-def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def parallel(q, k, v, bias, mask, average, logsum, keys, values, causal):
     """aft_full's, with zeros outside of the window: O(T²)."""
     k, v = joined(k, v, mask, average, logsum, keys, values)
     lag, inside, ahead = lags_of_pairs(q, k, bias.shape[1], causal)
@@ -96,12 +96,12 @@ def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, val
     return over_pairs(q, k, v, whole, seen_keys(q, k, causal)), *past_after(k, v, bias.shape[1] - 1 - ahead)
 
 
-aft_local.kernel("cpu", "minitv.ops.aft.cpu", prefix="local_")
-aft_local.kernel("cuda", "minitv.ops.aft.gpu", prefix="local_")
+aft_local.kernel("cpu", prefix="local_")
+aft_local.kernel("cuda", prefix="local_")
 
 
 @aft_local.validate
-def _(q, k, v, bias, mask, average, logsum, keys, values, *, causal):
+def _(q, k, v, bias, mask, average, logsum, keys, values, causal):
     check_state("aft_local", average, logsum, keys, values)
     check_window("aft_local", bias, causal, keys)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, sigmoid, stack
 
@@ -55,7 +55,7 @@ def aft_simple(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
 
 
 @aft_simple.form
-def scan(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
+def scan(q, k, v, mask, average, logsum, causal):
     """Means and logsums of all prefixes at once, in log₂ T doublings (Hillis and Steele 1986)."""
     k, v = joined(k, v, mask, average, logsum)
     average, logsum, *_ = past_after(k, v, 0)
@@ -64,7 +64,7 @@ def scan(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
 
 
 @aft_simple.form
-def recurrent(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
+def recurrent(q, k, v, mask, average, logsum, causal):
     """One position after the other, as in generation: O(1) memory."""
     k, v = joined(k, v, mask, average, logsum)
     average, logsum = weighted(k[:, :0], v[:, :0], axis=1)
@@ -77,18 +77,18 @@ def recurrent(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
 
 
 @aft_simple.form
-def parallel(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
+def parallel(q, k, v, mask, average, logsum, causal):
     """All pairs of positions, a [B T S C] array."""
     k, v = joined(k, v, mask, average, logsum)
     return over_pairs(q, k, v, None, seen_keys(q, k, causal)), *past_after(k, v, 0)[:2]
 
 
-aft_simple.kernel("cpu", "minitv.ops.aft.cpu", prefix="simple_")
-aft_simple.kernel("cuda", "minitv.ops.aft.gpu", prefix="simple_")
+aft_simple.kernel("cpu", prefix="simple_")
+aft_simple.kernel("cuda", prefix="simple_")
 
 
 @aft_simple.validate
-def _(q, k, v, mask, average, logsum, *, causal):
+def _(q, k, v, mask, average, logsum, causal):
     check_state("aft_simple", average, logsum)
 
 

@@ -14,10 +14,10 @@ import math
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
 from autograd.laws import causal, identity, independent, linear_in
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import matmul, softmax, swapaxes, where
 from autograd.random import Random, philox
@@ -96,7 +96,7 @@ def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=
 
 
 @attention.form
-def parallel(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
+def parallel(q, k, v, mask, causal, scale, dropout, seed):
     """All scores at once, a [B H T S] array."""
     xp = namespace(q.data)
     width = q.shape[-1]
@@ -112,12 +112,12 @@ def parallel(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0
     return matmul(weights, v)
 
 
-attention.kernel("cpu", "minitv.ops.attention.cpu")
-attention.kernel("cuda", "minitv.ops.attention.gpu")
+attention.kernel("cpu")
+attention.kernel("cuda")
 
 
 @attention.validate
-def _(q, k, v, mask, *, causal, scale, dropout, seed):
+def _(q, k, v, mask, causal, scale, dropout, seed):
     if mask is not None:
         target = (*q.shape[:3], k.shape[2])
         if not broadcasts_to(mask.shape, target):

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.fft import next_fast_len
 
-from autograd.check import assert_close
 from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import complex_multiply, concat, flip, getitem, irfft, pad, rfft, swapaxes
 
@@ -89,7 +89,7 @@ def _both_ways(causal, x, filter, skip, reverse, history):
 
 
 @long_conv.form
-def fft(x, filter, skip=None, reverse=None, history=None):
+def fft(x, filter, skip, reverse, history):
     """A product of spectra: T log T."""
 
     def causal(x, filter):
@@ -104,7 +104,7 @@ def fft(x, filter, skip=None, reverse=None, history=None):
 
 
 @long_conv.form
-def direct(x, filter, skip=None, reverse=None, history=None):
+def direct(x, filter, skip, reverse, history):
     """A sum over the taps: T²."""
 
     def causal(x, filter):
@@ -117,7 +117,7 @@ def direct(x, filter, skip=None, reverse=None, history=None):
 
 
 @long_conv.form
-def relaxed(x, filter, skip=None, reverse=None, history=None):
+def relaxed(x, filter, skip, reverse, history):
     """Every output as soon as its input is known, as in online.py: T log² T."""
     from .online import begin, read
 
@@ -131,8 +131,8 @@ def relaxed(x, filter, skip=None, reverse=None, history=None):
     return _both_ways(causal, x, filter, skip, reverse, history)
 
 
-long_conv.kernel("cpu", "minitv.ops.long_conv.cpu")
-long_conv.kernel("cuda", "minitv.ops.long_conv.gpu")
+long_conv.kernel("cpu")
+long_conv.kernel("cuda")
 
 
 @long_conv.inputs

@@ -17,10 +17,10 @@ from functools import lru_cache
 import numpy as np
 
 from autograd import Tensor
-from autograd.check import assert_close
 from autograd.device import namespace, to_numpy
 from autograd.errors import DomainError, ShapeError
 from autograd.laws import identity, independent
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, reshape, stack
 
@@ -106,7 +106,7 @@ def rope(x, positions=None, *, angles=(), pairing="adjacent", scale=1.0, start=0
 
 
 @rope.form
-def composed(x, positions=None, *, angles=(), pairing="adjacent", scale=1.0, start=0):
+def composed(x, positions, angles, pairing, scale, start):
     xp, pairs = namespace(x.data), len(angles)
     cos, sin = (Tensor.wrap(xp.asarray(t[:, None])) for t in turns(angles, start, x.shape[2], positions, x.dtype))
     rest = x[..., 2 * pairs:]
@@ -118,12 +118,12 @@ def composed(x, positions=None, *, angles=(), pairing="adjacent", scale=1.0, sta
     return concat([a * cos - b * sin, a * sin + b * cos, rest], axis=-1) * scale
 
 
-rope.kernel("cpu", "minitv.ops.rope.cpu")
-rope.kernel("cuda", "minitv.ops.rope.gpu")
+rope.kernel("cpu")
+rope.kernel("cuda")
 
 
 @rope.validate
-def _(x, positions, *, angles, pairing, scale, start):
+def _(x, positions, angles, pairing, scale, start):
     if pairing not in PAIRINGS:
         raise DomainError(f"rope: pairing is {pairing!r}, allowed: {', '.join(PAIRINGS)}")
     if not isinstance(angles, tuple) or 2 * len(angles) > x.shape[3]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from autograd import Tensor
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, reshape, where
 
@@ -47,7 +47,7 @@ def token_shift(x, mix, last=None, reset=None):
 
 
 @token_shift.form
-def composed(x, mix, last=None, reset=None):
+def composed(x, mix, last, reset):
     batch, _, width = x.shape
     if last is None:
         last = Tensor.wrap(namespace(x.data).zeros((batch, width), x.dtype))
@@ -56,8 +56,8 @@ def composed(x, mix, last=None, reset=None):
     return mix * x + (1.0 - mix) * before, sequence[:, -1]
 
 
-token_shift.kernel("cpu", "minitv.ops.token_shift.cpu")
-token_shift.kernel("cuda", "minitv.ops.token_shift.gpu")
+token_shift.kernel("cpu")
+token_shift.kernel("cuda")
 
 
 @token_shift.inputs

@@ -22,10 +22,10 @@ import math
 import numpy as np
 
 from autograd import Tensor
-from autograd.check import assert_close
 from autograd.device import namespace
-from autograd.errors import DomainError, ShapeError
+from autograd.errors import ShapeError
 from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, exp, matmul, maximum, reshape, softmax, stack, swapaxes, where
 
@@ -76,12 +76,11 @@ def _restart(args, params, run, draw):
           identity("weights sum to one", _mean),
           identity("with w = u = 0 it is the running mean of AFT-simple", _running_mean),
           identity("a reset forgets what came before", _restart)])
-def wkv(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
+def wkv(k, v, w, u, a=None, b=None, p=None, reset=None):
     """y_t = the mean of the v so far, weighted by e^((t-1-i) w + k_i), by e^(u + k_t) for the present; and the state after.
 
     k, v[B T C], w[C] <= 0 and u[C] in nats; a, b, p[B C] are what an earlier call returned, all or none; reset[B T] is
-    True where a sequence begins, before which everything is forgotten. ``chunk_size`` is of the chunkwise form and of the CPU
-    kernel, which keeps a state every so many positions; it changes rounding only. The page's first lines have the formulas.
+    True where a sequence begins, before which everything is forgotten. The page's first lines have the formulas.
     """
     y, state = np.empty(k.shape, k.dtype), np.zeros((3, k.shape[0], k.shape[2]), k.dtype)
     for n, c in np.ndindex(state.shape[1:]):
@@ -140,7 +139,7 @@ def _reset(reset, part):
 
 
 @wkv.form
-def recurrent(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
+def recurrent(k, v, w, u, a, b, p, reset):
     """One token after the other, O(T): RWKV's own algorithm, as in training on a GPU and in generation."""
     state = _empty(k, k.shape[0], k.shape[2]) if p is None else (a, b, p)
     ys = [k[:, :0]]
@@ -151,8 +150,8 @@ def recurrent(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
     return concat(ys, axis=1), *state
 
 
-@wkv.form
-def chunkwise(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
+@wkv.form(tuning={"chunk_size": 32})
+def chunkwise(k, v, w, u, a, b, p, reset, chunk_size):
     """All chunks at once, position after position; then one chunk after the other: chunk_size + T / chunk_size steps.
 
     Joining two stretches of tokens is associative: with n tokens on the right, the left one's p becomes p + n w. So every
@@ -184,17 +183,15 @@ def chunkwise(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
     return concat([*ys, y], axis=1), *state
 
 
-wkv.kernel("cpu", "minitv.ops.wkv.cpu")
-wkv.kernel("cuda", "minitv.ops.wkv.gpu")
+wkv.kernel("cpu", tuning={"chunk_size": 32})  # positions from one kept state to the next
+wkv.kernel("cuda")
 
 
 @wkv.validate
-def _(k, v, w, u, a, b, p, reset, *, chunk_size):
+def _(a, b, p):
     if len({x is None for x in (a, b, p)}) > 1:
         missing = [name for name, x in zip("abp", (a, b, p), strict=True) if x is None]
         raise ShapeError(f"wkv: a, b and p are one state, give all or none; missing: {', '.join(missing)}")
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise DomainError(f"wkv: chunk_size must be an integer of at least 1, got {chunk_size!r}")
 
 
 def _rates(draw, width):
@@ -223,7 +220,7 @@ def _(draw):
     k += winner[:, None] == np.arange(length)[:, None]
     p += winner < 0
     return (k, draw.floats(batch, length, width), w, draw.floats(width, low=-2.0, high=2.0),
-            *((a, b, p) if carried else (None, None, None)), reset), {"chunk_size": draw.choice((1, 2, 3, 32))}
+            *((a, b, p) if carried else (None, None, None)), reset), {}
 
 
 # -- both directions ---------------------------------------------------------------------------------------------------
@@ -302,8 +299,8 @@ def scans(k, v, w, u):
 
 
 
-bidirectional_wkv.kernel("cpu", "minitv.ops.wkv.cpu", prefix="bidirectional_")
-bidirectional_wkv.kernel("cuda", "minitv.ops.wkv.gpu", prefix="bidirectional_")
+bidirectional_wkv.kernel("cpu", prefix="bidirectional_")
+bidirectional_wkv.kernel("cuda", prefix="bidirectional_")
 
 
 @bidirectional_wkv.inputs
