@@ -45,12 +45,12 @@ def backward(saved, g):
     tops, inverses, share, ignoring, ignored, label_smoothing = rest
     rows, size = labels.size, logits.shape[-1]
     later = g.shape != () or label_smoothing  # the kernel multiplies by one number, and knows one label a row
-    factor, one = g.reshape(-1, 1) * share, xp.ones((), np.float32)
-    SOURCE.launch("mtv_cross_entropy_backward", ceil_div(rows, 4), logits, labels, tops, inverses, one if later else share,
-                  one if later else g, gx, rows, size, ignoring, ignored, options=storage(logits))
+    factor, unit = (xp.ones((), np.float32),) * 2 if later else (g, share)
+    SOURCE.launch("mtv_cross_entropy_backward", ceil_div(rows, 4), logits, labels, tops, inverses, unit, factor,
+                  gx, rows, size, ignoring, ignored, options=storage(logits))
     if later:
         difference = gx.reshape(rows, size)
         if label_smoothing:
             smooth_difference(difference, *_counted(labels, ignoring, ignored), label_smoothing)
-        difference *= factor
+        difference *= g.reshape(-1, 1) * share
     return (gx,)
