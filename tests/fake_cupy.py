@@ -27,7 +27,7 @@ SIGNATURES = {
     "asarray": "a, dtype=None", "ascontiguousarray": "a, dtype=None", "broadcast_to": "array, shape",
     "concatenate": "tup, axis=0", "cumprod": "a, axis=None", "cumsum": "a, axis=None", "empty": "shape, dtype=float",
     "empty_like": "prototype, dtype=None", "flip": "a, axis=None", "full": "shape, fill_value, dtype=None",
-    "max": "a, axis=None, keepdims=False", "min": "a, axis=None, keepdims=False",
+    "max": "a, axis=None, keepdims=False", "may_share_memory": "a, b", "min": "a, axis=None, keepdims=False",
     "ones": "shape, dtype=float", "pad": "array, pad_width, mode='constant', **kwargs",
     "prod": "a, axis=None, keepdims=False", "roll": "a, shift, axis=None", "searchsorted": "a, v, side='left'",
     "stack": "tup, axis=0", "sum": "a, axis=None, keepdims=False", "take": "a, indices, axis=None",
@@ -308,7 +308,8 @@ def _modules():
     functions = {name: _strict(name, signature, SPECIAL.get(name) or getattr(np, name))
                  for name, signature in SIGNATURES.items()}
     functions |= {name: _strict(name, "x, y" if getattr(np, name).nin == 2 else "x", getattr(np, name)) for name in UFUNCS}
-    functions |= {"array": _array, "asarray": lambda a, dtype=None: _array(a, dtype, copy=False)}
+    functions |= {"array": _array, "asarray": lambda a, dtype=None: _array(a, dtype, copy=False),
+                  "may_share_memory": lambda a, b: np.may_share_memory(_bare(a), _bare(b))}  # by addresses: reads nothing
     properties = {"name": b"a GPU that is not there", "totalGlobalMem": 0, "major": 0, "minor": 0}
     runtime = _module("cupy.cuda.runtime", getDeviceCount=lambda: state.devices, getDevice=lambda: state.device,
                       runtimeGetVersion=lambda: 0, driverGetVersion=lambda: 0, getDeviceProperties=lambda i: properties,

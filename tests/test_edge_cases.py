@@ -10,6 +10,7 @@ import itertools
 import math
 import threading
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -271,6 +272,57 @@ def test_a_difference_of_unsigned_ids_that_wrapped_is_refused(integer):
     refuse(DomainError, ["cross_entropy", "0 .. 2"], lambda x: ag.cross_entropy(x, ids), np.ones((1, 3)))
 
 
+# -- kinds of arrays ---------------------------------------------------------------------------------------------------
+class Metres(np.ndarray):
+    """An array that means more than its numbers."""
+
+
+SUBCLASSES = {"matrix": lambda x: np.asmatrix(x.reshape(len(x), -1)), "MaskedArray": lambda x: np.ma.array(x, mask=x == x),
+              "recarray": lambda x: x.view(np.recarray), "Metres": lambda x: x.view(Metres)}
+
+
+@pytest.mark.parametrize("kind", SUBCLASSES)
+@table(("function", "array"), {
+    "a float": (lambda x: ag.exp(x), np.ones(3)),
+    "one of two floats": (lambda x: ag.add(Tensor(np.ones(3)), x), np.ones(3)),
+    "one of a list": (lambda x: ag.concat([np.ones(3), x]), np.ones(3)),
+    "a matrix to multiply": (lambda x: Tensor(np.ones((2, 2))) @ x, np.ones((2, 2))),
+    "labels": (lambda x: ag.cross_entropy(np.ones((2, 3)), x), np.zeros(2, int)),
+    "ids": (lambda x: ag.embedding(np.ones((2, 3)), x), np.zeros(2, int)),
+    "indices": (lambda x: ag.gather(np.ones((2, 3)), x), np.zeros(2, int)),
+    "a mask": (lambda x: ag.softmax(np.ones((2, 2)), x), np.ones((2, 2), bool)),
+    "a condition": (lambda x: ag.where(x, np.ones(2), 0.0), np.ones(2, bool)),
+    "an index": (lambda x: Tensor(np.ones((2, 3)))[x], np.zeros(2, int)),
+    "one index of two": (lambda x: Tensor(np.ones((2, 3)))[x, x], np.zeros(2, int)),
+    "counts": (lambda x: ag.repeat(np.ones(2), x), np.ones(2, int)),
+    "a Tensor": (Tensor, np.ones(3)), "a Tensor of integers": (partial(Tensor, dtype=np.float32), np.ones(3, int)),
+    "a seed": (lambda x: (Tensor(np.ones(3), requires_grad=True) * 2.0).backward(x), np.ones(3)),
+    "new values": (lambda x: Tensor(np.ones(3)).assign_(x), np.ones(3)),
+    "a comparison": (lambda x: Tensor(np.ones(3)) < x, np.ones(3)),
+    "an array to convert": (ag.to_numpy, np.ones(3))})
+def test_a_subclass_of_an_array_is_refused_by_its_name(function, array, kind):
+    for route in (forms, kernels):
+        with route(), pytest.raises(DtypeError, match=kind) as caught:
+            function(SUBCLASSES[kind](array))
+    assert ("without its mask" in str(caught.value)) == (kind == "MaskedArray")
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_a_mapped_file_is_an_array(mode, tmp_path):
+    for dtype in DTYPES:
+        np.arange(6, dtype=dtype).tofile(tmp_path / "x")
+        np.array([1, 0, 2]).tofile(tmp_path / "ids")
+        x, ids = np.memmap(tmp_path / "x", dtype, mode, shape=(3, 2)), np.memmap(tmp_path / "ids", np.int64, mode)
+        for route in (forms, kernels):
+            with route():
+                tensor = Tensor(x, requires_grad=True)
+                y = ag.embedding(tensor, ids)
+                slope, = gradients(y.sum(), [tensor])
+                assert ag.exp(x).data.tolist() == np.exp(np.asarray(x)).tolist()
+            assert type(tensor.data) is type(y.data) is np.ndarray and type(ag.to_numpy(x)) is np.ndarray
+            assert y.data.tolist() == [[2, 3], [0, 1], [4, 5]] and slope.data.tolist() == [[1, 1]] * 3
+
+
 # -- elementwise: values, kinks and saturations ------------------------------------------------------------------------
 POINTS = {  # (x, y, dy/dx)
     "relu": (ag.relu, [(-2, 0, 0), (-0.0, 0, 0), (0, 0, 0), (3, 3, 1), (INF, INF, 1), (-INF, 0, 0)]),
@@ -297,13 +349,15 @@ POINTS = {  # (x, y, dy/dx)
     "gelu_tanh": (ag.gelu_tanh, [(-1e4, 0, 0), (0, 0, 0.5), (1, 0.841191990608276705, 1.082964083845782555),
                                  (-1, -0.158808009391723295, -0.082964083845782555), (1e4, 1e4, 1)]),
     "gelu_tanh where x * x overflows": (ag.gelu_tanh, [(-1e30, 0, 0), (1e30, 1e30, 1)]),
-    "x ** 0": (lambda x: x**0, [(-2, 1, 0), (0, 1, 0), (3, 1, 0)]),
+    "x ** 0": (lambda x: x**0, [(-2, 1, 0), (0, 1, 0), (3, 1, 0), (INF, 1, 0), (-INF, 1, 0), (NAN, 1, 0), (1e-30, 1, 0)]),
     "x ** 1": (lambda x: x**1, [(-2, -2, 1), (0, 0, 1)]),
     "x ** 2": (lambda x: x**2, [(-3, 9, -6), (0, 0, 0)]),
     "x ** 3": (lambda x: x**3, [(-2, -8, 12), (0, 0, 0)]),
     "x ** 0.5": (lambda x: x**0.5, [(0, 0, INF), (4, 2, 0.25)]),
-    "x ** -1": (lambda x: x**-1, [(-2, -0.5, -0.25), (0, INF, -INF)]),
-    "0 ** x": (lambda x: 0**x, [(0, 1, 0), (0.5, 0, 0), (2, 0, 0)]),
+    "x ** -1": (lambda x: x**-1, [(-2, -0.5, -0.25), (0, INF, -INF), (INF, 0, 0)]),
+    "0 ** x": (lambda x: 0**x, [(-2, INF, -INF), (-0.5, INF, -INF), (0, 1, 0), (0.5, 0, 0), (2, 0, 0)]),
+    "1 ** x": (lambda x: 1**x, [(-INF, 1, 0), (0, 1, 0), (NAN, 1, 0)]),
+    "inf ** x": (lambda x: INF**x, [(-1, 0, 0), (0, 1, INF), (1, INF, INF)]),
     "2 ** x": (lambda x: 2**x, [(-1, 0.5, 0.5 * math.log(2)), (0, 1, math.log(2))]),
 }
 
@@ -339,7 +393,9 @@ def test_a_nan_stays_a_nan_and_stays_where_it_is(function):
     "0 ** 0": (ag.power, 0, 0, 1, 0, 0), "0 ** 1": (ag.power, 0, 1, 0, 1, 0), "0 ** 2": (ag.power, 0, 2, 0, 0, 0),
     "2 ** 0": (ag.power, 2, 0, 1, 0, math.log(2)), "0 ** 0.5": (ag.power, 0, 0.5, 0, INF, 0),
     "x / 0": (ag.divide, 1, 0, INF, INF, -INF), "0 / y": (ag.divide, 0, 2, 0, 0.5, 0),
-    "a negative base": (ag.power, -2, 3, -8, 12, NAN)})
+    "a negative base": (ag.power, -2, 3, -8, 12, NAN), "a negative base ** 0": (ag.power, -2, 0, 1, 0, NAN),
+    "inf ** 0": (ag.power, INF, 0, 1, 0, INF), "nan ** 0": (ag.power, NAN, 0, 1, 0, NAN),
+    "0 ** -1": (ag.power, 0, -1, INF, -INF, -INF), "inf ** -1": (ag.power, INF, -1, 0, 0, 0)})
 def test_two_numbers(op, x, y, value, by_x, by_y):
     expect(op, [[x], [y]], [value], 3.0, [[3 * by_x], [3 * by_y]], terms=4)
 
@@ -349,6 +405,28 @@ def test_second_derivative_of_a_power_at_0(power, second):
     x = Tensor([0.0], requires_grad=True)
     first, = gradients((x**power).sum(), [x], create_graph=True)
     assert gradients(first.sum(), [x])[0].numpy().tolist() == [second]
+
+
+@table(("x", "y"), {f"{x} ** {y}": (x, y) for x in (5.0, 0.3) for y in (0.0, 1.0, -1.0, 2.5)})
+def test_second_derivatives_of_a_power_by_its_exponent(x, y):
+    """x^y ln x by y and x^(y-1) (1 + y ln x) by x and y, in either order; at y = 0 the second is 1/x."""
+    for dtype in DTYPES:
+        base, exponent = (Tensor(np.array([v], dtype), requires_grad=True) for v in (x, y))
+        slopes = gradients(ag.power(base, exponent), [base, exponent], Tensor(np.ones(1, dtype)), create_graph=True)
+        (xx, xy), (yx, yy) = ([g.item() for g in gradients(s.sum(), [base, exponent], retain=True)] for s in slopes)
+        mixed = x ** (y - 1) * (1 + y * math.log(x))
+        found, expected = np.array([xx, xy, yx, yy], dtype), [y * (y - 1) * x ** (y - 2), mixed, mixed, x**y * math.log(x)**2]
+        assert_close(found, np.array(expected), "second derivatives", terms=16)
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-30, INF, -INF, NAN], ids=str)
+def test_no_derivative_of_x_to_the_0_by_x_is_anything_but_0(x):
+    for dtype, learned in itertools.product(DTYPES, (False, True)):
+        base, exponent = Tensor(np.array([x], dtype), requires_grad=True), Tensor(np.zeros(1, dtype), requires_grad=learned)
+        with np.errstate(all="ignore"):
+            slope, = gradients(base**exponent, [base], Tensor(np.ones(1, dtype)), create_graph=True)
+            assert slope.numpy().tolist() == [0]
+            assert learned or gradients(slope.sum(), [base])[0].numpy().tolist() == [0]
 
 
 def test_an_array_of_integers_is_not_a_power():
@@ -488,7 +566,11 @@ def test_the_result_of_a_reduction_is_an_array(op):
                                      [[3, 2], [5, 0], [0, 0]]),
     "prod over two axes with a zero": (lambda x: ag.prod(x, (2, 0)), [[[2, 0], [1, 2]], [[3, 5], [3, 4]]], [0, 24],
                                        [[[0, 30], [24, 12]], [[0, 0], [8, 6]]]),
-    "prod of a number": (ag.prod, 0.0, 0, 1),
+    "prod of a number": (ag.prod, 0.0, 0, 1), "prod of infinity": (ag.prod, [INF, 2], INF, [2, INF]),
+    "prod of 0 and infinity": (ag.prod, [INF, 0], NAN, [0, INF]),
+    "prod with a nan": (lambda x: ag.prod(x, 0), [[NAN, 3], [2, 4]], [NAN, 12], [[2, 4], [NAN, 3]]),
+    "prod with two infinities": (lambda x: ag.prod(x, -1), [[INF, -INF, 2], [3, 4, 0.5]], [-INF, 6],
+                                 [[-INF, INF, -INF], [2, 1.5, 12]]),
     "std of equals": (ag.std, [0.1, 0.1, 0.1], 0, [0, 0, 0]), "var of equals": (ag.var, [0.1, 0.1, 0.1], 0, [0, 0, 0]),
     "std of equals in one row": (lambda x: ag.std(x, -1), [[7.3, 7.3], [1, 3]], [0, 1], [[0, 0], [-0.5, 0.5]]),
     "std of one": (ag.std, [5], 0, [0]), "var of one": (ag.var, [5], 0, [0]), "std of a number": (ag.std, 5.0, 0, 0),
@@ -527,6 +609,39 @@ def test_reduction(function, x, value, slope):
     expect(function, [x], value, 3.0, [3.0 * np.asarray(slope, float)], terms=4)
 
 
+@pytest.mark.parametrize("size", [2.0**-120, 2.0**120], ids=["underflows", "overflows"])
+@pytest.mark.parametrize("axis", [None, -1, (0, 2), (1, -3)], ids=str)
+def test_slopes_of_a_product_that(size, axis):
+    """Each is the product of the others, also where that of all is beyond the numbers of the dtype."""
+    axes = range(3) if axis is None else [a % 3 for a in np.atleast_1d(axis)]
+    order = [a for a in range(3) if a not in axes] + list(axes)
+    for dtype in DTYPES:
+        factor, x = Fraction(size) ** (1 if dtype is np.float32 else 8), np.where(some(2, 2, 3) < 0, -1.5, 1.25)
+        first = x.transpose(order)  # a view
+        first[(0,) * (3 - len(axes))].flat[:2] = float(factor)
+        expected = np.empty(x.shape)
+        for index in np.ndindex(x.shape):
+            mates = [i for i in np.ndindex(x.shape) if i != index and all(i[a] == index[a] or a in axes for a in range(3))]
+            product = math.prod(Fraction(x[i]) for i in mates)
+            expected[index] = float(product) if abs(product) <= np.finfo(dtype).max else INF if product > 0 else -INF
+        with np.errstate(all="ignore"):
+            _, (slope,) = run(lambda x: ag.prod(x, axis), [x], 1.0, dtype)
+        small = np.finfo(dtype).tiny  # below, nothing but 0 or a rounded number is left
+        seen = np.isfinite(expected) & (np.abs(expected) >= small)
+        assert np.count_nonzero(seen) > 1
+        assert np.allclose(slope[seen] / expected[seen], 1, rtol=1e-6 if dtype is np.float32 else 1e-14, atol=0)
+        rest = np.abs(slope[~seen]) < 2 * small if size < 1 else slope[~seen] == expected[~seen]
+        assert rest.all()
+
+
+@pytest.mark.parametrize("size", [2.0**-120, 2.0**120], ids=["underflows", "overflows"])
+def test_second_derivatives_of_a_product_that(size):
+    for dtype in DTYPES:
+        factor = size if dtype is np.float32 else size**8
+        x = Tensor(np.array([factor, factor, 1.5], dtype), requires_grad=True)
+        with np.errstate(all="ignore"):
+            slopes, = gradients(ag.prod(x), [x], create_graph=True)
+            assert gradients(slopes.sum(), [x])[0].numpy().tolist() == [1.5 + factor, 1.5 + factor, 2 * factor]
 @table(("function", "x", "value", "slope"), {
     "cumprod with a zero": (ag.cumprod, [2, 0, 4, 5], [2, 0, 0, 0], [1, 50, 0, 0]),
     "cumprod with two zeros": (ag.cumprod, [2, 0, 4, 0], [2, 0, 0, 0], [1, 10, 0, 0]),

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from ...cuda.source import SHORT, Source, ceil_div, contiguous, float32_only, storage
+from ...cuda.source import Source, contiguous, float32_only, warps
 from ...device import namespace
 from .smoothing import smooth_difference, smooth_losses
 
-SOURCE = Source(__file__, SHORT)
+SOURCE = Source(__file__)
 supports = float32_only
 
 
@@ -19,16 +19,15 @@ def forward(logits, labels, ignore_index, reduction, label_smoothing):
         return xp.zeros(labels.shape if reduction == "none" else (), logits.dtype), (logits, labels)
     losses, tops, inverses = xp.empty((3, rows), np.float32)
     loss, share = xp.empty((), np.float32), xp.ones((), np.float32)
-    SOURCE.launch("mtv_cross_entropy_forward", ceil_div(rows, 4), logits, labels, losses, tops, inverses, rows, size, ignoring,
-                  ignored, options=storage(logits))
+    SOURCE.launch("mtv_cross_entropy_forward", warps(rows), logits, labels, losses, tops, inverses, rows, size, ignoring,
+                  ignored)
     if label_smoothing:
         smooth_losses(losses, logits.reshape(rows, size), *_counted(labels, ignoring, ignored), label_smoothing)
     if reduction == "mean":
-        SOURCE.launch("mtv_cross_entropy_mean", 1, losses, labels, loss, share, rows, ignoring, ignored,
-                      options=storage(logits))
+        SOURCE.launch("mtv_cross_entropy_mean", 1, losses, labels, loss, share, rows, ignoring, ignored)
     else:
         loss = losses.reshape(labels.shape) if reduction == "none" else losses.sum()
-    return loss.astype(logits.dtype, copy=False), (logits, labels, tops, inverses, share, ignoring, ignored, label_smoothing)
+    return loss, (logits, labels, tops, inverses, share, ignoring, ignored, label_smoothing)
 
 
 def _counted(labels, ignoring, ignored):
@@ -39,18 +38,18 @@ def _counted(labels, ignoring, ignored):
 
 def backward(saved, g):
     logits, labels, *rest = saved
-    xp, gx = namespace(logits), namespace(logits).empty_like(logits)
+    xp, glogits = namespace(logits), namespace(logits).empty_like(logits)
     if not rest:
-        return (gx,)
+        return (glogits,)
     tops, inverses, share, ignoring, ignored, label_smoothing = rest
     rows, size = labels.size, logits.shape[-1]
     later = g.shape != () or label_smoothing  # the kernel multiplies by one number, and knows one label a row
     factor, unit = (xp.ones((), np.float32),) * 2 if later else (g, share)
-    SOURCE.launch("mtv_cross_entropy_backward", ceil_div(rows, 4), logits, labels, tops, inverses, unit, factor,
-                  gx, rows, size, ignoring, ignored, options=storage(logits))
+    SOURCE.launch("mtv_cross_entropy_backward", warps(rows), logits, labels, tops, inverses, unit, factor,
+                  glogits, rows, size, ignoring, ignored)
     if later:
-        difference = gx.reshape(rows, size)
+        difference = glogits.reshape(rows, size)
         if label_smoothing:
             smooth_difference(difference, *_counted(labels, ignoring, ignored), label_smoothing)
         difference *= g.reshape(-1, 1) * share
-    return (gx,)
+    return (glogits,)

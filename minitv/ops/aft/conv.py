@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import swapaxes, where
@@ -23,7 +23,6 @@ from .common import (
     masked,
     mean_of,
     negative_lags,
-    only_differences,
     over_pairs,
     over_window,
     past_after,
@@ -34,22 +33,21 @@ from .common import (
 from .local import aft_local, no_bias_is_simple
 
 
-def _conv_is_local(args, params, run, draw):
-    q, k, v, bias, mask, *_ = args
-    y, size = run((q, k, v, bias, mask, *(None,) * 4), params)[0], q.shape[2] // bias.shape[0]
-    for h in range(bias.shape[0]):
+def _conv_is_local(case, draw):
+    (heads, window), (*lead, channels), y = case.bias.shape, case.q.shape, case.anew().y
+    size = channels // heads
+    for h in range(heads):
         part = slice(h * size, (h + 1) * size)
-        own = np.broadcast_to(bias[h], (q.shape[1], bias.shape[1]))
-        key = np.broadcast_to(k[..., h:h + 1], (*k.shape[:2], size))
-        local = aft_local.definition(q[..., part], key, v[..., part], own, mask, causal=params["causal"])[0]
+        local = case.defined_by(aft_local, q=case.q[..., part], k=np.broadcast_to(case.k[..., h:h + 1], (*lead, size)),
+                                v=case.v[..., part], bias=np.broadcast_to(case.bias[h], (lead[1], window))).y
         assert_close(y[..., part], local, f"head {h} is not aft_local with the same biases everywhere", terms=16)
 
 
 @op("q[B T C], k[B T H], v[B T C], bias[H W], mask?:bool[B T], average?[B C], logsum?[B H], keys?[B P H], values?[B P C]"
     " -> y[B T C], average[B C], logsum[B H], keys[B P H], values[B P C]",
     laws=[causal("q k v", causal=True), independent("B"), linear_in("v"), streams(causal=True), masked,
-          within_the_values(2, 5, 8),
-          only_differences("keys", 1, 6, 7), identity("a head is aft_local", _conv_is_local),
+          within_the_values("v average values"),
+          shift_invariant("k logsum keys", "all keys"), identity("a head is aft_local", _conv_is_local),
           identity("without bias, aft_simple", no_bias_is_simple)])
 def aft_conv(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
     """aft_local with biases that depend on the distance only, and one key for all C / H channels of a head.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.laws import identity, independent, linear_in
+from autograd.laws import identity, independent, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, exp, log, matmul, sigmoid, stack, where
@@ -20,7 +20,6 @@ from .common import (
     masked,
     mean_of,
     merged,
-    only_differences,
     over_pairs,
     seen_keys,
     weighted,
@@ -30,27 +29,24 @@ from .common import (
 SPAN = 60.0  # a product of two numbers of at least e^-60 and at most 1 is exact to rounding in float32, their sums too
 
 
-def _later_keys(args, params, run, draw):
-    q, k, v, bias, mask = args
-    if not min(k.shape[1], q.shape[1]):
+def _later_keys(case, draw):
+    if 0 in case.bias.shape:
         return
-    others = [np.concatenate([x[:, :-1], draw.floats(x.shape[0], 1, x.shape[2])], axis=1) for x in (k, v)]
-    y, other = (run((q, *pair, bias, mask), {**params, "causal": True})[0] for pair in ((k, v), others))
-    assert_close(other[:, :-1], y[:, :-1], "with causal, more than the last position sees the last key")
+    others = {name: np.concatenate([x[:, :-1], draw.floats(x.shape[0], 1, x.shape[2])], axis=1)
+              for name, x in case.present("k v").items()}
+    assert_close(case(**others, causal=True).y[:, :-1], case(causal=True).y[:, :-1],
+                 "with causal, more than the last position sees the last key")
 
 
-def _order_of_keys(args, params, run, draw):
-    q, k, v, bias, mask = args
-    order = draw.generator().permutation(k.shape[1])
-    y = run(args, {**params, "causal": False})[0]
-    other = run((q, k[:, order], v[:, order], bias[:, order], None if mask is None else mask[:, order]),
-                {**params, "causal": False})[0]
-    assert_close(other, y, "aft_full depends on the order of keys", terms=16)
+def _order_of_keys(case, draw):
+    order = draw.generator().permutation(case.k.shape[1])
+    other = case(**{name: np.take(x, order, axis=at) for name, (x, at) in case.inputs("S").items()}, causal=False).y
+    assert_close(other, case(causal=False).y, "aft_full depends on the order of keys", terms=16)
 
 
 @op("q[B T C], k[B S C], v[B S C], bias[T S], mask?:bool[B S] -> y[B T C]",
     laws=[independent("B C"), linear_in("v"), masked,
-          within_the_values(2), only_differences("keys", 1), only_differences("biases", 3),
+          within_the_values("v"), shift_invariant("k", "all keys"), shift_invariant("bias", "all biases"),
           identity("with causal, only the last position sees the last key", _later_keys),
           identity("without, the order of keys does not matter", _order_of_keys)])
 def aft_full(q, k, v, bias, mask=None, *, causal=True):

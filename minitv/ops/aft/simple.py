@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, sigmoid, stack
@@ -18,7 +18,6 @@ from .common import (
     masked,
     mean_of,
     merged,
-    only_differences,
     over_pairs,
     past_after,
     prefixes,
@@ -30,17 +29,15 @@ from .common import (
 from .full import aft_full
 
 
-def _simple_is_full(args, params, run, draw):
-    q, k, v, mask, *_ = args
-    y = run((q, k, v, mask, None, None), params)[0]
-    full = aft_full.definition(q, k, v, np.zeros((q.shape[1],) * 2, q.dtype), mask, causal=params["causal"])
-    assert_close(y, full, "aft_simple is not aft_full without bias", terms=16)
+def _simple_is_full(case, draw):
+    full = case.defined_by(aft_full, bias=np.zeros((case.q.shape[1],) * 2, case.q.dtype)).y
+    assert_close(case.anew().y, full, "aft_simple is not aft_full without bias", terms=16)
 
 
 @op("q[B T C], k[B T C], v[B T C], mask?:bool[B T], average?[B C], logsum?[B C] -> y[B T C], average[B C], logsum[B C]",
     laws=[causal("q k v", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
-          within_the_values(2, 4),
-          only_differences("keys", 1, 5), identity("aft_full without bias", _simple_is_full)])
+          within_the_values("v average"),
+          shift_invariant("k logsum", "all keys"), identity("aft_full without bias", _simple_is_full)])
 def aft_simple(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
     """y_t = sigmoid(q_t) Σ_s e^(k_s) v_s / Σ_s e^(k_s) over s <= t, or over all s; and the state after the last step.
 

@@ -33,29 +33,27 @@ from autograd.ops import absolute, concat, matmul, maximum, power, reshape, rsqr
 NORMALIZATIONS = ("none", "decay", "paper")
 
 
-def _without_decay(args, params, run, draw):
-    q, k, v, decay, *_ = args
-    y = run((q, k, v, np.ones_like(decay), None, None, None), {**params, "normalization": "none"})[0]
-    scores = np.tril(q @ np.swapaxes(k, 2, 3))
-    assert_close(y, scores @ v, "with decay 1, retention is not causal linear attention", terms=256)
+def _without_decay(case, draw):
+    scores = np.tril(case.q @ np.swapaxes(case.k, 2, 3))
+    assert_close(case.anew(decay=1.0, normalization="none").y, scores @ case.v,
+                 "with decay 1, retention is not causal linear attention", terms=256)
 
 
-def _without_memory(args, params, run, draw):
-    q, k, v, decay, state, z, count = args
-    y = run((q, k, v, np.zeros_like(decay), state, z, count), {**params, "normalization": "none"})[0]
-    assert_close(y, np.sum(q * k, axis=3, keepdims=True) * v, "with decay 0, retention sees more than the present", terms=64)
+def _without_memory(case, draw):
+    present = np.sum(case.q * case.k, axis=3, keepdims=True) * case.v
+    assert_close(case(decay=0.0, normalization="none").y, present,
+                 "with decay 0, retention sees more than the present", terms=64)
 
 
-def _rows_are_scaled(args, params, run, draw):
-    plain, scaled = (run(args, {**params, "normalization": kind})[0] for kind in ("none", params["normalization"]))
+def _rows_are_scaled(case, draw):
+    plain, scaled = case(normalization="none").y, case().y
     ratio = np.max(np.abs(scaled), axis=3, initial=0) / np.maximum(np.max(np.abs(plain), axis=3, initial=0), 1e-30)
     assert (ratio <= 1 + 1e-4).all(), "normalisation makes a row larger"
     assert_close(scaled, plain * ratio[..., None], "normalisation does more than scale rows", terms=256)
 
 
-def _a_constant_value(args, params, run, draw):
-    q, k, v, decay, *_ = args
-    y = run((q, k, np.ones_like(v), decay, None, None, None), {**params, "normalization": "paper"})[0]
+def _a_constant_value(case, draw):
+    y = case.anew(v=1.0, normalization="paper").y
     assert (np.abs(y) <= 1 + 1e-4).all(), f"a value of 1 comes back as {np.abs(y).max()}"
 
 
@@ -80,8 +78,9 @@ def retention(q, k, v, decay, state=None, z=None, count=None, *, normalization="
         state[b, h] = decay[h] * state[b, h] + np.outer(k[b, h, t], v[b, h, t])
         z[b, h] = decay[h] * z[b, h] + k[b, h, t]
         count[b, h] = decay[h] * count[b, h] + 1
-        divisor = {"none": 1, "decay": np.sqrt(count[b, h]), "paper": max(abs(q[b, h, t] @ z[b, h]), np.sqrt(count[b, h]))}
-        y[b, h, t] = q[b, h, t] @ state[b, h] / divisor[normalization]
+        root = np.sqrt(count[b, h])
+        divisor = {"none": 1, "decay": root, "paper": np.maximum(abs(q[b, h, t] @ z[b, h]), root)}[normalization]
+        y[b, h, t] = q[b, h, t] @ state[b, h] / divisor
     return y, state, z, count
 
 

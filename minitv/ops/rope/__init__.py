@@ -57,31 +57,28 @@ def turns(angles, start, length, positions, dtype):
     return _turned(angles, to_numpy(positions), dtype)
 
 
-def _keeps_lengths(args, params, run, draw):
-    x, _ = args
-    y = run(args, params)[0]
-    assert_close(np.sum(y * y, axis=3), np.sum(x * x, axis=3) * x.dtype.type(params["scale"] ** 2),
+def _keeps_lengths(case, draw):
+    y, x = case().y, case.x
+    assert_close(np.sum(y * y, axis=3), np.sum(x * x, axis=3) * x.dtype.type(case.scale**2),
                  "rope changes the length of vectors", terms=16)
 
 
-def _relative(args, params, run, draw):
-    x, _ = args
-    other, shift = draw.floats(*x.shape), draw.integer(1, 50)  # products m θ are rounded, the more the farther
+def _relative(case, draw):
+    other, shift = draw.floats(*case.x.shape), draw.integer(1, 50)  # products m θ are rounded, the more the farther
 
     def products(start):
-        a, b = (run((v, None), {**params, "start": start})[0] for v in (x, other))
+        a, b = (case(x=x, positions=None, start=start).y for x in (case.x, other))
         return a @ np.swapaxes(b, 2, 3)
 
     assert_close(products(shift), products(0), "products of rotated vectors depend on where they start", terms=64)
 
 
-def _pairings_are_orders(args, params, run, draw):
-    x, positions = args
-    pairs = x.shape[3] // 2
-    x, params = x[..., : 2 * pairs], {**params, "angles": tuple(1 / (1 + j) for j in range(pairs))}
+def _pairings_are_orders(case, draw):
+    pairs = case.x.shape[3] // 2
+    x, angles = case.x[..., : 2 * pairs], tuple(1 / (1 + j) for j in range(pairs))
     order = np.arange(2 * pairs).reshape(pairs, 2).T.ravel()
-    adjacent = run((x, positions), {**params, "pairing": "adjacent"})[0]
-    half = run((x[..., order], positions), {**params, "pairing": "half"})[0]
+    adjacent = case(x=x, angles=angles, pairing="adjacent").y
+    half = case(x=x[..., order], angles=angles, pairing="half").y
     assert_close(half, adjacent[..., order], "the pairings are not one another's order of channels", terms=16)
 
 

@@ -15,17 +15,14 @@ from autograd.op import op
 from autograd.ops import concat, reshape, where
 
 
-def _unmixed(args, params, run, draw):
-    x, mix, last, reset = args
-    y = run((x, np.ones_like(mix), last, reset), params)[0]
-    assert_close(y, x, "token_shift with mix = 1 is not the identity")
+def _unmixed(case, draw):
+    assert_close(case(mix=1.0).y, case.x, "token_shift with mix = 1 is not the identity")
 
 
-def _restart(args, params, run, draw):
-    x, mix, last, _ = args
-    y, everywhere = run((x, mix, last, np.ones(x.shape[:2], bool)), params)
-    assert_close(y, x * mix, "token_shift sees across a reset")
-    assert x.shape[1] == 0 or np.array_equal(everywhere, x[:, -1]), "token_shift does not hand on the last position"
+def _restart(case, draw):
+    y, last = case(reset=np.ones(case.x.shape[:2], bool))
+    assert_close(y, case.x * case.mix, "token_shift sees across a reset")
+    assert case.x.shape[1] == 0 or np.array_equal(last, case.x[:, -1]), "token_shift does not hand on the last position"
 
 
 @op("x[B T C], mix[C], last?[B C], reset?:bool[B T] -> y[B T C], last[B C]",

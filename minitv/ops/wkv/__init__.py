@@ -24,7 +24,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import namespace
 from autograd.errors import ShapeError
-from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, exp, matmul, maximum, reshape, softmax, stack, swapaxes, where
@@ -33,46 +33,35 @@ EMPTY = -1e38  # p of an empty state: e^(EMPTY - anything) is 0, and no differen
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
-def _shift_of_keys(args, params, run, draw):
-    k, v, w, u, a, b, p, reset = args
-    before = run(args, params)
-    after = run((k + k.dtype.type(3), v, w, u, a, b, None if p is None else p + p.dtype.type(3), reset), params)
-    for name, old, new in zip("yab", before, after, strict=False):
-        assert_close(new, old, f"wkv: {name} changes when a constant is added to k", terms=64)
+def _mean(case, draw):
+    y = case(v=1.0, a=case.b).y
+    assert_close(y, np.ones_like(y), "weights do not sum to 1", terms=16)
 
 
-def _mean(args, params, run, draw):
-    k, v, w, u, _, b, p, reset = args
-    y = run((k, np.ones_like(v), w, u, b, b, p, reset), params)[0]
-    assert_close(y, np.ones_like(y), "wkv: weights do not sum to 1", terms=16)
-
-
-def _running_mean(args, params, run, draw):
-    k, v, w, u, *_ = args
-    y = run((k, v, np.zeros_like(w), np.zeros_like(u), *[None] * 4), params)[0]
-    weights = np.exp(k - k.max(axis=1, keepdims=True, initial=EMPTY))
+def _running_mean(case, draw):
+    y = case.anew(w=0.0, u=0.0, reset=None).y
+    weights = np.exp(case.k - case.k.max(axis=1, keepdims=True, initial=EMPTY))
     total = np.cumsum(weights, axis=1)
     seen = total > 1e-3  # before, everything is far below the largest key, and this simple formula has no digits left
-    expected = np.cumsum(weights * v, axis=1) / np.where(seen, total, 1)
+    expected = np.cumsum(weights * case.v, axis=1) / np.where(seen, total, 1)
     assert_close(np.where(seen, y, 0), np.where(seen, expected, 0), "wkv: w = u = 0 is not AFT-simple", terms=1e6)
 
 
-def _restart(args, params, run, draw):
-    k, v, w, u, a, b, p, reset = args
+def _restart(case, draw):
+    k, v, reset = case.k, case.v, case.reset
     if not k.shape[1]:
         return
     cut = draw.integer(0, k.shape[1] - 1)
     reset = np.zeros(k.shape[:2], bool) if reset is None else reset.copy()
     reset[:, cut] = True
-    whole = run((k, v, w, u, a, b, p, reset), params)
-    anew = run((k[:, cut:], v[:, cut:], w, u, None, None, None, reset[:, cut:]), params)
-    for name, x, y in zip("yabp", (whole[0][:, cut:], *whole[1:]), anew, strict=True):
+    whole, anew = case(reset=reset), case.anew(k=k[:, cut:], v=v[:, cut:], reset=reset[:, cut:])
+    for name, x, y in zip("yabp", (whole.y[:, cut:], *whole[1:]), anew, strict=True):
         assert_close(x, y, f"wkv: {name} remembers what came before a reset", terms=64)
 
 
 @op("k[B T C], v[B T C], w[C], u[C], a?[B C], b?[B C], p?[B C], reset?:bool[B T] -> y[B T C], a[B C], b[B C], p[B C]",
     laws=[causal("k v"), independent("B C"), linear_in("v"), streams(),
-          identity("a constant added to all keys changes nothing", _shift_of_keys),
+          shift_invariant("k p", "all keys", outputs="y a b"),
           identity("weights sum to one", _mean),
           identity("with w = u = 0 it is the running mean of AFT-simple", _running_mean),
           identity("a reset forgets what came before", _restart)])
@@ -89,7 +78,7 @@ def wkv(k, v, w, u, a=None, b=None, p=None, reset=None):
             key, value = k[n, t, c].item(), v[n, t, c].item()
             past = [] if reset is not None and reset[n, t] else past
             _, numerator, denominator = _total([*past, (u[c].item() + key, value, 1.0)])
-            y[n, t, c] = numerator / denominator
+            y[n, t, c] = np.divide(numerator, denominator)  # 0/0 where all keys are -∞
             past = [*((e + w[c].item(), s, z) for e, s, z in past), (key, value, 1.0)]
         state[:, n, c] = _total(past)
     return y, state[1], state[2], state[0]
@@ -97,7 +86,7 @@ def wkv(k, v, w, u, a=None, b=None, p=None, reset=None):
 
 def _total(terms):
     """The largest exponent, and the sums of values and of weights in its unit."""
-    top = max((e for e, _, _ in terms), default=EMPTY)
+    top = float(np.max([e for e, _, _ in terms], initial=EMPTY))  # NaN if one is
     return top, sum(math.exp(e - top) * s for e, s, _ in terms), sum(math.exp(e - top) * z for e, _, z in terms)
 
 
@@ -224,35 +213,26 @@ def _(draw):
 
 
 # -- both directions ---------------------------------------------------------------------------------------------------
-def _reversal(args, params, run, draw):
-    k, v, w, u = args
-    y, back = run(args, params)[0], run((k[:, ::-1], v[:, ::-1], w, u), params)[0]
-    assert_close(back[:, ::-1], y, "bidirectional_wkv: reversing the tokens does more than reverse the result", terms=64)
+def _reversal(case, draw):
+    back = case(k=case.k[:, ::-1], v=case.v[:, ::-1]).y
+    assert_close(back[:, ::-1], case().y, "bidirectional_wkv: reversing the tokens does more than reverse the result", terms=64)
 
 
-def _last_position(args, params, run, draw):
-    with np.errstate(all="ignore"):
-        y, *_ = wkv.definition(*args)
-    assert_close(run(args, params)[0][:, -1:], y[:, -1:], "bidirectional_wkv at the last position is not wkv", terms=64)
+def _last_position(case, draw):
+    assert_close(case().y[:, -1:], case.defined_by(wkv).y[:, -1:],
+                 "bidirectional_wkv at the last position is not wkv", terms=64)
 
 
-def _bidirectional_shift(args, params, run, draw):
-    k, v, w, u = args
-    shifted = run((k + k.dtype.type(3), v, w, u), params)[0]
-    assert_close(shifted, run(args, params)[0], "bidirectional_wkv changes when a constant is added to k", terms=64)
-
-
-def _bidirectional_mean(args, params, run, draw):
-    k, v, w, u = args
-    y = run((k, np.ones_like(v), w, u), params)[0]
-    assert_close(y, np.ones_like(y), "bidirectional_wkv: weights do not sum to 1", terms=16)
+def _bidirectional_mean(case, draw):
+    y = case(v=1.0).y
+    assert_close(y, np.ones_like(y), "weights do not sum to 1", terms=16)
 
 
 @op("k[B T C], v[B T C], w[C], u[C] -> y[B T C]",
     laws=[independent("B C"), linear_in("v"),
           identity("reversing the tokens reverses the result", _reversal),
           identity("the last position is that of wkv", _last_position),
-          identity("a constant added to all keys changes nothing", _bidirectional_shift),
+          shift_invariant("k", "all keys"),
           identity("weights sum to one", _bidirectional_mean)])
 def bidirectional_wkv(k, v, w, u):
     """y_t = the mean of all v, weighted by e^((|t-i|-1) w + k_i), by e^(u + k_t) for the present: WKV for encoders.
@@ -265,7 +245,7 @@ def bidirectional_wkv(k, v, w, u):
         exponents = [(abs(t - i) - 1) * w[c].item() + k[n, i, c].item() if i != t else u[c].item() + k[n, t, c].item()
                      for i in range(k.shape[1])]
         _, numerator, denominator = _total([(e, v[n, i, c].item(), 1.0) for i, e in enumerate(exponents)])
-        y[n, t, c] = numerator / denominator
+        y[n, t, c] = np.divide(numerator, denominator)  # 0/0 where all keys are -∞
     return y
 
 
