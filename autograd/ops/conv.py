@@ -160,7 +160,7 @@ def taps(x, weight, bias, stride, padding, dilation, groups):
 
 
 def _validate(name):
-    def check(x, weight, bias, *, stride, padding, dilation, groups):
+    def check(x, weight, stride, padding, dilation, groups):
         axes = x.ndim - 2
         for parameter, value, low in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
             numbers = _each(value, axes)

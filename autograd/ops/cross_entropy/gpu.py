@@ -44,12 +44,12 @@ def backward(saved, g):
     tops, inverses, share, ignoring, ignored, label_smoothing = rest
     rows, size = labels.size, logits.shape[-1]
     later = g.shape != () or label_smoothing  # the kernel multiplies by one number, and knows one label a row
-    factor, one = g.reshape(-1, 1) * share, xp.ones((), np.float32)
-    SOURCE.launch("mtv_cross_entropy_backward", warps(rows), logits, labels, tops, inverses, one if later else share,
-                  one if later else g, glogits, rows, size, ignoring, ignored)
+    factor, unit = (xp.ones((), np.float32),) * 2 if later else (g, share)
+    SOURCE.launch("mtv_cross_entropy_backward", warps(rows), logits, labels, tops, inverses, unit, factor,
+                  glogits, rows, size, ignoring, ignored)
     if later:
         difference = glogits.reshape(rows, size)
         if label_smoothing:
             smooth_difference(difference, *_counted(labels, ignoring, ignored), label_smoothing)
-        difference *= factor
+        difference *= g.reshape(-1, 1) * share
     return (glogits,)
