@@ -6,12 +6,14 @@ is a function from the operator's arrays to a tuple of output arrays: the defini
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from .check import assert_close
+from .errors import KernelError
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,14 @@ class Law:
 
     name: str
     check: Callable
+    except_for: tuple[str, ...] = ()  # forms, and kernels or their candidates, whose algorithm cannot keep it
 
     def __str__(self) -> str:
         return self.name
+
+    def holds_for(self, route: str) -> bool:
+        """Whether it is a statement about this route, "form <name>" or "kernel <name>"."""
+        return not set(self.except_for) & set(route.split())
 
 
 def _axis(argument, letter):
@@ -35,27 +42,37 @@ def _has(op, args, params, given) -> bool:
     return all(values[name] is value for name, value in given.items())
 
 
-def causal(inputs: str, letter: str = "T", **given) -> Law:
-    """Output at position t does not depend on the named inputs after t, in calls with the ``given`` inputs and parameters."""
+def causal(inputs: str, letter: str = "T", blind: tuple[str, ...] = (), **given) -> tuple[Law, Law]:
+    """Output at position t does not depend on the named inputs after t, in calls with the ``given`` inputs and parameters.
 
-    def check(op, args, params, run, draw):
+    An input along another axis is ``name:letter``; its last position belongs to the last of ``letter``. These are two laws:
+    later inputs may be other numbers; and they may be NaN or infinite, which 0 times them would show, but not for the forms
+    and kernels that ``blind`` names.
+    """
+    places = [(name, own or letter) for name, _, own in (part.partition(":") for part in inputs.split())]
+
+    def later(op, args, cut, length, values):
+        """The inputs with others after the first ``cut`` of ``length`` positions."""
+        args = list(args)
+        for name, own in places:
+            position = next(i for i, a in enumerate(op.signature.inputs) if a.name == name)
+            axis = _axis(op.signature.inputs[position], own)
+            changed = np.moveaxis(args[position].copy(), axis, 0)
+            first = max(len(changed) - (length - cut), 0)
+            changed[first:] = values(*changed[first:].shape)
+            args[position] = np.moveaxis(changed, 0, axis)
+        return tuple(args)
+
+    def check(op, args, params, run, draw, values):
         if not _has(op, args, params, given):
             return
-        names = inputs.split()
-        args = list(args)
-        position = next(i for i, a in enumerate(op.signature.inputs) if a.name in names)
+        position = next(i for i, a in enumerate(op.signature.inputs) if a.name == places[0][0])
         length = args[position].shape[_axis(op.signature.inputs[position], letter)]
         if length < 2:
             return
         cut = draw.integer(1, length - 1)
         before = run(tuple(args), params)
-        for i, argument in enumerate(op.signature.inputs):
-            if argument.name in names:
-                axis = _axis(argument, letter)
-                changed = np.moveaxis(args[i].copy(), axis, 0)
-                changed[cut:] = draw.floats(*changed[cut:].shape)
-                args[i] = np.moveaxis(changed, 0, axis)
-        after = run(tuple(args), params)
+        after = run(later(op, args, cut, length, values), params)
         for argument, old, new in zip(op.signature.outputs, before, after, strict=True):
             if letter not in argument.dims:  # a state, after everything
                 continue
@@ -63,7 +80,15 @@ def causal(inputs: str, letter: str = "T", **given) -> Law:
             assert_close(np.moveaxis(new, axis, 0)[:cut], np.moveaxis(old, axis, 0)[:cut],
                          f"{op.name}: {argument.name} before position {cut} depends on later inputs")
 
-    return Law(f"causal in {inputs} over {letter}", check)
+    def numbers(op, args, params, run, draw):
+        check(op, args, params, run, draw, draw.floats)
+
+    def no_numbers(op, args, params, run, draw):
+        with contextlib.suppress(KernelError):  # a kernel that declines such numbers leaks nothing
+            check(op, args, params, run, draw, lambda *shape: np.full(shape, draw.choice((np.nan, np.inf, -np.inf))))
+
+    name = f"causal in {inputs} over {letter}"
+    return Law(name, numbers), Law(f"{name}, where what comes later is no number", no_numbers, blind)
 
 
 def independent(letters: str, **fixed) -> Law:

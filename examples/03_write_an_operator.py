@@ -16,7 +16,7 @@ from autograd.draw import Draw, draw_inputs
 from autograd.laws import causal, independent, linear_in
 
 
-@op("x[B T C] -> y[B T C]", analytic=True, laws=[causal("x", "T"), independent("B"), linear_in("x")])
+@op("x[B T C] -> y[B T C]", analytic=True, laws=[*causal("x"), independent("B"), linear_in("x")])
 def moving_average(x, *, decay=0.9):
     """y_t = decay · y_{t-1} + (1 - decay) · x_t with y_{-1} = 0."""
     y = np.zeros_like(x)

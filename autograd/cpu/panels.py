@@ -104,7 +104,7 @@ def load(panels, pitch, a, start, step, rows, width, scale):
 
 @cpu_kernel
 def finite(panels):
-    """Whether all numbers are."""
+    """Whether all numbers are finite."""
     zero = panels.dtype.type(0)
     check = zero
     for i in range(panels.size):
@@ -146,30 +146,47 @@ def transpose(out, panels, spare):
 
 
 @cpu_kernel
-def add_product(out, out_pitch, a, a_pitch, first, b, b_pitch, rows, depth, columns):
-    """out[r, c] += sum over t < depth of a[first + r, t] * b[t, c], for r < rows and c < columns; all three are panels."""
+def weigh(out, o, a, x, row, term, b, c, rows, terms, sound):
+    """`accumulate` for weights `a`. Unless `b` is `sound`, all finite, a zero hides its row: 0 * NaN and 0 * inf count as 0."""
+    if sound:
+        accumulate(out, o, a, x, row, term, b, c, rows, terms)
+        return
+    for r in range(rows):
+        for t in range(terms):
+            weight = a[x + row * r + term * t]
+            if weight != 0:
+                for e in range(LANES):
+                    out[o + LANES * r + e] += weight * b[c + LANES * t + e]
+
+
+@cpu_kernel
+def add_product(out, out_pitch, a, a_pitch, first, b, b_pitch, rows, depth, columns, sound):
+    """out[r, c] += sum over t < depth of a[first + r, t] * b[t, c], for r < rows and c < columns; all three are panels.
+
+    Here and in the adjoint product, unless all of `b` is `sound`, zeros of `a` hide it as in `weigh`.
+    """
     for right in range(0, columns, LANES):
         for left in range(0, depth, LANES):
             terms = (min(LANES, depth - left) + 3) // 4 * 4
             at = left * a_pitch + first * LANES
-            accumulate(out, right * out_pitch, a, at, LANES, 1, b, right * b_pitch + left * LANES, rows, terms)
+            weigh(out, right * out_pitch, a, at, LANES, 1, b, right * b_pitch + left * LANES, rows, terms, sound)
 
 
 @cpu_kernel
-def add_adjoint_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, columns):
+def add_adjoint_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, columns, sound):
     """out[r, c] += sum over t < depth of a[t, r] * b[t, c], for r < rows and c < columns; all three are panels."""
     terms = (depth + 3) // 4 * 4
     for right in range(0, columns, LANES):
         for down in range(0, rows, LANES):
             at, some = right * out_pitch + down * LANES, (min(LANES, rows - down) + 7) // 8 * 8
-            accumulate(out, at, a, down * a_pitch, 1, LANES, b, right * b_pitch, some, terms)
+            weigh(out, at, a, down * a_pitch, 1, LANES, b, right * b_pitch, some, terms, sound)
 
 
 @cpu_kernel
 def product(out, a, pitch, first, rows, b, width):
     """out[r, e] = sum over c < width of a[first + r, c] * b[c, e], for r < rows and e < 32; `a` is in panels."""
     out[: rows * LANES] = 0
-    add_product(out, rows, a, pitch, first, b, width, rows, width, LANES)
+    add_product(out, rows, a, pitch, first, b, width, rows, width, LANES, True)
 
 
 def flat(x):

@@ -13,6 +13,7 @@ from autograd.laws import identity
 from autograd.ops import concat, flip, logsumexp, pad, reshape, sigmoid, softmax, stack, sum, where
 
 from ..attention import visible
+from ..pairs import finite
 
 INF = math.inf
 
@@ -104,10 +105,16 @@ def past_after(k, v, reach):
     return merged(average), logsum, padded(k, reach, missing=-INF)[:, length:], merged(padded(v, reach)[:, length:])
 
 
+def over_seen(k, v, bias, seen):
+    """The mean [B T H D] and the logsum [B T H] of what each position sees; what it does not may be NaN or infinite."""
+    exponents = where(seen[..., None], k[:, None] if bias is None else k[:, None] + bias, -INF)
+    values = v[:, None] if finite(v) else where(seen[..., None, None], v[:, None], 0.0)
+    return weighted(exponents, values, axis=2)
+
+
 def over_pairs(q, k, v, bias, seen):
     """y by a softmax over all pairs of positions, [B T S H]; the bias is [T S H], or 1 for H, or None."""
-    exponents = where(seen[..., None], k[:, None] if bias is None else k[:, None] + bias, -INF)
-    return sigmoid(q) * merged(weighted(exponents, v[:, None], axis=2)[0])
+    return sigmoid(q) * merged(over_seen(k, v, bias, seen)[0])
 
 
 def over_window(q, k, v, bias, causal):
@@ -220,7 +227,7 @@ def within_the_values(*positions):
 def _masked_is_absent(args, params, run, draw):
     q, k, v, *rest = args
     hidden = next((~x[..., None] for x in rest if x is not None and x.dtype == bool), np.zeros((*k.shape[:-1], 1), bool))
-    others = [np.where(hidden, draw.floats(*x.shape), x) for x in (k, v)]
+    others = [np.where(hidden, x.dtype.type(draw.choice((1, np.nan, np.inf))) * draw.floats(*x.shape), x) for x in (k, v)]
     assert_close(run((q, *others, *rest), params)[0], run(args, params)[0], "a masked position is seen")
 
 

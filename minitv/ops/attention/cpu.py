@@ -10,8 +10,8 @@ run down the rows, lane by lane, and never across a vector.
     backward   S^T = K Q^T    dP^T = V dY^T   dS = P * (dP - rowsum(dY * Y))
                dQ = dS K      dK = dS^T Q     dV = P^T dY
 
-All seven products are one and the same routine, `accumulate`. The forward pass saves two numbers a query, the maximum
-of its scores and the inverse of the sum (more accurate than their log-sum-exp), from which backward recomputes P.
+All seven products are one and the same routine, `accumulate` of panels.py. The forward pass saves two numbers a query, the
+maximum of its scores and the inverse of the sum (more accurate than their log-sum-exp), from which backward recomputes P.
 
 Hidden scores are -inf, whose exponential is an exact 0; no difference of two infinities is ever formed.
 """
@@ -22,26 +22,12 @@ import numpy as np
 
 from autograd.cpu.compile import cpu_kernel
 from autograd.cpu.math import exp
-from autograd.cpu.panels import L1, LANES, U, accumulate, finite, flat, load, product, scratch, store, transpose
+from autograd.cpu.panels import L1, LANES, U, finite, flat, load, product, scratch, store, transpose, weigh
 from autograd.cpu.philox import philox
 from autograd.random import LOW
 
 TILE = 128  # keys a tile; its scores (16 KiB in float32) stay in the first-level cache
 INF = math.inf
-
-
-@cpu_kernel
-def _weigh(out, o, a, row, term, b, c, rows, terms, sound):
-    """`accumulate` for weights `a`, of which a zero hides its row of `b`: 0 * NaN and 0 * inf count as 0."""
-    if sound:
-        accumulate(out, o, a, 0, row, term, b, c, rows, terms)
-        return
-    for r in range(rows):
-        for t in range(terms):
-            weight = a[row * r + term * t]
-            if weight != 0:
-                for e in range(LANES):
-                    out[o + LANES * r + e] += weight * b[c + LANES * t + e]
 
 
 @cpu_kernel
@@ -153,7 +139,7 @@ def _forward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y
                             for c in range(LANES):
                                 sums[(left + e) * LANES + c] *= fade[e]
                     at = left * pitch + first * LANES
-                    _weigh(sums, left * LANES, scores, 1, LANES, keys_v, at, (n + 7) // 8 * 8, keys, sound)
+                    weigh(sums, left * LANES, scores, 0, 1, LANES, keys_v, at, (n + 7) // 8 * 8, keys, sound)
             for e in range(n):
                 inverse = zero if total[e] == 0 else one / total[e]
                 stats[head, 0, query + e], stats[head, 1, query + e] = shift[e], inverse
@@ -227,11 +213,11 @@ def _backward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, 
                         weights[i] *= keep[i]
                 for left in range(0, K, LANES):
                     at = left * pitch + first * LANES
-                    _weigh(sums_q, left * LANES, grads, 1, LANES, keys_k, at, (n + 7) // 8 * 8, keys, sound)
-                    _weigh(sums_k, at, grads, LANES, 1, rows_q, left * LANES, keys, LANES, sound)
+                    weigh(sums_q, left * LANES, grads, 0, 1, LANES, keys_k, at, (n + 7) // 8 * 8, keys, sound)
+                    weigh(sums_k, at, grads, 0, LANES, 1, rows_q, left * LANES, keys, LANES, sound)
                 for left in range(0, V, LANES):
                     at = left * pitch + first * LANES
-                    _weigh(sums_v, at, weights, LANES, 1, rows_g, left * LANES, keys, LANES, sound)
+                    weigh(sums_v, at, weights, 0, LANES, 1, rows_g, left * LANES, keys, LANES, sound)
             store(dq, ((b * T + query) * H + h) * K, H * K, sums_q, LANES, n, K, scale)
         store(dk, (b * S * H + h) * K, H * K, sums_k, pitch, S, K, one)
         store(dv, (b * S * H + h) * V, H * V, sums_v, pitch, S, V, one)

@@ -36,6 +36,7 @@ from autograd.cpu.panels import (
     U,
     add_adjoint_product,
     add_product,
+    finite,
     flat,
     load,
     product,
@@ -64,10 +65,19 @@ def _tables(decay, tiny, power, slope, total, weight, weight_slope):
 
 
 @cpu_kernel
-def _decay_scores(scores, weights):
-    """scores *= weights, elementwise."""
+def _decay_scores(scores, weights, query):
+    """scores *= weights, elementwise; 0 for keys after their query."""
     for i in range(scores.size):
         scores[i] *= weights[i]
+    _hide(scores, query)
+
+
+@cpu_kernel
+def _hide(scores, query):
+    """0 for keys after their query, of which the first is `query`: they may be NaN, which a weight of 0 leaves."""
+    for key in range(query + 1, scores.size // LANES):
+        for e in range(min(LANES, key - query)):
+            scores[key * LANES + e] = 0
 
 
 @cpu_kernel
@@ -149,19 +159,20 @@ def _forward(q_in, k_in, v_in, decay, start, shape, kind, tiny, chunk, y, counts
             S, S_next, z_now, z_next = states[head, i], states[head, i + 1], zs[head, i], zs[head, i + 1]
             load(keys_k, pitch, k, b * k_strides[0] + h * k_strides[1] + first * k_strides[2], k_strides[2], m, K, one)
             load(keys_v, pitch, v, b * v_strides[0] + h * v_strides[1] + first * v_strides[2], v_strides[2], m, V, one)
+            sound = finite(keys_v)
             for query in range(0, m, LANES):
                 some, keys = min(LANES, m - query), (min(m, query + LANES) + 7) // 8 * 8
                 at = b * q_strides[0] + h * q_strides[1] + (first + query) * q_strides[2]
                 load(rows, LANES, q, at, q_strides[2], some, K, one)
                 transpose(across, rows, spare)
                 product(scores, keys_k, pitch, 0, keys, across, K)
-                _decay_scores(scores[: keys * LANES], weights[(pitch - LANES - query) * LANES :])
+                _decay_scores(scores[: keys * LANES], weights[(pitch - LANES - query) * LANES :], query)
                 sums[:] = 0
                 begun = power[query + 1 : query + 1 + LANES]
                 if first > 0 or state.size > 0:
-                    add_product(sums, LANES, rows, LANES, 0, S, wide_k, (some + 7) // 8 * 8, K, V)
+                    add_product(sums, LANES, rows, LANES, 0, S, wide_k, (some + 7) // 8 * 8, K, V, True)
                     _scale_rows(sums, LANES, V, some, begun)
-                add_adjoint_product(sums, LANES, scores, keys, keys_v, pitch, some, keys, V)
+                add_adjoint_product(sums, LANES, scores, keys, keys_v, pitch, some, keys, V, sound)
                 if kind == PAPER:
                     _row_scores(lanes, scores, keys, across, z_now, begun, ones)
                 for e in range(some):
@@ -181,7 +192,7 @@ def _forward(q_in, k_in, v_in, decay, start, shape, kind, tiny, chunk, y, counts
             for c in range(0, K, LANES):
                 _add_rows(z_next, c, keys_k, c * pitch, m, left)
             _scale_rows(keys_v, pitch, V, m, left)
-            add_adjoint_product(S_next, wide_k, keys_k, pitch, keys_v, pitch, K, m, V)
+            add_adjoint_product(S_next, wide_k, keys_k, pitch, keys_v, pitch, K, m, V, True)
             n = total[m - 1] + power[m] * n
         store(state_end, head * K * V, V, states[head, -1], wide_k, K, V, one)
         for c in range(K):
@@ -219,6 +230,8 @@ def _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes):
             lanes[e] += s * g * slopes[e]
             row[e] = s * factors[e]
             grad[e] = g * factors[e]
+    _hide(scores[: keys * LANES], query)
+    _hide(grads[: keys * LANES], query)
 
 
 @cpu_kernel
@@ -267,15 +280,15 @@ def _backward(q_in, k_in, v_in, decay, start, shape, kind, tiny, chunk, y, count
             S, z, begun_before = states[head, i], zs[head, i], first > 0 or state.size > 0
             load(keys_k, pitch, k, b * k_strides[0] + h * k_strides[1] + first * k_strides[2], k_strides[2], m, K, one)
             load(keys_v, pitch, v, b * v_strides[0] + h * v_strides[1] + first * v_strides[2], v_strides[2], m, V, one)
-            sums_k[:], sums_v[:] = 0, 0
+            sums_k[:], sums_v[:], sound = 0, 0, finite(keys_k)
             if first + m < T or state_end.size > 0:
                 for c in range(0, wide_v, LANES):
                     for a in range(0, wide_k, LANES):
                         at, to = c * wide_k + a * LANES, a * wide_v + c * LANES
                         transpose(dS_across[to : to + BLOCK], dS[at : at + BLOCK], spare)
                 padded = (m + 7) // 8 * 8
-                add_product(sums_v, pitch, keys_k, pitch, 0, dS, wide_k, padded, K, V)
-                add_product(sums_k, pitch, keys_v, pitch, 0, dS_across, wide_v, padded, V, K)
+                add_product(sums_v, pitch, keys_k, pitch, 0, dS, wide_k, padded, K, V, True)
+                add_product(sums_k, pitch, keys_v, pitch, 0, dS_across, wide_v, padded, V, K, True)
                 if begun_before:
                     found += slope[m] * _dot(dS, S)
             for j in range(m):
@@ -313,24 +326,27 @@ def _backward(q_in, k_in, v_in, decay, start, shape, kind, tiny, chunk, y, count
                 product(scores, keys_k, pitch, 0, keys, across_q, K)
                 product(grads, keys_v, pitch, 0, keys, across_g, V)
                 _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes)
-                add_product(sums_v, pitch, scores, keys, 0, rows_g, LANES, keys, LANES, V)
-                add_product(sums_k, pitch, grads, keys, 0, rows_q, LANES, keys, LANES, K)
+                add_product(sums_v, pitch, scores, keys, 0, rows_g, LANES, keys, LANES, V, finite(rows_g))
+                add_product(sums_k, pitch, grads, keys, 0, rows_q, LANES, keys, LANES, K, finite(rows_q))
                 begun, begun_slope = power[query + 1 : query + 1 + LANES], slope[query + 1 : query + 1 + LANES]
                 across_dq[:] = 0
                 if begun_before:
                     product(across_dq, S, wide_k, 0, (K + 7) // 8 * 8, across_g, V)
                 _begun(across_dq, across_q, z, r, begun, begun_slope, lanes)
-                add_adjoint_product(across_dq, wide_k, keys_k, pitch, grads, keys, K, keys, LANES)
+                if sound:
+                    add_adjoint_product(across_dq, wide_k, keys_k, pitch, grads, keys, K, keys, LANES, True)
                 for e in range(LANES):
                     found += lanes[e]
                 if begun_before:
                     _scale_rows(rows_g, LANES, V, some, begun)
-                    add_adjoint_product(dS, wide_k, rows_q, LANES, rows_g, LANES, K, some, V)
+                    add_adjoint_product(dS, wide_k, rows_q, LANES, rows_g, LANES, K, some, V, True)
                 for e in range(LANES):
                     r[e] *= begun[e]
                 for c in range(0, K, LANES):
                     _add_rows(dz_now, c, rows_q, c * LANES, some, r)
                 transpose(across_q, across_dq, spare)
+                if not sound:  # by the gradients of scores as weights, which hide later keys
+                    add_adjoint_product(across_q, LANES, grads, keys, keys_k, pitch, some, keys, K, False)
                 store(dq, ((b * T + first + query) * H + h) * K, H * K, across_q, LANES, some, K, one)
             for e in range(m - 1, -1, -1):
                 at = first + e

@@ -44,10 +44,10 @@ class _Call:
                       wide, ones, fading, *strides)
         return out
 
-    def gradient(self, inner, carried, x, parts, offset, width, first, summing):
-        out = self.empty(self.B, self.T, self.H, width)
-        SOURCE.launch("mtv_retention_gradient", ceil_div(self.rows, 4), inner, carried, x, self.tables, out, parts, self.rows,
-                      *self.times, width, inner.shape[2], first, summing, parts.shape[1], offset)
+    def gradient(self, weights, others, carried, x, parts, offset, width, first, summing):
+        inner, out = matmul(weights if first else _turned(weights), others), self.empty(self.B, self.T, self.H, width)
+        SOURCE.launch("mtv_retention_gradient", ceil_div(self.rows, 4), inner, weights, others, carried, x, self.tables, out,
+                      parts, self.rows, *self.times, width, inner.shape[2], first, summing, parts.shape[1], offset)
         return out.transpose(0, 2, 1, 3)
 
     def state(self, given, *shape):
@@ -70,8 +70,8 @@ def forward(q, k, v, decay, state, z, count, *, normalization, chunk_size):
     scores = matmul(queries, _turned(keys))
     SOURCE.launch("mtv_retention_decay", ceil_div(scores.size, 256), scores, call.tables, scores.size, H, call.N, call.C)
     seen, inverses = call.empty(call.rows), call.empty(call.rows)
-    SOURCE.launch("mtv_retention_finish", ceil_div(call.rows, 4), matmul(scores, values), matmul(queries, states), call.tables,
-                  counts, y, seen, inverses, call.rows, *call.times, V, W, call.kind)
+    SOURCE.launch("mtv_retention_finish", ceil_div(call.rows, 4), matmul(scores, values), matmul(queries, states), scores,
+                  values, call.tables, counts, y, seen, inverses, call.rows, *call.times, V, W, call.kind)
     return (y.transpose(0, 2, 1, 3), *ends), (call, given, (queries, keys, values, states, counts, y, seen, inverses))
 
 
@@ -100,8 +100,8 @@ def backward(saved, g, dstate, dz, dcount):
     SOURCE.launch("mtv_retention_counts_backward", call.heads, slopes, counts, call.tables, dends[2], dstart[2], parts,
                   *call.times, pitch, pitch - 1)
     from_start, to_end = matmul(grads, _turned(states)), matmul(values, _turned(dstates))
-    dq = call.gradient(matmul(dscores, keys), from_start, queries, parts, inside, K, True, True)
-    dk = call.gradient(matmul(_turned(dscores), queries), to_end, keys, parts, inside + T, K, False, True)
-    dv = call.gradient(matmul(_turned(scores), grads), matmul(keys, dstates), values, parts, 0, V, False, False)
+    dq = call.gradient(dscores, keys, from_start, queries, parts, inside, K, True, True)
+    dk = call.gradient(dscores, queries, to_end, keys, parts, inside + T, K, False, True)
+    dv = call.gradient(scores, grads, matmul(keys, dstates), values, parts, 0, V, False, False)
     ddecay = parts.reshape(call.B, call.H, pitch).sum(axis=(0, 2))
     return dq, dk, dv, ddecay, *(x if has else None for x, has in zip(dstart, given, strict=True))

@@ -23,13 +23,19 @@ def _unmixed(args, params, run, draw):
 
 def _restart(args, params, run, draw):
     x, mix, last, _ = args
+    last = last if last is None else np.full_like(last, draw.choice((1, np.nan, np.inf)))
     y, everywhere = run((x, mix, last, np.ones(x.shape[:2], bool)), params)
     assert_close(y, x * mix, "token_shift sees across a reset")
+    if x.shape[1]:
+        spoilt, cut = x.copy(), draw.integer(0, x.shape[1] - 1)
+        spoilt[:, :cut] = np.nan
+        y, _ = run((spoilt, mix, last, np.ones(x.shape[:2], bool)), params)
+        assert_close(y[:, cut:], (x * mix)[:, cut:], "token_shift sees a NaN across a reset")
     assert x.shape[1] == 0 or np.array_equal(everywhere, x[:, -1]), "token_shift does not hand on the last position"
 
 
 @op("x[B T C], mix[C], last?[B C], reset?:bool[B T] -> y[B T C], last[B C]",
-    laws=[causal("x"), independent("B C"), linear_in("x"), streams(), identity("mix = 1 is the identity", _unmixed),
+    laws=[*causal("x"), independent("B C"), linear_in("x"), streams(), identity("mix = 1 is the identity", _unmixed),
           identity("a reset forgets the position before", _restart)])
 def token_shift(x, mix, last=None, reset=None):
     """y_t = mix x_t + (1 - mix) x_{t-1}, and the last x.

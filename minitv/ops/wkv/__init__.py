@@ -64,6 +64,7 @@ def _restart(args, params, run, draw):
     cut = draw.integer(0, k.shape[1] - 1)
     reset = np.zeros(k.shape[:2], bool) if reset is None else reset.copy()
     reset[:, cut] = True
+    k, v = (np.concatenate([np.full_like(x[:, :cut], draw.choice((1, np.nan, np.inf))), x[:, cut:]], axis=1) for x in (k, v))
     whole = run((k, v, w, u, a, b, p, reset), params)
     anew = run((k[:, cut:], v[:, cut:], w, u, None, None, None, reset[:, cut:]), params)
     for name, x, y in zip("yabp", (whole[0][:, cut:], *whole[1:]), anew, strict=True):
@@ -71,7 +72,7 @@ def _restart(args, params, run, draw):
 
 
 @op("k[B T C], v[B T C], w[C], u[C], a?[B C], b?[B C], p?[B C], reset?:bool[B T] -> y[B T C], a[B C], b[B C], p[B C]",
-    laws=[causal("k v"), independent("B C"), linear_in("v"), streams(),
+    laws=[*causal("k v"), independent("B C"), linear_in("v"), streams(),
           identity("a constant added to all keys changes nothing", _shift_of_keys),
           identity("weights sum to one", _mean),
           identity("with w = u = 0 it is the running mean of AFT-simple", _running_mean),
