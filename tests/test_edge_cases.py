@@ -1300,6 +1300,40 @@ def test_a_gradient_that_no_later_position_enters_does_not_see_what_is_no_number
     assert checked or not independent
 
 
+LONG = {  # over several tiles, panels and chunks
+    "attention": ((2, "B H T K", "B H T K", "B H T V"), {}),
+    "retention": ((2, "B H T K", "B H T K", "B H T V", "H"), {"normalization": "paper", "chunk_size": 64}),
+    "aft_simple": ((1, "B T V", "B T V", "B T V"), {}), "aft_full": ((1, "B T V", "B T V", "B T V", "T T"), {}),
+    "aft_local": ((1, "B T V", "B T V", "B T V", "T W"), {}), "aft_conv": ((1, "B T V", "B T H", "B T V", "H W"), {}),
+}
+
+
+@pytest.mark.parametrize(("name", "place"), [(name, place) for name in LONG for place in ("cpu", "cuda on emulator")])
+def test_a_long_sequence_sees_nothing_of_what_comes_later(name, place):
+    (axis, *shapes), params = LONG[name]
+    op, sizes = ag.REGISTRY[name], {"B": 2, "H": 2, "T": 150, "K": 40, "V": 36, "W": 5}
+    if "emulator" in place:
+        if emulator.missing:
+            pytest.skip(str(emulator.missing))
+        sizes.update(B=1, T=75)
+    args = [some(*(sizes[letter] for letter in shape.split()), seed=i).astype(np.float32) for i, shape in enumerate(shapes)]
+    if name == "retention":
+        args[3] = np.array([0.9, 0.99], np.float32)
+    args += [None] * (len(op.signature.inputs) - len(args))
+    for cut in (1, 31, 40, 65, 70):
+        spoilt = [np.moveaxis(x.copy(), axis, 0) for x in args[:3]]
+        for x in spoilt:
+            x[cut:] = NAN
+        found = []
+        for these in (args, [*(np.moveaxis(x, 0, axis) for x in spoilt), *args[3:]]):
+            outputs = compute(op, f"kernel {place}", these, params)
+            seeds = [np.ones_like(outputs[0]), *(np.zeros_like(x) for x in outputs[1:])]
+            slope = differentiate(op, f"kernel {place}", these, params, seeds)[0]
+            found.append([np.moveaxis(x, axis, 0)[:cut] for x in (outputs[0], slope)])
+        for old, new in zip(*found, strict=True):
+            assert_close(new, old, f"{name} before {cut}", terms=256)
+
+
 def test_huge_scores_choose_one_key():
     q, k = np.full((1, 1, 2, 1), 1e4), np.array([[[[1.0], [-1.0], [1e4]]]])
     v, g = some(1, 1, 3, 2), some(1, 1, 2, 2, seed=1)
