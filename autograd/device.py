@@ -56,6 +56,12 @@ def unscalar(value):
     return np.asarray(value) if isinstance(value, np.generic) else value
 
 
+def overlap(x, y) -> bool:
+    """Whether two arrays may share memory: whether the ranges of their addresses meet."""
+    xp = namespace(x, y) if is_cupy(x) == is_cupy(y) else None
+    return xp is not None and bool(xp.may_share_memory(x, y))
+
+
 # -- the GPU -----------------------------------------------------------------------------------------------------------
 INSTALL = 'pip install "minitv[cuda13]", or "minitv[cuda12]" for an older driver'
 

@@ -1,7 +1,13 @@
 """Laws: statements about an operator that hold for every input, declared beside it and enumerated by tests.
 
-A law has a name and ``check(op, args, params, run, draw)``, which raises AssertionError when it does not hold. ``run``
-is a function from the operator's arrays to a tuple of output arrays: the definition, a form or a kernel.
+A law has a name and ``check(case, draw)``, which raises AssertionError when it does not hold. A *case* is a call of the
+operator along one route, by name:
+
+    case.q                             an input (None if absent) or a parameter
+    case().y, case().state             the outputs of this call, as arrays
+    case(decay=1.0, mask=None).y       those of the call with other inputs or parameters
+    case.anew(decay=1.0).y             the same without the state that an earlier call handed on
+    case.defined_by(aft_full).y        what another operator's definition says of it
 """
 
 from __future__ import annotations
@@ -12,8 +18,74 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .check import assert_close
 from .errors import KernelError
+from .metric import assert_close
+
+
+class Outputs(tuple):
+    """The arrays that a call gives, in order and by the names of the signature."""
+
+    def __new__(cls, op, arrays):
+        outputs, names = super().__new__(cls, arrays), [a.name for a in op.signature.outputs]
+        vars(outputs).update(zip(names, outputs if len(names) == len(outputs) else [tuple(outputs)], strict=True))
+        return outputs  # by way of ``vars``, an output may be called count or index, as a tuple's methods are
+
+    def __getattr__(self, name: str):
+        raise AttributeError(f"no output {name!r}, there are {', '.join(vars(self))}")
+
+
+class Case:
+    """A call of ``op``: its inputs and parameters by name, and ``compute(args, params)``, which gives the outputs."""
+
+    def __init__(self, op, args, params, compute: Callable):
+        self.op, self._compute = op, compute
+        self._names = [a.name for a in op.signature.inputs]
+        self._values = dict(zip(self._names, args, strict=True)) | {**op.params, **params}
+
+    def __getattr__(self, name: str):
+        values = self.__dict__.get("_values", {})
+        if name not in values:
+            raise AttributeError(f"{self.__dict__.get('op')}: nothing is called {name!r}")
+        return values[name]
+
+    def __call__(self, **changes) -> Outputs:
+        """The outputs of the call with these inputs and parameters instead; a number becomes an array of the input's shape."""
+        values = {**self._values, **{name: self._shaped(name, value) for name, value in changes.items()}}
+        args = tuple(values.pop(name) for name in self._names)
+        return Outputs(self.op, self._compute(args, values))
+
+    def anew(self, **changes) -> Outputs:
+        """The outputs of the call with these changes, and without a state from an earlier call."""
+        return self(**{**dict.fromkeys(self.op.signature.states), **changes})
+
+    def defined_by(self, other, **changes) -> Outputs:
+        """What the definition of another operator gives for the inputs and parameters that have the same names, without a
+        state from an earlier call, and for these others.
+        """
+        shared = {name: value for name, value in self._values.items()
+                  if name in other.places and name not in other.signature.states}
+        with np.errstate(all="ignore"):
+            result = other.definition(**{**shared, **changes})
+        return Outputs(other, result if isinstance(result, tuple) else (result,))
+
+    def _shaped(self, name: str, value):
+        before = getattr(self, name)  # an unknown name raises
+        if name in self._names and isinstance(before, np.ndarray) and isinstance(value, int | float):
+            return np.full_like(before, value)
+        return value
+
+    def has(self, given: dict) -> bool:
+        """Whether inputs and parameters are what a law asks for."""
+        return all(getattr(self, name) is value for name, value in given.items())
+
+    def present(self, names: str) -> dict[str, np.ndarray]:
+        """The named inputs, but for those that are absent."""
+        return {name: getattr(self, name) for name in names.split() if getattr(self, name) is not None}
+
+    def inputs(self, letter: str) -> dict[str, tuple[np.ndarray, int]]:
+        """The inputs that have an axis of this letter, and that axis."""
+        places = {a.name: axis(a, letter) for a in self.op.signature.inputs if letter in a.dims}
+        return {name: (x, places[name]) for name, x in self.present(" ".join(places)).items()}
 
 
 @dataclass(frozen=True)
@@ -32,14 +104,9 @@ class Law:
         return not set(self.except_for) & set(route.split())
 
 
-def _axis(argument, letter):
+def axis(argument, letter: str) -> int:
+    """Where an argument of a signature has a letter, counted from the end."""
     return argument.dims.index(letter) - len(argument.dims)
-
-
-def _has(op, args, params, given) -> bool:
-    """Whether inputs and parameters of a call are what a law asks for."""
-    values = dict(zip((a.name for a in op.signature.inputs), args, strict=True)) | params
-    return all(values[name] is value for name, value in given.items())
 
 
 def causal(inputs: str, letter: str = "T", blind: tuple[str, ...] = (), **given) -> tuple[Law, Law]:
@@ -51,41 +118,32 @@ def causal(inputs: str, letter: str = "T", blind: tuple[str, ...] = (), **given)
     """
     places = [(name, own or letter) for name, _, own in (part.partition(":") for part in inputs.split())]
 
-    def later(op, args, cut, length, values):
-        """The inputs with others after the first ``cut`` of ``length`` positions."""
-        args = list(args)
-        for name, own in places:
-            position = next(i for i, a in enumerate(op.signature.inputs) if a.name == name)
-            axis = _axis(op.signature.inputs[position], own)
-            changed = np.moveaxis(args[position].copy(), axis, 0)
-            first = max(len(changed) - (length - cut), 0)
-            changed[first:] = values(*changed[first:].shape)
-            args[position] = np.moveaxis(changed, 0, axis)
-        return tuple(args)
-
-    def check(op, args, params, run, draw, values):
-        if not _has(op, args, params, given):
+    def check(case, draw, values):
+        if not case.has(given):
             return
-        position = next(i for i, a in enumerate(op.signature.inputs) if a.name == places[0][0])
-        length = args[position].shape[_axis(op.signature.inputs[position], letter)]
+        x, at = case.inputs(letter)[places[0][0]]
+        length = x.shape[at]
         if length < 2:
             return
-        cut = draw.integer(1, length - 1)
-        before = run(tuple(args), params)
-        after = run(later(op, args, cut, length, values), params)
-        for argument, old, new in zip(op.signature.outputs, before, after, strict=True):
-            if letter not in argument.dims:  # a state, after everything
-                continue
-            axis = _axis(argument, letter)
-            assert_close(np.moveaxis(new, axis, 0)[:cut], np.moveaxis(old, axis, 0)[:cut],
-                         f"{op.name}: {argument.name} before position {cut} depends on later inputs")
+        cut, changes = draw.integer(1, length - 1), {}
+        for name, own in places:
+            x, at = case.inputs(own)[name]
+            changed = np.moveaxis(changes.get(name, x).copy(), at, 0)
+            first = max(len(changed) - (length - cut), 0)
+            changed[first:] = values(*changed[first:].shape)
+            changes[name] = np.moveaxis(changed, 0, at)
+        for argument, old, new in zip(case.op.signature.outputs, case(), case(**changes), strict=True):
+            if letter in argument.dims:  # else a state, after everything
+                at = axis(argument, letter)
+                assert_close(np.moveaxis(new, at, 0)[:cut], np.moveaxis(old, at, 0)[:cut],
+                             f"{case.op.name}: {argument.name} before position {cut} depends on later inputs")
 
-    def numbers(op, args, params, run, draw):
-        check(op, args, params, run, draw, draw.floats)
+    def numbers(case, draw):
+        check(case, draw, draw.floats)
 
-    def no_numbers(op, args, params, run, draw):
+    def no_numbers(case, draw):
         with contextlib.suppress(KernelError):  # a kernel that declines such numbers leaks nothing
-            check(op, args, params, run, draw, lambda *shape: np.full(shape, draw.choice((np.nan, np.inf, -np.inf))))
+            check(case, draw, lambda *shape: np.full(shape, draw.choice((np.nan, np.inf, -np.inf))))
 
     name = f"causal in {inputs} over {letter}"
     return Law(name, numbers), Law(f"{name}, where what comes later is no number", no_numbers, blind)
@@ -97,27 +155,17 @@ def independent(letters: str, **fixed) -> Law:
     ``fixed`` replaces inputs and parameters that tie the axes together on purpose, such as ``mask=None``.
     """
 
-    def check(op, args, params, run, draw):
-        names = [a.name for a in op.signature.inputs]
-        args = tuple(fixed.get(n, x) for n, x in zip(names, args, strict=True))
-        params = {**params, **{k: v for k, v in fixed.items() if k not in names}}
+    def check(case, draw):
         for letter in letters.split():
-            sizes = {a.shape[_axis(arg, letter)] for arg, a in zip(op.signature.inputs, args, strict=True)
-                     if a is not None and letter in arg.dims}
-            size = sizes.pop()
+            places = {name: place for name, place in case.inputs(letter).items() if name not in fixed}
+            size = {x.shape[at] for x, at in places.values()}.pop()
             if size == 0:
                 continue
             pick = draw.integer(0, size - 1)
-
-            def select(argument, array, letter=letter, pick=pick):
-                if array is None or letter not in argument.dims:
-                    return array
-                return np.take(array, [pick], axis=_axis(argument, letter))
-
-            alone = run(tuple(map(select, op.signature.inputs, args)), params)
-            together = run(args, params)
-            for argument, one, many in zip(op.signature.outputs, alone, together, strict=True):
-                assert_close(one, select(argument, many), f"{op.name}: {letter} = {pick} depends on the others")
+            alone = case(**fixed, **{name: np.take(x, [pick], axis=at) for name, (x, at) in places.items()})
+            for argument, one, many in zip(case.op.signature.outputs, alone, case(**fixed), strict=True):
+                expected = np.take(many, [pick], axis=axis(argument, letter)) if letter in argument.dims else many
+                assert_close(one, expected, f"{case.op.name}: {letter} = {pick} depends on the others")
 
     return Law(f"independent over {letters}", check)
 
@@ -125,17 +173,13 @@ def independent(letters: str, **fixed) -> Law:
 def linear_in(name: str) -> Law:
     """f(.., a u + w, ..) = a f(.., u, ..) + f(.., w, ..) - f(.., 0, ..): affine in the named input."""
 
-    def check(op, args, params, run, draw):
-        position = [a.name for a in op.signature.inputs].index(name)
-        u, w, scale = args[position], draw.floats(*args[position].shape), 0.5
-
-        def at(value):
-            return run((*args[:position], value, *args[position + 1:]), params)
-
-        for both, one, other, none in zip(at(u * u.dtype.type(scale) + w), at(u), at(w), at(np.zeros_like(u)),
-                                          strict=True):
+    def check(case, draw):
+        u = getattr(case, name)
+        w, scale = draw.floats(*u.shape), 0.5
+        calls = [case(**{name: x}) for x in (u * u.dtype.type(scale) + w, u, w, np.zeros_like(u))]
+        for both, one, other, none in zip(*calls, strict=True):
             change = np.subtract(one, none, out=np.zeros_like(one), where=one != none)  # where both are infinite, 0
-            assert_close(both, scale * change + other, f"{op.name} is not linear in {name}", terms=8)
+            assert_close(both, scale * change + other, f"{case.op.name} is not linear in {name}", terms=8)
 
     return Law(f"linear in {name}", check)
 
@@ -146,27 +190,37 @@ def streams(letter: str = "T", **given) -> Law:
     The law is about calls with the ``given`` inputs and parameters.
     """
 
-    def check(op, args, params, run, draw):
-        if not _has(op, args, params, given):
+    def check(case, draw):
+        if not case.has(given):
             return
-        inputs, outputs, states = op.signature.inputs, op.signature.outputs, op.signature.states
-        lengths = {x.shape[_axis(a, letter)] for a, x in zip(inputs, args, strict=True) if x is not None and letter in a.dims}
-        cut = draw.integer(0, lengths.pop())
+        places, outputs, states = case.inputs(letter), case.op.signature.outputs, case.op.signature.states
+        cut = draw.integer(0, {x.shape[at] for x, at in places.values()}.pop())
 
         def segment(part, state):
-            return run(tuple(state.get(a.name, x) if x is None or letter not in a.dims
-                             else np.moveaxis(np.moveaxis(x, _axis(a, letter), 0)[part], 0, _axis(a, letter))
-                             for a, x in zip(inputs, args, strict=True)), params)
+            return case(**state, **{name: np.moveaxis(np.moveaxis(x, at, 0)[part], 0, at) for name, (x, at) in places.items()})
 
         first = segment(slice(0, cut), {})
         second = segment(slice(cut, None), {a.name: y for a, y in zip(outputs, first, strict=True) if a.name in states})
-        for argument, whole, one, two in zip(outputs, run(args, params), first, second, strict=True):
-            joined = np.concatenate([one, two], axis=_axis(argument, letter)) if letter in argument.dims else two
-            assert_close(joined, whole, f"{op.name}: {argument.name} depends on the cut at {cut}", terms=64)
+        for argument, whole, one, two in zip(outputs, case(), first, second, strict=True):
+            joined = np.concatenate([one, two], axis=axis(argument, letter)) if letter in argument.dims else two
+            assert_close(joined, whole, f"{case.op.name}: {argument.name} depends on the cut at {cut}", terms=64)
 
     return Law(f"streams over {letter}", check)
 
 
+def shift_invariant(inputs: str, what: str | None = None, outputs: str = "y") -> Law:
+    """A constant added to all named inputs, which ``what`` describes, does not change the named outputs."""
+    what = what or inputs
+
+    def check(case, draw):
+        before, after = case(), case(**{name: x + x.dtype.type(3) for name, x in case.present(inputs).items()})
+        for name in outputs.split():
+            assert_close(getattr(after, name), getattr(before, name),
+                         f"{case.op.name}: {name} changes when a constant is added to {what}", terms=64)
+
+    return Law(f"a constant added to {what} changes nothing", check)
+
+
 def identity(name: str, statement: Callable) -> Law:
-    """A named identity: ``statement(args, params, run, draw)`` raises AssertionError when it fails."""
-    return Law(name, lambda op, args, params, run, draw: statement(args, params, run, draw))
+    """A named identity: ``statement(case, draw)`` raises AssertionError when it fails."""
+    return Law(name, statement)

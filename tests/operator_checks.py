@@ -19,7 +19,8 @@ import pytest
 from autograd import Op, Tensor, adjoint_test, assert_close, gradcheck, gradients, no_grad, to_numpy, use
 from autograd.device import gpu
 from autograd.draw import LAYOUTS, Draw, draw_inputs
-from autograd.op import Form
+from autograd.laws import Case
+from autograd.routes import Form
 from autograd.shapes import bind
 
 DTYPES = (np.float32, np.float64)
@@ -317,7 +318,7 @@ def check_derivative(op: Op, route: str, args, params, order: int = 1) -> None:
 
 
 def check_law(op: Op, law, route: str, args, params, draw) -> None:
-    law.check(op, args, params, lambda a, p: compute(op, route, a, p), draw)
+    law.check(Case(op, args, params, lambda a, p: compute(op, route, a, p)), draw)
 
 
 def is_linear(op: Op) -> bool:

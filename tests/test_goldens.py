@@ -11,8 +11,8 @@ from conftest import operators
 from operator_checks import DTYPES, compute, device, differentiate, dtypes, floats, marks, routes
 
 from autograd import Random, Tensor, distance, no_grad, use
-from autograd.check import TOLERANCE
 from autograd.device import move
+from autograd.metric import TOLERANCE
 from minitv.mixers.hyena import HyenaOptions
 from minitv.mixers.hyena import Mixer as HyenaMixer
 from minitv.mixers.retnet import EPS, RetNetOptions

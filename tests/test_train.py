@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from autograd import REGISTRY, distance
-from autograd.check import TOLERANCE
 from autograd.cpu import gemm
+from autograd.metric import TOLERANCE
 from minitv import checkpoint, mixers
 from minitv import train as training
 from minitv.cli import main

@@ -152,7 +152,7 @@ def storage(x) -> tuple[str, ...]:
     return next(options for options, dtype in STORAGE.items() if dtype == x.dtype.name)
 
 
-def float32_only(*values, **_) -> str | None:
+def float32_only(*values) -> str | None:
     """``supports`` of a kernel that takes float32 alone."""
     for value in values:
         if value is not None and value.dtype.kind == "f" and value.dtype != np.float32:

@@ -28,7 +28,8 @@ def scalar_loop(function, *arrays):
     return out
 
 
-def unary(name, formula, scalar, array, vjp, *, domain=None, kinks=(), analytic=True, tolerance=1.0) -> Op:
+def unary(name, formula, scalar, array, vjp, *, domain=None, kinks=(), analytic=True, tolerance=1.0,
+          method: bool | str = True) -> Op:
     """Declare y = f(x): the formula, the definition on a float, array code, and the gradient in operators."""
 
     def definition(x):
@@ -36,7 +37,7 @@ def unary(name, formula, scalar, array, vjp, *, domain=None, kinks=(), analytic=
 
     definition.__name__ = name
     definition.__doc__ = f"{formula}, elementwise."
-    op = Op(definition, "x[...] -> y[...]", analytic=analytic, tolerance=tolerance)
+    op = Op(definition, "x[...] -> y[...]", analytic=analytic, tolerance=tolerance, method=method)
     op.primitive(array)
     op.vjp(vjp)
     low, high = domain or (None, None)
@@ -45,7 +46,7 @@ def unary(name, formula, scalar, array, vjp, *, domain=None, kinks=(), analytic=
 
 
 def binary(name, formula, scalar, array, vjp, *, domains=((None, None), (None, None)), separate=False,
-           analytic=True) -> Op:
+           analytic=True, method: bool | str = False) -> Op:
     """Declare out = f(x, y) with broadcasting."""
 
     def definition(x, y):
@@ -53,7 +54,7 @@ def binary(name, formula, scalar, array, vjp, *, domains=((None, None), (None, N
 
     definition.__name__ = name
     definition.__doc__ = f"{formula}, elementwise with broadcasting."
-    op = Op(definition, "x[...], y[...] -> out[...]", analytic=analytic)
+    op = Op(definition, "x[...], y[...] -> out[...]", analytic=analytic, method=method)
     op.primitive(array)
     op.vjp(vjp)
 
@@ -104,16 +105,17 @@ def _scalar_sigmoid(x):
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def _needed(needs, *makers):
-    return tuple(make() if need else None for need, make in zip(needs, makers, strict=True))
+def _needed(needs, **makers):
+    """The gradients that are needed, None for the others."""
+    return tuple(make() if name in needs else None for name, make in makers.items())
 
 
 def _power_vjp(g, x, y, out, needs):
     one, zero_base = (y.data == 0), (x.data == 0)
     return _needed(
         needs,
-        lambda: g * y * power(x, where(one, 1.0, y - 1.0)),
-        lambda: g * out * log(where(zero_base, 1.0, x)),
+        x=lambda: g * y * power(x, where(one, 1.0, y - 1.0)),
+        y=lambda: g * out * log(where(zero_base, 1.0, x)),
     )
 
 
@@ -134,21 +136,22 @@ def _extreme(pick):
     return lambda x, y: math.nan if math.isnan(x) or math.isnan(y) else pick(x, y)
 
 
-add = binary("add", "x + y", lambda x, y: x + y, lambda x, y: x + y, lambda g: (g, g))
+add = binary("add", "x + y", lambda x, y: x + y, lambda x, y: x + y, lambda g: (g, g), method="__add__")
 subtract = binary("subtract", "x - y", lambda x, y: x - y, lambda x, y: x - y,
-                  lambda g, needs: _needed(needs, lambda: g, lambda: -g))
+                  lambda g, needs: _needed(needs, x=lambda: g, y=lambda: -g), method="__sub__")
 multiply = binary("multiply", "x y", lambda x, y: x * y, lambda x, y: x * y,
-                  lambda g, x, y, needs: _needed(needs, lambda: g * y, lambda: g * x))
+                  lambda g, x, y, needs: _needed(needs, x=lambda: g * y, y=lambda: g * x), method="__mul__")
 divide = binary("divide", "x / y", lambda x, y: x / y, lambda x, y: x / y,
-                lambda g, y, out, needs: _needed(needs, lambda: g / y, lambda: -g * out / y),
+                lambda g, y, out, needs: _needed(needs, x=lambda: g / y, y=lambda: -g * out / y), method="__truediv__",
                 domains=((None, None), (0.5, 2.0)))
-power = binary("power", "x ** y", lambda x, y: x**y, lambda x, y: x**y, _power_vjp, domains=((0.3, 2.0), (-2.0, 3.0)))
+power = binary("power", "x ** y", lambda x, y: x**y, lambda x, y: x**y, _power_vjp, domains=((0.3, 2.0), (-2.0, 3.0)),
+               method="__pow__")
 maximum = binary("maximum", "max(x, y), NaN if either is", _extreme(max), lambda x, y: namespace(x, y).maximum(x, y),
                  lambda g, x, y: (g * _maximum_share(x, y), g * _maximum_share(y, x)), separate=True, analytic=False)
 minimum = binary("minimum", "min(x, y), NaN if either is", _extreme(min), lambda x, y: namespace(x, y).minimum(x, y),
                  lambda g, x, y: (g * _minimum_share(x, y), g * _minimum_share(y, x)), separate=True, analytic=False)
 
-negative = unary("negative", "-x", lambda x: -x, lambda x: -x, lambda g: -g)
+negative = unary("negative", "-x", lambda x: -x, lambda x: -x, lambda g: -g, method="__neg__")
 exp = unary("exp", "e^x", math.exp, lambda x: namespace(x).exp(x), lambda g, out: g * out)
 log = unary("log", "ln x", math.log, lambda x: namespace(x).log(x), lambda g, x: g / x, domain=(0.3, 3.0))
 sqrt = unary("sqrt", "√x (infinite slope at 0)", math.sqrt, lambda x: namespace(x).sqrt(x),
@@ -168,7 +171,8 @@ softplus = unary("softplus", "ln(1 + e^x); -softplus(-x) is the stable ln(sigmoi
 relu = unary("relu", "max(x, 0)", lambda x: x if x > 0 or x != x else 0.0, _relu,
              lambda g, x: where(x.data > 0, g, 0.0), kinks=(0.0,), analytic=False)
 absolute = unary("absolute", "|x|", abs, lambda x: namespace(x).abs(x),
-                 lambda g, x: g * _constant(x, namespace(x.data).sign(x.data)), kinks=(0.0,), analytic=False)
+                 lambda g, x: g * _constant(x, namespace(x.data).sign(x.data)), kinks=(0.0,), analytic=False,
+                 method="__abs__")
 erf = unary("erf", "(2/√π) ∫₀ˣ e^(-t²) dt", math.erf, lambda x: special(x).erf(x),
             lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-(x * x)))
 
@@ -185,8 +189,8 @@ def _where(condition, x, y):
 
 where = Op(_named(_where, "where"), "condition:bool[...], x[...], y[...] -> out[...]", analytic=True)
 where.primitive(lambda condition, x, y: namespace(condition, x, y).where(condition, x, y))
-where.vjp(lambda g, condition, needs: (None, *_needed(
-    needs[1:], lambda: where(condition, g, 0.0), lambda: where(condition, 0.0, g))))
+where.vjp(lambda g, condition, needs: _needed(
+    needs, x=lambda: where(condition, g, 0.0), y=lambda: where(condition, 0.0, g)))
 
 
 @where.inputs
@@ -203,11 +207,11 @@ def _clip(x, *, low=None, high=None):
                                                       math.inf if high is None else high), x)
 
 
-clip = Op(_named(_clip, "clip"), "x[...] -> y[...]")
+clip = Op(_named(_clip, "clip"), "x[...] -> y[...]", method=True)
 
 
 @clip.primitive
-def _(x, *, low=None, high=None):
+def _(x, low, high):
     if low is not None:
         x = namespace(x).maximum(x, x.dtype.type(low))
     return namespace(x).minimum(x, x.dtype.type(high)) if high is not None else x.copy()
@@ -230,7 +234,7 @@ def _(draw):
 
 
 @clip.validate
-def _(x, *, low, high):
+def _(x, low, high):
     for name, bound in (("low", low), ("high", high)):
         if bound is not None and not isinstance(bound, int | float):
             raise DtypeError(f"clip: {name} must be a Python number or None, got {type(bound).__name__}")
@@ -253,8 +257,8 @@ def _astype(x, *, dtype=np.float32):
     return x.astype(dtype)
 
 
-astype = Op(_named(_astype, "astype"), "x[...] -> y[...]")
-astype.primitive(lambda x, *, dtype=np.float32: x.astype(dtype))
+astype = Op(_named(_astype, "astype"), "x[...] -> y[...]", method=True)
+astype.primitive(lambda x, dtype: x.astype(dtype))
 astype.vjp(lambda g, x: astype(g, dtype=x.dtype))
 
 
@@ -264,7 +268,7 @@ def _(draw):
 
 
 @astype.validate
-def _(x, *, dtype):
+def _(x, dtype):
     if np.dtype(dtype) not in FLOATS:
         raise DtypeError(f"astype: dtype {np.dtype(dtype)} is not differentiable, allowed: float32, float64")
 
@@ -280,5 +284,5 @@ def _copied(x, device):
 
 
 to_device = Op(_named(_to_device, "to_device"), "x[...] -> y[...]", analytic=True)
-to_device.primitive(lambda x, *, device="cpu": _copied(x, device))
+to_device.primitive(lambda x, device: _copied(x, device))
 to_device.vjp(lambda g, x: to_device(g, device=location(x.data)))

@@ -16,7 +16,7 @@ from .reduce import sum
 from .shape import reshape, swapaxes, transpose
 
 
-@op("a[*], b[*] -> y[*]", analytic=True)
+@op("a[*], b[*] -> y[*]", analytic=True, method="matmul __matmul__")
 def matmul(a, b):
     """Matrix product over the last two axes, the others broadcast: y[.., i, j] = Σ_k a[.., i, k] b[.., k, j].
 
@@ -44,9 +44,9 @@ def _(g, a, b, needs):
     lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     g = reshape(g, shape=(*lead, left.shape[-2], right.shape[-1]))
     ga = gb = None
-    if needs[0]:
+    if "a" in needs:
         ga = matmul(g, swapaxes(right))
-    if needs[1]:
+    if "b" in needs:
         gb = matmul(swapaxes(left), g)
         if b.ndim == 1:
             gb = reshape(gb, shape=gb.shape[:-1])
@@ -108,7 +108,7 @@ def einsum(operands, *, equation=""):
 
 
 @einsum.validate
-def _(operands, *, equation):
+def _(operands, equation):
     terms, _ = _parse(equation, len(operands))
     sizes: dict = {}
     for i, (term, x) in enumerate(zip(terms, operands, strict=True)):
@@ -160,7 +160,7 @@ def _contract(x, a, y, b, keep):
 
 
 @einsum.form
-def composed(operands, *, equation=""):
+def composed(operands, equation):
     terms, output = _parse(equation, len(operands))
     parts = [_diagonals(x, t) for x, t in zip(operands, terms, strict=True)]
     x, term = parts[0]

@@ -56,26 +56,26 @@ def _reduction_inputs(draw, minimum=0, values="floats"):
     return (getattr(draw, values)(*shape),), {"axis": axis, "keepdims": draw.boolean()}
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def sum(x, *, axis=None, keepdims=False):
     """Σ x over the axes."""
     return _definition(x, axis, keepdims, math.fsum, "sum")
 
 
-sum.primitive(lambda x, *, axis=None, keepdims=False: namespace(x).sum(
+sum.primitive(lambda x, axis, keepdims: namespace(x).sum(
     x, axis=normalize_axes("sum", axis, x.ndim), keepdims=keepdims))
 sum.vjp(lambda g, x_shape, axis: _spread(g, x_shape, axis, "sum"))
 sum.inputs(_reduction_inputs)
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def mean(x, *, axis=None, keepdims=False):
     """Σ x / n over the axes; NaN for n = 0."""
     return _definition(x, axis, keepdims, lambda v: math.fsum(v) / len(v) if v else math.nan, "mean")
 
 
 @mean.form
-def composed(x, *, axis=None, keepdims=False):
+def composed(x, axis, keepdims):
     count = _count(x.shape, axis, "mean")
     return sum(x, axis=axis, keepdims=keepdims) * (1.0 / count if count else math.nan)
 
@@ -99,26 +99,26 @@ def _scalar_variance(values, ddof):
     return math.fsum((v - center) ** 2 for v in values) / (len(values) - ddof)
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def var(x, *, axis=None, keepdims=False, ddof=0):
     """Σ (x - mean)² / (n - ddof) over the axes."""
     return _definition(x, axis, keepdims, lambda v: _scalar_variance(v, ddof), "var")
 
 
 @var.form
-def composed(x, *, axis=None, keepdims=False, ddof=0):
+def composed(x, axis, keepdims, ddof):
     deviation = centered(x, axis, "var")
     return sum(deviation * deviation, axis=axis, keepdims=keepdims) * (1.0 / (_count(x.shape, axis, "var") - ddof))
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", method=True)
 def std(x, *, axis=None, keepdims=False, ddof=0):
     """√var; where it is 0 its gradient is 0."""
     return _definition(x, axis, keepdims, lambda v: math.sqrt(_scalar_variance(v, ddof)), "std")
 
 
 @std.form
-def composed(x, *, axis=None, keepdims=False, ddof=0):
+def composed(x, axis, keepdims, ddof):
     variance = var(x, axis=axis, keepdims=keepdims, ddof=ddof)
     positive = variance.data > 0
     return where(positive, sqrt(where(positive, variance, 1.0)), variance * 0.0)
@@ -151,8 +151,8 @@ def _declare_extreme(name, pick):
 
     definition.__name__ = name
     definition.__doc__ = f"The {name}imum over the axes; NaN propagates, ties share the gradient evenly."
-    extreme = op("x[*] -> y[*]")(definition)
-    extreme.primitive(lambda x, *, axis=None, keepdims=False: getattr(namespace(x), name)(
+    extreme = op("x[*] -> y[*]", method=True)(definition)
+    extreme.primitive(lambda x, axis, keepdims: getattr(namespace(x), name)(
         x, axis=normalize_axes(name, axis, x.ndim), keepdims=keepdims))
 
     @extreme.vjp
@@ -164,7 +164,7 @@ def _declare_extreme(name, pick):
         return _spread(g, x.shape, axis, name) * Tensor.wrap((chosen / ties).astype(x.dtype))
 
     @extreme.validate
-    def _(x, *, axis, keepdims):
+    def _(x, axis, keepdims):
         if x.size == 0 and _count(x.shape, axis, name) == 0:
             raise ShapeError(f"{name}: no element to take the {name}imum of (shape {x.shape}, axis {axis})")
 
@@ -177,13 +177,13 @@ max = _declare_extreme("max", _max)
 min = _declare_extreme("min", _min)
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", method=True)
 def prod(x, *, axis=None, keepdims=False):
     """Π x over the axes; the gradient is right for any number of zeros."""
     return _definition(x, axis, keepdims, math.prod, "prod")
 
 
-prod.primitive(lambda x, *, axis=None, keepdims=False: namespace(x).prod(
+prod.primitive(lambda x, axis, keepdims: namespace(x).prod(
     x, axis=normalize_axes("prod", axis, x.ndim), keepdims=keepdims))
 
 
@@ -230,14 +230,14 @@ def _scalar_logsumexp(values):
     return top + math.log(math.fsum(math.exp(v - top) for v in values))
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", method=True)
 def logsumexp(x, *, axis=-1, keepdims=False):
     """ln Σ e^x over the axes, without overflow; nothing or only -inf gives -inf with gradient 0; +inf shares evenly."""
     return _definition(x, axis, keepdims, _scalar_logsumexp, "logsumexp")
 
 
 @logsumexp.primitive
-def _(x, *, axis=-1, keepdims=False):
+def _(x, axis, keepdims):
     xp = namespace(x)
     axes = normalize_axes("logsumexp", axis, x.ndim)
     top = largest(x, axes)
@@ -270,7 +270,7 @@ def _(draw):
     return _reduction_inputs(draw)
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def cumsum(x, *, axis=-1):
     """y_t = Σ_{s <= t} x_s along the axis."""
     axis = normalize_axis("cumsum", axis, x.ndim)
@@ -281,7 +281,7 @@ def cumsum(x, *, axis=-1):
     return out
 
 
-cumsum.primitive(lambda x, *, axis=-1: namespace(x).cumsum(x, axis=normalize_axis("cumsum", axis, x.ndim)))
+cumsum.primitive(lambda x, axis: namespace(x).cumsum(x, axis=normalize_axis("cumsum", axis, x.ndim)))
 cumsum.vjp(lambda g, axis: flip(cumsum(flip(g, axis=axis), axis=axis), axis=axis))
 
 
@@ -314,7 +314,7 @@ def _masked_rows(x, mask, axis):
         yield row, x[row].tolist(), mask[row].tolist()
 
 
-@op("x[*], mask?:bool[*] -> y[*]")
+@op("x[*], mask?:bool[*] -> y[*]", method=True)
 def softmax(x, mask=None, *, axis=-1):
     """e^x / Σ e^x along the axis over the positions where mask is True; elsewhere 0.
 
@@ -328,7 +328,7 @@ def softmax(x, mask=None, *, axis=-1):
 
 
 @softmax.primitive
-def _(x, mask=None, *, axis=-1):
+def _(x, mask, axis):
     xp = namespace(x)
     if mask is not None:
         x = xp.where(mask, x, x.dtype.type(-math.inf))
@@ -341,14 +341,14 @@ def _(x, mask=None, *, axis=-1):
 
 @softmax.vjp
 def _(g, out, axis):
-    return out * (g - sum(g * out, axis=axis, keepdims=True)), None
+    return out * (g - sum(g * out, axis=axis, keepdims=True))
 
 
 softmax.validate(_validate_mask("softmax"))
 softmax.inputs(_softmax_inputs)
 
 
-@op("x[*], mask?:bool[*] -> y[*]")
+@op("x[*], mask?:bool[*] -> y[*]", method=True)
 def log_softmax(x, mask=None, *, axis=-1):
     """x - ln Σ e^x along the axis over the positions where mask is True; elsewhere -inf with gradient 0."""
     out = np.full_like(x, -math.inf)
@@ -359,7 +359,7 @@ def log_softmax(x, mask=None, *, axis=-1):
 
 
 @log_softmax.primitive
-def _(x, mask=None, *, axis=-1):
+def _(x, mask, axis):
     xp = namespace(x)
     if mask is not None:
         x = xp.where(mask, x, x.dtype.type(-math.inf))
@@ -375,7 +375,7 @@ def _(g, x, mask, out, axis):
     hidden = out.data == -math.inf
     g = where(hidden, 0.0, g)
     probabilities = where(hidden, 0.0, exp(where(hidden, 0.0, out)))
-    return where(hidden, 0.0, g - probabilities * sum(g, axis=axis, keepdims=True)), None
+    return where(hidden, 0.0, g - probabilities * sum(g, axis=axis, keepdims=True))
 
 
 log_softmax.validate(_validate_mask("log_softmax"))

@@ -235,7 +235,7 @@ class LongConvolution(Half):
         super().__init__(norm, module, model)
         project, taps = affine(module.project), np.ascontiguousarray(module.short.data.T[::-1])  # the first is the present
         bias = np.zeros_like(project[1]) if module.short_bias is None else module.short_bias.data
-        self._block, self._context, self._recent = module.online_block, model.context, np.zeros_like(taps)
+        self._block, self._context, self._recent = online.BLOCK, model.context, np.zeros_like(taps)
         self._filters, self._inputs, self._sums = (
             np.zeros((module.order - 1, model.context, self.width), self.dtype) for _ in range(3))
         self._given = (*self.norm, *project, taps, bias, module.skip.data.reshape(-1, self.width), *affine(module.out),

@@ -27,7 +27,7 @@ def adamw(param, grad, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weigh
 
 
 @adamw.primitive
-def _(param, grad, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decayed=0, step=1, scale=1.0):
+def _(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale):
     g = grad * scale
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g * g
@@ -36,12 +36,12 @@ def _(param, grad, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_de
     return param - lr * (m / (1 - beta1**step)) / ((v / (1 - beta2**step)) ** 0.5 + eps), m, v
 
 
-adamw.kernel("cpu", "autograd.ops.adamw.cpu")
-adamw.kernel("cuda", "autograd.ops.adamw.gpu")
+adamw.kernel("cpu")
+adamw.kernel("cuda")
 
 
 @adamw.validate
-def _(param, grad, m, v, *, lr, beta1, beta2, eps, weight_decay, decayed, step, scale):
+def _(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale):
     if step < 1 or not 0 <= decayed <= len(param):
         raise DomainError(f"adamw: needs step >= 1 and 0 <= decayed <= {len(param)}, got {step} and {decayed}")
 

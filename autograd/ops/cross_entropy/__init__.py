@@ -31,7 +31,7 @@ def cross_entropy(logits, labels, *, ignore_index=None):
 
 
 @cross_entropy.form
-def composed(logits, labels, *, ignore_index=None):
+def composed(logits, labels, ignore_index):
     xp = namespace(logits.data)
     if ignore_index is not None:
         counted = labels != ignore_index
@@ -44,12 +44,12 @@ def composed(logits, labels, *, ignore_index=None):
     return sum(logsumexp(logits - shift, axis=-1) - (chosen - reshape(shift, shape=labels.shape))) * (1.0 / labels.size)
 
 
-cross_entropy.kernel("cpu", "autograd.ops.cross_entropy.cpu")
-cross_entropy.kernel("cuda", "autograd.ops.cross_entropy.gpu")
+cross_entropy.kernel("cpu")
+cross_entropy.kernel("cuda")
 
 
 @cross_entropy.validate
-def _(logits, labels, *, ignore_index):
+def _(logits, labels, ignore_index):
     if logits.ndim < 1 or logits.shape[:-1] != labels.shape:
         raise ShapeError(f"cross_entropy: logits {logits.shape} need labels of shape {logits.shape[:-1]}, got {labels.shape}")
     size = logits.shape[-1]

@@ -9,7 +9,7 @@ SOURCE = Source(__file__, SHORT)
 supports = float32_only
 
 
-def forward(logits, labels, *, ignore_index):
+def forward(logits, labels, ignore_index):
     xp = namespace(logits, labels)
     logits, labels = contiguous(logits), contiguous(labels)
     ignoring, ignored = ignore_index is not None, ignore_index or 0
@@ -31,4 +31,4 @@ def backward(saved, g):
         tops, inverses, share, ignoring, ignored = rest
         SOURCE.launch("mtv_cross_entropy_backward", ceil_div(labels.size, 4), logits, labels, tops, inverses, share, g, gx,
                       labels.size, logits.shape[-1], ignoring, ignored, options=storage(logits))
-    return gx, None
+    return (gx,)

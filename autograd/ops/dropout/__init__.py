@@ -29,16 +29,16 @@ def dropout(x, *, p=0.0, seed=0):
 
 
 @dropout.form
-def composed(x, *, p=0.0, seed=0):
+def composed(x, p, seed):
     return where(keep_mask(x.data, p, seed), x * (1 / (1 - p) if p < 1 else 0.0), 0.0)
 
 
-dropout.kernel("cpu", "autograd.ops.dropout.cpu")
-dropout.kernel("cuda", "autograd.ops.dropout.gpu")
+dropout.kernel("cpu")
+dropout.kernel("cuda")
 
 
 @dropout.validate
-def _(x, *, p, seed):
+def _(x, p, seed):
     Random(seed)  # raises unless it is a seed
     if not 0 <= p <= 1:
         raise DomainError(f"dropout: p must be a probability in [0, 1], got {p}")

@@ -40,9 +40,9 @@ def composed(x):
     return 0.5 * x * (1.0 + tanh(_C * (z + 0.044715 * z * z * z)))
 
 
-gelu.kernel("cpu", "autograd.ops.gelu.cpu")
-gelu.kernel("cuda", "autograd.ops.gelu.gpu")
-gelu_tanh.kernel("cpu", "autograd.ops.gelu.cpu", prefix="tanh_")
-gelu_tanh.kernel("cuda", "autograd.ops.gelu.gpu", prefix="tanh_")
+gelu.kernel("cpu")
+gelu.kernel("cuda")
+gelu_tanh.kernel("cpu", prefix="tanh_")
+gelu_tanh.kernel("cuda", prefix="tanh_")
 gelu.inputs(_inputs)
 gelu_tanh.inputs(_inputs)

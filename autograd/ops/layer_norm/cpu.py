@@ -50,7 +50,7 @@ def _backward(x, weight, means, scales, g, gx, gweight, gbias):
             out[j] = (grad[j] * weight[j] - a - h * b) * scale
 
 
-def forward(x, weight, bias, *, eps):
+def forward(x, weight, bias, eps):
     width = x.shape[-1]
     rows = np.ascontiguousarray(x).reshape(-1, width) if x.size else np.zeros((0, width), x.dtype)
     gain = np.ones(width, x.dtype) if weight is None else np.ascontiguousarray(weight)

@@ -9,7 +9,7 @@ SOURCE = Source(__file__, SHORT)
 supports = float32_only
 
 
-def forward(x, weight, bias, *, eps):
+def forward(x, weight, bias, eps):
     xp = namespace(x)
     x = contiguous(x)
     weight, bias = (None if a is None else contiguous(a) for a in (weight, bias))

@@ -9,7 +9,7 @@ SOURCE = Source(__file__, SHORT)
 supports = float32_only
 
 
-def forward(x, weight, *, eps):
+def forward(x, weight, eps):
     xp = namespace(x)
     x = contiguous(x)
     weight = None if weight is None else contiguous(weight)

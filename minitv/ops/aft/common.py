@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import ShapeError
 from autograd.laws import identity
+from autograd.metric import assert_close
 from autograd.ops import concat, flip, logsumexp, pad, reshape, sigmoid, softmax, stack, sum, where
 
 from ..attention import visible
@@ -203,32 +203,21 @@ def draw_state(draw, batch, heads, channels, reach):
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
-def only_differences(what, *positions):
-    """A constant added to the inputs at these positions changes nothing."""
+def within_the_values(names):
+    """The named inputs, the values of present and past, bound y."""
 
-    def check(args, params, run, draw):
-        moved = tuple(x if x is None or i not in positions else x + x.dtype.type(3) for i, x in enumerate(args))
-        message = f"y depends on more than the differences of {what}"
-        assert_close(run(moved, params)[0], run(args, params)[0], message, terms=64)
-
-    return identity(f"a constant added to all {what} changes nothing", check)
-
-
-def within_the_values(*positions):
-    """The inputs at these positions, the values of present and past, bound y."""
-
-    def check(args, params, run, draw):
-        largest = [float(np.max(np.abs(args[i]), initial=0)) for i in positions if args[i] is not None]
-        assert (np.abs(run(args, params)[0]) <= max(largest) * (1 + 1e-5)).all(), "y is larger than any value"
+    def check(case, draw):
+        largest = max(float(np.max(np.abs(x), initial=0)) for x in case.present(names).values())
+        assert (np.abs(case().y) <= largest * (1 + 1e-5)).all(), "y is larger than any value"
 
     return identity("y is within the values", check)
 
 
-def _masked_is_absent(args, params, run, draw):
-    q, k, v, *rest = args
-    hidden = next((~x[..., None] for x in rest if x is not None and x.dtype == bool), np.zeros((*k.shape[:-1], 1), bool))
-    others = [np.where(hidden, x.dtype.type(draw.choice((1, np.nan, np.inf))) * draw.floats(*x.shape), x) for x in (k, v)]
-    assert_close(run((q, *others, *rest), params)[0], run(args, params)[0], "a masked position is seen")
+def _masked_is_absent(case, draw):
+    if case.mask is not None:
+        others = {name: np.where(case.mask[..., None], x, x.dtype.type(draw.choice((2, np.nan, np.inf))))
+                  for name, x in case.present("k v").items()}
+        assert_close(case(**others).y, case().y, "a masked position is seen")
 
 
 masked = identity("what is masked is not seen", _masked_is_absent)

@@ -14,10 +14,10 @@ import math
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
 from autograd.laws import causal, identity, independent, linear_in
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import softmax, where
 from autograd.random import Random, philox
@@ -49,24 +49,18 @@ def keep_weights(shape, dropout: float, seed: int) -> np.ndarray:
     return kept.astype(np.uint64) >= round(dropout * 2**32)
 
 
-def _rows_sum_to_one(args, params, run, draw):
-    q, k, v, mask = args
-    if params.get("dropout") or 0 in v.shape:
-        return
-    y = run((q, k, np.ones_like(v), mask), params)[0]
-    seen = visible(q.shape[2], k.shape[2], params.get("causal", True), mask)
-    seen = np.ones((*q.shape[:3], k.shape[2]), bool) if seen is None else np.broadcast_to(seen, (*q.shape[:3], k.shape[2]))
-    assert_close(y, np.broadcast_to(seen.any(-1)[..., None], y.shape).astype(y.dtype), "weights do not sum to 1", terms=16)
+def _rows_sum_to_one(case, draw):
+    y, shape = case(v=1.0, dropout=0.0).y, (*case.q.shape[:3], case.k.shape[2])
+    seen = visible(*shape[2:], case.causal, case.mask)
+    seen = np.broadcast_to(True if seen is None else seen, shape).any(-1, keepdims=True)
+    assert_close(y, np.broadcast_to(seen, y.shape).astype(y.dtype), "weights do not sum to 1", terms=16)
 
 
-def _key_order(args, params, run, draw):
-    q, k, v, mask = args
-    if params.get("causal", True) or params.get("dropout"):
-        return
-    order = draw.generator().permutation(k.shape[2])
+def _key_order(case, draw):
+    order, mask = draw.generator().permutation(case.k.shape[2]), case.mask
     mask = mask if mask is None or mask.shape[-1] == 1 else mask[..., order]
-    assert_close(run((q, k[:, :, order], v[:, :, order], mask), params)[0], run(args, params)[0],
-                 "attention depends on the order of keys", terms=16)
+    other = case(k=case.k[:, :, order], v=case.v[:, :, order], mask=mask, causal=False, dropout=0.0).y
+    assert_close(other, case(causal=False, dropout=0.0).y, "attention depends on the order of keys", terms=16)
 
 
 @op("q[B H T K], k[B H S K], v[B H S V], mask?:bool[...] -> y[B H T V]",
@@ -98,7 +92,7 @@ def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=
 
 
 @attention.form
-def parallel(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
+def parallel(q, k, v, mask, causal, scale, dropout, seed):
     """All scores at once, a [B H T S] array."""
     xp = namespace(q.data)
     width = q.shape[-1]
@@ -111,12 +105,12 @@ def parallel(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0
     return weighted(weights, v, seen)
 
 
-attention.kernel("cpu", "minitv.ops.attention.cpu")
-attention.kernel("cuda", "minitv.ops.attention.gpu")
+attention.kernel("cpu")
+attention.kernel("cuda")
 
 
 @attention.validate
-def _(q, k, v, mask, *, causal, scale, dropout, seed):
+def _(q, k, v, mask, causal, scale, dropout, seed):
     if mask is not None:
         target = (*q.shape[:3], k.shape[2])
         if not broadcasts_to(mask.shape, target):

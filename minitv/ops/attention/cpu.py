@@ -240,11 +240,11 @@ def _options(dtype, K, scale, dropout, seed):
     return dtype.type(scale), drop
 
 
-def supports(q, k, v, mask, **_):
+def supports(q, k, v):
     return None if q.shape[3] else "needs at least one channel in q and k"
 
 
-def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
+def forward(q, k, v, mask, causal, scale, dropout, seed):
     """softmax(scale q k^T over the visible keys) v, for q [B H T K], k [B H S K], v [B H S V] -> y [B H T V]."""
     shape = B, H, T, _, K, V = *q.shape[:3], *k.shape[2:], v.shape[3]
     make = np.empty if min(shape) else np.zeros  # without queries, keys or channels there is nothing to compute
@@ -256,7 +256,7 @@ def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0)
     return y.transpose(0, 2, 1, 3), (q, k, v, mask, y, stats, causal, scale, dropout, seed)
 
 
-def backward(saved, grad):
+def backward(saved, g):
     """The gradients of q, k and v; they are laid out like y."""
     q, k, v, mask, y, stats, causal, scale, dropout, seed = saved
     shape = B, H, T, S, K, V = *q.shape[:3], *k.shape[2:], v.shape[3]
@@ -266,5 +266,5 @@ def backward(saved, grad):
         y, stats = (np.require(x, requirements="W") for x in (y, stats))  # to Numba, a read-only array is another type
         arrays = flat(q), flat(k), flat(v), *_flat_mask(mask)
         given = *arrays, shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal), y.reshape(-1), stats
-        _backward(*given, flat(grad), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1))
-    return *(d.transpose(0, 2, 1, 3) for d in (dq, dk, dv)), None
+        _backward(*given, flat(g), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1))
+    return *(d.transpose(0, 2, 1, 3) for d in (dq, dk, dv)),

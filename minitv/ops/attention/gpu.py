@@ -15,7 +15,7 @@ TILES = {32: (64, 32), 64: (64, 32), 128: (32, 16)}
 SOURCE = Source(__file__, [_variant(width, *tiles) for width, tiles in TILES.items()])
 
 
-def supports(q, k, v, mask, **_):
+def supports(q, k, v):
     if not 1 <= q.shape[3] <= 128 or v.shape[3] > 128:
         return f"needs 1 to 128 channels in q and k, at most 128 in v, got {q.shape[3]} and {v.shape[3]}"
     return float32_only(q, k, v)
@@ -54,7 +54,7 @@ class _Call:
         return (self.xp.zeros if nothing else self.xp.empty)((self.batch, rows, self.heads, width), "float32"), nothing
 
 
-def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
+def forward(q, k, v, mask, causal, scale, dropout, seed):
     call = _Call(q, k, v, mask, causal, scale, dropout, seed)
     y, nothing = call.empty(call.queries, call.out)
     stats = call.xp.empty((call.batch * call.heads, 2, call.queries), "float32")
@@ -72,4 +72,4 @@ def backward(saved, g):
         (g, strides), dots = strided(g), call.xp.empty((call.batch * call.heads, call.queries), "float32")
         call.launch("mtv_attention_backward_queries", call.queries, call.tiles[0] // 2, y, stats, g, dq, dots, strides=strides)
         call.launch("mtv_attention_backward_keys", call.keys, call.tiles[1], stats, g, dots, dk, dv, strides=strides)
-    return *(d.transpose(0, 2, 1, 3) for d in (dq, dk, dv)), None
+    return *(d.transpose(0, 2, 1, 3) for d in (dq, dk, dv)),

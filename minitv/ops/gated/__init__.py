@@ -27,16 +27,16 @@ def gated(x, gate, *, function="sigmoid"):
 
 
 @gated.form
-def composed(x, gate, *, function="sigmoid"):
+def composed(x, gate, function):
     return x * (gate * sigmoid(gate) if function == "swish" else sigmoid(gate))
 
 
-gated.kernel("cpu", "minitv.ops.gated.cpu")
-gated.kernel("cuda", "minitv.ops.gated.gpu")
+gated.kernel("cpu")
+gated.kernel("cuda")
 
 
 @gated.validate
-def _(x, gate, *, function):
+def _(x, gate, function):
     if function not in FUNCTIONS:
         raise DomainError(f"gated: function is one of {', '.join(FUNCTIONS)}, got {function!r}")
 

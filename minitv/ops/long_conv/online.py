@@ -23,6 +23,8 @@ from autograd.device import namespace
 
 from . import long_conv
 
+BLOCK = 64  # inputs that are summed one by one, those before in blocks; where a CPU is fastest
+
 
 class Block(NamedTuple):
     """Inputs [B n D], and what they add to the n outputs after them, [B n D]."""
@@ -49,7 +51,7 @@ def begin(batch: int, filter: Tensor) -> Past:
     return Past((), Tensor(namespace(taps).zeros((batch, 0, taps.shape[1]), taps.dtype)))
 
 
-def read(x: Tensor, past: Past, filter: Tensor, skip: Tensor | None = None, *, block: int = 64,
+def read(x: Tensor, past: Past, filter: Tensor, skip: Tensor | None = None, *, block: int = BLOCK,
          convolve: Callable = long_conv) -> tuple[Tensor, Past]:
     """The outputs for the next inputs x[B T D], and the past with them: ``long_conv`` over all inputs, cut anywhere."""
     if x.shape[1] == 1:

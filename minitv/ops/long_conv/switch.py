@@ -32,9 +32,10 @@ def kernel(most: int, direct: tuple[Callable, Callable], fft: tuple[Callable, Ca
         saved = whole, taps, first, past, future, earlier, given
         return (y[:, earlier:], whole[:, max(length - keep, 0) :]), saved
 
-    def backward(saved, g, ghistory):
+    def backward(saved, g_y, g_history):
         x, taps, first, past, future, earlier, (filter_length, skip, reverse_length, history) = saved
         xp = namespace(x)
+        g = xp.zeros((len(x), x.shape[1] - earlier, x.shape[2]), x.dtype) if g_y is None else g_y
         gy = g if history is None else xp.concatenate([xp.zeros((len(x), earlier, x.shape[2]), x.dtype), g], axis=1)
         points = _points(x.shape[1], past, future, most)
         if not x.size:
@@ -43,7 +44,8 @@ def kernel(most: int, direct: tuple[Callable, Callable], fft: tuple[Callable, Ca
             gx, gtaps = fft[1](x, taps, first, points, gy)
         else:
             gx, gtaps = convolve(gy, taps[::-1], 1 - len(taps) - first), correlate(x, gy, len(taps), first)
-        gx[:, x.shape[1] - ghistory.shape[1] :] += ghistory
+        if g_history is not None:
+            gx[:, x.shape[1] - g_history.shape[1] :] += g_history
         gfilter, greverse = xp.zeros((filter_length, x.shape[2]), x.dtype), None
         gfilter[:past] = gtaps[-first : past - first]
         if reverse_length is not None:

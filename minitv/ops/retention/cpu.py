@@ -363,7 +363,7 @@ def _backward(q_in, k_in, v_in, decay, start, shape, kind, tiny, chunk, y, count
         dcount[head] = dn
 
 
-def supports(q, k, v, *_, **__):
+def supports(q):
     return None if q.shape[3] else "needs at least one channel in q and k"
 
 
@@ -372,7 +372,7 @@ def _flat_state(array, shape, dtype):
     return np.zeros(math.prod(shape), dtype) if array is None else np.array(array, order="C").reshape(-1)
 
 
-def forward(q, k, v, decay, state, z, count, *, normalization, chunk_size):
+def forward(q, k, v, decay, state, z, count, normalization, chunk_size):
     B, H, T, K = q.shape
     V, dtype, chunks = v.shape[3], q.dtype, -(-T // chunk_size)
     wide_k, wide_v = (-(-n // LANES) * LANES for n in (K, V))
@@ -389,17 +389,16 @@ def forward(q, k, v, decay, state, z, count, *, normalization, chunk_size):
     return (y.transpose(0, 2, 1, 3), *ends), (q, k, v, arrays, tuple(x is not None for x in (state, z, count)))
 
 
-def backward(saved, g, dstate, dz, dcount):
+def backward(saved, g_y, g_state, g_z, g_count):
     """The gradients of q, k and v are laid out like y."""
     q, k, v, arrays, given = saved
     (B, H, T, K), V, dtype = q.shape, v.shape[3], q.dtype
-    ends = [_flat_state(x, x.shape, dtype) for x in (dstate, dz, dcount)]
-    if not ends[0].any():
-        ends[0] = np.zeros(0, dtype)
+    ends = (_flat_state(g_state, (0,), dtype), _flat_state(g_z, (B, H, K), dtype), _flat_state(g_count, (B, H), dtype))
+    g = np.zeros((B, H, T, V), dtype) if g_y is None else g_y
     dq, dk, dv = np.empty((B, T, H, K), dtype), np.empty((B, T, H, K), dtype), np.empty((B, T, H, V), dtype)
     starts = np.zeros((B, H, K, V), dtype), np.zeros((B, H, K), dtype), np.zeros((B, H), dtype)
     ddecay = np.zeros((B, H))
-    _backward(flat(q), flat(k), flat(v), *arrays, flat(g), tuple(ends), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1),
+    _backward(flat(q), flat(k), flat(v), *arrays, flat(g), ends, dq.reshape(-1), dk.reshape(-1), dv.reshape(-1),
               ddecay.reshape(-1), *(x.reshape(-1) for x in starts))
     passed = [x if has else None for x, has in zip(starts, given, strict=True)]
     return *(x.transpose(0, 2, 1, 3) for x in (dq, dk, dv)), ddecay.sum(0).astype(dtype), *passed

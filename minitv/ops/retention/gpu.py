@@ -12,7 +12,7 @@ SOURCE = Source(__file__)
 TINY = float(np.finfo(np.float32).tiny) * 2.0**24  # smaller powers of a decay are 0, as on the CPU
 
 
-def supports(q, k, v, decay, *_, **__):
+def supports(q, k, v, decay):
     return float32_only(q, k, v, decay) if q.shape[3] else "needs at least one channel in q and k"
 
 
@@ -54,7 +54,7 @@ class _Call:
         return self.xp.zeros(shape, "float32") if given is None else contiguous(given)
 
 
-def forward(q, k, v, decay, state, z, count, *, normalization, chunk_size):
+def forward(q, k, v, decay, state, z, count, normalization, chunk_size):
     call = _Call(q, v, decay, normalization, chunk_size)
     B, H, T, K, V, W = call.B, call.H, call.T, call.K, call.V, call.W
     start = call.state(state, B, H, K, V), call.state(z, B, H, K), call.state(count, B, H)
@@ -75,10 +75,13 @@ def forward(q, k, v, decay, state, z, count, *, normalization, chunk_size):
     return (y.transpose(0, 2, 1, 3), *ends), (call, given, (queries, keys, values, states, counts, y, seen, inverses))
 
 
-def backward(saved, g, dstate, dz, dcount):
+def backward(saved, g_y, g_state, g_z, g_count):
     """The gradients of q, k and v are laid out like y."""
     call, given, arrays = saved
-    dends = [contiguous(x) for x in (dstate, dz, dcount)]
+    shapes = (call.B, call.H, call.K, call.V), (call.B, call.H, call.K), (call.B, call.H)
+    dends = [call.xp.zeros(shape, "float32") if x is None else contiguous(x)
+             for x, shape in zip((g_state, g_z, g_count), shapes, strict=True)]
+    g = call.xp.zeros((call.B, call.H, call.T, call.V), "float32") if g_y is None else g_y
     if arrays is None:
         nothing = [call.xp.zeros((call.B, call.H, call.T, width), "float32") for width in (call.K, call.K, call.V)]
         return *nothing, call.xp.zeros(call.H, "float32"), *(x if has else None for x, has in zip(dends, given, strict=True))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from autograd.arrays import or_zeros
 from autograd.cpu.compile import cpu_kernel
 
 
@@ -47,8 +48,8 @@ def forward(x, mix, last, reset):
     return (y, after), (x, mix, first, reset, last is not None)
 
 
-def backward(saved, g, glast):
+def backward(saved, g_y, g_last):
     x, mix, first, reset, carried = saved
-    dx, dmix, dfirst = np.empty_like(x), np.zeros_like(mix), glast.copy()
-    _backward(x, mix, first, reset, np.ascontiguousarray(g), dfirst, dx, dmix)
-    return dx, dmix, dfirst if carried else None, None
+    dx, dmix, dfirst = np.empty_like(x), np.zeros_like(mix), or_zeros(g_last, first).copy()
+    _backward(x, mix, first, reset, np.ascontiguousarray(or_zeros(g_y, x)), dfirst, dx, dmix)
+    return dx, dmix, dfirst if carried else None

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from autograd.arrays import or_zeros
 from autograd.cuda.source import Source, ceil_div, chunk_of, contiguous, float32_only
 from autograd.device import namespace
 
@@ -26,10 +27,10 @@ def forward(x, mix, last, reset):
     return (y, after), (x, mix, first, flags, given)
 
 
-def backward(saved, g, glast):
+def backward(saved, g_y, g_last):
     x, mix, first, reset, (carried, resets) = saved
     xp, (_, length, width), rows = namespace(x), x.shape, x.shape[0] * x.shape[1]
-    g, glast = contiguous(g), contiguous(glast)
+    g, glast = contiguous(or_zeros(g_y, x)), xp.zeros((len(x), width), np.float32) if g_last is None else contiguous(g_last)
     dx, dfirst, chunk = xp.empty_like(x), glast.copy(), chunk_of(rows)
     sums = xp.zeros((ceil_div(rows, chunk), width), np.float32)
     if x.size:
@@ -37,4 +38,4 @@ def backward(saved, g, glast):
                       width, resets)
         SOURCE.launch("mtv_token_shift_backward_mix", (ceil_div(width, 32), len(sums)), x, first, reset, g, sums, rows, length,
                       width, chunk, carried, resets)
-    return dx, sums.sum(axis=0), dfirst if carried else None, None
+    return dx, sums.sum(axis=0), dfirst if carried else None

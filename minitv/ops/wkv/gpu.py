@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from autograd.arrays import or_zeros
 from autograd.cuda.source import Source, ceil_div, contiguous, float32_only
 from autograd.device import namespace
 
@@ -12,7 +13,7 @@ STEPS = 8  # positions from one kept state to the next, as in gpu.cu
 supports = bidirectional_supports = float32_only
 
 
-def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
+def forward(k, v, w, u, a, b, p, reset):
     xp = namespace(k)
     batch, length, width = k.shape
     first = xp.empty((3, batch, width), np.float32)
@@ -27,15 +28,16 @@ def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
     return (y, *final), (inputs, y, final, lags, states, sizes, p is not None)
 
 
-def backward(saved, dy, da, db, dp):
+def backward(saved, g_y, g_a, g_b, g_p):
     inputs, y, final, lags, states, sizes, carried = saved
     xp = namespace(y)
     dk, dv, dfirst = (xp.empty_like(x) for x in (y, y, final))
     sums = xp.zeros((2, *lags.shape), np.float32)
     if lags.size:
-        SOURCE.launch("mtv_wkv_backward", ceil_div(lags.size, 64), *inputs, y, final, lags, states, contiguous(dy),
-                      contiguous(xp.stack([da, db, dp])), dk, dv, sums, dfirst, *sizes)
-    return dk, dv, *sums.sum(axis=1), *(dfirst if carried else (None, None, None)), None
+        grads = contiguous(or_zeros(g_y, y)), xp.stack([or_zeros(g, final[0]) for g in (g_a, g_b, g_p)])
+        SOURCE.launch("mtv_wkv_backward", ceil_div(lags.size, 64), *inputs, y, final, lags, states, *grads, dk, dv, sums,
+                      dfirst, *sizes)
+    return dk, dv, *sums.sum(axis=1), *(dfirst if carried else (None, None, None)),
 
 
 def bidirectional_forward(k, v, w, u):
@@ -48,11 +50,11 @@ def bidirectional_forward(k, v, w, u):
     return y, (inputs, y, before, after)
 
 
-def bidirectional_backward(saved, dy):
+def bidirectional_backward(saved, g):
     inputs, y, before, after = saved
     xp, (batch, _, width) = namespace(y), y.shape
     dk, dv, sums = xp.empty_like(y), xp.empty_like(y), xp.zeros((2, batch, width), np.float32)
     if y.size:
-        SOURCE.launch("mtv_wkv_bidirectional_backward", ceil_div(batch * width, 64), *inputs, y, before, after, contiguous(dy),
+        SOURCE.launch("mtv_wkv_bidirectional_backward", ceil_div(batch * width, 64), *inputs, y, before, after, contiguous(g),
                       dk, dv, sums, *y.shape)
     return dk, dv, *sums.sum(axis=1)
