@@ -30,6 +30,7 @@ from .random import Random
 from .registry import REGISTRY
 from .state import check_mode, enable_grad, no_grad
 from .tensor import Tensor, grad, gradients
+from .verify import verify
 
 __all__ = [
     "REGISTRY",
@@ -58,5 +59,6 @@ __all__ = [
     "ops",
     "to_numpy",
     "use",
+    "verify",
 ]
 __all__ += ops.__all__

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .device import to_numpy
-from .metric import TOLERANCE
+from .metric import TOLERANCE, within
 from .state import Switch
 from .tensor import Tensor, gradients
 
@@ -85,7 +85,7 @@ def gradcheck(f: Callable, *inputs, order: int = 1, analytic: bool = False, tole
             expected = derivative(f, tensors, which, direction, cotangents)
             found = float(np.sum(gradient.data * direction))
             scale = max(abs(expected), float(np.sqrt(np.sum(gradient.data**2))), 1e-3)
-            if not abs(found - expected) <= tolerance * scale:
+            if not within(abs(found - expected) / scale, tolerance):
                 raise AssertionError(f"gradient of input {which}: {found!r}, expected {expected!r} "
                                      f"(shape {x.shape}, tolerance {tolerance:g})")
     if order > 1:
@@ -103,5 +103,5 @@ def adjoint_test(forward: Callable, backward: Callable, x, y) -> None:
     left = float(np.sum(forward(x).astype(np.float64) * y))
     right = float(np.sum(backward(y).astype(np.float64) * x))
     scale = max(abs(left), abs(right), float(np.sqrt(np.sum(np.square(x)) * np.sum(np.square(y)))), 1e-30)
-    if not abs(left - right) <= TOLERANCE[x.dtype] * scale:
+    if not within(abs(left - right) / scale, TOLERANCE[x.dtype]):
         raise AssertionError(f"not adjoint: <Ax, y> = {left!r}, <x, A*y> = {right!r}")

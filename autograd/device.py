@@ -46,9 +46,23 @@ def to_numpy(x) -> np.ndarray:
     if not is_cupy(x):
         x = x if isinstance(x, np.ndarray) else getattr(x, "data", x)
     if not is_cupy(x):
-        return np.asarray(x)
+        return plain(x, "to_numpy: the argument")
     read()
     return x.get()
+
+
+def plain(values, what: str):
+    """An array of NumPy or CuPy itself, of lists and numbers too; ``what`` begins the message that refuses a subclass.
+
+    A subclass means more than its numbers (a mask, a unit, another product), except for a file that is mapped into memory.
+    """
+    if type(values) is np.ndarray or is_cupy(values):
+        return values
+    if isinstance(values, np.ndarray) and not isinstance(values, np.memmap):
+        kind = f"{type(values).__module__}.{type(values).__qualname__}"
+        lost = ", without its mask" if isinstance(values, np.ma.MaskedArray) else ""
+        raise DtypeError(f"{what} is a {kind}, allowed: plain arrays (np.asarray(...) makes one{lost})")
+    return np.asarray(values)
 
 
 def unscalar(value):

@@ -28,9 +28,9 @@ class use(Switch):
         self._kind, self._name = ("form", form) if form is not None else ("kernel", kernel)
         self.tuning = tuning
         concerned = [REGISTRY[n] for n in self._ops] or list(REGISTRY.values())
-        found = [[route for route in op.routes() if self.allows(route)] for op in concerned]
+        found = [[route for route in op.routes if self.allows(route)] for op in concerned]
         if not all(found) if self._ops else not any(found):
-            available = sorted({r.name for op in concerned for r in op.routes() if r.kind == self._kind})
+            available = sorted({r.name for op in concerned for r in op.routes if r.kind == self._kind})
             close = difflib.get_close_matches(self._name, available, 1)
             raise KernelError(
                 f"use: {', '.join(sorted(self._ops)) or 'no operator'} has no {self._kind} {self._name!r}"
@@ -48,17 +48,18 @@ class use(Switch):
 
     def concerns(self, op) -> bool:
         """Whether the request is about this operator."""
-        return op.name in self._ops if self._ops else any(map(self.allows, op.routes()))
+        return op.name in self._ops if self._ops else any(map(self.allows, op.routes))
 
 
 def request_for(op) -> use | None:
     """The innermost request that concerns the operator."""
-    return next((request for request in reversed(switches().uses) if request.concerns(op)), None)
+    uses = switches().uses
+    return next((request for request in reversed(uses) if request.concerns(op)), None) if uses else None
 
 
 def candidates(op, arrays, params, request, recording) -> Iterator[tuple[Route, str | None]]:
     """Every route and the reason against it, in order of preference: the first without a reason runs."""
-    for route in op.routes():
+    for route in op.routes:
         if request is not None and not request.allows(route):
             yield route, "use() asks for something else"
         else:
@@ -81,7 +82,7 @@ def explain(op, *args, **kwargs) -> str:
     op = lookup(op)
     lines = [f"{op.name}: {op.signature}"]
     if not args and not kwargs:
-        return "\n".join([*lines, *(f"  {route}" for route in op.routes())])
+        return "\n".join([*lines, *(f"  {route}" for route in op.routes)])
     _, arrays, params, recording = op.accept(args, kwargs)
     request, chosen = request_for(op), None
     for route, reason in candidates(op, arrays, params, request, recording):

@@ -3,7 +3,7 @@
 A law has a name and ``check(case, draw)``, which raises AssertionError when it does not hold. A *case* is a call of the
 operator along one route, by name:
 
-    case.q                             an input (None if absent) or a parameter
+    case.q, case["q"]                  an input (None if absent) or a parameter
     case().y, case().state             the outputs of this call, as arrays
     case(decay=1.0, mask=None).y       those of the call with other inputs or parameters
     case.anew(decay=1.0).y             the same without the state that an earlier call handed on
@@ -13,6 +13,7 @@ operator along one route, by name:
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,11 +43,15 @@ class Case:
         self._names = [a.name for a in op.signature.inputs]
         self._values = dict(zip(self._names, args, strict=True)) | {**op.params, **params}
 
+    def __getitem__(self, name: str):
+        if name not in self._values:
+            raise AttributeError(f"{self.op.name}: nothing is called {name!r}, there are {', '.join(self._values)}")
+        return self._values[name]
+
     def __getattr__(self, name: str):
-        values = self.__dict__.get("_values", {})
-        if name not in values:
-            raise AttributeError(f"{self.__dict__.get('op')}: nothing is called {name!r}")
-        return values[name]
+        if name.startswith("_"):  # asked for by copy, before there are values
+            raise AttributeError(name)
+        return self[name]
 
     def __call__(self, **changes) -> Outputs:
         """The outputs of the call with these inputs and parameters instead; a number becomes an array of the input's shape."""
@@ -67,25 +72,39 @@ class Case:
         with np.errstate(all="ignore"):
             result = other.definition(**{**shared, **changes})
         return Outputs(other, result if isinstance(result, tuple) else (result,))
+    def definition(self, **changes) -> Outputs:
+        """What the definition makes, in float64, of the call with these inputs and parameters instead."""
+        values = {name: _each(_widened, x) for name, x in {**self._values, **changes}.items()}
+        result = self.op.definition(**{name: values[name] for name in (*self._names, *self.op.params)})  # not tuning numbers
+        return Outputs(self.op, result if isinstance(result, tuple) else (result,))
 
     def _shaped(self, name: str, value):
-        before = getattr(self, name)  # an unknown name raises
+        before = self[name]  # an unknown name raises
         if name in self._names and isinstance(before, np.ndarray) and isinstance(value, int | float):
             return np.full_like(before, value)
         return value
 
     def has(self, given: dict) -> bool:
         """Whether inputs and parameters are what a law asks for."""
-        return all(getattr(self, name) is value for name, value in given.items())
+        return all(self[name] is value for name, value in given.items())
 
     def present(self, names: str) -> dict[str, np.ndarray]:
         """The named inputs, but for those that are absent."""
-        return {name: getattr(self, name) for name in names.split() if getattr(self, name) is not None}
+        return {name: self[name] for name in names.split() if self[name] is not None}
 
     def inputs(self, letter: str) -> dict[str, tuple[np.ndarray, int]]:
         """The inputs that have an axis of this letter, and that axis."""
         places = {a.name: axis(a, letter) for a in self.op.signature.inputs if letter in a.dims}
         return {name: (x, places[name]) for name, x in self.present(" ".join(places)).items()}
+
+
+def _each(function: Callable, x):
+    """A function of an array, or of each of a variadic operator's list."""
+    return list(map(function, x)) if isinstance(x, list) else function(x)
+
+
+def _widened(x):
+    return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
 
 
 @dataclass(frozen=True)
@@ -174,7 +193,7 @@ def linear_in(name: str) -> Law:
     """f(.., a u + w, ..) = a f(.., u, ..) + f(.., w, ..) - f(.., 0, ..): affine in the named input."""
 
     def check(case, draw):
-        u = getattr(case, name)
+        u = case[name]
         w, scale = draw.floats(*u.shape), 0.5
         calls = [case(**{name: x}) for x in (u * u.dtype.type(scale) + w, u, w, np.zeros_like(u))]
         for both, one, other, none in zip(*calls, strict=True):
@@ -219,6 +238,27 @@ def shift_invariant(inputs: str, what: str | None = None, outputs: str = "y") ->
                          f"{case.op.name}: {name} changes when a constant is added to {what}", terms=64)
 
     return Law(f"a constant added to {what} changes nothing", check)
+def non_finite(*values: float) -> Law:
+    """Of NaN, ∞ and -∞ (or the ``values``) among its float inputs, a route makes what the definition makes of them."""
+    values = values or (math.nan, math.inf, -math.inf)
+
+    def check(case, draw):
+        generator, chosen = draw.generator(), draw.choice([*values, None])  # None: a mixture
+
+        def spoiled(x):
+            new = generator.choice(values, x.shape) if chosen is None else chosen
+            return np.where(generator.random(x.shape) < 0.2, new, x).astype(x.dtype)
+
+        changes = {a.name: _each(spoiled, getattr(case, a.name)) for a in case.op.signature.inputs
+                   if a.kind == "float" and getattr(case, a.name) is not None and draw.integer(0, 3)}
+        outputs = case(**changes)
+        with np.errstate(all="ignore"):
+            expected = case.definition(**changes)
+        for argument, output, right in zip(case.op.signature.outputs * len(outputs), outputs, expected, strict=False):
+            assert_close(output, right, f"{case.op.name}: {argument.name} is not the definition's where values are not finite",
+                         terms=64)
+
+    return Law("what is not finite comes out as the definition has it", check)
 
 
 def identity(name: str, statement: Callable) -> Law:

@@ -67,12 +67,10 @@ class Node:
             raise
         if len(results) != len(self.parents):
             raise GraphError(f"{self.op.name}: its gradient has {len(results)} values for {len(self.parents)} inputs")
-        return [None if g is None or parent is None else self._fitted(g, shape)
+        return [None if g is None or parent is None else g if g.data.shape == shape else self._fitted(g, shape)
                 for parent, g, shape in zip(self.parents, results, self.shapes, strict=True)]
 
     def _fitted(self, grad, shape):
-        if grad.shape == shape:
-            return grad
         try:
             return grad.sum_to(shape)  # undoes the broadcast of an input
         except ShapeError:
@@ -99,6 +97,7 @@ class Sum:
             self.value, self._owned = type(grad).wrap(unscalar(self.value.data + grad.data)), True
 
 
+@np.errstate(under="ignore")  # as in Op.__call__
 def walk(starts: Iterable, receive: Callable, *, retain: bool = False, create_graph: bool = False, targets=None) -> None:
     """Send gradients back from ``starts``, pairs of a place and a seed.
 
@@ -108,8 +107,9 @@ def walk(starts: Iterable, receive: Callable, *, retain: bool = False, create_gr
             differentiate it: one gradient per parent
             deliver each to its place
 
-    ``receive(place, gradient)`` is called once for each output of a visited node, and for each contribution to a leaf. With
-    ``targets``, a set of keys of places, nothing is visited that does not lead to one of them.
+    ``receive(place, gradient)`` is called for each contribution to a leaf, and once for each output of a node whose gradients
+    somebody wants: one with ``retained``, or any with ``targets``. Those are a set of keys of places: nothing is visited that
+    does not lead to one of them.
     """
     starts = list(starts)
     visited, opened = (None, None) if targets is None else _paths(starts, targets)
@@ -135,9 +135,10 @@ def walk(starts: Iterable, receive: Callable, *, retain: bool = False, create_gr
         while heap:
             node, sums = pending.pop(-heappop(heap))
             grads = [total.value for total in sums]
-            for index, grad in enumerate(grads):
-                if grad is not None:
-                    receive((node, index), grad)
+            if targets is not None or node.retained:
+                for index, grad in enumerate(grads):
+                    if grad is not None:
+                        receive((node, index), grad)
             if opened is not None and node.number not in opened:
                 continue
             results = node.differentiate(grads, create_graph, retain or create_graph)

@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .device import FLOATS, is_cupy, namespace, overlap, unscalar
+from .device import FLOATS, is_cupy, namespace, overlap, plain, unscalar
 from .dispatch import choose, request_for
 from .errors import AutogradError, DtypeError, ShapeError
 from .node import Node, place_of, require_finite
@@ -60,8 +60,7 @@ class Op:
         self.laws = tuple(laws)
         self.differentiable = differentiable and any(a.kind == "float" for a in self.signature.outputs)
         self.view, self.variadic, self.analytic, self.tolerance = view, variadic, analytic, tolerance
-        self.forms: dict[str, Form] = {}
-        self.kernels: dict[str, Kernel] = {}
+        self.routes: list[Route] = []  # in order of preference: the kernels, then the forms
         self.draw: Callable | None = None
         self._validate: Callable | None = None
         names = [a.name for a in self.signature.inputs]
@@ -70,8 +69,9 @@ class Op:
         positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
         if positional != names:
             raise ShapeError(f"{self.name}: the definition takes {positional}, the signature names {names}")
+        self.floats = [a.name for a in self.signature.inputs if a.kind == "float"]  # the inputs that have a gradient
         self.places = {name: i for i, name in enumerate([*names, *self.params])}
-        self._bind = _binder(self)
+        self._bind, self._defaults = _binder(self), list(self.params.values())
         self._elementwise = self.signature.elementwise and not variadic
         self._shaped = [(i, a) for i, a in enumerate(self.signature.inputs) if a.dims != ("*",)]
         self._fitting: set[tuple] = set()  # shapes that were found to agree with the signature
@@ -90,13 +90,13 @@ class Op:
         """Declare a form made of Tensor operators; its name is the function's."""
         if function is None:
             return lambda function: self.form(function, tuning=tuning)
-        self._declare(self.forms, Form(self, function.__name__, function, tuning=tuning))
+        self._declare(Form(self, function.__name__, function, tuning=tuning))
         return function
 
     def primitive(self, function: Callable) -> Callable:
         """Declare a form made of array code, named like the function, or "array"; ``vjp`` states its gradient."""
         name = function.__name__ if function.__name__.isidentifier() and function.__name__ != "_" else "array"
-        self._declare(self.forms, Form(self, name, function, primitive=True))
+        self._declare(Form(self, name, function, primitive=True))
         return function
 
     def vjp(self, function: Callable) -> Callable:
@@ -110,12 +110,23 @@ class Op:
     def kernel(self, device: str, module: str | None = None, *, name: str | None = None, prefix: str = "",
                tuning: dict[str, int] | None = None, sizes: dict[str, int] | None = None) -> None:
         """Declare a fused kernel for "cpu" or "cuda": the functions with this prefix in cpu.py or gpu.py beside the page."""
-        self._declare(self.kernels, Kernel(self, device, name, module, prefix, tuning, sizes))
+        self._declare(Kernel(self, device, name, module, prefix, tuning, sizes))
 
-    def _declare(self, routes: dict, route: Route) -> None:
-        if route.name in routes:
-            raise AutogradError(f"{self.name}: {route.kind} {route.name!r} is declared twice")
-        routes[route.name] = route
+    def _declare(self, route: Route) -> None:
+        if str(route) in map(str, self.routes):
+            raise AutogradError(f"{self.name}: {route} is declared twice")
+        self.routes.append(route)
+        self.routes.sort(key=lambda route: route.kind, reverse=True)
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """The forms by name; the first one is the default."""
+        return {route.name: route for route in self.routes if isinstance(route, Form)}
+
+    @property
+    def kernels(self) -> dict[str, Kernel]:
+        """The kernels by name."""
+        return {route.name: route for route in self.routes if isinstance(route, Kernel)}
 
     def inputs(self, function: Callable) -> Callable:
         """Declare how inputs are drawn: ``function(draw) -> (arrays, params)``."""
@@ -127,14 +138,11 @@ class Op:
         self._validate = reader(function, self.places, f"{self.name}, validate")
         return function
 
-    def routes(self) -> list[Route]:
-        """The kernels and the forms, in order of preference."""
-        return [*self.kernels.values(), *self.forms.values()]
-
     # -- calling -----------------------------------------------------------------------------------------------------
+    @np.errstate(under="ignore")  # what is rounded to 0 is rounded as it should be, here and in gradients; see walk
     def __call__(self, *args, **kwargs):
         tensors, arrays, params, recording = self.accept(args, kwargs)
-        request = request_for(self) if switches().uses else None
+        request = request_for(self)
         route = choose(self, arrays, params, request, recording)
         return route.run(tensors, arrays, params, request, recording)
 
@@ -150,11 +158,13 @@ class Op:
 
     def bind(self, args, kwargs):
         """The inputs in signature order (None where absent), those of a variadic operator flat, and all static parameters."""
+        count = len(self.signature.inputs)
+        if len(args) == count and not kwargs and not self.variadic:
+            return args, self._defaults
         try:
             values = self._bind(*args, **kwargs)
         except TypeError as error:
             raise self._misbound(args, kwargs, error) from None
-        count = len(self.signature.inputs)
         inputs, params = values[:count], values[count:]
         if self.variadic:
             inputs = inputs[0]
@@ -179,44 +189,53 @@ class Op:
         """Flat values as a function's arguments: a variadic operator's are one list."""
         return [values] if self.variadic else values
 
-    def names(self, values: Sequence) -> list[str]:
-        """The name of the argument that each flat value belongs to."""
-        return [a.name for a in self._arguments(values)]
-
-    def _arguments(self, values: Sequence) -> Sequence[Argument]:
+    def arguments(self, values: Sequence) -> Sequence[Argument]:
+        """The declared argument of each flat value."""
         return self.signature.inputs * len(values) if self.variadic else self.signature.inputs
 
     def _convert(self, inputs):
         """Arrays become constant tensors of their own dtype, which must be that of the others; Python numbers take the dtype
         and the device of the others; inputs that are not differentiable stay arrays, copied if backward will need them.
         """
-        state, arguments = switches(), self._arguments(inputs)
-        recording = state.recording and self.differentiable and any(
-            [value.requires_grad for value in inputs if isinstance(value, Tensor)])
-        like = next((v for a, v in zip(arguments, inputs, strict=True) if a.kind == "float" and hasattr(v, "dtype")), None)
-        tensors, arrays = [], []
-        for argument, value in zip(arguments, inputs, strict=True):
-            if value is None:
-                if not argument.optional:
-                    raise TypeError(f"{self.name}: argument {argument.name!r} is missing")
-                tensor = array = None
-            elif argument.kind != "float":
-                tensor = array = self._plain(argument, value, recording)
-            else:
-                tensor = value if isinstance(value, Tensor) else self._constant(argument, value, like)
-                array = tensor.data
-                if like is None:
-                    like = tensor
-                elif array.dtype != like.dtype and not state.complex_step:
-                    raise DtypeError(
-                        f"{self.name}: {argument.name} is {array.dtype} but another argument is {like.dtype}; dtypes are "
-                        "never widened silently: convert one with .astype (a NumPy scalar: float(s))"
-                    )
-            tensors.append(tensor)
-            arrays.append(array)
-        if not all([array is None or type(array) is np.ndarray for array in arrays]):
-            namespace(*arrays)  # refuses a mixture
+        tensors, arrays, others, like, wanted = list(inputs), [None] * len(inputs), [], None, False
+        for i, argument in enumerate(self.arguments(inputs)):
+            value = inputs[i]
+            if isinstance(value, Tensor) and argument.kind == "float":
+                arrays[i] = value.data
+                wanted |= value.requires_grad
+                like = value if like is None else like
+            elif value is not None:
+                others.append((i, argument))
+            elif not argument.optional:
+                raise TypeError(f"{self.name}: argument {argument.name!r} is missing")
+        recording = wanted and self.differentiable and switches().recording
+        if others:
+            if like is None:
+                like = next((inputs[i] for i, a in others if a.kind == "float" and hasattr(inputs[i], "dtype")), None)
+            for i, argument in others:
+                if argument.kind != "float":
+                    tensors[i] = arrays[i] = self._plain(argument, inputs[i], recording)
+                else:
+                    tensors[i] = self._constant(argument, inputs[i], like)
+                    arrays[i] = tensors[i].data
+        self._check_alike(arrays)
         return tensors, arrays, recording
+
+    def _check_alike(self, arrays) -> None:
+        """All floats have one dtype, and all arrays lie on one device."""
+        dtype = None
+        for argument, array in zip(self.arguments(arrays), arrays, strict=True):
+            if array is None:
+                continue
+            if type(array) is not np.ndarray:
+                namespace(*arrays)  # refuses a mixture
+            if argument.kind == "float" and array.dtype is not dtype:
+                if dtype is not None and array.dtype != dtype and not switches().complex_step:
+                    raise DtypeError(
+                        f"{self.name}: {argument.name} is {array.dtype} but another argument is {dtype}; dtypes are never "
+                        "widened silently: convert one with .astype (a NumPy scalar: float(s))"
+                    )
+                dtype = array.dtype
 
     def _constant(self, argument: Argument, value, like) -> Tensor:
         """A float input that is no tensor, as one."""
@@ -225,7 +244,7 @@ class Op:
                 return Tensor.wrap(np.asarray(value, np.float64))
             data = like.data if isinstance(like, Tensor) else like
             return Tensor.wrap(namespace(data).asarray(value, like.dtype))
-        array = value if isinstance(value, np.ndarray) or is_cupy(value) else np.asarray(value)
+        array = plain(value, f"{self.name}: {argument.name}")
         if array.dtype not in FLOATS and not (switches().complex_step and array.dtype.kind == "c"):
             raise DtypeError(
                 f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: float32, float64 "
@@ -237,7 +256,7 @@ class Op:
         """An input that is not differentiable."""
         if isinstance(value, Tensor):
             raise DtypeError(f"{self.name}: {argument.name} takes a plain {argument.kind} array, got a Tensor")
-        array = value if isinstance(value, np.ndarray) or is_cupy(value) else np.asarray(value)
+        array = plain(value, f"{self.name}: {argument.name}")
         if argument.kind == "int":
             if array.dtype.kind not in "iu" and array.size:
                 raise DtypeError(f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: integers")
@@ -279,10 +298,12 @@ class Op:
 
     def record(self, rule: Route, tensors, arrays, result, saved, versions) -> Node:
         """A node for a call that ``rule`` computed."""
-        floats = [i for i, a in enumerate(self._arguments(tensors)) if a.kind == "float"]
-        parents = [place_of(tensors[i]) if tensors[i] is not None and tensors[i].requires_grad else None for i in floats]
-        shapes = [None if arrays[i] is None else arrays[i].shape for i in floats]
-        outputs = [(o.shape, o.dtype) for o in (result if type(result) is tuple else (result,))]
+        parents, shapes = [], []
+        for argument, tensor in zip(self.arguments(tensors), tensors, strict=True):
+            if argument.kind == "float":
+                parents.append(None if tensor is None or not tensor.requires_grad else place_of(tensor))
+                shapes.append(None if tensor is None else tensor.data.shape)
+        outputs = [(o.shape, o.dtype) for o in result] if type(result) is tuple else [(result.shape, result.dtype)]
         if switches().checking:
             _lock(arrays)
         return Node(self, rule, parents, saved, shapes, outputs, versions)
@@ -291,25 +312,33 @@ class Op:
         """The outputs as tensors, outputs of a node if there is one; integer and boolean ones, or all of an operator without
         gradients, as they are.
         """
-        results = result if type(result) is tuple else (result,)
-        if switches().checking:
-            self._check_outputs(results, tensors)
-        outputs = []
-        for index, (array, argument) in enumerate(zip(results, self._declared(results), strict=True)):
-            if argument.kind != "float" or not self.differentiable:
-                outputs.append(array)
-                continue
-            tensor = Tensor.wrap(unscalar(array), node=node, index=index)
-            if self.view:  # an update in place of one is an update of the other
-                for other in tensors:
-                    if isinstance(other, Tensor) and overlap(tensor.data, other.data):
-                        tensor.version = other.version
-            if saved:
-                node.versions.append((tensor.version, tensor.version[0], None))
-            outputs.append(tensor)
-        if saved and switches().checking:
+        several = type(result) is tuple
+        checking = switches().checking
+        if checking:
+            self._check_outputs(result if several else (result,), tensors)
+        if not self.differentiable:
+            return result
+        if not several:
+            outputs = [Tensor.wrap(unscalar(result), node=node)]
+        else:
+            outputs = [Tensor.wrap(unscalar(array), node=node, index=i) if argument.kind == "float" else array
+                       for i, (array, argument) in enumerate(zip(result, self._declared(result), strict=True))]
+        if self.view or saved:
+            for tensor in outputs:
+                if isinstance(tensor, Tensor):
+                    self._share_version(tensor, tensors)
+                    if saved:
+                        node.versions.append((tensor.version, tensor.version[0], None))
+        if saved and checking:
             _lock([t.data for t in outputs if isinstance(t, Tensor)])
-        return tuple(outputs) if type(result) is tuple else outputs[0]
+        return tuple(outputs) if several else outputs[0]
+
+    def _share_version(self, tensor: Tensor, inputs) -> None:
+        """An update in place of an input is one of its view."""
+        if self.view:
+            for other in inputs:
+                if isinstance(other, Tensor) and overlap(tensor.data, other.data):
+                    tensor.version = other.version
 
     def _declared(self, results: Sequence) -> Sequence[Argument]:
         outputs = self.signature.outputs

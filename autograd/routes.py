@@ -43,6 +43,7 @@ from collections.abc import Callable, Sequence
 from .device import device_name, unscalar
 from .errors import AutogradError, GraphError, KernelError
 from .node import zeros
+from .state import switches
 from .tensor import Tensor
 
 DEVICES = {"cpu": "cpu", "cuda": "gpu"}  # and the name of the module with an operator's kernel
@@ -70,6 +71,9 @@ def reader(function: Callable, places: dict[str, int], where: str, inputs: int =
             named[name] = places[name]
         else:
             positional.append(places[name])
+    if not named and positional == list(range(len(positional))):  # most forms and kernels name the first values in order
+        count = len(positional)
+        return lambda values: function(*values[:count])
     if named:
         return lambda values: function(*[values[i] for i in positional], **{n: values[i] for n, i in named.items()})
     return lambda values: function(*[values[i] for i in positional])
@@ -121,11 +125,11 @@ class Form(Route):
 
     def differentiate_by(self, vjp: Callable) -> None:
         """State the gradient of this primitive."""
-        op, floats = self.op, [a.name for a in self.op.signature.inputs if a.kind == "float"]
+        op = self.op
         outputs = [a.name for a in op.signature.outputs]
         known = {"g": lambda node, grads: grads if len(grads) > 1 else grads[0], "needs": needs,
                  "shapes": lambda node, grads: node.shapes}
-        known |= {f"{name}_shape": lambda node, grads, i=i: node.shapes[i] for i, name in enumerate(floats)}
+        known |= {f"{name}_shape": lambda node, grads, i=i: node.shapes[i] for i, name in enumerate(op.floats)}
         if len(outputs) > 1:
             known |= {f"g_{name}": lambda node, grads, i=i: grads[i] for i, name in enumerate(outputs)}
         allowed = [*self.places, "out", *known]
@@ -137,6 +141,11 @@ class Form(Route):
 
     def reason_against(self, arrays, params, recording) -> None:
         """A form runs everywhere."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether it has a gradient."""
+        return not self.primitive or self.vjp is not None
 
     def run(self, tensors, arrays, params, request, recording):
         """Compute, and record a node if a gradient will be wanted."""
@@ -165,9 +174,12 @@ class Form(Route):
         """The vjp's gradients, one for each float input."""
         if self.vjp is None:
             raise GraphError(f"{node.op.name} has no gradient")
-        arrived = next(g for g in grads if g is not None)
-        grads = [zeros(arrived, *like) if g is None else g for g, like in zip(grads, node.outputs, strict=True)]
-        values = {**saved, **{name: derive(node, grads) for name, derive in self._derived.items()}}
+        if len(grads) > 1:
+            arrived = next(g for g in grads if g is not None)
+            grads = [zeros(arrived, *like) if g is None else g for g, like in zip(grads, node.outputs, strict=True)]
+        values = dict(saved)  # what is saved may be needed again
+        for name, derive in self._derived.items():
+            values[name] = derive(node, grads)
         if "out" in saved:
             outs = [Tensor.wrap(array, node=node if create_graph else None, index=i) for i, array in enumerate(saved["out"])]
             values["out"] = outs if len(outs) > 1 else outs[0]
@@ -208,19 +220,30 @@ class Kernel(Route):
             self._loaded[name] = function and reader(function, places, where, len(op.signature.inputs))
         return self._loaded[name]
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether it has a backward."""
+        return self._get("backward") is not None
+
     def reason_against(self, arrays, params, recording) -> str | None:
         """Why this kernel cannot run on these arrays, or None."""
+        if switches().complex_step:
+            return "complex arrays pass only through forms"
         for array in arrays:
-            if array is not None and array.dtype.kind == "c":
-                return "complex arrays pass only through forms"
-            if array is not None and device_name(array) != self.device:
-                return f"runs on {self.device} arrays, got {device_name(array)} arrays"
-        for argument, array in zip(self.op.signature.inputs, arrays, strict=False) if self.sizes else ():
+            if array is not None:  # all lie on one device
+                if device_name(array) != self.device:
+                    return f"runs on {self.device} arrays, got {device_name(array)} arrays"
+                break
+        return self.unsupported(arrays, params, recording)
+
+    def unsupported(self, arrays, params, recording) -> str | None:
+        """The same on arrays of any device."""
+        for argument, array in zip(self.op.signature.inputs, arrays, strict=True) if self.sizes else ():
             for axis, letter in enumerate(argument.dims, -len(argument.dims)):
                 size = self.sizes.get(letter)
                 if array is not None and size is not None and array.shape[axis] != size:
                     return f"needs {letter} = {size}, got {array.shape[axis]}"
-        if recording and self._get("backward") is None:
+        if recording and not self.differentiable:
             return "it has no backward, and a gradient is wanted"
         supports = self._get("supports")
         return supports and supports(self.values(self.op.packed(arrays), params, None, recording))
@@ -231,7 +254,7 @@ class Kernel(Route):
         result, saved = self._get("forward")(self.values(op.packed(arrays), params, request, recording))
         if not recording:
             return op.wrap(result, tensors)
-        versions = [(t.version, t.version[0], name) for t, name in zip(tensors, op.names(tensors), strict=True)
+        versions = [(t.version, t.version[0], a.name) for t, a in zip(tensors, op.arguments(tensors), strict=True)
                     if isinstance(t, Tensor)]
         node = op.record(self, tensors, arrays, result, (saved,), versions)
         return op.wrap(result, tensors, node, True)
@@ -255,8 +278,7 @@ def needs(node, grads=None):
     """The names of the inputs that want a gradient; for a variadic operator a flag for each."""
     if node.op.variadic:
         return [place is not None for place in node.parents]
-    names = [a.name for a in node.op.signature.inputs if a.kind == "float"]
-    return frozenset([name for name, place in zip(names, node.parents, strict=True) if place is not None])
+    return frozenset([name for name, place in zip(node.op.floats, node.parents, strict=True) if place is not None])
 
 
 def _frozen(value):

@@ -10,7 +10,7 @@ from functools import wraps
 
 import numpy as np
 
-from .device import FLOATS, is_cupy, location, move, namespace, read, to_numpy, unscalar
+from .device import FLOATS, is_cupy, location, move, namespace, plain, read, to_numpy, unscalar
 from .errors import DtypeError, GraphError, ShapeError
 from .node import Sum, key, place_of, walk
 from .registry import REGISTRY
@@ -35,23 +35,17 @@ class Tensor:
     grad: Tensor | None
 
     def __init__(self, data, *, dtype=None, requires_grad: bool = False):
-        if isinstance(data, Tensor):
-            data = data.data
-        xp = namespace(data)
-        array = xp.array(data, dtype=dtype, copy=True)
+        data = data.data if isinstance(data, Tensor) else plain(data, "Tensor: the data")
+        array = namespace(data).array(data, dtype=dtype, copy=True)
         if array.dtype not in FLOATS and not (switches().complex_step and array.dtype.kind == "c"):
             raise DtypeError(
                 f"Tensor: dtype {array.dtype} is not differentiable, allowed: float32, float64. "
                 "Pass dtype=np.float32 to convert; keep ids, labels and masks as plain arrays"
             )
-        self._set(array, requires_grad)
-
-    def _set(self, array, requires_grad, node=None, index=0):
-        self.data = array
-        self.grad = None
-        self.requires_grad = requires_grad or node is not None
-        self.node, self.index = node, index  # this is that output of that recorded call
-        self.version = [0]
+        self.data, self.grad = array, None
+        self.node, self.index = None, 0  # the recorded call that made it, and which output it is
+        self.requires_grad = requires_grad
+        self.version = [0]  # counts updates in place; views share it
 
     @classmethod
     def wrap(cls, array, requires_grad: bool = False, node=None, index: int = 0) -> Tensor:
@@ -60,7 +54,10 @@ class Tensor:
         With a node it is the output ``index`` of that recorded call.
         """
         tensor = cls.__new__(cls)
-        tensor._set(array, requires_grad, node, index)
+        tensor.data, tensor.grad = array, None
+        tensor.node, tensor.index = node, index
+        tensor.requires_grad = requires_grad or node is not None
+        tensor.version = [0]
         return tensor
 
     # -- the array ---------------------------------------------------------------------------------------------------
@@ -107,6 +104,13 @@ class Tensor:
         return read(self.data)[0]
 
     __float__ = item
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        """The one value by a format such as ".3f"; without a format, what str() gives."""
+        return format(self.item(), spec) if spec else str(self)
 
     def __bool__(self) -> bool:
         return bool(self.item())
@@ -172,7 +176,7 @@ class Tensor:
 
     def assign_(self, values) -> Tensor:
         """Overwrite the values in place (same shape and dtype); a graph that saved the old ones will refuse backward."""
-        values = values.data if isinstance(values, Tensor) else namespace(self.data).asarray(values)
+        values = values.data if isinstance(values, Tensor) else namespace(self.data).asarray(plain(values, "assign_: values"))
         if values.shape != self.shape or values.dtype != self.dtype:
             raise ShapeError(
                 f"assign_: needs shape {self.shape} and dtype {self.dtype}, got {values.shape} and {values.dtype}"
@@ -277,7 +281,10 @@ def _unlocked(array):
 
 
 def _compare(name, left, right):
-    right = right.data if isinstance(right, Tensor) else np.asarray(right) if isinstance(right, list | tuple) else right
+    if isinstance(right, list | tuple | np.ndarray):
+        right = plain(right, name)
+    elif isinstance(right, Tensor):
+        right = right.data
     if not isinstance(right, np.ndarray | np.generic | int | float) and not is_cupy(right):
         return NotImplemented
     return getattr(namespace(left.data), name)(left.data, right)

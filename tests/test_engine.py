@@ -1365,9 +1365,12 @@ def test_conversions_follow_numpy():
     assert float(one) == one.item() == 2.5 and bool(one) and not bool(Tensor([0.0]))
     assert len(vector) == 2 and [float(v) for v in vector] == [1.0, 2.0]
     assert (vector.shape, vector.ndim, vector.size, vector.dtype) == ((2,), 1, 2, np.float64)
-    for convert in (float, bool):
+    assert int(one) == 2 and int(Tensor(-2.5)) == -2 and type(int(one)) is int
+    for convert in (float, bool, int, "{:.3f}".format):
         with pytest.raises(ValueError, match=r"\(2,\)"):
             convert(vector)
+    with pytest.raises(TypeError):  # a number with a fraction is no index
+        [0, 1, 2][one]
     for convert in (len, list, iter):
         with pytest.raises(TypeError, match="0-d"):
             convert(Tensor(1.0))
@@ -1388,6 +1391,14 @@ def test_a_tensor_prints_its_values_dtype_and_origin():
     assert repr(leaf(1.0) * 2.0) == "Tensor([2.], dtype=float64, op=multiply)"
     assert str(Tensor(1.0, dtype=np.float32)) == "Tensor(1., dtype=float32)"
     assert "..." in repr(Tensor(np.zeros(100_000)))
+
+
+def test_a_number_is_formatted_like_a_number():
+    x = leaf(2.0 / 3.0)
+    assert f"{x:.3f}" == f"{x[0] * 1.0:.3f}" == "0.667" and f"{Tensor([[1e-9]]):8.1e}" == " 1.0e-09"
+    assert f"{x}" == str(x) and f"{Tensor([1.0, 2.0])}" == "Tensor([1., 2.], dtype=float64)"
+    with pytest.raises(ValueError, match="Unknown format code"):
+        f"{x:d}"
 
 
 def test_a_tensor_copies_what_it_is_made_of():

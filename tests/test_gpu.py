@@ -19,26 +19,26 @@ import numpy as np
 import nvrtc
 import pytest
 from conftest import operators
-from operator_checks import (
-    awkward_calls,
-    check_gradients,
-    check_repeatable,
-    check_values,
-    compute,
-    device,
-    draw_cotangents,
-    forms,
-    marks,
-)
+from operator_checks import awkward_calls, marks
 
 import autograd as ag
 from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, use
 from autograd.cuda import blas
-from autograd.cuda.source import Source, Strided, manifest
+from autograd.cuda.source import Source, Strided, columns, elements, manifest, warps
 from autograd.device import check_range, gpu, location, move, read, select
 from autograd.draw import LAYOUTS, Draw, draw_inputs
 from autograd.philox import philox_int
 from autograd.random import Random
+from autograd.verify import (
+    PLACES,
+    check_gradients,
+    check_repeatable,
+    check_values,
+    compute,
+    differentiable,
+    draw_cotangents,
+    forms,
+)
 from minitv import checkpoint, cli, mixers
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
@@ -89,14 +89,16 @@ def test_a_form_keeps_to_the_device(case, place):
 
 
 @each_place
-@each((op, size) for op in FUSED for size in (0, 1, 31, 33, 257))
+@each((op, str(kernel), size) for op in OPERATORS for kernel in op.kernels.values() if kernel.device == "cuda"
+      for size in (0, 1, 31, 33, 257))
 def test_kernels_at_awkward_sizes(case, place):
-    op, size = case
-    for args, params, cotangents in awkward_calls(op, size, 3):
-        check_values(op, KERNEL.format(place), args, params, reference=forms(op)[0])
-        if op.differentiable:
-            check_gradients(op, KERNEL.format(place), args, params, cotangents, reference=forms(op)[0])
-            check_repeatable(op, KERNEL.format(place), args, params, cotangents)
+    op, kernel, size = case
+    route = f"{kernel} on {place}"
+    for args, params, cotangents in awkward_calls(op, route, size, 3):
+        check_values(op, route, args, params, reference=forms(op)[0])
+        if differentiable(op, route):
+            check_gradients(op, route, args, params, cotangents, reference=forms(op)[0])
+            check_repeatable(op, route, args, params, cotangents)
 
 
 SHAPES = [  # B, H, T, S, K, V: around the sizes of tiles, of queries, keys and channels
@@ -135,6 +137,10 @@ SPECIAL = {
     "cross_entropy": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {}),
     "cross_entropy with nan": (ag.cross_entropy, [ROWS, np.array([0, 1, 2, 3, 4])], {}),
     "cross_entropy of what is impossible": (ag.cross_entropy, [ROWS[3:4], np.array([10])], {}),
+    "cross_entropy, smoothed": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {"label_smoothing": 0.25}),
+    "cross_entropy, smoothed, with nan": (ag.cross_entropy, [ROWS, np.array([0, 1, 2, -1, 4])],
+                                          {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.25}),
+    "cross_entropy, a sum": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {"reduction": "sum"}),
     "cross_entropy, all ignored": (ag.cross_entropy, [ROWS[1:2], np.array([-1])], {"ignore_index": -1}),
 }
 
@@ -150,7 +156,7 @@ def test_extreme_values_give_what_they_give_on_the_cpu(op, inputs, params, place
         return y.numpy(), values[0].grad.numpy()
 
     expected = run(lambda x: x)
-    with device(place) as put:
+    with PLACES[place]() as put:
         found = run(put)
     for a, b in zip(found, expected, strict=True):
         finite = np.isfinite(b)
@@ -170,7 +176,7 @@ def test_what_attention_hides_may_hold_anything(where, bad, place):
     spoilt = [a.copy() for a in arrays]
     spoilt[where][:, :, [39] if where == 0 else [3, 39]] = bad
     expected = compute(attention, "form parallel", (*(a.astype(np.float64) for a in arrays[:3]), mask), {})[0]
-    with device(place) as put, use(attention, kernel="cuda"):
+    with PLACES[place]() as put, use(attention, kernel="cuda"):
         tensors = [Tensor.wrap(put(a), requires_grad=True) for a in spoilt[:3]]
         y = attention(*tensors, put(mask))
         assert_close(y.numpy()[:, :, :39], expected[:, :, :39], terms=40)
@@ -179,41 +185,6 @@ def test_what_attention_hides_may_hold_anything(where, bad, place):
         y[:, :, :39].backward(Tensor.wrap(put(np.ascontiguousarray(seed[:, :, :39]))))
         assert np.isfinite(tensors[0].grad.numpy()[:, :, :39]).all()
         assert not tensors[1].grad.numpy()[:, :, 3].any() and not tensors[2].grad.numpy()[:, :, 3].any()
-
-
-def test_16_bit_arrays_are_storage(cupy):
-    """What is stored in 16 bits is computed in float: the result is that of the rounded inputs, rounded."""
-    rng = np.random.default_rng(0)
-    x, g = (rng.standard_normal((5, 37)).astype(np.float16) for _ in range(2))
-    weight, labels = rng.standard_normal(37).astype(np.float16), rng.integers(0, 37, 5)
-    calls = {"gelu": ([x], {}), "gelu_tanh": ([x], {}), "relu_squared": ([x], {}),
-             "layer_norm": ([x, weight, weight], {"eps": 1e-5}),
-             "rms_norm": ([x, weight], {"eps": 1e-5}), "dropout": ([x], {"p": 0.25, "seed": 9}),
-             "cross_entropy": ([x, labels], {"ignore_index": None})}
-    for name, (inputs, params) in calls.items():
-        op = ag.REGISTRY[name]
-        kernel = op.kernels["cuda"]
-        y, saved = kernel.forward(*(cupy.asarray(a) for a in inputs), **params)
-        seed = np.float16(2) if name == "cross_entropy" else g
-        slopes = kernel.backward(saved, cupy.asarray(np.asarray(seed)))
-        tensors = [Tensor(a.astype(np.float64), requires_grad=True) if a.dtype.kind == "f" else a for a in inputs]
-        with use(kernel="none"):
-            expected = op(*tensors, **params)
-        expected.backward(np.asarray(seed, np.float64))
-        pairs = [(s, t.grad.data) for s, t in zip(slopes, tensors, strict=True) if s is not None]
-        for found, right in ((y, expected.data), *pairs):
-            assert found.dtype == np.float16
-            np.testing.assert_allclose(found.get(), right, rtol=2**-10, atol=2**-10 * np.abs(right).max(), err_msg=name)
-
-
-def test_bfloat16_is_storage(cupy):
-    source = next(source for source, _ in manifest() if source.path.parent.name == "gelu")
-    x = np.random.default_rng(0).standard_normal(100).astype(np.float32)
-    bits = (x.view(np.uint32) >> 16).astype(np.uint16)  # truncated, which is exact from here on
-    x, y = (bits.astype(np.uint32) << 16).view(np.float32), np.zeros(100, np.uint16)
-    kernel = emulator.Module(source.text, ("-DBFLOAT16",)).get_function("mtv_gelu_forward")
-    kernel((1,), (256,), (bits, y, np.int64(100)))
-    np.testing.assert_allclose((y.astype(np.uint32) << 16).view(np.float32), ag.gelu(x).numpy(), rtol=2**-8, atol=1e-30)
 
 
 # -- random numbers ----------------------------------------------------------------------------------------------------
@@ -244,9 +215,9 @@ def test_words_are_the_published_ones_and_those_of_the_cpu(place, tmp_path):
 
     def draw(counters, seed):
         counters = np.asarray(counters, np.uint32)
-        with device(place) as put:
+        with PLACES[place]() as put:
             out = put(np.zeros(counters.shape, np.uint32))
-            source.launch("words", -(-len(counters) // 64), put(counters), out, len(counters), seed)
+            source.launch("words", elements(len(counters)), put(counters), out, len(counters), seed)
             return out.get()
 
     for counter, seed, expected in KNOWN:
@@ -264,7 +235,7 @@ def test_masks_of_dropout_are_those_of_the_cpu(place):
     q = np.zeros((2, 3, 33, 16), np.float32)
     v = np.broadcast_to(np.eye(70, 60, dtype=np.float32), (2, 3, 70, 60))
     k = np.zeros((2, 3, 70, 16), np.float32)
-    with device(place) as put:
+    with PLACES[place]() as put:
         found = ag.dropout(put(x), p=0.3, seed=2**63 + 5).numpy()
         weights = attention(put(q), put(k), put(np.ascontiguousarray(v)), causal=False, dropout=0.3, seed=2**50).numpy()
     assert ((found != 0) == (ag.dropout(x, p=0.3, seed=2**63 + 5).numpy() != 0)).all()
@@ -274,10 +245,19 @@ def test_masks_of_dropout_are_those_of_the_cpu(place):
 
 # -- the launcher ------------------------------------------------------------------------------------------------------
 FILL = """#include "kernel.cuh"
+#define STEP 32  // and not 1.5
+#define HALF 0.5f
 extern "C" __global__ void __launch_bounds__(32)
 fill(const float* __restrict__ x, float* __restrict__ y, int n, float scale)
 {
     for (int i = threadIdx.x; i < n; i += 32) y[i] = x[i] * scale;
+}
+"""
+MARK = """#include "kernel.cuh"
+extern "C" __global__ void __launch_bounds__(64)
+mark(int* __restrict__ out)
+{
+    if (threadIdx.x == 0) out[8 * blockIdx.x + blockIdx.y] += 1;
 }
 """
 
@@ -293,6 +273,29 @@ def test_a_launch_converts_python_numbers(fill, cupy):
     fill.launch("fill", 1, x, y, 40, 2)
     assert (y.get() == 2 * np.arange(40)).all()
     fill.launch("fill", (1, 1), Strided(x[::2]), y, np.int64(3), np.float64(0.5))
+    fill.launch("fill", 1, None, y, 0, 1.0)  # reads nothing
+    with pytest.raises(KernelError, match="out-of-bounds read"):
+        fill.launch("fill", 1, None, y, 1, 1.0)
+
+
+def test_a_grid_is_made_from_the_work_and_the_size_of_a_block(tmp_path, cupy):
+    (tmp_path / "mark.cu").write_text(MARK)
+    source = Source(tmp_path / "mark.py")
+    for grid, expected in ((elements(129), (3,)), (elements(128), (2,)), (elements(65, 2), (4,)), (warps(5), (3,)),
+                           (columns(33), (2,)), ((2, warps(3)), (2, 2)), (7, (7,)), ((2, 0), ()), (elements(0), ()),
+                           (warps(0), ()), ((elements(5), 0, 3), ())):
+        out = cupy.zeros((8, 8), np.int32)
+        source.launch("mark", grid, out)
+        marked = np.zeros((8, 8), int)
+        if expected:
+            marked[:expected[0], :(*expected, 1)[1]] = 1
+        assert out.get().tolist() == marked.tolist()
+
+
+def test_numbers_that_a_source_defines(fill):
+    assert fill["STEP"] == 32
+    with pytest.raises(KernelError, match=r"fill.cu defines no number 'STEPS', it has STEP"):
+        fill["STEPS"]
 
 
 REFUSED = {
@@ -300,6 +303,7 @@ REFUSED = {
     "too few arguments": (("fill", 1, "x", "y", 1), "takes 4 arguments, got 3"),
     "a NumPy array": (("fill", 1, "numpy", "y", 1, 1.0), "x is a CuPy array, got ndarray"),
     "a number for an array": (("fill", 1, 3, "y", 1, 1.0), "x is a CuPy array, got int"),
+    "no array to write to": (("fill", 1, "x", None, 1, 1.0), "y is a CuPy array, got NoneType"),
     "another dtype": (("fill", 1, "double", "y", 1, 1.0), "x has dtype float64, the kernel takes float32"),
     "a strided array": (("fill", 1, "strided", "y", 1, 1.0), "x is not contiguous"),
     "an array of another card": (("fill", 1, "other", "y", 1, 1.0), "x lies on cuda:1, but cuda:0 is selected"),
@@ -307,7 +311,8 @@ REFUSED = {
     "a float for an int": (("fill", 1, "x", "y", 1.5, 1.0), "n is a number of int32, got float"),
     "an array for a number": (("fill", 1, "x", "y", "x", 1.0), "n is a number of int32, got ndarray"),
     "a bool for a float": (("fill", 1, "x", "y", 1, True), "scale is a number of float32, got bool"),
-    "an empty grid": (("fill", 0, "x", "y", 1, 1.0), "a grid of (0,) blocks"),
+    "a negative grid": (("fill", elements(-64), "x", "y", 1, 1.0), "a grid of (-2,) blocks"),
+    "an empty grid, and too few arguments": (("fill", 0, "x", "y", 1), "takes 4 arguments, got 3"),
     "a grid that is too tall": (("fill", (1, 65536), "x", "y", 1, 1.0), "a grid of (1, 65536) blocks"),
 }
 
@@ -326,7 +331,7 @@ def test_a_launch_refuses(call, words, fill, double):
 
 def test_options_that_are_not_declared_are_refused(fill):
     with pytest.raises(KernelError, match="no variant"):
-        fill.kernels(("-DHALF",))
+        fill.kernels(("-DWIDTH=8",))
 
 
 def test_a_kernel_has_no_double_precision_and_the_form_runs(cupy):
@@ -338,7 +343,7 @@ def test_a_kernel_has_no_double_precision_and_the_form_runs(cupy):
 
 
 # -- the compiler ------------------------------------------------------------------------------------------------------
-needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheels nvidia-cuda-nvrtc-cu12 and -runtime-cu12")
+needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc-cu12")
 
 
 @needs_nvrtc
@@ -462,7 +467,7 @@ def test_a_card_that_does_not_exist(double):
 
 @each_place
 def test_tensors_move(place):
-    with device(place):
+    with PLACES[place]():
         x = Tensor([1.0, 2.0], requires_grad=True)
         assert x.device == "cpu" and x.to("cpu") is x and x.cpu() is x
         y = x.to("cuda")
@@ -517,7 +522,7 @@ BAD_INDICES = {
 @pytest.mark.parametrize(("call", "error", "words"), BAD_INDICES.values(), ids=BAD_INDICES)
 def test_an_index_out_of_range_is_reported_at_the_next_read(call, error, words, place):
     ids = np.array([0, 1, 7, 2])
-    with device(place) as put, use(kernel="none"):
+    with PLACES[place]() as put, use(kernel="none"):
         gpu()  # has tried the card, which reads
         x = Tensor.wrap(put(np.ones((4, 4), np.float32)))
         for good in (np.array([0, 1, 3, 2]), ids):
@@ -633,7 +638,7 @@ def test_losses_on_a_gpu_follow_those_on_the_cpu(place):
     """The same weights, batches and dropout: the first losses agree to rounding, and the host reads once a step."""
     steps = 100
     (expected, norms, _), expected_held_out, _ = losses(RUN, steps)
-    with device(place):
+    with PLACES[place]():
         fake_cupy.state.mode = "fast"
         (found, found_norms, reads), held_out, trainer = losses(replace(RUN, device="cuda"), steps)
         np.testing.assert_allclose(found, expected, rtol=2e-5)
@@ -707,7 +712,7 @@ def test_adamw_on_a_gpu_is_that_of_the_cpu(place):
         return norms, optimizer.state(), model.state()
 
     expected = run("cpu")
-    with device(place):
+    with PLACES[place]():
         found = run("cuda")
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
     for ours, theirs in zip(found[1:], expected[1:], strict=True):

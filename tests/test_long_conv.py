@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_checks import DTYPES, check_gradients, check_values, compute, differentiate, marks
+from operator_checks import marks
 from scipy.fft import next_fast_len
 from test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
@@ -19,6 +19,7 @@ from autograd.draw import Draw
 from autograd.errors import ShapeError
 from autograd.ops.causal_conv1d.cpu import _add_products
 from autograd.random import Random
+from autograd.verify import DTYPES, check_gradients, check_values, compute, differentiate
 from minitv.mixers import hyena
 from minitv.ops import long_conv
 from minitv.ops.long_conv import cpu, gpu, online

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_checks import DTYPES, check_gradients, check_values, compute, differentiate, draw_cotangents
 from test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
 from autograd import Tensor, assert_close, gradients, layer_norm, rms_norm, use
 from autograd.cpu import panels
 from autograd.draw import Draw
 from autograd.errors import DomainError, ShapeError
+from autograd.verify import DTYPES, check_gradients, check_values, compute, differentiate, draw_cotangents
 from minitv.ops import retention, rope
 from minitv.ops.retention import NORMALIZATIONS, cpu
 from minitv.ops.rope import cpu as rope_cpu

@@ -33,10 +33,10 @@ import numba
 import numpy as np
 from numba import types
 
-from .compile import WIDE_VECTORS, cpu_kernel, inline
+from .compile import WIDE_VECTORS, cpu_kernel, inline, unavailable
 from .vectors import repeat, vectorized
 
-AVAILABLE = (all(map(llvm.get_host_cpu_features().get, ("avx2", "fma")))
+AVAILABLE = (not unavailable() and all(map(llvm.get_host_cpu_features().get, ("avx2", "fma")))
              and numba.config.CPU_NAME in (None, "", llvm.get_host_cpu_name()))  # compiled for this very processor
 LANES = 16 if WIDE_VECTORS else 8  # float32 numbers a vector
 ROWS, WIDE = LANES // 2, 3 * LANES  # a tile: 8 x 48 in 24 of 32 registers, or 4 x 24 in 12 of 16

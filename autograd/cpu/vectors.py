@@ -26,11 +26,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compile import cpu_kernel
+from .compile import EXACT, cpu_kernel
 
 BYTES = 64  # of a vector
 LONG, FLOAT = ir.IntType(64), ir.FloatType()
-FLAGS = ("contract", "nsz")  # a product and a sum may become one instruction
+FLAGS = tuple(sorted(EXACT["fastmath"]))  # a product and a sum may become one instruction
 
 
 class _Symbol:

@@ -1,4 +1,4 @@
-"""The generic operators, by kind: elementwise, reduce, shape, index, linalg, fft; a folder where kernels exist.
+"""The generic operators, by kind: elementwise, reduce, scan, shape, index, linalg, conv, fft; a folder where kernels exist.
 
 Every module here is imported, and every operator that it declares is a name of this package: a new one is a file or a folder.
 """

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import add_at
-from ..device import beside, check_range, is_cupy, namespace
+from ..device import beside, check_range, is_cupy, namespace, plain
 from ..errors import DtypeError, ShapeError
+from ..laws import non_finite
 from ..op import op
 from ..shapes import normalize_axis
 from ..tensor import Tensor
@@ -30,6 +31,7 @@ def _frozen_key(key):
     if isinstance(key, list):
         key = np.asarray(key, dtype=None if key else np.intp)
     if hasattr(key, "dtype") and not isinstance(key, np.generic):
+        key = plain(key, "getitem: an index")
         if key.dtype.kind not in "iub":
             raise DtypeError(f"getitem: an index array must be integers or booleans, got {key.dtype}")
         return key.copy() if key.dtype.kind == "b" else key.astype(np.intp)
@@ -274,7 +276,7 @@ def _order(values, descending):
     return np.array(key, np.intp)
 
 
-@op("x[*] -> y:int[*]", method=True)
+@op("x[*] -> y:int[*]", laws=[non_finite()], method=True)
 def argsort(x, *, axis=-1, descending=False):
     """The indices that sort an axis: stable, NaN last. A plain integer array."""
     axis = normalize_axis("argsort", axis, x.ndim)
@@ -291,7 +293,7 @@ def _(x, axis, descending):
     return namespace(x).argsort(-x if descending else x, axis=axis, kind="stable")
 
 
-@op("x[*] -> y[*]", method=True)
+@op("x[*] -> y[*]", laws=[non_finite()], method=True)
 def sort(x, *, axis=-1, descending=False):
     """An axis in order: stable, NaN last."""
     return take_along_axis.definition(x, argsort.definition(x, axis=axis, descending=descending), axis=axis)

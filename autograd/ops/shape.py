@@ -7,10 +7,12 @@ import math
 
 import numpy as np
 
-from ..device import beside, namespace
+from ..device import beside, namespace, plain
 from ..errors import DomainError, ShapeError
+from ..laws import non_finite
 from ..op import op
 from ..shapes import broadcast_axes, broadcasts_to, normalize_axes, normalize_axis
+from .index import gather, getitem
 
 
 def _axis_draw(draw, low=1, high=3):
@@ -303,8 +305,6 @@ def _(x, widths, value):
 
 @pad.vjp
 def _(g, x_shape, widths):
-    from .index import getitem
-
     pairs = _widths("pad", widths, g.ndim)
     return getitem(g, key=tuple(slice(a, a + n) for n, (a, _) in zip(x_shape, pairs, strict=True)))
 
@@ -377,7 +377,7 @@ def _(draw):
 
 def _repeat_axis(x, repeats, axis):
     axis = normalize_axis("repeat", axis, x.ndim)
-    counts = np.asarray(repeats, None if np.size(repeats) else np.intp)
+    counts = plain(repeats if np.size(repeats) else np.zeros(np.shape(repeats), np.intp), "repeat: repeats")
     if counts.dtype.kind not in "iu" or (counts < 0).any():
         raise DomainError(f"repeat: repeats must be integers >= 0, got {repeats!r}")
     if counts.ndim and counts.shape != (x.shape[axis],):
@@ -397,8 +397,6 @@ def repeat(x, *, repeats=1, axis=-1):
 
 @repeat.form
 def composed(x, repeats, axis):
-    from .index import gather
-
     axis, source = _repeat_axis(x, repeats, axis)
     return gather(x, beside(source, x.data), axis=axis)
 
@@ -464,7 +462,7 @@ def _declare_triangle(lower: bool):
 
     definition.__name__ = name
     definition.__doc__ = f"y[.., i, j] = x[.., i, j] where j {relation} i + offset, else 0."
-    triangle = op("x[*] -> y[*]", analytic=True, method=True)(definition)
+    triangle = op("x[*] -> y[*]", laws=[non_finite()], analytic=True, method=True)(definition)
     triangle.primitive(lambda x, offset: namespace(x).where(_triangle(x, offset, lower), x, x.dtype.type(0)))
     triangle.vjp(lambda g, offset: triangle(g, offset=offset))
     triangle.inputs(lambda draw: ((draw.floats(*draw.shape(0, 1), draw.size(), draw.size()),),

@@ -13,6 +13,7 @@ from .. import blocks
 from ..mixers import aft_conv, aft_full, aft_local, aft_simple, hyena, retnet, rwkv, transformer
 from ..models.lm import LanguageModel
 from ..nn import LayerNorm, Module
+from ..ops import long_conv
 from ..ops.long_conv import online
 from ..ops.retention import NORMALIZATIONS
 from . import cpu, cpu_aft, cpu_hyena, cpu_retnet, cpu_rwkv, cpu_transformer
@@ -267,7 +268,7 @@ class LongConvolution(Half):
             start = stop - self._block * (count & -count)
             for o, filter in enumerate(self._filters):
                 inputs = Tensor.wrap(self._inputs[o, None, start:stop])
-                self._join(o, start, online.close(inputs, Tensor.wrap(filter)))
+                self._join(o, start, online.close(inputs, Tensor.wrap(filter), long_conv))
 
 
 HALVES = {

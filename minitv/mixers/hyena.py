@@ -33,7 +33,7 @@ from ..nn import Dropout, Linear, Module, Parameter, Stateful, normal
 from ..ops import long_conv
 from ..ops.long_conv import online
 from ..options import ModelOptions
-from . import Page
+from ._page import Page
 
 PAGE = Page(
     formula="v ← h_o * a + d_o a with a = v x^(N-1-o) for o = 0 .. N-2, then y = v x⁰; x⁰ … x^(N-1), v = split(short(x Wᵀ)); * "
@@ -189,7 +189,7 @@ class Mixer(Stateful):
         *gates, v = split(z, sizes=self.order + 1)
         pasts = []
         for o, skip in enumerate(split(self.skip, sizes=self.order - 1)):
-            v, past = online.read(v * gates[-1 - o], state.pasts[o], state.filters[o], skip)
+            v, past = online.read(v * gates[-1 - o], state.pasts[o], state.filters[o], skip, convolve=long_conv)
             pasts.append(past)
         return self.out(v * gates[0]), State(state.filters, _last(recent, min(keep, recent.shape[1])), tuple(pasts))
 

@@ -6,6 +6,7 @@ import math
 
 from ...errors import DomainError
 from ...op import op
+from ..elementwise import ieee
 
 
 @op("param[N], grad[N], m[N], v[N] -> param[N], m[N], v[N]", differentiable=False)
@@ -21,7 +22,7 @@ def adamw(param, grad, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weigh
         m[i] = beta1 * m[i].item() + (1 - beta1) * g
         v[i] = beta2 * v[i].item() + (1 - beta2) * g * g
         kept = param[i].item() * (1 - lr * weight_decay if i < decayed else 1)
-        corrected = math.sqrt(v[i].item() / (1 - beta2**step))
+        corrected = ieee(math.sqrt, v[i].item() / (1 - beta2**step))
         param[i] = kept - lr * (m[i].item() / (1 - beta1**step)) / (corrected + eps)
     return param, m, v
 

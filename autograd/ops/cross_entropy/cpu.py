@@ -1,4 +1,4 @@
-"""cross_entropy on the CPU: one pass gives the loss and leaves softmax(logits) - onehot(label) for backward."""
+"""cross_entropy on the CPU: one pass gives the losses and leaves softmax(logits) - onehot(label) for backward."""
 
 import math
 
@@ -6,18 +6,19 @@ import numpy as np
 
 from ...cpu.compile import cpu_kernel
 from ...cpu.math import exp
+from .smoothing import smooth_difference, smooth_losses
 
 
 @cpu_kernel
-def _forward(logits, labels, counted, difference):
+def _forward(logits, labels, counted, losses, difference):
     rows, size = logits.shape
     zero, one = logits.dtype.type(0), logits.dtype.type(1)
-    total = 0.0
     for i in range(rows):
         row, out = logits[i], difference[i]
         if not counted[i]:
             for j in range(size):
                 out[j] = zero
+            losses[i] = 0.0
             continue
         top = row[0]
         for j in range(size):
@@ -28,25 +29,30 @@ def _forward(logits, labels, counted, difference):
             out[j] = e
             weight += e
         label = labels[i]
-        total += math.log(weight) - (row[label] - top)
+        losses[i] = math.log(weight) - (row[label] - top)
         scale = one / weight
         for j in range(size):
             out[j] *= scale
         out[label] -= one
-    return total
 
 
-def forward(logits, labels, ignore_index):
+def forward(logits, labels, ignore_index, reduction, label_smoothing):
     size = logits.shape[-1]
     rows = np.ascontiguousarray(logits).reshape(labels.size, size)
     flat = np.ascontiguousarray(labels).reshape(-1)
     counted = np.ones(labels.size, np.bool_) if ignore_index is None else flat != ignore_index
-    difference = np.empty_like(rows)
-    count = max(int(counted.sum()), 1)
-    total = _forward(rows, flat, counted, difference) if rows.size else 0.0
-    return np.asarray(total / count, logits.dtype), (difference, logits.shape, count)
+    losses, difference = np.zeros(labels.size), np.empty_like(rows)
+    if rows.size:
+        _forward(rows, flat, counted, losses, difference)
+        if label_smoothing:
+            smooth_losses(losses, rows, flat, counted, label_smoothing)
+            smooth_difference(difference, flat, counted, label_smoothing)
+    count = max(int(counted.sum()), 1) if reduction == "mean" else 1
+    loss = losses.reshape(labels.shape) if reduction == "none" else losses.sum() / count
+    return np.asarray(loss, logits.dtype), (difference, logits.shape, count)
 
 
 def backward(saved, g):
     difference, shape, count = saved
-    return ((difference * (g / difference.dtype.type(count))).reshape(shape),)
+    share = g / difference.dtype.type(count)  # [] or, of losses that were not reduced, [...]
+    return ((difference * share.reshape(-1, 1)).reshape(shape),)

@@ -2,7 +2,7 @@
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)
-mtv_cross_entropy_forward(const Storage* __restrict__ logits, const long long* __restrict__ labels,
+mtv_cross_entropy_forward(const float* __restrict__ logits, const long long* __restrict__ labels,
                           float* __restrict__ losses, float* __restrict__ tops, float* __restrict__ inverses,
                           int rows, int size, int ignoring, long long ignored)
 {
@@ -10,15 +10,15 @@ mtv_cross_entropy_forward(const Storage* __restrict__ logits, const long long* _
     if (row >= rows) return;
     logits += (long long)row * size;
     float top = -INFINITE, weight = 0.f;
-    for (int j = lane; j < size; j += 32) top = fmaxf(top, load(logits[j]));
+    for (int j = lane; j < size; j += 32) top = fmaxf(top, logits[j]);
     top = warp_max(top);
-    for (int j = lane; j < size; j += 32) weight += expf(load(logits[j]) - top);
+    for (int j = lane; j < size; j += 32) weight += expf(logits[j] - top);
     weight = warp_sum(weight);
     if (lane == 0) {
         long long label = labels[row];
         float loss = 0.f;
         if (!ignoring || label != ignored)  // a label out of range is reported when the host next reads
-            loss = label >= 0 && label < size ? logf(weight) - (load(logits[label]) - top) : 0.f;
+            loss = label >= 0 && label < size ? logf(weight) - (logits[label] - top) : 0.f;
         losses[row] = loss;
         tops[row] = top;
         inverses[row] = 1.f / weight;
@@ -49,9 +49,9 @@ mtv_cross_entropy_mean(const float* __restrict__ losses, const long long* __rest
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-mtv_cross_entropy_backward(const Storage* __restrict__ logits, const long long* __restrict__ labels,
+mtv_cross_entropy_backward(const float* __restrict__ logits, const long long* __restrict__ labels,
                            const float* __restrict__ tops, const float* __restrict__ inverses,
-                           const float* __restrict__ share, const Storage* __restrict__ g, Storage* __restrict__ gx,
+                           const float* __restrict__ share, const float* __restrict__ g, float* __restrict__ gx,
                            int rows, int size, int ignoring, long long ignored)
 {
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -60,7 +60,7 @@ mtv_cross_entropy_backward(const Storage* __restrict__ logits, const long long* 
     gx += (long long)row * size;
     long long label = labels[row];
     bool counted = !ignoring || label != ignored;
-    float top = tops[row], inverse = inverses[row], factor = load(*g) * *share;
+    float top = tops[row], inverse = inverses[row], factor = *g * *share;
     for (int j = lane; j < size; j += 32)
-        store(gx[j], counted ? (expf(load(logits[j]) - top) * inverse - (j == label)) * factor : 0.f);
+        gx[j] = counted ? (expf(logits[j] - top) * inverse - (j == label)) * factor : 0.f;
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from ...laws import non_finite
 from ...op import op
 from ..elementwise import clip, erf, scalar_loop, tanh
 
@@ -17,7 +18,7 @@ def _inputs(draw):
     return (draw.floats(*draw.shape(), low=-3.0, high=3.0),), {}
 
 
-@op("x[...] -> y[...]", analytic=True, tolerance=4.0)  # 1 + erf cancels where x is negative
+@op("x[...] -> y[...]", laws=[non_finite()], analytic=True, tolerance=4.0)  # 1 + erf cancels where x is negative
 def gelu(x):
     """x Φ(x) = x (1 + erf(x/√2)) / 2."""
     return scalar_loop(lambda v: 0.5 * v * math.erfc(-v / math.sqrt(2)), x)
@@ -28,7 +29,7 @@ def composed(x):
     return x * 0.5 * (1.0 + erf(x * math.sqrt(0.5)))
 
 
-@op("x[...] -> y[...]", analytic=True, tolerance=4.0)
+@op("x[...] -> y[...]", laws=[non_finite()], analytic=True, tolerance=4.0)
 def gelu_tanh(x):
     """x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2."""
     return scalar_loop(lambda v: 0.5 * v * (1 + math.tanh(_C * (v + 0.044715 * v**3))), x)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...laws import identity, shift_invariant
 from ...op import op
-from ..elementwise import rsqrt
+from ..elementwise import fsum, rsqrt
 from ..reduce import centered, mean
 
 # (x - mean) rsqrt(var + eps) divides rounding by the deviation: rows that hardly vary keep fewer digits.
@@ -32,8 +32,8 @@ def layer_norm(x, weight=None, bias=None, *, eps=1e-5):
         row = x[index].tolist()
         if not row:
             continue
-        center = row[0] + math.fsum(v - row[0] for v in row) / len(row)  # exact if all are equal
-        variance = math.fsum((v - center) ** 2 for v in row) / len(row)
+        center = row[0] + fsum([v - row[0] for v in row]) / len(row)  # exact if all are equal
+        variance = fsum([(v - center) * (v - center) for v in row]) / len(row)
         for j, v in enumerate(row):
             y = (v - center) / math.sqrt(variance + eps)
             y = y * weight[j].item() if weight is not None else y

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ...laws import non_finite
 from ...op import op
 from ..elementwise import relu, scalar_loop
 
 
-@op("x[...] -> y[...]")
+@op("x[...] -> y[...]", laws=[non_finite()])
 def relu_squared(x):
     """max(x, 0)², elementwise."""
     return scalar_loop(lambda v: max(v, 0.0) ** 2, x)

@@ -25,12 +25,12 @@ def gate(x):
 
 def mean_of(exponents, values):
     """Σ e^x v / Σ e^x and ln Σ e^x of lists; of nothing 0 and -∞."""
-    top = max(exponents, default=-INF)
+    top = float(np.max(exponents, initial=-INF))  # NaN if one is
     if top == -INF:
         return 0.0, -INF
     weights = [math.exp(x - top) for x in exponents]
     total = math.fsum(weights)
-    return np.dot(weights, values) / total, top + math.log(total)
+    return np.dot(weights, values) / total, top + math.log(total) if top < INF else top
 
 
 def everything(k, v, mask, average=None, logsum=None, keys=None, values=None):

@@ -20,6 +20,8 @@ from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import complex_multiply, concat, flip, getitem, irfft, pad, rfft, swapaxes
 
+from .online import begin, read
+
 
 def _rows(x, start, stop=None):
     """x[:, start:stop]."""
@@ -119,8 +121,6 @@ def direct(x, filter, skip, reverse, history):
 @long_conv.form
 def relaxed(x, filter, skip, reverse, history):
     """Every output as soon as its input is known, as in online.py: T log² T."""
-    from .online import begin, read
-
     def causal(x, filter):
         past, ys = begin(len(x), filter), [x[:, :0]]
         for t in range(x.shape[1]):

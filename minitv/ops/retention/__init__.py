@@ -80,8 +80,9 @@ def retention(q, k, v, decay, state=None, z=None, count=None, *, normalization="
         state[b, h] = decay[h] * state[b, h] + np.outer(k[b, h, t], v[b, h, t])
         z[b, h] = decay[h] * z[b, h] + k[b, h, t]
         count[b, h] = decay[h] * count[b, h] + 1
-        divisor = {"none": 1, "decay": np.sqrt(count[b, h]), "paper": max(abs(q[b, h, t] @ z[b, h]), np.sqrt(count[b, h]))}
-        y[b, h, t] = q[b, h, t] @ state[b, h] / divisor[normalization]
+        root = np.sqrt(count[b, h])
+        divisor = {"none": 1, "decay": root, "paper": np.maximum(abs(q[b, h, t] @ z[b, h]), root)}[normalization]
+        y[b, h, t] = q[b, h, t] @ state[b, h] / divisor
     return y, state, z, count
 
 

@@ -80,7 +80,7 @@ def wkv(k, v, w, u, a=None, b=None, p=None, reset=None):
             key, value = k[n, t, c].item(), v[n, t, c].item()
             past = [] if reset is not None and reset[n, t] else past
             _, numerator, denominator = _total([*past, (u[c].item() + key, value, 1.0)])
-            y[n, t, c] = numerator / denominator
+            y[n, t, c] = np.divide(numerator, denominator)  # 0/0 where all keys are -∞
             past = [*((e + w[c].item(), s, z) for e, s, z in past), (key, value, 1.0)]
         state[:, n, c] = _total(past)
     return y, state[1], state[2], state[0]
@@ -88,7 +88,7 @@ def wkv(k, v, w, u, a=None, b=None, p=None, reset=None):
 
 def _total(terms):
     """The largest exponent, and the sums of values and of weights in its unit."""
-    top = max((e for e, _, _ in terms), default=EMPTY)
+    top = float(np.max([e for e, _, _ in terms], initial=EMPTY))  # NaN if one is
     return top, sum(math.exp(e - top) * s for e, s, _ in terms), sum(math.exp(e - top) * z for e, _, z in terms)
 
 
@@ -247,7 +247,7 @@ def bidirectional_wkv(k, v, w, u):
         exponents = [(abs(t - i) - 1) * w[c].item() + k[n, i, c].item() if i != t else u[c].item() + k[n, t, c].item()
                      for i in range(k.shape[1])]
         _, numerator, denominator = _total([(e, v[n, i, c].item(), 1.0) for i, e in enumerate(exponents)])
-        y[n, t, c] = numerator / denominator
+        y[n, t, c] = np.divide(numerator, denominator)  # 0/0 where all keys are -∞
     return y
 
 
