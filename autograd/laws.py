@@ -12,12 +12,14 @@ operator along one route, by name:
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from .errors import KernelError
 from .metric import assert_close
 
 
@@ -111,9 +113,14 @@ class Law:
 
     name: str
     check: Callable
+    except_for: tuple[str, ...] = ()  # forms, and kernels or their candidates, whose algorithm cannot keep it
 
     def __str__(self) -> str:
         return self.name
+
+    def holds_for(self, route: str) -> bool:
+        """Whether it is a statement about this route, "form <name>" or "kernel <name>"."""
+        return not set(self.except_for) & set(route.split())
 
 
 def axis(argument, letter: str) -> int:
@@ -121,20 +128,28 @@ def axis(argument, letter: str) -> int:
     return argument.dims.index(letter) - len(argument.dims)
 
 
-def causal(inputs: str, letter: str = "T", **given) -> Law:
-    """Output at position t does not depend on the named inputs after t, in calls with the ``given`` inputs and parameters."""
+def causal(inputs: str, letter: str = "T", blind: tuple[str, ...] = (), **given) -> tuple[Law, Law]:
+    """Output at position t does not depend on the named inputs after t, in calls with the ``given`` inputs and parameters.
 
-    def check(case, draw):
+    An input along another axis is ``name:letter``; its last position belongs to the last of ``letter``. These are two laws:
+    later inputs may be other numbers; and they may be NaN or infinite, which 0 times them would show, but not for the forms
+    and kernels that ``blind`` names.
+    """
+    places = [(name, own or letter) for name, _, own in (part.partition(":") for part in inputs.split())]
+
+    def check(case, draw, values):
         if not case.has(given):
             return
-        places = {name: place for name, place in case.inputs(letter).items() if name in inputs.split()}
-        length = {x.shape[at] for x, at in places.values()}.pop()
+        x, at = case.inputs(letter)[places[0][0]]
+        length = x.shape[at]
         if length < 2:
             return
         cut, changes = draw.integer(1, length - 1), {}
-        for name, (x, at) in places.items():
-            changed = np.moveaxis(x.copy(), at, 0)
-            changed[cut:] = draw.floats(*changed[cut:].shape)
+        for name, own in places:
+            x, at = case.inputs(own)[name]
+            changed = np.moveaxis(changes.get(name, x).copy(), at, 0)
+            first = max(len(changed) - (length - cut), 0)
+            changed[first:] = values(*changed[first:].shape)
             changes[name] = np.moveaxis(changed, 0, at)
         for argument, old, new in zip(case.op.signature.outputs, case(), case(**changes), strict=True):
             if letter in argument.dims:  # else a state, after everything
@@ -142,7 +157,15 @@ def causal(inputs: str, letter: str = "T", **given) -> Law:
                 assert_close(np.moveaxis(new, at, 0)[:cut], np.moveaxis(old, at, 0)[:cut],
                              f"{case.op.name}: {argument.name} before position {cut} depends on later inputs")
 
-    return Law(f"causal in {inputs} over {letter}", check)
+    def numbers(case, draw):
+        check(case, draw, draw.floats)
+
+    def no_numbers(case, draw):
+        with contextlib.suppress(KernelError):  # a kernel that declines such numbers leaks nothing
+            check(case, draw, lambda *shape: np.full(shape, draw.choice((np.nan, np.inf, -np.inf))))
+
+    name = f"causal in {inputs} over {letter}"
+    return Law(name, numbers), Law(f"{name}, where what comes later is no number", no_numbers, blind)
 
 
 def independent(letters: str, **fixed) -> Law:

@@ -13,6 +13,7 @@ from autograd.metric import assert_close
 from autograd.ops import concat, flip, logsumexp, pad, reshape, sigmoid, softmax, stack, sum, where
 
 from ..attention import visible
+from ..pairs import finite
 
 INF = math.inf
 
@@ -104,10 +105,16 @@ def past_after(k, v, reach):
     return merged(average), logsum, padded(k, reach, missing=-INF)[:, length:], merged(padded(v, reach)[:, length:])
 
 
+def over_seen(k, v, bias, seen):
+    """The mean [B T H D] and the logsum [B T H] of what each position sees; what it does not may be NaN or infinite."""
+    exponents = where(seen[..., None], k[:, None] if bias is None else k[:, None] + bias, -INF)
+    values = v[:, None] if finite(v) else where(seen[..., None, None], v[:, None], 0.0)
+    return weighted(exponents, values, axis=2)
+
+
 def over_pairs(q, k, v, bias, seen):
     """y by a softmax over all pairs of positions, [B T S H]; the bias is [T S H], or 1 for H, or None."""
-    exponents = where(seen[..., None], k[:, None] if bias is None else k[:, None] + bias, -INF)
-    return sigmoid(q) * merged(weighted(exponents, v[:, None], axis=2)[0])
+    return sigmoid(q) * merged(over_seen(k, v, bias, seen)[0])
 
 
 def over_window(q, k, v, bias, causal):
@@ -208,7 +215,8 @@ def within_the_values(names):
 
 def _masked_is_absent(case, draw):
     if case.mask is not None:
-        others = {name: np.where(case.mask[..., None], x, draw.floats(*x.shape)) for name, x in case.present("k v").items()}
+        others = {name: np.where(case.mask[..., None], x, x.dtype.type(draw.choice((2, np.nan, np.inf))))
+                  for name, x in case.present("k v").items()}
         assert_close(case(**others).y, case().y, "a masked position is seen")
 
 

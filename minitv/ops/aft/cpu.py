@@ -44,8 +44,9 @@ def _extremes(k, largest, smallest):
 
 @cpu_kernel
 def _columns(k, v, largest, out):
-    """[e v, e]"""
-    channels = k.shape[2]
+    """[e v, e]; whether all are finite."""
+    channels, zero = k.shape[2], k.dtype.type(0)
+    check = zero
     for b in range(k.shape[0]):
         top = largest[b]
         for s in range(k.shape[1]):
@@ -54,6 +55,9 @@ def _columns(k, v, largest, out):
                 e = exp(key[c] - top[c])
                 left[c] = e * value[c]
                 right[c] = e
+            for c in range(channels):
+                check += left[c] * zero
+    return check == 0
 
 
 @cpu_kernel
@@ -241,8 +245,8 @@ class _Call:
                 break
         self.largest = np.repeat(np.where(largest == -math.inf, dtype.type(0), largest), self.size, axis=1)
         self.columns = np.empty((k.shape[1], len(v), 2 * v.shape[2]), dtype)
-        _columns(k if self.size == 1 else np.repeat(k, self.size, axis=2), v, self.largest, self.columns)
-        self.sums = self.window.apply(self.columns)
+        sound = _columns(k if self.size == 1 else np.repeat(k, self.size, axis=2), v, self.largest, self.columns)
+        self.sums = self.window.apply(self.columns, sound)
         self.y = _read(self.q, self.sums).astype(self.dtype, copy=False)
 
     def backward(self, g, left=0, gstate=0):
@@ -258,9 +262,9 @@ class _Call:
 
 
 def _span(x, *others):
-    """How far the numbers of an array are apart, and those of some others; -∞ does not count."""
-    high = max(np.max(y, initial=-math.inf) for y in (x, *others))
-    low = min(np.min(y, initial=math.inf, where=y > -math.inf) for y in (x, *others))
+    """How far the numbers of an array are apart, and those of some others; -∞ and NaN do not count."""
+    high = max(np.fmax.reduce(y, axis=None, initial=-math.inf) for y in (x, *others))
+    low = min(np.fmin.reduce(y, axis=None, initial=math.inf, where=y > -math.inf) for y in (x, *others))
     return high - low
 
 

@@ -19,9 +19,11 @@ from autograd.errors import DomainError, ShapeError
 from autograd.laws import causal, identity, independent, linear_in
 from autograd.metric import assert_close
 from autograd.op import op
-from autograd.ops import matmul, softmax, swapaxes, where
+from autograd.ops import softmax, where
 from autograd.random import Random, philox
 from autograd.shapes import broadcasts_to
+
+from ..pairs import scores, weighted
 
 
 def visible(queries: int, keys: int, causal: bool, mask, xp=np):
@@ -62,7 +64,7 @@ def _key_order(case, draw):
 
 
 @op("q[B H T K], k[B H S K], v[B H S V], mask?:bool[...] -> y[B H T V]",
-    laws=[causal("q", "T"), independent("B H", mask=None, dropout=0.0), linear_in("v"),
+    laws=[*causal("q k:S v:S", causal=True), independent("B H", mask=None, dropout=0.0), linear_in("v"),
           identity("weights sum to one", _rows_sum_to_one),
           identity("without a causal mask, the order of keys does not matter", _key_order)])
 def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
@@ -96,14 +98,11 @@ def parallel(q, k, v, mask, causal, scale, dropout, seed):
     width = q.shape[-1]
     scale = _scale(scale, width)
     seen = visible(q.shape[2], k.shape[2], causal, mask, xp)
-    if mask is not None:  # what no query sees may be NaN, of which 0 times is NaN
-        used = xp.broadcast_to(seen, (*q.shape[:3], k.shape[2])).any(axis=2)[..., None]
-        k, v = where(used, k, 0.0), where(used, v, 0.0)
-    weights = softmax(matmul(q * scale, swapaxes(k)), seen)
+    weights = softmax(scores(q * scale, k, seen), seen)
     if dropout:
         kept = xp.asarray(keep_weights(weights.shape, dropout, seed))
         weights = where(kept, weights / (1 - dropout) if dropout < 1 else weights, 0.0)
-    return matmul(weights, v)
+    return weighted(weights, v, seen)
 
 
 attention.kernel("cpu")

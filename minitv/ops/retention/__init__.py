@@ -30,6 +30,8 @@ from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import absolute, concat, matmul, maximum, power, reshape, rsqrt, sqrt, sum, swapaxes, where
 
+from ..pairs import scores, weighted
+
 NORMALIZATIONS = ("none", "decay", "paper")
 
 
@@ -59,7 +61,7 @@ def _a_constant_value(case, draw):
 
 @op("q[B H T K], k[B H T K], v[B H T V], decay[H], state?[B H K V], z?[B H K], count?[B H]"
     " -> y[B H T V], state[B H K V], z[B H K], count[B H]",
-    laws=[causal("q k v"), independent("B H V"), linear_in("v"), streams(),
+    laws=[*causal("q k v"), independent("B H V"), linear_in("v"), streams(),
           identity("decay 1 is causal linear attention", _without_decay),
           identity("decay 0 sees the present only", _without_memory),
           identity("normalisation scales rows down", _rows_are_scaled),
@@ -105,15 +107,17 @@ def _chunk(q, k, v, decay, state, z, count, normalization):
 
     step = xp.arange(length)
     lag = step[:, None] - step
-    weights = where(lag >= 0, fade(xp.maximum(lag, 0)), 0.0)  # [H T T]
+    seen = lag >= 0
+    weights = where(seen, fade(xp.maximum(lag, 0)), 0.0)  # [H T T]
     first, last = fade(step[:, None] + 1), fade(length - 1 - step[:, None])  # since the state before, until the state after
-    scores, faded = matmul(q, swapaxes(k)) * weights, k * last
-    y = matmul(scores, v) if state is None else matmul(scores, v) + first * matmul(q, state)
+    pairs, faded = scores(q, k, seen) * weights, k * last
+    y = weighted(pairs, v, seen)
+    y = y if state is None else y + first * matmul(q, state)
     counts = sum(weights, axis=2, keepdims=True)
     counts = counts if count is None else counts + first * reshape(count, (*count.shape, 1, 1))
 
     def score():
-        total = sum(scores, axis=3, keepdims=True)
+        total = sum(pairs, axis=3, keepdims=True)
         return total if z is None else total + first * matmul(q, reshape(z, (*z.shape, 1)))
 
     y = _normalized(y, score, counts, normalization)

@@ -42,10 +42,10 @@ class _Call:
                       wide, ones, fading, *strides)
         return out
 
-    def gradient(self, inner, carried, x, parts, offset, width, first, summing):
-        out = self.empty(self.B, self.T, self.H, width)
-        SOURCE.launch("mtv_retention_gradient", warps(self.rows), inner, carried, x, self.tables, out, parts, self.rows,
-                      *self.times, width, inner.shape[2], first, summing, parts.shape[1], offset)
+    def gradient(self, weights, others, carried, x, parts, offset, width, first, summing):
+        inner, out = matmul(weights if first else _turned(weights), others), self.empty(self.B, self.T, self.H, width)
+        SOURCE.launch("mtv_retention_gradient", warps(self.rows), inner, weights, others, carried, x, self.tables, out,
+                      parts, self.rows, *self.times, width, inner.shape[2], first, summing, parts.shape[1], offset)
         return out.transpose(0, 2, 1, 3)
 
     def state(self, given, *shape):
@@ -68,8 +68,8 @@ def forward(q, k, v, decay, state, z, count, normalization, chunk_size):
     scores = matmul(queries, _turned(keys))
     SOURCE.launch("mtv_retention_decay", elements(scores.size), scores, call.tables, scores.size, H, call.N, call.L)
     seen, inverses = call.empty(call.rows), call.empty(call.rows)
-    SOURCE.launch("mtv_retention_finish", warps(call.rows), matmul(scores, values), matmul(queries, states), call.tables,
-                  counts, y, seen, inverses, call.rows, *call.times, V, W, call.kind)
+    SOURCE.launch("mtv_retention_finish", warps(call.rows), matmul(scores, values), matmul(queries, states), scores,
+                  values, call.tables, counts, y, seen, inverses, call.rows, *call.times, V, W, call.kind)
     return (y.transpose(0, 2, 1, 3), *ends), (call, given, (queries, keys, values, states, counts, y, seen, inverses))
 
 
@@ -101,8 +101,8 @@ def backward(saved, g_y, g_state, g_z, g_count):
     SOURCE.launch("mtv_retention_counts_backward", call.heads, slopes, counts, call.tables, g_ends[2], gstart[2], parts,
                   *call.times, pitch, pitch - 1)
     from_start, to_end = matmul(grads, _turned(states)), matmul(values, _turned(gstates))
-    gq = call.gradient(matmul(gscores, keys), from_start, queries, parts, inside, K, True, True)
-    gk = call.gradient(matmul(_turned(gscores), queries), to_end, keys, parts, inside + T, K, False, True)
-    gv = call.gradient(matmul(_turned(scores), grads), matmul(keys, gstates), values, parts, 0, V, False, False)
+    gq = call.gradient(gscores, keys, from_start, queries, parts, inside, K, True, True)
+    gk = call.gradient(gscores, queries, to_end, keys, parts, inside + T, K, False, True)
+    gv = call.gradient(scores, grads, matmul(keys, gstates), values, parts, 0, V, False, False)
     gdecay = parts.reshape(call.B, call.H, pitch).sum(axis=(0, 2))
     return gq, gk, gv, gdecay, *(x if has else None for x, has in zip(gstart, given, strict=True))

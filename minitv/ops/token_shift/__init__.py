@@ -20,13 +20,16 @@ def _unmixed(case, draw):
 
 
 def _restart(case, draw):
-    y, last = case(reset=np.ones(case.x.shape[:2], bool))
+    reset, spoilt = np.ones(case.x.shape[:2], bool), case.x.copy()
+    y, last = case(reset=reset)
     assert_close(y, case.x * case.mix, "token_shift sees across a reset")
+    spoilt[:, ::2] = draw.choice((2, np.nan, np.inf))
+    assert_close(case(x=spoilt, reset=reset).y[:, 1::2], y[:, 1::2], "token_shift sees across a reset")
     assert case.x.shape[1] == 0 or np.array_equal(last, case.x[:, -1]), "token_shift does not hand on the last position"
 
 
 @op("x[B T C], mix[C], last?[B C], reset?:bool[B T] -> y[B T C], last[B C]",
-    laws=[causal("x"), independent("B C"), linear_in("x"), streams(), identity("mix = 1 is the identity", _unmixed),
+    laws=[*causal("x"), independent("B C"), linear_in("x"), streams(), identity("mix = 1 is the identity", _unmixed),
           identity("a reset forgets the position before", _restart)])
 def token_shift(x, mix, last=None, reset=None):
     """y_t = mix x_t + (1 - mix) x_{t-1}, and the last x.

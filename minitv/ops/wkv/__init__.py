@@ -54,13 +54,15 @@ def _restart(case, draw):
     cut = draw.integer(0, k.shape[1] - 1)
     reset = np.zeros(k.shape[:2], bool) if reset is None else reset.copy()
     reset[:, cut] = True
-    whole, anew = case(reset=reset), case.anew(k=k[:, cut:], v=v[:, cut:], reset=reset[:, cut:])
+    past = {name: np.concatenate([np.full_like(x[:, :cut], draw.choice((2, np.nan, np.inf))), x[:, cut:]], axis=1)
+            for name, x in case.present("k v").items()}
+    whole, anew = case(**past, reset=reset), case.anew(k=k[:, cut:], v=v[:, cut:], reset=reset[:, cut:])
     for name, x, y in zip("yabp", (whole.y[:, cut:], *whole[1:]), anew, strict=True):
         assert_close(x, y, f"wkv: {name} remembers what came before a reset", terms=64)
 
 
 @op("k[B T C], v[B T C], w[C], u[C], a?[B C], b?[B C], p?[B C], reset?:bool[B T] -> y[B T C], a[B C], b[B C], p[B C]",
-    laws=[causal("k v"), independent("B C"), linear_in("v"), streams(),
+    laws=[*causal("k v"), independent("B C"), linear_in("v"), streams(),
           shift_invariant("k p", "all keys", outputs="y a b"),
           identity("weights sum to one", _mean),
           identity("with w = u = 0 it is the running mean of AFT-simple", _running_mean),
