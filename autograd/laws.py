@@ -128,12 +128,12 @@ def axis(argument, letter: str) -> int:
     return argument.dims.index(letter) - len(argument.dims)
 
 
-def causal(inputs: str, letter: str = "T", blind: tuple[str, ...] = (), **given) -> tuple[Law, Law]:
+def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), **given) -> tuple[Law, Law]:
     """Output at position t does not depend on the named inputs after t, in calls with the ``given`` inputs and parameters.
 
     An input along another axis is ``name:letter``; its last position belongs to the last of ``letter``. These are two laws:
     later inputs may be other numbers; and they may be NaN or infinite, which 0 times them would show, but not for the forms
-    and kernels that ``blind`` names.
+    and kernels that ``except_for`` names.
     """
     places = [(name, own or letter) for name, _, own in (part.partition(":") for part in inputs.split())]
 
@@ -165,7 +165,7 @@ def causal(inputs: str, letter: str = "T", blind: tuple[str, ...] = (), **given)
             check(case, draw, lambda *shape: np.full(shape, draw.choice((np.nan, np.inf, -np.inf))))
 
     name = f"causal in {inputs} over {letter}"
-    return Law(name, numbers), Law(f"{name}, where what comes later is no number", no_numbers, blind)
+    return Law(name, numbers), Law(f"{name}, where what comes later is no number", no_numbers, except_for)
 
 
 def independent(letters: str, **fixed) -> Law:

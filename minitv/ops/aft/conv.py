@@ -45,7 +45,7 @@ def _conv_is_local(case, draw):
 
 @op("q[B T C], k[B T H], v[B T C], bias[H W], mask?:bool[B T], average?[B C], logsum?[B H], keys?[B P H], values?[B P C]"
     " -> y[B T C], average[B C], logsum[B H], keys[B P H], values[B P C]",
-    laws=[*causal("q k v", causal=True), independent("B"), linear_in("v"), streams(causal=True), masked,
+    laws=[causal("q k v", causal=True), independent("B"), linear_in("v"), streams(causal=True), masked,
           within_the_values("v average values"),
           shift_invariant("k logsum keys", "all keys"), identity("a head is aft_local", _conv_is_local),
           identity("without bias, aft_simple", no_bias_is_simple)])

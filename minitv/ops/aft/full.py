@@ -37,7 +37,7 @@ def _order_of_keys(case, draw):
 
 
 @op("q[B T C], k[B S C], v[B S C], bias[T S], mask?:bool[B S] -> y[B T C]",
-    laws=[*causal("q k:S v:S bias bias:S", causal=True), independent("B C"), linear_in("v"), masked,
+    laws=[causal("q k:S v:S bias bias:S", causal=True), independent("B C"), linear_in("v"), masked,
           within_the_values("v"), shift_invariant("k", "all keys"), shift_invariant("bias", "all biases"),
           identity("without, the order of keys does not matter", _order_of_keys)])
 def aft_full(q, k, v, bias, mask=None, *, causal=True):

@@ -50,7 +50,7 @@ def no_bias_is_simple(case, draw):
 
 @op("q[B T C], k[B T C], v[B T C], bias[T W], mask?:bool[B T], average?[B C], logsum?[B C], keys?[B P C], values?[B P C]"
     " -> y[B T C], average[B C], logsum[B C], keys[B P C], values[B P C]",
-    laws=[*causal("q k v bias", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
+    laws=[causal("q k v bias", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
           within_the_values("v average values"),
           shift_invariant("k logsum keys", "all keys"), identity("aft_full with a band of biases", _local_is_full),
           identity("without bias, aft_simple", no_bias_is_simple)])
