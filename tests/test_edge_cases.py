@@ -17,7 +17,7 @@ import emulator
 import numpy as np
 import pytest
 from conftest import operators
-from operator_checks import specimen
+from operator_checks import awkward_calls, specimen
 
 import autograd as ag
 from autograd import (
@@ -40,6 +40,7 @@ from autograd.verify import (
     check_gradients,
     check_values,
     compute,
+    differentiable,
     differentiate,
     draw_cotangents,
     dtypes,
@@ -56,7 +57,7 @@ from minitv.ops import attention
 from minitv.options import ModelOptions
 
 DTYPES = (np.float32, np.float64)
-KERNELS = [op for op in operators() if "cpu" in op.kernels]
+KERNELS = [op for op in operators() if any(kernel.device == "cpu" for kernel in op.kernels.values())]
 NAN, INF, PI = math.nan, math.inf, math.pi
 SIZES = (0, 1, 31, 32, 33, 255, 256, 257, 1025)  # around the widths of vectors, blocks and panels
 
@@ -1931,67 +1932,6 @@ def test_a_kernel_in_several_threads_gives_the_same_bits(op):
     assert len(found) == 20 and all(bits == expected for bits in found)
 
 
-SIZED = {  # the arrays and the parameters of a call of a given size
-    "gelu": lambda d, n: ((d.floats(n),), {}), "gelu_tanh": lambda d, n: ((d.floats(n),), {}),
-    "dropout": lambda d, n: ((d.floats(n),), {"p": 0.3, "seed": 2**40 + 7}),
-    "adamw": lambda d, n: ((d.floats(n), d.floats(n), d.floats(n), d.floats(n, low=0.1, high=1.0)),
-                           {"lr": 0.1, "weight_decay": 0.5, "decayed": n // 2, "step": 3, "scale": 0.5}),
-    "layer_norm": lambda d, n: ((d.floats(2, n), d.floats(n), d.floats(n)), {}),
-    "layer_norm of rows": lambda d, n: ((d.floats(n, 5), None, d.floats(5)), {}),
-    "rms_norm": lambda d, n: ((d.floats(2, n), d.floats(n)), {}),
-    "rms_norm of rows": lambda d, n: ((d.floats(n, 5), None), {}),
-    "cross_entropy": lambda d, n: ((d.floats(2 if n else 0, n), np.array([0, n - 1][:2 * bool(n)], int)), {}),
-    "cross_entropy of rows": lambda d, n: ((d.floats(n, 5), d.integers(0, 5, n)), {"ignore_index": 2}),
-    "cross_entropy with smoothing": lambda d, n: ((d.floats(3 if n else 0, n), np.array([0, n - 1, 9][:3 * bool(n)], int)),
-                                             {"ignore_index": 9, "reduction": "none", "label_smoothing": 0.1}),
-    "embedding": lambda d, n: ((d.floats(3, n), np.array([2, 0, 2])), {}),
-    "embedding of ids": lambda d, n: ((d.floats(3, 2), d.integers(0, 3, n)), {}),
-    "linear": lambda d, n: ((d.floats(2, n), d.floats(3, n), d.floats(3)), {}),
-    "linear of rows": lambda d, n: ((d.floats(n, 2), d.floats(3, 2), d.floats(3)), {}),
-    "retention": lambda d, n: (_heads(d, 3, max(n, 1), n), {"normalization": "decay"}),
-    "retention of positions": lambda d, n: (_heads(d, n, 3, 2), {"chunk_size": 33}),
-    "rope": lambda d, n: ((d.floats(1, 2, 3, n), None), {"angles": tuple(1 / (1 + j) for j in range(n // 2))}),
-    "rope of positions": lambda d, n: ((d.floats(1, 2, n, 5), d.integers(0, 99, 1, n)), {"angles": (0.5,), "pairing": "half"}),
-    "causal_conv1d": lambda d, n: ((d.floats(2, 3, n), d.floats(n, 2), d.floats(n)), {}),
-    "causal_conv1d of positions": lambda d, n: ((d.floats(1, n, 2), d.floats(2, 9), None), {}),
-    "long_conv": lambda d, n: ((d.floats(1, 3, n), d.floats(3, n), d.floats(n), None, d.floats(1, 2, n)), {}),
-    "long_conv of positions": lambda d, n: ((d.floats(1, n, 1), d.floats(n, 1), None, d.floats(n // 2, 1), None), {}),
-    "aft_simple": lambda d, n: ((*_qkv(d, 3, n), *(None,) * 3), {}),
-    "aft_simple of positions": lambda d, n: ((*_qkv(d, n, 1), *(None,) * 3), {"causal": False}),
-    "aft_full": lambda d, n: ((*_qkv(d, 3, n), d.floats(3, 3), None), {"causal": False}),
-    "aft_full of positions": lambda d, n: ((*_qkv(d, n, 1), d.floats(n, n), None), {}),
-    "aft_local": lambda d, n: ((*_qkv(d, 3, n), d.floats(3, 3), *(None,) * 5), {"causal": False}),
-    "aft_local of positions": lambda d, n: ((*_qkv(d, n, 1), d.floats(n, 33), *(None,) * 5), {}),
-    "aft_conv": lambda d, n: ((*_qkv(d, 3, max(n, 1)), d.floats(max(n, 1), 3), *(None,) * 5), {}),
-    "aft_conv of positions": lambda d, n: ((*_qkv(d, n, 1), d.floats(1, 33), *(None,) * 5), {"causal": False}),
-    "aft_conv2d": lambda d, n: ((*(x.reshape(1, 2, 2, max(n, 1)) for x in _qkv(d, 4, max(n, 1))),
-                                 d.floats(max(n, 1), 3, 3), None), {}),
-    "banded_product": lambda d, n: ((d.floats(5, n), d.floats(6, n)), {"window": 3}),
-    "banded_product of rows": lambda d, n: ((d.floats(n, 3), d.floats(n, 3)), {"window": 33, "causal": False}),
-    "relu_squared": lambda d, n: ((d.floats(n, kinks=(0.0,)),), {}),
-    "gated": lambda d, n: ((d.floats(2, n), d.floats(n)), {}),
-    "gated by swish": lambda d, n: ((d.floats(2, n), d.floats(2, n)), {"function": "swish"}),
-    "token_shift": lambda d, n: ((d.floats(1, 3, n), d.floats(n), None, None), {}),
-    "token_shift of rows": lambda d, n: ((d.floats(1, n, 5), d.floats(5), d.floats(1, 5), None), {}),
-    "wkv": lambda d, n: ((d.floats(1, 3, n), d.floats(1, 3, n), d.floats(n, low=-2.0, high=0.0), d.floats(n),
-                          *4 * [None]), {}),
-    "wkv of rows": lambda d, n: ((d.floats(1, n, 1), d.floats(1, n, 1), d.floats(1, low=-2.0, high=0.0), d.floats(1),
-                                  *4 * [None]), {}),
-    "bidirectional_wkv": lambda d, n: ((d.floats(1, 3, n), d.floats(1, 3, n), d.floats(n, low=-2.0, high=0.0), d.floats(n)),
-                                       {}),
-}
-
-
-def _qkv(d, length, channels):
-    return [d.floats(1, length, channels) for _ in range(3)]
-
-
-def _heads(d, length, width, out):
-    """Inputs of retention without a state."""
-    return d.floats(1, 2, length, width), d.floats(1, 2, length, width), d.floats(1, 2, length, out), \
-        d.floats(2, low=0.5, high=1.0), None, None, None
-
-
 def test_kernels_keep_nan_and_infinities_and_have_no_races():
     assert not {"nnan", "ninf", "fast"} & set(FLAGS["fastmath"]) and not FLAGS.get("parallel")
 
@@ -2003,18 +1943,12 @@ def test_a_kernel_of_another_device_is_not_replaced_by_this_one(op):
         op(*args, **params)
 
 
-def test_every_kernel_is_tried_at_the_sizes_of_vectors():
-    assert {op.name for op in KERNELS} == {name.split()[0] for name in SIZED} | {"attention"}
-
-
 @pytest.mark.parametrize("size", SIZES)
-@table(("name", "make"), {name: (name.split()[0], make) for name, make in SIZED.items()})
-def test_kernel_around_the_sizes_of_vectors(name, make, size):
-    op = next(op for op in KERNELS if op.name == name)
+@pytest.mark.parametrize(("op", "route"), [pytest.param(op, str(k), id=f"{op.name}, {k}") for op in KERNELS
+                                           for k in op.kernels.values() if k.device == "cpu"])
+def test_kernel_around_the_sizes_of_vectors(op, route, size):
     for dtype in DTYPES:
-        draw = Draw.seeded(size, dtype)
-        args, params = make(draw, size)
-        params = {**op.params, **params}
-        check_values(op, "kernel cpu", args, params)
-        if op.differentiable:
-            check_gradients(op, "kernel cpu", args, params, draw_cotangents(op, args, params, draw))
+        for args, params, cotangents in awkward_calls(op, route, size, 2, dtype):
+            check_values(op, route, args, params, reference=f"form {next(iter(op.forms))}")
+            if differentiable(op, route):
+                check_gradients(op, route, args, params, cotangents, reference=f"form {next(iter(op.forms))}")
