@@ -142,6 +142,28 @@ def streams(letter: str = "T", **given) -> Law:
     return Law(f"streams over {letter}", check)
 
 
+def shift_invariant(inputs: str, moves: str = "", *, step: float = 2.0**-8, **fixed) -> Law:
+    """A large constant added to all the named inputs changes no output, and adds itself to those that ``moves`` names.
+
+    Float inputs are rounded to multiples of ``step``, so that nothing is lost when the constant is added: what differs then
+    is a fault. Sums of inputs lose nothing either; products need a larger step. ``fixed`` is that of ``independent``.
+    """
+
+    def check(op, args, params, run, draw):
+        names = [a.name for a in op.signature.inputs]
+        args = [fixed.get(n, x) for n, x in zip(names, args, strict=True)]
+        args = [x if x is None or x.dtype.kind != "f" else np.rint(x / x.dtype.type(step)) * x.dtype.type(step) for x in args]
+        params = {**params, **{k: v for k, v in fixed.items() if k not in names}}
+        constant = draw.dtype.type(2.0**13 if draw.dtype.itemsize == 4 else 2.0**40)
+        moved = tuple(x if x is None or n not in inputs.split() else x + constant for n, x in zip(names, args, strict=True))
+        before, after = run(tuple(args), params), run(moved, params)
+        for argument, old, new in zip(op.signature.outputs, before, after, strict=True):
+            assert_close(new, old + constant if argument.name in moves.split() else old,
+                         f"{op.name}: {argument.name} changes when {constant:g} is added to {inputs}", terms=64)
+
+    return Law(f"unchanged by a constant added to {inputs}", check)
+
+
 def identity(name: str, statement: Callable) -> Law:
     """A named identity: ``statement(args, params, run, draw)`` raises AssertionError when it fails."""
     return Law(name, lambda op, args, params, run, draw: statement(args, params, run, draw))

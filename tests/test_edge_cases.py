@@ -15,7 +15,20 @@ from functools import partial
 import numpy as np
 import pytest
 from conftest import operators
-from operator_checks import check_gradients, check_values, draw_cotangents, flat, floats, listed, unflat
+from operator_checks import (
+    check_gradients,
+    check_values,
+    compute,
+    differentiate,
+    draw_cotangents,
+    dtypes,
+    flat,
+    floats,
+    listed,
+    marks,
+    unflat,
+)
+from operator_checks import kernels as kernel_routes
 
 import autograd as ag
 from autograd import (
@@ -712,6 +725,28 @@ def test_a_mask_that_does_not_fit_is_refused(op, mask):
 def test_cross_entropy(labels, ignored, x, value, slope):
     expect(lambda x: ag.cross_entropy(x, np.array(labels), ignore_index=ignored), [x], value, 3.0,
            [3.0 * np.asarray(slope, float)], terms=4)
+
+
+def each_kernel_route(*ops):
+    """Parametrise over the operators' kernels, on this processor, in the emulator and on a GPU."""
+    return pytest.mark.parametrize(("op", "route"), [
+        pytest.param(op, route, marks=marks(route), id=f"{op.name}, {route}") for op in ops for route in kernel_routes(op)])
+
+
+@each_kernel_route(ag.cross_entropy)
+@pytest.mark.parametrize("offset", [0, 4096], ids=str)
+@pytest.mark.parametrize("lead", [-9, -1, 0, 1, 6, 9, 15, 30], ids=lambda n: f"label ahead by {n}")
+def test_a_small_loss_keeps_its_digits(op, route, lead, offset):
+    for dtype, size, label in itertools.product(dtypes(route), (2, 40), (0, 1)):
+        logits = np.full((1, size), offset, dtype)
+        logits[0, label] += lead
+        args, params = (logits, np.array([label])), {"ignore_index": None}
+        rest = (size - 1) * math.exp(-lead)  # of all others together, in units of the label
+        (loss,), gradient = compute(op, route, args, params), differentiate(op, route, args, params, [np.ones((), dtype)])[0]
+        slope = np.full((1, size), rest / (size - 1) / (1 + rest))
+        slope[0, label] = -rest / (1 + rest)
+        np.testing.assert_allclose(loss, math.log1p(rest), rtol=16 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(gradient, slope, rtol=32 * np.finfo(dtype).eps)
 
 
 @table(("labels", "ignored", "words"), {

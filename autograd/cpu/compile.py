@@ -102,6 +102,12 @@ def cpu_kernel(function: Callable) -> Callable:
     return kernel
 
 
-def inline(function: Callable) -> Callable:
-    """A helper that disappears into the kernels that call it."""
-    return numba.njit(forceinline=True, **FLAGS)(function)
+def inline(function: Callable | None = None, *, exact: bool = False) -> Callable:
+    """A helper that disappears into the kernels that call it.
+
+    With ``exact`` its operations are rounded one by one, as they are written: neither regrouped nor fused, not with those
+    around them either. A difference whose digits count, such as x - max(x), belongs into such a helper.
+    """
+    if function is None:
+        return lambda function: inline(function, exact=exact)
+    return numba.njit(forceinline=True, **{**FLAGS, "fastmath": {"nsz"}} if exact else FLAGS)(function)

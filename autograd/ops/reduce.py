@@ -13,6 +13,7 @@ import numpy as np
 from ..arrays import largest
 from ..device import namespace
 from ..errors import DomainError, ShapeError
+from ..laws import shift_invariant
 from ..op import op
 from ..shapes import broadcasts_to, normalize_axes, normalize_axis, reduced_shape
 from ..tensor import Tensor
@@ -95,11 +96,12 @@ def centered(x: Tensor, axis, name: str) -> Tensor:
 
 
 def _scalar_variance(values, ddof):
-    center = values[0] + math.fsum(v - values[0] for v in values) / len(values)  # exact if all are equal
+    values = [v - values[0] for v in values]  # the mean of the differences is not rounded to the precision of the values
+    center = math.fsum(values) / len(values)
     return math.fsum((v - center) ** 2 for v in values) / (len(values) - ddof)
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, laws=[shift_invariant("x")])
 def var(x, *, axis=None, keepdims=False, ddof=0):
     """Σ (x - mean)² / (n - ddof) over the axes."""
     return _definition(x, axis, keepdims, lambda v: _scalar_variance(v, ddof), "var")
@@ -111,7 +113,7 @@ def composed(x, *, axis=None, keepdims=False, ddof=0):
     return sum(deviation * deviation, axis=axis, keepdims=keepdims) * (1.0 / (_count(x.shape, axis, "var") - ddof))
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", laws=[shift_invariant("x")])
 def std(x, *, axis=None, keepdims=False, ddof=0):
     """√var; where it is 0 its gradient is 0."""
     return _definition(x, axis, keepdims, lambda v: math.sqrt(_scalar_variance(v, ddof)), "std")
@@ -230,7 +232,7 @@ def _scalar_logsumexp(values):
     return top + math.log(math.fsum(math.exp(v - top) for v in values))
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", laws=[shift_invariant("x", moves="y")])
 def logsumexp(x, *, axis=-1, keepdims=False):
     """ln Σ e^x over the axes, without overflow; nothing or only -inf gives -inf with gradient 0; +inf shares evenly."""
     return _definition(x, axis, keepdims, _scalar_logsumexp, "logsumexp")
@@ -314,7 +316,7 @@ def _masked_rows(x, mask, axis):
         yield row, x[row].tolist(), mask[row].tolist()
 
 
-@op("x[*], mask?:bool[*] -> y[*]")
+@op("x[*], mask?:bool[*] -> y[*]", laws=[shift_invariant("x")])
 def softmax(x, mask=None, *, axis=-1):
     """e^x / Σ e^x along the axis over the positions where mask is True; elsewhere 0.
 
@@ -322,8 +324,10 @@ def softmax(x, mask=None, *, axis=-1):
     """
     out = np.zeros_like(x)
     for row, values, allowed in _masked_rows(x, mask, axis):
-        top = _scalar_logsumexp([v for v, a in zip(values, allowed, strict=True) if a])
-        out[row] = [math.exp(v - top) if a and top != -math.inf else 0.0 for v, a in zip(values, allowed, strict=True)]
+        top = _max([v for v, a in zip(values, allowed, strict=True) if a], default=-math.inf)
+        total = _scalar_logsumexp([v - top for v, a in zip(values, allowed, strict=True) if a])
+        out[row] = [math.exp(v - top - total) if a and top != -math.inf else 0.0
+                    for v, a in zip(values, allowed, strict=True)]
     return out
 
 
@@ -348,13 +352,14 @@ softmax.validate(_validate_mask("softmax"))
 softmax.inputs(_softmax_inputs)
 
 
-@op("x[*], mask?:bool[*] -> y[*]")
+@op("x[*], mask?:bool[*] -> y[*]", laws=[shift_invariant("x")])
 def log_softmax(x, mask=None, *, axis=-1):
     """x - ln Σ e^x along the axis over the positions where mask is True; elsewhere -inf with gradient 0."""
     out = np.full_like(x, -math.inf)
     for row, values, allowed in _masked_rows(x, mask, axis):
-        total = _scalar_logsumexp([v for v, a in zip(values, allowed, strict=True) if a])
-        out[row] = [v - total if a and total != -math.inf else -math.inf for v, a in zip(values, allowed, strict=True)]
+        top = _max([v for v, a in zip(values, allowed, strict=True) if a], default=-math.inf)
+        total = _scalar_logsumexp([v - top for v, a in zip(values, allowed, strict=True) if a])
+        out[row] = [v - top - total if a and top != -math.inf else -math.inf for v, a in zip(values, allowed, strict=True)]
     return out
 
 

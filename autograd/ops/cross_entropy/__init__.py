@@ -8,6 +8,7 @@ import numpy as np
 
 from ...device import check_range, namespace
 from ...errors import DomainError, ShapeError
+from ...laws import shift_invariant
 from ...op import op
 from ...tensor import Tensor
 from ..index import take_along_axis
@@ -15,7 +16,7 @@ from ..reduce import logsumexp, sum
 from ..shape import reshape
 
 
-@op("logits[*], labels:int[*] -> loss[]", tolerance=4.0)
+@op("logits[*], labels:int[*] -> loss[]", tolerance=4.0, laws=[shift_invariant("logits")])
 def cross_entropy(logits, labels, *, ignore_index=None):
     """-mean over the rows whose label is not ``ignore_index`` of ln softmax(logits)[label].
 
@@ -26,7 +27,7 @@ def cross_entropy(logits, labels, *, ignore_index=None):
         if ignore_index is None or labels[index] != ignore_index:
             row = logits[index].tolist()
             top = max(row)
-            losses.append(top + math.log(math.fsum(math.exp(v - top) for v in row)) - row[labels[index]])
+            losses.append(math.log(math.fsum(math.exp(v - top) for v in row)) - (row[labels[index]] - top))
     return np.asarray(math.fsum(losses) / len(losses) if losses else 0.0, logits.dtype)
 
 

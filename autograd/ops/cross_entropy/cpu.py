@@ -4,8 +4,14 @@ import math
 
 import numpy as np
 
-from ...cpu.compile import cpu_kernel
+from ...cpu.compile import cpu_kernel, inline
 from ...cpu.math import exp
+
+
+@inline(exact=True)
+def _loss(chosen, top, e, others):
+    """ln(e + others) - (chosen - top), for e = e^(chosen - top): loses no digits where the label is nearly certain."""
+    return math.log1p(others) if e == 1 else math.log(e + others) + (top - chosen)
 
 
 @cpu_kernel
@@ -28,11 +34,13 @@ def _forward(logits, labels, counted, difference):
             out[j] = e
             weight += e
         label = labels[i]
-        total += math.log(weight) - (row[label] - top)
-        scale = one / weight
+        scale, others, e = one / weight, zero, out[label]
+        out[label] = zero
         for j in range(size):
+            others += out[j]
             out[j] *= scale
-        out[label] -= one
+        out[label] = -(others * scale)
+        total += _loss(row[label], top, e, others)
     return total
 
 

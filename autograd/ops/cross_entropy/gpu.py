@@ -16,19 +16,19 @@ def forward(logits, labels, *, ignore_index):
     rows, size = labels.size, logits.shape[-1]
     if not logits.size:
         return xp.zeros((), logits.dtype), (logits, labels)
-    losses, tops, inverses = xp.empty((3, rows), np.float32)
+    losses, tops, others = xp.empty((3, rows), np.float32)
     loss, share = xp.empty((), np.float32), xp.empty((), np.float32)
-    SOURCE.launch("mtv_cross_entropy_forward", ceil_div(rows, 4), logits, labels, losses, tops, inverses, rows, size, ignoring,
+    SOURCE.launch("mtv_cross_entropy_forward", ceil_div(rows, 4), logits, labels, losses, tops, others, rows, size, ignoring,
                   ignored, options=storage(logits))
     SOURCE.launch("mtv_cross_entropy_mean", 1, losses, labels, loss, share, rows, ignoring, ignored, options=storage(logits))
-    return loss.astype(logits.dtype, copy=False), (logits, labels, tops, inverses, share, ignoring, ignored)
+    return loss.astype(logits.dtype, copy=False), (logits, labels, tops, others, share, ignoring, ignored)
 
 
 def backward(saved, g):
     logits, labels, *rest = saved
     gx = namespace(logits).empty_like(logits)
     if rest:
-        tops, inverses, share, ignoring, ignored = rest
-        SOURCE.launch("mtv_cross_entropy_backward", ceil_div(labels.size, 4), logits, labels, tops, inverses, share, g, gx,
+        tops, others, share, ignoring, ignored = rest
+        SOURCE.launch("mtv_cross_entropy_backward", ceil_div(labels.size, 4), logits, labels, tops, others, share, g, gx,
                       labels.size, logits.shape[-1], ignoring, ignored, options=storage(logits))
     return gx, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autograd.check import assert_close
-from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
 from autograd.op import op
 from autograd.ops import swapaxes, where
 
@@ -23,7 +23,6 @@ from .common import (
     masked,
     mean_of,
     negative_lags,
-    only_differences,
     over_pairs,
     over_window,
     past_after,
@@ -49,7 +48,7 @@ def _conv_is_local(args, params, run, draw):
     " -> y[B T C], average[B C], logsum[B H], keys[B P H], values[B P C]",
     laws=[causal("q k v", causal=True), independent("B"), linear_in("v"), streams(causal=True), masked,
           within_the_values(2, 5, 8),
-          only_differences("keys", 1, 6, 7), identity("a head is aft_local", _conv_is_local),
+          shift_invariant("k logsum keys", moves="logsum keys"), identity("a head is aft_local", _conv_is_local),
           identity("without bias, aft_simple", no_bias_is_simple)])
 def aft_conv(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
     """aft_local with biases that depend on the distance only, and one key for all C / H channels of a head.

@@ -7,7 +7,7 @@ import numpy as np
 from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import ShapeError
-from autograd.laws import identity, independent, linear_in
+from autograd.laws import identity, independent, linear_in, shift_invariant
 from autograd.op import op
 from autograd.ops import reshape, transpose, where
 
@@ -20,7 +20,6 @@ from .common import (
     joined,
     masked,
     mean_of,
-    only_differences,
     over_pairs,
     within_the_values,
 )
@@ -40,7 +39,7 @@ def _one_row_is_conv(args, params, run, draw):
 
 @op("q[B Y X C], k[B Y X H], v[B Y X C], bias[H M N], mask?:bool[B Y X] -> y[B Y X C]",
     laws=[independent("B"), linear_in("v"), masked,
-          within_the_values(2), only_differences("keys", 1),
+          within_the_values(2), shift_invariant("k"),
           identity("an image of one row, aft_conv", _one_row_is_conv)])
 def aft_conv2d(q, k, v, bias, mask=None):
     """aft_conv for the pixels of an image, all of which are seen: bias[h, i, j] for the key at (y + M//2 - i, x + N//2 - j).

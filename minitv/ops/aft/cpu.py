@@ -263,16 +263,16 @@ def _span(x, *others):
     return high - low
 
 
-def _reason(channels, bias, *keys):
+def _reason(channels, biases, *keys):
     if channels < keys[0].shape[-1]:
         return "needs at least one channel in every head"
-    if _span(bias, np.zeros(1)) + _span(*[k for k in keys if k is not None]) > SPANS[np.dtype(np.float64)]:
+    if _span(*biases) + _span(*[k for k in keys if k is not None]) > SPANS[np.dtype(np.float64)]:
         return "biases and keys span more than e^600"
     return None
 
 
 def full_supports(q, k, v, bias, mask, **_):
-    return _reason(v.shape[2], bias, k)
+    return _reason(v.shape[2], [bias], k)
 
 
 def full_forward(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
@@ -288,7 +288,7 @@ def full_backward(saved, g):
 
 
 def local_supports(q, k, v, bias, mask, average, logsum, keys, values, **_):
-    return _reason(v.shape[2], bias, k, logsum, keys)
+    return _reason(v.shape[2], [bias, np.zeros(1)], k, logsum, keys)
 
 
 conv_supports = local_supports
@@ -331,7 +331,7 @@ local_backward = conv_backward = _stateful_backward
 
 
 def conv2d_supports(q, k, v, bias, mask, **_):
-    return _reason(v.shape[3], bias, k)
+    return _reason(v.shape[3], [bias, np.zeros(1)], k)
 
 
 def conv2d_forward(q, k, v, bias, mask=None):

@@ -6,7 +6,7 @@ import numpy as np
 
 from autograd.check import assert_close
 from autograd.errors import DomainError
-from autograd.laws import identity, independent, linear_in
+from autograd.laws import identity, independent, linear_in, shift_invariant
 from autograd.op import op
 from autograd.ops import concat, exp, log, matmul, sigmoid, stack, where
 
@@ -21,7 +21,7 @@ from .common import (
     masked,
     mean_of,
     merged,
-    only_differences,
+    near_zero,
     over_pairs,
     seen_keys,
     weighted,
@@ -51,7 +51,7 @@ def _order_of_keys(args, params, run, draw):
 
 @op("q[B T C], k[B S C], v[B S C], bias[T S], mask?:bool[B S] -> y[B T C]",
     laws=[independent("B C"), linear_in("v"), masked,
-          within_the_values(2), only_differences("keys", 1), only_differences("biases", 3),
+          within_the_values(2), shift_invariant("k"), shift_invariant("bias"),
           identity("with causal, only the last position sees the last key", _later_keys),
           identity("without, the order of keys does not matter", _order_of_keys)])
 def aft_full(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
@@ -85,6 +85,7 @@ def tiled(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
     all weights relative to it may be 0. What the tiles give is merged by its logsums.
     """
     k, v = joined(k, v, mask)
+    k, _ = near_zero(k)
     seen, (queries, keys) = seen_keys(q, k, causal), bias.shape
     means = [v[:, :0]]
     for start in range(0, queries, chunk_size):

@@ -6,7 +6,7 @@ import numpy as np
 
 from autograd.check import assert_close
 from autograd.device import namespace
-from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
 from autograd.op import op
 from autograd.ops import where
 
@@ -23,7 +23,6 @@ from .common import (
     masked,
     mean_of,
     negative_lags,
-    only_differences,
     over_pairs,
     over_window,
     past_after,
@@ -59,7 +58,7 @@ def no_bias_is_simple(args, params, run, draw):
     " -> y[B T C], average[B C], logsum[B C], keys[B P C], values[B P C]",
     laws=[causal("q k v", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
           within_the_values(2, 5, 8),
-          only_differences("keys", 1, 6, 7), identity("aft_full with a band of biases", _local_is_full),
+          shift_invariant("k logsum keys", moves="logsum keys"), identity("aft_full with a band of biases", _local_is_full),
           identity("without bias, aft_simple", no_bias_is_simple)])
 def aft_local(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
     """aft_full with biases near the diagonal only: bias[t, j] for the key at t - j, 0 for all that are not in the window.

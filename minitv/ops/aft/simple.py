@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autograd.check import assert_close
-from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
 from autograd.op import op
 from autograd.ops import concat, sigmoid, stack
 
@@ -18,7 +18,7 @@ from .common import (
     masked,
     mean_of,
     merged,
-    only_differences,
+    near_zero,
     over_pairs,
     past_after,
     prefixes,
@@ -40,7 +40,7 @@ def _simple_is_full(args, params, run, draw):
 @op("q[B T C], k[B T C], v[B T C], mask?:bool[B T], average?[B C], logsum?[B C] -> y[B T C], average[B C], logsum[B C]",
     laws=[causal("q k v", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
           within_the_values(2, 4),
-          only_differences("keys", 1, 5), identity("aft_full without bias", _simple_is_full)])
+          shift_invariant("k logsum", moves="logsum"), identity("aft_full without bias", _simple_is_full)])
 def aft_simple(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
     """y_t = sigmoid(q_t) Σ_s e^(k_s) v_s / Σ_s e^(k_s) over s <= t, or over all s; and the state after the last step.
 
@@ -59,7 +59,7 @@ def scan(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
     """Means and logsums of all prefixes at once, in log₂ T doublings (Hillis and Steele 1986)."""
     k, v = joined(k, v, mask, average, logsum)
     average, logsum, *_ = past_after(k, v, 0)
-    mean = merged(prefixes(k, v)[0])[:, k.shape[1] - q.shape[1]:] if causal else average[:, None]
+    mean = merged(prefixes(near_zero(k)[0], v)[0])[:, k.shape[1] - q.shape[1]:] if causal else average[:, None]
     return sigmoid(q) * mean, average, logsum
 
 
@@ -67,13 +67,14 @@ def scan(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
 def recurrent(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
     """One position after the other, as in generation: O(1) memory."""
     k, v = joined(k, v, mask, average, logsum)
+    k, top = near_zero(k)
     average, logsum = weighted(k[:, :0], v[:, :0], axis=1)
     means = [v[:, :0]]
     for t in range(k.shape[1]):
         average, logsum = weighted(stack([logsum, k[:, t]]), stack([average, v[:, t]]), axis=0)
         means.append(average[:, None])
     means = concat(means, axis=1)[:, k.shape[1] - q.shape[1]:] if causal else average[:, None]
-    return sigmoid(q) * merged(means), merged(average), logsum
+    return sigmoid(q) * merged(means), merged(average), logsum + top[:, 0]
 
 
 @aft_simple.form

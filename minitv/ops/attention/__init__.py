@@ -17,7 +17,7 @@ import numpy as np
 from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
-from autograd.laws import causal, identity, independent, linear_in
+from autograd.laws import causal, identity, independent, linear_in, shift_invariant
 from autograd.op import op
 from autograd.ops import matmul, softmax, swapaxes, where
 from autograd.random import Random, philox
@@ -69,6 +69,7 @@ def _key_order(args, params, run, draw):
 
 @op("q[B H T K], k[B H S K], v[B H S V], mask?:bool[...] -> y[B H T V]",
     laws=[causal("q", "T"), independent("B H", mask=None, dropout=0.0), linear_in("v"),
+          shift_invariant("k", step=0.25, scale=0.25),  # the same constant for all scores of a query
           identity("weights sum to one", _rows_sum_to_one),
           identity("without a causal mask, the order of keys does not matter", _key_order)])
 def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):

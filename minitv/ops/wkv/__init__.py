@@ -25,7 +25,7 @@ from autograd import Tensor
 from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
-from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
 from autograd.op import op
 from autograd.ops import concat, exp, matmul, maximum, reshape, softmax, stack, swapaxes, where
 
@@ -33,14 +33,6 @@ EMPTY = -1e38  # p of an empty state: e^(EMPTY - anything) is 0, and no differen
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
-def _shift_of_keys(args, params, run, draw):
-    k, v, w, u, a, b, p, reset = args
-    before = run(args, params)
-    after = run((k + k.dtype.type(3), v, w, u, a, b, None if p is None else p + p.dtype.type(3), reset), params)
-    for name, old, new in zip("yab", before, after, strict=False):
-        assert_close(new, old, f"wkv: {name} changes when a constant is added to k", terms=64)
-
-
 def _mean(args, params, run, draw):
     k, v, w, u, _, b, p, reset = args
     y = run((k, np.ones_like(v), w, u, b, b, p, reset), params)[0]
@@ -72,7 +64,7 @@ def _restart(args, params, run, draw):
 
 @op("k[B T C], v[B T C], w[C], u[C], a?[B C], b?[B C], p?[B C], reset?:bool[B T] -> y[B T C], a[B C], b[B C], p[B C]",
     laws=[causal("k v"), independent("B C"), linear_in("v"), streams(),
-          identity("a constant added to all keys changes nothing", _shift_of_keys),
+          shift_invariant("k p", moves="p"),
           identity("weights sum to one", _mean),
           identity("with w = u = 0 it is the running mean of AFT-simple", _running_mean),
           identity("a reset forgets what came before", _restart)])
@@ -239,12 +231,6 @@ def _last_position(args, params, run, draw):
     assert_close(run(args, params)[0][:, -1:], y[:, -1:], "bidirectional_wkv at the last position is not wkv", terms=64)
 
 
-def _bidirectional_shift(args, params, run, draw):
-    k, v, w, u = args
-    shifted = run((k + k.dtype.type(3), v, w, u), params)[0]
-    assert_close(shifted, run(args, params)[0], "bidirectional_wkv changes when a constant is added to k", terms=64)
-
-
 def _bidirectional_mean(args, params, run, draw):
     k, v, w, u = args
     y = run((k, np.ones_like(v), w, u), params)[0]
@@ -255,7 +241,7 @@ def _bidirectional_mean(args, params, run, draw):
     laws=[independent("B C"), linear_in("v"),
           identity("reversing the tokens reverses the result", _reversal),
           identity("the last position is that of wkv", _last_position),
-          identity("a constant added to all keys changes nothing", _bidirectional_shift),
+          shift_invariant("k"),
           identity("weights sum to one", _bidirectional_mean)])
 def bidirectional_wkv(k, v, w, u):
     """y_t = the mean of all v, weighted by e^((|t-i|-1) w + k_i), by e^(u + k_t) for the present: WKV for encoders.
