@@ -20,6 +20,7 @@ import numpy as np
 from scipy import fft
 from scipy import special as scipy_special
 
+from .cuda.rows import add_rows
 from .device import is_cupy, namespace
 
 
@@ -54,8 +55,6 @@ def add_at(target, key, values) -> None:
     if not is_cupy(target):
         np.add.at(target, key, values)
     elif values.size:
-        from .ops.embedding.gpu import add_rows
-
         first = key[0] if isinstance(key, tuple) else key
         if (not isinstance(key, tuple) or len(key) == 1) and first.dtype != np.bool_:  # whole rows
             ids = first.reshape(-1)

@@ -1,7 +1,7 @@
 """Compile every kernel with NVRTC as CuPy would, on a machine without a GPU, and read what each needs of a card.
 
-Needs a wheel with libnvrtc and one with CUDA's headers (extra ``test``), no driver and no CuPy. Asked for ``sm_75`` rather
-than ``compute_75``, NVRTC also runs ptxas, which allots registers and reports spills.
+Needs a wheel with libnvrtc (extra ``test``), no headers, no driver and no CuPy. Asked for ``sm_75`` rather than
+``compute_75``, NVRTC also runs ptxas, which allots registers and reports spills.
 
     python tests/nvrtc.py            compare with tests/registers.json, the expectation
     python tests/nvrtc.py --write    write it, after a change on purpose
@@ -26,8 +26,8 @@ CUPY = ("-ftz=true", "--device-as-default-execution-space")  # what CuPy adds to
 
 
 @cache
-def library() -> tuple[ctypes.CDLL, list[Path]] | None:
-    """libnvrtc from a wheel and folders with CUDA's headers, or None."""
+def library() -> ctypes.CDLL | None:
+    """libnvrtc from a wheel, or None."""
     for root in [Path(p, "nvidia") for p in sys.path if p.endswith(("site-packages", "dist-packages"))]:
         for path in sorted(root.glob("**/libnvrtc.so.*"), reverse=True):  # the wheel of CUDA 12 before that of 13
             for builtins in path.parent.glob("libnvrtc-builtins.so.*"):  # some wheels do not find their own
@@ -35,20 +35,19 @@ def library() -> tuple[ctypes.CDLL, list[Path]] | None:
                     ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
             nvrtc = ctypes.CDLL(str(path))
             nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
-            return nvrtc, [header.parent for header in sorted(root.glob("**/include/cuda_fp16.h"), reverse=True)]
+            return nvrtc
     return None
 
 
 def version() -> tuple[int, int]:
     major, minor = ctypes.c_int(), ctypes.c_int()
-    library()[0].nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return major.value, minor.value
 
 
 def compiled(text: str, architecture: str, options: tuple[str, ...] = ()) -> tuple[bool, str]:
     """Whether the text compiles, and the log, which holds the errors or ptxas's report."""
-    nvrtc, headers = library()
-    flags = [f"--gpu-architecture={architecture}", "-Xptxas=-v", *OPTIONS, *CUPY, *[f"-I{h}" for h in headers], *options]
+    nvrtc, flags = library(), [f"--gpu-architecture={architecture}", "-Xptxas=-v", *OPTIONS, *CUPY, *options]
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
     try:

@@ -15,7 +15,8 @@ from operator_checks import awkward_calls, compute, differentiate
 
 import autograd
 import minitv
-from autograd import REGISTRY, KernelError, cuda
+from autograd import REGISTRY, KernelError
+from autograd.cuda import source as cuda
 from autograd.cuda.source import manifest, signatures
 from autograd.ops.adamw.gpu import sum_gradients
 
@@ -128,45 +129,25 @@ def test_a_kernel_may_not_write_to_an_argument_that_is_also_another():
         emulator.Module(text).get_function("planted")((1,), (32,), (x, x[:32], np.int32(1)))
 
 
-def test_conversions_of_16_bit_types():
-    """All halves up, and rounding down to both types, as NumPy has it and as the upper half of a float."""
-    def convert(header, source, target, body, x, dtype):
-        short = "__half" if "fp16" in header else "__nv_bfloat16"
-        text = (f"#include <{header}>\ntypedef {short} Storage;\n"
-                f'extern "C" __global__ void __launch_bounds__(32) convert(const {source}* x, {target}* y, int n)'
-                f" {{ for (int i = threadIdx.x; i < n; i += 32) {body} }}\n")
-        y = np.zeros(x.size, dtype)
-        emulator.Module(text, (), "fast").get_function("convert")((1,), (32,), (x, y, np.int32(x.size)))
-        return y
-
-    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
-    halves = halves[np.isfinite(halves)]
-    up = convert("cuda_fp16.h", "Storage", "float", "y[i] = __half2float(x[i]);", halves, np.float32)
-    np.testing.assert_array_equal(up, halves.astype(np.float32))
-    rng = np.random.default_rng(0)
-    ties = halves.astype(np.float32) * np.float32(1 + 2**-11)
-    x = np.concatenate([ties, rng.standard_normal(1000).astype(np.float32) * np.float32(1e-3)])
-    x = x[(np.abs(x) > 1e-4) & (np.abs(x) < 65000)]
-    down = convert("cuda_fp16.h", "float", "Storage", "y[i] = __float2half(x[i]);", x, np.float16)
-    np.testing.assert_array_equal(down, x.astype(np.float16))
-    down = convert("cuda_bf16.h", "float", "Storage", "y[i] = __float2bfloat16(x[i]);", x, np.uint16)
-    bits = x.view(np.uint32).astype(np.uint64)
-    np.testing.assert_array_equal(down, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
-
-
 # -- our kernels -------------------------------------------------------------------------------------------------------
 FUSED = {op.kernels["cuda"].module: op for op in OPERATORS if "cuda" in op.kernels}
 FUSED = {module: op for module, op in FUSED.items() if hasattr(import_module(module), "SOURCE")}  # kernels of their own
-MANIFEST = [pytest.param(source, options, id="-".join([source.path.parent.name, *options])) for source, options in manifest()]
+
+
+def _named(source):
+    """What the names of its kernels begin with: that of the operator's folder, or of a file that several operators use."""
+    return source.path.parent.name if source.path.stem == "gpu" else source.path.stem
+
+
+MANIFEST = [pytest.param(source, options, id="-".join([_named(source), *options])) for source, options in manifest()]
 
 
 @pytest.mark.parametrize(("source", "options"), MANIFEST)
 def test_signatures_are_read_as_the_compiler_reads_them(source, options):
-    types = {"bool": "bool", "float32": "float32", "float64": "float64", "float16": "other16", "bfloat16": "other16"}
     module = emulator.Module(source.text, options)
     for name, signature in source.kernels(options).items():
-        assert name.startswith(f"mtv_{source.path.parent.name}")
-        assert module.deduced(name) == [("const " if p.const else "") + types.get(p.dtype, p.dtype) + "*" * p.pointer
+        assert name.startswith(f"mtv_{_named(source)}_") or name == f"mtv_{_named(source)}"
+        assert module.deduced(name) == [("const " if p.const else "") + p.dtype + "*" * p.pointer
                                         for p in signature.parameters]
 
 
@@ -174,12 +155,13 @@ BARRIER = re.compile(r"__syncthreads\(\);|__syncthreads_or(?=\()|__syncwarp\(\);
 
 
 def barriers():
-    """Every barrier of every kernel, and that of kernel.cuh where it is used: the text without it."""
+    """Every barrier of every kernel, and those of kernel.cuh where they are used: the text without it."""
     for module, op in FUSED.items():
         source = import_module(module).SOURCE
         own = source.text.rindex("#line")
         for number, match in enumerate(BARRIER.finditer(source.text)):
-            if match.start() > own or "block_sum(" in source.text[own:]:
+            users = ("block_sum(",) if match.start() < source.text.index("T sum_warps(") else ("sum_warps(", "sum_rows(")
+            if match.start() > own or any(user in source.text[own:] for user in users):
                 text = source.text[:match.start()] + ";" * match[0].endswith(";") + source.text[match.end():]
                 yield pytest.param(op, source, text, id=f"{op.name}-{number}")
 
@@ -238,7 +220,7 @@ def test_results_do_not_depend_on_the_order_of_threads(op, monkeypatch):
 
 def test_every_kernel_belongs_to_an_operator():
     sources = {source.path for source, _ in manifest()}
-    files = [p for package in (autograd, minitv) for p in Path(package.__file__).parent.glob("ops/*/gpu.cu")]
+    files = [p for package in (autograd, minitv) for p in Path(package.__file__).parent.rglob("*.cu")]
     assert sources == set(files) and len(sources) >= 8
     assert all(source.text.isascii() for source, _ in manifest())  # CuPy writes it to a file in whatever encoding
     assert {op.name for op in REGISTRY.values() if "cpu" in op.kernels} == \

@@ -34,7 +34,7 @@ from operator_checks import (
 import autograd as ag
 from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, use
 from autograd.cuda import blas
-from autograd.cuda.source import Source, Strided, manifest
+from autograd.cuda.source import Source, Strided, columns, elements, manifest, warps
 from autograd.device import check_range, gpu, location, move, read, select
 from autograd.draw import LAYOUTS, Draw, draw_inputs
 from autograd.philox import philox_int
@@ -181,41 +181,6 @@ def test_what_attention_hides_may_hold_anything(where, bad, place):
         assert not tensors[1].grad.numpy()[:, :, 3].any() and not tensors[2].grad.numpy()[:, :, 3].any()
 
 
-def test_16_bit_arrays_are_storage(cupy):
-    """What is stored in 16 bits is computed in float: the result is that of the rounded inputs, rounded."""
-    rng = np.random.default_rng(0)
-    x, g = (rng.standard_normal((5, 37)).astype(np.float16) for _ in range(2))
-    weight, labels = rng.standard_normal(37).astype(np.float16), rng.integers(0, 37, 5)
-    calls = {"gelu": ([x], {}), "gelu_tanh": ([x], {}), "relu_squared": ([x], {}),
-             "layer_norm": ([x, weight, weight], {"eps": 1e-5}),
-             "rms_norm": ([x, weight], {"eps": 1e-5}), "dropout": ([x], {"p": 0.25, "seed": 9}),
-             "cross_entropy": ([x, labels], {"ignore_index": None})}
-    for name, (inputs, params) in calls.items():
-        op = ag.REGISTRY[name]
-        kernel = op.kernels["cuda"]
-        y, saved = kernel.forward(*(cupy.asarray(a) for a in inputs), **params)
-        seed = np.float16(2) if name == "cross_entropy" else g
-        slopes = kernel.backward(saved, cupy.asarray(np.asarray(seed)))
-        tensors = [Tensor(a.astype(np.float64), requires_grad=True) if a.dtype.kind == "f" else a for a in inputs]
-        with use(kernel="none"):
-            expected = op(*tensors, **params)
-        expected.backward(np.asarray(seed, np.float64))
-        pairs = [(s, t.grad.data) for s, t in zip(slopes, tensors, strict=True) if s is not None]
-        for found, right in ((y, expected.data), *pairs):
-            assert found.dtype == np.float16
-            np.testing.assert_allclose(found.get(), right, rtol=2**-10, atol=2**-10 * np.abs(right).max(), err_msg=name)
-
-
-def test_bfloat16_is_storage(cupy):
-    source = next(source for source, _ in manifest() if source.path.parent.name == "gelu")
-    x = np.random.default_rng(0).standard_normal(100).astype(np.float32)
-    bits = (x.view(np.uint32) >> 16).astype(np.uint16)  # truncated, which is exact from here on
-    x, y = (bits.astype(np.uint32) << 16).view(np.float32), np.zeros(100, np.uint16)
-    kernel = emulator.Module(source.text, ("-DBFLOAT16",)).get_function("mtv_gelu_forward")
-    kernel((1,), (256,), (bits, y, np.int64(100)))
-    np.testing.assert_allclose((y.astype(np.uint32) << 16).view(np.float32), ag.gelu(x).numpy(), rtol=2**-8, atol=1e-30)
-
-
 # -- random numbers ----------------------------------------------------------------------------------------------------
 WORDS = """#include "kernel.cuh"
 extern "C" __global__ void __launch_bounds__(64)
@@ -246,7 +211,7 @@ def test_words_are_the_published_ones_and_those_of_the_cpu(place, tmp_path):
         counters = np.asarray(counters, np.uint32)
         with device(place) as put:
             out = put(np.zeros(counters.shape, np.uint32))
-            source.launch("words", -(-len(counters) // 64), put(counters), out, len(counters), seed)
+            source.launch("words", elements(len(counters)), put(counters), out, len(counters), seed)
             return out.get()
 
     for counter, seed, expected in KNOWN:
@@ -274,10 +239,19 @@ def test_masks_of_dropout_are_those_of_the_cpu(place):
 
 # -- the launcher ------------------------------------------------------------------------------------------------------
 FILL = """#include "kernel.cuh"
+#define STEP 32  // and not 1.5
+#define HALF 0.5f
 extern "C" __global__ void __launch_bounds__(32)
 fill(const float* __restrict__ x, float* __restrict__ y, int n, float scale)
 {
     for (int i = threadIdx.x; i < n; i += 32) y[i] = x[i] * scale;
+}
+"""
+MARK = """#include "kernel.cuh"
+extern "C" __global__ void __launch_bounds__(64)
+mark(int* __restrict__ out)
+{
+    if (threadIdx.x == 0) out[8 * blockIdx.x + blockIdx.y] += 1;
 }
 """
 
@@ -293,6 +267,29 @@ def test_a_launch_converts_python_numbers(fill, cupy):
     fill.launch("fill", 1, x, y, 40, 2)
     assert (y.get() == 2 * np.arange(40)).all()
     fill.launch("fill", (1, 1), Strided(x[::2]), y, np.int64(3), np.float64(0.5))
+    fill.launch("fill", 1, None, y, 0, 1.0)  # reads nothing
+    with pytest.raises(KernelError, match="out-of-bounds read"):
+        fill.launch("fill", 1, None, y, 1, 1.0)
+
+
+def test_a_grid_is_made_from_the_work_and_the_size_of_a_block(tmp_path, cupy):
+    (tmp_path / "mark.cu").write_text(MARK)
+    source = Source(tmp_path / "mark.py")
+    for grid, expected in ((elements(129), (3,)), (elements(128), (2,)), (elements(65, 2), (4,)), (warps(5), (3,)),
+                           (columns(33), (2,)), ((2, warps(3)), (2, 2)), (7, (7,)), ((2, 0), ()), (elements(0), ()),
+                           (warps(0), ()), ((elements(5), 0, 3), ())):
+        out = cupy.zeros((8, 8), np.int32)
+        source.launch("mark", grid, out)
+        marked = np.zeros((8, 8), int)
+        if expected:
+            marked[:expected[0], :(*expected, 1)[1]] = 1
+        assert out.get().tolist() == marked.tolist()
+
+
+def test_numbers_that_a_source_defines(fill):
+    assert fill["STEP"] == 32
+    with pytest.raises(KernelError, match=r"fill.cu defines no number 'STEPS', it has STEP"):
+        fill["STEPS"]
 
 
 REFUSED = {
@@ -300,6 +297,7 @@ REFUSED = {
     "too few arguments": (("fill", 1, "x", "y", 1), "takes 4 arguments, got 3"),
     "a NumPy array": (("fill", 1, "numpy", "y", 1, 1.0), "x is a CuPy array, got ndarray"),
     "a number for an array": (("fill", 1, 3, "y", 1, 1.0), "x is a CuPy array, got int"),
+    "no array to write to": (("fill", 1, "x", None, 1, 1.0), "y is a CuPy array, got NoneType"),
     "another dtype": (("fill", 1, "double", "y", 1, 1.0), "x has dtype float64, the kernel takes float32"),
     "a strided array": (("fill", 1, "strided", "y", 1, 1.0), "x is not contiguous"),
     "an array of another card": (("fill", 1, "other", "y", 1, 1.0), "x lies on cuda:1, but cuda:0 is selected"),
@@ -307,7 +305,8 @@ REFUSED = {
     "a float for an int": (("fill", 1, "x", "y", 1.5, 1.0), "n is a number of int32, got float"),
     "an array for a number": (("fill", 1, "x", "y", "x", 1.0), "n is a number of int32, got ndarray"),
     "a bool for a float": (("fill", 1, "x", "y", 1, True), "scale is a number of float32, got bool"),
-    "an empty grid": (("fill", 0, "x", "y", 1, 1.0), "a grid of (0,) blocks"),
+    "a negative grid": (("fill", elements(-64), "x", "y", 1, 1.0), "a grid of (-2,) blocks"),
+    "an empty grid, and too few arguments": (("fill", 0, "x", "y", 1), "takes 4 arguments, got 3"),
     "a grid that is too tall": (("fill", (1, 65536), "x", "y", 1, 1.0), "a grid of (1, 65536) blocks"),
 }
 
@@ -326,7 +325,7 @@ def test_a_launch_refuses(call, words, fill, double):
 
 def test_options_that_are_not_declared_are_refused(fill):
     with pytest.raises(KernelError, match="no variant"):
-        fill.kernels(("-DHALF",))
+        fill.kernels(("-DWIDTH=8",))
 
 
 def test_a_kernel_has_no_double_precision_and_the_form_runs(cupy):
@@ -338,7 +337,7 @@ def test_a_kernel_has_no_double_precision_and_the_form_runs(cupy):
 
 
 # -- the compiler ------------------------------------------------------------------------------------------------------
-needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheels nvidia-cuda-nvrtc-cu12 and -runtime-cu12")
+needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc-cu12")
 
 
 @needs_nvrtc

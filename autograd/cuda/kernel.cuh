@@ -1,25 +1,4 @@
-// What every CUDA kernel may use: how numbers are stored, sums over a warp and a block, and Philox.
-// Arithmetic is in float; with -DHALF or -DBFLOAT16 arrays of Storage keep 16 bits, with -DDOUBLE all is double.
-
-#if defined(HALF)
-#include <cuda_fp16.h>
-typedef __half Storage;
-__device__ __forceinline__ float load(Storage v) { return __half2float(v); }
-__device__ __forceinline__ void store(Storage& to, float v) { to = __float2half(v); }
-#elif defined(BFLOAT16)
-#include <cuda_bf16.h>
-typedef __nv_bfloat16 Storage;
-__device__ __forceinline__ float load(Storage v) { return __bfloat162float(v); }
-__device__ __forceinline__ void store(Storage& to, float v) { to = __float2bfloat16(v); }
-#elif defined(DOUBLE)
-typedef double Storage;
-__device__ __forceinline__ double load(Storage v) { return v; }
-__device__ __forceinline__ void store(Storage& to, double v) { to = v; }
-#else
-typedef float Storage;
-__device__ __forceinline__ float load(Storage v) { return v; }
-__device__ __forceinline__ void store(Storage& to, float v) { to = v; }
-#endif
+// What every CUDA kernel may use: sums over a warp, a block and rows, and Philox.
 
 #define FULL 0xffffffffu  // all lanes of a warp
 #define INFINITE __int_as_float(0x7f800000)
@@ -48,6 +27,34 @@ __device__ __forceinline__ double block_sum(double v)
     __syncthreads();
     if (warp == 0) v = warp_sum(lane < blockDim.x / 32 ? parts[lane] : 0.);
     return v;
+}
+
+// Sums over the 8 warps of a block: the threads of warp i < COUNT get the totals of own[i] over those of their lane.
+template <int COUNT, class T>
+__device__ __forceinline__ T sum_warps(T (&parts)[8][COUNT][32], const T (&own)[COUNT])
+{
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) parts[warp][i][lane] = own[i];
+    __syncthreads();
+    T total = 0;
+    if (warp < COUNT)
+        for (int i = 0; i < 8; i++) total += parts[i][warp][lane];
+    return total;
+}
+
+// A kernel of rows.sum_rows, 8 warps a block: sums[chunks, COUNT, width] of what add(own, row, column) adds to own[COUNT].
+template <int COUNT, class Add>
+__device__ __forceinline__ void sum_rows(float (&parts)[8][COUNT][32], float* __restrict__ sums, int rows, int width, int chunk,
+                                         Add add)
+{
+    int column = blockIdx.x * 32 + threadIdx.x % 32, warp = threadIdx.x / 32;
+    int end = min((long long)rows, (blockIdx.y + 1ll) * chunk);
+    float own[COUNT] = {};
+    if (column < width)
+        for (int row = blockIdx.y * chunk + warp; row < end; row += 8) add(own, row, column);
+    float total = sum_warps(parts, own);
+    if (warp < COUNT && column < width) sums[((long long)blockIdx.y * COUNT + warp) * width + column] = total;
 }
 
 // Philox4x32-10 (Salmon et al. 2011, SC'11): four words of the counter (c0, c1, c2, c3) under the key `seed`.

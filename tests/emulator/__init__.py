@@ -9,8 +9,8 @@ between blocks, plain against atomic), reads and writes out of bounds, misaligne
 nobody wrote, another thread's locals, signed overflow, bad shifts, division by zero. Mode "fast" watches nothing. In both:
 divergent barriers, waits without an end (who waits where), returns before a barrier, lanes missing from a mask.
 
-Not covered: inline PTX, tensor cores, cooperative groups, dynamic shared memory, arithmetic on 16-bit types, waiting for
-another block. g++ does not contract a*b+c and has its own libm, so floats agree with a GPU to rounding, integers exactly.
+Not covered: inline PTX, tensor cores, cooperative groups, dynamic shared memory, 16-bit types, waiting for another
+block. g++ does not contract a*b+c and has its own libm, so floats agree with a GPU to rounding, integers exactly.
 Time and registers say nothing about a GPU. Needs g++ on x86-64 Linux.
 """
 
@@ -166,7 +166,7 @@ class Module:
     def _place(self, address: int) -> str:
         result = subprocess.run(["addr2line", "-e", str(self._path), hex(address - 1)], capture_output=True, text=True)
         *_, folder, file = result.stdout.split()[0].split("/")
-        return f"{folder}/{file}" if file.startswith("gpu.cu") else file
+        return f"{folder}/{file}" if file.startswith(("gpu.cu:", "rows.cu:")) else file
 
 
 def _memory(array: np.ndarray) -> np.ndarray:

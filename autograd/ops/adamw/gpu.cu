@@ -15,13 +15,15 @@ mtv_adamw_update(float* __restrict__ param, const float* __restrict__ grad, floa
     param[i] = param[i] * (i < decayed ? kept : 1.f) - rate * mean / (sqrtf(square) * correction + eps);
 }
 
-// sums[b]: of the squares of the 4096 values from 4096 b on.
+#define SQUARES 4096  // of which a block has the sum
+
+// sums[b]: of the squares of the values from SQUARES b on.
 extern "C" __global__ void __launch_bounds__(256)
 mtv_adamw_squares(const float* __restrict__ values, double* __restrict__ sums, long long n)
 {
     float square = 0.f;
-    for (int j = 0; j < 16; j++) {
-        long long i = blockIdx.x * 4096ll + j * 256 + threadIdx.x;
+    for (int j = 0; j < SQUARES / 256; j++) {
+        long long i = (long long)blockIdx.x * SQUARES + j * 256 + threadIdx.x;
         if (i < n) square += values[i] * values[i];
     }
     double total = block_sum((double)square);

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ...cuda.source import Source, ceil_div, contiguous, float32_only
+from ...cuda.source import Source, ceil_div, contiguous, elements, float32_only
 from ...device import namespace
 
 SOURCE = Source(__file__)
@@ -13,11 +13,10 @@ supports = float32_only
 
 def update(param, grad, m, v, lo, hi, *, lr, beta1, beta2, eps, weight_decay, decayed, step, scale):
     """One step in place on elements lo .. hi of flat buffers; elements below ``decayed`` get weight decay."""
-    if lo < hi:
-        part = slice(lo, hi)
-        SOURCE.launch("mtv_adamw_update", ceil_div(hi - lo, 256), param[part], grad[part], m[part], v[part], hi - lo,
-                      max(decayed - lo, 0), 1 - lr * weight_decay, lr / (1 - beta1**step), beta1, beta2,
-                      1 / math.sqrt(1 - beta2**step), eps, scale)
+    part = slice(lo, hi)
+    SOURCE.launch("mtv_adamw_update", elements(hi - lo), param[part], grad[part], m[part], v[part], hi - lo,
+                  max(decayed - lo, 0), 1 - lr * weight_decay, lr / (1 - beta1**step), beta1, beta2,
+                  1 / math.sqrt(1 - beta2**step), eps, scale)
 
 
 def sum_gradients(buffers, lo, hi):
@@ -25,9 +24,8 @@ def sum_gradients(buffers, lo, hi):
     total = buffers[0][lo:hi]
     for buffer in buffers[1:]:
         total += buffer[lo:hi]
-    sums = namespace(total).zeros(ceil_div(hi - lo, 4096), np.float64)
-    if total.size:
-        SOURCE.launch("mtv_adamw_squares", sums.size, total, sums, total.size)
+    sums = namespace(total).empty(ceil_div(hi - lo, SOURCE["SQUARES"]), np.float64)
+    SOURCE.launch("mtv_adamw_squares", sums.size, total, sums, total.size)
     return sums.sum()
 
 

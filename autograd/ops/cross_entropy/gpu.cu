@@ -3,7 +3,7 @@
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)
-mtv_cross_entropy_forward(const Storage* __restrict__ logits, const long long* __restrict__ labels,
+mtv_cross_entropy_forward(const float* __restrict__ logits, const long long* __restrict__ labels,
                           float* __restrict__ losses, float* __restrict__ tops, float* __restrict__ others,
                           int rows, int size, int ignoring, long long ignored)
 {
@@ -12,14 +12,14 @@ mtv_cross_entropy_forward(const Storage* __restrict__ logits, const long long* _
     logits += (long long)row * size;
     float top = -INFINITE, other = 0.f;
     long long label = labels[row];
-    for (int j = lane; j < size; j += 32) top = fmaxf(top, load(logits[j]));
+    for (int j = lane; j < size; j += 32) top = fmaxf(top, logits[j]);
     top = warp_max(top);
-    for (int j = lane; j < size; j += 32) other += j == label ? 0.f : expf(load(logits[j]) - top);
+    for (int j = lane; j < size; j += 32) other += j == label ? 0.f : expf(logits[j] - top);
     other = warp_sum(other);
     if (lane == 0) {
         float loss = 0.f;
         if ((!ignoring || label != ignored) && label >= 0 && label < size) {  // the host reports a label out of range
-            float chosen = load(logits[label]), e = expf(chosen - top);
+            float chosen = logits[label], e = expf(chosen - top);
             loss = e == 1.f ? log1pf(other) : logf(e + other) + (top - chosen);
         }
         losses[row] = loss;
@@ -52,9 +52,9 @@ mtv_cross_entropy_mean(const float* __restrict__ losses, const long long* __rest
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-mtv_cross_entropy_backward(const Storage* __restrict__ logits, const long long* __restrict__ labels,
+mtv_cross_entropy_backward(const float* __restrict__ logits, const long long* __restrict__ labels,
                            const float* __restrict__ tops, const float* __restrict__ others,
-                           const float* __restrict__ share, const Storage* __restrict__ g, Storage* __restrict__ gx,
+                           const float* __restrict__ share, const float* __restrict__ g, float* __restrict__ gx,
                            int rows, int size, int ignoring, long long ignored)
 {
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -64,7 +64,7 @@ mtv_cross_entropy_backward(const Storage* __restrict__ logits, const long long* 
     long long label = labels[row];
     bool counted = (!ignoring || label != ignored) && label >= 0 && label < size;
     float top = tops[row], other = others[row], factor = 0.f;
-    if (counted) factor = load(*g) * *share / (other + expf(load(logits[label]) - top));
+    if (counted) factor = *g * *share / (other + expf(logits[label] - top));
     for (int j = lane; j < size; j += 32)
-        store(gx[j], counted ? (j == label ? -other : expf(load(logits[j]) - top)) * factor : 0.f);
+        gx[j] = counted ? (j == label ? -other : expf(logits[j] - top)) * factor : 0.f;
 }

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from ...cuda.source import SHORT, Source, ceil_div, contiguous, float32_only, storage
+from ...cuda.source import Source, contiguous, float32_only, warps
 from ...device import namespace
 
-SOURCE = Source(__file__, SHORT)
+SOURCE = Source(__file__)
 supports = float32_only
 
 
@@ -18,17 +18,17 @@ def forward(logits, labels, *, ignore_index):
         return xp.zeros((), logits.dtype), (logits, labels)
     losses, tops, others = xp.empty((3, rows), np.float32)
     loss, share = xp.empty((), np.float32), xp.empty((), np.float32)
-    SOURCE.launch("mtv_cross_entropy_forward", ceil_div(rows, 4), logits, labels, losses, tops, others, rows, size, ignoring,
-                  ignored, options=storage(logits))
-    SOURCE.launch("mtv_cross_entropy_mean", 1, losses, labels, loss, share, rows, ignoring, ignored, options=storage(logits))
-    return loss.astype(logits.dtype, copy=False), (logits, labels, tops, others, share, ignoring, ignored)
+    SOURCE.launch("mtv_cross_entropy_forward", warps(rows), logits, labels, losses, tops, others, rows, size, ignoring,
+                  ignored)
+    SOURCE.launch("mtv_cross_entropy_mean", 1, losses, labels, loss, share, rows, ignoring, ignored)
+    return loss, (logits, labels, tops, others, share, ignoring, ignored)
 
 
 def backward(saved, g):
     logits, labels, *rest = saved
-    gx = namespace(logits).empty_like(logits)
+    glogits = namespace(logits).empty_like(logits)
     if rest:
         tops, others, share, ignoring, ignored = rest
-        SOURCE.launch("mtv_cross_entropy_backward", ceil_div(labels.size, 4), logits, labels, tops, others, share, g, gx,
-                      labels.size, logits.shape[-1], ignoring, ignored, options=storage(logits))
-    return gx, None
+        SOURCE.launch("mtv_cross_entropy_backward", warps(labels.size), logits, labels, tops, others, share, g, glogits,
+                      labels.size, logits.shape[-1], ignoring, ignored)
+    return glogits, None

@@ -1,18 +1,16 @@
 """gelu and gelu_tanh on a GPU: an element a thread; backward needs only x."""
 
-from ...cuda.source import SHORT, Source, ceil_div, contiguous, float32_only, storage
+from ...cuda.source import Source, contiguous, elements, float32_only
 from ...device import namespace
 
-SOURCE = Source(__file__, SHORT)
+SOURCE = Source(__file__)
 supports = tanh_supports = float32_only
 
 
 def _apply(kernel, *arrays):
-    xp = namespace(*arrays)
     arrays = [contiguous(x) for x in arrays]
-    out = xp.empty_like(arrays[0])
-    if out.size:
-        SOURCE.launch(kernel, ceil_div(out.size, 256), *arrays, out, out.size, options=storage(out))
+    out = namespace(*arrays).empty_like(arrays[0])
+    SOURCE.launch(kernel, elements(out.size), *arrays, out, out.size)
     return out
 
 

@@ -1,28 +1,27 @@
-// layer_norm: a warp a row. Gradients of weight and bias are sums over rows: first over chunks of them, in this file, then
-// over the chunks.
+// layer_norm: a warp a row. Gradients of weight and bias are sums over rows, of autograd/cuda/rows.py.
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)
-mtv_layer_norm_forward(const Storage* __restrict__ x, const Storage* __restrict__ weight, const Storage* __restrict__ bias,
-                       Storage* __restrict__ y, float* __restrict__ means, float* __restrict__ scales,
+mtv_layer_norm_forward(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
+                       float* __restrict__ y, float* __restrict__ means, float* __restrict__ scales,
                        int rows, int width, float eps, int weighted, int biased)
 {
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     x += (long long)row * width;
     y += (long long)row * width;
-    float first = load(x[0]), total = 0.f, square = 0.f;
-    for (int j = lane; j < width; j += 32) total += load(x[j]) - first;
+    float first = x[0], total = 0.f, square = 0.f;
+    for (int j = lane; j < width; j += 32) total += x[j] - first;
     float mean = first + warp_sum(total) / width;  // sums of differences: a constant row has exactly mean x[0]
     for (int j = lane; j < width; j += 32) {
-        float d = load(x[j]) - mean;
+        float d = x[j] - mean;
         square += d * d;
     }
     float scale = 1.f / sqrtf(warp_sum(square) / width + eps);
     for (int j = lane; j < width; j += 32) {
-        float v = (load(x[j]) - mean) * scale;
-        if (weighted) v *= load(weight[j]);
-        store(y[j], biased ? v + load(bias[j]) : v);
+        float v = (x[j] - mean) * scale;
+        if (weighted) v *= weight[j];
+        y[j] = biased ? v + bias[j] : v;
     }
     if (lane == 0) {
         means[row] = mean;
@@ -31,8 +30,8 @@ mtv_layer_norm_forward(const Storage* __restrict__ x, const Storage* __restrict_
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-mtv_layer_norm_backward(const Storage* __restrict__ x, const Storage* __restrict__ weight, const float* __restrict__ means,
-                        const float* __restrict__ scales, const Storage* __restrict__ g, Storage* __restrict__ gx,
+mtv_layer_norm_backward(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ means,
+                        const float* __restrict__ scales, const float* __restrict__ g, float* __restrict__ gx,
                         int rows, int width, int weighted)
 {
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -42,42 +41,28 @@ mtv_layer_norm_backward(const Storage* __restrict__ x, const Storage* __restrict
     gx += (long long)row * width;
     float mean = means[row], scale = scales[row], a = 0.f, b = 0.f;
     for (int j = lane; j < width; j += 32) {
-        float d = load(g[j]) * (weighted ? load(weight[j]) : 1.f);
+        float d = g[j] * (weighted ? weight[j] : 1.f);
         a += d;
-        b += d * ((load(x[j]) - mean) * scale);
+        b += d * ((x[j] - mean) * scale);
     }
     a = warp_sum(a) / width;
     b = warp_sum(b) / width;
     for (int j = lane; j < width; j += 32) {
-        float d = load(g[j]) * (weighted ? load(weight[j]) : 1.f), h = (load(x[j]) - mean) * scale;
-        store(gx[j], (d - a - h * b) * scale);
+        float d = g[j] * (weighted ? weight[j] : 1.f), h = (x[j] - mean) * scale;
+        gx[j] = (d - a - h * b) * scale;
     }
 }
 
-// sums[0] and sums[1], each [chunks, width]: of g times the normalised row, and of g, over `chunk` rows.
+// sums[chunks, 2, width]: of g times the normalised row, and of g.
 extern "C" __global__ void __launch_bounds__(256)
-mtv_layer_norm_backward_affine(const Storage* __restrict__ x, const float* __restrict__ means,
-                               const float* __restrict__ scales, const Storage* __restrict__ g, float* __restrict__ sums,
+mtv_layer_norm_backward_affine(const float* __restrict__ x, const float* __restrict__ means,
+                               const float* __restrict__ scales, const float* __restrict__ g, float* __restrict__ sums,
                                int rows, int width, int chunk)
 {
-    __shared__ float parts[2][8][32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
-    int end = min((long long)rows, ((long long)blockIdx.y + 1) * chunk);
-    float a = 0.f, b = 0.f;
-    if (column < width) {
-        for (int row = blockIdx.y * chunk + warp; row < end; row += 8) {
-            long long at = (long long)row * width + column;
-            float d = load(g[at]);
-            a += d * ((load(x[at]) - means[row]) * scales[row]);
-            b += d;
-        }
-    }
-    parts[0][warp][lane] = a;
-    parts[1][warp][lane] = b;
-    __syncthreads();
-    if (warp < 2 && column < width) {
-        float total = 0.f;
-        for (int i = 0; i < 8; i++) total += parts[warp][i][lane];
-        sums[((long long)warp * gridDim.y + blockIdx.y) * width + column] = total;
-    }
+    __shared__ float parts[8][2][32];
+    sum_rows(parts, sums, rows, width, chunk, [=](float* own, int row, int column) {
+        long long at = (long long)row * width + column;
+        own[0] += g[at] * ((x[at] - means[row]) * scales[row]);
+        own[1] += g[at];
+    });
 }

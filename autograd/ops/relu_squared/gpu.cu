@@ -2,19 +2,19 @@
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
-mtv_relu_squared_forward(const Storage* __restrict__ x, Storage* __restrict__ y, long long n)
+mtv_relu_squared_forward(const float* __restrict__ x, float* __restrict__ y, long long n)
 {
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= n) return;
-    float v = load(x[i]);
-    store(y[i], v < 0.f ? 0.f : v * v);
+    float v = x[i];
+    y[i] = v < 0.f ? 0.f : v * v;
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-mtv_relu_squared_backward(const Storage* __restrict__ x, const Storage* __restrict__ g, Storage* __restrict__ dx, long long n)
+mtv_relu_squared_backward(const float* __restrict__ x, const float* __restrict__ g, float* __restrict__ gx, long long n)
 {
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= n) return;
-    float v = load(x[i]);
-    store(dx[i], v < 0.f ? 0.f : 2.f * load(g[i]) * v);
+    float v = x[i];
+    gx[i] = v < 0.f ? 0.f : 2.f * g[i] * v;
 }

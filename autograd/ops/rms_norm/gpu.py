@@ -2,23 +2,21 @@
 
 import numpy as np
 
-from ...cuda.source import SHORT, Source, ceil_div, chunk_of, contiguous, float32_only, storage
+from ...cuda.rows import sum_rows
+from ...cuda.source import Source, columns, contiguous, float32_only, warps
 from ...device import namespace
 
-SOURCE = Source(__file__, SHORT)
+SOURCE = Source(__file__)
 supports = float32_only
 
 
 def forward(x, weight, *, eps):
     xp = namespace(x)
-    x = contiguous(x)
-    weight = None if weight is None else contiguous(weight)
+    x, weight = contiguous(x), contiguous(weight)
     y, width = xp.empty_like(x), x.shape[-1]
     rows = x.size // width if width else 0
     scales = xp.empty(rows, np.float32)
-    if rows:
-        SOURCE.launch("mtv_rms_norm_forward", ceil_div(rows, 4), x, x if weight is None else weight, y, scales, rows, width,
-                      eps, weight is not None, options=storage(x))
+    SOURCE.launch("mtv_rms_norm_forward", warps(rows), x, weight, y, scales, rows, width, eps, weight is not None)
     return y, (x, weight, scales)
 
 
@@ -26,14 +24,7 @@ def backward(saved, g):
     x, weight, scales = saved
     xp, width, rows = namespace(x), x.shape[-1], scales.size
     g, gx = contiguous(g), xp.empty_like(x)
-    if rows:
-        SOURCE.launch("mtv_rms_norm_backward", ceil_div(rows, 4), x, x if weight is None else weight, scales, g, gx, rows,
-                      width, weight is not None, options=storage(x))
+    SOURCE.launch("mtv_rms_norm_backward", warps(rows), x, weight, scales, g, gx, rows, width, weight is not None)
     if weight is None:
         return gx, None
-    chunk = chunk_of(rows)
-    sums = xp.zeros((ceil_div(rows, chunk), width), np.float32)
-    if rows:
-        SOURCE.launch("mtv_rms_norm_backward_weight", (ceil_div(width, 32), len(sums)), x, scales, g, sums, rows, width,
-                      chunk, options=storage(x))
-    return gx, sums.sum(axis=0).astype(x.dtype, copy=False)
+    return gx, sum_rows(SOURCE, "mtv_rms_norm_backward_weight", columns(width), rows, (width,), (x, scales, g), (rows, width))

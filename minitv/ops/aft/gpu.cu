@@ -7,8 +7,8 @@
 // the columns x + low .. x + high in the rows y - up .. y + up; the bias of a key in it lies at origin + h by_head + x by_query
 // + x_key by_key + (y - y_key) by_row. Keys outside count with a bias of 0 if `far`; else a scan over them joins the sums.
 //
-//     backward   h = dL/dy sigmoid(q)     p = h / Z     r = -h y / (sigmoid(q) Z)     a = e^(x - top)
-//                dv = sum of a p          dk = v dv + sum of a r                      dbias = sum of a (p v + r)
+//     backward   h = gy sigmoid(q)     p = h / Z     r = -h y / (sigmoid(q) Z)     a = e^(x - top)
+//                gv = sum of a p       gk = v gv + sum of a r                         gbias = sum of a (p v + r)
 #include "kernel.cuh"
 
 #define LOWEST -1e38f  // below all keys, and a difference with it is no NaN

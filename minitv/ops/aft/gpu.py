@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autograd.cuda.source import Source, ceil_div, chunk_of, contiguous, float32_only
+from autograd.cuda.rows import sum_rows
+from autograd.cuda.source import Source, ceil_div, contiguous, elements, float32_only, warps
 from autograd.device import namespace
 
 from .common import everything, negative_lags, newest
 
 SOURCE = Source(__file__)
-THREADS, TILE = 128, 4
 
 
 @dataclass
@@ -47,36 +47,34 @@ class _Call:
 
     def __init__(self, q, k, v, bias, window, scans=0):
         self.xp = namespace(q, k, v, bias)
-        self.q, self.k, self.v = (contiguous(x) for x in (q, k, v))
-        self.bias, self.biased = self.q if bias is None else contiguous(bias), bias is not None
+        self.q, self.k, self.v, self.bias = (contiguous(x) for x in (q, k, v, bias))
         self.window, self.size = window, v.shape[2] // k.shape[2] if k.shape[2] else 1
-        (self.batch, self.queries, self.channels), self.keys = q.shape, k.shape[1]
+        (self.B, self.T, self.C), self.S = q.shape, k.shape[1]
         self.scans = [self._scan(backwards) for backwards in range(scans)] if k.size else []
         self.y, self.tops, self.inverses, self.means = (self._empty(q.shape) for _ in range(4))
-        if q.size:
-            before, after = (self.scans + [self.k] * 2)[:2]
-            SOURCE.launch("mtv_aft_forward", self._grid(self.queries), self.q, self.k, self.v, self.bias, before, after, self.y,
-                          self.tops, self.inverses, self.means, self.queries, self.channels, self.size, *window.arguments,
-                          len(self.scans) > 0, len(self.scans) > 1)
+        before, after = (self.scans + [None] * 2)[:2]
+        SOURCE.launch("mtv_aft_forward", self._grid(self.T), self.q, self.k, self.v, self.bias, before, after, self.y,
+                      self.tops, self.inverses, self.means, self.T, self.C, self.size, *window.arguments, len(self.scans) > 0,
+                      len(self.scans) > 1)
 
     def _empty(self, shape):
         return self.xp.empty(shape, np.float32)
 
     def _grid(self, rows):
-        return self.batch * ceil_div(self.channels, THREADS), ceil_div(rows, TILE)
+        return elements(self.C, self.B), ceil_div(rows, SOURCE["TILE"])
 
     def _scan(self, backwards):
         scan = self._empty((3, *self.v.shape))
-        SOURCE.launch("mtv_aft_scan", (self.batch, ceil_div(self.channels, THREADS)), self.k, self.v, scan, self.keys,
-                      self.channels, self.size, backwards)
+        SOURCE.launch("mtv_aft_scan", (self.B, elements(self.C)), self.k, self.v, scan, self.S, self.C, self.size,
+                      backwards)
         return scan
 
     def state(self, left):
         """average and logsum of the first ``left`` keys, and what backward needs."""
         xp = self.xp
         if not left or not self.scans:
-            average = xp.zeros((self.batch, self.channels), np.float32)
-            return average, xp.full((self.batch, self.k.shape[2]), -math.inf, np.float32), (average, average)
+            average = xp.zeros((self.B, self.C), np.float32)
+            return average, xp.full((self.B, self.k.shape[2]), -math.inf, np.float32), (average, average)
         top, numerator, total = self.scans[0][:, :, left - 1]
         inverse = xp.where(total > 0, 1 / xp.where(total > 0, total, 1), 0).astype(np.float32)
         average = numerator * inverse
@@ -88,47 +86,40 @@ class _Call:
         xp, window = self.xp, self.window
         gq, p, r = (self._empty(self.q.shape) for _ in range(3))
         gk, gv = self._empty(self.v.shape), self._empty(self.v.shape)
-        if gq.size:
-            SOURCE.launch("mtv_aft_backward_queries", ceil_div(gq.size, 256), self.q, contiguous(g), self.inverses, self.means,
-                          gq, p, r, gq.size)
+        SOURCE.launch("mtv_aft_backward_queries", elements(gq.size), self.q, contiguous(g), self.inverses, self.means, gq, p, r,
+                      gq.size)
         gradients = self.tops, p, r
-        if gv.size:
-            SOURCE.launch("mtv_aft_backward_keys", self._grid(self.keys), self.k, self.v, self.bias, *gradients, gk, gv,
-                          self.queries, self.channels, self.size, *window.arguments)
+        SOURCE.launch("mtv_aft_backward_keys", self._grid(self.S), self.k, self.v, self.bias, *gradients, gk, gv, self.T,
+                      self.C, self.size, *window.arguments)
         if self.scans:
-            state = xp.zeros((2, self.batch, self.channels), np.float32)
+            state = xp.zeros((2, self.B, self.C), np.float32)
             average, inverse = share
             state[0] = g_average * inverse
             state[1, :, ::self.size] = g_logsum
             state[1] = (state[1] - g_average * average) * inverse
             for backwards, scan in enumerate(self.scans):
                 offset = window.high + 1 if backwards else window.low - 1
-                SOURCE.launch("mtv_aft_scan_backward", (self.batch, ceil_div(self.channels, THREADS)), self.k, self.v, scan,
-                              *gradients, state, gk, gv, self.queries, self.keys, self.channels, self.size, backwards, offset,
-                              -1 if backwards else left - 1)
+                SOURCE.launch("mtv_aft_scan_backward", (self.B, elements(self.C)), self.k, self.v, scan, *gradients, state, gk,
+                              gv, self.T, self.S, self.C, self.size, backwards, offset, -1 if backwards else left - 1)
         if self.size > 1:
             gk = gk.reshape(*self.k.shape, self.size).sum(axis=3)
         of_bias = self._gradient_of_taps if window.taps else self._gradient_of_bias
-        return gq, gk, gv, of_bias(gradients) if self.biased else None
+        return gq, gk, gv, None if self.bias is None else of_bias(gradients)
 
     def _gradient_of_bias(self, gradients):
-        window, gbias = self.window, self.xp.zeros(self.bias.shape, np.float32)
-        keys = min(window.high - window.low + TILE, self.keys)
-        if gbias.size and self.q.size:
-            grid = ceil_div(keys, TILE * THREADS // 32), ceil_div(self.queries, TILE)
-            SOURCE.launch("mtv_aft_backward_bias", grid, self.k, self.v, self.bias, *gradients, gbias, self.batch, self.queries,
-                          self.keys, self.channels, window.low, window.high, window.by_query, window.by_key, window.origin)
+        window, gbias, tile = self.window, self.xp.zeros(self.bias.shape, np.float32), SOURCE["TILE"]
+        keys = min(window.high - window.low + tile, self.S)
+        SOURCE.launch("mtv_aft_backward_bias", (warps(ceil_div(keys, tile)), ceil_div(self.T, tile)), self.k, self.v, self.bias,
+                      *gradients, gbias, self.B, self.T, self.S, self.C, window.low, window.high, window.by_query,
+                      window.by_key, window.origin)
         return gbias
 
     def _gradient_of_taps(self, gradients):
-        window, (height, width), rows = self.window, self.window.taps, self.batch * self.queries
-        chunk = chunk_of(rows)
-        sums = self.xp.zeros((ceil_div(rows, chunk), height, width, self.channels), np.float32)
-        if sums.size:
-            grid = ceil_div(self.channels, THREADS) * height * ceil_div(width, TILE), len(sums)
-            SOURCE.launch("mtv_aft_backward_taps", grid, self.k, self.v, self.bias, *gradients, sums, self.batch, self.queries,
-                          self.channels, self.size, window.wide, window.rows, window.columns, window.high, height, width, chunk)
-        taps = sums.sum(axis=0).reshape(height, width, -1, self.size).sum(axis=3)
+        window, (M, N) = self.window, self.window.taps
+        taps = sum_rows(SOURCE, "mtv_aft_backward_taps", elements(self.C, M * ceil_div(N, SOURCE["TILE"])), self.B * self.T,
+                        (M, N, self.C), (self.k, self.v, self.bias, *gradients),
+                        (self.B, self.T, self.C, self.size, window.wide, window.rows, window.columns, window.high, M, N))
+        taps = taps.reshape(M, N, -1, self.size).sum(axis=3)
         return taps.transpose(2, 0, 1).reshape(self.bias.shape)
 
 
@@ -154,10 +145,10 @@ def _forward(q, k, v, mask, state, causal, window, make):
     return outputs, (call, left, share, mask, reach)
 
 
-def _backward(saved, g, g_average, g_logsum, g_keys=None, g_values=None):
+def _backward(saved, g_y, g_average, g_logsum, g_keys=None, g_values=None):
     """The gradients of q, k, v and bias, and of the parts of the state."""
     call, left, share, mask, reach = saved
-    gq, gk, gv, gbias = call.backward(g, left, share, g_average, g_logsum)
+    gq, gk, gv, gbias = call.backward(g_y, left, share, g_average, g_logsum)
     near = gk.shape[1] - left
     if g_keys is not None:
         gk[:, left:] += g_keys[:, reach - near:]
@@ -178,8 +169,8 @@ def simple_forward(q, k, v, mask=None, average=None, logsum=None, *, causal=True
     return outputs[:3], saved
 
 
-def simple_backward(saved, g, g_average, g_logsum):
-    (*gradients, _), state = _backward(saved, g, g_average, g_logsum)
+def simple_backward(saved, g_y, g_average, g_logsum):
+    (*gradients, _), state = _backward(saved, g_y, g_average, g_logsum)
     return *gradients, None, *state[:2]
 
 
@@ -204,8 +195,8 @@ def conv_forward(q, k, v, bias, mask=None, average=None, logsum=None, keys=None,
     return _forward(q, k, v, mask, (average, logsum, keys, values), causal, window, make)
 
 
-def local_backward(saved, *gradients):
-    (gq, gk, gv, gbias), state = _backward(saved, *gradients)
+def local_backward(saved, g_y, g_average, g_logsum, g_keys, g_values):
+    (gq, gk, gv, gbias), state = _backward(saved, g_y, g_average, g_logsum, g_keys, g_values)
     return gq, gk, gv, gbias, None, *state
 
 
@@ -251,9 +242,7 @@ band_supports = float32_only
 def band_forward(u, v, *, window=32, causal=True):
     xp, (u, v), ahead = namespace(u, v), (contiguous(u), contiguous(v)), 0 if causal else window - 1
     last, bias = len(v) - len(u) + ahead, xp.empty((len(u), window + ahead), np.float32)
-    if bias.size:
-        SOURCE.launch("mtv_aft_band_forward", ceil_div(bias.size, THREADS), u, v, bias, len(u), len(v), u.shape[1],
-                      bias.shape[1], last)
+    SOURCE.launch("mtv_aft_band_forward", elements(bias.size), u, v, bias, len(u), len(v), u.shape[1], bias.shape[1], last)
     return bias, (u, v, last)
 
 
@@ -262,7 +251,6 @@ def band_backward(saved, g):
     xp, g = namespace(u, v, g), contiguous(g)
     gu, gv = xp.empty_like(u), xp.empty_like(v)
     for out, other, turned in ((gu, v, False), (gv, u, True)):
-        if out.size:
-            SOURCE.launch("mtv_aft_band_backward", ceil_div(out.size, THREADS), g, other, out, len(out), len(other),
-                          out.shape[1], g.shape[1], last, turned)
+        SOURCE.launch("mtv_aft_band_backward", elements(out.size), g, other, out, len(out), len(other), out.shape[1],
+                      g.shape[1], last, turned)
     return gu, gv

@@ -9,7 +9,7 @@
 // any time the threads of a warp read different banks. One query's scores belong to the threads of one warp.
 //
 //     forward    S = Q K^T               P = exp(S - max)                  Y = P V / sum
-//     backward   S = Q K^T, dP = dY V^T  dS = P (dP - rowsum(dY Y))        dQ = dS K, dK = dS^T Q, dV = P^T dY
+//     backward   S = Q K^T, gP = gY V^T  gS = P (gP - rowsum(gY Y))        gQ = gS K, gK = gS^T Q, gV = P^T gY
 //
 // The forward pass saves two numbers a query, the maximum of its scores and the inverse of the sum. Backward has two kernels,
 // one that owns queries and one that owns keys: each computes the scores again, and no sum needs an atomic.
@@ -220,11 +220,11 @@ mtv_attention_forward(const float* __restrict__ q, const float* __restrict__ k, 
     }
 }
 
-// dQ, and in dots [B H, T] the sums of dY Y over channels, which the other kernel needs.
+// gQ, and in dots [B H, T] the sums of gY Y over channels, which the other kernel needs.
 extern "C" __global__ void __launch_bounds__(THREADS)
 mtv_attention_backward_queries(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
                                const bool* __restrict__ mask, const float* __restrict__ y, const float* __restrict__ stats,
-                               const float* __restrict__ g, float* __restrict__ dq, float* __restrict__ dots,
+                               const float* __restrict__ g, float* __restrict__ gq, float* __restrict__ dots,
                                int H, int T, int S, int K, int V, int causal, int masked, float scale,
                                int dropping, unsigned long long threshold, float factor, unsigned long long seed,
                                long long q_b, long long q_h, long long q_t, long long k_b, long long k_h, long long k_t,
@@ -281,14 +281,14 @@ mtv_attention_backward_queries(const float* __restrict__ q, const float* __restr
 #pragma unroll
     for (int r = 0; r < R; r++) {
         int i = query + TY + 16 * r;
-        if (i < T) put(dq + (((long long)b * T + i) * H + h) * K, sums[r], K, scale);
+        if (i < T) put(gq + (((long long)b * T + i) * H + h) * K, sums[r], K, scale);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 mtv_attention_backward_keys(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
                             const bool* __restrict__ mask, const float* __restrict__ stats, const float* __restrict__ g,
-                            const float* __restrict__ dots, float* __restrict__ dk, float* __restrict__ dv,
+                            const float* __restrict__ dots, float* __restrict__ gk, float* __restrict__ gv,
                             int H, int T, int S, int K, int V, int causal, int masked, float scale,
                             int dropping, unsigned long long threshold, float factor, unsigned long long seed,
                             long long q_b, long long q_h, long long q_t, long long k_b, long long k_h, long long k_t,
@@ -339,7 +339,7 @@ mtv_attention_backward_keys(const float* __restrict__ q, const float* __restrict
     for (int r = 0; r < N; r++) {
         int j = key + TY + 16 * r;
         if (j >= S) continue;
-        put(dk + (((long long)b * S + j) * H + h) * K, sums_k[r], K, 1.f);
-        put(dv + (((long long)b * S + j) * H + h) * V, sums_v[r], V, 1.f);
+        put(gk + (((long long)b * S + j) * H + h) * K, sums_k[r], K, 1.f);
+        put(gv + (((long long)b * S + j) * H + h) * V, sums_v[r], V, 1.f);
     }
 }

@@ -26,50 +26,42 @@ class _Call:
 
     def __init__(self, q, k, v, mask, causal, scale, dropout, seed):
         self.xp = namespace(q, k, v, mask)
-        self.batch, self.heads, self.queries, self.width = q.shape
-        self.keys, self.out = k.shape[2], v.shape[3]
+        (self.B, self.H, self.T, self.K), self.S, self.V = q.shape, k.shape[2], v.shape[3]
         (self.q, qs), (self.k, ks), (self.v, vs) = strided(q), strided(k), strided(v)
-        shape = (self.batch, self.heads, self.queries, self.keys)
-        if mask is None:
-            self.mask, ms = self.xp.empty(0, bool), (0, 0, 0, 0)
-        else:
-            mask = self.xp.broadcast_to(contiguous(mask), shape)
+        self.mask, ms = None, (0, 0, 0, 0)
+        if mask is not None:
+            mask = self.xp.broadcast_to(contiguous(mask), (self.B, self.H, self.T, self.S))
             self.mask, ms = Strided(mask), mask.strides
         self.strides = (*qs, *ks, *vs, *ms)
-        scale = 1 / math.sqrt(self.width) if scale is None else scale
+        scale = 1 / math.sqrt(self.K) if scale is None else scale
         factor = 0.0 if dropout == 1 else 1 / (1 - dropout)
-        self.options = (self.heads, self.queries, self.keys, self.width, self.out, causal, mask is not None, scale,
+        self.options = (self.H, self.T, self.S, self.K, self.V, causal, mask is not None, scale,
                         dropout > 0, round(dropout * 2**32), factor, seed)
-        fitting = min(w for w in TILES if w >= max(self.width, self.out))
+        fitting = min(w for w in TILES if w >= max(self.K, self.V))
         self.variant, self.tiles = _variant(fitting, *TILES[fitting]), TILES[fitting]
 
     def launch(self, name, rows, tile, *arrays, strides=()):
-        grid = self.batch * self.heads, ceil_div(rows, tile)
-        SOURCE.launch(name, grid, self.q, self.k, self.v, self.mask, *arrays, *self.options, *self.strides, *strides,
-                      options=self.variant)
+        SOURCE.launch(name, (self.B * self.H, ceil_div(rows, tile)), self.q, self.k, self.v, self.mask, *arrays, *self.options,
+                      *self.strides, *strides, options=self.variant)
 
-    def empty(self, rows, width):
-        """Heads of a position side by side: merging them is a reshape. Zeros where nothing will be computed."""
-        nothing = 0 in (self.batch, self.heads, self.queries, self.keys)
-        return (self.xp.zeros if nothing else self.xp.empty)((self.batch, rows, self.heads, width), "float32"), nothing
+    def empty(self, *shape):
+        return self.xp.empty(shape, "float32")
 
 
 def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
     call = _Call(q, k, v, mask, causal, scale, dropout, seed)
-    y, nothing = call.empty(call.queries, call.out)
-    stats = call.xp.empty((call.batch * call.heads, 2, call.queries), "float32")
-    if not nothing:
-        call.launch("mtv_attention_forward", call.queries, call.tiles[0], y, stats)
+    y = call.empty(call.B, call.T, call.H, call.V)  # heads of a position side by side: merging them is a reshape
+    stats = call.empty(call.B * call.H, 2, call.T)
+    call.launch("mtv_attention_forward", call.T, call.tiles[0], y, stats)
     return y.transpose(0, 2, 1, 3), (call, y, stats)
 
 
 def backward(saved, g):
     """The gradients of q, k and v; they are laid out like y."""
     call, y, stats = saved
-    (dq, nothing), (dk, _), (dv, _) = (call.empty(call.queries, call.width), call.empty(call.keys, call.width),
-                                       call.empty(call.keys, call.out))
-    if not nothing:
-        (g, strides), dots = strided(g), call.xp.empty((call.batch * call.heads, call.queries), "float32")
-        call.launch("mtv_attention_backward_queries", call.queries, call.tiles[0] // 2, y, stats, g, dq, dots, strides=strides)
-        call.launch("mtv_attention_backward_keys", call.keys, call.tiles[1], stats, g, dots, dk, dv, strides=strides)
-    return *(d.transpose(0, 2, 1, 3) for d in (dq, dk, dv)), None
+    gq, gk, gv = (call.empty(call.B, rows, call.H, width) for rows, width in (
+        (call.T, call.K), (call.S, call.K), (call.S, call.V)))
+    (g, strides), dots = strided(g), call.empty(call.B * call.H, call.T)
+    call.launch("mtv_attention_backward_queries", call.T, call.tiles[0] // 2, y, stats, g, gq, dots, strides=strides)
+    call.launch("mtv_attention_backward_keys", call.S, call.tiles[1], stats, g, dots, gk, gv, strides=strides)
+    return *(x.transpose(0, 2, 1, 3) for x in (gq, gk, gv)), None

@@ -11,11 +11,11 @@ mtv_gated_forward(const float* __restrict__ x, const float* __restrict__ gate, f
 
 extern "C" __global__ void __launch_bounds__(256)
 mtv_gated_backward(const float* __restrict__ x, const float* __restrict__ gate, const float* __restrict__ g,
-                   float* __restrict__ dx, float* __restrict__ dgate, long long n, int swish)
+                   float* __restrict__ gx, float* __restrict__ ggate, long long n, int swish)
 {
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= n) return;
     float s = 1.f / (1.f + expf(-gate[i]));
-    dx[i] = g[i] * (swish ? gate[i] * s : s);
-    dgate[i] = g[i] * x[i] * s * (swish ? 1.f + gate[i] * (1.f - s) : 1.f - s);
+    gx[i] = g[i] * (swish ? gate[i] * s : s);
+    ggate[i] = g[i] * x[i] * s * (swish ? 1.f + gate[i] * (1.f - s) : 1.f - s);
 }

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from autograd.cuda.source import Source, ceil_div, contiguous, float32_only
+from autograd.cuda.source import Source, contiguous, elements, float32_only
 from autograd.device import namespace
 
 SOURCE = Source(__file__)
@@ -14,14 +14,12 @@ def forward(x, gate, *, function):
     shape = np.broadcast_shapes(x.shape, gate.shape)
     x, gate = (contiguous(xp.broadcast_to(a, shape)) for a in (x, gate))
     y = xp.empty_like(x)
-    if y.size:
-        SOURCE.launch("mtv_gated_forward", ceil_div(y.size, 256), x, gate, y, y.size, swish)
+    SOURCE.launch("mtv_gated_forward", elements(y.size), x, gate, y, y.size, swish)
     return y, (x, gate, swish)
 
 
 def backward(saved, g):
     x, gate, swish = saved
-    dx, dgate = (namespace(x).empty_like(x) for _ in range(2))
-    if x.size:
-        SOURCE.launch("mtv_gated_backward", ceil_div(x.size, 256), x, gate, contiguous(g), dx, dgate, x.size, swish)
-    return dx, dgate
+    gx, ggate = (namespace(x).empty_like(x) for _ in range(2))
+    SOURCE.launch("mtv_gated_backward", elements(x.size), x, gate, contiguous(g), gx, ggate, x.size, swish)
+    return gx, ggate

@@ -1,33 +1,34 @@
-// retention, a chunk of C positions at a time: what lies between the products of chunks, which cuBLAS computes for all heads
-// and chunks at once. A row is one position of one head, rows = B H T; stacks are [B H, N, C, ..] with N = ceil(T / C) chunks,
+// retention, a chunk of L positions at a time: what lies between the products of chunks, which cuBLAS computes for all heads
+// and chunks at once. A row is one position of one head, rows = B H T; stacks are [B H, N, L, ..] with N = ceil(T / L) chunks,
 // and zeros after the end of the last one.
 //
 // V has a column of ones, and zeros up to W columns: so z is one more column of the state S, and q z one more of the outputs.
 // With A = (Q K^T) * D, D[i, j] = decay^(i-j) for i >= j, else 0, f_i = decay^(i+1), l_j = decay^(m-1-j), m positions in the
-// chunk, S the state before it, dS' the gradient of that after it, and r, the gradient of q z, as a column of dY:
+// chunk, S the state before it, gS' the gradient of that after it, and r, the gradient of q z, as a column of gY:
 //
 //     forward    Y = A V + f (Q S)             S' = decay^m S + (l K)^T V
-//     backward   dA = D * (dY V^T)             dS = decay^m dS' + Q^T (f dY)
-//                dQ = dA K + f (dY S^T)        dK = dA^T Q + l (V dS'^T)        dV = A^T dY + l (K dS')
+//     backward   gA = D * (gY V^T)             gS = decay^m gS' + Q^T (f gY)
+//                gQ = gA K + f (gY S^T)        gK = gA^T Q + l (V gS'^T)        gV = A^T gY + l (K gS')
 //
 // The gradient of the decay is the same sums with i decay^(i-1) in place of each decay^i: every kernel puts its part of them
 // into `parts`, [B H, pitch], from `offset` on, and one sum takes them together.
 #include "kernel.cuh"
 
+#define NONE 0
 #define DECAY 1
 #define PAPER 2
 
-// Powers of each head's decay: tables[0] decay^i, [1] i decay^(i-1), [2] and [3] their sums up to i; [4, H, C + 1]. A power
+// Powers of each head's decay: tables[0] decay^i, [1] i decay^(i-1), [2] and [3] their sums up to i; [4, H, L + 1]. A power
 // below `tiny` is 0.
 extern "C" __global__ void __launch_bounds__(32)
-mtv_retention_tables(const float* __restrict__ decay, float* __restrict__ tables, int H, int C, double tiny)
+mtv_retention_tables(const float* __restrict__ decay, float* __restrict__ tables, int H, int L, double tiny)
 {
     int h = blockIdx.x * 32 + threadIdx.x;
     if (h >= H) return;
-    long long step = (long long)H * (C + 1);
-    tables += (long long)h * (C + 1);
+    long long step = (long long)H * (L + 1);
+    tables += (long long)h * (L + 1);
     double factor = decay[h], power = 1., before = 0., sum = 0., slopes = 0.;
-    for (int i = 0; i <= C; i++) {
+    for (int i = 0; i <= L; i++) {
         sum += power;
         slopes += i * before;
         tables[i] = power;
@@ -44,31 +45,31 @@ mtv_retention_tables(const float* __restrict__ decay, float* __restrict__ tables
 // the decay from their positions to the end of the chunk.
 extern "C" __global__ void __launch_bounds__(256)
 mtv_retention_pack(const float* __restrict__ x, const float* __restrict__ tables, float* __restrict__ out, long long count,
-                   int H, int T, int N, int C, int width, int wide, int ones, int fading,
+                   int H, int T, int N, int L, int width, int wide, int ones, int fading,
                    long long x_b, long long x_h, long long x_t)
 {
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= count) return;
-    int c = i % wide, j = i / wide % C, n = i / wide / C % N, t = n * C + j;
-    long long head = i / wide / C / N, b = head / H, h = head % H;
+    int c = i % wide, j = i / wide % L, n = i / wide / L % N, t = n * L + j;
+    long long head = i / wide / L / N, b = head / H, h = head % H;
     float v = 0.f;
     if (t < T) {
         if (c < width) v = x[b * x_b + h * x_h + t * x_t + c];
         if (c == width && ones) v = 1.f;
-        if (fading) v *= tables[h * (C + 1) + min(C, T - n * C) - 1 - j];
+        if (fading) v *= tables[h * (L + 1) + min(L, T - n * L) - 1 - j];
     }
     out[i] = v;
 }
 
 // scores[.., i, j] *= decay^(i-j), and 0 for keys j after the query i; `count` numbers.
 extern "C" __global__ void __launch_bounds__(256)
-mtv_retention_decay(float* __restrict__ scores, const float* __restrict__ tables, long long count, int H, int N, int C)
+mtv_retention_decay(float* __restrict__ scores, const float* __restrict__ tables, long long count, int H, int N, int L)
 {
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= count) return;
-    int lag = i / C % C - i % C;
-    long long h = i / C / C / N % H;
-    scores[i] = lag < 0 ? 0.f : scores[i] * tables[h * (C + 1) + lag];
+    int lag = i / L % L - i % L;
+    long long h = i / L / L / N % H;
+    scores[i] = lag < 0 ? 0.f : scores[i] * tables[h * (L + 1) + lag];
 }
 
 // From what each chunk adds, the states [K, W] before each chunk, S, z and n at the end, and n before each chunk: a thread for
@@ -77,17 +78,17 @@ extern "C" __global__ void __launch_bounds__(256)
 mtv_retention_scan(const float* __restrict__ added, const float* __restrict__ tables, const float* __restrict__ state,
                    const float* __restrict__ z, const float* __restrict__ count, float* __restrict__ states,
                    float* __restrict__ counts, float* __restrict__ state_end, float* __restrict__ z_end,
-                   float* __restrict__ count_end, int heads, int H, int T, int N, int C, int K, int V, int W)
+                   float* __restrict__ count_end, int heads, int H, int T, int N, int L, int K, int V, int W)
 {
     int size = K * W + 1;
     long long i = blockIdx.x * 256ll + threadIdx.x, head = i / size;
     if (head >= heads) return;
     int e = i % size, c = e % W;
-    const float *power = tables + head % H * (C + 1), *total = power + 2ll * H * (C + 1);
+    const float *power = tables + head % H * (L + 1), *total = power + 2ll * H * (L + 1);
     if (e == K * W) {
         float s = count[head];
         for (int n = 0; n < N; n++) {
-            int m = min(C, T - n * C);
+            int m = min(L, T - n * L);
             counts[head * N + n] = s;
             s = power[m] * s + total[m - 1];
         }
@@ -98,7 +99,7 @@ mtv_retention_scan(const float* __restrict__ added, const float* __restrict__ ta
     for (int n = 0; n < N; n++) {
         long long at = (head * N + n) * (size - 1) + e;
         states[at] = s;
-        s = power[min(C, T - n * C)] * s + added[at];
+        s = power[min(L, T - n * L)] * s + added[at];
     }
     if (c < V) state_end[(head * K + e / W) * V + c] = s;
     if (c == V) z_end[head * K + e / W] = s;
@@ -108,14 +109,14 @@ mtv_retention_scan(const float* __restrict__ added, const float* __restrict__ ta
 extern "C" __global__ void __launch_bounds__(128)
 mtv_retention_finish(const float* __restrict__ inner, const float* __restrict__ carried, const float* __restrict__ tables,
                      const float* __restrict__ counts, float* __restrict__ y, float* __restrict__ seen,
-                     float* __restrict__ inverses, long long rows, int H, int T, int N, int C, int V, int W, int kind)
+                     float* __restrict__ inverses, long long rows, int H, int T, int N, int L, int V, int W, int kind)
 {
     long long row = blockIdx.x * 4ll + threadIdx.x / 32, head = row / T;
     if (row >= rows) return;
-    int lane = threadIdx.x % 32, t = row % T, n = t / C, j = t % C;
-    const float* power = tables + head % H * (C + 1);
-    long long at = ((head * N + n) * C + j) * W;
-    float f = power[j + 1], sum = power[2ll * H * (C + 1) + j] + f * counts[head * N + n];
+    int lane = threadIdx.x % 32, t = row % T, n = t / L, j = t % L;
+    const float* power = tables + head % H * (L + 1);
+    long long at = ((head * N + n) * L + j) * W;
+    float f = power[j + 1], sum = power[2ll * H * (L + 1) + j] + f * counts[head * N + n];
     float top = sqrtf(sum), score = inner[at + V] + f * carried[at + V];
     float inverse = kind == PAPER && fabsf(score) > top ? 1.f / score : 0.f;
     float factor = inverse != 0.f ? fabsf(inverse) : kind >= DECAY ? 1.f / top : 1.f;
@@ -127,16 +128,16 @@ mtv_retention_finish(const float* __restrict__ inner, const float* __restrict__ 
     }
 }
 
-// dY before the divisor, with r in column V, as a stack, also times f; and the gradient of n: a warp a row of the stack.
+// gY before the divisor, with r in column V, as a stack, also times f; and the gradient of n: a warp a row of the stack.
 extern "C" __global__ void __launch_bounds__(128)
 mtv_retention_rows(const float* __restrict__ g, const float* __restrict__ y, const float* __restrict__ tables,
                    const float* __restrict__ seen, const float* __restrict__ inverses, float* __restrict__ grads,
-                   float* __restrict__ faded, float* __restrict__ slopes, long long rows, int H, int T, int N, int C, int V,
+                   float* __restrict__ faded, float* __restrict__ slopes, long long rows, int H, int T, int N, int L, int V,
                    int W, int kind, long long g_b, long long g_h, long long g_t)
 {
-    long long row = blockIdx.x * 4ll + threadIdx.x / 32, head = row / C / N, b = head / H, h = head % H;
+    long long row = blockIdx.x * 4ll + threadIdx.x / 32, head = row / L / N, b = head / H, h = head % H;
     if (row >= rows) return;
-    int lane = threadIdx.x % 32, j = row % C, t = row / C % N * C + j;
+    int lane = threadIdx.x % 32, j = row % L, t = row / L % N * L + j;
     float dot = 0.f, factor = 0.f, r = 0.f;
     g += b * g_b + h * g_h + t * g_t;
     if (t < T) {
@@ -154,7 +155,7 @@ mtv_retention_rows(const float* __restrict__ g, const float* __restrict__ y, con
             factor = 1.f;
         if (lane == 0) slopes[head * T + t] = slope;
     }
-    float f = tables[h * (C + 1) + j + 1];
+    float f = tables[h * (L + 1) + j + 1];
     for (int c = lane; c < W; c += 32) {
         float d = c < V && t < T ? g[c] * factor : c == V ? r : 0.f;
         grads[row * W + c] = d;
@@ -162,19 +163,19 @@ mtv_retention_rows(const float* __restrict__ g, const float* __restrict__ y, con
     }
 }
 
-// A and dA from the products, both without decays: a warp a row of the stacks.
+// A and gA from the products, both without decays: a warp a row of the stacks.
 extern "C" __global__ void __launch_bounds__(128)
 mtv_retention_decay_both(float* __restrict__ scores, float* __restrict__ grads, const float* __restrict__ tables,
-                         float* __restrict__ parts, long long rows, int H, int N, int C, long long pitch, long long offset)
+                         float* __restrict__ parts, long long rows, int H, int N, int L, long long pitch, long long offset)
 {
-    long long row = blockIdx.x * 4ll + threadIdx.x / 32, head = row / C / N;
+    long long row = blockIdx.x * 4ll + threadIdx.x / 32, head = row / L / N;
     if (row >= rows) return;
-    int lane = threadIdx.x % 32, i = row % C;
-    const float *power = tables + head % H * (C + 1), *slope = power + (long long)H * (C + 1);
+    int lane = threadIdx.x % 32, i = row % L;
+    const float *power = tables + head % H * (L + 1), *slope = power + (long long)H * (L + 1);
     float part = 0.f;
-    scores += row * C;
-    grads += row * C;
-    for (int j = lane; j < C; j += 32) {
+    scores += row * L;
+    grads += row * L;
+    for (int j = lane; j < L; j += 32) {
         float s = 0.f, d = 0.f;
         if (j <= i) {
             s = scores[j] * power[i - j];
@@ -185,51 +186,51 @@ mtv_retention_decay_both(float* __restrict__ scores, float* __restrict__ grads, 
         grads[j] = d;
     }
     part = warp_sum(part);
-    if (lane == 0) parts[head * pitch + offset + row % ((long long)C * N)] = part;
+    if (lane == 0) parts[head * pitch + offset + row % ((long long)L * N)] = part;
 }
 
 // The gradients of the states after each chunk and of S and z at the start: a thread for each number of a head's state.
 extern "C" __global__ void __launch_bounds__(256)
 mtv_retention_scan_backward(const float* __restrict__ added, const float* __restrict__ states,
-                            const float* __restrict__ tables, const float* __restrict__ state_end,
-                            const float* __restrict__ z_end, float* __restrict__ grads, float* __restrict__ state,
-                            float* __restrict__ z, float* __restrict__ parts, int heads, int H, int T, int N, int C, int K,
+                            const float* __restrict__ tables, const float* __restrict__ g_state,
+                            const float* __restrict__ g_z, float* __restrict__ grads, float* __restrict__ gstate,
+                            float* __restrict__ gz, float* __restrict__ parts, int heads, int H, int T, int N, int L, int K,
                             int V, int W, long long pitch, long long offset)
 {
     int size = K * W;
     long long i = blockIdx.x * 256ll + threadIdx.x, head = i / size;
     if (head >= heads) return;
     int e = i % size, c = e % W;
-    const float *power = tables + head % H * (C + 1), *slope = power + (long long)H * (C + 1);
-    float s = c < V ? state_end[(head * K + e / W) * V + c] : c == V ? z_end[head * K + e / W] : 0.f, part = 0.f;
+    const float *power = tables + head % H * (L + 1), *slope = power + (long long)H * (L + 1);
+    float s = c < V ? g_state[(head * K + e / W) * V + c] : c == V ? g_z[head * K + e / W] : 0.f, part = 0.f;
     for (int n = N - 1; n >= 0; n--) {
         long long at = (head * N + n) * size + e;
-        int m = min(C, T - n * C);
+        int m = min(L, T - n * L);
         grads[at] = s;
         part += slope[m] * s * states[at];
         s = power[m] * s + added[at];
     }
-    if (c < V) state[(head * K + e / W) * V + c] = s;
-    if (c == V) z[head * K + e / W] = s;
+    if (c < V) gstate[(head * K + e / W) * V + c] = s;
+    if (c == V) gz[head * K + e / W] = s;
     parts[head * pitch + offset + e] = part;
 }
 
 // The gradient of n at the start, from those of n at every row and at the end: a warp a head.
 extern "C" __global__ void __launch_bounds__(32)
 mtv_retention_counts_backward(const float* __restrict__ slopes, const float* __restrict__ counts,
-                              const float* __restrict__ tables, const float* __restrict__ count_end,
-                              float* __restrict__ count, float* __restrict__ parts, int H, int T, int N, int C,
+                              const float* __restrict__ tables, const float* __restrict__ g_count,
+                              float* __restrict__ gcount, float* __restrict__ parts, int H, int T, int N, int L,
                               long long pitch, long long offset)
 {
-    long long head = blockIdx.x, step = (long long)H * (C + 1);
-    const float *power = tables + head % H * (C + 1), *slope = power + step, *total = slope + step, *total_slope = total + step;
-    float d = count_end[head], part = 0.f;
+    long long head = blockIdx.x, step = (long long)H * (L + 1);
+    const float *power = tables + head % H * (L + 1), *slope = power + step, *total = slope + step, *total_slope = total + step;
+    float d = g_count[head], part = 0.f;
     slopes += head * T;
     for (int n = N - 1; n >= 0; n--) {
-        int m = min(C, T - n * C);
+        int m = min(L, T - n * L);
         float before = counts[head * N + n], a = 0.f, b = 0.f;
         for (int j = threadIdx.x; j < m; j += 32) {
-            float v = slopes[n * C + j];
+            float v = slopes[n * L + j];
             a += power[j + 1] * v;
             b += (total_slope[j] + slope[j + 1] * before) * v;
         }
@@ -237,7 +238,7 @@ mtv_retention_counts_backward(const float* __restrict__ slopes, const float* __r
         d = warp_sum(a) + power[m] * d;
     }
     if (threadIdx.x == 0) {
-        count[head] = d;
+        gcount[head] = d;
         parts[head * pitch + offset] = part;
     }
 }
@@ -247,15 +248,15 @@ mtv_retention_counts_backward(const float* __restrict__ slopes, const float* __r
 extern "C" __global__ void __launch_bounds__(128)
 mtv_retention_gradient(const float* __restrict__ inner, const float* __restrict__ carried, const float* __restrict__ x,
                        const float* __restrict__ tables, float* __restrict__ out, float* __restrict__ parts, long long rows,
-                       int H, int T, int N, int C, int width, int wide, int first, int summing, long long pitch,
+                       int H, int T, int N, int L, int width, int wide, int first, int summing, long long pitch,
                        long long offset)
 {
     long long row = blockIdx.x * 4ll + threadIdx.x / 32, head = row / T;
     if (row >= rows) return;
-    int lane = threadIdx.x % 32, t = row % T, n = t / C, j = t % C, lag = first ? j + 1 : min(C, T - n * C) - 1 - j;
-    long long at = ((head * N + n) * C + j) * wide;
-    const float* power = tables + head % H * (C + 1) + lag;
-    float part = 0.f, factor = *power, slope = power[(long long)H * (C + 1)];
+    int lane = threadIdx.x % 32, t = row % T, n = t / L, j = t % L, lag = first ? j + 1 : min(L, T - n * L) - 1 - j;
+    long long at = ((head * N + n) * L + j) * wide;
+    const float* power = tables + head % H * (L + 1) + lag;
+    float part = 0.f, factor = *power, slope = power[(long long)H * (L + 1)];
     out += ((head / H * T + t) * H + head % H) * width;
     for (int c = lane; c < width; c += 32) {
         out[c] = inner[at + c] + factor * carried[at + c];

@@ -3,10 +3,8 @@
 import numpy as np
 
 from autograd.cuda.blas import matmul
-from autograd.cuda.source import Source, ceil_div, contiguous, float32_only, strided
+from autograd.cuda.source import Source, ceil_div, contiguous, elements, float32_only, strided, warps
 from autograd.device import namespace
-
-from . import NORMALIZATIONS
 
 SOURCE = Source(__file__)
 TINY = float(np.finfo(np.float32).tiny) * 2.0**24  # smaller powers of a decay are 0, as on the CPU
@@ -27,26 +25,26 @@ class _Call:
         self.xp = namespace(q, v, decay)
         (self.B, self.H, self.T, self.K), self.V = q.shape, v.shape[3]
         self.heads, self.W = self.B * self.H, ceil_div(self.V + 1, 4) * 4
-        self.C = min(chunk_size, self.T)
-        self.N = ceil_div(self.T, self.C) if self.C else 0
+        self.L = min(chunk_size, self.T)
+        self.N = ceil_div(self.T, self.L) if self.L else 0
         self.stack, self.rows = self.heads * self.N, self.heads * self.T
-        self.times, self.kind = (self.H, self.T, self.N, self.C), NORMALIZATIONS.index(normalization)
+        self.times, self.kind = (self.H, self.T, self.N, self.L), SOURCE[normalization.upper()]
         if self.rows:
-            self.tables = self.empty(4, self.H, self.C + 1)
-            SOURCE.launch("mtv_retention_tables", ceil_div(self.H, 32), contiguous(decay), self.tables, self.H, self.C, TINY)
+            self.tables = self.empty(4, self.H, self.L + 1)
+            SOURCE.launch("mtv_retention_tables", elements(self.H), contiguous(decay), self.tables, self.H, self.L, TINY)
 
     def empty(self, *shape):
         return self.xp.empty(shape, "float32")
 
     def pack(self, x, wide, ones=False, fading=False):
-        out, (array, strides) = self.empty(self.stack, self.C, wide), strided(x)
-        SOURCE.launch("mtv_retention_pack", ceil_div(out.size, 256), array, self.tables, out, out.size, *self.times, x.shape[3],
+        out, (array, strides) = self.empty(self.stack, self.L, wide), strided(x)
+        SOURCE.launch("mtv_retention_pack", elements(out.size), array, self.tables, out, out.size, *self.times, x.shape[3],
                       wide, ones, fading, *strides)
         return out
 
     def gradient(self, inner, carried, x, parts, offset, width, first, summing):
         out = self.empty(self.B, self.T, self.H, width)
-        SOURCE.launch("mtv_retention_gradient", ceil_div(self.rows, 4), inner, carried, x, self.tables, out, parts, self.rows,
+        SOURCE.launch("mtv_retention_gradient", warps(self.rows), inner, carried, x, self.tables, out, parts, self.rows,
                       *self.times, width, inner.shape[2], first, summing, parts.shape[1], offset)
         return out.transpose(0, 2, 1, 3)
 
@@ -65,43 +63,44 @@ def forward(q, k, v, decay, state, z, count, *, normalization, chunk_size):
     keys, values = call.pack(k, K), call.pack(v, W, ones=True)
     queries, added = call.pack(q, K), matmul(_turned(call.pack(k, K, fading=True)), values)
     states, counts, ends = call.empty(call.stack, K, W), call.empty(call.stack), [call.empty(*x.shape) for x in start]
-    SOURCE.launch("mtv_retention_scan", ceil_div(call.heads * (K * W + 1), 256), added, call.tables, *start, states, counts,
-                  *ends, call.heads, *call.times, K, V, W)
+    SOURCE.launch("mtv_retention_scan", elements(call.heads * (K * W + 1)), added, call.tables, *start, states, counts, *ends,
+                  call.heads, *call.times, K, V, W)
     scores = matmul(queries, _turned(keys))
-    SOURCE.launch("mtv_retention_decay", ceil_div(scores.size, 256), scores, call.tables, scores.size, H, call.N, call.C)
+    SOURCE.launch("mtv_retention_decay", elements(scores.size), scores, call.tables, scores.size, H, call.N, call.L)
     seen, inverses = call.empty(call.rows), call.empty(call.rows)
-    SOURCE.launch("mtv_retention_finish", ceil_div(call.rows, 4), matmul(scores, values), matmul(queries, states), call.tables,
+    SOURCE.launch("mtv_retention_finish", warps(call.rows), matmul(scores, values), matmul(queries, states), call.tables,
                   counts, y, seen, inverses, call.rows, *call.times, V, W, call.kind)
     return (y.transpose(0, 2, 1, 3), *ends), (call, given, (queries, keys, values, states, counts, y, seen, inverses))
 
 
-def backward(saved, g, dstate, dz, dcount):
+def backward(saved, g_y, g_state, g_z, g_count):
     """The gradients of q, k and v are laid out like y."""
     call, given, arrays = saved
-    dends = [contiguous(x) for x in (dstate, dz, dcount)]
+    g_ends = [contiguous(x) for x in (g_state, g_z, g_count)]
     if arrays is None:
         nothing = [call.xp.zeros((call.B, call.H, call.T, width), "float32") for width in (call.K, call.K, call.V)]
-        return *nothing, call.xp.zeros(call.H, "float32"), *(x if has else None for x, has in zip(dends, given, strict=True))
+        return *nothing, call.xp.zeros(call.H, "float32"), *(x if has else None for x, has in zip(g_ends, given, strict=True))
     queries, keys, values, states, counts, y, seen, inverses = arrays
-    T, K, V, W, stack_rows = call.T, call.K, call.V, call.W, call.stack * call.C
-    grads, faded, slopes = call.empty(call.stack, call.C, W), call.empty(call.stack, call.C, W), call.empty(call.rows)
-    g, strides = strided(g)
-    SOURCE.launch("mtv_retention_rows", ceil_div(stack_rows, 4), g, y, call.tables, seen, inverses, grads, faded, slopes,
+    T, K, V, W, stack_rows = call.T, call.K, call.V, call.W, call.stack * call.L
+    grads, faded, slopes = call.empty(call.stack, call.L, W), call.empty(call.stack, call.L, W), call.empty(call.rows)
+    g_y, strides = strided(g_y)
+    SOURCE.launch("mtv_retention_rows", warps(stack_rows), g_y, y, call.tables, seen, inverses, grads, faded, slopes,
                   stack_rows, *call.times, V, W, call.kind, *strides)
-    scores, dscores = matmul(queries, _turned(keys)), matmul(grads, _turned(values))
-    inside, outside = call.N * call.C, K * W
+    scores, gscores = matmul(queries, _turned(keys)), matmul(grads, _turned(values))
+    inside, outside = call.N * call.L, K * W
     parts = call.empty(call.heads, inside + 2 * T + outside + 1)
     pitch = parts.shape[1]
-    SOURCE.launch("mtv_retention_decay_both", ceil_div(stack_rows, 4), scores, dscores, call.tables, parts, stack_rows, call.H,
-                  call.N, call.C, pitch, 0)
-    dstates, dstart = call.empty(call.stack, K, W), [call.empty(*x.shape) for x in dends]
-    SOURCE.launch("mtv_retention_scan_backward", ceil_div(call.heads * outside, 256), matmul(_turned(queries), faded), states,
-                  call.tables, *dends[:2], dstates, *dstart[:2], parts, call.heads, *call.times, K, V, W, pitch, inside + 2 * T)
-    SOURCE.launch("mtv_retention_counts_backward", call.heads, slopes, counts, call.tables, dends[2], dstart[2], parts,
+    SOURCE.launch("mtv_retention_decay_both", warps(stack_rows), scores, gscores, call.tables, parts, stack_rows, call.H,
+                  call.N, call.L, pitch, 0)
+    gstates, gstart = call.empty(call.stack, K, W), [call.empty(*x.shape) for x in g_ends]
+    SOURCE.launch("mtv_retention_scan_backward", elements(call.heads * outside), matmul(_turned(queries), faded), states,
+                  call.tables, *g_ends[:2], gstates, *gstart[:2], parts, call.heads, *call.times, K, V, W, pitch,
+                  inside + 2 * T)
+    SOURCE.launch("mtv_retention_counts_backward", call.heads, slopes, counts, call.tables, g_ends[2], gstart[2], parts,
                   *call.times, pitch, pitch - 1)
-    from_start, to_end = matmul(grads, _turned(states)), matmul(values, _turned(dstates))
-    dq = call.gradient(matmul(dscores, keys), from_start, queries, parts, inside, K, True, True)
-    dk = call.gradient(matmul(_turned(dscores), queries), to_end, keys, parts, inside + T, K, False, True)
-    dv = call.gradient(matmul(_turned(scores), grads), matmul(keys, dstates), values, parts, 0, V, False, False)
-    ddecay = parts.reshape(call.B, call.H, pitch).sum(axis=(0, 2))
-    return dq, dk, dv, ddecay, *(x if has else None for x, has in zip(dstart, given, strict=True))
+    from_start, to_end = matmul(grads, _turned(states)), matmul(values, _turned(gstates))
+    gq = call.gradient(matmul(gscores, keys), from_start, queries, parts, inside, K, True, True)
+    gk = call.gradient(matmul(_turned(gscores), queries), to_end, keys, parts, inside + T, K, False, True)
+    gv = call.gradient(matmul(_turned(scores), grads), matmul(keys, gstates), values, parts, 0, V, False, False)
+    gdecay = parts.reshape(call.B, call.H, pitch).sum(axis=(0, 2))
+    return gq, gk, gv, gdecay, *(x if has else None for x, has in zip(gstart, given, strict=True))

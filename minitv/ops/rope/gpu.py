@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from autograd.cuda.source import Source, ceil_div, contiguous, float32_only, strided
+from autograd.cuda.source import Source, contiguous, elements, float32_only, strided
 from autograd.device import namespace
 
 SOURCE = Source(__file__)
@@ -13,12 +13,11 @@ def _turned(x, positions, angles, pairing, scale, start, sign):
     """y is laid out [B T H K], as are gradients."""
     xp, (B, H, T, K), pairs = namespace(x), x.shape, len(angles)
     y = xp.empty((B, T, H, K), "float32")
-    if y.size:
-        given = positions is not None
-        positions = contiguous(positions).astype("int64") if given else xp.empty(0, "int64")
-        x, strides = strided(x)
-        SOURCE.launch("mtv_rope", ceil_div(B * T * (K - pairs), 256), x, xp.asarray(np.array(angles, "float64")), positions, y,
-                      B, H, T, K, pairs, pairing == "adjacent", given, start, scale, sign, *strides)
+    given = positions is not None
+    positions = contiguous(positions).astype("int64") if given else None
+    x, strides = strided(x)
+    SOURCE.launch("mtv_rope", elements(B * T * (K - pairs)), x, xp.asarray(np.array(angles, "float64")), positions, y, B, H,
+                  T, K, pairs, pairing == "adjacent", given, start, scale, sign, *strides)
     return y.transpose(0, 2, 1, 3)
 
 

@@ -1,8 +1,9 @@
-"""token_shift on a GPU: an element a thread, and sums over chunks of positions for the gradient of mix."""
+"""token_shift on a GPU: an element a thread, and a sum over all positions for the gradient of mix."""
 
 import numpy as np
 
-from autograd.cuda.source import Source, ceil_div, chunk_of, contiguous, float32_only
+from autograd.cuda.rows import sum_rows
+from autograd.cuda.source import Source, columns, contiguous, elements, float32_only
 from autograd.device import namespace
 
 SOURCE = Source(__file__)
@@ -11,30 +12,24 @@ supports = float32_only
 
 def forward(x, mix, last, reset):
     xp = namespace(x)
-    batch, length, width = x.shape
-    x, mix = contiguous(x), contiguous(mix)
-    first = xp.empty(0, np.float32) if last is None else contiguous(last)
-    flags = xp.empty(0, bool) if reset is None else contiguous(reset)
+    B, T, C = x.shape
+    x, mix, first, reset = (contiguous(a) for a in (x, mix, last, reset))
     given = last is not None, reset is not None
     y = xp.empty_like(x)
-    if y.size:
-        SOURCE.launch("mtv_token_shift_forward", ceil_div(y.size, 256), x, mix, first, flags, y, y.size, length, width, *given)
-    if length:
+    SOURCE.launch("mtv_token_shift_forward", elements(y.size), x, mix, first, reset, y, y.size, T, C, *given)
+    if T:
         after = x[:, -1].copy()
     else:
-        after = xp.zeros((batch, width), np.float32) if last is None else first.copy()
-    return (y, after), (x, mix, first, flags, given)
+        after = xp.zeros((B, C), np.float32) if last is None else first.copy()
+    return (y, after), (x, mix, first, reset, given)
 
 
-def backward(saved, g, glast):
+def backward(saved, g, g_last):
     x, mix, first, reset, (carried, resets) = saved
-    xp, (_, length, width), rows = namespace(x), x.shape, x.shape[0] * x.shape[1]
-    g, glast = contiguous(g), contiguous(glast)
-    dx, dfirst, chunk = xp.empty_like(x), glast.copy(), chunk_of(rows)
-    sums = xp.zeros((ceil_div(rows, chunk), width), np.float32)
-    if x.size:
-        SOURCE.launch("mtv_token_shift_backward", ceil_div(x.size, 256), mix, reset, g, glast, dx, dfirst, x.size, length,
-                      width, resets)
-        SOURCE.launch("mtv_token_shift_backward_mix", (ceil_div(width, 32), len(sums)), x, first, reset, g, sums, rows, length,
-                      width, chunk, carried, resets)
-    return dx, sums.sum(axis=0), dfirst if carried else None, None
+    B, T, C = x.shape
+    g, g_last = contiguous(g), contiguous(g_last)
+    gx, gfirst = namespace(x).empty_like(x), g_last.copy()
+    SOURCE.launch("mtv_token_shift_backward", elements(x.size), mix, reset, g, g_last, gx, gfirst, x.size, T, C, resets)
+    gmix = sum_rows(SOURCE, "mtv_token_shift_backward_mix", columns(C), B * T, (C,), (x, first, reset, g),
+                    (B * T, T, C, carried, resets))
+    return gx, gmix, gfirst if carried else None, None
