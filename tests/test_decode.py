@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autograd import Tensor, assert_close
+from autograd import Tensor, assert_close, layer_norm
 from autograd.errors import DomainError, ShapeError
 from autograd.random import Random
 from minitv import mixers
-from minitv.decode import FEW, HALVES, Decoder, FusedDecoder, cpu_aft, cpu_rwkv, cpu_transformer, decoder
+from minitv.decode import FEW, HALVES, Decoder, FusedDecoder, cpu, cpu_aft, cpu_rwkv, cpu_transformer, decoder
 from minitv.models.lm import LanguageModel
 from minitv.nn import ACTIVATIONS, NORMS
 from minitv.ops import wkv
@@ -232,3 +232,12 @@ def test_a_constant_added_to_all_keys_changes_nothing_in_attention(dtype):
     weights = np.exp(0.25 * (query.astype(np.float64) @ keys))
     assert_close(mean(keys), weights @ values / weights.sum(), terms=16)
     assert_close(mean(keys + dtype(CONSTANT[dtype])), mean(keys), terms=16)
+
+
+@each_dtype
+@pytest.mark.parametrize("mean", [1e4, -1e6], ids="mean {:g}".format)
+def test_the_norm_of_values_far_from_0(dtype, mean):
+    x, affine = (mean + np.random.default_rng(0).normal(size=40)).astype(dtype), np.ones((2, 40), dtype)
+    y = np.empty_like(x)
+    cpu.norm(x, affine, 1e-5, True, y, np.empty(2, dtype))
+    assert_close(y, layer_norm.definition(x.astype(np.float64), *affine), terms=40)

@@ -26,6 +26,7 @@ from operator_checks import (
     floats,
     listed,
     marks,
+    routes,
     unflat,
 )
 from operator_checks import kernels as kernel_routes
@@ -789,6 +790,38 @@ def test_a_norm_of_equals_leaves_the_offset():
     g = some(2, 4, seed=2)
     expect(ag.layer_norm, [x, weight, bias], [bias, bias], g,
            [(g * weight - (g * weight).mean(1, keepdims=True)) / ROOT, np.zeros(4), g.sum(0)], terms=4)
+
+
+each_norm = pytest.mark.parametrize(("op", "route"), [
+    pytest.param(op, route, marks=marks(route), id=f"{op.name}, {route}")
+    for op in (ag.layer_norm, ag.group_norm, ag.rms_norm) for route in routes(op)[1:]])
+
+
+@each_norm
+@pytest.mark.parametrize("mean", [1e4, -1e6, 1e7], ids="mean {:g}".format)
+def test_a_norm_of_values_far_from_0(op, route, mean):
+    for dtype, width, spread in itertools.product(dtypes(route), (2, 16, 100), (1, 300)):
+        x = (mean + spread * some(3, width)).astype(dtype)
+        x[:, 0] = mean  # first, what all are compared with, and once something far from the others
+        x[0, 0] += 1000 * spread
+        affine = [some(width, seed=seed).astype(dtype) for seed in (1, 2)]
+        args, params = (x, *affine)[: len(op.signature.inputs)], {"eps": 1e-5}
+        if op is ag.group_norm:
+            params["groups"] = 2 if width > 2 else 1
+        check_values(op, route, args, params)
+        check_gradients(op, route, args, params, [some(3, width, seed=3).astype(dtype)])
+
+
+@pytest.mark.parametrize(("op", "route"), [case for case in each_norm.args[1] if case.values[0] is not ag.rms_norm])
+def test_a_row_of_one_value_has_gradient_0_after_a_norm(op, route):
+    for dtype, groups in itertools.product(dtypes(route), (1, 5) if op is ag.group_norm else (1,)):
+        x, weight, g = ((factor * some(40, groups, seed=seed)).astype(dtype) for seed, factor in enumerate((1e4, 1, 3)))
+        for affine in ((None, None), (weight[0], weight[1])):
+            params = {"eps": 1e-5} | ({"groups": groups} if op is ag.group_norm else {})
+            (y,) = compute(op, route, (x, *affine), params)
+            gradients = differentiate(op, route, (x, *affine), params, [g])
+            assert not gradients[0].any()
+            np.testing.assert_array_equal(y, np.broadcast_to(0 if affine[1] is None else affine[1], y.shape))
 
 
 @pytest.mark.parametrize("groups", [0, 2, 4, -1], ids=str)

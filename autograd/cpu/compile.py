@@ -29,6 +29,7 @@ FLAGS = {
     "error_model": "numpy",
     "fastmath": {"contract", "nsz", "reassoc"},
 }
+EXACT = {**FLAGS, "fastmath": FLAGS["fastmath"] - {"reassoc"}}  # the order of sums is kept
 
 # LLVM prefers 256-bit vectors even where 512-bit ones are faster: ask for them before anything is compiled.
 WIDE_VECTORS = bool(llvm.get_host_cpu_features().get("avx512f"))
@@ -105,9 +106,10 @@ def cpu_kernel(function: Callable) -> Callable:
 def inline(function: Callable | None = None, *, exact: bool = False) -> Callable:
     """A helper that disappears into the kernels that call it.
 
-    With ``exact`` its operations are rounded one by one, as they are written: neither regrouped nor fused, not with those
-    around them either. A difference whose digits count, such as x - max(x), belongs into such a helper.
+    With ``exact`` its sums are added as they are written, not regrouped, not with those around them either: a difference whose
+    digits count, such as that of a sum of x - x₀, belongs into such a helper. Only a product and a sum may become one
+    instruction, unless something else needs the product too.
     """
     if function is None:
         return lambda function: inline(function, exact=exact)
-    return numba.njit(forceinline=True, **{**FLAGS, "fastmath": {"nsz"}} if exact else FLAGS)(function)
+    return numba.njit(forceinline=True, **EXACT if exact else FLAGS)(function)

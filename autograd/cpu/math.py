@@ -17,10 +17,10 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .compile import FLAGS
+from .compile import EXACT
 
-# Without "reassoc": regrouping would undo the two-part reduction in exp.
-_FLAGS = {**FLAGS, "fastmath": FLAGS["fastmath"] - {"reassoc"}, "forceinline": True}
+# Regrouping would undo the two-part reduction in exp.
+_FLAGS = {**EXACT, "forceinline": True}
 
 _EXP = {  # e^r for |r| <= ln(2)/2
     32: (1.0, 1.0, 0.500000010774938358, 0.166664154772353224, 0.0416662182744019062, 0.00837512889046747393,

@@ -34,9 +34,9 @@ def linear(weight, bias, x, y, add):
 def norm(x, affine, eps, centered, y, spare):
     """y = norm(x), by layer_norm or rms_norm; ``affine`` [2, width] are weight and bias."""
     width = x.size
-    row, out, means, scales = x.reshape(1, width), y.reshape(1, width), spare[:1], spare[1:2]
+    row, out, shifts, scales = x.reshape(1, width), y.reshape(1, width), spare[:1], spare[1:2]
     if centered:
-        _layer_norm(row, affine[0], affine[1], eps, out, means, scales)
+        _layer_norm(row, affine[0], affine[1], eps, out, shifts, scales)
     else:
         _rms_norm(row, affine[0], eps, out, scales)
 

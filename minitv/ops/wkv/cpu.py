@@ -29,10 +29,9 @@ The state of the channels lies in rows of scratch memory. Indices of channels ar
 that they do not count from the end; and rows are not sliced, which would count references at every position.
 """
 
-import numba
 import numpy as np
 
-from autograd.cpu.compile import FLAGS, cpu_kernel, inline
+from autograd.cpu.compile import cpu_kernel, inline
 from autograd.cpu.math import exp
 
 from . import EMPTY
@@ -53,10 +52,9 @@ def _scratch(rows, dtype):
     return s[begin : begin + rows * LANES].reshape(rows, LANES)
 
 
-# Without "reassoc": the order of this sum is what keeps the difference of two large exponents exact.
-@numba.njit(**{**FLAGS, "fastmath": FLAGS["fastmath"] - {"reassoc"}, "forceinline": True})
+@inline(exact=True)
 def _excess(top, lag, w, k, u):
-    """p - (u + k)"""
+    """p - (u + k), in the order that keeps the difference of two large exponents exact."""
     return (top - k) + (lag * w - u)
 
 
