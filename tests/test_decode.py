@@ -241,3 +241,14 @@ def test_the_norm_of_values_far_from_0(dtype, mean):
     y = np.empty_like(x)
     cpu.norm(x, affine, 1e-5, True, y, np.empty(2, dtype))
     assert_close(y, layer_norm.definition(x.astype(np.float64), *affine), terms=40)
+
+
+@each_dtype
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_of_infinities(name, dtype):
+    x = np.array([-np.inf, -1, 0, 1, np.inf, np.nan], dtype)
+    y = np.empty_like(x)
+    cpu.activate(x, getattr(cpu, name.upper()), y, np.empty_like(x))
+    with np.errstate(all="ignore"):
+        assert_close(y, ACTIVATIONS[name](Tensor(x)))
+    assert y[0] == 0 and y[4] == np.inf and np.isnan(y[5])

@@ -49,7 +49,7 @@ from autograd.draw import Draw, draw_inputs
 from autograd.random import Random
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
-from minitv.ops import attention
+from minitv.ops import aft_simple, attention, gated
 from minitv.options import ModelOptions
 
 DTYPES = (np.float32, np.float64)
@@ -286,9 +286,13 @@ def test_a_difference_of_unsigned_ids_that_wrapped_is_refused(integer):
 
 
 # -- elementwise: values, kinks and saturations ------------------------------------------------------------------------
+def swish(x):
+    return gated(np.ones(x.shape, x.dtype), x, function="swish")
+
+
 POINTS = {  # (x, y, dy/dx)
     "relu": (ag.relu, [(-2, 0, 0), (-0.0, 0, 0), (0, 0, 0), (3, 3, 1), (INF, INF, 1), (-INF, 0, 0)]),
-    "relu_squared": (ag.relu_squared, [(-2, 0, 0), (0, 0, 0), (3, 9, 6)]),
+    "relu_squared": (ag.relu_squared, [(-INF, 0, 0), (-2, 0, 0), (0, 0, 0), (3, 9, 6), (INF, INF, INF)]),
     "absolute": (ag.absolute, [(-2, 2, -1), (0, 0, 0), (-0.0, 0, 0), (2, 2, 1), (-INF, INF, -1)]),
     "clip": (lambda x: ag.clip(x, low=-1, high=2),
              [(-1.5, -1, 0), (-1, -1, 1), (0.5, 0.5, 1), (2, 2, 1), (3, 2, 0), (INF, 2, 0), (-INF, -1, 0)]),
@@ -305,10 +309,16 @@ POINTS = {  # (x, y, dy/dx)
     "softplus": (ag.softplus, [(-INF, 0, 0), (-1e4, 0, 0), (0, math.log(2), 0.5), (1e4, 1e4, 1), (INF, INF, 1)]),
     "log of sigmoid": (lambda x: -ag.softplus(-x), [(-1e4, -1e4, 1), (-1000, -1000, 1), (0, -math.log(2), 0.5),
                                                     (1e4, 0, 0)]),
-    "silu": (ag.silu, [(-1e30, 0, 0), (-1e4, 0, 0), (0, 0, 0.5), (1e4, 1e4, 1), (1e30, 1e30, 1)]),
-    "gelu": (ag.gelu, [(-1e30, 0, 0), (-1e4, 0, 0), (0, 0, 0.5), (1, 0.841344746068542949, 1.083315470587686298),
+    "silu": (ag.silu, [(-INF, 0, 0), (-1e30, 0, 0), (-1e4, 0, 0), (0, 0, 0.5), (1e4, 1e4, 1), (1e30, 1e30, 1), (INF, INF, 1)]),
+    "gated by a swish": (swish, [(-INF, 0, 0), (-1e30, 0, 0), (-1e4, 0, 0), (0, 0, 0.5), (1e4, 1e4, 1), (1e30, 1e30, 1),
+                                 (INF, INF, 1)]),
+    "gated": (lambda x: gated(np.full(x.shape, 2, x.dtype), x), [(-INF, 0, 0), (-1e4, 0, 0), (0, 1, 0.5), (1e4, 2, 0),
+                                                                 (INF, 2, 0)]),
+    "gelu": (ag.gelu, [(-INF, 0, 0), (INF, INF, 1),
+                       (-1e30, 0, 0), (-1e4, 0, 0), (0, 0, 0.5), (1, 0.841344746068542949, 1.083315470587686298),
                        (-1, -0.158655253931457051, -0.083315470587686298), (1e4, 1e4, 1), (1e30, 1e30, 1)]),
-    "gelu_tanh": (ag.gelu_tanh, [(-1e4, 0, 0), (0, 0, 0.5), (1, 0.841191990608276705, 1.082964083845782555),
+    "gelu_tanh": (ag.gelu_tanh, [(-INF, 0, 0), (INF, INF, 1),
+                                 (-1e4, 0, 0), (0, 0, 0.5), (1, 0.841191990608276705, 1.082964083845782555),
                                  (-1, -0.158808009391723295, -0.082964083845782555), (1e4, 1e4, 1)]),
     "gelu_tanh where x * x overflows": (ag.gelu_tanh, [(-1e30, 0, 0), (1e30, 1e30, 1)]),
     "x ** 0": (lambda x: x**0, [(-2, 1, 0), (0, 1, 0), (3, 1, 0)]),
@@ -328,6 +338,40 @@ def test_elementwise_at(function, point):
     x, y, slope = point
     expect(function, [[x]], [y], 3.0, [[3 * slope]], terms=4)
     expect(function, [np.full(37, x)], np.full(37, y), 3.0, [np.full(37, 3 * slope)], terms=4)  # vector and remainder
+
+
+def slope_of_sigmoid(x):
+    e = np.exp(-np.abs(x))
+    return e / (1 + e) / (1 + e)
+
+
+FAR_OUT = [(op, route) for op in (ag.sigmoid, ag.tanh, gated, aft_simple) for route in routes(op)[1:]]
+
+
+@pytest.mark.parametrize(("op", "route"), [pytest.param(op, route, marks=marks(route), id=f"{op.name}, {route}")
+                                           for op, route in FAR_OUT])
+def test_a_slope_far_out_is_small_but_not_0(op, route):
+    for dtype in dtypes(route):
+        x = np.array([[[0.01, 1, 5, 10, 17, 20, 30, 40, -0.01, -1, -5, -10, -17, -20, -30, -40]]], dtype)
+        v, k = some(*x.shape).astype(dtype), np.zeros_like(x)
+        args, place, exact = {
+            "sigmoid": ((x,), 0, slope_of_sigmoid(x)), "tanh": ((x,), 0, 4 * slope_of_sigmoid(2.0 * x)),
+            "gated": ((v, x), 1, v * slope_of_sigmoid(x)),
+            "aft_simple": ((x, k, v, None, None, None), 0, v * slope_of_sigmoid(x)),
+        }[op.name]
+        cotangents = [np.ones_like(o) if i == 0 else np.zeros_like(o) for i, o in enumerate(compute(op, route, args, {}))]
+        found = differentiate(op, route, args, {}, cotangents)[place]
+        np.testing.assert_allclose(found, exact, rtol=16 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-3, 1.0, -1.0, 12.0, -12.0], ids=str)
+def test_higher_derivatives_of_tanh(x):
+    derivatives, y = [], Tensor(np.array(x), requires_grad=True)
+    t, slope, value = math.tanh(x), 1 / math.cosh(x) ** 2, ag.tanh(y)
+    for _ in range(3):
+        (value,) = gradients(value, [y], create_graph=True)
+        derivatives.append(value.item())
+    np.testing.assert_allclose(derivatives, [slope, -2 * t * slope, -2 * slope * (1 - 3 * t * t)], rtol=1e-12)
 
 
 @table("function", {name: getattr(ag, name) for name in (

@@ -10,6 +10,8 @@ from autograd.ops.layer_norm.cpu import _forward as _layer_norm
 from autograd.ops.relu_squared.cpu import _forward as _relu_squared
 from autograd.ops.rms_norm.cpu import _forward as _rms_norm
 
+from ..ops.gated.cpu import FAR
+
 GELU, GELU_TANH, RELU_SQUARED, SILU = range(4)
 
 
@@ -44,7 +46,7 @@ def norm(x, affine, eps, centered, y, spare):
 @cpu_kernel
 def activate(x, activation, y, spare):
     """y = f(x), the feed-forward network's function."""
-    one = x.dtype.type(1)
+    one, far = x.dtype.type(1), x.dtype.type(FAR)
     if activation == GELU:
         _gelu(x, y, spare)
     elif activation == GELU_TANH:
@@ -53,7 +55,8 @@ def activate(x, activation, y, spare):
         _relu_squared(x, y)
     else:
         for i in range(x.size):
-            y[i] = x[i] / (one + exp(-x[i]))
+            v = -far if x[i] < -far else x[i]
+            y[i] = v / (one + exp(-v))
 
 
 @cpu_kernel

@@ -89,16 +89,17 @@ def _outputs(q, sums, y):
 def _outputs_backward(q, sums, g, gq, gsums):
     """The gradients of q and of the sums."""
     channels = q.shape[2]
-    one = q.dtype.type(1)
+    zero, one = q.dtype.type(0), q.dtype.type(1)
     for b in range(q.shape[0]):
         for t in range(q.shape[1]):
             gate, mean, inverse = q[b, t], sums[t, b, :channels], sums[t, b, channels:]
             grad, out, r, z = g[b, t], gq[b, t], gsums[t, b, :channels], gsums[t, b, channels:]
             for c in range(channels):
-                share = one / (one + exp(-gate[c]))
-                h = grad[c] * share
-                r[c] = h
-                out[c] = h * mean[c] * (one - share)
+                e = exp(-abs(gate[c]))
+                upper = one / (one + e)
+                lower = e * upper  # 1 - upper, to all its digits
+                r[c] = grad[c] * (upper if gate[c] > zero else lower)
+                out[c] = grad[c] * mean[c] * upper * lower
             for c in range(channels):
                 h = r[c] * inverse[c]
                 r[c] = h

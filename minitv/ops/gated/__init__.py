@@ -6,12 +6,10 @@ The sigmoid is RWKV's receptance (Peng et al. 2023, arXiv 2305.13048, eq. 17); t
 
 from __future__ import annotations
 
-import math
-
 from autograd.errors import DomainError
 from autograd.laws import linear_in
 from autograd.op import op
-from autograd.ops import sigmoid
+from autograd.ops import sigmoid, silu
 from autograd.ops.elementwise import scalar_loop
 
 FUNCTIONS = ("sigmoid", "swish")
@@ -19,16 +17,14 @@ FUNCTIONS = ("sigmoid", "swish")
 
 @op("x[... D], gate[... D] -> y[... D]", laws=[linear_in("x")])
 def gated(x, gate, *, function="sigmoid"):
-    """y = x · sigmoid(gate), elementwise; with ``function="swish"`` y = x · gate · sigmoid(gate)."""
-    def one(v, g):
-        return v * (g if function == "swish" else 1.0) / (1 + math.exp(-g)) if g > -700 else 0.0
-
-    return scalar_loop(one, x, gate)
+    """y = x · sigmoid(gate), elementwise; with ``function="swish"`` y = x · silu(gate), silu(gate) = gate · sigmoid(gate)."""
+    activation = silu if function == "swish" else sigmoid
+    return scalar_loop(lambda v, g: v * g, x, activation.definition(gate))
 
 
 @gated.form
 def composed(x, gate, *, function="sigmoid"):
-    return x * (gate * sigmoid(gate) if function == "swish" else sigmoid(gate))
+    return x * (silu(gate) if function == "swish" else sigmoid(gate))
 
 
 gated.kernel("cpu", "minitv.ops.gated.cpu")
