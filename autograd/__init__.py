@@ -10,7 +10,7 @@
 """
 
 from . import ops
-from .check import adjoint_test, assert_close, distance, gradcheck
+from .check import adjoint_test, gradcheck
 from .device import to_numpy
 from .dispatch import explain, use
 from .errors import (
@@ -23,11 +23,14 @@ from .errors import (
     NonFiniteError,
     ShapeError,
 )
-from .op import REGISTRY, Op, op
+from .metric import assert_close, distance
+from .op import Op, op
 from .ops import *  # noqa: F403
 from .random import Random
+from .registry import REGISTRY
 from .state import check_mode, enable_grad, no_grad
 from .tensor import Tensor, grad, gradients
+from .verify import verify
 
 __all__ = [
     "REGISTRY",
@@ -56,5 +59,6 @@ __all__ = [
     "ops",
     "to_numpy",
     "use",
+    "verify",
 ]
 __all__ += ops.__all__

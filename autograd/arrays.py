@@ -50,6 +50,11 @@ def largest(x, axes):
     return namespace(x).full(kept, -math.inf, x.dtype)
 
 
+def or_zeros(x, like):
+    """The array, or zeros like another one where there is none: a gradient that never arrived."""
+    return namespace(like).zeros_like(like) if x is None else x
+
+
 def add_at(target, key, values) -> None:
     """target[key] += values, where repeated indices add up, in the order of the values; ``target`` is contiguous."""
     if not is_cupy(target):

@@ -1,52 +1,16 @@
-"""Checking derivatives and values: gradcheck, the adjoint test, and the one equality metric."""
+"""Checking derivatives: gradcheck, and the adjoint test of linear maps."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 
 import numpy as np
 
 from .device import to_numpy
-from .state import _Switch
+from .metric import TOLERANCE, within
+from .state import Switch
 from .tensor import Tensor, gradients
-
-# The rounding that is allowed to a result, relative to its largest value: 256 ulp. Longer sums grow like the square
-# root of their number of terms; each test states that number where it is large.
-TOLERANCE = {np.dtype(np.float32): 256 * 2.0**-24, np.dtype(np.float64): 256 * 2.0**-53}
-
-
-def distance(actual, expected) -> float:
-    """The largest difference relative to the largest expected value; NaN and infinities must stand in the same places.
-
-    Returns infinity where they do not, or where the shapes differ. For an array whose values are all below 1 in
-    magnitude, the scale stays that of the values, but never below 1e-3.
-    """
-    actual, expected = to_numpy(actual), to_numpy(expected)
-    if actual.shape != expected.shape:
-        return math.inf
-    if not actual.size:
-        return 0.0
-    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(expected)
-    if not np.array_equal(actual[~finite], expected[~finite], equal_nan=True) or not np.isfinite(actual[finite]).all():
-        return math.inf
-    if not finite.any():
-        return 0.0
-    scale = max(float(np.abs(expected[finite]).max()), 1e-3)
-    return float(np.abs(actual[finite] - expected[finite]).max()) / scale
-
-
-def assert_close(actual, expected, message: str = "values differ", terms: float = 1) -> None:
-    """AssertionError unless ``distance`` is within the tolerance of ``actual``'s dtype times √terms."""
-    dtype = to_numpy(actual).dtype
-    limit = TOLERANCE.get(dtype, 0.0) * math.sqrt(max(terms, 1))
-    found = distance(actual, expected)
-    if not found <= limit:
-        a, e = to_numpy(actual), to_numpy(expected)
-        detail = f"shapes {a.shape} and {e.shape}" if a.shape != e.shape else f"relative error {found:.3g}, allowed {limit:.3g}"
-        raise AssertionError(f"{message}: {detail} ({dtype})\nactual   {a.ravel()[:8]}\nexpected {e.ravel()[:8]}")
 
 
 def _outputs(result) -> list[Tensor]:
@@ -77,7 +41,7 @@ def _complex(f, inputs, which, direction, cotangents) -> float:
     """The same derivative as Im f(x + i h direction) / h: exact to rounding, for analytic functions."""
     moved = [Tensor.wrap(x.data) for x in inputs]
     moved[which] = Tensor.wrap(inputs[which].data + 1e-30j * direction)
-    with _Switch("complex_step", True), _Switch("recording", False):
+    with Switch(complex_step=True, recording=False):
         outputs = _outputs(f(*moved))
     return _dot(cotangents, [np.imag(o.data) for o in outputs]) / 1e-30
 
@@ -121,7 +85,7 @@ def gradcheck(f: Callable, *inputs, order: int = 1, analytic: bool = False, tole
             expected = derivative(f, tensors, which, direction, cotangents)
             found = float(np.sum(gradient.data * direction))
             scale = max(abs(expected), float(np.sqrt(np.sum(gradient.data**2))), 1e-3)
-            if not abs(found - expected) <= tolerance * scale:
+            if not within(abs(found - expected) / scale, tolerance):
                 raise AssertionError(f"gradient of input {which}: {found!r}, expected {expected!r} "
                                      f"(shape {x.shape}, tolerance {tolerance:g})")
     if order > 1:
@@ -139,5 +103,5 @@ def adjoint_test(forward: Callable, backward: Callable, x, y) -> None:
     left = float(np.sum(forward(x).astype(np.float64) * y))
     right = float(np.sum(backward(y).astype(np.float64) * x))
     scale = max(abs(left), abs(right), float(np.sqrt(np.sum(np.square(x)) * np.sum(np.square(y)))), 1e-30)
-    if not abs(left - right) <= TOLERANCE[x.dtype] * scale:
+    if not within(abs(left - right) / scale, TOLERANCE[x.dtype]):
         raise AssertionError(f"not adjoint: <Ax, y> = {left!r}, <x, A*y> = {right!r}")

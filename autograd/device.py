@@ -46,14 +46,34 @@ def to_numpy(x) -> np.ndarray:
     if not is_cupy(x):
         x = x if isinstance(x, np.ndarray) else getattr(x, "data", x)
     if not is_cupy(x):
-        return np.asarray(x)
+        return plain(x, "to_numpy: the argument")
     read()
     return x.get()
+
+
+def plain(values, what: str):
+    """An array of NumPy or CuPy itself, of lists and numbers too; ``what`` begins the message that refuses a subclass.
+
+    A subclass means more than its numbers (a mask, a unit, another product), except for a file that is mapped into memory.
+    """
+    if type(values) is np.ndarray or is_cupy(values):
+        return values
+    if isinstance(values, np.ndarray) and not isinstance(values, np.memmap):
+        kind = f"{type(values).__module__}.{type(values).__qualname__}"
+        lost = ", without its mask" if isinstance(values, np.ma.MaskedArray) else ""
+        raise DtypeError(f"{what} is a {kind}, allowed: plain arrays (np.asarray(...) makes one{lost})")
+    return np.asarray(values)
 
 
 def unscalar(value):
     """A 0-d array instead of the NumPy scalar that reductions and sums of 0-d arrays return."""
     return np.asarray(value) if isinstance(value, np.generic) else value
+
+
+def overlap(x, y) -> bool:
+    """Whether two arrays may share memory: whether the ranges of their addresses meet."""
+    xp = namespace(x, y) if is_cupy(x) == is_cupy(y) else None
+    return xp is not None and bool(xp.may_share_memory(x, y))
 
 
 # -- the GPU -----------------------------------------------------------------------------------------------------------

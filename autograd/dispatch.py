@@ -3,86 +3,86 @@
 from __future__ import annotations
 
 import difflib
-from contextlib import ContextDecorator
+from collections.abc import Iterator
 
-from .device import device_name
 from .errors import KernelError
-from .op import REGISTRY, Op, lookup
-from .state import STATE
+from .registry import REGISTRY, lookup
+from .routes import Route
+from .state import Switch, switches
 
 
-class use(ContextDecorator):
+class use(Switch):
     """Force a form or a kernel inside a ``with`` block: it runs or raises, it never falls back silently.
 
     ``use("attention", form="parallel")`` concerns one operator (several names are allowed). Without a name the request
-    concerns every operator that declares such a form or kernel, and one that none declares is an error at once.
-    ``use(kernel="none")`` switches kernels off. The innermost request that concerns an operator counts.
+    concerns every operator that declares such a form or kernel, and one that none declares is an error at once. A device
+    names its first kernel that can run; ``use(kernel="none")`` switches kernels off. ``use("retention", form="chunkwise",
+    chunk_size=16)`` also sets a tuning number. The innermost request that concerns an operator counts.
     """
 
-    def __init__(self, *ops, form: str | None = None, kernel: str | None = None):
+    def __init__(self, *ops, form: str | None = None, kernel: str | None = None, **tuning: int):
+        super().__init__()
         if (form is None) == (kernel is None):
             raise KernelError("use: give exactly one of form=... and kernel=...")
         self._ops = frozenset(lookup(o).name for o in ops)
-        self._form, self._kernel = form, kernel
-        if kernel == "none":
-            return
-        key, field = (form, "forms") if form is not None else (kernel, "kernels")
+        self._kind, self._name = ("form", form) if form is not None else ("kernel", kernel)
+        self.tuning = tuning
         concerned = [REGISTRY[n] for n in self._ops] or list(REGISTRY.values())
-        missing = [o.name for o in concerned if key not in getattr(o, field)]
-        if (self._ops and missing) or len(missing) == len(concerned):
-            available = sorted({k for o in concerned for k in getattr(o, field)})
-            close = difflib.get_close_matches(key, available, 1)
+        found = [[route for route in op.routes if self.allows(route)] for op in concerned]
+        if not all(found) if self._ops else not any(found):
+            available = sorted({r.name for op in concerned for r in op.routes if r.kind == self._kind})
+            close = difflib.get_close_matches(self._name, available, 1)
             raise KernelError(
-                f"use: {', '.join(sorted(self._ops)) or 'no operator'} has no {field[:-1]} {key!r}"
+                f"use: {', '.join(sorted(self._ops)) or 'no operator'} has no {self._kind} {self._name!r}"
                 + (f"; did you mean {close[0]!r}?" if close else f", available: {', '.join(available) or 'none'}")
             )
+        for routes in found:
+            for name, value in tuning.items():
+                routes[0].check_tuning(name, value)
 
-    def concerns(self, op: Op) -> bool:
-        if self._ops:
-            return op.name in self._ops
-        return self._kernel == "none" or (self._form in op.forms if self._form else self._kernel in op.kernels)
+    def allows(self, route: Route) -> bool:
+        """Whether the request leaves this route."""
+        if self._kind == "kernel" and self._name == "none":
+            return route.kind == "form"
+        return self.names(route) or (route.kind == self._kind and self._name == route.device
+                                     and self._name not in route.op.kernels)
 
-    def __enter__(self):
-        STATE.uses = (*STATE.uses, self)
-        return self
+    def names(self, route: Route) -> bool:
+        """Whether the request is for this route and no other."""
+        return route.kind == self._kind and self._name == route.name
 
-    def __exit__(self, *_):
-        last = len(STATE.uses) - 1 - STATE.uses[::-1].index(self)  # a generator may leave its block late
-        STATE.uses = STATE.uses[:last] + STATE.uses[last + 1:]
-
-
-def _request(op: Op) -> use | None:
-    for request in reversed(STATE.uses):
-        if request.concerns(op):
-            return request
-    return None
+    def concerns(self, op) -> bool:
+        """Whether the request is about this operator."""
+        return op.name in self._ops if self._ops else any(map(self.allows, op.routes))
 
 
-def _default_form(op: Op):
-    for form in op.forms.values():
-        return form
-    raise KernelError(f"{op.name}: no form is declared")
+def request_for(op) -> use | None:
+    """The innermost request that concerns the operator."""
+    uses = switches().uses
+    return next((request for request in reversed(uses) if request.concerns(op)), None) if uses else None
 
 
-def choose(op: Op, arrays, params):
-    """The Form or Kernel that runs this call. The first declared form is the default where no kernel applies."""
-    request = _request(op) if STATE.uses else None
-    if request is not None:
-        if request._form is not None:
-            return op.forms[request._form]
-        if request._kernel != "none":
-            kernel = op.kernels[request._kernel]
-            reason = kernel.reason_against(arrays, params)
-            if reason:
-                raise KernelError(f"{op.name}: the forced kernel {request._kernel!r} cannot run: {reason}")
-            return kernel
-        return _default_form(op)
-    if op.kernels and not STATE.complex_step:
-        first = next(a for a in arrays if a is not None)
-        kernel = op.kernels.get(device_name(first))
-        if kernel is not None and (kernel.supports is None or kernel.supports(*arrays, **params) is None):
-            return kernel  # dtypes and devices were checked when the arguments were converted
-    return _default_form(op)
+def candidates(op, arrays, params, request, recording) -> Iterator[tuple[Route, str | None]]:
+    """Every route and the reason against it, in order of preference: the first without a reason runs."""
+    for route in op.routes:
+        if request is not None and not request.allows(route):
+            yield route, "use() asks for something else"
+        else:
+            reason = route.reason_against(arrays, params, recording)
+            if reason is None and not (request is not None and request.names(route)):
+                reason = route.reason_to_defer(arrays, params)
+            yield route, reason
+
+
+def choose(op, arrays, params, request, recording) -> Route:
+    """The route that runs this call."""
+    reasons = []
+    for route, reason in candidates(op, arrays, params, request, recording):
+        if reason is None:
+            return route
+        if request is not None and request.allows(route):
+            reasons.append(f"the forced {route.kind} {route.name!r} cannot run: {reason}")
+    raise KernelError(f"{op.name}: {'; '.join(reasons) or 'no form is declared'}")
 
 
 def explain(op, *args, **kwargs) -> str:
@@ -90,30 +90,17 @@ def explain(op, *args, **kwargs) -> str:
     op = lookup(op)
     lines = [f"{op.name}: {op.signature}"]
     if not args and not kwargs:
-        lines += [f"  form {name}" for name in op.forms] + [f"  kernel {name}" for name in op.kernels]
-        return "\n".join(lines)
-    values, params = op.bind(args, kwargs)
-    _, arrays, _ = op._convert(values)
-    try:
-        chosen = choose(op, arrays, params)
-    except KernelError:  # a forced kernel that cannot run: the line of that kernel says why
-        chosen = None
-    request = _request(op)
-    for name, kernel in op.kernels.items():
-        if kernel is chosen:
-            note = "chosen" + (": forced by use()" if request else ": the fused kernel of this device")
-        elif request is not None and request._kernel != name:
-            note = "not chosen: use() asks for something else"
+        return "\n".join([*lines, *(f"  {route}" for route in op.routes)])
+    _, arrays, params, recording = op.accept(args, kwargs)
+    request, chosen = request_for(op), None
+    for route, reason in candidates(op, arrays, params, request, recording):
+        if reason is not None:
+            forced = request is not None and request.allows(route)
+            note = f"forced by use(), cannot run: {reason}" if forced else f"not chosen: {reason}"
         elif chosen is None:
-            note = f"forced by use(), cannot run: {kernel.reason_against(arrays, params)}"
+            chosen = route
+            note = "chosen: " + ("forced by use()" if request else route.why)
         else:
-            note = f"not chosen: {kernel.reason_against(arrays, params)}"
-        lines.append(f"  kernel {name}: {note}")
-    for name, form in op.forms.items():
-        if form is chosen:
-            note = "chosen" + (": forced by use()" if request else ": the default form")
-        else:
-            note = "not chosen: " + ("use() asks for something else" if request else
-                                     "a kernel applies" if chosen in op.kernels.values() else "not the default form")
-        lines.append(f"  form {name}: {note}")
+            note = f"not chosen: {chosen} comes first"
+        lines.append(f"  {route}: {note}")
     return "\n".join(lines)

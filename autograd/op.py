@@ -1,167 +1,132 @@
-"""Op: everything about an operator, declared once, and the REGISTRY that tests, benchmarks and help enumerate.
+"""Op: everything about an operator, declared once; tests, benchmarks and help enumerate the registry of them.
 
-    @op("x[... D], weight?[D] -> y[... D]", laws=[...])
+    @op("x[... D], weight?[D] -> y[... D]", laws=[...], method=True)
     def rms_norm(x, weight=None, *, eps=1e-5): ...       # the definition: loops over NumPy arrays, nothing clever
 
-    @rms_norm.form                                       # differentiable Tensor code: the tape makes its gradient
-    def composed(x, weight=None, *, eps=1e-5): ...
+    @rms_norm.form                                       # Tensor operators: the tape makes its gradient
+    def composed(x, weight, eps): ...
 
     @exp.primitive                                       # or array code ...
     def array(x): ...
     @exp.vjp                                             # ... with a gradient written in operators
     def _(g, out): ...
 
-    rms_norm.kernel("cpu", "autograd.ops.rms_norm.cpu")  # a fused forward and backward, imported at its first call
+    rms_norm.kernel("cpu")                               # fused functions in cpu.py beside the page, imported at the first call
 
     @rms_norm.inputs                                     # what tests and benchmarks draw; derived from the shapes if absent
     def _(draw): ...
 
     @rms_norm.validate                                   # value checks, before any form or kernel runs
-    def _(x, weight, *, eps): ...
+    def _(x, eps): ...
+
+What these functions receive and return is the protocol of routes.py.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .device import FLOATS, device_name, namespace, unscalar
-from .errors import AutogradError, DtypeError, GraphError, KernelError, ShapeError
-from .node import Node, require_finite
+from .device import FLOATS, is_cupy, namespace, overlap, plain, unscalar
+from .dispatch import choose, request_for
+from .errors import AutogradError, DtypeError, ShapeError
+from .node import Node, place_of, require_finite
+from .registry import register
+from .routes import Form, Kernel, Route, reader
 from .shapes import Argument, Signature, bind
-from .state import STATE
+from .state import switches
 from .tensor import Tensor
-
-REGISTRY: dict[str, Op] = {}
-
-
-@dataclass
-class Form:
-    """One algorithm for an operator: ``composed`` of Tensor operators, or array code with a ``vjp`` (a primitive)."""
-
-    name: str
-    function: Callable
-    primitive: bool = False
-    vjp: Callable | None = None
-    plan: tuple = ()  # what the vjp's parameters are, see _plan
-
-    @property
-    def saves_outputs(self) -> bool:
-        return any(kind == "out" for kind, _, _ in self.plan)
-
-
-@dataclass
-class Kernel:
-    """A fused forward and backward for one device, in a module that is imported at the first call."""
-
-    device: str
-    module: str
-    prefix: str = ""
-    _loaded: dict = field(default_factory=dict, repr=False)
-
-    def _get(self, name: str):
-        if name not in self._loaded:
-            self._loaded[name] = getattr(importlib.import_module(self.module), self.prefix + name, None)
-        return self._loaded[name]
-
-    @property
-    def forward(self) -> Callable:
-        return self._get("forward")
-
-    @property
-    def backward(self) -> Callable:
-        return self._get("backward")
-
-    @property
-    def supports(self) -> Callable | None:
-        return self._get("supports")
-
-    def reason_against(self, values, params) -> str | None:
-        """Why this kernel cannot run on these arrays, or None."""
-        for value in values:
-            if value is not None and value.dtype.kind == "f" and value.dtype not in FLOATS:
-                return f"needs float32 or float64, got {value.dtype}"
-            if value is not None and value.dtype.kind == "c":
-                return "complex arrays pass only through forms"
-            if value is not None and device_name(value) != self.device:
-                return f"runs on {self.device} arrays, got {device_name(value)} arrays"
-        return self.supports(*values, **params) if self.supports else None
 
 
 class Op:
-    """A declared operator. Calling it checks the arguments, chooses a form or kernel, and records a node."""
+    """A declared operator. Calling it checks the arguments, chooses a form or kernel, and records a node.
+
+    ``view``: outputs may share memory with an input. ``variadic``: the one input is a sequence of arrays. ``analytic``: forms
+    accept complex arrays, so derivatives can be checked by a complex step. ``tolerance``: how much cancellation the formula
+    itself has, as a factor on the metric's tolerance. ``method``: True makes the operator a method of Tensor, names such as
+    "matmul __matmul__" those methods; one of two operands brings its reflected one along.
+    """
 
     def __init__(self, definition: Callable, signature: str, *, laws=(), differentiable=True, view=False,
-                 variadic=False, analytic=False, tolerance=1.0):
+                 variadic=False, analytic=False, tolerance=1.0, method: bool | str = False):
         self.name = definition.__name__
         self.signature = Signature.parse(signature)
         self.definition = definition
         self.__doc__ = definition.__doc__
         self.__wrapped__ = definition
-        self.laws = tuple(laws)
-        self.differentiable = differentiable
-        self.view = view  # outputs may share memory with the first input
-        self.variadic = variadic  # the one input is a sequence of arrays
-        self.analytic = analytic  # forms accept complex arrays, so derivatives can be checked by a complex step
-        self.tolerance = tolerance  # how much cancellation the formula itself has, as a factor on the metric's tolerance
-        self.forms: dict[str, Form] = {}
-        self.kernels: dict[str, Kernel] = {}
+        self.laws = tuple(law for one in laws for law in (one if isinstance(one, tuple) else (one,)))
+        self.differentiable = differentiable and any(a.kind == "float" for a in self.signature.outputs)
+        self.view, self.variadic, self.analytic, self.tolerance = view, variadic, analytic, tolerance
+        self.routes: list[Route] = []  # in order of preference: the kernels, then the forms
         self.draw: Callable | None = None
         self._validate: Callable | None = None
-        self._names = [a.name for a in self.signature.inputs]
+        names = [a.name for a in self.signature.inputs]
         parameters = inspect.signature(definition).parameters.values()
         self.params = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        if positional != self._names:
-            raise ShapeError(f"{self.name}: the definition takes {positional}, the signature names {self._names}")
+        if positional != names:
+            raise ShapeError(f"{self.name}: the definition takes {positional}, the signature names {names}")
+        self.floats = [a.name for a in self.signature.inputs if a.kind == "float"]  # the inputs that have a gradient
+        self.places = {name: i for i, name in enumerate([*names, *self.params])}
+        self._bind, self._defaults = _binder(self), list(self.params.values())
         self._elementwise = self.signature.elementwise and not variadic
         self._shaped = [(i, a) for i, a in enumerate(self.signature.inputs) if a.dims != ("*",)]
         self._fitting: set[tuple] = set()  # shapes that were found to agree with the signature
-        if self.name in REGISTRY:
-            raise AutogradError(f"operator {self.name!r} is declared twice")
-        REGISTRY[self.name] = self
+        register(self)
+        if method:
+            for name in [self.name] if method is True else method.split():
+                setattr(Tensor, name, _method(self, name))
+                if name.startswith("__") and len(names) == 2:
+                    setattr(Tensor, name.replace("__", "__r", 1), _method(self, name, reflected=True))
 
     def __repr__(self) -> str:
         return f"<op {self.name}({self.signature})>"
 
     # -- declaration -------------------------------------------------------------------------------------------------
-    def form(self, function: Callable) -> Callable:
+    def form(self, function: Callable | None = None, *, tuning: dict[str, int] | None = None) -> Callable:
         """Declare a form made of Tensor operators; its name is the function's."""
-        self._declare(Form(function.__name__, function))
+        if function is None:
+            return lambda function: self.form(function, tuning=tuning)
+        self._declare(Form(self, function.__name__, function, tuning=tuning))
         return function
 
-    def _declare(self, form: Form) -> None:
-        if form.name in self.forms:
-            raise AutogradError(f"{self.name}: form {form.name!r} is declared twice")
-        self.forms[form.name] = form
-
     def primitive(self, function: Callable) -> Callable:
-        """Declare the form "array", made of array code; ``vjp`` states its gradient."""
-        self._declare(Form("array", function, primitive=True))
+        """Declare a form made of array code, named like the function, or "array"; ``vjp`` states its gradient."""
+        name = function.__name__ if function.__name__.isidentifier() and function.__name__ != "_" else "array"
+        self._declare(Form(self, name, function, primitive=True))
         return function
 
     def vjp(self, function: Callable) -> Callable:
-        """Declare the gradient of the primitive form, written with Tensor operators.
-
-        Its parameters say what backward needs: ``g`` (the gradient of the output, a list for several outputs), the
-        names of inputs, ``out`` (the output, or the list of them), ``<input>_shape``, static parameters, and
-        ``needs`` (which inputs want a gradient), ``shapes`` (of all inputs).
-        """
-        form = self.forms.get("array")
-        if form is None:
+        """Declare the gradient of the primitive that was declared last, written with Tensor operators."""
+        primitives = [form for form in self.forms.values() if form.primitive]
+        if not primitives:
             raise AutogradError(f"{self.name}: declare the primitive before its vjp")
-        form.vjp = function
-        form.plan = self._plan(function)
+        primitives[-1].differentiate_by(function)
         return function
 
-    def kernel(self, device: str, module: str, prefix: str = "") -> None:
-        """Declare a fused kernel: ``module`` has ``<prefix>forward``, ``<prefix>backward``, perhaps ``supports``."""
-        self.kernels[device] = Kernel(device, module, prefix)
+    def kernel(self, device: str, module: str | None = None, *, name: str | None = None, prefix: str = "",
+               tuning: dict[str, int] | None = None, sizes: dict[str, int] | None = None) -> None:
+        """Declare a fused kernel for "cpu" or "cuda": the functions with this prefix in cpu.py or gpu.py beside the page."""
+        self._declare(Kernel(self, device, name, module, prefix, tuning, sizes))
+
+    def _declare(self, route: Route) -> None:
+        if str(route) in map(str, self.routes):
+            raise AutogradError(f"{self.name}: {route} is declared twice")
+        self.routes.append(route)
+        self.routes.sort(key=lambda route: route.kind, reverse=True)
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """The forms by name; the first one is the default."""
+        return {route.name: route for route in self.routes if isinstance(route, Form)}
+
+    @property
+    def kernels(self) -> dict[str, Kernel]:
+        """The kernels by name."""
+        return {route.name: route for route in self.routes if isinstance(route, Kernel)}
 
     def inputs(self, function: Callable) -> Callable:
         """Declare how inputs are drawn: ``function(draw) -> (arrays, params)``."""
@@ -169,302 +134,225 @@ class Op:
         return function
 
     def validate(self, function: Callable) -> Callable:
-        """Declare checks of values and parameters, called with the arrays before anything runs."""
-        self._validate = function
+        """Declare checks of values and parameters, called with arrays before anything runs."""
+        self._validate = reader(function, self.places, f"{self.name}, validate")
         return function
 
-    def _plan(self, function) -> tuple:
-        plan = []
-        for name in list(inspect.signature(function).parameters)[1:]:
-            if name in self._names:
-                plan.append(("input", self._names.index(name), name))
-            elif name == "out":
-                plan.append(("out", None, name))
-            elif name in ("needs", "shapes"):
-                plan.append((name, None, name))
-            elif name.endswith("_shape") and name[:-6] in self._names:
-                plan.append(("shape", self._names.index(name[:-6]), name))
-            elif name in self.params:
-                plan.append(("param", name, name))
-            else:
-                raise AutogradError(f"{self.name}: the vjp's parameter {name!r} is neither an input nor a parameter")
-        return tuple(plan)
-
     # -- calling -----------------------------------------------------------------------------------------------------
+    @np.errstate(under="ignore")  # what is rounded to 0 is rounded as it should be, here and in gradients; see walk
     def __call__(self, *args, **kwargs):
-        values, params = self.bind(args, kwargs)
-        tensors, arrays, recording = self._convert(values)
-        packed = (arrays,) if self.variadic else arrays
+        tensors, arrays, params, recording = self.accept(args, kwargs)
+        request = request_for(self)
+        route = choose(self, arrays, params, request, recording)
+        return route.run(tensors, arrays, params, request, recording)
+
+    def accept(self, args, kwargs):
+        """The inputs as tensors and as arrays, the static parameters in order, and whether the call is recorded."""
+        inputs, params = self.bind(args, kwargs)
+        tensors, arrays, recording = self._convert(inputs)
         if self._shaped and not self._elementwise:
             self._check_shapes(arrays)
         if self._validate is not None:
-            self._validate(*packed, **params)
-        chosen = choose(self, arrays, params)
-        if type(chosen) is Form:
-            if not chosen.primitive:
-                return chosen.function(*((tensors,) if self.variadic else tensors), **params)
-            return self._run_primitive(chosen, tensors, arrays, params, recording)
-        return self._run_kernel(chosen, tensors, arrays, params, recording)
+            self._validate([*self.packed(arrays), *params])
+        return tensors, arrays, params, recording
+
+    def bind(self, args, kwargs):
+        """The inputs in signature order (None where absent), those of a variadic operator flat, and all static parameters."""
+        count = len(self.signature.inputs)
+        if len(args) == count and not kwargs and not self.variadic:
+            return args, self._defaults
+        try:
+            values = self._bind(*args, **kwargs)
+        except TypeError as error:
+            raise self._misbound(args, kwargs, error) from None
+        inputs, params = values[:count], values[count:]
+        if self.variadic:
+            inputs = inputs[0]
+            if not isinstance(inputs, tuple | list) or len(inputs) == 0:
+                raise TypeError(f"{self.name}: {self.signature.inputs[0].name} must be a non-empty list or tuple of tensors")
+        return inputs, [p.item() if isinstance(p, np.generic) else p for p in params]  # a NumPy scalar would widen floats
+
+    def _misbound(self, args, kwargs, error) -> TypeError:
+        names = list(self.places)
+        for name in kwargs:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else f", allowed: {', '.join(names)}"
+                return TypeError(f"{self.name}: no argument {name!r}{hint}")
+            if name in names[: len(args)]:
+                return TypeError(f"{self.name}: {name!r} was given twice")
+        if len(args) > len(names):
+            return TypeError(f"{self.name}: takes {', '.join(names)}, got {len(args)} arguments")
+        return TypeError(str(error))
+
+    def packed(self, values: Sequence) -> Sequence:
+        """Flat values as a function's arguments: a variadic operator's are one list."""
+        return [values] if self.variadic else values
+
+    def arguments(self, values: Sequence) -> Sequence[Argument]:
+        """The declared argument of each flat value."""
+        return self.signature.inputs * len(values) if self.variadic else self.signature.inputs
+
+    def _convert(self, inputs):
+        """Arrays become constant tensors of their own dtype, which must be that of the others; Python numbers take the dtype
+        and the device of the others; inputs that are not differentiable stay arrays, copied if backward will need them.
+        """
+        tensors, arrays, others, like, wanted = list(inputs), [None] * len(inputs), [], None, False
+        for i, argument in enumerate(self.arguments(inputs)):
+            value = inputs[i]
+            if isinstance(value, Tensor) and argument.kind == "float":
+                arrays[i] = value.data
+                wanted |= value.requires_grad
+                like = value if like is None else like
+            elif value is not None:
+                others.append((i, argument))
+            elif not argument.optional:
+                raise TypeError(f"{self.name}: argument {argument.name!r} is missing")
+        recording = wanted and self.differentiable and switches().recording
+        if others:
+            if like is None:
+                like = next((inputs[i] for i, a in others if a.kind == "float" and hasattr(inputs[i], "dtype")), None)
+            for i, argument in others:
+                if argument.kind != "float":
+                    tensors[i] = arrays[i] = self._plain(argument, inputs[i], recording)
+                else:
+                    tensors[i] = self._constant(argument, inputs[i], like)
+                    arrays[i] = tensors[i].data
+        self._check_alike(arrays)
+        return tensors, arrays, recording
+
+    def _check_alike(self, arrays) -> None:
+        """All floats have one dtype, and all arrays lie on one device."""
+        dtype = None
+        for argument, array in zip(self.arguments(arrays), arrays, strict=True):
+            if array is None:
+                continue
+            if type(array) is not np.ndarray:
+                namespace(*arrays)  # refuses a mixture
+            if argument.kind == "float" and array.dtype is not dtype:
+                if dtype is not None and array.dtype != dtype and not switches().complex_step:
+                    raise DtypeError(
+                        f"{self.name}: {argument.name} is {array.dtype} but another argument is {dtype}; dtypes are never "
+                        "widened silently: convert one with .astype (a NumPy scalar: float(s))"
+                    )
+                dtype = array.dtype
+
+    def _constant(self, argument: Argument, value, like) -> Tensor:
+        """A float input that is no tensor, as one."""
+        if isinstance(value, int | float) and not isinstance(value, np.generic):
+            if like is None:
+                return Tensor.wrap(np.asarray(value, np.float64))
+            data = like.data if isinstance(like, Tensor) else like
+            return Tensor.wrap(namespace(data).asarray(value, like.dtype))
+        array = plain(value, f"{self.name}: {argument.name}")
+        if array.dtype not in FLOATS and not (switches().complex_step and array.dtype.kind == "c"):
+            raise DtypeError(
+                f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: float32, float64 "
+                "(convert with .astype; for a mask use where or the mask argument)"
+            )
+        return Tensor(array)
+
+    def _plain(self, argument: Argument, value, recording: bool):
+        """An input that is not differentiable."""
+        if isinstance(value, Tensor):
+            raise DtypeError(f"{self.name}: {argument.name} takes a plain {argument.kind} array, got a Tensor")
+        array = plain(value, f"{self.name}: {argument.name}")
+        if argument.kind == "int":
+            if array.dtype.kind not in "iu" and array.size:
+                raise DtypeError(f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: integers")
+            if array.dtype == np.uint64 and not is_cupy(array):  # what an int64 cannot hold stays out of range
+                array = np.minimum(array, np.uint64(np.iinfo(np.intp).max))
+            return array.astype(np.intp, copy=recording or array.dtype != np.intp)
+        if argument.kind == "bool" and array.dtype != np.bool_:
+            raise DtypeError(f"{self.name}: {argument.name} has dtype {array.dtype}, only boolean masks are allowed")
+        if argument.kind == "const" and array.dtype not in FLOATS:
+            raise DtypeError(f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: float32, float64")
+        return array.copy() if recording else array
 
     def _check_shapes(self, arrays) -> None:
         shapes = tuple([None if a is None else a.shape for a in arrays])
         if shapes in self._fitting:  # the same ones as before, in all but the first step of a training run
             return
-        bound: dict = {}
-        for i, argument in self._shaped:
-            if shapes[i] is not None:
-                bind(self.name, argument, shapes[i], bound)
+        self._letters(arrays)
         if len(self._fitting) >= 1000:
             self._fitting.clear()
         self._fitting.add(shapes)
 
-    def bind(self, args, kwargs):
-        """The inputs in signature order (None where absent) and all static parameters."""
-        names = self._names
-        if self.variadic:
-            sequence = args[0] if args else kwargs.get(names[0], ())
-            if not isinstance(sequence, tuple | list) or len(sequence) == 0:
-                raise TypeError(f"{self.name}: {names[0]} must be a non-empty list or tuple of tensors")
-            args = (None, *args[1:]) if args else ()
-        if len(args) == len(names) and not kwargs:
-            return (sequence if self.variadic else args), self.params
-        params = dict(self.params)
-        extra = args[len(names):]
-        if len(extra) > len(params):
-            raise TypeError(f"{self.name}: takes {', '.join([*names, *params])}, got {len(args)} arguments")
-        for key, value in zip(params, extra, strict=False):  # sum(x, -1): parameters may follow in order
-            if key in kwargs:
-                raise TypeError(f"{self.name}: {key!r} was given twice")
-            params[key] = _plain_number(value)
-        args = args[: len(names)]
-        values = list(args) + [None] * (len(names) - len(args))
-        for key, value in kwargs.items():
-            if key in params:
-                params[key] = _plain_number(value)
-            elif key in names:
-                position = names.index(key)
-                if position < len(args):
-                    raise TypeError(f"{self.name}: {key!r} was given twice")
-                values[position] = value
-            else:
-                close = difflib.get_close_matches(key, [*params, *names], 1)
-                hint = f"; did you mean {close[0]!r}?" if close else f", allowed: {', '.join([*names, *params])}"
-                raise TypeError(f"{self.name}: no argument {key!r}{hint}")
-        return (sequence if self.variadic else values), params
+    def _letters(self, arrays) -> dict:
+        bound: dict = {}
+        for i, argument in self._shaped:
+            if arrays[i] is not None:
+                bind(self.name, argument, arrays[i].shape, bound)
+        return bound
 
-    def _convert(self, values):
-        """The inputs as tensors and as arrays, and whether the call is recorded.
+    # -- results -----------------------------------------------------------------------------------------------------
+    def broadcast(self, function: Callable, values: Sequence, arrays: Sequence):
+        """What a primitive computes; of an elementwise operator, shapes that do not broadcast are named."""
+        try:
+            return function(values)
+        except ValueError as error:
+            if not self._elementwise or isinstance(error, AutogradError):
+                raise
+            shapes = ", ".join(f"{n} {a.shape}" for n, a in zip(self.places, arrays, strict=False) if a is not None)
+            raise ShapeError(f"{self.name}: shapes do not broadcast: {shapes}") from error
 
-        Arrays become constant tensors of their own dtype, which must be that of the others; Python numbers take the
-        dtype and the device of the others; integer and boolean inputs stay arrays, copied if backward will need them.
+    def record(self, rule: Route, tensors, arrays, result, saved, versions) -> Node:
+        """A node for a call that ``rule`` computed."""
+        parents, shapes = [], []
+        for argument, tensor in zip(self.arguments(tensors), tensors, strict=True):
+            if argument.kind == "float":
+                parents.append(None if tensor is None or not tensor.requires_grad else place_of(tensor))
+                shapes.append(None if tensor is None else tensor.data.shape)
+        outputs = [(o.shape, o.dtype) for o in result] if type(result) is tuple else [(result.shape, result.dtype)]
+        if switches().checking:
+            _lock(arrays)
+        return Node(self, rule, parents, saved, shapes, outputs, versions)
+
+    def wrap(self, result, tensors, node: Node | None = None, saved: bool = False):
+        """The outputs as tensors, outputs of a node if there is one; integer and boolean ones, or all of an operator without
+        gradients, as they are.
         """
-        tensors: list = list(values)
-        arrays: list = [None] * len(values)
-        arguments = self.signature.inputs * len(values) if self.variadic else self.signature.inputs
-        dtype = None
-        weak = raw = False
-        xp = np
-        recording = False
-        for i, argument in enumerate(arguments):
-            value = values[i]
-            if isinstance(value, Tensor):
-                if argument.kind != "float":
-                    raise DtypeError(f"{self.name}: {argument.name} takes a plain {argument.kind} array, got a Tensor")
-                data = arrays[i] = value.data
-                if dtype is None:
-                    dtype = data.dtype
-                elif data.dtype != dtype:
-                    self._mixed(argument, data.dtype, dtype)
-                if value.requires_grad and STATE.recording:
-                    recording = True
-                if type(data) is not np.ndarray:
-                    xp = None
-            elif value is None:
-                if not argument.optional:
-                    raise TypeError(f"{self.name}: argument {argument.name!r} is missing")
-            elif argument.kind == "float" and isinstance(value, int | float) and not isinstance(value, np.generic):
-                weak = True
-            else:
-                raw = True
-        if raw or weak:
-            owners = [a for a in arrays if a is not None] if xp is None else []
-            module = namespace(*owners) if owners else np
-            for i, argument in enumerate(arguments):
-                if arrays[i] is None and values[i] is not None:
-                    value = values[i]
-                    if argument.kind != "float":
-                        arrays[i] = tensors[i] = self._plain(argument, value, recording)
-                    elif not (isinstance(value, int | float) and not isinstance(value, np.generic)):
-                        tensors[i] = Tensor(self._floats(argument, value))
-                        arrays[i] = tensors[i].data
-                        if dtype is None:
-                            dtype = arrays[i].dtype
-                        elif arrays[i].dtype != dtype:
-                            self._mixed(argument, arrays[i].dtype, dtype)
-            if weak:
-                dtype = dtype or np.dtype(np.float64)
-                for i, value in enumerate(values):
-                    if value is not None and arrays[i] is None:
-                        tensors[i] = Tensor.wrap(module.asarray(value, dtype))
-                        arrays[i] = tensors[i].data
-            namespace(*arrays)
-        elif xp is None:
-            namespace(*arrays)
-        return tensors, arrays, recording
-
-    def _floats(self, argument, value):
-        array = value if isinstance(value, np.ndarray) or hasattr(value, "__cuda_array_interface__") else np.asarray(value)
-        if array.dtype not in FLOATS and not (STATE.complex_step and array.dtype.kind == "c"):
-            raise DtypeError(
-                f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: float32, float64 "
-                "(convert with .astype; for a mask use where or the mask argument)"
-            )
-        return array
-
-    def _plain(self, argument: Argument, value, recording: bool):
-        array = value if hasattr(value, "dtype") and not isinstance(value, np.generic) else np.asarray(value)
-        if argument.kind == "bool":
-            if array.dtype != np.bool_:
-                raise DtypeError(f"{self.name}: {argument.name} has dtype {array.dtype}, only boolean masks are allowed")
-            return array.copy() if recording else array
-        if array.dtype.kind not in "iu" and array.size:
-            raise DtypeError(f"{self.name}: {argument.name} has dtype {array.dtype}, allowed: integers")
-        if array.dtype == np.uint64:  # what an int64 cannot hold stays out of range instead of becoming negative
-            array = np.minimum(array, np.uint64(np.iinfo(np.intp).max)) if type(array) is np.ndarray else array
-        return array.astype(np.intp, copy=recording or array.dtype != np.intp)
-
-    def _mixed(self, argument, dtype, expected):
-        if STATE.complex_step:
-            return
-        raise DtypeError(
-            f"{self.name}: {argument.name} is {dtype} but another argument is {expected}; dtypes are never widened "
-            "silently: convert one with .astype (a NumPy scalar: float(s))"
-        )
-
-    def _run_primitive(self, form, tensors, arrays, params, recording):
-        if self._elementwise:
-            try:
-                result = form.function(*arrays, **params)
-            except ValueError as error:
-                if isinstance(error, AutogradError):
-                    raise
-                shapes = ", ".join(f"{n} {a.shape}" for n, a in zip(self._names, arrays, strict=True) if a is not None)
-                raise ShapeError(f"{self.name}: shapes do not broadcast: {shapes}") from error
-        else:
-            result = form.function(*((arrays,) if self.variadic else arrays), **params)
+        several = type(result) is tuple
+        results = result if several else (result,)
+        checking = switches().checking
+        if checking:
+            self._check_outputs(results, tensors)
         if not self.differentiable:
             return result
-        if not recording:
-            return self._wrap(result, tensors)
-        outputs = result if type(result) is tuple else (result,)
-        saved, versions = [], []
-        for kind, key, name in form.plan:
-            if kind == "input":
-                tensor = tensors[key]
-                saved.append(tensor)
+        outputs = [Tensor.wrap(unscalar(array), node=node, index=i) if argument.kind == "float" else array
+                   for i, (array, argument) in enumerate(zip(results, self._declared(results), strict=True))]
+        if self.view or saved:
+            for tensor in outputs:
                 if isinstance(tensor, Tensor):
-                    versions.append((tensor.version, tensor.version[0], name))
-            elif kind == "shape":
-                saved.append(arrays[key].shape if arrays[key] is not None else None)
-            elif kind == "param":
-                saved.append(_frozen(params[key]))
-            elif kind == "shapes":
-                saved.append(tuple(a.shape for a in arrays))
-            elif kind == "needs":
-                saved.append(tuple(isinstance(t, Tensor) and t.requires_grad for t in tensors))
-            else:
-                saved.append([unscalar(o) for o in outputs])
-        node = self._node(tensors, arrays, outputs, (form, saved), _differentiate_primitive, versions)
-        return self._wrap(result, tensors, node, form.saves_outputs)
+                    self._share_version(tensor, tensors)
+                    if saved:
+                        node.versions.append((tensor.version, tensor.version[0], None))
+        if saved and checking:
+            _lock([t.data for t in outputs if isinstance(t, Tensor)])
+        return tuple(outputs) if several else outputs[0]
 
-    def _run_kernel(self, kernel, tensors, arrays, params, recording):
-        result, saved = kernel.forward(*arrays, **params)
-        if not self.differentiable:
-            return result
-        if not recording:
-            return self._wrap(result, tensors)
-        outputs = result if type(result) is tuple else (result,)
-        versions = [(t.version, t.version[0], n) for t, n in zip(tensors, self._names, strict=True) if isinstance(t, Tensor)]
-        node = self._node(tensors, arrays, outputs, (kernel, saved), _differentiate_kernel, versions)
-        return self._wrap(result, tensors, node, True)
+    def _share_version(self, tensor: Tensor, inputs) -> None:
+        """An update in place of an input is one of its view."""
+        if self.view:
+            for other in inputs:
+                if isinstance(other, Tensor) and overlap(tensor.data, other.data):
+                    tensor.version = other.version
 
-    def _node(self, tensors, arrays, outputs, saved, differentiate, versions):
-        parents = [
-            None if not isinstance(t, Tensor) or not t.requires_grad else (t.node, t.index) if t.node is not None else t
-            for t in tensors
-        ]
-        shapes = [None if a is None else a.shape for a in arrays]
-        node = Node(self, parents, differentiate, saved, shapes, [(o.shape, o.dtype) for o in outputs], versions)
-        if STATE.checking:
-            for array in arrays:
-                if type(array) is np.ndarray:
-                    array.flags.writeable = False
-        return node
+    def _declared(self, results: Sequence) -> Sequence[Argument]:
+        outputs = self.signature.outputs
+        if len(outputs) == 1 and outputs[0].dims == ("*",):  # any number
+            return outputs * len(results)
+        if len(outputs) != len(results):
+            raise AutogradError(f"{self.name}: {len(results)} outputs were computed, the signature declares {len(outputs)}")
+        return outputs
 
-    def _wrap(self, result, tensors, node=None, saved=False):
-        if type(result) is tuple:
-            return tuple([self._output(o, index, tensors, node, saved) for index, o in enumerate(result)])
-        return self._output(result, 0, tensors, node, saved)
-
-    def _output(self, output, index, tensors, node, saved):
-        output = unscalar(output)
-        if STATE.checking:
-            declared = self.signature.outputs[min(index, len(self.signature.outputs) - 1)]
-            state = declared.name in self.signature.states  # an empty one may hold ln 0
-            require_finite(output, f"the output of {self.name}", empty=state)
-        tensor = Tensor.wrap(output)
-        if node is not None:
-            tensor.requires_grad, tensor.node, tensor.index = True, node, index
-        if self.view and isinstance(tensors[0], Tensor):
-            tensor.version = tensors[0].version
-        if saved:
-            node.versions.append((tensor.version, tensor.version[0], None))
-            if STATE.checking and type(output) is np.ndarray:
-                output.flags.writeable = False
-        return tensor
-
-
-def _plain_number(value):
-    """A NumPy scalar as a Python number, which widens nothing; other parameters as they are."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _frozen(value):
-    """A parameter with its arrays and lists copied, so that changing them later does not change the gradient."""
-    if isinstance(value, tuple | list):
-        return type(value)(_frozen(v) for v in value)
-    return value.copy() if hasattr(value, "dtype") else value
-
-
-def _differentiate_primitive(node, grads, create_graph):
-    form, saved = node.saved
-    if form.vjp is None:
-        raise GraphError(f"{node.op.name} has no gradient")
-    arguments = []
-    for (kind, _, _), value in zip(form.plan, saved, strict=True):
-        if kind == "out":
-            outs = []
-            for index, array in enumerate(value):
-                tensor = Tensor.wrap(array)
-                if create_graph:
-                    tensor.requires_grad, tensor.node, tensor.index = True, node, index
-                outs.append(tensor)
-            value = outs if len(outs) > 1 else outs[0]
-        arguments.append(value)
-    result = form.vjp(grads if len(grads) > 1 else grads[0], *arguments)
-    return result if type(result) in (tuple, list) else (result,)
-
-
-def _differentiate_kernel(node, grads, create_graph):
-    kernel, saved = node.saved
-    if create_graph:
-        names = " or ".join(f"form={name!r}" for name in node.op.forms)
-        raise GraphError(
-            f"{node.op.name}: the fused {kernel.device} kernel has no second derivative; "
-            f"compute the output under use({node.op.name!r}, {names})"
-        )
-    results = kernel.backward(saved, *(g.data for g in grads))
-    return [None if r is None else Tensor.wrap(unscalar(r)) for r in results]
+    def _check_outputs(self, results, tensors) -> None:
+        bound = {} if self.variadic else self._letters(tensors)
+        for array, argument in zip(results, self._declared(results), strict=True):
+            if argument.dims != ("*",):
+                bind(f"the output of {self.name}", argument, np.shape(array), bound)
+            state = argument.name in self.signature.states  # an empty one may hold ln 0
+            require_finite(unscalar(array), f"the output of {self.name}", empty=state)
 
 
 def op(signature: str, **options) -> Callable[[Callable], Op]:
@@ -472,15 +360,27 @@ def op(signature: str, **options) -> Callable[[Callable], Op]:
     return lambda definition: Op(definition, signature, **options)
 
 
-def lookup(name) -> Op:
-    """The operator of that name (or the Op itself); an unknown one raises KernelError with the closest names."""
-    if isinstance(name, Op):
-        return name
-    if name not in REGISTRY:
-        close = difflib.get_close_matches(str(name), REGISTRY, 3)
-        hint = f"; did you mean {', '.join(close)}?" if close else f", known: {', '.join(sorted(REGISTRY))}"
-        raise KernelError(f"no operator {name!r}{hint}")
-    return REGISTRY[name]
+def _binder(op: Op) -> Callable:
+    """A function with the operator's parameters, all of which may follow in order: Python itself binds its arguments."""
+    optional = {a.name for a in op.signature.inputs if a.optional}
+    heads = [f"{n}=None" if n in optional else f"{n}=params[{n!r}]" if n in op.params else n for n in op.places]
+    scope: dict = {"params": op.params}
+    exec(f"def {op.name}({', '.join(heads)}): return ({', '.join(op.places)},)", scope)
+    return scope[op.name]
 
 
-from .dispatch import choose  # noqa: E402  (dispatch looks operators up in REGISTRY)
+def _method(op: Op, name: str, reflected: bool = False) -> Callable:
+    if reflected:
+        def method(self, other):
+            return op(other, self)
+    else:
+        def method(self, *args, **kwargs):
+            return op(self, *args, **kwargs)
+    method.__name__, method.__doc__ = name, op.__doc__
+    return method
+
+
+def _lock(arrays) -> None:
+    for array in arrays:
+        if type(array) is np.ndarray:
+            array.flags.writeable = False

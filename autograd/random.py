@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from types import ModuleType
 
 import numpy as np
 
@@ -40,11 +41,10 @@ class Random:
 
     def words(self, count: int) -> np.ndarray:
         """``count`` uint32 words; word e is element e mod 4 of counter (e div 4, 0, 0, 0)."""
-        if count >= LARGE:
-            from .cpu.philox import fill_words
-
+        kernels = _kernels(count)
+        if kernels:
             out = np.empty(-(-count // 4) * 4, np.uint32)
-            fill_words(np.uint64(self.seed), out)
+            kernels.fill_words(np.uint64(self.seed), out)
             return out[:count]
         blocks = np.arange(-(-count // 4), dtype=np.uint64)
         return np.stack(philox(blocks, blocks >> np.uint64(32), 0, 0, self.seed), axis=-1).reshape(-1)[:count]
@@ -54,11 +54,10 @@ class Random:
         size, dtype = _size("uniform", shape), _float("uniform", dtype)
         if dtype == np.float32:
             return ((self.words(size) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)).reshape(shape)
-        if size >= LARGE:
-            from .cpu.philox import fill_uniform
-
+        kernels = _kernels(size)
+        if kernels:
             out = np.empty(-(-size // 2) * 2)
-            fill_uniform(np.uint64(self.seed), out)
+            kernels.fill_uniform(np.uint64(self.seed), out)
             return out[:size].reshape(shape)
         words = self.words(2 * size).astype(np.uint64).reshape(-1, 2)
         return (((words[:, 0] << np.uint64(32) | words[:, 1]) >> np.uint64(11)) * 2.0**-53).reshape(shape)
@@ -95,6 +94,16 @@ class Random:
             raise DomainError(f"Random.keep: p must be a probability in [0, 1], got {p}")
         size = _size("keep", shape)
         return (self.words(size).astype(np.uint64) >= round(p * 2**32)).reshape(shape)
+
+
+def _kernels(count: int) -> ModuleType | None:
+    """The kernels that draw many numbers; None for few, or where none can be compiled."""
+    if count < LARGE:
+        return None
+    from .cpu import philox
+    from .cpu.compile import unavailable
+
+    return None if unavailable() else philox
 
 
 def _size(name: str, shape) -> int:

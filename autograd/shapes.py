@@ -10,12 +10,12 @@ import numpy as np
 
 from .errors import ShapeError
 
-_ARGUMENT = re.compile(r"(?P<name>\w+)(?P<optional>\?)?(?::(?P<kind>int|bool))?\[(?P<dims>[^\]]*)\]")
+_ARGUMENT = re.compile(r"(?P<name>\w+)(?P<optional>\?)?(?::(?P<kind>int|bool|const))?\[(?P<dims>[^\]]*)\]")
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One input or output of a signature: its name, kind ("float", "int" or "bool") and dimension letters."""
+    """One input or output of a signature: its name, kind ("float", "int", "bool" or "const") and dimension letters."""
 
     name: str
     dims: tuple[str, ...]
@@ -33,7 +33,8 @@ class Signature:
 
     A letter is a size that must agree wherever it stands; ``...`` is any number of leading axes, broadcast together;
     ``*`` alone means that the operator checks the shape itself; a number is that exact size.
-    ``?`` marks an optional input, ``:int`` and ``:bool`` plain integer and boolean arrays.
+    ``?`` marks an optional input, ``:int`` and ``:bool`` plain integer and boolean arrays, ``:const`` a plain float array
+    that has no gradient and keeps its own dtype.
     """
 
     inputs: tuple[Argument, ...]

@@ -1,56 +1,73 @@
-"""What is switched on in this thread: recording, checks, forced forms and kernels. Always restored after exceptions."""
+"""What is switched on here: recording, checks, forced forms and kernels. Always restored after exceptions.
+
+Switches are context variables: each thread and each asyncio task has its own. A thread that works for another runs in a copy
+of that one's context, ``contextvars.copy_context().run(...)``, as the workers of minitv's trainer do.
+"""
 
 from __future__ import annotations
 
-import threading
 from contextlib import ContextDecorator
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 
-class _State(threading.local):
-    recording = True  # operators record nodes for backward
-    checking = False  # every output is tested for NaN and infinity; saved arrays become read-only
-    complex_step = False  # complex arrays pass through forms, for exact derivatives in autograd.check
-    uses: tuple = ()  # the stack of use(...) requests, innermost last
-    depth = 0  # how many grad(f) calls are active: inner ones must stay differentiable
+@dataclass(frozen=True)
+class Switches:
+    """The position of every switch, and the contexts that are entered, the innermost last."""
+
+    entered: tuple = ()
+    recording: bool = True  # operators record nodes for backward
+    checking: bool = False  # every output is tested for NaN and infinity; saved arrays become read-only
+    complex_step: bool = False  # complex arrays pass through forms, for exact derivatives in autograd.check
+    depth: int = 0  # how many grad(f) calls are active: inner ones must stay differentiable
+    uses: tuple = ()  # the use(...) requests among what is entered
 
 
-STATE = _State()
+_current = ContextVar("autograd switches", default=Switches())  # noqa: B039 (it is frozen)
+switches = _current.get  # the Switches of this thread or task
 
 
-class _Switch(threading.local, ContextDecorator):  # each thread that enters it has its own stack
-    """A context manager and decorator that sets one field of the thread's state."""
+class Switch(ContextDecorator):
+    """A context manager and decorator that sets some of the switches; without any it is a request, see ``use``."""
 
-    def __init__(self, field: str, value):
-        self._field, self._value, self._before = field, value, []
+    def __init__(self, **positions):
+        self._positions = positions
 
     def __enter__(self):
-        self._before.append(getattr(STATE, self._field))
-        setattr(STATE, self._field, self._value)
+        _enter((*switches().entered, self))
         return self
 
     def __exit__(self, *_):
-        setattr(STATE, self._field, self._before.pop())
+        entered = switches().entered
+        if self in entered:  # the last time only: a generator may leave its block late
+            last = len(entered) - 1 - entered[::-1].index(self)
+            _enter(entered[:last] + entered[last + 1 :])
 
-    def _recreate_cm(self):
-        return type(self)(self._field, self._value)
+
+def _enter(entered: tuple) -> None:
+    positions: dict = {}
+    for switch in entered:
+        positions.update(switch._positions)
+    _current.set(Switches(entered, uses=tuple(s for s in entered if not s._positions), **positions))
 
 
-def no_grad() -> _Switch:
-    """Record nothing inside: ``with no_grad(): ...`` or ``@no_grad()``. Per thread, nestable.
+def no_grad() -> Switch:
+    """Record nothing inside: ``with no_grad(): ...`` or ``@no_grad()``; nestable.
 
     A generator function decorated with it runs its body *after* the decorator has left: open the ``with`` inside.
     """
-    return _Switch("recording", False)
+    return Switch(recording=False)
 
 
-def enable_grad() -> _Switch:
+def enable_grad() -> Switch:
     """Record inside, even within ``no_grad``."""
-    return _Switch("recording", True)
+    return Switch(recording=True)
 
 
-def check_mode() -> _Switch:
+def check_mode() -> Switch:
     """Raise NonFiniteError at the first operator whose output or gradient has a NaN or an infinity.
 
-    Arrays that backward will need are made read-only, so writing to one raises at the line that does it. Slow.
+    Outputs are compared with the operator's signature too. Arrays that backward will need are made read-only, so writing to
+    one raises at the line that does it. Slow.
     """
-    return _Switch("checking", True)
+    return Switch(checking=True)

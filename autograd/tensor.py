@@ -10,10 +10,11 @@ from functools import wraps
 
 import numpy as np
 
-from .device import FLOATS, is_cupy, location, move, namespace, read, to_numpy, unscalar
+from .device import FLOATS, is_cupy, location, move, namespace, plain, read, to_numpy, unscalar
 from .errors import DtypeError, GraphError, ShapeError
-from .node import run_backward
-from .state import STATE
+from .node import Sum, key, place_of, walk
+from .registry import REGISTRY
+from .state import Switch, switches
 
 _adding = threading.Lock()
 
@@ -23,7 +24,8 @@ class Tensor:
 
     ``Tensor(x)`` copies a list, a NumPy array or a CuPy array and keeps its dtype; integer and boolean data are not
     differentiable and stay plain arrays. The array ``data`` is immutable by contract: ``numpy()`` is a read-only view,
-    and ``assign_`` is the one way to change it.
+    and ``assign_`` is the one way to change it. Operators add themselves as methods, ``x + y`` and ``x.sum()`` among them
+    (``method=`` in their declarations).
     """
 
     __slots__ = ("__weakref__", "data", "grad", "index", "node", "requires_grad", "version")
@@ -33,33 +35,28 @@ class Tensor:
     grad: Tensor | None
 
     def __init__(self, data, *, dtype=None, requires_grad: bool = False):
-        if isinstance(data, Tensor):
-            data = data.data
-        xp = namespace(data)
-        array = xp.array(data, dtype=dtype, copy=True)
-        if array.dtype not in FLOATS and not (STATE.complex_step and array.dtype.kind == "c"):
+        data = data.data if isinstance(data, Tensor) else plain(data, "Tensor: the data")
+        array = namespace(data).array(data, dtype=dtype, copy=True)
+        if array.dtype not in FLOATS and not (switches().complex_step and array.dtype.kind == "c"):
             raise DtypeError(
                 f"Tensor: dtype {array.dtype} is not differentiable, allowed: float32, float64. "
                 "Pass dtype=np.float32 to convert; keep ids, labels and masks as plain arrays"
             )
-        self._set(array, requires_grad)
-
-    def _set(self, array, requires_grad):
-        self.data = array
-        self.grad = None
+        self.data, self.grad = array, None
+        self.node, self.index = None, 0  # the recorded call that made it, and which output it is
         self.requires_grad = requires_grad
-        self.node = None
-        self.index = 0
-        self.version = [0]
+        self.version = [0]  # counts updates in place; views share it
 
     @classmethod
-    def wrap(cls, array, requires_grad: bool = False) -> Tensor:
-        """A Tensor around this very array, without a copy: the caller promises not to write to it."""
+    def wrap(cls, array, requires_grad: bool = False, node=None, index: int = 0) -> Tensor:
+        """A Tensor around this very array, without a copy: the caller promises not to write to it.
+
+        With a node it is the output ``index`` of that recorded call.
+        """
         tensor = cls.__new__(cls)
-        tensor.data = array
-        tensor.grad = tensor.node = None
-        tensor.requires_grad = requires_grad
-        tensor.index = 0
+        tensor.data, tensor.grad = array, None
+        tensor.node, tensor.index = node, index
+        tensor.requires_grad = requires_grad or node is not None
         tensor.version = [0]
         return tensor
 
@@ -87,7 +84,7 @@ class Tensor:
 
     def to(self, device: str) -> Tensor:
         """This tensor if it lies on "cpu", "cuda" (the current card) or "cuda:1", else a copy there; differentiable."""
-        return self if move(self.data, device) is self.data else ops.to_device(self, device=device)
+        return self if move(self.data, device) is self.data else REGISTRY["to_device"](self, device=device)
 
     def cpu(self) -> Tensor:
         """``to("cpu")``."""
@@ -107,6 +104,13 @@ class Tensor:
         return read(self.data)[0]
 
     __float__ = item
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        """The one value by a format such as ".3f"; without a format, what str() gives."""
+        return format(self.item(), spec) if spec else str(self)
 
     def __bool__(self) -> bool:
         return bool(self.item())
@@ -129,7 +133,7 @@ class Tensor:
         return f"Tensor({text}, dtype={self.dtype}{place}{flag}{made_by})"
 
     def __array__(self, dtype=None, copy=None):
-        if self.requires_grad and STATE.recording:
+        if self.requires_grad and switches().recording:
             raise GraphError("a tensor that requires a gradient is not converted to an array silently: use .numpy()")
         if copy is False and (dtype is not None and np.dtype(dtype) != self.dtype):
             raise ValueError("a conversion of dtype needs a copy")
@@ -167,14 +171,12 @@ class Tensor:
         if not self.requires_grad:
             raise GraphError("retain_grad() on a tensor that requires no gradient")
         if self.node is not None:
-            if self.node.retained is None:
-                self.node.retained = {}
-            self.node.retained[self.index] = weakref.ref(self)
+            self.node.retained = {**(self.node.retained or {}), self.index: weakref.ref(self)}
         return self
 
     def assign_(self, values) -> Tensor:
         """Overwrite the values in place (same shape and dtype); a graph that saved the old ones will refuse backward."""
-        values = values.data if isinstance(values, Tensor) else namespace(self.data).asarray(values)
+        values = values.data if isinstance(values, Tensor) else namespace(self.data).asarray(plain(values, "assign_: values"))
         if values.shape != self.shape or values.dtype != self.dtype:
             raise ShapeError(
                 f"assign_: needs shape {self.shape} and dtype {self.dtype}, got {values.shape} and {values.dtype}"
@@ -197,7 +199,23 @@ class Tensor:
         """
         if not self.requires_grad:
             raise GraphError("backward() on a tensor that does not depend on anything that requires a gradient")
-        run_backward([self], [_seed("backward", self, seed)], retain=retain, sink=sink)
+        leaves: dict[int, tuple[Tensor, Sum]] = {}
+        retained: list[tuple[Tensor, Tensor]] = []
+
+        def receive(place, gradient):
+            if type(place) is not tuple:
+                if sink is not None:
+                    sink(place, gradient)
+                else:
+                    leaves.setdefault(id(place), (place, Sum()))[1].add(gradient)
+            elif place[0].retained and (tensor := place[0].retained.get(place[1], _nothing)()) is not None:
+                retained.append((tensor, gradient))
+
+        walk([(place_of(self), _seed("backward", self, seed))], receive, retain=retain)
+        for tensor, total in leaves.values():  # after everything has succeeded
+            tensor.accumulate(total.value)
+        for tensor, gradient in retained:
+            tensor.accumulate(gradient)
 
     def __deepcopy__(self, memo) -> Tensor:
         if self.node is not None:
@@ -209,52 +227,6 @@ class Tensor:
         if self.node is not None:
             raise GraphError("pickling a tensor would pickle its graph: use detach() first")
         return _rebuild, (type(self), self.data, self.requires_grad)
-
-    # -- operators ---------------------------------------------------------------------------------------------------
-    def __add__(self, other):
-        return ops.add(self, other)
-
-    def __radd__(self, other):
-        return ops.add(other, self)
-
-    def __sub__(self, other):
-        return ops.subtract(self, other)
-
-    def __rsub__(self, other):
-        return ops.subtract(other, self)
-
-    def __mul__(self, other):
-        return ops.multiply(self, other)
-
-    def __rmul__(self, other):
-        return ops.multiply(other, self)
-
-    def __truediv__(self, other):
-        return ops.divide(self, other)
-
-    def __rtruediv__(self, other):
-        return ops.divide(other, self)
-
-    def __pow__(self, other):
-        return ops.power(self, other)
-
-    def __rpow__(self, other):
-        return ops.power(other, self)
-
-    def __matmul__(self, other):
-        return ops.matmul(self, other)
-
-    def __rmatmul__(self, other):
-        return ops.matmul(other, self)
-
-    def __neg__(self):
-        return ops.negative(self)
-
-    def __abs__(self):
-        return ops.absolute(self)
-
-    def __getitem__(self, key):
-        return ops.getitem(self, key)
 
     # Comparisons return plain boolean arrays: they carry no gradient. Hence `in` and list.index do not work on tensors.
     def __eq__(self, other):
@@ -275,27 +247,27 @@ class Tensor:
     def __ge__(self, other):
         return _compare("greater_equal", self, other)
 
-    # -- methods: the operators that PyTorch also spells as methods ------------------------------------------------------
     @property
     def T(self) -> Tensor:
         """The last two axes swapped."""
-        return ops.swapaxes(self, -1, -2)
+        return REGISTRY["swapaxes"](self, -1, -2)
 
     def reshape(self, *shape) -> Tensor:
-        return ops.reshape(self, shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
+        """The same elements in another shape, given as a tuple or as numbers; one size may be -1."""
+        return REGISTRY["reshape"](self, shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape)
 
     def transpose(self, *axes) -> Tensor:
-        return ops.transpose(self, axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes or None)
+        """The axes in another order, given as a tuple or as numbers; reversed without any."""
+        given = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes or None
+        return REGISTRY["transpose"](self, given)
 
-    def astype(self, dtype) -> Tensor:
-        """Convert between float32 and float64; the gradient is converted back."""
-        return ops.astype(self, dtype)
+
+def _nothing():
+    return None
 
 
 def _rebuild(kind, data, requires_grad):
-    tensor = kind.__new__(kind)
-    tensor._set(namespace(data).array(data), requires_grad)
-    return tensor
+    return kind.wrap(namespace(data).array(data), requires_grad)
 
 
 def _unlocked(array):
@@ -309,7 +281,10 @@ def _unlocked(array):
 
 
 def _compare(name, left, right):
-    right = right.data if isinstance(right, Tensor) else np.asarray(right) if isinstance(right, list | tuple) else right
+    if isinstance(right, list | tuple | np.ndarray):
+        right = plain(right, name)
+    elif isinstance(right, Tensor):
+        right = right.data
     if not isinstance(right, np.ndarray | np.generic | int | float) and not is_cupy(right):
         return NotImplemented
     return getattr(namespace(left.data), name)(left.data, right)
@@ -351,12 +326,17 @@ def gradients(outputs, inputs, seeds=None, *, create_graph: bool = False, retain
     starts = [_seed("gradients", o, s) for o, s in zip(outputs, seeds, strict=True)]
     if not create_graph:
         starts = [s.detach() for s in starts]
-    reached = [(o, s) for o, s in zip(outputs, starts, strict=True) if o.requires_grad]
-    found = [None] * len(inputs)
-    if reached:
-        found = run_backward(*zip(*reached, strict=True), targets=inputs, create_graph=create_graph, retain=retain)
+    reached = [(place_of(o), s) for o, s in zip(outputs, starts, strict=True) if o.requires_grad]
+    found = {key(place_of(x)): Sum() for x in inputs}
+
+    def receive(place, gradient):
+        if key(place) in found:
+            found[key(place)].add(gradient, create_graph)
+
+    walk(reached, receive, retain=retain, create_graph=create_graph, targets=found.keys())
+    results = [found[key(place_of(x))].value for x in inputs]
     return [Tensor.wrap(namespace(x.data).zeros_like(x.data)) if g is None else g if create_graph else Tensor(g.data)
-            for x, g in zip(inputs, found, strict=True)]
+            for x, g in zip(inputs, results, strict=True)]
 
 
 def grad(f: Callable, argument: int | tuple[int, ...] = 0, *, create_graph: bool | None = None) -> Callable:
@@ -374,25 +354,19 @@ def grad(f: Callable, argument: int | tuple[int, ...] = 0, *, create_graph: bool
         for position in positions:
             if not -len(args) <= position < len(args):
                 raise TypeError(f"grad: argument {position} was not given ({len(args)} positional arguments)")
-        outer = STATE.recording and (STATE.depth > 0 or any(isinstance(a, Tensor) and a.requires_grad for a in args))
-        recording, STATE.recording = STATE.recording, True
-        STATE.depth += 1
-        try:
+        state = switches()
+        outer = state.recording and (state.depth > 0 or any(isinstance(a, Tensor) and a.requires_grad for a in args))
+        with Switch(recording=True, depth=state.depth + 1):
             for position in positions:
                 x = args[position]
                 connected = isinstance(x, Tensor) and x.requires_grad
-                args[position] = ops.identity(x) if connected else Tensor(x, requires_grad=True)
+                args[position] = REGISTRY["identity"](x) if connected else Tensor(x, requires_grad=True)
             output = f(*args, **kwargs)
             if not isinstance(output, Tensor):
                 raise GraphError(f"grad: the function returned {type(output).__name__}, not a Tensor")
             inputs = [args[p] for p in positions]
             results = gradients(output, inputs, create_graph=outer if create_graph is None else create_graph)
-        finally:
-            STATE.depth -= 1
-            STATE.recording = recording
         return results[0] if isinstance(argument, int) else tuple(results)
 
     return gradient
 
-
-from . import ops  # noqa: E402  (operators are written with Tensor, and Tensor's methods forward to them)

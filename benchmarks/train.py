@@ -139,7 +139,8 @@ def _without_kernel(name: str) -> Callable[[], None]:
         import minitv.ops  # noqa: F401 - declares attention
         from autograd import REGISTRY
 
-        REGISTRY[name].kernels.clear()
+        op = REGISTRY[name]
+        op.routes[:] = op.forms.values()
 
     return switch
 

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, mixers
 from .config import Options, Parser, Setting, choose, from_json, read_toml, settings, shown, table, to_json
 from .errors import UserError
 from .options import DEFAULT_PRESET, PRESETS, RESUMABLE, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
+from .report import plot
 
 DEFAULT_VARIANT = "transformer"
 
@@ -79,8 +80,6 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    from . import mixers
-
     words, argv = (argv[:1], argv[1:]) if argv and not argv[0].startswith("-") else ([], argv)
     early = _train_parser()
     early.add_argument("--resume")
@@ -138,7 +137,6 @@ def _compare(argv: list[str]) -> int:
     """The runs of `minitv compare`: every variant with every seed, each with the options that it has."""
     from autograd.random import Random
 
-    from . import mixers
     from .compare import Run, compare
 
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
@@ -214,14 +212,11 @@ def _train_parser() -> Parser:
 
 
 def _variant(name: object) -> str:
-    from .mixers import variants
-
-    return choose("variant", str(name), variants())
+    return choose("variant", str(name), mixers.variants())
 
 
 def _stored(directory: str) -> tuple[str, dict[str, Any]]:
     """The variant and all options of the run in a folder, from its last checkpoint."""
-    from . import mixers
     from .checkpoint import exists, read_config
 
     config = read_config(directory)
@@ -308,10 +303,8 @@ def _standard_input() -> str:
 
 def _list(argv: list[str]) -> int:
     _plain("list", "List the variants and the presets.", argv)
-    from .mixers import variants
-
     print("variants (minitv train VARIANT)")
-    _columns(variants().items())
+    _columns(mixers.variants().items())
     print("\npresets (--preset NAME)")
     for name, preset in PRESETS.items():
         known = Options(ModelOptions, TrainOptions)
@@ -345,7 +338,7 @@ def _info(argv: list[str]) -> int:
     from threadpoolctl import threadpool_info
 
     from autograd.cpu import compile as compiler
-    from autograd.cpu import gemm
+    from autograd.cpu import disk, gemm
     from autograd.cpu.process import cores
 
     rows.append(("cupy", _cupy()))
@@ -354,15 +347,14 @@ def _info(argv: list[str]) -> int:
         if pool["user_api"] == "blas":
             name = " ".join(str(pool[key]) for key in ("internal_api", "version", "architecture") if pool.get(key))
             rows.append(("BLAS", f"{name}, {pool['num_threads']} threads (1 while training)"))
-    rows.append(("Numba", f"serial kernels on {cores()} worker threads while training (--threads sets both)"))
-    state = "compiled" if compiler.cached() else "empty: the first run compiles"
-    folder = compiler.cache_directory()
-    rows.append(
-        ("kernel cache", f"{folder} ({state})" if folder else "none: no folder is writable, every run compiles")
-    )
+    serial = f"serial kernels on {cores()} worker threads while training (--threads sets both)"
+    rows.append(("Numba", compiler.unavailable() or serial))
+    state, folder = "compiled" if disk.cached() else "empty: the first run compiles", disk.cache_directory()
+    rows.append(("kernel cache", f"{folder} ({state})" if folder else "none: no folder will do, every run compiles"))
     rows.append(("vectors", "512-bit" if compiler.WIDE_VECTORS else "at most 256-bit: the processor has no AVX-512"))
     own = f"our kernel, in tiles of {gemm.ROWS} x {gemm.WIDE}; BLAS for small ones and in float64"
-    rows.append(("products", own if gemm.suits(512, 512, 512) else "BLAS: our kernel is faster with AVX-512 only"))
+    other = "BLAS" if compiler.unavailable() else "BLAS: our kernel is faster with AVX-512 only"
+    rows.append(("products", own if gemm.suits(512, 512, 512) else other))
     _columns(rows)
     return 0
 
@@ -422,17 +414,15 @@ def _explain(argv: list[str]) -> int:
     import minitv.ops  # noqa: F401 - declares the variants' operators
     from autograd import REGISTRY
 
-    from .mixers import describe, variants
-
     if name is None:
         _columns((op.name, str(op.signature)) for op in sorted(REGISTRY.values(), key=lambda op: op.name))
         return 0
-    if name in variants():
-        print(f"{name}: {variants()[name]}\n")
-        _columns(describe(name))
+    if name in mixers.variants():
+        print(f"{name}: {mixers.variants()[name]}\n")
+        _columns(mixers.describe(name))
         return 0
     if name not in REGISTRY:
-        known = [*variants(), *REGISTRY]
+        known = [*mixers.variants(), *REGISTRY]
         close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all operators, `minitv list` all variants"
         raise UserError(f"unknown variant or operator {name!r}; {hint}")
@@ -465,8 +455,6 @@ def _plot(argv: list[str]) -> int:
     parser.add_argument("directory", metavar="DIR", help="the folder of a run")
     parser.add_argument("--out", metavar="FILE", help="picture to write: .png, .svg or .pdf (default: DIR/curve.png)")
     given = parser.parse(argv)
-    from .report import plot
-
     print(plot(given["directory"], given.get("out")))
     return 0
 

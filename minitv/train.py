@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Trainer:
         on_gpu = run.device != "cpu"
         self.workers = 1 if on_gpu else min(run.threads or cores(), run.batch)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="minitv")
-        self._map = map if on_gpu else self._pool.map  # which card is the current one is a matter of the thread
+        self._map = map if on_gpu else self._in_pool  # which card is the current one is a matter of the thread
         if on_gpu:
             self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
             allow_tf32(run.tf32)
@@ -113,10 +114,10 @@ class Trainer:
         slices = self._slices(len(inputs), inputs.shape[1])
 
         def work(part: slice) -> float:
-            with no_grad():
-                return self.model.loss(inputs[part], labels[part]).item() * (part.stop - part.start)
+            return self.model.loss(inputs[part], labels[part]).item() * (part.stop - part.start)
 
-        return sum(self._map(work, slices)) / len(inputs)
+        with no_grad():
+            return sum(self._map(work, slices)) / len(inputs)
 
     def find_nonfinite(self, inputs: np.ndarray, labels: np.ndarray, step: int) -> str | None:
         """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does."""
@@ -132,6 +133,11 @@ class Trainer:
         """Stop the worker threads and give BLAS its threads back."""
         self._pool.shutdown()
         self._blas.__exit__(None, None, None)
+
+    def _in_pool(self, function: Callable, items) -> list:
+        """``map`` in the worker threads, under the switches of the caller (no_grad, use, check_mode)."""
+        started = [self._pool.submit(copy_context().run, function, item) for item in items]
+        return [future.result() for future in started]
 
     def _micro_batch(self, inputs, labels, part: slice, step: int, index: int, sink: Callable, before=None):
         rng = self._dropout and self._dropout.split(step, index)
@@ -224,7 +230,10 @@ def train(variant: str, model: ModelOptions, mixer, run: TrainOptions) -> int:
 
 
 def _announce_compilation() -> None:
-    print("compiling kernels, up to 15 s, cached for the next run", file=sys.stderr, flush=True)
+    from autograd.cpu.disk import cache_directory
+
+    kept = ", cached for the next run" if cache_directory() else ""
+    print(f"compiling kernels, up to 15 s{kept}", file=sys.stderr, flush=True)
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:

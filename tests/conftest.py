@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 
 import numpy as np
 import pytest
@@ -13,9 +11,10 @@ from hypothesis import strategies as st
 
 import autograd.ops
 import minitv.ops
-from autograd import REGISTRY, DeviceError, Op
+from autograd import DeviceError, Op
 from autograd.device import gpu
 from autograd.draw import Draw
+from autograd.registry import operators_of
 
 settings.register_profile(
     "minitv",
@@ -56,7 +55,4 @@ class HypothesisDraw(Draw):
 
 def operators() -> list[Op]:
     """Every operator of the engine and of the variants."""
-    for package in (autograd.ops, minitv.ops):
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
-    return list(REGISTRY.values())
+    return [*operators_of(autograd.ops.__name__).values(), *operators_of(minitv.ops.__name__).values()]

@@ -25,17 +25,17 @@ from scipy import fft, special
 SIGNATURES = {
     "arange": "start, stop=None, step=1, dtype=None", "argsort": "a, axis=-1, kind=None", "array": "obj, dtype=None, copy=True",
     "asarray": "a, dtype=None", "ascontiguousarray": "a, dtype=None", "broadcast_to": "array, shape",
-    "concatenate": "tup, axis=0", "cumsum": "a, axis=None", "empty": "shape, dtype=float",
+    "concatenate": "tup, axis=0", "cumprod": "a, axis=None", "cumsum": "a, axis=None", "empty": "shape, dtype=float",
     "empty_like": "prototype, dtype=None", "flip": "a, axis=None", "full": "shape, fill_value, dtype=None",
-    "max": "a, axis=None, keepdims=False", "min": "a, axis=None, keepdims=False",
+    "max": "a, axis=None, keepdims=False", "may_share_memory": "a, b", "min": "a, axis=None, keepdims=False",
     "ones": "shape, dtype=float", "pad": "array, pad_width, mode='constant', **kwargs",
     "prod": "a, axis=None, keepdims=False", "roll": "a, shift, axis=None", "searchsorted": "a, v, side='left'",
     "stack": "tup, axis=0", "sum": "a, axis=None, keepdims=False", "take": "a, indices, axis=None",
     "take_along_axis": "a, indices, axis", "where": "condition, x=None, y=None", "zeros": "shape, dtype=float",
     "zeros_like": "a, dtype=None",
 }
-UFUNCS = ("abs add cos equal exp greater greater_equal isfinite isinf isnan less less_equal log log1p maximum minimum "
-          "not_equal sign sin sqrt tanh").split()
+UFUNCS = ("abs add cos equal exp greater greater_equal isfinite isinf isnan less less_equal log log1p logaddexp maximum "
+          "minimum not_equal sign sin sqrt tanh").split()
 METHODS = {
     "all": "axis=None, keepdims=False", "any": "axis=None, keepdims=False", "argsort": "axis=-1, kind=None",
     "astype": "dtype, order='K', copy=True", "conj": "", "copy": "order='C'",
@@ -308,7 +308,8 @@ def _modules():
     functions = {name: _strict(name, signature, SPECIAL.get(name) or getattr(np, name))
                  for name, signature in SIGNATURES.items()}
     functions |= {name: _strict(name, "x, y" if getattr(np, name).nin == 2 else "x", getattr(np, name)) for name in UFUNCS}
-    functions |= {"array": _array, "asarray": lambda a, dtype=None: _array(a, dtype, copy=False)}
+    functions |= {"array": _array, "asarray": lambda a, dtype=None: _array(a, dtype, copy=False),
+                  "may_share_memory": lambda a, b: np.may_share_memory(_bare(a), _bare(b))}  # by addresses: reads nothing
     properties = {"name": b"a GPU that is not there", "totalGlobalMem": 0, "major": 0, "minor": 0}
     runtime = _module("cupy.cuda.runtime", getDeviceCount=lambda: state.devices, getDevice=lambda: state.device,
                       runtimeGetVersion=lambda: 0, driverGetVersion=lambda: 0, getDeviceProperties=lambda i: properties,

@@ -11,14 +11,14 @@ import fake_cupy
 import numpy as np
 import pytest
 from conftest import operators
-from operator_checks import awkward_calls, compute, differentiate
+from operator_checks import awkward_calls
 
 import autograd
 import minitv
-from autograd import REGISTRY, KernelError
-from autograd.cuda import source as cuda
-from autograd.cuda.source import manifest, signatures
+from autograd import KernelError
+from autograd.cuda.source import _module, _prepared, manifest, signatures
 from autograd.ops.adamw.gpu import sum_gradients
+from autograd.verify import compute, differentiable, differentiate
 
 OPERATORS = operators()
 pytestmark = pytest.mark.skipif(bool(emulator.missing), reason=str(emulator.missing))
@@ -130,7 +130,7 @@ def test_a_kernel_may_not_write_to_an_argument_that_is_also_another():
 
 
 # -- our kernels -------------------------------------------------------------------------------------------------------
-FUSED = {op.kernels["cuda"].module: op for op in OPERATORS if "cuda" in op.kernels}
+FUSED = {kernel.module: op for op in OPERATORS for kernel in op.kernels.values() if kernel.device == "cuda"}
 FUSED = {module: op for module, op in FUSED.items() if hasattr(import_module(module), "SOURCE")}  # kernels of their own
 
 
@@ -166,15 +166,21 @@ def barriers():
                 yield pytest.param(op, source, text, id=f"{op.name}-{number}")
 
 
+def emulated(op):
+    """The routes through the emulator."""
+    return [f"{kernel} on emulator" for kernel in op.kernels.values() if kernel.device == "cuda"]
+
+
 def everything(op):
     """Every kernel of an operator, with several tiles, blocks or chunks."""
     if op.name == "adamw":  # its sum of squares is no operator
         with fake_cupy.installed() as cupy:
             sum_gradients([cupy.ones(9000, np.float32)], 0, 9000)
         return
-    for size in (70, 130):
-        for args, params, cotangents in awkward_calls(op, size, 6):
-            differentiate(op, "kernel cuda on emulator", args, params, cotangents)
+    for route in emulated(op):
+        for size in (70, 130):
+            for args, params, cotangents in awkward_calls(op, route, size, 6):
+                differentiate(op, route, args, params, cotangents)
 
 
 @pytest.fixture
@@ -189,7 +195,7 @@ def mutant(monkeypatch):
 
 
 def _forget():
-    for function in (cuda._prepared, cuda._module):
+    for function in (_prepared, _module):
         function.cache_clear()
 
 
@@ -201,15 +207,16 @@ def test_every_barrier_is_needed(op, source, text, mutant):
         everything(op)
 
 
-@pytest.mark.parametrize("op", [op for op in OPERATORS if "cuda" in op.kernels], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op for op in OPERATORS if emulated(op)], ids=lambda op: op.name)
 def test_results_do_not_depend_on_the_order_of_threads(op, monkeypatch):
     def results(seed):
         monkeypatch.setattr(fake_cupy.state, "seed", seed)
         _forget()  # a compiled module keeps its order
-        for args, params, cotangents in awkward_calls(op, 70, 3):
-            yield from compute(op, "kernel cuda on emulator", args, params)
-            if op.differentiable:
-                yield from differentiate(op, "kernel cuda on emulator", args, params, cotangents).values()
+        for route in emulated(op):
+            for args, params, cotangents in awkward_calls(op, route, 70, 3):
+                yield from compute(op, route, args, params)
+                if differentiable(op, route):
+                    yield from differentiate(op, route, args, params, cotangents).values()
 
     expected = [a.tobytes() for a in results(0)]
     try:
@@ -223,8 +230,8 @@ def test_every_kernel_belongs_to_an_operator():
     files = [p for package in (autograd, minitv) for p in Path(package.__file__).parent.rglob("*.cu")]
     assert sources == set(files) and len(sources) >= 8
     assert all(source.text.isascii() for source, _ in manifest())  # CuPy writes it to a file in whatever encoding
-    assert {op.name for op in REGISTRY.values() if "cpu" in op.kernels} == \
-        {op.name for op in REGISTRY.values() if "cuda" in op.kernels}
+    devices = [{kernel.device for kernel in op.kernels.values()} for op in OPERATORS if op.kernels]
+    assert all(found == {"cpu", "cuda"} for found in devices)
 
 
 def test_a_text_that_breaks_the_rules_is_refused():

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import autograd as ag
 from autograd import GraphError, Tensor, gradients, no_grad
-from autograd.state import STATE
+from autograd.state import switches
 
 UNARY = {  # the operator, f, f'
     "negative": (operator.neg, lambda a: -a, lambda a: -1.0),
@@ -102,7 +102,7 @@ class Programs(RuleBasedStateMachine):
         gc.enable()
         if sys.exc_info()[0] is None:  # a failure's traceback holds tensors
             assert all(reference() is None for reference in self.made), "reference counts alone did not free a tensor"
-            assert STATE.recording and STATE.depth == 0
+            assert switches().recording and switches().depth == 0
 
     # -- the program's tensors -----------------------------------------------------------------------------------------
     def take(self, index: int) -> Entry:

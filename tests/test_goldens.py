@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import operators
-from operator_checks import DTYPES, compute, device, differentiate, dtypes, floats, marks, routes
+from operator_checks import marks
 
 from autograd import Random, Tensor, distance, no_grad, use
-from autograd.check import TOLERANCE
 from autograd.device import move
+from autograd.metric import TOLERANCE
+from autograd.verify import DTYPES, PLACES, compute, differentiate, dtypes, floats, routes
 from minitv.mixers.hyena import HyenaOptions
 from minitv.mixers.hyena import Mixer as HyenaMixer
 from minitv.mixers.retnet import EPS, RetNetOptions
@@ -29,9 +30,9 @@ LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 CALLED = {
     "adamw", "aft_conv", "aft_conv2d", "aft_full", "aft_local", "aft_simple", "attention", "bidirectional_wkv",
-    "causal_conv1d", "cross_entropy", "embedding", "gated", "gelu", "gelu_tanh", "group_norm", "layer_norm", "log_softmax",
-    "logsumexp", "long_conv", "retention", "rms_norm", "rope", "silu", "softplus",
-    "token_shift", "wkv",
+    "causal_conv1d", "conv1d", "conv2d", "cross_entropy", "cumprod", "embedding", "gated", "gelu", "gelu_tanh",
+    "group_norm", "layer_norm", "log_softmax", "logcumsumexp", "logsumexp", "long_conv", "norm", "retention",
+    "rms_norm", "rope", "silu", "softplus", "token_shift", "wkv",
 }  # fmt: skip
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
@@ -186,7 +187,7 @@ MODELS = {"gpt2": verify_gpt2, "retnet": verify_retnet, "rwkv": verify_rwkv}
 # -- operators ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("call", "route", "dtype"), [
     pytest.param(call, route, dtype, id=f"{call}-{route}-{dtype.__name__}".replace(" ", "_"), marks=marks(route))
-    for call in CALLS for route in routes(operator_of(call)) for dtype in dtypes(route)])
+    for call in CALLS for route in routes(operator_of(call)) for dtype in dtypes(operator_of(call), route)])
 def test_every_route_of_an_operator_equals_pytorch(call, route, dtype):
     verify_call(call, Golden(CALLS[call]).only(call), route, dtype)
 
@@ -203,7 +204,7 @@ def test_the_files_hold_calls_of_each_operator_and_float64():
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
 def test_models_on_a_gpu(place, name):
-    with device(place):
+    with PLACES[place]():
         MODELS[name](Golden(name), np.float32, "cuda")
 
 
@@ -340,7 +341,7 @@ def test_the_mixer_of_hyena_equals_that_of_torch(kernel, case, dtype):
 
 @pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
 def test_the_mixer_of_hyena_equals_that_of_torch_on_a_gpu(place):
-    with device(place):
+    with PLACES[place]():
         verify_hyena(Golden("hyena"), "order3", np.float32, "cuda")
 
 
@@ -384,7 +385,8 @@ def test_five_steps_of_the_optimiser_equal_pytorch(dtype):
 
 # -- the checks notice -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("entry", ["out/0", "grad/x", "grad/weight", "grad/bias"])
-@pytest.mark.parametrize("route", [r for r in routes(OPERATORS["layer_norm"])[1:] if np.float64 in dtypes(r)])
+@pytest.mark.parametrize("route", [r for r in routes(OPERATORS["layer_norm"])[1:]
+                                   if np.float64 in dtypes(OPERATORS["layer_norm"], r)])
 def test_an_operator_that_is_off_is_noticed(route, entry):
     golden = Golden("ops").only("layer_norm")
     golden[f"layer_norm/{entry}"] = golden[f"layer_norm/{entry}"] * (1 + 1e-9)

@@ -19,17 +19,7 @@ import numpy as np
 import nvrtc
 import pytest
 from conftest import operators
-from operator_checks import (
-    awkward_calls,
-    check_gradients,
-    check_repeatable,
-    check_values,
-    compute,
-    device,
-    draw_cotangents,
-    forms,
-    marks,
-)
+from operator_checks import awkward_calls, marks
 
 import autograd as ag
 from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, use
@@ -39,6 +29,16 @@ from autograd.device import check_range, gpu, location, move, read, select
 from autograd.draw import LAYOUTS, Draw, draw_inputs
 from autograd.philox import philox_int
 from autograd.random import Random
+from autograd.verify import (
+    PLACES,
+    check_gradients,
+    check_repeatable,
+    check_values,
+    compute,
+    differentiable,
+    draw_cotangents,
+    forms,
+)
 from minitv import checkpoint, cli, mixers
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
@@ -89,14 +89,16 @@ def test_a_form_keeps_to_the_device(case, place):
 
 
 @each_place
-@each((op, size) for op in FUSED for size in (0, 1, 31, 33, 257))
+@each((op, str(kernel), size) for op in OPERATORS for kernel in op.kernels.values() if kernel.device == "cuda"
+      for size in (0, 1, 31, 33, 257))
 def test_kernels_at_awkward_sizes(case, place):
-    op, size = case
-    for args, params, cotangents in awkward_calls(op, size, 3):
-        check_values(op, KERNEL.format(place), args, params, reference=forms(op)[0])
-        if op.differentiable:
-            check_gradients(op, KERNEL.format(place), args, params, cotangents, reference=forms(op)[0])
-            check_repeatable(op, KERNEL.format(place), args, params, cotangents)
+    op, kernel, size = case
+    route = f"{kernel} on {place}"
+    for args, params, cotangents in awkward_calls(op, route, size, 3):
+        check_values(op, route, args, params, reference=forms(op)[0])
+        if differentiable(op, route):
+            check_gradients(op, route, args, params, cotangents, reference=forms(op)[0])
+            check_repeatable(op, route, args, params, cotangents)
 
 
 SHAPES = [  # B, H, T, S, K, V: around the sizes of tiles, of queries, keys and channels
@@ -135,6 +137,10 @@ SPECIAL = {
     "cross_entropy": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {}),
     "cross_entropy with nan": (ag.cross_entropy, [ROWS, np.array([0, 1, 2, 3, 4])], {}),
     "cross_entropy of what is impossible": (ag.cross_entropy, [ROWS[3:4], np.array([10])], {}),
+    "cross_entropy, smoothed": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {"label_smoothing": 0.25}),
+    "cross_entropy, smoothed, with nan": (ag.cross_entropy, [ROWS, np.array([0, 1, 2, -1, 4])],
+                                          {"ignore_index": -1, "reduction": "none", "label_smoothing": 0.25}),
+    "cross_entropy, a sum": (ag.cross_entropy, [ROWS[1:], np.array([0, 3, 0, 2])], {"reduction": "sum"}),
     "cross_entropy, all ignored": (ag.cross_entropy, [ROWS[1:2], np.array([-1])], {"ignore_index": -1}),
 }
 
@@ -150,7 +156,7 @@ def test_extreme_values_give_what_they_give_on_the_cpu(op, inputs, params, place
         return y.numpy(), values[0].grad.numpy()
 
     expected = run(lambda x: x)
-    with device(place) as put:
+    with PLACES[place]() as put:
         found = run(put)
     for a, b in zip(found, expected, strict=True):
         finite = np.isfinite(b)
@@ -170,7 +176,7 @@ def test_what_attention_hides_may_hold_anything(where, bad, place):
     spoilt = [a.copy() for a in arrays]
     spoilt[where][:, :, [39] if where == 0 else [3, 39]] = bad
     expected = compute(attention, "form parallel", (*(a.astype(np.float64) for a in arrays[:3]), mask), {})[0]
-    with device(place) as put, use(attention, kernel="cuda"):
+    with PLACES[place]() as put, use(attention, kernel="cuda"):
         tensors = [Tensor.wrap(put(a), requires_grad=True) for a in spoilt[:3]]
         y = attention(*tensors, put(mask))
         assert_close(y.numpy()[:, :, :39], expected[:, :, :39], terms=40)
@@ -209,7 +215,7 @@ def test_words_are_the_published_ones_and_those_of_the_cpu(place, tmp_path):
 
     def draw(counters, seed):
         counters = np.asarray(counters, np.uint32)
-        with device(place) as put:
+        with PLACES[place]() as put:
             out = put(np.zeros(counters.shape, np.uint32))
             source.launch("words", elements(len(counters)), put(counters), out, len(counters), seed)
             return out.get()
@@ -229,7 +235,7 @@ def test_masks_of_dropout_are_those_of_the_cpu(place):
     q = np.zeros((2, 3, 33, 16), np.float32)
     v = np.broadcast_to(np.eye(70, 60, dtype=np.float32), (2, 3, 70, 60))
     k = np.zeros((2, 3, 70, 16), np.float32)
-    with device(place) as put:
+    with PLACES[place]() as put:
         found = ag.dropout(put(x), p=0.3, seed=2**63 + 5).numpy()
         weights = attention(put(q), put(k), put(np.ascontiguousarray(v)), causal=False, dropout=0.3, seed=2**50).numpy()
     assert ((found != 0) == (ag.dropout(x, p=0.3, seed=2**63 + 5).numpy() != 0)).all()
@@ -461,7 +467,7 @@ def test_a_card_that_does_not_exist(double):
 
 @each_place
 def test_tensors_move(place):
-    with device(place):
+    with PLACES[place]():
         x = Tensor([1.0, 2.0], requires_grad=True)
         assert x.device == "cpu" and x.to("cpu") is x and x.cpu() is x
         y = x.to("cuda")
@@ -516,7 +522,7 @@ BAD_INDICES = {
 @pytest.mark.parametrize(("call", "error", "words"), BAD_INDICES.values(), ids=BAD_INDICES)
 def test_an_index_out_of_range_is_reported_at_the_next_read(call, error, words, place):
     ids = np.array([0, 1, 7, 2])
-    with device(place) as put, use(kernel="none"):
+    with PLACES[place]() as put, use(kernel="none"):
         gpu()  # has tried the card, which reads
         x = Tensor.wrap(put(np.ones((4, 4), np.float32)))
         for good in (np.array([0, 1, 3, 2]), ids):
@@ -632,7 +638,7 @@ def test_losses_on_a_gpu_follow_those_on_the_cpu(place):
     """The same weights, batches and dropout: the first losses agree to rounding, and the host reads once a step."""
     steps = 100
     (expected, norms, _), expected_held_out, _ = losses(RUN, steps)
-    with device(place):
+    with PLACES[place]():
         fake_cupy.state.mode = "fast"
         (found, found_norms, reads), held_out, trainer = losses(replace(RUN, device="cuda"), steps)
         np.testing.assert_allclose(found, expected, rtol=2e-5)
@@ -706,7 +712,7 @@ def test_adamw_on_a_gpu_is_that_of_the_cpu(place):
         return norms, optimizer.state(), model.state()
 
     expected = run("cpu")
-    with device(place):
+    with PLACES[place]():
         found = run("cuda")
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
     for ours, theirs in zip(found[1:], expected[1:], strict=True):

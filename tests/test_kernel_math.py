@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import errno
 import importlib
 import inspect
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal, localcontext
 from functools import cache
 from pathlib import Path
@@ -27,14 +29,17 @@ import scipy.special
 from conftest import operators
 from hypothesis import given
 from hypothesis import strategies as st
-from operator_checks import compute, differentiate, draw_cotangents, specimen
+from operator_checks import specimen
 
 import autograd
 import autograd.ops
 import minitv.ops
 from autograd.cpu import compile as compiler
+from autograd.cpu import disk
 from autograd.cpu import math as kernel_math
 from autograd.draw import Draw
+from autograd.random import Random
+from autograd.verify import compute, differentiate, draw_cotangents
 
 NAMES = ("exp", "tanh", "erf", "erfc")
 DTYPES = (np.float32, np.float64)
@@ -473,6 +478,24 @@ def test_the_compiled_instructions_assume_neither_finite_numbers_nor_reassociati
         assert not {"nnan", "ninf", "fast", "reassoc"} & set(flags.split())
 
 
+def test_sums_of_an_exact_helper_are_not_regrouped_and_a_kernel_s_own_are():
+    def difference(a, b, c):
+        return (a - b) + c
+
+    def kernel(x, y):
+        for i in range(x.size):
+            y[i] = helper(x[i], y[i], x[i])
+
+    for exact in (True, False):
+        helper = compiler.inline(exact=exact)(difference)
+        compiled = numba.njit(**compiler.FLAGS)(kernel)
+        compiled.compile((ROW, ROW))
+        (code,) = compiled.inspect_llvm().values()
+        sums = [flags.split() for flags in re.findall(r"= f(?:add|sub) ([a-z ]*)", code)]
+        assert sums and all(("reassoc" in flags) != exact and "contract" in flags for flags in sums)
+    assert compiler.inline(difference).targetoptions["fastmath"] == compiler.FLAGS["fastmath"]
+
+
 def test_a_kernel_sees_nan_and_infinity():
     @uncached
     def count(x):
@@ -493,25 +516,28 @@ ROOT = Path(autograd.__file__).resolve().parent.parent
 def place(monkeypatch, tmp_path):
     """Where NUMBA_CACHE_DIR points: Numba reads the variable when it is imported."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "place"))
+    fresh(monkeypatch)
     return tmp_path / "place"
 
 
-def directory():
-    return compiler.cache_directory.__wrapped__()  # it remembers its first answer
+def fresh(monkeypatch):
+    """As at the start of a process: no folder has been chosen, nothing has been said."""
+    monkeypatch.setattr(disk.Kept, "writing", True)
+    monkeypatch.setattr(disk, "say", cache(disk.say.__wrapped__))
+    chosen_anew = disk.cache_directory.__wrapped__
+    for module in (disk, compiler):
+        monkeypatch.setattr(module, "cache_directory", chosen_anew)
 
 
 def kernel_sources():
-    """The modules with kernels, and what they import from the packages: its code and constants are compiled in."""
-    found, modules = set(), [*ROOT.glob("autograd/**/*.py"), *ROOT.glob("minitv/**/*.py")]
-    for path in modules:
-        imported = set()
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                base = path.parents[node.level - 1] if node.level else ROOT
-                imported.add(base.joinpath(*node.module.split(".")).with_suffix(".py"))
-        if ROOT / "autograd" / "cpu" / "compile.py" in imported:
-            found |= {path} | imported & set(modules)
-    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+    """The modules in which something is compiled."""
+    found = []
+    for path in (*ROOT.glob("autograd/**/*.py"), *ROOT.glob("minitv/**/*.py")):
+        nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+        decorators = [ast.unparse(d).partition("(")[0] for n in nodes for d in getattr(n, "decorator_list", ())]
+        if {"cpu_kernel", "inline", "vectorized", "overload", "intrinsic", "numba.njit"} & set(decorators):
+            found.append(path.relative_to(ROOT).as_posix())
+    return sorted(found)
 
 
 @pytest.fixture(scope="module")
@@ -524,61 +550,195 @@ def copy(tmp_path_factory):
 
 
 def test_the_sources_of_kernels_are_found():
-    assert {"autograd/cpu/compile.py", "autograd/cpu/math.py", "autograd/cpu/philox.py", "autograd/ops/gelu/cpu.py",
+    assert {"autograd/cpu/math.py", "autograd/cpu/philox.py", "autograd/ops/gelu/cpu.py",
             "minitv/ops/attention/cpu.py"} <= set(kernel_sources())
 
 
-@pytest.mark.parametrize("source", kernel_sources())
+@pytest.mark.parametrize("source", ["autograd/cpu/compile.py", "autograd/cpu/disk.py", *kernel_sources()])
 def test_a_change_of_a_kernel_source_changes_the_folder(source, copy, monkeypatch, place):
-    monkeypatch.setattr(compiler, "__file__", str(copy / "autograd" / "cpu" / "compile.py"))
-    before, text = directory(), (copy / source).read_bytes()
+    monkeypatch.setattr(disk, "__file__", str(copy / "autograd" / "cpu" / "disk.py"))
+    before, text = disk.cache_directory(), (copy / source).read_bytes()
     (copy / source).write_bytes(text + b"#")
-    changed = directory()
+    changed = disk.cache_directory()
     (copy / source).write_bytes(text)
     assert changed != before
     assert changed.parent == before.parent == place / "minitv"
-    assert directory() == before
+    assert disk.cache_directory() == before
 
 
 @pytest.mark.parametrize(("owner", "name"), [(numba, "__version__"), (numba.config, "CPU_NAME"),
                                              (numba.config, "CPU_FEATURES")], ids=str)
 def test_another_compiler_or_cpu_changes_the_folder(owner, name, monkeypatch, place):
-    before = directory()
+    before = disk.cache_directory()
     monkeypatch.setattr(owner, name, "another")
-    assert directory() != before
+    assert disk.cache_directory() != before
 
 
-def test_without_numba_cache_dir_the_user_cache_is_taken_and_then_the_temporary_folder(monkeypatch, tmp_path):
+# -- the cache: values that are compiled in ----------------------------------------------------------------------------
+def numbers_in(function):
+    """The global numbers that a function reads, by name."""
+    codes = [function.__code__]
+    for code in codes:
+        codes += [part for part in code.co_consts if inspect.iscode(part)]
+    names = {i.argval for code in codes for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
+    return {name for name in names if isinstance(function.__globals__.get(name), int | float | np.generic)}
+
+
+def test_every_number_that_a_kernel_reads_is_part_of_its_name_on_disk(monkeypatch):
+    found = set()
+    for source in kernel_sources():
+        module = importlib.import_module(source.removesuffix(".py").replace("/", "."))
+        for name, kernel in vars(module).items():
+            if getattr(kernel, "__module__", "") != module.__name__ or not hasattr(kernel, "py_func"):
+                continue
+            before = disk.compiled_in(kernel.py_func)
+            for number in numbers_in(kernel.py_func):
+                with monkeypatch.context() as patch:
+                    patch.setattr(module, number, 12345)
+                    assert disk.compiled_in(kernel.py_func) != before, f"{module.__name__}.{name} does not depend on {number}"
+                found.add(f"{module.__name__}.{number}")
+            assert disk.compiled_in(kernel.py_func) == before
+    assert {"minitv.ops.wkv.cpu.EMPTY", "minitv.ops.retention.cpu.PAPER", "autograd.cpu.philox._M0"} <= found
+
+
+PAGE = "import numpy as np\nN = 1\nPAIR = (5, 6)\nARRAY = np.arange(300)\n"
+HELPER = """
+from autograd.cpu.compile import cpu_kernel, inline
+from page import N
+
+@inline
+def helper(x):
+    return x + N
+
+@inline
+def raised(x, by=N):
+    return x + by
+
+def maker(n):
+    @inline
+    def made(x):
+        return x + n
+    return made
+
+made, FACTOR = maker(N), 7 * N
+"""
+READS = {
+    "a number": ("from page import N", "x + N"),
+    "a tuple": ("from page import PAIR", "x + PAIR[0]"),
+    "an array": ("from page import ARRAY", "x + ARRAY[299]"),
+    "an attribute of a module": ("import page", "x + page.N"),
+    "a number that a module hands on": ("from helpers import N", "x + N"),
+    "a number made of another": ("from helpers import FACTOR", "x + FACTOR"),
+    "a helper's number": ("from helpers import helper", "helper(x)"),
+    "a helper's default": ("from helpers import raised", "raised(x)"),
+    "a helper's enclosing variable": ("from helpers import made", "made(x)"),
+    "the last of many numbers": ("\n".join(f"A{i} = 0" for i in range(600)) + "\nfrom page import N",
+                                 " + ".join(("x", *(f"A{i}" for i in range(600)), "N"))),
+}
+
+
+@pytest.fixture
+def kernel_of(monkeypatch, tmp_path):
+    """A kernel in a module of its own, beside a page with constants and a module with helpers."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(page, imports, expression):
+        for name, text in (("page", page), ("helpers", HELPER),
+                           ("kernels", f"from autograd.cpu.compile import cpu_kernel\n{imports}\n"
+                                       f"@cpu_kernel\ndef kernel(x):\n    return {expression}\n")):
+            (tmp_path / f"{name}.py").write_text(text, "utf-8")
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        return importlib.import_module("kernels").kernel
+
+    yield make
+    for name in ("page", "helpers", "kernels"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("way", READS)
+def test_a_kernel_is_compiled_anew_when_a_value_that_it_reads_has_changed(way, kernel_of, place):
+    changed = PAGE.replace("N = 1", "N = 2").replace("(5,", "(6,") + "ARRAY[299] += 1\n"
+    runs = [kernel_of(page, *READS[way]) for page in (PAGE, changed, PAGE + "# a comment", changed)]
+    first, second, third, fourth = [int(kernel(10)) for kernel in runs]
+    assert second - first == (7 if way == "a number made of another" else 1)
+    assert (third, fourth) == (first, second)
+    assert [sum(kernel.stats.cache_hits.values()) for kernel in runs] == [0, 0, 1, 1]
+
+
+def test_a_recompiled_kernel_has_the_values_of_now(kernel_of, place):
+    kernel = kernel_of(PAGE, *READS["a number"])
+    assert kernel(10) == 11
+    sys.modules["kernels"].N = 5
+    assert kernel(10) == 11
+    kernel.recompile()
+    assert kernel(10) == 15
+
+
+def test_named_tuples_with_other_fields_are_other_types(kernel_of, place):
+    page = "from typing import NamedTuple\nclass Two(NamedTuple):\n    a: float\n    b: float\n"
+    for text, result in ((page, 3.0), (page.replace("a:", "c:").replace("b:", "a:"), 4.0)):
+        kernel = kernel_of(text.replace("c:", "b:"), "import page", "x.a")
+        assert kernel(sys.modules["page"].Two(3.0, 4.0)) == result
+
+
+# -- the cache: where kernels lie --------------------------------------------------------------------------------------
+def test_without_numba_cache_dir_the_user_cache_is_taken_and_then_the_temporary_folder(monkeypatch, tmp_path, place):
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    assert directory().parent == tmp_path / "user" / "minitv"
-    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert disk.cache_directory().parent == tmp_path / "user" / "minitv"
     monkeypatch.setenv("HOME" if os.name == "posix" else "USERPROFILE", str(tmp_path))
-    assert directory().parent == tmp_path / ".cache" / "minitv"
+    for no_place in ("", "relative", "~/user"):
+        monkeypatch.setenv("XDG_CACHE_HOME", no_place)
+        assert disk.cache_directory().parent == tmp_path / ".cache" / "minitv"
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made in a file
-    assert directory().parent == tmp_path / "minitv"
+    assert disk.cache_directory().parent == tmp_path / OWN_TEMPORARY
 
 
-def test_a_read_only_place_works_without_a_cache(monkeypatch, place):
+OWN_TEMPORARY = f"minitv-{os.getuid()}" if hasattr(os, "getuid") else "minitv"
+
+
+@pytest.mark.parametrize("given", ["", "~/place", "~nobody-of-this-name/place"])
+def test_a_home_that_does_not_exist_makes_no_folder_called_tilde(given, monkeypatch, tmp_path, place, capsys):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", given)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user without HOME and without an entry
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    folder = disk.cache_directory()
+    if given:
+        assert folder is None and "this user has no home" in capsys.readouterr().err
+    else:
+        assert folder.parent == tmp_path / OWN_TEMPORARY
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("~")]
+
+
+def test_a_home_in_numba_cache_dir_is_found(monkeypatch, tmp_path, place):
+    monkeypatch.setenv("HOME" if os.name == "posix" else "USERPROFILE", str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "~/kernels")
+    assert disk.cache_directory().parent == tmp_path / "kernels" / "minitv"
+
+
+def test_a_read_only_place_works_without_a_cache(monkeypatch, place, capsys):
     def refuse(*args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # permissions do not stop root
-    works_without_a_cache(monkeypatch)
+    works_without_a_cache(capsys, os.strerror(errno.EROFS))
 
 
-def test_a_place_that_cannot_hold_a_folder_works_without_a_cache(monkeypatch, place):
+def test_a_place_that_cannot_hold_a_folder_works_without_a_cache(place, capsys):
     place.touch()
-    works_without_a_cache(monkeypatch)
+    works_without_a_cache(capsys, os.strerror(errno.EEXIST))
     assert place.read_bytes() == b""
 
 
-def works_without_a_cache(monkeypatch):
-    monkeypatch.setattr(compiler, "cache_directory", compiler.cache_directory.__wrapped__)
-    assert compiler.cache_directory() is None
-    assert not compiler.cached()
+def works_without_a_cache(capsys, reason):
+    assert disk.cache_directory() is None
+    assert not disk.cached()
 
     @compiler.cpu_kernel
     def twice(x):
@@ -586,19 +746,32 @@ def works_without_a_cache(monkeypatch):
 
     assert twice(21) == 42
     assert twice.stats.cache_path is None
+    (line,) = capsys.readouterr().err.splitlines()  # although it was asked three times
+    assert line.startswith("kernel cache: no folder will do, every run compiles: ") and line.endswith(f": {reason}")
 
 
-def test_cached_says_whether_a_kernel_was_compiled(monkeypatch, place):
-    monkeypatch.setattr(compiler, "cache_directory", compiler.cache_directory.__wrapped__)
-    assert not compiler.cached()
+def test_cached_says_whether_a_kernel_was_compiled(place):
+    assert not disk.cached()
+    kernel = compiler.cpu_kernel(twice)
+    assert not disk.cached()  # declared, as at the import of an operator, but not compiled
+    assert kernel(21) == 42
+    assert disk.cached()
 
-    @compiler.cpu_kernel
-    def twice(x):
-        return x + x
 
-    assert not compiler.cached()  # declared, as at the import of an operator, but not compiled
-    assert twice(21) == 42
-    assert compiler.cached()
+def twice(x):
+    return x + x
+
+
+def test_threads_that_declare_kernels_at_the_same_time_keep_them_in_one_folder(place):
+    def declare(_):
+        kernel = compiler.cpu_kernel(twice)
+        return disk.cache_directory(), Path(kernel.stats.cache_path), Path(numba.config.CACHE_DIR)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(declare, range(64)))
+    folder = disk.cache_directory()
+    assert found == {(folder, folder, place)}
+    assert folder.parent == place / "minitv"
 
 
 def test_kernels_are_kept_in_numba_cache_dir_and_found_again(tmp_path):
@@ -611,23 +784,179 @@ def test_kernels_are_kept_in_numba_cache_dir_and_found_again(tmp_path):
         command = [sys.executable, script]
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
-    assert run() == "42 0 True\n"
-    kept = [path.relative_to(tmp_path / "place").parts for path in tmp_path.rglob("*.nb[ic]")]
-    assert len(kept) == 2  # an index and the code
-    assert {parts[0] for parts in kept} == {"minitv"}
-    assert run() == "42 1 True\n"
+    assert run() == "42 0\n"
+    (kept,) = [path for path in tmp_path.rglob("*") if path.is_file() and path != script]
+    assert kept.parent.parent == tmp_path / "place" / "minitv" and kept.name.startswith("__main__.twice-")
+    assert run() == "42 1\n"
     assert not (tmp_path / "user").exists()
 
 
 SCRIPT = """
-import numba
 from autograd.cpu.compile import cpu_kernel
-
-place = numba.config.CACHE_DIR
 
 @cpu_kernel
 def twice(x):
     return x + x
 
-print(twice(21), sum(twice.stats.cache_hits.values()), numba.config.CACHE_DIR == place)
+print(twice(21), sum(twice.stats.cache_hits.values()))
+"""
+
+
+# -- the cache: what can be wrong with files ---------------------------------------------------------------------------
+def hits():
+    """How often `twice`, declared anew, comes from disk."""
+    kernel = compiler.cpu_kernel(twice)
+    assert kernel(21) == 42
+    return sum(kernel.stats.cache_hits.values())
+
+
+def kept(place):
+    (path,) = place.rglob("*.nbc")
+    return path
+
+
+DAMAGES = {"empty": lambda data: b"", "cut": lambda data: data[:1000], "cut in the hash": lambda data: data[:20],
+           "zeros": lambda data: bytes(len(data)), "one bit": lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+           "longer": lambda data: data + b"0", "another file": lambda data: b"GIF89a" + data}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_compiled_again_and_replaced(damage, place, capsys):
+    assert hits() == 0
+    path = kept(place)
+    data = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](data))
+    assert hits() == 0
+    assert capsys.readouterr().err == f"kernel cache: {path.parent}: a damaged file is compiled again\n"
+    assert hits() == 1
+    path.write_bytes(b"")
+    assert hits() == 0
+    assert capsys.readouterr().err == ""  # it has been said
+
+
+def test_a_file_under_the_name_of_another_is_damaged(place):
+    assert hits() == 0
+    path = kept(place)
+    other = path.with_name("other.nbc")
+    path.rename(other)
+    compiler.cpu_kernel(lambda x: x)(21)
+    (mine,) = set(path.parent.iterdir()) - {other}
+    shutil.copy(other, mine)
+    kernel = compiler.cpu_kernel(lambda x: x)
+    assert kernel(21) == 21
+
+
+posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no owners and modes of this kind")
+
+
+@posix
+@pytest.mark.parametrize("by", ["group", "everybody", "owner"])
+def test_a_file_that_others_could_write_is_not_read(by, place, monkeypatch, capsys):
+    assert hits() == 0
+    path = kept(place)
+    assert path.stat().st_mode & 0o777 == 0o600
+    if by == "owner":
+        monkeypatch.setattr(disk, "_claim", lambda path: None)  # the folder is looked at in another test
+        monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    else:
+        path.chmod(0o620 if by == "group" else 0o602)
+    monkeypatch.setattr(disk.pickle, "loads", lambda data: pytest.fail("the file was read"))
+    assert hits() == 0
+    assert capsys.readouterr().err == f"kernel cache: {path.parent}: a file that others could write is compiled again\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@posix
+def test_a_folder_of_another_user_is_not_used(place, monkeypatch, capsys):
+    assert hits() == 0
+    monkeypatch.setattr(os, "getuid", lambda: place.stat().st_uid + 1)
+    assert disk.cache_directory() is None
+    assert capsys.readouterr().err.endswith("belongs to another user\n")
+    assert hits() == 0
+
+
+@posix
+def test_a_link_of_another_user_is_not_followed(place, monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    place.mkdir()
+    (place / "minitv").symlink_to(tmp_path / "mine")
+    assert disk.cache_directory() is not None
+    look = os.lstat
+
+    def of_another(path):
+        status = list(look(path))
+        status[4] += Path(path).is_symlink()  # the owner
+        return os.stat_result(status)
+
+    monkeypatch.setattr(os, "lstat", of_another)
+    assert disk.cache_directory() is None
+
+
+@posix
+def test_folders_are_this_users_alone_whatever_the_umask(place):
+    before = os.umask(0)
+    try:
+        folder = disk.cache_directory()
+        assert [path.stat().st_mode & 0o777 for path in (folder.parent, folder)] == [0o700, 0o700]
+        folder.parent.chmod(0o775)  # as older versions made it
+        folder.chmod(0o777)
+        assert disk.cache_directory() == folder
+        assert [path.stat().st_mode & 0o777 for path in (folder.parent, folder)] == [0o755, 0o755]
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("where", ["mkstemp", "write", "replace"])
+def test_a_full_disk_ends_nothing(where, place, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def full(**_):
+        return os.open("/dev/full", os.O_WRONLY), str(place / "temporary")
+
+    if where == "write":
+        if not os.path.exists("/dev/full"):
+            pytest.skip("there is no /dev/full")
+        monkeypatch.setattr(tempfile, "mkstemp", full)
+    else:
+        monkeypatch.setattr(*((tempfile, "mkstemp") if where == "mkstemp" else (os, "replace")), refuse)
+    assert hits() == hits() == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (f"kernel cache: {disk.cache_directory()}: {os.strerror(errno.ENOSPC)}; "
+                    "what is not kept yet will be compiled again by the next run")
+    assert not [path for path in place.rglob("*") if path.is_file()]
+
+
+# -- without a compiler ------------------------------------------------------------------------------------------------
+def test_what_uses_kernels_without_being_an_operator_works_without_a_compiler():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_DISABLE_JIT": "1"}
+    command = [sys.executable, "-c", WITHOUT_COMPILER]
+    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert found.stdout.splitlines() == ["Numba's compiler is switched off by NUMBA_DISABLE_JIT", str(expected_draws()), "12.0",
+                                         "Decoder"]
+    assert not compiler.unavailable()
+
+
+def expected_draws():
+    random = Random(5)
+    return random.uniform((2**17,), np.float64)[-1], random.words(2**17)[-1]
+
+
+WITHOUT_COMPILER = """
+import numpy as np
+from autograd.cpu import compile, gemm
+from autograd.random import Random
+from minitv.decode import decoder
+from minitv.mixers import options
+from minitv.models.lm import LanguageModel
+from minitv.options import ModelOptions
+
+print(compile.unavailable())
+gemm.prepare()
+random = Random(5)
+print((random.uniform((2**17,), np.float64)[-1], random.words(2**17)[-1]))
+ones = np.ones((2, 3), np.float32)
+print(2 * gemm.product(ones, ones.T).sum() / 2)
+model = LanguageModel("transformer", ModelOptions(layers=1, width=8, context=4), options("transformer")(heads=2), 5, Random(0))
+print(type(decoder(model)).__name__)
 """

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_checks import DTYPES, check_gradients, check_values, compute, differentiate, draw_cotangents
 from test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
 from autograd import Tensor, assert_close, gradients, layer_norm, rms_norm, use
+from autograd.cpu import panels
 from autograd.draw import Draw
 from autograd.errors import DomainError, ShapeError
+from autograd.verify import DTYPES, check_gradients, check_values, compute, differentiate, draw_cotangents
 from minitv.ops import retention, rope
 from minitv.ops.retention import NORMALIZATIONS, cpu
 from minitv.ops.rope import cpu as rope_cpu
@@ -154,13 +155,14 @@ def test_wrong_parameters_of_rope(change, sentence):
 # -- machine code ------------------------------------------------------------------------------------------------------
 NUMBER, INDEX = ROW.dtype, "int64"
 LOOPS = {  # kernels that other kernels call, the types of their arguments, and how many packed operations a loop has at least
-    cpu._decay_scores: ((ROW, ROW), 1),
+    cpu._decay_scores: ((ROW, ROW, INDEX), 1),
     cpu._decay_both: ((ROW, ROW, INDEX, INDEX, ROW, ROW, ROW, ROW), 5),
-    cpu._scale_rows: ((ROW, INDEX, INDEX, INDEX, ROW), 4),
+    panels.scale_rows: ((ROW, INDEX, INDEX, INDEX, ROW), 4),
     cpu._fade: ((ROW, ROW, NUMBER, "float64"), 1),
-    cpu._dot: ((ROW, ROW), 1),
+    panels.dot: ((ROW, ROW), 1),
+    panels.dot_rows: ((ROW, ROW, ROW, INDEX, INDEX, INDEX), 1),
     cpu._row_scores: ((ROW, ROW, INDEX, ROW, ROW, ROW, ROW), 1),
-    cpu._add_rows: ((ROW, INDEX, ROW, INDEX, INDEX, ROW), 4),
+    panels.add_rows: ((ROW, ROW, INDEX, ROW), 4),
     cpu._add_carried: ((ROW, ROW, INDEX, INDEX, ROW, ROW, ROW, INDEX), 3),
     cpu._begun: ((ROW, ROW, ROW, ROW, ROW, ROW, ROW), 4),
     rope_cpu._adjacent: ((ROW, ROW, ROW, ROW, NUMBER, NUMBER), 4),

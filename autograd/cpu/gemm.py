@@ -18,7 +18,7 @@ Nothing outside the matrices is read or written. A panel or strip that crosses a
 that does is computed in scratch memory, of which the part inside is copied. k is never filled up: 0 * inf stays NaN. The
 order of every sum depends on the shapes alone, so results are the same each time and in each thread.
 
-Three routines are written as LLVM instructions, because Numba makes nothing as good of loops: a tile, the transposition of a
+Three routines say which numbers are one vector, because Numba makes nothing as good of loops: a tile, the transposition of a
 block, and a copy of a few numbers. Everything else is arithmetic on addresses: sizes count numbers, strides count bytes.
 """
 
@@ -31,14 +31,12 @@ from functools import cache
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .compile import WIDE_VECTORS, cpu_kernel, inline
+from .compile import WIDE_VECTORS, cpu_kernel, inline, unavailable
+from .vectors import repeat, vectorized
 
-AVAILABLE = (all(map(llvm.get_host_cpu_features().get, ("avx2", "fma")))
+AVAILABLE = (not unavailable() and all(map(llvm.get_host_cpu_features().get, ("avx2", "fma")))
              and numba.config.CPU_NAME in (None, "", llvm.get_host_cpu_name()))  # compiled for this very processor
 LANES = 16 if WIDE_VECTORS else 8  # float32 numbers a vector
 ROWS, WIDE = LANES // 2, 3 * LANES  # a tile: 8 x 48 in 24 of 32 registers, or 4 x 24 in 12 of 16
@@ -51,88 +49,45 @@ SCRATCH = STRIPS + 4 * DEPTH * BAND + 64
 
 F4 = np.dtype(np.float32)
 NONE = np.empty(0, F4)
-LONG, FLOAT, VECTOR = ir.IntType(64), ir.FloatType(), ir.VectorType(ir.FloatType(), LANES)
 _threads = threading.local()
 
 
-def _load(builder, kind, address):
-    value = builder.load(builder.inttoptr(address, kind.as_pointer()))
-    value.align = 1
-    return value
+@vectorized
+def _move(count, to, source):
+    """Copy `count` numbers, a constant, as one vector."""
+    to.store(source.load(count))
 
 
-def _store(builder, value, address):
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
-
-
-def _at(builder, address, stride, count: int, offset=0):
-    return builder.add(address, builder.add(builder.mul(stride, LONG(count)), LONG(offset)))
-
-
-@intrinsic(prefer_literal=True)
-def _move(context, count, to, source):
-    """Copy `count` numbers, a constant, as vectors."""
-
-    def generate(_, builder, signature, arguments):
-        _store(builder, _load(builder, ir.VectorType(FLOAT, count.literal_value), arguments[2]), arguments[1])
-
-    return types.void(count, types.int64, types.int64), generate
-
-
-@intrinsic
-def _transpose(context, to, to_row, source, source_row):
+@vectorized
+def _transpose(to, to_row, source, source_row):
     """to[c, r] = source[r, c] for LANES x LANES numbers: exchange halves of rows half a block apart, then quarters, ..."""
-
-    def generate(_, builder, signature, arguments):
-        to, to_row, source, source_row = arguments
-        rows = [_load(builder, VECTOR, _at(builder, source, source_row, r)) for r in range(LANES)]
-        for half in [LANES >> step for step in range(1, LANES.bit_length())]:
-            low = [LANES + c - half if c & half else c for c in range(LANES)]  # of a pair of rows end to end
-            high = [LANES + c if c & half else c + half for c in range(LANES)]
-            low, high = (ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask) for mask in (low, high))
-            for r in (r for r in range(LANES) if not r & half):
-                pair = rows[r], rows[r + half]
-                rows[r], rows[r + half] = builder.shuffle_vector(*pair, low), builder.shuffle_vector(*pair, high)
-        for c in range(LANES):
-            _store(builder, rows[c], _at(builder, to, to_row, c))
-
-    return types.void(*[types.int64] * 4), generate
+    rows = [(source + source_row * r).load(LANES) for r in range(LANES)]
+    for half in [LANES >> step for step in range(1, LANES.bit_length())]:
+        low = [LANES + c - half if c & half else c for c in range(LANES)]  # of a pair of rows end to end
+        high = [LANES + c if c & half else c + half for c in range(LANES)]
+        for r in (r for r in range(LANES) if not r & half):
+            one, other = rows[r], rows[r + half]
+            rows[r], rows[r + half] = one.shuffled(other, low), one.shuffled(other, high)
+    for c, row in enumerate(rows):
+        (to + to_row * c).store(row)
 
 
-@intrinsic(prefer_literal=True)
-def tile(context, vectors, depth, a, a_row, a_column, b, out, out_row, start, start_row):
+@vectorized
+def tile(vectors, depth, a, a_row, a_column, b, out, out_row, start, start_row):
     """out[r, c] = start[r, c] + sum over k < depth of a[r, k] * b[k, c], for ROWS x (vectors * LANES) numbers."""
 
-    def generate(_, builder, signature, arguments):
-        _, depth, a, a_row, a_column, b, out, out_row, start, start_row = arguments
-        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), f"llvm.fma.v{LANES}f32")
-        undefined, first_lane = ir.Constant(VECTOR, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
-        width = vectors.literal_value
-        cells = [(r, v) for r in range(ROWS) for v in range(width)]
-        before, loop, after = builder.block, builder.append_basic_block("depth"), builder.append_basic_block("end")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        left, at_a, at_b = (builder.phi(LONG) for _ in range(3))
-        sums = [builder.phi(VECTOR) for _ in cells]
-        row = [_load(builder, VECTOR, builder.add(at_b, LONG(4 * LANES * v))) for v in range(width)]
-        new = []
-        for r in range(ROWS):
-            number = _load(builder, FLOAT, _at(builder, at_a, a_row, r))
-            number = builder.shuffle_vector(builder.insert_element(undefined, number, LONG(0)), undefined, first_lane)
-            new += [builder.call(fma, [number, row[v], sums[r * width + v]]) for v in range(width)]
-        steps = builder.sub(left, LONG(1)), builder.add(at_a, a_column), builder.add(at_b, LONG(4 * LANES * width))
-        zeros = [ir.Constant(VECTOR, None)] * len(cells)
-        for phi, first, then in zip([left, at_a, at_b, *sums], [depth, a, b, *zeros], [*steps, *new], strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(then, loop)
-        builder.cbranch(builder.icmp_signed(">", steps[0], LONG(0)), loop, after)
+    def body(_, carried):
+        a, b, *sums = carried
+        row = [(b + 4 * LANES * v).load(LANES) for v in range(vectors)]
+        numbers = [(a + a_row * r).spread(LANES) for r in range(ROWS)]
+        products = [number * x for number in numbers for x in row]
+        return [a + a_column, b + 4 * LANES * vectors, *(x + y for x, y in zip(sums, products, strict=True))]
 
-        builder.position_at_end(after)
-        for (r, v), total in zip(cells, new, strict=True):
-            first = _load(builder, VECTOR, _at(builder, start, start_row, r, 4 * LANES * v))
-            _store(builder, builder.fadd(first, total), _at(builder, out, out_row, r, 4 * LANES * v))
-
-    return types.void(vectors, *[types.int64] * 9), generate
+    places = [(r, 4 * LANES * v) for r in range(ROWS) for v in range(vectors)]
+    zero = b.load(LANES).zeros()
+    _, _, *sums = repeat(depth, [a, b, *[zero] * len(places)], body, some=True)
+    for (r, at), total in zip(places, sums, strict=True):
+        (out + out_row * r + at).store((start + start_row * r + at).load(LANES) + total)
 
 
 @inline

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .compile import EXACT
+from .compile import EXACT, inline
 
-# Regrouping would undo the two-part reduction in exp.
-_FLAGS = {**EXACT, "forceinline": True}
+exact = inline(exact=True)  # regrouping would undo the two-part reduction in exp
 
 _EXP = {  # e^r for |r| <= ln(2)/2
     32: (1.0, 1.0, 0.500000010774938358, 0.166664154772353224, 0.0416662182744019062, 0.00837512889046747393,
@@ -66,7 +64,7 @@ def _unrolled(body: str, name: str, constants: dict):
     """Compile a function from source, so that its loop over constants is written out."""
     space = dict(constants)
     exec(body, space)
-    return numba.njit(**_FLAGS)(space[name])
+    return exact(space[name])
 
 
 def _polynomial(coefficients, number):
@@ -81,7 +79,6 @@ def _polynomial(coefficients, number):
 def _functions(width: int) -> dict:
     """The functions for one precision."""
     integer, number, mantissa, bias, lowest, highest = _BITS[width]
-    njit = numba.njit(**_FLAGS)
     mantissa, bias, lowest, highest = integer(mantissa), integer(bias), number(lowest), number(highest)
     log2e, ln2_high, ln2_low = number(1 / math.log(2)), number(_LN2[width][0]), number(_LN2[width][1])
     zero, half, one, two = number(0), number(0.5), number(1), number(2)
@@ -89,7 +86,7 @@ def _functions(width: int) -> dict:
     erf_series, erfcx_series = _polynomial(_ERF[width], number), _polynomial(_ERFCX[width], number)
     tanh_split, erf_split = number(0.625), number(0.75)
 
-    @njit
+    @exact
     def exp(x):
         # e^x = 2^k e^r with r = x - k ln 2 in two parts; 2^k is written into the exponent bits.
         inside = min(max(x, lowest), highest)
@@ -101,7 +98,7 @@ def _functions(width: int) -> dict:
         y = y if x < highest else infinity
         return y if x == x else x
 
-    @njit
+    @exact
     def tanh(x):
         a = abs(x)
         near = x * tanh_series(x * x)
@@ -109,12 +106,12 @@ def _functions(width: int) -> dict:
         far = far if x > zero else -far
         return near if a < tanh_split else (far if x == x else x)
 
-    @njit
+    @exact
     def erfcx(z):
         t = two / (two + z)
         return t * erfcx_series(t + t - one)
 
-    @njit
+    @exact
     def erfc(x):
         z = abs(x)
         far = erfcx(z) * exp(-z * z)
@@ -122,7 +119,7 @@ def _functions(width: int) -> dict:
         near = one - x * erf_series(x * x)
         return near if z < erf_split * half else (far if x == x else x)
 
-    @njit
+    @exact
     def erf(x):
         z = abs(x)
         far = one - erfcx(z) * exp(-z * z)
@@ -143,7 +140,7 @@ def _declare(name: str, formula: str):
     function.__name__ = name
     function.__doc__ = f"{formula} of a float32 or float64, inside kernels."
 
-    @overload(function, jit_options=_FLAGS)
+    @overload(function, jit_options={**EXACT, "forceinline": True})
     def _(x):
         if isinstance(x, types.Float):
             compiled = _COMPILED[x.bitwidth][name]

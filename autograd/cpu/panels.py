@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import overload
 
 from . import gemm
-from .compile import FLAGS, cpu_kernel
+from .compile import FLAGS, cpu_kernel, inline
 from .gemm import ROWS, tile
 
 LANES = 32  # numbers in a panel's row: two 512-bit vectors of float32
@@ -20,12 +20,10 @@ U = np.uintp
 U1, U2, U3, U4, L1, L2, L3 = U(1), U(2), U(3), U(4), U(LANES), U(2 * LANES), U(3 * LANES)
 
 
-@cpu_kernel
-def scratch(size, like):
-    """`size` zeros on a 64-byte boundary, so that no vector straddles two cache lines."""
-    raw = np.zeros(size + 64 // like.itemsize, like.dtype)
-    start = (-raw.ctypes.data % 64) // like.itemsize
-    return raw[start : start + size]
+@inline
+def padded(n, step):
+    """The next multiple of a step."""
+    return (n + step - 1) // step * step
 
 
 def accumulate(out, o, a, x, row, term, b, c, rows, terms):
@@ -95,28 +93,34 @@ def copy(out, o, row, a, i, step, rows, columns, scale):
 
 
 @cpu_kernel
-def load(panels, pitch, a, start, step, rows, width, scale):
-    """Copy a strided matrix, times `scale`, into panels of `pitch` rows, with zeros in the rows beyond."""
+def load(panels, pitch, x, b, h, t, rows, width, scale):
+    """Copy `rows` rows of a matrix [B H T d], from position t of head h of sequence b on, times `scale`, into panels of
+    `pitch` rows, with zeros in the rows beyond. x is what `flat` gives.
+    """
+    a, (by_sequence, by_head, by_row) = x
+    start = b * by_sequence + h * by_head + t * by_row
     for left in range(0, width, LANES):
-        copy(panels, left * pitch, LANES, a, start + left, step, rows, min(LANES, width - left), scale)
+        copy(panels, left * pitch, LANES, a, start + left, by_row, rows, min(LANES, width - left), scale)
         panels[left * pitch + rows * LANES : (left + LANES) * pitch] = 0
 
 
 @cpu_kernel
+def store(x, b, h, t, panels, pitch, rows, width, scale):
+    """Copy panels of `pitch` rows, times `scale`, into `rows` rows of a matrix [B H T d] as `load` reads it."""
+    out, (by_sequence, by_head, by_row) = x
+    start = b * by_sequence + h * by_head + t * by_row
+    for left in range(0, width, LANES):
+        copy(out, start + left, by_row, panels, left * pitch, LANES, rows, min(LANES, width - left), scale)
+
+
+@cpu_kernel
 def finite(panels):
-    """Whether all numbers are."""
+    """Whether all numbers are finite."""
     zero = panels.dtype.type(0)
     check = zero
     for i in range(panels.size):
         check += panels[i] * zero
     return check == 0
-
-
-@cpu_kernel
-def store(out, start, step, panels, pitch, rows, width, scale):
-    """Copy panels of `pitch` rows, times `scale`, into a strided matrix."""
-    for left in range(0, width, LANES):
-        copy(out, start + left, step, panels, left * pitch, LANES, rows, min(LANES, width - left), scale)
 
 
 @cpu_kernel
@@ -146,34 +150,96 @@ def transpose(out, panels, spare):
 
 
 @cpu_kernel
-def add_product(out, out_pitch, a, a_pitch, first, b, b_pitch, rows, depth, columns):
-    """out[r, c] += sum over t < depth of a[first + r, t] * b[t, c], for r < rows and c < columns; all three are panels."""
+def _weigh(out, o, a, x, row, term, b, c, rows, terms, sound):
+    """`accumulate` for weights `a`. Unless `b` is `sound`, all finite, a zero hides its row: 0 * NaN and 0 * inf count as 0."""
+    if sound:
+        accumulate(out, o, a, x, row, term, b, c, rows, terms)
+        return
+    for r in range(rows):
+        for t in range(terms):
+            weight = a[x + row * r + term * t]
+            if weight != 0:
+                for e in range(LANES):
+                    out[o + LANES * r + e] += weight * b[c + LANES * t + e]
+
+
+@cpu_kernel
+def add_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, columns, sound):
+    """out[r, c] += sum over t < depth of a[r, t] * b[t, c], for r < rows and c < columns; all three are panels.
+
+    `rows` is a multiple of 8. Unless all of `b` is `sound`, finite, a zero of `a` hides what it is multiplied with, so that
+    0 * NaN counts as 0. Panels from their row n on are panels[32 n :], of the same pitch.
+    """
     for right in range(0, columns, LANES):
         for left in range(0, depth, LANES):
-            terms = (min(LANES, depth - left) + 3) // 4 * 4
-            at = left * a_pitch + first * LANES
-            accumulate(out, right * out_pitch, a, at, LANES, 1, b, right * b_pitch + left * LANES, rows, terms)
+            terms = padded(min(LANES, depth - left), 4)
+            _weigh(out, right * out_pitch, a, left * a_pitch, LANES, 1, b, right * b_pitch + left * LANES, rows, terms, sound)
 
 
 @cpu_kernel
-def add_adjoint_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, columns):
-    """out[r, c] += sum over t < depth of a[t, r] * b[t, c], for r < rows and c < columns; all three are panels."""
-    terms = (depth + 3) // 4 * 4
+def add_adjoint_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, columns, sound):
+    """out[r, c] += sum over t < depth of a[t, r] * b[t, c], as `add_product` with `a` transposed and any number of rows."""
     for right in range(0, columns, LANES):
         for down in range(0, rows, LANES):
-            at, some = right * out_pitch + down * LANES, (min(LANES, rows - down) + 7) // 8 * 8
-            accumulate(out, at, a, down * a_pitch, 1, LANES, b, right * b_pitch, some, terms)
+            at, some = right * out_pitch + down * LANES, padded(min(LANES, rows - down), 8)
+            _weigh(out, at, a, down * a_pitch, 1, LANES, b, right * b_pitch, some, padded(depth, 4), sound)
 
 
 @cpu_kernel
-def product(out, a, pitch, first, rows, b, width):
-    """out[r, e] = sum over c < width of a[first + r, c] * b[c, e], for r < rows and e < 32; `a` is in panels."""
+def product(out, a, pitch, b, rows, width):
+    """out[r, e] = sum over c < width of a[r, c] * b[c, e], for r < rows and e < 32; `a` is in panels."""
     out[: rows * LANES] = 0
-    add_product(out, rows, a, pitch, first, b, width, rows, width, LANES)
+    add_product(out, rows, a, pitch, b, width, rows, width, LANES, True)
+
+
+@cpu_kernel
+def scale_rows(panels, pitch, rows, width, factors):
+    """panels[r, c] *= factors[r]; up to 3 rows more than `rows` change too."""
+    for left in range(U(0), U(width), L1):
+        for r in range(U(0), U(rows), U4):
+            i, f0, f1, f2, f3 = left * U(pitch) + r * L1, factors[r], factors[r + U1], factors[r + U2], factors[r + U3]
+            for e in range(L1):
+                x0, x1, x2, x3 = panels[i + e], panels[i + e + L1], panels[i + e + L2], panels[i + e + L3]
+                panels[i + e], panels[i + e + L1], panels[i + e + L2], panels[i + e + L3] = x0 * f0, x1 * f1, x2 * f2, x3 * f3
+
+
+@cpu_kernel
+def add_rows(out, panel, rows, factors):
+    """out[e] += sum of factors[r] * panel[r, e], for r < rows and e < 32; rows up to a multiple of 4 are zero."""
+    for r in range(U(0), U(rows), U4):
+        i, f0, f1, f2, f3 = r * L1, factors[r], factors[r + U1], factors[r + U2], factors[r + U3]
+        for e in range(L1):
+            x0, x1, x2, x3 = panel[i + e], panel[i + e + L1], panel[i + e + L2], panel[i + e + L3]
+            out[e] += f0 * x0 + f1 * x1 + f2 * x2 + f3 * x3
+
+
+@cpu_kernel
+def dot(a, b):
+    """The sum of all a[i] * b[i]."""
+    total = a.dtype.type(0)
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return total
+
+
+@cpu_kernel
+def dot_rows(out, a, b, pitch, rows, width):
+    """out[r] = sum over c < width of a[r, c] * b[r, c], for r < rows; both are panels of `pitch` rows."""
+    for r in range(rows):
+        out[r] = 0
+        for left in range(0, width, LANES):
+            at = left * pitch + r * LANES
+            out[r] += dot(a[at : at + LANES], b[at : at + LANES])
+
+
+def by_position(B, H, T, d, dtype, make=np.empty):
+    """A new [B H T d] array with the heads of a position side by side, so that merging them is a reshape."""
+    return make((B, T, H, d), dtype).transpose(0, 2, 1, 3)
 
 
 def flat(x):
-    """The memory of a [B H T d] array from its first element on, as one flat array, and its strides over B, H and T.
+    """The memory of a [B H T d] array from its first element on, as one flat array, and its strides over B, H and T:
+    what `load` and `store` take.
 
     Numba compiles a version for each memory layout it meets; this way there is only one, and it reads the views of a
     [B T 3 H d] array in place.

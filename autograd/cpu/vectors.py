@@ -10,9 +10,9 @@ calls it is compiled, with symbols in place of numbers, and its operations becom
         work.store(i, a + b)
         work.store(j, a - b)
 
-A flat array arrives as Memory, an integer as Index, a constant integer as itself, so that Python's ``for`` and ``if`` over
-constants write straight-line code. It returns nothing. Vectors need no alignment, and any processor runs them, in as many
-registers as it takes.
+A flat array arrives as Memory, an integer (also an address) as Index, a constant integer as itself, so that Python's ``for``
+and ``if`` over constants write straight-line code. It returns nothing. Vectors need no alignment, and any processor runs
+them, in as many registers as it takes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compile import cpu_kernel
+from .compile import EXACT, cpu_kernel
 
 BYTES = 64  # of a vector
-LONG = ir.IntType(64)
-FLAGS = ("contract", "nsz")  # a product and a sum may become one instruction
+LONG, FLOAT = ir.IntType(64), ir.FloatType()
+FLAGS = tuple(sorted(EXACT["fastmath"]))  # a product and a sum may become one instruction
 
 
 class _Symbol:
@@ -50,7 +50,7 @@ class _Symbol:
 
 
 class Index(_Symbol):
-    """An integer."""
+    """An integer. As the address of float32 numbers, it loads and stores any number of them."""
 
     def __add__(self, other):
         return Index(self.builder, self.builder.add(self.value, self._of(other)))
@@ -63,9 +63,24 @@ class Index(_Symbol):
 
     __radd__, __rmul__ = __add__, __mul__
 
+    def _pointer(self, kind):
+        return self.builder.inttoptr(self.value, kind.as_pointer())
+
+    def load(self, lanes: int) -> Vector:
+        """The numbers from this address on."""
+        return _load(self.builder, self._pointer(ir.VectorType(FLOAT, lanes)), 4)
+
+    def spread(self, lanes: int) -> Vector:
+        """The number at this address in every lane."""
+        return _spread(self.builder, self._pointer(FLOAT), lanes)
+
+    def store(self, vector: Vector) -> None:
+        """Write a vector from this address on."""
+        self.builder.store(vector.value, self._pointer(vector.value.type)).align = 4
+
 
 class Vector(_Symbol):
-    """64 bytes of floats; operators work lane by lane."""
+    """Floats, 64 bytes of them where nothing else is said; operators work lane by lane."""
 
     def __add__(self, other):
         return Vector(self.builder, self.builder.fadd(self.value, self._of(other), flags=FLAGS))
@@ -78,6 +93,28 @@ class Vector(_Symbol):
 
     def __neg__(self):
         return Vector(self.builder, self.builder.fneg(self.value))
+
+    def shuffled(self, other: Vector, places: list[int]) -> Vector:
+        """The numbers at these places of both vectors, end to end."""
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places)
+        return Vector(self.builder, self.builder.shuffle_vector(self.value, other.value, mask))
+
+    def zeros(self) -> Vector:
+        """As many zeros."""
+        return Vector(self.builder, ir.Constant(self.value.type, None))
+
+
+def _load(builder, pointer, align: int) -> Vector:
+    value = builder.load(pointer)
+    value.align = align
+    return Vector(builder, value)
+
+
+def _spread(builder, pointer, lanes: int) -> Vector:
+    number = builder.load(pointer)
+    empty = ir.Constant(ir.VectorType(number.type, lanes), ir.Undefined)
+    first = Vector(builder, builder.insert_element(empty, number, LONG(0)))
+    return first.shuffled(first, [0] * lanes)
 
 
 class Memory:
@@ -96,9 +133,7 @@ class Memory:
 
     def load(self, index) -> Vector:
         """The numbers from ``index`` on."""
-        value = self._builder.load(self._at(index, self._kind))
-        value.align = self._align
-        return Vector(self._builder, value)
+        return _load(self._builder, self._at(index, self._kind), self._align)
 
     def store(self, index, vector: Vector) -> None:
         """Write a vector from ``index`` on."""
@@ -106,33 +141,43 @@ class Memory:
 
     def spread(self, index) -> Vector:
         """The number at ``index`` in every lane."""
-        empty, first = ir.Constant(self._kind, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
-        value = self._builder.insert_element(empty, self._builder.load(self._at(index)), LONG(0))
-        return Vector(self._builder, self._builder.shuffle_vector(value, empty, first))
+        return _spread(self._builder, self._at(index), self.lanes)
 
 
-def repeat(count: Index | int, carried: list, body: Callable) -> list:
-    """``for i in range(count): carried = body(i, carried)``, with the vectors in ``carried`` kept in registers."""
+def repeat(count: Index | int, carried: list, body: Callable, some: bool = False) -> list:
+    """``for i in range(count): carried = body(i, carried)``, with the symbols in ``carried`` kept in registers.
+
+    With ``some``, the count is at least 1; LLVM then leaves the loop as it is, instead of doing two or four steps in one.
+    """
     if isinstance(count, int):
-        return functools.reduce(lambda vectors, i: body(i, vectors), range(count), carried)
+        return functools.reduce(lambda symbols, i: body(i, symbols), range(count), carried)
     builder = count.builder
     before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
-    builder.cbranch(builder.icmp_signed(">", count.value, LONG(0)), loop, after)
+    if some:
+        builder.branch(loop)
+    else:
+        builder.cbranch(builder.icmp_signed(">", count.value, LONG(0)), loop, after)
+
+    def symbols(values):
+        return [type(symbol)(builder, value) for symbol, value in zip(carried, values, strict=True)]
+
     builder.position_at_end(loop)
-    i, phis = builder.phi(LONG), [builder.phi(v.value.type) for v in carried]
-    new = body(Index(builder, i), [Vector(builder, phi) for phi in phis])
-    following, end = builder.add(i, LONG(1)), builder.block
-    builder.cbranch(builder.icmp_signed("<", following, count.value), loop, after)
+    i, left, *phis = [builder.phi(kind) for kind in (LONG, LONG, *(symbol.value.type for symbol in carried))]
+    new = [symbol.value for symbol in body(Index(builder, i), symbols(phis))]
+    following, fewer, end = builder.add(i, LONG(1)), builder.sub(left, LONG(1)), builder.block
+    builder.cbranch(builder.icmp_signed(">", fewer, LONG(0)), loop, after)
     builder.position_at_end(after)
-    results = [builder.phi(v.value.type) for v in carried]
-    starts, ends = [LONG(0), *(v.value for v in carried)], [following, *(v.value for v in new)]
-    for phi, first, then in zip([i, *phis], starts, ends, strict=True):
+    firsts = [symbol.value for symbol in carried]
+    for phi, first, then in zip([i, left, *phis], [LONG(0), count.value, *firsts], [following, fewer, *new], strict=True):
         phi.add_incoming(first, before)
         phi.add_incoming(then, end)
-    for phi, first, then in zip(results, carried, new, strict=True):
-        phi.add_incoming(first.value, before)
-        phi.add_incoming(then.value, end)
-    return [Vector(builder, phi) for phi in results]
+    if some:
+        return symbols(new)
+    results = [builder.phi(first.type) for first in firsts]
+    for phi, first, then in zip(results, firsts, new, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(then, end)
+    return symbols(results)
 
 
 def vectorized(function: Callable) -> Callable:
@@ -176,7 +221,7 @@ def copy_rows(to, o, to_row, source, i, source_row, rows):
 
 @cpu_kernel
 def scratch(size, like):
-    """Memory for ``size`` numbers, not filled, on a 64-byte boundary, so that no vector straddles two cache lines."""
-    raw = np.empty(size + BYTES // like.itemsize, like.dtype)
+    """``size`` zeros on a 64-byte boundary, so that no vector straddles two cache lines."""
+    raw = np.zeros(size + BYTES // like.itemsize, like.dtype)
     start = (-raw.ctypes.data % BYTES) // like.itemsize
     return raw[start : start + size]

@@ -45,6 +45,7 @@ import numpy as np
 
 from ..device import gpu, is_cupy, namespace
 from ..errors import KernelError
+from ..registry import REGISTRY
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = ("-std=c++17",)  # of every compilation
@@ -180,7 +181,7 @@ def strided(x):
     return Strided(x), tuple(s // x.itemsize for s in x.strides[:3])
 
 
-def float32_only(*values, **_) -> str | None:
+def float32_only(*values) -> str | None:
     """``supports`` of a kernel that takes float32 alone."""
     for value in values:
         if value is not None and value.dtype.kind == "f" and value.dtype != np.float32:
@@ -190,9 +191,7 @@ def float32_only(*values, **_) -> str | None:
 
 def manifest() -> list[tuple[Source, tuple[str, ...]]]:
     """Every source of the declared operators with each of its variants."""
-    from ..op import REGISTRY
-
-    modules = {op.kernels["cuda"].module for op in REGISTRY.values() if "cuda" in op.kernels}
+    modules = {kernel.module for op in REGISTRY.values() for kernel in op.kernels.values() if kernel.device == "cuda"}
     sources = {getattr(importlib.import_module(module), "SOURCE", None) for module in modules} - {None}
     return [(source, options) for source in sorted(sources, key=lambda s: s.path) for options in source.variants]
 

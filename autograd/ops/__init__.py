@@ -1,89 +1,14 @@
-"""The generic operators, by kind: elementwise, reduce, shape, index, linalg, fft; a folder where kernels exist."""
+"""The generic operators, by kind: elementwise, reduce, scan, shape, index, linalg, conv, fft; a folder where kernels exist.
 
-from ..tensor import Tensor
-from .adamw import adamw
-from .causal_conv1d import causal_conv1d
-from .cross_entropy import cross_entropy
-from .dropout import dropout
-from .elementwise import (
-    absolute,
-    add,
-    astype,
-    clip,
-    cos,
-    divide,
-    erf,
-    exp,
-    identity,
-    log,
-    maximum,
-    minimum,
-    multiply,
-    negative,
-    power,
-    relu,
-    rsqrt,
-    sigmoid,
-    silu,
-    sin,
-    softplus,
-    sqrt,
-    subtract,
-    tanh,
-    to_device,
-    where,
-)
-from .embedding import embedding
-from .fft import complex_multiply, irfft, rfft
-from .gelu import gelu, gelu_tanh
-from .group_norm import group_norm
-from .index import add_along_axis, argsort, gather, getitem, put_add, scatter_add, sort, take_along_axis
-from .layer_norm import layer_norm
-from .linalg import einsum, matmul
-from .linear import linear
-from .reduce import cumsum, log_softmax, logsumexp, max, mean, min, prod, softmax, std, sum, var
-from .relu_squared import relu_squared
-from .rms_norm import rms_norm
-from .shape import (
-    broadcast_to,
-    concat,
-    flip,
-    pad,
-    repeat,
-    reshape,
-    roll,
-    split,
-    stack,
-    swapaxes,
-    tile,
-    transpose,
-    tril,
-    triu,
-)
+Every module here is imported, and every operator that it declares is a name of this package: a new one is a file or a folder.
+"""
 
-__all__ = [
-    "absolute", "adamw", "add", "add_along_axis", "argsort", "astype", "broadcast_to", "causal_conv1d", "clip",
-    "complex_multiply", "concat", "cos", "cross_entropy", "cumsum", "divide", "dropout", "einsum", "embedding", "erf",
-    "exp", "flip", "gather", "gelu", "gelu_tanh", "getitem", "group_norm", "identity", "irfft", "layer_norm",
-    "linear", "log", "log_softmax", "logsumexp", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply",
-    "negative", "pad", "power", "prod", "put_add", "relu", "relu_squared", "repeat", "reshape", "rfft", "rms_norm",
-    "roll", "rsqrt", "scatter_add", "sigmoid", "silu", "sin", "softmax", "softplus", "sort", "split", "sqrt", "stack",
-    "std", "subtract", "sum", "swapaxes", "take_along_axis", "tanh", "tile", "to_device", "transpose", "tril", "triu", "var",
-    "where",
-]
+import importlib
+import pkgutil
 
+from ..registry import operators_of
 
-def _method(operator):
-    def method(self, *args, **kwargs):
-        return operator(self, *args, **kwargs)
-
-    method.__name__ = operator.name
-    method.__doc__ = operator.__doc__
-    return method
-
-
-# The operators that PyTorch also offers as methods of a tensor.
-for _operator in (sum, mean, var, std, max, min, prod, cumsum, logsumexp, softmax, log_softmax, exp, log, sqrt, rsqrt, tanh,
-                  sigmoid, relu, sin, cos, erf, clip, flip, roll, repeat, tile, split, broadcast_to, swapaxes, tril, triu,
-                  sort, argsort, gather, matmul):
-    setattr(Tensor, _operator.name, _method(_operator))
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+globals().update(operators_of(__name__))
+__all__ = sorted(operators_of(__name__))

@@ -1,9 +1,12 @@
 """Elementwise operators: one table row each. Inputs broadcast like NumPy's; the engine undoes it in the gradient.
 
 Decided where mathematics leaves a choice: |x| and relu have gradient 0 at 0; clip passes the gradient at its bounds;
-maximum and minimum share it evenly on ties and propagate NaN; 0 ** 0 is 1 and its gradients are 0; sqrt, log and
-division follow the limits (an infinite slope is infinite). ``where(m, f(x), 0)`` cannot hide a NaN of f's gradient:
-make f's argument safe first, ``where(m, f(where(m, x, 1)), 0)``.
+maximum and minimum share it evenly on ties and propagate NaN; sqrt, log and division follow the limits (an infinite
+slope is infinite). x ** 0 is 1 for every x, also 0, infinity and NaN, so its slope by x is 0. The slope of x ** y by y is
+its limit, -inf for 0 ** y with y < 0, 0 with y > 0, except that both slopes of 0 ** 0 are 0; it is NaN for a negative x.
+
+NaN and infinities of an argument give what IEEE arithmetic gives. ``where(m, f(x), 0)`` cannot hide a NaN of f's
+gradient: make f's argument safe first, ``where(m, f(where(m, x, 1)), 0)``.
 """
 
 from __future__ import annotations
@@ -16,19 +19,39 @@ from ..arrays import special
 from ..device import FLOATS, location, move, namespace
 from ..draw import Draw
 from ..errors import DomainError, DtypeError
+from ..laws import non_finite
 from ..op import Op
 from ..tensor import Tensor
+
+
+def ieee(function, *x):
+    """The function of Python floats, where Python raises as IEEE arithmetic has it: NaN, or ∞ for what is too large."""
+    try:
+        return function(*x)
+    except ValueError:
+        return math.nan
+    except OverflowError:
+        return math.inf
+
+
+def fsum(values):
+    """``math.fsum`` of a list, where it raises the sum in order: infinities of both signs, or more than the largest float."""
+    try:
+        return math.fsum(values)
+    except (ValueError, OverflowError):
+        return sum(values)
 
 
 def scalar_loop(function, *arrays):
     """Apply a function of Python floats to every element of the broadcast arrays: how definitions are computed."""
     out = np.empty(np.broadcast_shapes(*(a.shape for a in arrays)), next(a.dtype for a in arrays if a.dtype.kind == "f"))
     for index in np.ndindex(out.shape):
-        out[index] = function(*(np.broadcast_to(a, out.shape)[index].item() for a in arrays))
+        out[index] = ieee(function, *(np.broadcast_to(a, out.shape)[index].item() for a in arrays))
     return out
 
 
-def unary(name, formula, scalar, array, vjp, *, domain=None, kinks=(), analytic=True, tolerance=1.0) -> Op:
+def unary(name, formula, scalar, array, vjp, *, domain=None, kinks=(), analytic=True, tolerance=1.0,
+          method: bool | str = True) -> Op:
     """Declare y = f(x): the formula, the definition on a float, array code, and the gradient in operators."""
 
     def definition(x):
@@ -36,7 +59,7 @@ def unary(name, formula, scalar, array, vjp, *, domain=None, kinks=(), analytic=
 
     definition.__name__ = name
     definition.__doc__ = f"{formula}, elementwise."
-    op = Op(definition, "x[...] -> y[...]", analytic=analytic, tolerance=tolerance)
+    op = Op(definition, "x[...] -> y[...]", laws=[non_finite()], analytic=analytic, tolerance=tolerance, method=method)
     op.primitive(array)
     op.vjp(vjp)
     low, high = domain or (None, None)
@@ -45,7 +68,7 @@ def unary(name, formula, scalar, array, vjp, *, domain=None, kinks=(), analytic=
 
 
 def binary(name, formula, scalar, array, vjp, *, domains=((None, None), (None, None)), separate=False,
-           analytic=True) -> Op:
+           analytic=True, method: bool | str = False) -> Op:
     """Declare out = f(x, y) with broadcasting."""
 
     def definition(x, y):
@@ -53,7 +76,7 @@ def binary(name, formula, scalar, array, vjp, *, domains=((None, None), (None, N
 
     definition.__name__ = name
     definition.__doc__ = f"{formula}, elementwise with broadcasting."
-    op = Op(definition, "x[...], y[...] -> out[...]", analytic=analytic)
+    op = Op(definition, "x[...], y[...] -> out[...]", laws=[non_finite()], analytic=analytic, method=method)
     op.primitive(array)
     op.vjp(vjp)
 
@@ -104,17 +127,36 @@ def _scalar_sigmoid(x):
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def _needed(needs, *makers):
-    return tuple(make() if need else None for need, make in zip(needs, makers, strict=True))
+def _scalar_divide(x, y):
+    return x / y if y else x * math.copysign(math.inf, y)
+
+
+def _scalar_power(x, y):
+    if x == 0 > y:
+        return math.copysign(math.inf, math.pow(x, -y))
+    try:
+        return math.pow(x, y)
+    except OverflowError:
+        return math.inf * math.pow(math.copysign(1.0, x), y)
+
+
+def _needed(needs, **makers):
+    """The gradients that are needed, None for the others."""
+    return tuple(make() if name in needs else None for name, make in makers.items())
 
 
 def _power_vjp(g, x, y, out, needs):
-    one, zero_base = (y.data == 0), (x.data == 0)
-    return _needed(
-        needs,
-        lambda: g * y * power(x, where(one, 1.0, y - 1.0)),
-        lambda: g * out * log(where(zero_base, 1.0, x)),
-    )
+    def by_x():
+        flat = y.data == 0
+        if "y" in needs:  # the slope y x^(y-1) has a derivative by y at y = 0, 1/x: of what is too small for it, 0 is left
+            flat = flat & ~(namespace(x.data).abs(x.data) >= np.finfo(x.dtype).tiny)
+        return g * where(flat, 0.0, y) * power(x, where(flat, 0.0, y - 1.0))
+
+    def by_y():
+        still = (x.data == 0) & (y.data >= 0) | (x.data == math.inf) & (y.data < 0)  # where a power of 0 outweighs the log
+        return g * out * log(where(still, 1.0, x))
+
+    return _needed(needs, x=by_x, y=by_y)
 
 
 def _maximum_share(chosen, other):
@@ -134,26 +176,28 @@ def _extreme(pick):
     return lambda x, y: math.nan if math.isnan(x) or math.isnan(y) else pick(x, y)
 
 
-add = binary("add", "x + y", lambda x, y: x + y, lambda x, y: x + y, lambda g: (g, g))
+add = binary("add", "x + y", lambda x, y: x + y, lambda x, y: x + y, lambda g: (g, g), method="__add__")
 subtract = binary("subtract", "x - y", lambda x, y: x - y, lambda x, y: x - y,
-                  lambda g, needs: _needed(needs, lambda: g, lambda: -g))
+                  lambda g, needs: _needed(needs, x=lambda: g, y=lambda: -g), method="__sub__")
 multiply = binary("multiply", "x y", lambda x, y: x * y, lambda x, y: x * y,
-                  lambda g, x, y, needs: _needed(needs, lambda: g * y, lambda: g * x))
+                  lambda g, x, y, needs: _needed(needs, x=lambda: g * y, y=lambda: g * x), method="__mul__")
 divide = binary("divide", "x / y", lambda x, y: x / y, lambda x, y: x / y,
-                lambda g, y, out, needs: _needed(needs, lambda: g / y, lambda: -g * out / y),
+                lambda g, y, out, needs: _needed(needs, x=lambda: g / y, y=lambda: -g * out / y), method="__truediv__",
                 domains=((None, None), (0.5, 2.0)))
-power = binary("power", "x ** y", lambda x, y: x**y, lambda x, y: x**y, _power_vjp, domains=((0.3, 2.0), (-2.0, 3.0)))
+power = binary("power", "x ** y", lambda x, y: x**y, lambda x, y: x**y, _power_vjp, domains=((0.3, 2.0), (-2.0, 3.0)),
+               method="__pow__")
 maximum = binary("maximum", "max(x, y), NaN if either is", _extreme(max), lambda x, y: namespace(x, y).maximum(x, y),
                  lambda g, x, y: (g * _maximum_share(x, y), g * _maximum_share(y, x)), separate=True, analytic=False)
 minimum = binary("minimum", "min(x, y), NaN if either is", _extreme(min), lambda x, y: namespace(x, y).minimum(x, y),
                  lambda g, x, y: (g * _minimum_share(x, y), g * _minimum_share(y, x)), separate=True, analytic=False)
 
-negative = unary("negative", "-x", lambda x: -x, lambda x: -x, lambda g: -g)
+negative = unary("negative", "-x", lambda x: -x, lambda x: -x, lambda g: -g, method="__neg__")
 exp = unary("exp", "e^x", math.exp, lambda x: namespace(x).exp(x), lambda g, out: g * out)
-log = unary("log", "ln x", math.log, lambda x: namespace(x).log(x), lambda g, x: g / x, domain=(0.3, 3.0))
+log = unary("log", "ln x", lambda x: math.log(x) if x else -math.inf, lambda x: namespace(x).log(x),
+            lambda g, x: g / x, domain=(0.3, 3.0))
 sqrt = unary("sqrt", "√x (infinite slope at 0)", math.sqrt, lambda x: namespace(x).sqrt(x),
              lambda g, out: g * 0.5 / out, domain=(0.3, 3.0))
-rsqrt = unary("rsqrt", "1/√x", lambda x: 1 / math.sqrt(x), lambda x: 1 / namespace(x).sqrt(x),
+rsqrt = unary("rsqrt", "1/√x", lambda x: _scalar_divide(1.0, math.sqrt(x)), lambda x: 1 / namespace(x).sqrt(x),
               lambda g, x, out: g * -0.5 * out / x, domain=(0.3, 3.0))
 sin = unary("sin", "sin x, x in radians", math.sin, lambda x: namespace(x).sin(x), lambda g, x: g * cos(x))
 cos = unary("cos", "cos x, x in radians", math.cos, lambda x: namespace(x).cos(x), lambda g, x: -g * sin(x))
@@ -168,7 +212,8 @@ softplus = unary("softplus", "ln(1 + e^x); -softplus(-x) is the stable ln(sigmoi
 relu = unary("relu", "max(x, 0)", lambda x: x if x > 0 or x != x else 0.0, _relu,
              lambda g, x: where(x.data > 0, g, 0.0), kinks=(0.0,), analytic=False)
 absolute = unary("absolute", "|x|", abs, lambda x: namespace(x).abs(x),
-                 lambda g, x: g * _constant(x, namespace(x.data).sign(x.data)), kinks=(0.0,), analytic=False)
+                 lambda g, x: g * _constant(x, namespace(x.data).sign(x.data)), kinks=(0.0,), analytic=False,
+                 method="__abs__")
 erf = unary("erf", "(2/√π) ∫₀ˣ e^(-t²) dt", math.erf, lambda x: special(x).erf(x),
             lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-(x * x)))
 
@@ -190,10 +235,10 @@ def _where(condition, x, y):
     return scalar_loop(lambda c, a, b: a if c else b, condition, x, y)
 
 
-where = Op(_named(_where, "where"), "condition:bool[...], x[...], y[...] -> out[...]", analytic=True)
+where = Op(_named(_where, "where"), "condition:bool[...], x[...], y[...] -> out[...]", laws=[non_finite()], analytic=True)
 where.primitive(lambda condition, x, y: namespace(condition, x, y).where(condition, x, y))
-where.vjp(lambda g, condition, needs: (None, *_needed(
-    needs[1:], lambda: where(condition, g, 0.0), lambda: where(condition, 0.0, g))))
+where.vjp(lambda g, condition, needs: _needed(
+    needs, x=lambda: where(condition, g, 0.0), y=lambda: where(condition, 0.0, g)))
 
 
 @where.inputs
@@ -210,11 +255,11 @@ def _clip(x, *, low=None, high=None):
                                                       math.inf if high is None else high), x)
 
 
-clip = Op(_named(_clip, "clip"), "x[...] -> y[...]")
+clip = Op(_named(_clip, "clip"), "x[...] -> y[...]", laws=[non_finite()], method=True)
 
 
 @clip.primitive
-def _(x, *, low=None, high=None):
+def _(x, low, high):
     if low is not None:
         x = namespace(x).maximum(x, x.dtype.type(low))
     return namespace(x).minimum(x, x.dtype.type(high)) if high is not None else x.copy()
@@ -237,7 +282,7 @@ def _(draw):
 
 
 @clip.validate
-def _(x, *, low, high):
+def _(x, low, high):
     for name, bound in (("low", low), ("high", high)):
         if bound is not None and not isinstance(bound, int | float):
             raise DtypeError(f"clip: {name} must be a Python number or None, got {type(bound).__name__}")
@@ -250,7 +295,7 @@ def _identity(x):
     return x.copy()
 
 
-identity = Op(_named(_identity, "identity"), "x[...] -> y[...]", view=True, analytic=True)
+identity = Op(_named(_identity, "identity"), "x[...] -> y[...]", laws=[non_finite()], view=True, analytic=True)
 identity.primitive(lambda x: x)
 identity.vjp(lambda g: g)
 
@@ -260,8 +305,8 @@ def _astype(x, *, dtype=np.float32):
     return x.astype(dtype)
 
 
-astype = Op(_named(_astype, "astype"), "x[...] -> y[...]")
-astype.primitive(lambda x, *, dtype=np.float32: x.astype(dtype))
+astype = Op(_named(_astype, "astype"), "x[...] -> y[...]", laws=[non_finite()], method=True)
+astype.primitive(lambda x, dtype: x.astype(dtype))
 astype.vjp(lambda g, x: astype(g, dtype=x.dtype))
 
 
@@ -271,7 +316,7 @@ def _(draw):
 
 
 @astype.validate
-def _(x, *, dtype):
+def _(x, dtype):
     if np.dtype(dtype) not in FLOATS:
         raise DtypeError(f"astype: dtype {np.dtype(dtype)} is not differentiable, allowed: float32, float64")
 
@@ -286,6 +331,6 @@ def _copied(x, device):
     return x.copy() if moved is x else moved
 
 
-to_device = Op(_named(_to_device, "to_device"), "x[...] -> y[...]", analytic=True)
-to_device.primitive(lambda x, *, device="cpu": _copied(x, device))
+to_device = Op(_named(_to_device, "to_device"), "x[...] -> y[...]", laws=[non_finite()], analytic=True)
+to_device.primitive(lambda x, device: _copied(x, device))
 to_device.vjp(lambda g, x: to_device(g, device=location(x.data)))

@@ -68,7 +68,7 @@ def rfft(x, *, n=None, norm="backward"):
 
 
 @rfft.primitive
-def _(x, *, n=None, norm="backward"):
+def _(x, n, norm):
     if not x.size:
         return namespace(x).zeros((*x.shape[:-1], (x.shape[-1] if n is None else n) // 2 + 1, 2), x.dtype)
     spectrum = transforms(x).rfft(x, n=n, norm=norm)
@@ -84,7 +84,7 @@ def _(g, x_shape, n, norm):
 
 
 @rfft.validate
-def _(x, *, n, norm):
+def _(x, n, norm):
     _check("rfft", x.shape[-1] if n is None else n, norm)
 
 
@@ -112,7 +112,7 @@ def irfft(y, *, n=None, norm="backward"):
 
 
 @irfft.primitive
-def _(y, *, n=None, norm="backward"):
+def _(y, n, norm):
     if not y.size:
         return namespace(y).zeros((*y.shape[:-2], 2 * (y.shape[-2] - 1) if n is None else n), y.dtype)
     complex_dtype = np.complex64 if y.dtype == np.float32 else np.complex128
@@ -128,7 +128,7 @@ def _(g, y_shape, n, norm):
 
 
 @irfft.validate
-def _(y, *, n, norm):
+def _(y, n, norm):
     if y.shape[-2] < 1:
         raise ShapeError(f"irfft: needs at least one bin, got shape {y.shape}")
     _check("irfft", 2 * (y.shape[-2] - 1) if n is None else n, norm)

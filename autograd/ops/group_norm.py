@@ -22,7 +22,7 @@ def group_norm(x, weight=None, bias=None, *, groups=1, eps=1e-5):
 
 
 @group_norm.form
-def composed(x, weight=None, bias=None, *, groups=1, eps=1e-5):
+def composed(x, weight, bias, groups, eps):
     y = layer_norm(reshape(x, shape=(*x.shape[:-1], groups, x.shape[-1] // groups)), eps=eps)
     y = reshape(y, shape=x.shape)
     y = y if weight is None else y * weight
@@ -30,7 +30,7 @@ def composed(x, weight=None, bias=None, *, groups=1, eps=1e-5):
 
 
 @group_norm.validate
-def _(x, weight, bias, *, groups, eps):
+def _(x, weight, bias, groups, eps):
     if groups < 1 or x.shape[-1] % groups:
         raise ShapeError(f"group_norm: {x.shape[-1]} channels do not divide into groups = {groups}")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..arrays import add_at
-from ..device import beside, check_range, is_cupy, namespace
+from ..device import beside, check_range, is_cupy, namespace, plain
 from ..errors import DtypeError, ShapeError
+from ..laws import non_finite
 from ..op import op
 from ..shapes import normalize_axis
 from ..tensor import Tensor
@@ -30,6 +31,7 @@ def _frozen_key(key):
     if isinstance(key, list):
         key = np.asarray(key, dtype=None if key else np.intp)
     if hasattr(key, "dtype") and not isinstance(key, np.generic):
+        key = plain(key, "getitem: an index")
         if key.dtype.kind not in "iub":
             raise DtypeError(f"getitem: an index array must be integers or booleans, got {key.dtype}")
         return key.copy() if key.dtype.kind == "b" else key.astype(np.intp)
@@ -59,7 +61,7 @@ def _select(x, key):
         raise ShapeError(f"getitem: {error} (the array has shape {x.shape})") from None
 
 
-@op("x[*] -> y[*]", view=True, analytic=True)
+@op("x[*] -> y[*]", view=True, analytic=True, method="__getitem__")
 def getitem(x, *, key=()):
     """x[key] with integers, slices, None, ..., integer arrays and boolean masks, as NumPy has it."""
     positions = np.arange(x.size).reshape(x.shape)[key]
@@ -69,7 +71,7 @@ def getitem(x, *, key=()):
     return out
 
 
-getitem.primitive(lambda x, *, key=(): _select(x, key))
+getitem.primitive(lambda x, key: _select(x, key))
 getitem.vjp(lambda g, key, x_shape: put_add(g, key=key, shape=x_shape))
 
 
@@ -96,7 +98,7 @@ def put_add(x, *, key=(), shape=()):
 
 
 @put_add.primitive
-def _(x, *, key=(), shape=()):
+def _(x, key, shape):
     out = namespace(x).zeros(shape, x.dtype)
     key = _key_of(out, key)
     if _is_basic(key):
@@ -122,7 +124,7 @@ def _check_indices(name, ids, size):
     check_range(ids, -size, size - 1, fail)
 
 
-@op("x[*], ids:int[*] -> y[*]", analytic=True)
+@op("x[*], ids:int[*] -> y[*]", analytic=True, method=True)
 def gather(x, ids, *, axis=0):
     """Whole slices of an axis: y[.., i, ..] = x[.., ids[i], ..]; ids may have any shape."""
     axis = normalize_axis("gather", axis, x.ndim)
@@ -133,16 +135,16 @@ def gather(x, ids, *, axis=0):
     return out
 
 
-gather.primitive(lambda x, ids, *, axis=0: namespace(x).take(x, ids, axis=normalize_axis("gather", axis, x.ndim)))
+gather.primitive(lambda x, ids, axis: namespace(x).take(x, ids, axis=normalize_axis("gather", axis, x.ndim)))
 
 
 @gather.vjp
 def _(g, ids, x_shape, axis):
-    return scatter_add(Tensor.wrap(namespace(g.data).zeros(x_shape, g.dtype)), ids, g, axis=axis), None
+    return scatter_add(Tensor.wrap(namespace(g.data).zeros(x_shape, g.dtype)), ids, g, axis=axis)
 
 
 @gather.validate
-def _(x, ids, *, axis):
+def _(x, ids, axis):
     _check_indices("gather", ids, x.shape[normalize_axis("gather", axis, x.ndim)])
 
 
@@ -171,18 +173,18 @@ def scatter_add(x, ids, updates, *, axis=0):
 
 
 @scatter_add.primitive
-def _(x, ids, updates, *, axis=0):
+def _(x, ids, updates, axis):
     axis = normalize_axis("scatter_add", axis, x.ndim)
     out = x.copy()
     add_at(out, (slice(None),) * axis + (ids,), updates)
     return out
 
 
-scatter_add.vjp(lambda g, ids, axis: (g, None, gather(g, ids, axis=axis)))
+scatter_add.vjp(lambda g, ids, axis: (g, gather(g, ids, axis=axis)))
 
 
 @scatter_add.validate
-def _(x, ids, updates, *, axis):
+def _(x, ids, updates, axis):
     axis = normalize_axis("scatter_add", axis, x.ndim)
     _check_indices("scatter_add", ids, x.shape[axis])
     expected = (*x.shape[:axis], *ids.shape, *x.shape[axis + 1:])
@@ -214,13 +216,13 @@ def take_along_axis(x, ids, *, axis=-1):
     return out
 
 
-take_along_axis.primitive(lambda x, ids, *, axis=-1: namespace(x).take_along_axis(x, ids, axis))
-take_along_axis.validate(lambda x, ids, *, axis: _check_along("take_along_axis", x, ids, axis))
+take_along_axis.primitive(lambda x, ids, axis: namespace(x).take_along_axis(x, ids, axis))
+take_along_axis.validate(lambda x, ids, axis: _check_along("take_along_axis", x, ids, axis))
 
 
 @take_along_axis.vjp
 def _(g, ids, x_shape, axis):
-    return add_along_axis(Tensor.wrap(namespace(g.data).zeros(x_shape, g.dtype)), ids, g, axis=axis), None
+    return add_along_axis(Tensor.wrap(namespace(g.data).zeros(x_shape, g.dtype)), ids, g, axis=axis)
 
 
 @take_along_axis.inputs
@@ -241,7 +243,7 @@ def add_along_axis(x, ids, updates, *, axis=-1):
 
 
 @add_along_axis.primitive
-def _(x, ids, updates, *, axis=-1):
+def _(x, ids, updates, axis):
     axis = normalize_axis("add_along_axis", axis, x.ndim)
     xp = namespace(x)
     out = x.copy()
@@ -251,11 +253,11 @@ def _(x, ids, updates, *, axis=-1):
     return out
 
 
-add_along_axis.vjp(lambda g, ids, axis: (g, None, take_along_axis(g, ids, axis=axis)))
+add_along_axis.vjp(lambda g, ids, axis: (g, take_along_axis(g, ids, axis=axis)))
 
 
 @add_along_axis.validate
-def _(x, ids, updates, *, axis):
+def _(x, ids, updates, axis):
     _check_along("add_along_axis", x, ids, axis)
     if updates.shape != ids.shape:
         raise ShapeError(f"add_along_axis: updates {updates.shape} must have the shape of ids {ids.shape}")
@@ -274,7 +276,7 @@ def _order(values, descending):
     return np.array(key, np.intp)
 
 
-@op("x[*] -> y:int[*]", differentiable=False)
+@op("x[*] -> y:int[*]", laws=[non_finite()], method=True)
 def argsort(x, *, axis=-1, descending=False):
     """The indices that sort an axis: stable, NaN last. A plain integer array."""
     axis = normalize_axis("argsort", axis, x.ndim)
@@ -286,19 +288,19 @@ def argsort(x, *, axis=-1, descending=False):
 
 
 @argsort.primitive
-def _(x, *, axis=-1, descending=False):
+def _(x, axis, descending):
     axis = normalize_axis("argsort", axis, x.ndim)
     return namespace(x).argsort(-x if descending else x, axis=axis, kind="stable")
 
 
-@op("x[*] -> y[*]")
+@op("x[*] -> y[*]", laws=[non_finite()], method=True)
 def sort(x, *, axis=-1, descending=False):
     """An axis in order: stable, NaN last."""
     return take_along_axis.definition(x, argsort.definition(x, axis=axis, descending=descending), axis=axis)
 
 
 @sort.form
-def composed(x, *, axis=-1, descending=False):
+def composed(x, axis, descending):
     axis = normalize_axis("sort", axis, x.ndim)
     return take_along_axis(x, argsort(x, axis=axis, descending=descending), axis=axis)
 

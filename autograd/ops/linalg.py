@@ -16,7 +16,7 @@ from .reduce import sum
 from .shape import reshape, swapaxes, transpose
 
 
-@op("a[*], b[*] -> y[*]", analytic=True)
+@op("a[*], b[*] -> y[*]", analytic=True, method="matmul __matmul__")
 def matmul(a, b):
     """Matrix product over the last two axes, the others broadcast: y[.., i, j] = Σ_k a[.., i, k] b[.., k, j].
 
@@ -44,9 +44,9 @@ def _(g, a, b, needs):
     lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     g = reshape(g, shape=(*lead, left.shape[-2], right.shape[-1]))
     ga = gb = None
-    if needs[0]:
+    if "a" in needs:
         ga = matmul(g, swapaxes(right))
-    if needs[1]:
+    if "b" in needs:
         gb = matmul(swapaxes(left), g)
         if b.ndim == 1:
             gb = reshape(gb, shape=gb.shape[:-1])
@@ -74,49 +74,76 @@ def _(draw):
     return (draw.floats(*a), draw.floats(*b)), {}
 
 
-def _parse(equation: str, count: int):
-    text = equation.replace(" ", "")
-    left, arrow, output = text.partition("->")
+_AXES = tuple(map(chr, range(0xE000, 0xE040)))  # letters for the axes that `...` stands for, the last axis first
+
+
+def _parse(equation: str, shapes):
+    """The term of each operand, that of the output, and the size of every letter; each axis of `...` gets a letter."""
+    left, arrow, output = equation.replace(" ", "").partition("->")
     terms = left.split(",")
-    if len(terms) != count or not all(t.isalpha() or t == "" for t in [*terms, output]):
-        raise ShapeError(f"einsum: {equation!r} needs letters only and one term for each of {count} operands")
+    if len(terms) != len(shapes):
+        raise ShapeError(f"einsum: {equation!r} has {len(terms)} terms, but got {len(shapes)} operands")
+    letters = left.replace("...", "").replace(",", "")
+    for term in (*terms, output):
+        if not (term.replace("...", "", 1) or "a").isalpha():
+            raise ShapeError(f"einsum: the term {term!r} of {equation!r} must be letters, with at most one '...'")
     if not arrow:
-        letters = [c for t in terms for c in t]
-        output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    if len(set(output)) != len(output) or not set(output) <= set("".join(terms)):
+        output = "..." * ("..." in left) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    named = output.replace("...", "")
+    if len(set(named)) != len(named) or not set(named) <= set(letters):
         raise ShapeError(f"einsum: the output {output!r} of {equation!r} must be distinct letters of the inputs")
-    return terms, output
+    most = 0
+    for i, (term, shape) in enumerate(zip(terms, shapes, strict=True)):
+        count = len(term.replace("...", ""))
+        more = len(shape) - count
+        if more < 0 or (more and "..." not in term):
+            raise ShapeError(f"einsum: operand {i} has shape {shape}, its term {term!r} has {count} letters")
+        if more > len(_AXES):
+            raise ShapeError(f"einsum: '...' stands for at most {len(_AXES)} axes, operand {i} has {more}")
+        terms[i], most = term.replace("...", "".join(reversed(_AXES[:more]))), max(most, more)
+    if most and "..." not in output:
+        raise ShapeError(f"einsum: the output {output!r} of {equation!r} needs '...' for the axes that the operands have there")
+    return terms, output.replace("...", "".join(reversed(_AXES[:most]))), _sizes(equation, terms, shapes)
+
+
+def _sizes(equation, terms, shapes) -> dict[str, int]:
+    """The size of each letter; a 1 in one operand is repeated to the size in another."""
+    sizes: dict = {}
+    for i, (term, shape) in enumerate(zip(terms, shapes, strict=True)):
+        own: dict = {}
+        for letter, size in zip(term, shape, strict=True):
+            name = letter if letter.isalpha() else "an axis of `...`"
+            if own.setdefault(letter, size) != size:
+                raise ShapeError(f"einsum: {name} is {own[letter]} and {size} in operand {i} of {equation!r}")
+            if sizes.get(letter, 1) == 1:
+                sizes[letter] = size
+            elif size not in (1, sizes[letter]):
+                raise ShapeError(f"einsum: {name} is {sizes[letter]} and {size} in {equation!r}, operand {i} has shape {shape}")
+    return sizes
 
 
 @op("operands[*] -> y[*]", variadic=True, analytic=True)
 def einsum(operands, *, equation=""):
     """Einstein's summation: sum over all letters that are not in the output, for example "bik,bkj->bij".
 
-    Letters may repeat within an operand (a diagonal) and vanish (a sum); the products run through matmul.
+    Letters may repeat within an operand (a diagonal) and vanish (a sum); the products run through matmul. As in NumPy,
+    `...` stands for any number of axes, which are broadcast and stay ("...ij,...jk->...ik"), and an axis of size 1 is
+    repeated to the size that its letter has in another operand. Without "->" the output is `...`, then the letters that
+    stand once, in the order of the alphabet. A wrong term, number of axes or size raises ShapeError.
     """
-    terms, output = _parse(equation, len(operands))
-    sizes = {c: n for t, x in zip(terms, operands, strict=True) for c, n in zip(t, x.shape, strict=True)}
+    terms, output, sizes = _parse(equation, [x.shape for x in operands])
     letters = sorted(sizes)
     out = np.zeros(tuple(sizes[c] for c in output), operands[0].dtype)
     for index in itertools.product(*(range(sizes[c]) for c in letters)):
         at = dict(zip(letters, index, strict=True))
         product = 1.0
         for term, x in zip(terms, operands, strict=True):
-            product = product * x[tuple(at[c] for c in term)]
+            product = product * x[tuple(0 if n == 1 else at[c] for c, n in zip(term, x.shape, strict=True))]
         out[tuple(at[c] for c in output)] += product
     return out
 
 
-@einsum.validate
-def _(operands, *, equation):
-    terms, _ = _parse(equation, len(operands))
-    sizes: dict = {}
-    for i, (term, x) in enumerate(zip(terms, operands, strict=True)):
-        if len(term) != x.ndim:
-            raise ShapeError(f"einsum: operand {i} has shape {x.shape}, its term {term!r} has {len(term)} letters")
-        for letter, size in zip(term, x.shape, strict=True):
-            if sizes.setdefault(letter, size) != size:
-                raise ShapeError(f"einsum: {letter} is {sizes[letter]} and {size} in {equation!r}")
+einsum.validate(lambda operands, equation: _parse(equation, [x.shape for x in operands]))
 
 
 def _diagonals(x, term):
@@ -130,6 +157,12 @@ def _diagonals(x, term):
             ids = np.arange(moved.shape[0])
             x, term = getitem(moved, key=(ids, ids)), letter + "".join(term[k] for k in order)
     return x, term
+
+
+def _squeezed(x, term, sizes):
+    """Without the axes of size 1 that another operand has larger: a product repeats its other factor over them."""
+    kept = [(c, n) for c, n in zip(term, x.shape, strict=True) if n == sizes[c]]
+    return reshape(x, shape=tuple(n for _, n in kept)), "".join(c for c, _ in kept)
 
 
 def _contract(x, a, y, b, keep):
@@ -160,9 +193,9 @@ def _contract(x, a, y, b, keep):
 
 
 @einsum.form
-def composed(operands, *, equation=""):
-    terms, output = _parse(equation, len(operands))
-    parts = [_diagonals(x, t) for x, t in zip(operands, terms, strict=True)]
+def composed(operands, equation):
+    terms, output, sizes = _parse(equation, [x.shape for x in operands])
+    parts = [_squeezed(*_diagonals(x, t), sizes) for x, t in zip(operands, terms, strict=True)]
     x, term = parts[0]
     for i, (y, other) in enumerate(parts[1:], 1):
         keep = set(output).union(*(t for _, t in parts[i + 1:]))
@@ -176,7 +209,14 @@ def composed(operands, *, equation=""):
 @einsum.inputs
 def _(draw):
     equation = draw.choice(["ij,jk->ik", "bij,bkj->bik", "ii->i", "ii", "ij->", "i,j->ij", "iij,jk->ki", "ij,ij->",
-                            "ij,jk,kl->li", "bhtk,bhsk->bhts", "ij,i->j", "i,i,i->i", "ij,kl->ik"])
+                            "ij,jk,kl->li", "bhtk,bhsk->bhts", "ij,i->j", "i,i,i->i", "ij,kl->ik",
+                            "...ij,...jk->...ik", "i...,...i", "...ii->...i", "j...,...->j..."])
     terms = equation.partition("->")[0].split(",")
-    sizes = {c: draw.size(0, 3) for c in sorted(set("".join(terms)))}
-    return ([draw.floats(*(sizes[c] for c in t)) for t in terms],), {"equation": equation}
+    sizes = {c: draw.size(0, 3) for c in sorted(set("".join(terms)) - {"."})}
+    lead, shapes = draw.shape(0, 2, 3), []
+    for term in terms:
+        own = {c: 1 if draw.integer(0, 5) == 0 else n for c, n in sizes.items()}  # an axis of 1 is repeated
+        letters, dots, rest = term.partition("...")
+        middle = [1 if draw.integer(0, 3) == 0 else n for n in lead[draw.integer(0, len(lead)):]] if dots else []
+        shapes.append((*(own[c] for c in letters), *middle, *(own[c] for c in rest)))
+    return ([draw.floats(*shape) for shape in shapes],), {"equation": equation}

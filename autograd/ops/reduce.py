@@ -1,7 +1,7 @@
-"""Reductions and scans. ``axis`` is None (all), an integer, or a tuple in any order; ``()`` reduces nothing.
+"""Reductions, and softmax. ``axis`` is None (all), an integer, or a tuple in any order; ``()`` reduces nothing.
 
 Empty reductions: sum 0, prod 1, logsumexp -inf, mean NaN; max and min raise. Ties of max and min share the gradient
-evenly; NaN propagates. The standard deviation of a constant has gradient 0.
+evenly. NaN propagates, and infinities give what IEEE arithmetic gives. The standard deviation of a constant has gradient 0.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from ..arrays import largest
 from ..device import namespace
 from ..errors import DomainError, ShapeError
-from ..laws import shift_invariant
+from ..laws import non_finite, shift_invariant
 from ..op import op
 from ..shapes import broadcasts_to, normalize_axes, normalize_axis, reduced_shape
 from ..tensor import Tensor
-from .elementwise import exp, sqrt, where
-from .shape import broadcast_to, flip, pad, reshape
+from .elementwise import exp, fsum, ieee, sqrt, where
+from .shape import broadcast_to, flip, pad, reshape, transpose
 
 
 def _definition(x, axis, keepdims, function, name):
@@ -30,7 +30,7 @@ def _definition(x, axis, keepdims, function, name):
         groups[tuple(i for k, i in enumerate(index) if k not in axes)].append(x[index].item())
     out = np.empty(kept, x.dtype)
     for index, values in groups.items():
-        out[index] = function(values)
+        out[index] = ieee(function, values)
     return out.reshape(reduced_shape(x.shape, axes)) if keepdims else out
 
 
@@ -57,26 +57,26 @@ def _reduction_inputs(draw, minimum=0, values="floats"):
     return (getattr(draw, values)(*shape),), {"axis": axis, "keepdims": draw.boolean()}
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", laws=[non_finite()], analytic=True, method=True)
 def sum(x, *, axis=None, keepdims=False):
     """Σ x over the axes."""
-    return _definition(x, axis, keepdims, math.fsum, "sum")
+    return _definition(x, axis, keepdims, fsum, "sum")
 
 
-sum.primitive(lambda x, *, axis=None, keepdims=False: namespace(x).sum(
+sum.primitive(lambda x, axis, keepdims: namespace(x).sum(
     x, axis=normalize_axes("sum", axis, x.ndim), keepdims=keepdims))
 sum.vjp(lambda g, x_shape, axis: _spread(g, x_shape, axis, "sum"))
 sum.inputs(_reduction_inputs)
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", laws=[non_finite()], analytic=True, method=True)
 def mean(x, *, axis=None, keepdims=False):
     """Σ x / n over the axes; NaN for n = 0."""
-    return _definition(x, axis, keepdims, lambda v: math.fsum(v) / len(v) if v else math.nan, "mean")
+    return _definition(x, axis, keepdims, lambda v: fsum(v) / len(v) if v else math.nan, "mean")
 
 
 @mean.form
-def composed(x, *, axis=None, keepdims=False):
+def composed(x, axis, keepdims):
     count = _count(x.shape, axis, "mean")
     return sum(x, axis=axis, keepdims=keepdims) * (1.0 / count if count else math.nan)
 
@@ -97,30 +97,30 @@ def centered(x: Tensor, axis, name: str) -> Tensor:
 
 def _scalar_variance(values, ddof):
     values = [v - values[0] for v in values]  # the mean of the differences is not rounded to the precision of the values
-    center = math.fsum(values) / len(values)
-    return math.fsum((v - center) ** 2 for v in values) / (len(values) - ddof)
+    center = fsum(values) / len(values)
+    return fsum([(v - center) * (v - center) for v in values]) / (len(values) - ddof)
 
 
-@op("x[*] -> y[*]", analytic=True, laws=[shift_invariant("x")])
+@op("x[*] -> y[*]", laws=[non_finite(), shift_invariant("x")], analytic=True, method=True)
 def var(x, *, axis=None, keepdims=False, ddof=0):
     """Σ (x - mean)² / (n - ddof) over the axes."""
     return _definition(x, axis, keepdims, lambda v: _scalar_variance(v, ddof), "var")
 
 
 @var.form
-def composed(x, *, axis=None, keepdims=False, ddof=0):
+def composed(x, axis, keepdims, ddof):
     deviation = centered(x, axis, "var")
     return sum(deviation * deviation, axis=axis, keepdims=keepdims) * (1.0 / (_count(x.shape, axis, "var") - ddof))
 
 
-@op("x[*] -> y[*]", laws=[shift_invariant("x")])
+@op("x[*] -> y[*]", laws=[non_finite(), shift_invariant("x")], method=True)
 def std(x, *, axis=None, keepdims=False, ddof=0):
     """√var; where it is 0 its gradient is 0."""
     return _definition(x, axis, keepdims, lambda v: math.sqrt(_scalar_variance(v, ddof)), "std")
 
 
 @std.form
-def composed(x, *, axis=None, keepdims=False, ddof=0):
+def composed(x, axis, keepdims, ddof):
     variance = var(x, axis=axis, keepdims=keepdims, ddof=ddof)
     positive = variance.data > 0
     return where(positive, sqrt(where(positive, variance, 1.0)), variance * 0.0)
@@ -153,8 +153,8 @@ def _declare_extreme(name, pick):
 
     definition.__name__ = name
     definition.__doc__ = f"The {name}imum over the axes; NaN propagates, ties share the gradient evenly."
-    extreme = op("x[*] -> y[*]")(definition)
-    extreme.primitive(lambda x, *, axis=None, keepdims=False: getattr(namespace(x), name)(
+    extreme = op("x[*] -> y[*]", laws=[non_finite()], method=True)(definition)
+    extreme.primitive(lambda x, axis, keepdims: getattr(namespace(x), name)(
         x, axis=normalize_axes(name, axis, x.ndim), keepdims=keepdims))
 
     @extreme.vjp
@@ -166,7 +166,7 @@ def _declare_extreme(name, pick):
         return _spread(g, x.shape, axis, name) * Tensor.wrap((chosen / ties).astype(x.dtype))
 
     @extreme.validate
-    def _(x, *, axis, keepdims):
+    def _(x, axis, keepdims):
         if x.size == 0 and _count(x.shape, axis, name) == 0:
             raise ShapeError(f"{name}: no element to take the {name}imum of (shape {x.shape}, axis {axis})")
 
@@ -179,13 +179,85 @@ max = _declare_extreme("max", _max)
 min = _declare_extreme("min", _min)
 
 
-@op("x[*] -> y[*]")
+_ORDS = (1, 2, math.inf)
+
+
+def _scalar_norm(values, ord):
+    if any(v != v for v in values):
+        return math.nan
+    return {1: math.fsum(map(abs, values)), 2: math.hypot(*values), math.inf: _max(map(abs, values), default=0.0)}[ord]
+
+
+@op("x[*] -> y[*]", laws=[non_finite()], method=True)
+def norm(x, *, axis=None, keepdims=False, ord=2):
+    """The length of vectors over the axes: ord 2: √Σ x², 1: Σ |x|, math.inf: max |x|; 0 of nothing, NaN propagates.
+
+    No square over- or underflows. The gradient x / norm, sign(x), or the sign at the largest, shared evenly on ties, is 0
+    where the norm is 0; infinities share it as if they were equal. Another ord raises DomainError.
+    """
+    return _definition(x, axis, keepdims, lambda v: _scalar_norm(v, ord), "norm")
+
+
+def _scale(x, axes):
+    """The largest magnitude over the axes, which are kept, where it is a number other than 0; else 1."""
+    top = largest(namespace(x).abs(x), axes)
+    return namespace(x).where((top > 0) & (top < math.inf), top, x.dtype.type(1))
+
+
+@norm.primitive
+def _(x, axis, keepdims, ord):
+    xp, axes = namespace(x), normalize_axes("norm", axis, x.ndim)
+    if ord == 1:
+        return xp.sum(xp.abs(x), axis=axes, keepdims=keepdims)
+    kept = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+    if ord == 2:
+        scale = _scale(x, axes)
+        with np.errstate(under="ignore"):
+            scaled = x / scale
+            out = scale * xp.sqrt(xp.sum(scaled * scaled, axis=axes, keepdims=True))
+    else:
+        out = xp.maximum(largest(xp.abs(x), axes), x.dtype.type(0))
+    return out if keepdims else out.reshape(kept)
+
+
+@norm.vjp
+def _(g, x, out, axis, ord):
+    xp, axes = namespace(x.data), normalize_axes("norm", axis, x.ndim)
+    g, sign = _spread(g, x.shape, axis, "norm"), xp.sign(x.data)
+    if ord == 1:
+        return g * Tensor.wrap(sign)
+    top = _spread(out.detach(), x.shape, axis, "norm").data
+    if ord == math.inf:
+        chosen = (xp.abs(x.data) == top) | (xp.isnan(x.data) & xp.isnan(top))
+        return g * Tensor.wrap((sign * chosen / xp.maximum(chosen.sum(axis=axes, keepdims=True), 1)).astype(x.dtype))
+    infinite = xp.isinf(x.data)
+    scaled = where(top == math.inf, Tensor.wrap(xp.where(infinite, sign, 0 * sign)), where(infinite, 0.0, x)
+                   / Tensor.wrap(_scale(x.data, axes)))
+    squares = sum(scaled * scaled, axis=axes, keepdims=True)
+    return g * (scaled / sqrt(where(squares.data == 0, 1.0, squares)))
+
+
+@norm.validate
+def _(x, axis, keepdims, ord):
+    normalize_axes("norm", axis, x.ndim)
+    if ord not in _ORDS:
+        raise DomainError(f"norm: ord {ord!r}, allowed: {', '.join(map(str, _ORDS))}")
+
+
+@norm.inputs
+def _(draw):
+    (x,), params = _reduction_inputs(draw, values="distinct")
+    x = x - np.min(x, initial=0.0) + x.dtype.type(0.5)  # magnitudes that differ, away from the kink at 0
+    return (draw.layout(np.where(draw.mask(*x.shape), x, -x)),), {**params, "ord": draw.choice(_ORDS)}
+
+
+@op("x[*] -> y[*]", laws=[non_finite()], analytic=True, method=True)
 def prod(x, *, axis=None, keepdims=False):
-    """Π x over the axes; the gradient is right for any number of zeros."""
+    """Π x over the axes. A slope is the product of the others, also where x is 0 or the product under- or overflows."""
     return _definition(x, axis, keepdims, math.prod, "prod")
 
 
-prod.primitive(lambda x, *, axis=None, keepdims=False: namespace(x).prod(
+prod.primitive(lambda x, axis, keepdims: namespace(x).prod(
     x, axis=normalize_axes("prod", axis, x.ndim), keepdims=keepdims))
 
 
@@ -204,42 +276,37 @@ def _shifted(x: Tensor, step: int) -> Tensor:
 
 
 @prod.vjp
-def _(g, x, out, axis):
-    from .shape import transpose
-
-    g = _spread(g, x.shape, axis, "prod")
-    if bool((x.data != 0).all()):
-        return g * _spread(out, x.shape, axis, "prod") / x
-    # A zero forbids dividing by x: multiply what stands before and what stands after each element.
+def _(g, x, axis):
     axes = normalize_axes("prod", axis, x.ndim)
     kept = tuple(i for i in range(x.ndim) if i not in axes)
     order = kept + axes
     moved = transpose(x, axes=order)
-    lead, n = tuple(x.shape[i] for i in kept), _count(x.shape, axis, "prod")
-    rows = reshape(moved, shape=(*lead, n))
+    rows = reshape(moved, shape=(*(x.shape[i] for i in kept), _count(x.shape, axis, "prod")))
+    # What stands before times what stands after each element: out / x is none of it where out is 0 or infinite.
     others = _before(rows) * flip(_before(flip(rows, axis=-1)), axis=-1)
     back = transpose(reshape(others, shape=moved.shape), axes=tuple(order.index(i) for i in range(x.ndim)))
-    return g * back
+    return _spread(g, x.shape, axis, "prod") * back
 
 
 prod.inputs(_reduction_inputs)
 
 
 def _scalar_logsumexp(values):
-    top = _max(values, default=-math.inf)
-    if math.isinf(top) or math.isnan(math.fsum(values) if not math.isinf(top) else 0.0):
-        return top
-    return top + math.log(math.fsum(math.exp(v - top) for v in values))
+    top = math.nan if any(v != v for v in values) else _max(values, default=-math.inf)
+    return top if math.isinf(top) else top + math.log(math.fsum(math.exp(v - top) for v in values))
 
 
-@op("x[*] -> y[*]", laws=[shift_invariant("x", moves="y")])
+@op("x[*] -> y[*]", laws=[non_finite(), shift_invariant("x", moves="y")], method=True)
 def logsumexp(x, *, axis=-1, keepdims=False):
-    """ln Σ e^x over the axes, without overflow; nothing or only -inf gives -inf with gradient 0; +inf shares evenly."""
+    """ln Σ e^x over the axes, without overflow; nothing or only -inf gives -inf with gradient 0; +inf shares evenly.
+
+    A NaN gives NaN.
+    """
     return _definition(x, axis, keepdims, _scalar_logsumexp, "logsumexp")
 
 
 @logsumexp.primitive
-def _(x, *, axis=-1, keepdims=False):
+def _(x, axis, keepdims):
     xp = namespace(x)
     axes = normalize_axes("logsumexp", axis, x.ndim)
     top = largest(x, axes)
@@ -272,27 +339,6 @@ def _(draw):
     return _reduction_inputs(draw)
 
 
-@op("x[*] -> y[*]", analytic=True)
-def cumsum(x, *, axis=-1):
-    """y_t = Σ_{s <= t} x_s along the axis."""
-    axis = normalize_axis("cumsum", axis, x.ndim)
-    out = x.copy()
-    for index in np.ndindex(x.shape):
-        if index[axis]:
-            out[index] = out[(*index[:axis], index[axis] - 1, *index[axis + 1:])] + x[index]
-    return out
-
-
-cumsum.primitive(lambda x, *, axis=-1: namespace(x).cumsum(x, axis=normalize_axis("cumsum", axis, x.ndim)))
-cumsum.vjp(lambda g, axis: flip(cumsum(flip(g, axis=axis), axis=axis), axis=axis))
-
-
-@cumsum.inputs
-def _(draw):
-    shape = tuple(draw.size(0, 4) for _ in range(draw.integer(1, 3)))
-    return (draw.floats(*shape),), {"axis": draw.integer(-len(shape), len(shape) - 1)}
-
-
 def _validate_mask(name):
     def check(x, mask, *, axis):
         normalize_axis(name, axis, x.ndim)
@@ -308,31 +354,36 @@ def _softmax_inputs(draw):
 
 
 def _masked_rows(x, mask, axis):
-    """Iterate over (index of the row, values, mask) of an axis."""
+    """Iterate over (index of a row, values less the largest, mask, their logsumexp under the mask) of an axis, if that is
+    finite or NaN.
+
+    It is NaN for +inf as well. Rows without anything allowed, or with -inf only, are left out.
+    """
     axis = normalize_axis("softmax", axis, x.ndim)
     mask = np.broadcast_to(True if mask is None else mask, x.shape)
     for index in np.ndindex((*x.shape[:axis], *x.shape[axis + 1:])):
         row = (*index[:axis], slice(None), *index[axis:])
-        yield row, x[row].tolist(), mask[row].tolist()
+        top = np.max(x[row], initial=-math.inf, where=mask[row]).item()
+        values = [v - top if math.isfinite(top) else v for v in x[row].tolist()]  # else the logsumexp is rounded as they are
+        total = _scalar_logsumexp([v for v, a in zip(values, mask[row], strict=True) if a])
+        if total != -math.inf:
+            yield row, values, mask[row].tolist(), math.nan if total == math.inf else total
 
 
-@op("x[*], mask?:bool[*] -> y[*]", laws=[shift_invariant("x")])
+@op("x[*], mask?:bool[*] -> y[*]", laws=[non_finite(), shift_invariant("x")], method=True)
 def softmax(x, mask=None, *, axis=-1):
     """e^x / Σ e^x along the axis over the positions where mask is True; elsewhere 0.
 
-    A row without any (or with only -inf) gives zeros with gradient 0. A +inf or NaN gives NaN in its row.
+    A row without any (or with only -inf) gives zeros with gradient 0. A +inf or NaN at one of them makes the whole row NaN.
     """
     out = np.zeros_like(x)
-    for row, values, allowed in _masked_rows(x, mask, axis):
-        top = _max([v for v, a in zip(values, allowed, strict=True) if a], default=-math.inf)
-        total = _scalar_logsumexp([v - top for v, a in zip(values, allowed, strict=True) if a])
-        out[row] = [math.exp(v - top - total) if a and top != -math.inf else 0.0
-                    for v, a in zip(values, allowed, strict=True)]
+    for row, values, allowed, total in _masked_rows(x, mask, axis):
+        out[row] = [math.exp(v - total) if a or total != total else 0.0 for v, a in zip(values, allowed, strict=True)]
     return out
 
 
 @softmax.primitive
-def _(x, mask=None, *, axis=-1):
+def _(x, mask, axis):
     xp = namespace(x)
     if mask is not None:
         x = xp.where(mask, x, x.dtype.type(-math.inf))
@@ -345,26 +396,27 @@ def _(x, mask=None, *, axis=-1):
 
 @softmax.vjp
 def _(g, out, axis):
-    return out * (g - sum(g * out, axis=axis, keepdims=True)), None
+    return out * (g - sum(g * out, axis=axis, keepdims=True))
 
 
 softmax.validate(_validate_mask("softmax"))
 softmax.inputs(_softmax_inputs)
 
 
-@op("x[*], mask?:bool[*] -> y[*]", laws=[shift_invariant("x")])
+@op("x[*], mask?:bool[*] -> y[*]", laws=[non_finite(), shift_invariant("x")], method=True)
 def log_softmax(x, mask=None, *, axis=-1):
-    """x - ln Σ e^x along the axis over the positions where mask is True; elsewhere -inf with gradient 0."""
+    """x - ln Σ e^x along the axis over the positions where mask is True; elsewhere -inf with gradient 0.
+
+    A row without any (or with only -inf) gives -inf with gradient 0. A +inf or NaN at one of them makes the whole row NaN.
+    """
     out = np.full_like(x, -math.inf)
-    for row, values, allowed in _masked_rows(x, mask, axis):
-        top = _max([v for v, a in zip(values, allowed, strict=True) if a], default=-math.inf)
-        total = _scalar_logsumexp([v - top for v, a in zip(values, allowed, strict=True) if a])
-        out[row] = [v - top - total if a and top != -math.inf else -math.inf for v, a in zip(values, allowed, strict=True)]
+    for row, values, allowed, total in _masked_rows(x, mask, axis):
+        out[row] = [v - total if a or total != total else -math.inf for v, a in zip(values, allowed, strict=True)]
     return out
 
 
 @log_softmax.primitive
-def _(x, mask=None, *, axis=-1):
+def _(x, mask, axis):
     xp = namespace(x)
     if mask is not None:
         x = xp.where(mask, x, x.dtype.type(-math.inf))
@@ -380,7 +432,7 @@ def _(g, x, mask, out, axis):
     hidden = out.data == -math.inf
     g = where(hidden, 0.0, g)
     probabilities = where(hidden, 0.0, exp(where(hidden, 0.0, out)))
-    return where(hidden, 0.0, g - probabilities * sum(g, axis=axis, keepdims=True)), None
+    return where(hidden, 0.0, g - probabilities * sum(g, axis=axis, keepdims=True))
 
 
 log_softmax.validate(_validate_mask("log_softmax"))

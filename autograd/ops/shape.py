@@ -7,10 +7,12 @@ import math
 
 import numpy as np
 
-from ..device import beside, namespace
+from ..device import beside, namespace, plain
 from ..errors import DomainError, ShapeError
+from ..laws import non_finite
 from ..op import op
-from ..shapes import broadcasts_to, normalize_axes, normalize_axis
+from ..shapes import broadcast_axes, broadcasts_to, normalize_axes, normalize_axis
+from .index import gather, getitem
 
 
 def _axis_draw(draw, low=1, high=3):
@@ -45,7 +47,7 @@ def reshape(x, *, shape=()):
     return out
 
 
-reshape.primitive(lambda x, *, shape=(): x.reshape(target_shape("reshape", x.shape, shape)))
+reshape.primitive(lambda x, shape: x.reshape(target_shape("reshape", x.shape, shape)))
 reshape.vjp(lambda g, x_shape: reshape(g, shape=x_shape))
 
 
@@ -74,7 +76,7 @@ def transpose(x, *, axes=None):
     return out
 
 
-transpose.primitive(lambda x, *, axes=None: x.transpose(_permutation(axes, x.ndim)))
+transpose.primitive(lambda x, axes: x.transpose(_permutation(axes, x.ndim)))
 
 
 @transpose.vjp
@@ -90,7 +92,7 @@ def _(draw):
     return (draw.floats(*shape),), {"axes": draw.choice((None, tuple(axes)))}
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def swapaxes(x, *, axis1=-1, axis2=-2):
     """Two axes exchanged."""
     order = list(range(x.ndim))
@@ -100,7 +102,7 @@ def swapaxes(x, *, axis1=-1, axis2=-2):
 
 
 @swapaxes.form
-def composed(x, *, axis1=-1, axis2=-2):
+def composed(x, axis1, axis2):
     order = list(range(x.ndim))
     a, b = (normalize_axis("swapaxes", axis, x.ndim) for axis in (axis1, axis2))
     order[a], order[b] = order[b], order[a]
@@ -113,7 +115,7 @@ def _(draw):
     return (draw.floats(*shape),), {"axis1": axis1, "axis2": draw.integer(-len(shape), len(shape) - 1)}
 
 
-@op("x[*] -> y[*]", view=True, analytic=True)
+@op("x[*] -> y[*]", view=True, analytic=True, method=True)
 def broadcast_to(x, *, shape=()):
     """x repeated to ``shape`` by NumPy's broadcasting; the gradient sums over the repeats."""
     out = np.empty(shape, x.dtype)
@@ -123,12 +125,12 @@ def broadcast_to(x, *, shape=()):
     return out
 
 
-broadcast_to.primitive(lambda x, *, shape=(): namespace(x).broadcast_to(x, tuple(shape)))
-broadcast_to.vjp(lambda g: g)
+broadcast_to.primitive(lambda x, shape: namespace(x).broadcast_to(x, tuple(shape)))
+broadcast_to.vjp(lambda g, x_shape: sum_to(g, shape=x_shape))
 
 
 @broadcast_to.validate
-def _(x, *, shape):
+def _(x, shape):
     if not isinstance(shape, tuple | list) or min(shape, default=0) < 0 or not broadcasts_to(x.shape, tuple(shape)):
         raise ShapeError(f"broadcast_to: {x.shape} does not broadcast to {shape}")
 
@@ -138,6 +140,36 @@ def _(draw):
     shape = draw.shape(0, 3)
     own = tuple(1 if draw.boolean() else n for n in shape)
     return (draw.floats(*own),), {"shape": draw.shape(0, 2, 3) + shape}
+
+
+@op("x[*] -> y[*]", view=True, analytic=True, method=True)
+def sum_to(x, *, shape=()):
+    """The sum of x over the places to which broadcasting repeats each element of an array of ``shape``."""
+    out = np.zeros(shape, x.dtype)
+    lead = x.ndim - len(shape)
+    for index in np.ndindex(x.shape):
+        out[tuple(0 if n == 1 else i for i, n in zip(index[lead:], shape, strict=True))] += x[index]
+    return out
+
+
+@sum_to.primitive
+def _(x, shape):
+    return x.sum(axis=broadcast_axes(tuple(shape), x.shape)).reshape(shape)
+
+
+sum_to.vjp(lambda g, x_shape: broadcast_to(g, shape=x_shape))
+
+
+@sum_to.validate
+def _(x, shape):
+    if not isinstance(shape, tuple | list) or min(shape, default=0) < 0 or not broadcasts_to(tuple(shape), x.shape):
+        raise ShapeError(f"sum_to: {shape} does not broadcast to {x.shape}")
+
+
+@sum_to.inputs
+def _(draw):
+    (x,), params = broadcast_to.draw(draw)
+    return (draw.floats(*params["shape"]),), {"shape": x.shape}
 
 
 def concat_axis(arrays, axis):
@@ -163,7 +195,7 @@ def concat(xs, *, axis=0):
     return out
 
 
-concat.primitive(lambda xs, *, axis=0: namespace(*xs).concatenate(xs, concat_axis(xs, axis)))
+concat.primitive(lambda xs, axis: namespace(*xs).concatenate(xs, concat_axis(xs, axis)))
 
 
 @concat.vjp
@@ -197,7 +229,7 @@ def _pieces(x, sizes, axis):
     return tuple(x[(slice(None),) * axis + (slice(a, b),)] for a, b in itertools.pairwise(bounds))
 
 
-@op("x[*] -> ys[*]", view=True, analytic=True)
+@op("x[*] -> ys[*]", view=True, analytic=True, method=True)
 def split(x, *, sizes=1, axis=-1):
     """A tuple of pieces along an axis: ``sizes`` is a number of equal parts or a list of sizes."""
     axis, sizes = _sizes(x, sizes, axis)
@@ -211,7 +243,7 @@ def split(x, *, sizes=1, axis=-1):
     return tuple(pieces)
 
 
-split.primitive(lambda x, *, sizes=1, axis=-1: _pieces(x, sizes, axis))
+split.primitive(lambda x, sizes, axis: _pieces(x, sizes, axis))
 split.vjp(lambda g, axis: concat(g if isinstance(g, list) else [g], axis=axis))
 
 
@@ -235,7 +267,7 @@ def stack(xs, *, axis=0):
 
 
 @stack.form
-def composed(xs, *, axis=0):
+def composed(xs, axis):
     axis = normalize_axis("stack", axis, xs[0].ndim + 1)
     if any(x.shape != xs[0].shape for x in xs):
         raise ShapeError(f"stack: all shapes must be equal, got {[x.shape for x in xs]}")
@@ -267,14 +299,12 @@ def pad(x, *, widths=(), value=0.0):
 
 
 @pad.primitive
-def _(x, *, widths=(), value=0.0):
+def _(x, widths, value):
     return namespace(x).pad(x, _widths("pad", widths, x.ndim) or (), constant_values=value) if x.ndim else x.copy()
 
 
 @pad.vjp
 def _(g, x_shape, widths):
-    from .index import getitem
-
     pairs = _widths("pad", widths, g.ndim)
     return getitem(g, key=tuple(slice(a, a + n) for n, (a, _) in zip(x_shape, pairs, strict=True)))
 
@@ -286,7 +316,7 @@ def _(draw):
                                     "value": draw.choice((0.0, -1.5))}
 
 
-@op("x[*] -> y[*]", view=True, analytic=True)
+@op("x[*] -> y[*]", view=True, analytic=True, method=True)
 def flip(x, *, axis=None):
     """The order reversed along the axes (None: all)."""
     axes = normalize_axes("flip", axis, x.ndim)
@@ -296,7 +326,7 @@ def flip(x, *, axis=None):
     return out
 
 
-flip.primitive(lambda x, *, axis=None: namespace(x).flip(x, normalize_axes("flip", axis, x.ndim)))
+flip.primitive(lambda x, axis: namespace(x).flip(x, normalize_axes("flip", axis, x.ndim)))
 flip.vjp(lambda g, axis: flip(g, axis=axis))
 
 
@@ -316,7 +346,7 @@ def _shifts(shift, axis, ndim):
     return tuple(int(s) for s in shifts), tuple(normalize_axis("roll", a, ndim) for a in axes)
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def roll(x, *, shift=1, axis=-1):
     """y[(i + shift) mod n] = x[i] along the axis; tuples roll several axes."""
     out = x.copy()
@@ -328,7 +358,7 @@ def roll(x, *, shift=1, axis=-1):
 
 
 @roll.primitive
-def _(x, *, shift=1, axis=-1):
+def _(x, shift, axis):
     return namespace(x).roll(x, *_shifts(shift, axis, x.ndim))
 
 
@@ -347,7 +377,7 @@ def _(draw):
 
 def _repeat_axis(x, repeats, axis):
     axis = normalize_axis("repeat", axis, x.ndim)
-    counts = np.asarray(repeats, None if np.size(repeats) else np.intp)
+    counts = plain(repeats if np.size(repeats) else np.zeros(np.shape(repeats), np.intp), "repeat: repeats")
     if counts.dtype.kind not in "iu" or (counts < 0).any():
         raise DomainError(f"repeat: repeats must be integers >= 0, got {repeats!r}")
     if counts.ndim and counts.shape != (x.shape[axis],):
@@ -355,7 +385,7 @@ def _repeat_axis(x, repeats, axis):
     return axis, np.repeat(np.arange(x.shape[axis]), counts)
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def repeat(x, *, repeats=1, axis=-1):
     """Every element of an axis repeated in place: one count, or a list with a count for each."""
     axis, source = _repeat_axis(x, repeats, axis)
@@ -366,9 +396,7 @@ def repeat(x, *, repeats=1, axis=-1):
 
 
 @repeat.form
-def composed(x, *, repeats=1, axis=-1):
-    from .index import gather
-
+def composed(x, repeats, axis):
     axis, source = _repeat_axis(x, repeats, axis)
     return gather(x, beside(source, x.data), axis=axis)
 
@@ -388,7 +416,7 @@ def _tile_plan(shape, repeats):
     return (1,) * (ndim - len(shape)) + tuple(shape), (1,) * (ndim - len(repeats)) + repeats
 
 
-@op("x[*] -> y[*]", analytic=True)
+@op("x[*] -> y[*]", analytic=True, method=True)
 def tile(x, *, repeats=1):
     """x as a whole repeated along the last ``len(repeats)`` axes."""
     shape, repeats = _tile_plan(x.shape, repeats)
@@ -400,7 +428,7 @@ def tile(x, *, repeats=1):
 
 
 @tile.form
-def composed(x, *, repeats=1):
+def composed(x, repeats):
     shape, repeats = _tile_plan(x.shape, repeats)
     pairs = tuple(n for pair in zip(repeats, shape, strict=True) for n in pair)
     ones = tuple(n for size in shape for n in (1, size))
@@ -434,8 +462,8 @@ def _declare_triangle(lower: bool):
 
     definition.__name__ = name
     definition.__doc__ = f"y[.., i, j] = x[.., i, j] where j {relation} i + offset, else 0."
-    triangle = op("x[*] -> y[*]", analytic=True)(definition)
-    triangle.primitive(lambda x, *, offset=0: namespace(x).where(_triangle(x, offset, lower), x, x.dtype.type(0)))
+    triangle = op("x[*] -> y[*]", laws=[non_finite()], analytic=True, method=True)(definition)
+    triangle.primitive(lambda x, offset: namespace(x).where(_triangle(x, offset, lower), x, x.dtype.type(0)))
     triangle.vjp(lambda g, offset: triangle(g, offset=offset))
     triangle.inputs(lambda draw: ((draw.floats(*draw.shape(0, 1), draw.size(), draw.size()),),
                                   {"offset": draw.integer(-3, 3)}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from autograd import no_grad, to_numpy
+from autograd.cpu.compile import unavailable
 from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
 
@@ -62,9 +63,9 @@ class FusedDecoder(Decoder):
 
     @staticmethod
     def reads(model: LanguageModel) -> bool:
-        """Whether the model is made of what kernels know."""
+        """Whether the model is made of what kernels know, and they can be compiled."""
         return (all(type(b) is PreNorm and type(b.mixer) in HALVES and type(b.ffn) in HALVES for b in model.blocks)
-                and not is_cupy(model.embed.weight.data))
+                and not is_cupy(model.embed.weight.data) and not unavailable())
 
     @property
     def position(self) -> int:

@@ -13,6 +13,7 @@ from .. import blocks
 from ..mixers import aft_conv, aft_full, aft_local, aft_simple, hyena, retnet, rwkv, transformer
 from ..models.lm import LanguageModel
 from ..nn import LayerNorm, Module
+from ..ops import long_conv
 from ..ops.long_conv import online
 from ..ops.retention import NORMALIZATIONS
 from . import cpu, cpu_aft, cpu_hyena, cpu_retnet, cpu_rwkv, cpu_transformer
@@ -235,7 +236,7 @@ class LongConvolution(Half):
         super().__init__(norm, module, model)
         project, taps = affine(module.project), np.ascontiguousarray(module.short.data.T[::-1])  # the first is the present
         bias = np.zeros_like(project[1]) if module.short_bias is None else module.short_bias.data
-        self._block, self._context, self._recent = module.online_block, model.context, np.zeros_like(taps)
+        self._block, self._context, self._recent = online.BLOCK, model.context, np.zeros_like(taps)
         self._filters, self._inputs, self._sums = (
             np.zeros((module.order - 1, model.context, self.width), self.dtype) for _ in range(3))
         self._given = (*self.norm, *project, taps, bias, module.skip.data.reshape(-1, self.width), *affine(module.out),
@@ -267,7 +268,7 @@ class LongConvolution(Half):
             start = stop - self._block * (count & -count)
             for o, filter in enumerate(self._filters):
                 inputs = Tensor.wrap(self._inputs[o, None, start:stop])
-                self._join(o, start, online.close(inputs, Tensor.wrap(filter)))
+                self._join(o, start, online.close(inputs, Tensor.wrap(filter), long_conv))
 
 
 HALVES = {

@@ -27,8 +27,8 @@ from ..errors import UserError
 from ..nn import Parameter, normal
 from ..ops import aft_conv
 from ..options import ModelOptions
-from . import Page
 from ._aft import AFT, BEGINS, PROJECTION
+from ._page import Page
 
 PAGE = Page(
     formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s + w_{t-s}) v_s / Σ_{s ≤ t} e^(k_s + w_{t-s}); "

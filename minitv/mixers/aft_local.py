@@ -23,8 +23,8 @@ from ..config import check, option
 from ..nn import normal
 from ..ops import aft_local, banded_product
 from ..options import ModelOptions
-from . import Page
 from ._aft import AFT, BEGINS, POSITION_STD, PROJECTION, RANK
+from ._page import Page
 
 PAGE = Page(
     formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s + w_ts) v_s / Σ_{s ≤ t} e^(k_s + w_ts) in every channel; "

@@ -20,8 +20,8 @@ from autograd.random import Random
 from ..config import check, option
 from ..ops import aft_simple
 from ..options import ModelOptions
-from . import Page
 from ._aft import AFT, PROJECTION
+from ._page import Page
 
 PAGE = Page(
     formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s) v_s / Σ_{s ≤ t} e^(k_s) in every channel; [q, k, v] = x Wᵀ, out = y Wᵀ",

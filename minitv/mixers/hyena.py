@@ -33,7 +33,7 @@ from ..nn import Dropout, Linear, Module, Parameter, Stateful, normal
 from ..ops import long_conv
 from ..ops.long_conv import online
 from ..options import ModelOptions
-from . import Page
+from ._page import Page
 
 PAGE = Page(
     formula="v ← h_o * a + d_o a with a = v x^(N-1-o) for o = 0 .. N-2, then y = v x⁰; x⁰ … x^(N-1), v = split(short(x Wᵀ)); * "
@@ -81,9 +81,6 @@ class HyenaOptions:
     window_order: str = option(
         "channels", "for order > 2: decays go from slow to fast over the channels of each filter, as in the authors' "
         "training code, or over the filters one after the other, as in their standalone code", choices=("channels", "filters")
-    )
-    online_block: int = option(
-        64, "writing text sums this many last positions one by one, those before in blocks", low=1, high=2**20
     )
 
     __post_init__ = check
@@ -157,7 +154,6 @@ class Mixer(Stateful):
                  bidirectional: bool = False):
         width, order, std = model.width, options.order, model.init_std
         self.context, self.order, self.bidirectional = model.context, order, bidirectional
-        self.online_block = options.online_block
         self.project = Linear(rng.split(0), width, (order + 1) * width, std=std, bias=model.bias, dtype=dtype)
         limit = 1 / math.sqrt(options.short_filter)
         taps = rng.split(1).uniform(((order + 1) * width, options.short_filter), np.float64)
@@ -193,7 +189,7 @@ class Mixer(Stateful):
         *gates, v = split(z, sizes=self.order + 1)
         pasts = []
         for o, skip in enumerate(split(self.skip, sizes=self.order - 1)):
-            v, past = online.read(v * gates[-1 - o], state.pasts[o], state.filters[o], skip, block=self.online_block)
+            v, past = online.read(v * gates[-1 - o], state.pasts[o], state.filters[o], skip, convolve=long_conv)
             pasts.append(past)
         return self.out(v * gates[0]), State(state.filters, _last(recent, min(keep, recent.shape[1])), tuple(pasts))
 

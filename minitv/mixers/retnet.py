@@ -32,7 +32,7 @@ from ..ops import gated, merge_heads, retention, rope, split_heads
 from ..ops.retention import NORMALIZATIONS
 from ..ops.rope import rope_angles
 from ..options import ModelOptions
-from . import Page
+from ._page import Page
 
 PAGE = Page(
     formula="y_t = headnorm(q_t S_t / divisor), S_t = γ S_{t-1} + k_tᵀ v_t in every head, with its own γ; q, k = rotated x Wᵀ, "

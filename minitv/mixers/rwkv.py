@@ -29,7 +29,7 @@ from ..nn import ACTIVATIONS, Dropout, Parameter, Stateful
 from ..ops import gated, token_shift, wkv
 from ..ops.wkv import EMPTY
 from ..options import ModelOptions
-from . import Page
+from ._page import Page
 
 # As in the paper, but for hidden layers of 3.5 widths, which make up for the head of its own and the receptances.
 _PAPER = dict(ffn_width=3.5, activation="relu_squared", bias=True, tied=False)

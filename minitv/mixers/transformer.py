@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..nn import Dropout, Linear, Stateful
 from ..ops import attention, merge_heads, split_heads
 from ..options import ModelOptions
-from . import Page
+from ._page import Page
 
 PAGE = Page(
     formula="y_i = Σ_{j ≤ i} softmax_j(q_i · k_j / √head_dim) v_j in every head; q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",

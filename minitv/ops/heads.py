@@ -22,18 +22,18 @@ def split_heads(x, *, heads=1, parts=1):
 
 
 @split_heads.primitive
-def _(x, *, heads=1, parts=1):
+def _(x, heads, parts):
     batch, length, width = x.shape
     size = _head_dim(width, heads, parts)
     ys = x.reshape(batch, length, parts, heads, size).transpose(2, 0, 3, 1, 4)
     return tuple([ys[p] for p in range(parts)])
 
 
-split_heads.vjp(lambda gs: merge_heads(gs if isinstance(gs, list) else [gs]))
+split_heads.vjp(lambda g: merge_heads(g if isinstance(g, list) else [g]))
 
 
 @split_heads.validate
-def _(x, *, heads, parts):
+def _(x, heads, parts):
     _head_dim(x.shape[2], heads, parts)
 
 

@@ -124,7 +124,52 @@ def ops() -> dict[str, np.ndarray]:
 
     calls.add("causal_conv1d", causal_conv1d, {"x": normal(2, 9, 3), "weight": normal(3, 4), "bias": normal(3)})
     adamw(calls)
+    reductions(calls)
+    convolutions(calls)
     return calls.arrays
+
+
+def reductions(calls: Calls) -> None:
+    """Scans, norms, and every reduction of cross_entropy."""
+    normal, rng = calls.normal, calls.rng
+    x = normal(3, 4, 6)
+    calls.add("cumprod", lambda x: torch.cumprod(x, dim=-1), {"x": x}, axis=-1)
+    x = np.where(rng.random(x.shape) < 0.2, 0.0, x)
+    calls.add("cumprod.zeros", lambda x: torch.cumprod(x, dim=1), {"x": x}, axis=1)
+    x = normal(3, 4, 6, scale=10.0)
+    calls.add("logcumsumexp", lambda x: torch.logcumsumexp(x, dim=-1), {"x": x}, axis=-1)
+    calls.add("logcumsumexp.middle", lambda x: torch.logcumsumexp(x, dim=1), {"x": x}, axis=1)
+    calls.add("norm", lambda x: torch.linalg.vector_norm(x), {"x": x})
+    for name, order in (("sum", 1), ("root", 2)):
+        calls.add(f"norm.{name}", lambda x, order=order: torch.linalg.vector_norm(x, order, (0, 2), True), {"x": x},
+                  axis=(0, 2), keepdims=True, ord=order)
+    for name, smoothing in (("", 0.0), ("_smoothed", 0.2)):
+        for reduction in ("sum", "none") + ("mean",) * (smoothing > 0):
+            labels = np.where(rng.random((3, 5)) < 0.3, -100, rng.integers(0, 7, (3, 5)))
+            calls.add(f"cross_entropy.{reduction}{name}",
+                      lambda logits, labels, reduction=reduction, smoothing=smoothing: F.cross_entropy(
+                          logits.movedim(-1, 1), labels, reduction=reduction, label_smoothing=smoothing),
+                      {"logits": normal(3, 5, 7, scale=3.0), "labels": labels}, ignore_index=-100, reduction=reduction,
+                      label_smoothing=smoothing)
+
+
+def convolutions(calls: Calls) -> None:
+    """PyTorch has the channels before the positions."""
+    def last(convolve, **options):
+        return lambda x, weight, bias=None: convolve(x.movedim(-1, 1), weight, bias, **options).movedim(1, -1)
+
+    def add(call, convolve, x, weight, biased, **options):
+        inputs = {"x": calls.normal(*x), "weight": calls.normal(*weight)}
+        calls.add(call, last(convolve, **options), inputs | ({"bias": calls.normal(weight[0])} if biased else {}), **options)
+
+    add("conv1d", F.conv1d, (2, 9, 4), (3, 4, 3), True)
+    add("conv1d.strided", F.conv1d, (2, 9, 4), (3, 4, 3), False, stride=2, padding=1)
+    add("conv1d.dilated", F.conv1d, (2, 11, 2), (5, 2, 3), True, stride=3, padding=4, dilation=2)
+    add("conv1d.groups", F.conv1d, (2, 9, 6), (4, 3, 2), True, groups=2)
+    add("conv1d.depthwise", F.conv1d, (2, 9, 4), (4, 1, 5), True, padding=2, groups=4)
+    add("conv2d", F.conv2d, (2, 5, 6, 3), (4, 3, 3, 2), True)
+    add("conv2d.subsampling", F.conv2d, (2, 11, 9, 1), (3, 1, 3, 3), True, stride=2)
+    add("conv2d.axes", F.conv2d, (1, 7, 6, 4), (6, 2, 3, 2), True, stride=(2, 1), padding=(0, 2), dilation=(1, 3), groups=2)
 
 
 def adamw(calls: Calls, steps: int = 5) -> None:

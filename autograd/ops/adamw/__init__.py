@@ -6,6 +6,7 @@ import math
 
 from ...errors import DomainError
 from ...op import op
+from ..elementwise import ieee
 
 
 @op("param[N], grad[N], m[N], v[N] -> param[N], m[N], v[N]", differentiable=False)
@@ -21,13 +22,13 @@ def adamw(param, grad, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weigh
         m[i] = beta1 * m[i].item() + (1 - beta1) * g
         v[i] = beta2 * v[i].item() + (1 - beta2) * g * g
         kept = param[i].item() * (1 - lr * weight_decay if i < decayed else 1)
-        corrected = math.sqrt(v[i].item() / (1 - beta2**step))
+        corrected = ieee(math.sqrt, v[i].item() / (1 - beta2**step))
         param[i] = kept - lr * (m[i].item() / (1 - beta1**step)) / (corrected + eps)
     return param, m, v
 
 
 @adamw.primitive
-def _(param, grad, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decayed=0, step=1, scale=1.0):
+def _(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale):
     g = grad * scale
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g * g
@@ -36,12 +37,12 @@ def _(param, grad, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_de
     return param - lr * (m / (1 - beta1**step)) / ((v / (1 - beta2**step)) ** 0.5 + eps), m, v
 
 
-adamw.kernel("cpu", "autograd.ops.adamw.cpu")
-adamw.kernel("cuda", "autograd.ops.adamw.gpu")
+adamw.kernel("cpu")
+adamw.kernel("cuda")
 
 
 @adamw.validate
-def _(param, grad, m, v, *, lr, beta1, beta2, eps, weight_decay, decayed, step, scale):
+def _(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale):
     if step < 1 or not 0 <= decayed <= len(param):
         raise DomainError(f"adamw: needs step >= 1 and 0 <= decayed <= {len(param)}, got {step} and {decayed}")
 

@@ -29,7 +29,8 @@ def sum_gradients(buffers, lo, hi):
     return sums.sum()
 
 
-def forward(param, grad, m, v, **settings):
+def forward(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale):
     param, m, v = param.copy(), m.copy(), v.copy()
-    update(param, contiguous(grad), m, v, 0, param.size, **settings)
+    update(param, contiguous(grad), m, v, 0, param.size, lr=lr, beta1=beta1, beta2=beta2, eps=eps,
+           weight_decay=weight_decay, decayed=decayed, step=step, scale=scale)
     return (param, m, v), ()

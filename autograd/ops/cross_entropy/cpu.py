@@ -1,4 +1,4 @@
-"""cross_entropy on the CPU: one pass gives the loss and leaves softmax(logits) - onehot(label) for backward."""
+"""cross_entropy on the CPU: one pass gives the losses and leaves softmax(logits) - onehot(label) for backward."""
 
 import math
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from ...cpu.compile import cpu_kernel, inline
 from ...cpu.math import exp
+from .smoothing import smooth_difference, smooth_losses
 
 
 @inline(exact=True)
@@ -15,15 +16,15 @@ def _loss(chosen, top, e, others):
 
 
 @cpu_kernel
-def _forward(logits, labels, counted, difference):
+def _forward(logits, labels, counted, losses, difference):
     rows, size = logits.shape
     zero, one = logits.dtype.type(0), logits.dtype.type(1)
-    total = 0.0
     for i in range(rows):
         row, out = logits[i], difference[i]
         if not counted[i]:
             for j in range(size):
                 out[j] = zero
+            losses[i] = 0.0
             continue
         top = row[0]
         for j in range(size):
@@ -40,21 +41,26 @@ def _forward(logits, labels, counted, difference):
             others += out[j]
             out[j] *= scale
         out[label] = -(others * scale)
-        total += _loss(row[label], top, e, others)
-    return total
+        losses[i] = _loss(row[label], top, e, others)
 
 
-def forward(logits, labels, *, ignore_index):
+def forward(logits, labels, ignore_index, reduction, label_smoothing):
     size = logits.shape[-1]
     rows = np.ascontiguousarray(logits).reshape(labels.size, size)
     flat = np.ascontiguousarray(labels).reshape(-1)
     counted = np.ones(labels.size, np.bool_) if ignore_index is None else flat != ignore_index
-    difference = np.empty_like(rows)
-    count = max(int(counted.sum()), 1)
-    total = _forward(rows, flat, counted, difference) if rows.size else 0.0
-    return np.asarray(total / count, logits.dtype), (difference, logits.shape, count)
+    losses, difference = np.zeros(labels.size), np.empty_like(rows)
+    if rows.size:
+        _forward(rows, flat, counted, losses, difference)
+        if label_smoothing:
+            smooth_losses(losses, rows, flat, counted, label_smoothing)
+            smooth_difference(difference, flat, counted, label_smoothing)
+    count = max(int(counted.sum()), 1) if reduction == "mean" else 1
+    loss = losses.reshape(labels.shape) if reduction == "none" else losses.sum() / count
+    return np.asarray(loss, logits.dtype), (difference, logits.shape, count)
 
 
 def backward(saved, g):
     difference, shape, count = saved
-    return (difference * (g / difference.dtype.type(count))).reshape(shape), None
+    share = g / difference.dtype.type(count)  # [] or, of losses that were not reduced, [...]
+    return ((difference * share.reshape(-1, 1)).reshape(shape),)

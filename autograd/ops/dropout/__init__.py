@@ -6,6 +6,7 @@ import numpy as np
 
 from ...device import namespace
 from ...errors import DomainError
+from ...laws import non_finite
 from ...op import op
 from ...random import Random
 from ..elementwise import where
@@ -15,7 +16,7 @@ def keep_mask(x, p, seed):
     return namespace(x).asarray(Random(seed).keep(x.shape, p))
 
 
-@op("x[...] -> y[...]", analytic=True)
+@op("x[...] -> y[...]", laws=[non_finite()], analytic=True)
 def dropout(x, *, p=0.0, seed=0):
     """y = x / (1 - p) where kept, else 0. Element e (C order) is kept if word e mod 4 of Philox4x32-10 with counter
     e div 4 and key ``seed`` is at least p 2³². p = 0 is the identity, p = 1 gives zeros. Salmon et al. 2011 (SC'11).
@@ -29,16 +30,16 @@ def dropout(x, *, p=0.0, seed=0):
 
 
 @dropout.form
-def composed(x, *, p=0.0, seed=0):
+def composed(x, p, seed):
     return where(keep_mask(x.data, p, seed), x * (1 / (1 - p) if p < 1 else 0.0), 0.0)
 
 
-dropout.kernel("cpu", "autograd.ops.dropout.cpu")
-dropout.kernel("cuda", "autograd.ops.dropout.gpu")
+dropout.kernel("cpu")
+dropout.kernel("cuda")
 
 
 @dropout.validate
-def _(x, *, p, seed):
+def _(x, p, seed):
     Random(seed)  # raises unless it is a seed
     if not 0 <= p <= 1:
         raise DomainError(f"dropout: p must be a probability in [0, 1], got {p}")

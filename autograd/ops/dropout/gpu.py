@@ -15,7 +15,7 @@ def _drop(x, p, seed):
     return y
 
 
-def forward(x, *, p, seed):
+def forward(x, p, seed):
     return _drop(x, p, seed), (p, seed)
 
 

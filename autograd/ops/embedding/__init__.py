@@ -24,8 +24,8 @@ def composed(weight, ids):
     return gather(weight, ids, axis=0)
 
 
-embedding.kernel("cpu", "autograd.ops.embedding.cpu")
-embedding.kernel("cuda", "autograd.ops.embedding.gpu")
+embedding.kernel("cpu")
+embedding.kernel("cuda")
 
 
 @embedding.validate

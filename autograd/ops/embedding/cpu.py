@@ -22,4 +22,4 @@ def backward(saved, g):
     gweight = np.zeros(shape, dtype)
     if g.size:
         _add_rows(np.ascontiguousarray(ids).reshape(-1), np.ascontiguousarray(g).reshape(-1, shape[1]), gweight)
-    return gweight, None
+    return (gweight,)

@@ -16,4 +16,4 @@ def backward(saved, g):
     ids, shape, dtype = saved
     gweight = namespace(g).zeros(shape, dtype)
     rows.add_rows(gweight, ids.reshape(-1), g.reshape(ids.size, shape[1]))
-    return gweight, None
+    return (gweight,)

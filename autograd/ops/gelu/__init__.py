@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from ...laws import non_finite
 from ...op import op
 from ..elementwise import clip, erf, scalar_loop, tanh
 
@@ -18,7 +19,7 @@ def _inputs(draw):
     return (draw.floats(*draw.shape(), low=-3.0, high=3.0),), {}
 
 
-@op("x[...] -> y[...]", analytic=True, tolerance=4.0)  # 1 + erf cancels where x is negative
+@op("x[...] -> y[...]", laws=[non_finite()], analytic=True, tolerance=4.0)  # 1 + erf cancels where x is negative
 def gelu(x):
     """x Φ(x) = x (1 + erf(x/√2)) / 2, and 0 at -∞."""
     return scalar_loop(lambda v: 0.0 if v == -math.inf else 0.5 * v * math.erfc(-v / math.sqrt(2)), x)
@@ -30,7 +31,7 @@ def composed(x):
     return x * 0.5 * (1.0 + erf(clip(x, high=_FAR) * math.sqrt(0.5)))
 
 
-@op("x[...] -> y[...]", analytic=True, tolerance=4.0)
+@op("x[...] -> y[...]", laws=[non_finite()], analytic=True, tolerance=4.0)
 def gelu_tanh(x):
     """x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, and 0 at -∞."""
     return scalar_loop(lambda v: 0.0 if v == -math.inf else 0.5 * v * (1 + math.tanh(_C * (v + 0.044715 * v * v * v))), x)
@@ -43,9 +44,9 @@ def composed(x):
     return 0.5 * x * (1.0 + tanh(_C * (z + 0.044715 * z * z * z)))
 
 
-gelu.kernel("cpu", "autograd.ops.gelu.cpu")
-gelu.kernel("cuda", "autograd.ops.gelu.gpu")
-gelu_tanh.kernel("cpu", "autograd.ops.gelu.cpu", prefix="tanh_")
-gelu_tanh.kernel("cuda", "autograd.ops.gelu.gpu", prefix="tanh_")
+gelu.kernel("cpu")
+gelu.kernel("cuda")
+gelu_tanh.kernel("cpu", prefix="tanh_")
+gelu_tanh.kernel("cuda", prefix="tanh_")
 gelu.inputs(_inputs)
 gelu_tanh.inputs(_inputs)

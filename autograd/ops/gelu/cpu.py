@@ -54,8 +54,8 @@ def tanh_forward(x):
     return _apply(_gelu_tanh, x)
 
 
-def backward(slope, g):
-    return (slope * g,)
+def backward(saved, g):
+    return (saved * g,)
 
 
 tanh_backward = backward

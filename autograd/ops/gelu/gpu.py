@@ -18,13 +18,13 @@ def forward(x):
     return _apply("mtv_gelu_forward", x), x
 
 
-def backward(x, g):
-    return (_apply("mtv_gelu_backward", x, g),)
+def backward(saved, g):
+    return (_apply("mtv_gelu_backward", saved, g),)
 
 
 def tanh_forward(x):
     return _apply("mtv_gelu_tanh_forward", x), x
 
 
-def tanh_backward(x, g):
-    return (_apply("mtv_gelu_tanh_backward", x, g),)
+def tanh_backward(saved, g):
+    return (_apply("mtv_gelu_tanh_backward", saved, g),)

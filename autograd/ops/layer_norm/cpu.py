@@ -70,7 +70,7 @@ def _backward(x, weight, shifts, scales, g, gx, gweight, gbias):
             out[j] = (_deviation(out[j], g_first, a) - h * b) * scale
 
 
-def forward(x, weight, bias, *, eps):
+def forward(x, weight, bias, eps):
     width = x.shape[-1]
     rows = np.ascontiguousarray(x).reshape(-1, width) if x.size else np.zeros((0, width), x.dtype)
     gain = np.ones(width, x.dtype) if weight is None else np.ascontiguousarray(weight)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ...laws import non_finite
 from ...op import op
 from ..elementwise import relu, scalar_loop
 
 
-@op("x[...] -> y[...]")
+@op("x[...] -> y[...]", laws=[non_finite()])
 def relu_squared(x):
     """max(x, 0)², elementwise."""
     return scalar_loop(lambda v: max(v, 0.0) ** 2, x)
@@ -18,8 +19,8 @@ def composed(x):
     return y * y
 
 
-relu_squared.kernel("cpu", "autograd.ops.relu_squared.cpu")
-relu_squared.kernel("cuda", "autograd.ops.relu_squared.gpu")
+relu_squared.kernel("cpu")
+relu_squared.kernel("cuda")
 
 
 @relu_squared.inputs

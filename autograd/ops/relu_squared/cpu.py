@@ -27,7 +27,7 @@ def forward(x):
     return y.reshape(x.shape), flat
 
 
-def backward(x, g):
-    dx = np.empty_like(x)
-    _backward(x, np.ascontiguousarray(g).reshape(-1), dx)
+def backward(saved, g):
+    dx = np.empty_like(saved)
+    _backward(saved, np.ascontiguousarray(g).reshape(-1), dx)
     return (dx.reshape(g.shape),)

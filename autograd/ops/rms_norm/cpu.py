@@ -40,7 +40,7 @@ def _backward(x, weight, scales, g, gx, gweight):
             out[j] = (grad[j] * weight[j] - row[j] * b) * scale
 
 
-def forward(x, weight, *, eps):
+def forward(x, weight, eps):
     width = x.shape[-1]
     rows = np.ascontiguousarray(x).reshape(-1, width) if x.size else np.zeros((0, width), x.dtype)
     gain = np.ones(width, x.dtype) if weight is None else np.ascontiguousarray(weight)

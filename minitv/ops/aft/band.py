@@ -28,7 +28,7 @@ def banded_product(u, v, *, window=32, causal=True):
 
 
 @banded_product.form
-def composed(u, v, *, window=32, causal=True):
+def composed(u, v, window, causal):
     xp, ahead = namespace(u.data), 0 if causal else window - 1
     rows = xp.arange(u.shape[0])[:, None]
     s = rows + v.shape[0] - u.shape[0] + ahead - xp.arange(window + ahead)
@@ -38,12 +38,12 @@ def composed(u, v, *, window=32, causal=True):
     return where(inside, matmul(u, swapaxes(v))[rows, xp.where(inside, s, 0)], 0.0)
 
 
-banded_product.kernel("cpu", "minitv.ops.aft.cpu", prefix="band_")
-banded_product.kernel("cuda", "minitv.ops.aft.gpu", prefix="band_")
+banded_product.kernel("cpu", prefix="band_")
+banded_product.kernel("cuda", prefix="band_")
 
 
 @banded_product.validate
-def _(u, v, *, window, causal):
+def _(u, v, window, causal):
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise DomainError(f"banded_product: window must be an integer of at least 1, got {window!r}")
 

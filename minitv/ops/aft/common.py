@@ -6,15 +6,14 @@ import math
 
 import numpy as np
 
-from autograd import Tensor
-from autograd.arrays import largest
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import ShapeError
 from autograd.laws import identity
+from autograd.metric import assert_close
 from autograd.ops import concat, flip, logsumexp, pad, reshape, sigmoid, softmax, stack, sum, where
 
 from ..attention import visible
+from ..pairs import finite
 
 INF = math.inf
 
@@ -26,12 +25,12 @@ def gate(x):
 
 def mean_of(exponents, values):
     """Σ e^x v / Σ e^x and ln Σ e^x of lists; of nothing 0 and -∞."""
-    top = max(exponents, default=-INF)
+    top = float(np.max(exponents, initial=-INF))  # NaN if one is
     if top == -INF:
         return 0.0, -INF
     weights = [math.exp(x - top) for x in exponents]
     total = math.fsum(weights)
-    return np.dot(weights, values) / total, top + math.log(total)
+    return np.dot(weights, values) / total, top + math.log(total) if top < INF else top
 
 
 def everything(k, v, mask, average=None, logsum=None, keys=None, values=None):
@@ -79,17 +78,6 @@ def joined(k, v, mask, average=None, logsum=None, keys=None, values=None):
     return k, by_head(v, k.shape[-1])
 
 
-def near_zero(k):
-    """Keys less the largest of their channel, so that logsums keep their digits wherever keys lie; and the largest, a constant.
-
-    A channel without keys loses nothing.
-    """
-    xp = namespace(k.data)
-    top = largest(k.data, (1,))
-    top = Tensor.wrap(xp.where(xp.isinf(top), k.dtype.type(0), top))
-    return k - top, top
-
-
 def weighted(exponents, v, axis):
     """Σ softmax(exponents) v and ln Σ e^exponents over an axis."""
     return sum(softmax(exponents, axis=axis)[..., None] * v, axis=axis), logsumexp(exponents, axis=axis)
@@ -117,10 +105,16 @@ def past_after(k, v, reach):
     return merged(average), logsum, padded(k, reach, missing=-INF)[:, length:], merged(padded(v, reach)[:, length:])
 
 
+def over_seen(k, v, bias, seen):
+    """The mean [B T H D] and the logsum [B T H] of what each position sees; what it does not may be NaN or infinite."""
+    exponents = where(seen[..., None], k[:, None] if bias is None else k[:, None] + bias, -INF)
+    values = v[:, None] if finite(v) else where(seen[..., None, None], v[:, None], 0.0)
+    return weighted(exponents, values, axis=2)
+
+
 def over_pairs(q, k, v, bias, seen):
     """y by a softmax over all pairs of positions, [B T S H]; the bias is [T S H], or 1 for H, or None."""
-    exponents = where(seen[..., None], k[:, None] if bias is None else k[:, None] + bias, -INF)
-    return sigmoid(q) * merged(weighted(exponents, v[:, None], axis=2)[0])
+    return sigmoid(q) * merged(over_seen(k, v, bias, seen)[0])
 
 
 def over_window(q, k, v, bias, causal):
@@ -130,8 +124,6 @@ def over_window(q, k, v, bias, causal):
     """
     length, window, past, ahead = q.shape[1], bias.shape[1], k.shape[1] - q.shape[1], negative_lags(bias.shape[1], causal)
     reach = window - 1 - ahead
-    state = past_after(k, v, reach)
-    k, _ = near_zero(k)
     first = max(past - reach, 0)  # the oldest key in the window of position 0
     near_k, near_v = (padded(x, max(reach - past, 0), ahead, missing) for x, missing in ((k, -INF), (v, 0.0)))
     terms = [(near_k[:, first + window - 1 - j:][:, :length] + bias[:, j], near_v[:, first + window - 1 - j:][:, :length])
@@ -144,7 +136,7 @@ def over_window(q, k, v, bias, causal):
                         for x, missing in zip(prefixes(flip(k, axis=1), flip(v, axis=1)), (0.0, -INF), strict=True))
         terms.append((far_k, far_v))
     exponents, values = (stack(list(x), axis=1) for x in zip(*terms, strict=True))
-    return sigmoid(q) * merged(weighted(exponents, values, axis=1)[0]), *state
+    return sigmoid(q) * merged(weighted(exponents, values, axis=1)[0]), *past_after(k, v, reach)
 
 
 # -- what the declarations share ---------------------------------------------------------------------------------------
@@ -211,21 +203,21 @@ def draw_state(draw, batch, heads, channels, reach):
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
-def within_the_values(*positions):
-    """The inputs at these positions, the values of present and past, bound y."""
+def within_the_values(names):
+    """The named inputs, the values of present and past, bound y."""
 
-    def check(args, params, run, draw):
-        largest = [float(np.max(np.abs(args[i]), initial=0)) for i in positions if args[i] is not None]
-        assert (np.abs(run(args, params)[0]) <= max(largest) * (1 + 1e-5)).all(), "y is larger than any value"
+    def check(case, draw):
+        largest = max(float(np.max(np.abs(x), initial=0)) for x in case.present(names).values())
+        assert (np.abs(case().y) <= largest * (1 + 1e-5)).all(), "y is larger than any value"
 
     return identity("y is within the values", check)
 
 
-def _masked_is_absent(args, params, run, draw):
-    q, k, v, *rest = args
-    hidden = next((~x[..., None] for x in rest if x is not None and x.dtype == bool), np.zeros((*k.shape[:-1], 1), bool))
-    others = [np.where(hidden, draw.floats(*x.shape), x) for x in (k, v)]
-    assert_close(run((q, *others, *rest), params)[0], run(args, params)[0], "a masked position is seen")
+def _masked_is_absent(case, draw):
+    if case.mask is not None:
+        others = {name: np.where(case.mask[..., None], x, x.dtype.type(draw.choice((2, np.nan, np.inf))))
+                  for name, x in case.present("k v").items()}
+        assert_close(case(**others).y, case().y, "a masked position is seen")
 
 
 masked = identity("what is masked is not seen", _masked_is_absent)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import swapaxes, where
 
@@ -33,22 +33,23 @@ from .common import (
 from .local import aft_local, no_bias_is_simple
 
 
-def _conv_is_local(args, params, run, draw):
-    q, k, v, bias, mask, *_ = args
-    y, size = run((q, k, v, bias, mask, *(None,) * 4), params)[0], q.shape[2] // bias.shape[0]
-    for h in range(bias.shape[0]):
+def _conv_is_local(case, draw):
+    (heads, window), (*lead, channels), y = case.bias.shape, case.q.shape, case.anew().y
+    size = channels // heads
+    for h in range(heads):
         part = slice(h * size, (h + 1) * size)
-        own = np.broadcast_to(bias[h], (q.shape[1], bias.shape[1]))
-        key = np.broadcast_to(k[..., h:h + 1], (*k.shape[:2], size))
-        local = aft_local.definition(q[..., part], key, v[..., part], own, mask, causal=params["causal"])[0]
+        local = case.defined_by(aft_local, q=case.q[..., part], k=np.broadcast_to(case.k[..., h:h + 1], (*lead, size)),
+                                v=case.v[..., part], bias=np.broadcast_to(case.bias[h], (lead[1], window))).y
         assert_close(y[..., part], local, f"head {h} is not aft_local with the same biases everywhere", terms=16)
 
 
 @op("q[B T C], k[B T H], v[B T C], bias[H W], mask?:bool[B T], average?[B C], logsum?[B H], keys?[B P H], values?[B P C]"
     " -> y[B T C], average[B C], logsum[B H], keys[B P H], values[B P C]",
     laws=[causal("q k v", causal=True), independent("B"), linear_in("v"), streams(causal=True), masked,
-          within_the_values(2, 5, 8),
-          shift_invariant("k logsum keys", moves="logsum keys"), identity("a head is aft_local", _conv_is_local),
+          within_the_values("v average values"),
+          shift_invariant("k logsum keys", "all keys", moves="logsum keys", large=False),
+          shift_invariant("k logsum keys", "all keys", moves="logsum keys", except_for=("lagged",)),  # which adds up logsums
+          identity("a head is aft_local", _conv_is_local),
           identity("without bias, aft_simple", no_bias_is_simple)])
 def aft_conv(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
     """aft_local with biases that depend on the distance only, and one key for all C / H channels of a head.
@@ -71,14 +72,14 @@ def aft_conv(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, val
 
 
 @aft_conv.form
-def lagged(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def lagged(q, k, v, bias, mask, average, logsum, keys, values, causal):
     """A scan over what has left the window, and the terms of the window: O(T W)."""
     k, v = joined(k, v, mask, average, logsum, keys, values)
     return over_window(q, k, v, swapaxes(bias)[None], causal)
 
 
 @aft_conv.form
-def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def parallel(q, k, v, bias, mask, average, logsum, keys, values, causal):
     """All pairs of positions, a [B T S H] array: O(T²)."""
     k, v = joined(k, v, mask, average, logsum, keys, values)
     lag, inside, ahead = lags_of_pairs(q, k, bias.shape[1], causal)
@@ -86,12 +87,12 @@ def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, val
     return over_pairs(q, k, v, whole, seen_keys(q, k, causal)), *past_after(k, v, bias.shape[1] - 1 - ahead)
 
 
-aft_conv.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv_")
-aft_conv.kernel("cuda", "minitv.ops.aft.gpu", prefix="conv_")
+aft_conv.kernel("cpu", prefix="conv_")
+aft_conv.kernel("cuda", prefix="conv_")
 
 
 @aft_conv.validate
-def _(q, k, v, bias, mask, average, logsum, keys, values, *, causal):
+def _(q, k, v, bias, mask, average, logsum, keys, values, causal):
     check_heads("aft_conv", q, k)
     check_state("aft_conv", average, logsum, keys, values)
     check_window("aft_conv", bias, causal, keys)

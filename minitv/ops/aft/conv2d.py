@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import ShapeError
 from autograd.laws import identity, independent, linear_in, shift_invariant
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import reshape, transpose, where
 
@@ -26,20 +26,18 @@ from .common import (
 from .conv import aft_conv
 
 
-def _one_row_is_conv(args, params, run, draw):
-    q, k, v, bias, mask = args
-    if not q.shape[1]:
+def _one_row_is_conv(case, draw):
+    if not case.q.shape[1]:
         return
-    row = [None if x is None else x[:, :1] for x in (q, k, v, mask)]
-    y = run((*row[:3], bias, row[3]), params)[0]
-    flat = [None if x is None else x[:, 0] for x in row]
-    conv = aft_conv.definition(*flat[:3], bias[:, bias.shape[1] // 2], flat[3], causal=False)[0]
-    assert_close(y[:, 0], conv, "an image of one row is not aft_conv", terms=16)
+    row = {name: x[:, :1] for name, x in case.present("q k v mask").items()}
+    flat = {name: x[:, 0] for name, x in row.items()}
+    conv = case.defined_by(aft_conv, **flat, bias=case.bias[:, case.bias.shape[1] // 2], causal=False).y
+    assert_close(case(**row).y[:, 0], conv, "an image of one row is not aft_conv", terms=16)
 
 
 @op("q[B Y X C], k[B Y X H], v[B Y X C], bias[H M N], mask?:bool[B Y X] -> y[B Y X C]",
     laws=[independent("B"), linear_in("v"), masked,
-          within_the_values(2), shift_invariant("k"),
+          within_the_values("v"), shift_invariant("k", "all keys"),
           identity("an image of one row, aft_conv", _one_row_is_conv)])
 def aft_conv2d(q, k, v, bias, mask=None):
     """aft_conv for the pixels of an image, all of which are seen: bias[h, i, j] for the key at (y + M//2 - i, x + N//2 - j).
@@ -61,7 +59,7 @@ def aft_conv2d(q, k, v, bias, mask=None):
 
 
 @aft_conv2d.form
-def parallel(q, k, v, bias, mask=None):
+def parallel(q, k, v, bias, mask):
     """All pairs of pixels, a [B Y·X Y·X H] array."""
     xp, (batch, rows, columns) = namespace(q.data), q.shape[:3]
     k, v = joined(k, v, mask)
@@ -74,8 +72,8 @@ def parallel(q, k, v, bias, mask=None):
     return reshape(over_pairs(*flat, whole, xp.ones(whole.shape[:2], bool)), q.shape)
 
 
-aft_conv2d.kernel("cpu", "minitv.ops.aft.cpu", prefix="conv2d_")
-aft_conv2d.kernel("cuda", "minitv.ops.aft.gpu", prefix="conv2d_")
+aft_conv2d.kernel("cpu", prefix="conv2d_")
+aft_conv2d.kernel("cuda", prefix="conv2d_")
 
 
 @aft_conv2d.validate

@@ -18,6 +18,7 @@ import math
 
 import numpy as np
 
+from autograd.arrays import or_zeros
 from autograd.cpu.compile import cpu_kernel
 from autograd.cpu.math import exp
 
@@ -43,8 +44,9 @@ def _extremes(k, largest, smallest):
 
 @cpu_kernel
 def _columns(k, v, largest, out):
-    """[e v, e]"""
-    channels = k.shape[2]
+    """[e v, e]; whether all are finite."""
+    channels, zero = k.shape[2], k.dtype.type(0)
+    check = zero
     for b in range(k.shape[0]):
         top = largest[b]
         for s in range(k.shape[1]):
@@ -53,6 +55,9 @@ def _columns(k, v, largest, out):
                 e = exp(key[c] - top[c])
                 left[c] = e * value[c]
                 right[c] = e
+            for c in range(channels):
+                check += left[c] * zero
+    return check == 0
 
 
 @cpu_kernel
@@ -135,12 +140,12 @@ def _unstate(share, g_average, g_logsum):
 
 
 def _unjoin(gk, gv, mask, carried, reach=None):
-    """``everything`` backward: the gradients of k, v, mask, average, logsum and, if there is a reach, of keys and values."""
+    """``everything`` backward: the gradients of k, v, average, logsum and, if there is a reach, of keys and values."""
     past = 0 if not carried else 1 if reach is None else 1 + reach
     present = [x[:, past:] if mask is None else np.where(mask[..., None], x[:, past:], 0) for x in (gk, gv)]
     if not carried:
-        return *present, *(None,) * (3 if reach is None else 5)
-    return *present, None, gv[:, 0], gk[:, 0], *(() if reach is None else (gk[:, 1:past], gv[:, 1:past]))
+        return *present, *(None,) * (2 if reach is None else 4)
+    return *present, gv[:, 0], gk[:, 0], *(() if reach is None else (gk[:, 1:past], gv[:, 1:past]))
 
 
 # -- simple ------------------------------------------------------------------------------------------------------------
@@ -199,7 +204,7 @@ def _scan_backward(k, v, tops, g, gk, gv):
                 into_value[c] = e * h[c]
 
 
-def simple_forward(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
+def simple_forward(q, k, v, mask, average, logsum, causal):
     k, v = map(np.ascontiguousarray, common.everything(k, v, mask, average, logsum))  # not parts of one projection
     batch, length, channels = k.shape
     sums, tops = np.empty((length, batch, 2 * channels), k.dtype), np.empty((length, batch, channels), k.dtype)
@@ -209,9 +214,9 @@ def simple_forward(q, k, v, mask=None, average=None, logsum=None, *, causal=True
     return (_read(q, sums), *state), (q, k, v, sums, tops, share, causal, mask, average is not None)
 
 
-def simple_backward(saved, g, g_average, g_logsum):
+def simple_backward(saved, g_y, g_average, g_logsum):
     q, k, v, sums, tops, share, causal, mask, carried = saved
-    gq, read = _unread(q, sums, g)
+    gq, read = _unread(q, sums, or_zeros(g_y, q))
     if causal and len(read) == k.shape[1]:
         gsums = read
     else:
@@ -220,7 +225,7 @@ def simple_backward(saved, g, g_average, g_logsum):
             gsums[len(gsums) - len(read):] = read
         elif len(read):
             gsums[-1] = read.sum(axis=0)
-    gsums[-1:] += _unstate(share, g_average, g_logsum)
+    gsums[-1:] += _unstate(share, or_zeros(g_average, share[0]), or_zeros(g_logsum, share[0]))
     gk, gv = np.empty_like(k), np.empty_like(v)
     _scan_backward(k, v, tops, gsums, gk, gv)
     return gq, *_unjoin(gk, gv, mask, carried)
@@ -241,8 +246,8 @@ class _Call:
                 break
         self.largest = np.repeat(np.where(largest == -math.inf, dtype.type(0), largest), self.size, axis=1)
         self.columns = np.empty((k.shape[1], len(v), 2 * v.shape[2]), dtype)
-        _columns(k if self.size == 1 else np.repeat(k, self.size, axis=2), v, self.largest, self.columns)
-        self.sums = self.window.apply(self.columns)
+        sound = _columns(k if self.size == 1 else np.repeat(k, self.size, axis=2), v, self.largest, self.columns)
+        self.sums = self.window.apply(self.columns, sound)
         self.y = _read(self.q, self.sums).astype(self.dtype, copy=False)
 
     def backward(self, g, left=0, gstate=0):
@@ -258,9 +263,9 @@ class _Call:
 
 
 def _span(x, *others):
-    """How far the numbers of an array are apart, and those of some others; -∞ does not count."""
-    high = max(np.max(y, initial=-math.inf) for y in (x, *others))
-    low = min(np.min(y, initial=math.inf, where=y > -math.inf) for y in (x, *others))
+    """How far the numbers of an array are apart, and those of some others; -∞ and NaN do not count."""
+    high = max(np.fmax.reduce(y, axis=None, initial=-math.inf) for y in (x, *others))
+    low = min(np.fmin.reduce(y, axis=None, initial=math.inf, where=y > -math.inf) for y in (x, *others))
     return high - low
 
 
@@ -272,11 +277,11 @@ def _reason(channels, biases, *keys):
     return None
 
 
-def full_supports(q, k, v, bias, mask, **_):
+def full_supports(v, bias, k):
     return _reason(v.shape[2], [bias], k)
 
 
-def full_forward(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+def full_forward(q, k, v, bias, mask, causal, chunk_size):
     k, v = common.everything(k, v, mask)
     call = _Call(q, k, v, bias, lambda bias: Full(bias, k.shape[1], causal, chunk_size))
     return call.y, (call, mask)
@@ -285,10 +290,10 @@ def full_forward(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
 def full_backward(saved, g):
     call, mask = saved
     gq, gk, gv, gbias = call.backward(g)
-    return gq, *_unjoin(gk, gv, mask, False)[:2], gbias, None
+    return gq, *_unjoin(gk, gv, mask, False)[:2], gbias
 
 
-def local_supports(q, k, v, bias, mask, average, logsum, keys, values, **_):
+def local_supports(k, v, bias, logsum, keys):
     return _reason(v.shape[2], [bias, np.zeros(1)], k, logsum, keys)
 
 
@@ -303,27 +308,29 @@ def _stateful_forward(q, k, v, bias, mask, average, logsum, keys, values, causal
     left = max(k.shape[1] - reach, 0)
     after, logsum, share = _state(np.add.reduce(call.columns[:left], axis=0), call.largest)
     state = after, logsum[:, ::call.size], common.newest(k, reach, -math.inf), common.newest(v, reach, 0)
-    return (call.y, *(x.astype(q.dtype, copy=False) for x in state)), (call, mask, average is not None, left, share)
+    return (call.y, *(x.astype(q.dtype, copy=False) for x in state)), (call, mask, average is not None, left, share, reach)
 
 
-def _stateful_backward(saved, g, g_average, g_logsum, g_keys, g_values):
-    call, mask, carried, left, share = saved
-    spread = np.zeros_like(g_average)
-    spread[:, ::call.size] = g_logsum
-    gq, gk, gv, gbias = call.backward(g, left, _unstate(share, g_average, spread))
-    near, reach = gk.shape[1] - left, g_keys.shape[1]
-    gk[:, left:] += g_keys[:, reach - near:]
-    gv[:, left:] += g_values[:, reach - near:]
+def _stateful_backward(saved, g_y, g_average, g_logsum, g_keys, g_values):
+    call, mask, carried, left, share, reach = saved
+    spread = np.zeros_like(share[0])
+    if g_logsum is not None:
+        spread[:, ::call.size] = g_logsum
+    gq, gk, gv, gbias = call.backward(or_zeros(g_y, call.y), left, _unstate(share, or_zeros(g_average, share[0]), spread))
+    near = gk.shape[1] - left
+    for gx, arrived in ((gk, g_keys), (gv, g_values)):
+        if arrived is not None:
+            gx[:, left:] += arrived[:, reach - near:]
     gk, gv, *others = _unjoin(gk, gv, mask, carried, reach)
     return gq, gk, gv, gbias, *others
 
 
-def local_forward(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def local_forward(q, k, v, bias, mask, average, logsum, keys, values, causal):
     return _stateful_forward(q, k, v, bias, mask, average, logsum, keys, values, causal,
                              lambda bias, queries, keys, size: Local(bias, keys, causal))
 
 
-def conv_forward(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def conv_forward(q, k, v, bias, mask, average, logsum, keys, values, causal):
     return _stateful_forward(q, k, v, bias, mask, average, logsum, keys, values, causal,
                              lambda bias, queries, keys, size: Conv(bias, size, queries, keys, causal))
 
@@ -331,11 +338,11 @@ def conv_forward(q, k, v, bias, mask=None, average=None, logsum=None, keys=None,
 local_backward = conv_backward = _stateful_backward
 
 
-def conv2d_supports(q, k, v, bias, mask, **_):
+def conv2d_supports(k, v, bias):
     return _reason(v.shape[3], [bias, np.zeros(1)], k)
 
 
-def conv2d_forward(q, k, v, bias, mask=None):
+def conv2d_forward(q, k, v, bias, mask):
     image, size = k.shape[1:3], v.shape[3] // k.shape[3]
     k, v = common.everything(k, v, mask)
     q, k, v = (x.reshape(len(x), math.prod(image), x.shape[3]) for x in (q, k, v))
@@ -347,7 +354,7 @@ def conv2d_backward(saved, g):
     call, mask, image = saved
     gq, gk, gv, gbias = call.backward(g.reshape(len(g), math.prod(image), g.shape[3]))
     gq, gk, gv = (x.reshape(len(x), *image, x.shape[2]) for x in (gq, gk, gv))
-    return gq, *_unjoin(gk, gv, mask, False)[:2], gbias, None
+    return gq, *_unjoin(gk, gv, mask, False)[:2], gbias
 
 
 # -- the bias of aft_local from its factors ----------------------------------------------------------------------------
@@ -376,7 +383,7 @@ def _band_backward(u, v, newest, g, gu, gv):
                     into_right[r] += share * left[r]
 
 
-def band_forward(u, v, *, window=32, causal=True):
+def band_forward(u, v, window, causal):
     u, v, ahead = np.ascontiguousarray(u), np.ascontiguousarray(v), 0 if causal else window - 1
     out = np.empty((len(u), window + ahead), u.dtype)
     _band(u, v, len(v) - len(u) + ahead, out)

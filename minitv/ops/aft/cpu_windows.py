@@ -1,7 +1,7 @@
 """The windows of cpu.py: linear maps from the columns [S B 2 C] of all keys to the sums [T B 2 C] of all positions.
 
 Each has ``span``, how far its biases are apart, and ``apply``, ``transpose`` (the gradient of the columns) and ``gradient``
-(that of the bias).
+(that of the bias). Columns that are not all finite are not ``sound``: then no weight of 0 may meet those that are not seen.
 """
 
 import math
@@ -16,6 +16,12 @@ ROWS = 64  # positions a tile of aft_local
 
 
 # -- matrices in tiles -----------------------------------------------------------------------------------------------
+@inline
+def _wider(high, low, x):
+    """The extremes with one more number, unless it is NaN."""
+    return (x if x > high else high), (x if x < low else low)
+
+
 @cpu_kernel
 def _full_weights(bias, start, lag, weights):
     """e^bias relative to the largest of a row, for the first lag + t keys of position t; how far the smallest is below."""
@@ -25,7 +31,7 @@ def _full_weights(bias, start, lag, weights):
         row, out = bias[start + i], weights[i]
         high, low = -math.inf, math.inf
         for s in range(seen):
-            high, low = max(high, row[s]), min(low, row[s])
+            high, low = _wider(high, low, row[s])
         top = bias.dtype.type(high)
         for s in range(seen):
             out[s] = exp(row[s] - top)
@@ -43,7 +49,7 @@ def _local_weights(bias, start, first, causal, weights, far):
         row, out = bias[start + i], weights[i]
         high, low = 0.0, 0.0
         for j in range(window):
-            high, low = max(high, row[j]), min(low, row[j])
+            high, low = _wider(high, low, row[j])
         top = bias.dtype.type(high)
         far[i] = exp(-top)
         for s in range(out.size):
@@ -64,6 +70,19 @@ def _local_gradient(weights, g, start, first, gbias):
             s = first + i - j
             if 0 <= s < weights.shape[1]:
                 gbias[start + i, j] = weights[i, s] * g[i, s]
+
+
+@cpu_kernel
+def _product_of_seen(weights, columns, out):
+    """out = weights columns, where a weight of 0 hides its row of columns."""
+    for i in range(weights.shape[0]):
+        row = out[i]
+        row[:] = 0
+        for s in range(weights.shape[1]):
+            weight, column = weights[i, s], columns[s]
+            if weight != 0:
+                for c in range(row.size):
+                    row[c] += weight * column[c]
 
 
 def _rows(x):
@@ -93,12 +112,12 @@ class _Tiles:
                 stop = seen.stop
         return sides
 
-    def apply(self, columns):
+    def apply(self, columns, sound):
         """The sums of all positions."""
         flat = _rows(columns)
         sums = np.empty((self.shape[0], flat.shape[1]), flat.dtype)
         for rows, seen, weights, _ in self.tiles:
-            product(weights, flat[seen], out=sums[rows])
+            (product if sound else _product_of_seen)(weights, flat[seen], sums[rows])
         for side in self._outside():
             total = np.zeros(flat.shape[1], flat.dtype)
             for rows, far, new in side:
@@ -140,7 +159,7 @@ class Full(_Tiles):
         """The gradient of the bias."""
         out = np.zeros(self.shape, g.dtype)
         for (rows, seen, weights, _), gweights in self._products(g, columns):
-            np.multiply(weights, gweights, out=out[rows, seen])
+            np.multiply(weights, gweights, out=out[rows, seen], where=weights != 0)
         return out
 
 
@@ -312,7 +331,7 @@ class Conv(_Taps):
         super().__init__(bias, size)
         self.queries, self.past, self.ahead, self.both = queries, keys - queries, bias.shape[1] // 2 * (not causal), not causal
 
-    def apply(self, columns):
+    def apply(self, columns, sound):
         sums = np.empty((self.queries, *columns.shape[1:]), columns.dtype)
         _convolve(columns, self.taps, self.far, self.past + self.ahead, self.both, sums)
         return sums
@@ -339,7 +358,7 @@ class Conv2d(_Taps):
         _convolve2d(x, taps, self.far, out)
         return out.reshape(math.prod(self.image), *x.shape[2:])
 
-    def apply(self, columns):
+    def apply(self, columns, sound):
         return self._convolved(columns, self.taps)
 
     def transpose(self, g):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.check import assert_close
-from autograd.errors import DomainError
-from autograd.laws import identity, independent, linear_in, shift_invariant
+from autograd.laws import causal, identity, independent, linear_in, shift_invariant
+from autograd.metric import assert_close
 from autograd.op import op
-from autograd.ops import concat, exp, log, matmul, sigmoid, stack, where
+from autograd.ops import concat, exp, log, matmul, sigmoid, stack
 
 from .common import (
     INF,
@@ -21,8 +20,8 @@ from .common import (
     masked,
     mean_of,
     merged,
-    near_zero,
     over_pairs,
+    over_seen,
     seen_keys,
     weighted,
     within_the_values,
@@ -31,35 +30,22 @@ from .common import (
 SPAN = 60.0  # a product of two numbers of at least e^-60 and at most 1 is exact to rounding in float32, their sums too
 
 
-def _later_keys(args, params, run, draw):
-    q, k, v, bias, mask = args
-    if not min(k.shape[1], q.shape[1]):
-        return
-    others = [np.concatenate([x[:, :-1], draw.floats(x.shape[0], 1, x.shape[2])], axis=1) for x in (k, v)]
-    y, other = (run((q, *pair, bias, mask), {**params, "causal": True})[0] for pair in ((k, v), others))
-    assert_close(other[:, :-1], y[:, :-1], "with causal, more than the last position sees the last key")
-
-
-def _order_of_keys(args, params, run, draw):
-    q, k, v, bias, mask = args
-    order = draw.generator().permutation(k.shape[1])
-    y = run(args, {**params, "causal": False})[0]
-    other = run((q, k[:, order], v[:, order], bias[:, order], None if mask is None else mask[:, order]),
-                {**params, "causal": False})[0]
-    assert_close(other, y, "aft_full depends on the order of keys", terms=16)
+def _order_of_keys(case, draw):
+    order = draw.generator().permutation(case.k.shape[1])
+    other = case(**{name: np.take(x, order, axis=at) for name, (x, at) in case.inputs("S").items()}, causal=False).y
+    assert_close(other, case(causal=False).y, "aft_full depends on the order of keys", terms=16)
 
 
 @op("q[B T C], k[B S C], v[B S C], bias[T S], mask?:bool[B S] -> y[B T C]",
-    laws=[independent("B C"), linear_in("v"), masked,
-          within_the_values(2), shift_invariant("k"), shift_invariant("bias"),
-          identity("with causal, only the last position sees the last key", _later_keys),
+    laws=[causal("q k:S v:S bias bias:S", causal=True), independent("B C"), linear_in("v"), masked,
+          within_the_values("v"), shift_invariant("k", "all keys", large=False), shift_invariant("bias", "all biases"),
+          shift_invariant("k", "all keys", except_for=("tiled",)),  # which merges logsums
           identity("without, the order of keys does not matter", _order_of_keys)])
-def aft_full(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+def aft_full(q, k, v, bias, mask=None, *, causal=True):
     """y_t = sigmoid(q_t) Σ_s e^(k_s + bias_ts) v_s / Σ_s e^(k_s + bias_ts) over all s, or over s <= t + S - T.
 
     q[B T C], k and v [B S C], bias[T S], mask[B S]. Of S keys the last belongs to the last of T queries, so with a cache of
-    past keys the call continues the sequence. ``chunk_size`` positions are taken together in the tiled form and in the
-    kernel; it changes rounding only.
+    past keys the call continues the sequence.
     """
     k, v = everything(k, v, mask)
     y = np.zeros_like(q)
@@ -71,21 +57,20 @@ def aft_full(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
 
 
 @aft_full.form
-def parallel(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+def parallel(q, k, v, bias, mask, causal):
     """All exponents, a [B T S C] array."""
     k, v = joined(k, v, mask)
     return over_pairs(q, k, v, bias[..., None], seen_keys(q, k, causal))
 
 
-@aft_full.form
-def tiled(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+@aft_full.form(tuning={"chunk_size": 64})
+def tiled(q, k, v, bias, mask, causal, chunk_size):
     """Tiles of positions and keys, each by two matrix products; O(T chunk_size) memory.
 
     A tile on the diagonal adds up its exponents one by one: there the largest key may belong to a position that few see, and
     all weights relative to it may be 0. What the tiles give is merged by its logsums.
     """
     k, v = joined(k, v, mask)
-    k, _ = near_zero(k)
     seen, (queries, keys) = seen_keys(q, k, causal), bias.shape
     means = [v[:, :0]]
     for start in range(0, queries, chunk_size):
@@ -106,18 +91,11 @@ def _tile(k, v, bias, seen):
             weights, e = exp(bias - row), exp(k - channel)
             total = matmul(weights, e)
             return by_head(matmul(weights, e * merged(v)) / total, k.shape[2]), log(total) + (row + channel)
-    exponents = where(seen[..., None], k[:, None] + bias[..., None], -INF)
-    return weighted(exponents, v[:, None], axis=2)
+    return over_seen(k, v, bias[..., None], seen)
 
 
-aft_full.kernel("cpu", "minitv.ops.aft.cpu", prefix="full_")
-aft_full.kernel("cuda", "minitv.ops.aft.gpu", prefix="full_")
-
-
-@aft_full.validate
-def _(q, k, v, bias, mask, *, causal, chunk_size):
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise DomainError(f"aft_full: chunk_size must be an integer of at least 1, got {chunk_size!r}")
+aft_full.kernel("cpu", prefix="full_", tuning={"chunk_size": 64})
+aft_full.kernel("cuda", prefix="full_")
 
 
 @aft_full.inputs
@@ -125,4 +103,4 @@ def _(draw):
     batch, queries, keys, channels = draw.size(0, 2), draw.size(0, 6), draw.size(0, 7), draw.size(0, 3)
     mask = draw.mask(batch, keys) if draw.boolean() else None
     return (draw.floats(batch, queries, channels), draw_keys(draw, batch, keys, channels), draw.floats(batch, keys, channels),
-            draw_bias(draw, queries, keys), mask), {"causal": draw.boolean(), "chunk_size": draw.choice((1, 2, 3, 64))}
+            draw_bias(draw, queries, keys), mask), {"causal": draw.boolean()}

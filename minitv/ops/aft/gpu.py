@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autograd.arrays import or_zeros
 from autograd.cuda.rows import sum_rows
 from autograd.cuda.source import Source, ceil_div, contiguous, elements, float32_only, warps
 from autograd.device import namespace
@@ -94,9 +95,11 @@ class _Call:
         if self.scans:
             state = xp.zeros((2, self.B, self.C), np.float32)
             average, inverse = share
-            state[0] = g_average * inverse
-            state[1, :, ::self.size] = g_logsum
-            state[1] = (state[1] - g_average * average) * inverse
+            if g_average is not None:
+                state[0] = g_average * inverse
+                state[1] = -state[0] * average
+            if g_logsum is not None:
+                state[1, :, ::self.size] += g_logsum * inverse[:, ::self.size]
             for backwards, scan in enumerate(self.scans):
                 offset = window.high + 1 if backwards else window.low - 1
                 SOURCE.launch("mtv_aft_scan_backward", (self.B, elements(self.C)), self.k, self.v, scan, *gradients, state, gk,
@@ -123,7 +126,7 @@ class _Call:
         return taps.transpose(2, 0, 1).reshape(self.bias.shape)
 
 
-def supports(q, k, v, *others, **_):
+def supports(q, k, v):
     if v.shape[-1] < k.shape[-1]:
         return "needs at least one channel in every head"
     return float32_only(q, k, v)
@@ -148,18 +151,18 @@ def _forward(q, k, v, mask, state, causal, window, make):
 def _backward(saved, g_y, g_average, g_logsum, g_keys=None, g_values=None):
     """The gradients of q, k, v and bias, and of the parts of the state."""
     call, left, share, mask, reach = saved
-    gq, gk, gv, gbias = call.backward(g_y, left, share, g_average, g_logsum)
+    gq, gk, gv, gbias = call.backward(or_zeros(g_y, call.q), left, share, g_average, g_logsum)
     near = gk.shape[1] - left
-    if g_keys is not None:
-        gk[:, left:] += g_keys[:, reach - near:]
-        gv[:, left:] += g_values[:, reach - near:]
+    for gx, arrived in ((gk, g_keys), (gv, g_values)):
+        if arrived is not None:
+            gx[:, left:] += arrived[:, reach - near:]
     past = gk.shape[1] - gq.shape[1]
     present = (x[:, past:] if mask is None else call.xp.where(mask[..., None], x[:, past:], 0) for x in (gk, gv))
     state = (gv[:, 0], gk[:, 0], gk[:, 1:past], gv[:, 1:past]) if past else (None,) * 4
     return (gq, *present, gbias), state
 
 
-def simple_forward(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
+def simple_forward(q, k, v, mask, average, logsum, causal):
     queries = q.shape[1]
 
     def make(past):
@@ -171,10 +174,10 @@ def simple_forward(q, k, v, mask=None, average=None, logsum=None, *, causal=True
 
 def simple_backward(saved, g_y, g_average, g_logsum):
     (*gradients, _), state = _backward(saved, g_y, g_average, g_logsum)
-    return *gradients, None, *state[:2]
+    return *gradients, *state[:2]
 
 
-def local_forward(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def local_forward(q, k, v, bias, mask, average, logsum, keys, values, causal):
     queries, window = bias.shape
 
     def make(past):
@@ -184,7 +187,7 @@ def local_forward(q, k, v, bias, mask=None, average=None, logsum=None, keys=None
     return _forward(q, k, v, mask, (average, logsum, keys, values), causal, window, make)
 
 
-def conv_forward(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def conv_forward(q, k, v, bias, mask, average, logsum, keys, values, causal):
     queries, window = q.shape[1], bias.shape[1]
 
     def make(past):
@@ -196,15 +199,15 @@ def conv_forward(q, k, v, bias, mask=None, average=None, logsum=None, keys=None,
 
 
 def local_backward(saved, g_y, g_average, g_logsum, g_keys, g_values):
-    (gq, gk, gv, gbias), state = _backward(saved, g_y, g_average, g_logsum, g_keys, g_values)
-    return gq, gk, gv, gbias, None, *state
+    gradients, state = _backward(saved, g_y, g_average, g_logsum, g_keys, g_values)
+    return *gradients, *state
 
 
 conv_backward = local_backward
 
 
 # -- full and conv2d: pairs of all -------------------------------------------------------------------------------------
-def full_forward(q, k, v, bias, mask=None, *, causal=True, chunk_size=64):
+def full_forward(q, k, v, bias, mask, causal):
     queries, keys = bias.shape
     window = _sequence(queries, keys, -queries, keys - queries if causal else keys, by_query=keys, by_key=1)
     call = _Call(q, *everything(k, v, mask), bias, window)
@@ -215,10 +218,10 @@ def full_backward(saved, g):
     call, mask = saved
     gq, gk, gv, gbias = call.backward(g)
     gk, gv = (x if mask is None else call.xp.where(mask[..., None], x, 0) for x in (gk, gv))
-    return gq, gk, gv, gbias, None
+    return gq, gk, gv, gbias
 
 
-def conv2d_forward(q, k, v, bias, mask=None):
+def conv2d_forward(q, k, v, bias, mask):
     rows, columns = image = q.shape[1:3]
     height, width = taps = bias.shape[1:]
     window = _Window(columns, columns, -(width // 2), width // 2, rows, height // 2, True, by_head=height * width, by_query=1,
@@ -232,14 +235,14 @@ def conv2d_backward(saved, g):
     gq, gk, gv, gbias = call.backward(g.reshape(call.q.shape))
     gq, gk, gv = (x.reshape(len(x), *image, x.shape[2]) for x in (gq, gk, gv))
     gk, gv = (x if mask is None else call.xp.where(mask[..., None], x, 0) for x in (gk, gv))
-    return gq, gk, gv, gbias, None
+    return gq, gk, gv, gbias
 
 
 # -- the bias of aft_local from its factors ----------------------------------------------------------------------------
 band_supports = float32_only
 
 
-def band_forward(u, v, *, window=32, causal=True):
+def band_forward(u, v, window, causal):
     xp, (u, v), ahead = namespace(u, v), (contiguous(u), contiguous(v)), 0 if causal else window - 1
     last, bias = len(v) - len(u) + ahead, xp.empty((len(u), window + ahead), np.float32)
     SOURCE.launch("mtv_aft_band_forward", elements(bias.size), u, v, bias, len(u), len(v), u.shape[1], bias.shape[1], last)

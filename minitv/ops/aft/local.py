@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import where
 
@@ -34,31 +34,27 @@ from .full import aft_full
 from .simple import aft_simple
 
 
-def _local_is_full(args, params, run, draw):
-    q, k, v, bias, mask, *_ = args
-    bias, length = bias.copy(), q.shape[1]
-    y = run((q, k, v, bias, mask, *(None,) * 4), params)[0]
-    lag = np.arange(length)[:, None] - np.arange(length) + negative_lags(bias.shape[1], params["causal"])
-    inside = (lag >= 0) & (lag < bias.shape[1])
-    full = np.where(inside, np.take_along_axis(bias, np.where(inside, lag, 0), axis=1), 0).astype(q.dtype)
-    assert_close(y, aft_full.definition(q, k, v, full, mask, causal=params["causal"]),
+def _local_is_full(case, draw):
+    step, window = np.arange(case.q.shape[1]), case.bias.shape[1]
+    lag = step[:, None] - step + negative_lags(window, case.causal)
+    inside = (lag >= 0) & (lag < window)
+    bias = np.where(inside, np.take_along_axis(case.bias, np.where(inside, lag, 0), axis=1), 0)
+    assert_close(case.anew().y, case.defined_by(aft_full, bias=bias).y,
                  "aft_local is not aft_full with the bias of its window", terms=16)
 
 
-def no_bias_is_simple(args, params, run, draw):
-    q, k, v, bias, mask, *_ = args
-    if k.shape != v.shape:
-        return
-    y = run((q, k, v, np.zeros_like(bias), mask, *(None,) * 4), params)[0]
-    assert_close(y, aft_simple.definition(q, k, v, mask, causal=params["causal"])[0],
-                 "without bias this is not aft_simple", terms=16)
+def no_bias_is_simple(case, draw):
+    if case.k.shape == case.v.shape:
+        assert_close(case.anew(bias=0.0).y, case.defined_by(aft_simple).y, "without bias this is not aft_simple", terms=16)
 
 
 @op("q[B T C], k[B T C], v[B T C], bias[T W], mask?:bool[B T], average?[B C], logsum?[B C], keys?[B P C], values?[B P C]"
     " -> y[B T C], average[B C], logsum[B C], keys[B P C], values[B P C]",
-    laws=[causal("q k v", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
-          within_the_values(2, 5, 8),
-          shift_invariant("k logsum keys", moves="logsum keys"), identity("aft_full with a band of biases", _local_is_full),
+    laws=[causal("q k v bias", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
+          within_the_values("v average values"),
+          shift_invariant("k logsum keys", "all keys", moves="logsum keys", large=False),
+          shift_invariant("k logsum keys", "all keys", moves="logsum keys", except_for=("lagged",)),  # which adds up logsums
+          identity("aft_full with a band of biases", _local_is_full),
           identity("without bias, aft_simple", no_bias_is_simple)])
 def aft_local(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
     """aft_full with biases near the diagonal only: bias[t, j] for the key at t - j, 0 for all that are not in the window.
@@ -79,14 +75,14 @@ def aft_local(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, va
 
 
 @aft_local.form
-def lagged(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def lagged(q, k, v, bias, mask, average, logsum, keys, values, causal):
     """A scan over what has left the window, and the terms of the window: O(T W)."""
     k, v = joined(k, v, mask, average, logsum, keys, values)
     return over_window(q, k, v, bias[..., None], causal)
 
 
 @aft_local.form
-def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
+def parallel(q, k, v, bias, mask, average, logsum, keys, values, causal):
     """aft_full's, with zeros outside of the window: O(T²)."""
     k, v = joined(k, v, mask, average, logsum, keys, values)
     lag, inside, ahead = lags_of_pairs(q, k, bias.shape[1], causal)
@@ -95,12 +91,12 @@ def parallel(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, val
     return over_pairs(q, k, v, whole, seen_keys(q, k, causal)), *past_after(k, v, bias.shape[1] - 1 - ahead)
 
 
-aft_local.kernel("cpu", "minitv.ops.aft.cpu", prefix="local_")
-aft_local.kernel("cuda", "minitv.ops.aft.gpu", prefix="local_")
+aft_local.kernel("cpu", prefix="local_")
+aft_local.kernel("cuda", prefix="local_")
 
 
 @aft_local.validate
-def _(q, k, v, bias, mask, average, logsum, keys, values, *, causal):
+def _(q, k, v, bias, mask, average, logsum, keys, values, causal):
     check_state("aft_local", average, logsum, keys, values)
     check_window("aft_local", bias, causal, keys)
 

@@ -14,14 +14,16 @@ import math
 
 import numpy as np
 
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
 from autograd.laws import causal, identity, independent, linear_in, shift_invariant
+from autograd.metric import assert_close
 from autograd.op import op
-from autograd.ops import matmul, softmax, swapaxes, where
+from autograd.ops import softmax, where
 from autograd.random import Random, philox
 from autograd.shapes import broadcasts_to
+
+from ..pairs import scores, weighted
 
 
 def visible(queries: int, keys: int, causal: bool, mask, xp=np):
@@ -47,29 +49,23 @@ def keep_weights(shape, dropout: float, seed: int) -> np.ndarray:
     return kept.astype(np.uint64) >= round(dropout * 2**32)
 
 
-def _rows_sum_to_one(args, params, run, draw):
-    q, k, v, mask = args
-    if params.get("dropout") or 0 in v.shape:
-        return
-    y = run((q, k, np.ones_like(v), mask), params)[0]
-    seen = visible(q.shape[2], k.shape[2], params.get("causal", True), mask)
-    seen = np.ones((*q.shape[:3], k.shape[2]), bool) if seen is None else np.broadcast_to(seen, (*q.shape[:3], k.shape[2]))
-    assert_close(y, np.broadcast_to(seen.any(-1)[..., None], y.shape).astype(y.dtype), "weights do not sum to 1", terms=16)
+def _rows_sum_to_one(case, draw):
+    y, shape = case(v=1.0, dropout=0.0).y, (*case.q.shape[:3], case.k.shape[2])
+    seen = visible(*shape[2:], case.causal, case.mask)
+    seen = np.broadcast_to(True if seen is None else seen, shape).any(-1, keepdims=True)
+    assert_close(y, np.broadcast_to(seen, y.shape).astype(y.dtype), "weights do not sum to 1", terms=16)
 
 
-def _key_order(args, params, run, draw):
-    q, k, v, mask = args
-    if params.get("causal", True) or params.get("dropout"):
-        return
-    order = draw.generator().permutation(k.shape[2])
+def _key_order(case, draw):
+    order, mask = draw.generator().permutation(case.k.shape[2]), case.mask
     mask = mask if mask is None or mask.shape[-1] == 1 else mask[..., order]
-    assert_close(run((q, k[:, :, order], v[:, :, order], mask), params)[0], run(args, params)[0],
-                 "attention depends on the order of keys", terms=16)
+    other = case(k=case.k[:, :, order], v=case.v[:, :, order], mask=mask, causal=False, dropout=0.0).y
+    assert_close(other, case(causal=False, dropout=0.0).y, "attention depends on the order of keys", terms=16)
 
 
 @op("q[B H T K], k[B H S K], v[B H S V], mask?:bool[...] -> y[B H T V]",
-    laws=[causal("q", "T"), independent("B H", mask=None, dropout=0.0), linear_in("v"),
-          shift_invariant("k", step=0.25, scale=0.25),  # the same constant for all scores of a query
+    laws=[causal("q k:S v:S", causal=True), independent("B H", mask=None, dropout=0.0), linear_in("v"),
+          shift_invariant("k", "all keys", step=0.25, scale=0.25),  # the same constant for all scores of a query
           identity("weights sum to one", _rows_sum_to_one),
           identity("without a causal mask, the order of keys does not matter", _key_order)])
 def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
@@ -97,28 +93,25 @@ def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=
 
 
 @attention.form
-def parallel(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
+def parallel(q, k, v, mask, causal, scale, dropout, seed):
     """All scores at once, a [B H T S] array."""
     xp = namespace(q.data)
     width = q.shape[-1]
     scale = _scale(scale, width)
     seen = visible(q.shape[2], k.shape[2], causal, mask, xp)
-    if mask is not None:  # what no query sees may be NaN, of which 0 times is NaN
-        used = xp.broadcast_to(seen, (*q.shape[:3], k.shape[2])).any(axis=2)[..., None]
-        k, v = where(used, k, 0.0), where(used, v, 0.0)
-    weights = softmax(matmul(q * scale, swapaxes(k)), seen)
+    weights = softmax(scores(q * scale, k, seen), seen)
     if dropout:
         kept = xp.asarray(keep_weights(weights.shape, dropout, seed))
         weights = where(kept, weights / (1 - dropout) if dropout < 1 else weights, 0.0)
-    return matmul(weights, v)
+    return weighted(weights, v, seen)
 
 
-attention.kernel("cpu", "minitv.ops.attention.cpu")
-attention.kernel("cuda", "minitv.ops.attention.gpu")
+attention.kernel("cpu")
+attention.kernel("cuda")
 
 
 @attention.validate
-def _(q, k, v, mask, *, causal, scale, dropout, seed):
+def _(q, k, v, mask, causal, scale, dropout, seed):
     if mask is not None:
         target = (*q.shape[:3], k.shape[2])
         if not broadcasts_to(mask.shape, target):

@@ -7,11 +7,11 @@ The scores of a tile are kept transposed, S^T[key, query]: one lane is one query
 run down the rows, lane by lane, and never across a vector.
 
     forward    S^T = K Q^T                    P = exp(S - max)           Y = P V / sum
-    backward   S^T = K Q^T    dP^T = V dY^T   dS = P * (dP - rowsum(dY * Y))
-               dQ = dS K      dK = dS^T Q     dV = P^T dY
+    backward   S^T = K Q^T    gP^T = V gY^T   gS = P * (gP - rowsum(gY * Y))
+               gQ = gS K      gK = gS^T Q     gV = P^T gY
 
-All seven products are one and the same routine, `accumulate`. The forward pass saves two numbers a query, the maximum
-of its scores and the inverse of the sum (more accurate than their log-sum-exp), from which backward recomputes P.
+All seven products are one and the same routine, `accumulate` of panels.py. The forward pass saves two numbers a query, the
+maximum of its scores and the inverse of the sum (more accurate than their log-sum-exp), from which backward recomputes P.
 
 Hidden scores are -inf, whose exponential is an exact 0; no difference of two infinities is ever formed.
 """
@@ -22,26 +22,29 @@ import numpy as np
 
 from autograd.cpu.compile import cpu_kernel
 from autograd.cpu.math import exp
-from autograd.cpu.panels import L1, LANES, U, accumulate, finite, flat, load, product, scratch, store, transpose
+from autograd.cpu.panels import (
+    L1,
+    LANES,
+    U,
+    add_adjoint_product,
+    add_product,
+    by_position,
+    dot_rows,
+    finite,
+    flat,
+    load,
+    padded,
+    product,
+    scale_rows,
+    store,
+    transpose,
+)
 from autograd.cpu.philox import philox
+from autograd.cpu.vectors import scratch
 from autograd.random import LOW
 
 TILE = 128  # keys a tile; its scores (16 KiB in float32) stay in the first-level cache
 INF = math.inf
-
-
-@cpu_kernel
-def _weigh(out, o, a, row, term, b, c, rows, terms, sound):
-    """`accumulate` for weights `a`, of which a zero hides its row of `b`: 0 * NaN and 0 * inf count as 0."""
-    if sound:
-        accumulate(out, o, a, 0, row, term, b, c, rows, terms)
-        return
-    for r in range(rows):
-        for t in range(terms):
-            weight = a[row * r + term * t]
-            if weight != 0:
-                for e in range(LANES):
-                    out[o + LANES * r + e] += weight * b[c + LANES * t + e]
 
 
 @cpu_kernel
@@ -114,32 +117,28 @@ def _softmax(scores, keys, top, shift, fade, total):
 
 
 @cpu_kernel
-def _forward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y, stats):
-    (q, q_strides), (k, k_strides), (v, v_strides) = q_in, k_in, v_in
+def _forward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats):
     B, H, T, S, K, V = shape
-    zero, one = y.dtype.type(0), y.dtype.type(1)
-    pitch = (S + 7) // 8 * 8
-    wide_k, wide_v = (K + LANES - 1) // LANES * LANES, (V + LANES - 1) // LANES * LANES
-    keys_k, keys_v = scratch(pitch * wide_k, q), scratch(pitch * wide_v, q)
-    rows, across, sums = scratch(LANES * wide_k, q), scratch(LANES * wide_k, q), scratch(LANES * wide_v, q)
-    scores, keep, lanes = scratch(TILE * LANES, q), scratch(TILE * LANES, q), scratch(4 * LANES, q)
+    like, pitch, wide_k, wide_v = y[0], padded(S, 8), padded(K, LANES), padded(V, LANES)
+    zero, one = like.dtype.type(0), like.dtype.type(1)
+    keys_k, keys_v = scratch(pitch * wide_k, like), scratch(pitch * wide_v, like)
+    rows, across, sums = scratch(LANES * wide_k, like), scratch(LANES * wide_k, like), scratch(LANES * wide_v, like)
+    scores, keep, lanes = scratch(TILE * LANES, like), scratch(TILE * LANES, like), scratch(4 * LANES, like)
     top, shift, fade, total = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES : 3 * LANES], lanes[3 * LANES :]
     for head in range(B * H):
         b, h = head // H, head % H
-        load(keys_k, pitch, k, b * k_strides[0] + h * k_strides[1], k_strides[2], S, K, one)
-        load(keys_v, pitch, v, b * v_strides[0] + h * v_strides[1], v_strides[2], S, V, one)
+        load(keys_k, pitch, k, b, h, 0, S, K, one)
+        load(keys_v, pitch, v, b, h, 0, S, V, one)
         sound = finite(keys_v)
         for query in range(0, T, LANES):
             n = min(LANES, T - query)
             last = query + S - T if causal else S
-            load(rows, LANES, q, b * q_strides[0] + h * q_strides[1] + query * q_strides[2], q_strides[2], n, K, scale)
+            load(rows, LANES, q, b, h, query, n, K, scale)
             transpose(across, rows, scores)
-            top[:] = -INF
-            total[:] = 0
-            sums[:] = 0
+            top[:], total[:], sums[:] = -INF, 0, 0
             for first in range(0, min(S, last + n), TILE):  # the keys that at least one of these queries sees
-                keys = (min(TILE, min(S, last + n) - first) + 7) // 8 * 8
-                product(scores, keys_k, pitch, first, keys, across, K)
+                keys = padded(min(TILE, min(S, last + n) - first), 8)
+                product(scores, keys_k[first * LANES :], pitch, across, keys, K)
                 at = b * mask_strides[0] + h * mask_strides[1] + query * mask_strides[2]
                 _hide(scores, first, keys, S, last, mask, at, mask_strides, n)
                 _softmax(scores, keys, top, shift, fade, total)
@@ -147,68 +146,51 @@ def _forward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y
                     _draw(keep, drop, head, query, first, keys)
                     for i in range(keys * LANES):
                         scores[i] *= keep[i]
-                for left in range(0, V, LANES):
-                    if first > 0:
-                        for e in range(n):
-                            for c in range(LANES):
-                                sums[(left + e) * LANES + c] *= fade[e]
-                    at = left * pitch + first * LANES
-                    _weigh(sums, left * LANES, scores, 1, LANES, keys_v, at, (n + 7) // 8 * 8, keys, sound)
+                if first > 0:
+                    scale_rows(sums, LANES, n, V, fade)
+                add_adjoint_product(sums, LANES, scores, keys, keys_v[first * LANES :], pitch, n, keys, V, sound)
             for e in range(n):
-                inverse = zero if total[e] == 0 else one / total[e]
-                stats[head, 0, query + e], stats[head, 1, query + e] = shift[e], inverse
-                for left in range(0, V, LANES):
-                    panel = sums[(left + e) * LANES : (left + e + 1) * LANES]
-                    for c in range(LANES):
-                        panel[c] *= inverse
-            store(y, ((b * T + query) * H + h) * V, H * V, sums, LANES, n, V, one)
+                fade[e] = zero if total[e] == 0 else one / total[e]
+                stats[head, 0, query + e], stats[head, 1, query + e] = shift[e], fade[e]
+            scale_rows(sums, LANES, n, V, fade)
+            store(y, b, h, query, sums, LANES, n, V, one)
 
 
 @cpu_kernel
-def _backward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, y, stats, g_in, dq, dk, dv):
-    (q, q_strides), (k, k_strides), (v, v_strides), (g, g_strides) = q_in, k_in, v_in, g_in
+def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats, g, gq, gk, gv):
     B, H, T, S, K, V = shape
-    zero, one = y.dtype.type(0), y.dtype.type(1)
-    pitch = (S + 7) // 8 * 8
-    wide_k, wide_v = (K + LANES - 1) // LANES * LANES, (V + LANES - 1) // LANES * LANES
-    keys_k, sums_k = scratch(pitch * wide_k, q), scratch(pitch * wide_k, q)
-    keys_v, sums_v = scratch(pitch * wide_v, q), scratch(pitch * wide_v, q)
-    rows_q, across_q, sums_q = scratch(LANES * wide_k, q), scratch(LANES * wide_k, q), scratch(LANES * wide_k, q)
-    rows_g, across_g, rows_y = scratch(LANES * wide_v, q), scratch(LANES * wide_v, q), scratch(LANES * wide_v, q)
-    weights, grads, keep = scratch(TILE * LANES, q), scratch(TILE * LANES, q), scratch(TILE * LANES, q)
-    lanes = scratch(3 * LANES, q)
-    shift, inverse, dot = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES :]
+    like, pitch, wide_k, wide_v = y[0], padded(S, 8), padded(K, LANES), padded(V, LANES)
+    zero, one = like.dtype.type(0), like.dtype.type(1)
+    keys_k, sums_k = scratch(pitch * wide_k, like), scratch(pitch * wide_k, like)
+    keys_v, sums_v = scratch(pitch * wide_v, like), scratch(pitch * wide_v, like)
+    rows_q, across_q, sums_q = scratch(LANES * wide_k, like), scratch(LANES * wide_k, like), scratch(LANES * wide_k, like)
+    rows_g, across_g, rows_y = scratch(LANES * wide_v, like), scratch(LANES * wide_v, like), scratch(LANES * wide_v, like)
+    weights, grads, keep = scratch(TILE * LANES, like), scratch(TILE * LANES, like), scratch(TILE * LANES, like)
+    lanes = scratch(3 * LANES, like)
+    shift, inverse, dots = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES :]
     for head in range(B * H):
         b, h = head // H, head % H
-        load(keys_k, pitch, k, b * k_strides[0] + h * k_strides[1], k_strides[2], S, K, one)
-        load(keys_v, pitch, v, b * v_strides[0] + h * v_strides[1], v_strides[2], S, V, one)
+        load(keys_k, pitch, k, b, h, 0, S, K, one)
+        load(keys_v, pitch, v, b, h, 0, S, V, one)
         keys_sound = finite(keys_k) and finite(keys_v)
-        sums_k[:] = 0
-        sums_v[:] = 0
+        sums_k[:], sums_v[:] = 0, 0
         for query in range(0, T, LANES):
             n = min(LANES, T - query)
             last = query + S - T if causal else S
-            at = b * q_strides[0] + h * q_strides[1] + query * q_strides[2]
-            load(rows_q, LANES, q, at, q_strides[2], n, K, scale)
-            at = b * g_strides[0] + h * g_strides[1] + query * g_strides[2]
-            load(rows_g, LANES, g, at, g_strides[2], n, V, one)
-            load(rows_y, LANES, y, ((b * T + query) * H + h) * V, H * V, n, V, one)
+            load(rows_q, LANES, q, b, h, query, n, K, scale)
+            load(rows_g, LANES, g, b, h, query, n, V, one)
+            load(rows_y, LANES, y, b, h, query, n, V, one)
             sound = keys_sound and finite(rows_q) and finite(rows_g)
             transpose(across_q, rows_q, weights)
             transpose(across_g, rows_g, weights)
-            lanes[:] = 0  # a lane without a query has inverse 0, so that its weights are 0
-            sums_q[:] = 0
+            lanes[:], sums_q[:] = 0, 0  # a lane without a query has inverse 0, so that its weights are 0
+            dot_rows(dots, rows_g, rows_y, LANES, n, V)
             for e in range(n):
                 shift[e], inverse[e] = stats[head, 0, query + e], stats[head, 1, query + e]
-                for left in range(0, V, LANES):
-                    panel_g = rows_g[(left + e) * LANES : (left + e + 1) * LANES]
-                    panel_y = rows_y[(left + e) * LANES : (left + e + 1) * LANES]
-                    for c in range(LANES):
-                        dot[e] += panel_g[c] * panel_y[c]
             for first in range(0, min(S, last + n), TILE):
-                keys = (min(TILE, min(S, last + n) - first) + 7) // 8 * 8
-                product(weights, keys_k, pitch, first, keys, across_q, K)
-                product(grads, keys_v, pitch, first, keys, across_g, V)
+                keys, start = padded(min(TILE, min(S, last + n) - first), 8), first * LANES
+                product(weights, keys_k[start:], pitch, across_q, keys, K)
+                product(grads, keys_v[start:], pitch, across_g, keys, V)
                 at = b * mask_strides[0] + h * mask_strides[1] + query * mask_strides[2]
                 _hide(weights, first, keys, S, last, mask, at, mask_strides, n)
                 if drop is not None:
@@ -221,20 +203,16 @@ def _backward(q_in, k_in, v_in, mask, mask_strides, shape, scale, drop, causal, 
                     for e in range(LANES):
                         p = exp(weight[e] - shift[e]) * inverse[e] if inverse[e] != 0 else zero  # no NaN in spare lanes
                         weight[e] = p
-                        grad[e] = p * (grad[e] - dot[e]) if p != 0 else zero
+                        grad[e] = p * (grad[e] - dots[e]) if p != 0 else zero
                 if drop is not None:
                     for i in range(keys * LANES):
                         weights[i] *= keep[i]
-                for left in range(0, K, LANES):
-                    at = left * pitch + first * LANES
-                    _weigh(sums_q, left * LANES, grads, 1, LANES, keys_k, at, (n + 7) // 8 * 8, keys, sound)
-                    _weigh(sums_k, at, grads, LANES, 1, rows_q, left * LANES, keys, LANES, sound)
-                for left in range(0, V, LANES):
-                    at = left * pitch + first * LANES
-                    _weigh(sums_v, at, weights, LANES, 1, rows_g, left * LANES, keys, LANES, sound)
-            store(dq, ((b * T + query) * H + h) * K, H * K, sums_q, LANES, n, K, scale)
-        store(dk, (b * S * H + h) * K, H * K, sums_k, pitch, S, K, one)
-        store(dv, (b * S * H + h) * V, H * V, sums_v, pitch, S, V, one)
+                add_adjoint_product(sums_q, LANES, grads, keys, keys_k[start:], pitch, n, keys, K, sound)
+                add_product(sums_k[start:], pitch, grads, keys, rows_q, LANES, keys, LANES, K, sound)
+                add_product(sums_v[start:], pitch, weights, keys, rows_g, LANES, keys, LANES, V, sound)
+            store(gq, b, h, query, sums_q, LANES, n, K, scale)
+        store(gk, b, h, 0, sums_k, pitch, S, K, one)
+        store(gv, b, h, 0, sums_v, pitch, S, V, one)
 
 
 def _flat_mask(mask):
@@ -254,31 +232,29 @@ def _options(dtype, K, scale, dropout, seed):
     return dtype.type(scale), drop
 
 
-def supports(q, k, v, mask, **_):
+def supports(q, k, v):
     return None if q.shape[3] else "needs at least one channel in q and k"
 
 
-def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
+def forward(q, k, v, mask, causal, scale, dropout, seed):
     """softmax(scale q k^T over the visible keys) v, for q [B H T K], k [B H S K], v [B H S V] -> y [B H T V]."""
     shape = B, H, T, _, K, V = *q.shape[:3], *k.shape[2:], v.shape[3]
     make = np.empty if min(shape) else np.zeros  # without queries, keys or channels there is nothing to compute
-    y = make((B, T, H, V), q.dtype)  # the heads of a position side by side: merging them is a reshape
+    y = by_position(B, H, T, V, q.dtype, make)
     stats = make((B * H, 2, T), q.dtype)  # the largest score and the inverse of the sum, for each query
+    given = flat(q), flat(k), flat(v), *_flat_mask(mask), shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal)
     if min(shape):
-        arrays = flat(q), flat(k), flat(v), *_flat_mask(mask)
-        _forward(*arrays, shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal), y.reshape(-1), stats)
-    return y.transpose(0, 2, 1, 3), (q, k, v, mask, y, stats, causal, scale, dropout, seed)
+        _forward(*given, flat(y), stats)
+    return y, (given, y, stats)
 
 
-def backward(saved, grad):
+def backward(saved, g):
     """The gradients of q, k and v; they are laid out like y."""
-    q, k, v, mask, y, stats, causal, scale, dropout, seed = saved
-    shape = B, H, T, S, K, V = *q.shape[:3], *k.shape[2:], v.shape[3]
-    make = np.empty if min(shape) else np.zeros  # without queries, keys or channels there is nothing to compute
-    dq, dk, dv = make((B, T, H, K), q.dtype), make((B, S, H, K), q.dtype), make((B, S, H, V), q.dtype)
+    given, y, stats = saved
+    B, H, T, S, K, V = shape = given[5]
+    make = np.empty if min(shape) else np.zeros
+    found = [by_position(B, H, rows, d, y.dtype, make) for rows, d in ((T, K), (S, K), (S, V))]
     if min(shape):
-        y, stats = (np.require(x, requirements="W") for x in (y, stats))  # to Numba, a read-only array is another type
-        arrays = flat(q), flat(k), flat(v), *_flat_mask(mask)
-        given = *arrays, shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal), y.reshape(-1), stats
-        _backward(*given, flat(grad), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1))
-    return *(d.transpose(0, 2, 1, 3) for d in (dq, dk, dv)), None
+        stats = np.require(stats, requirements="W")  # to Numba, a read-only array is another type
+        _backward(*given, flat(y), stats, flat(g), *map(flat, found))
+    return found

@@ -15,7 +15,7 @@ TILES = {32: (64, 32), 64: (64, 32), 128: (32, 16)}
 SOURCE = Source(__file__, [_variant(width, *tiles) for width, tiles in TILES.items()])
 
 
-def supports(q, k, v, mask, **_):
+def supports(q, k, v):
     if not 1 <= q.shape[3] <= 128 or v.shape[3] > 128:
         return f"needs 1 to 128 channels in q and k, at most 128 in v, got {q.shape[3]} and {v.shape[3]}"
     return float32_only(q, k, v)
@@ -48,7 +48,7 @@ class _Call:
         return self.xp.empty(shape, "float32")
 
 
-def forward(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
+def forward(q, k, v, mask, causal, scale, dropout, seed):
     call = _Call(q, k, v, mask, causal, scale, dropout, seed)
     y = call.empty(call.B, call.T, call.H, call.V)  # heads of a position side by side: merging them is a reshape
     stats = call.empty(call.B * call.H, 2, call.T)
@@ -64,4 +64,4 @@ def backward(saved, g):
     (g, strides), dots = strided(g), call.empty(call.B * call.H, call.T)
     call.launch("mtv_attention_backward_queries", call.T, call.tiles[0] // 2, y, stats, g, gq, dots, strides=strides)
     call.launch("mtv_attention_backward_keys", call.S, call.tiles[1], stats, g, dots, gk, gv, strides=strides)
-    return *(x.transpose(0, 2, 1, 3) for x in (gq, gk, gv)), None
+    return *(x.transpose(0, 2, 1, 3) for x in (gq, gk, gv)),

@@ -7,7 +7,7 @@ The sigmoid is RWKV's receptance (Peng et al. 2023, arXiv 2305.13048, eq. 17); t
 from __future__ import annotations
 
 from autograd.errors import DomainError
-from autograd.laws import linear_in
+from autograd.laws import linear_in, non_finite
 from autograd.op import op
 from autograd.ops import sigmoid, silu
 from autograd.ops.elementwise import scalar_loop
@@ -15,24 +15,24 @@ from autograd.ops.elementwise import scalar_loop
 FUNCTIONS = ("sigmoid", "swish")
 
 
-@op("x[... D], gate[... D] -> y[... D]", laws=[linear_in("x")])
+@op("x[... D], gate[... D] -> y[... D]", laws=[linear_in("x"), non_finite()])
 def gated(x, gate, *, function="sigmoid"):
-    """y = x · sigmoid(gate), elementwise; with ``function="swish"`` y = x · silu(gate), silu(gate) = gate · sigmoid(gate)."""
+    """y = x · sigmoid(gate), elementwise; with ``function="swish"`` y = x · silu(gate)."""
     activation = silu if function == "swish" else sigmoid
     return scalar_loop(lambda v, g: v * g, x, activation.definition(gate))
 
 
 @gated.form
-def composed(x, gate, *, function="sigmoid"):
+def composed(x, gate, function):
     return x * (silu(gate) if function == "swish" else sigmoid(gate))
 
 
-gated.kernel("cpu", "minitv.ops.gated.cpu")
-gated.kernel("cuda", "minitv.ops.gated.gpu")
+gated.kernel("cpu")
+gated.kernel("cuda")
 
 
 @gated.validate
-def _(x, gate, *, function):
+def _(x, gate, function):
     if function not in FUNCTIONS:
         raise DomainError(f"gated: function is one of {', '.join(FUNCTIONS)}, got {function!r}")
 

@@ -52,7 +52,7 @@ def _flat(x, shape):
     return np.ascontiguousarray(x if x.shape == shape else np.broadcast_to(x, shape).copy()).reshape(-1)
 
 
-def forward(x, gate, *, function):
+def forward(x, gate, function):
     shape = np.broadcast_shapes(x.shape, gate.shape)
     x, gate = _flat(x, shape), _flat(gate, shape)
     y = np.empty_like(x)

@@ -9,7 +9,7 @@ SOURCE = Source(__file__)
 supports = float32_only
 
 
-def forward(x, gate, *, function):
+def forward(x, gate, function):
     xp, swish = namespace(x, gate), function == "swish"
     shape = np.broadcast_shapes(x.shape, gate.shape)
     x, gate = (contiguous(xp.broadcast_to(a, shape)) for a in (x, gate))

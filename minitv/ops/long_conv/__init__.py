@@ -5,6 +5,9 @@
 ``filter`` looks back. Of a filter longer than the sequence, the first taps are used, so a shorter sequence has the same outputs
 as the beginning of a longer one. ``reverse``, for models that are not causal, looks ahead; lag 0 is then in both.
 ``history`` are inputs before x_0; the last L - 1 inputs, all that can still matter, are returned under the same name.
+
+A Fourier transform adds up all inputs: by it, a NaN or an infinity anywhere is one in every output of its channel, and the
+rounding of an output depends on later inputs too. The direct sums and the relaxed form show an input to later outputs only.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.fft import next_fast_len
 
-from autograd.check import assert_close
 from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import complex_multiply, concat, flip, getitem, irfft, pad, rfft, swapaxes
+
+from .online import begin, read
 
 
 def _rows(x, start, stop=None):
@@ -32,33 +37,30 @@ def _kept(whole, filter):
     return _rows(whole, max(whole.shape[1] - max(filter.shape[0] - 1, 0), 0))
 
 
-def _a_filter_of_one_tap_delays(args, params, run, draw):
-    x = args[0]
+def _a_filter_of_one_tap_delays(case, draw):
+    x = case.x
     if not x.shape[1]:
         return
     lag = draw.integer(0, x.shape[1] - 1)
     tap = np.zeros((lag + 1, x.shape[2]), x.dtype)
     tap[lag] = 1
-    y = run((x, tap, None, None, None), params)[0]
+    y = case.anew(filter=tap, skip=None, reverse=None).y
     assert_close(y, np.concatenate([np.zeros_like(x[:, :lag]), x[:, : x.shape[1] - lag]], axis=1), "a tap does not delay")
 
 
-def _what_lies_beyond_the_sequence_is_not_used(args, params, run, draw):
-    x, filter, skip, reverse, history = args
-    length = x.shape[1] + (0 if history is None else history.shape[1])
-    cut = run((x, filter[:length], skip, reverse if reverse is None else reverse[: x.shape[1]], history), params)[0]
-    assert_close(cut, run(args, params)[0], "taps beyond the sequence are used")
+def _what_lies_beyond_the_sequence_is_not_used(case, draw):
+    ahead, past = case.x.shape[1], 0 if case.history is None else case.history.shape[1]
+    cut = {name: x[: ahead if name == "reverse" else past + ahead] for name, x in case.present("filter reverse").items()}
+    assert_close(case(**cut).y, case().y, "taps beyond the sequence are used")
 
 
-def _reverse_is_the_mirror_image(args, params, run, draw):
-    x, filter, skip = args[:3]
-    forward = run((x, filter, skip, None, None), params)[0]
-    backward = run((np.ascontiguousarray(x[:, ::-1]), np.zeros_like(filter), skip, filter, None), params)[0]
-    assert_close(backward[:, ::-1], forward, "reverse is not the mirror image of filter", terms=8)
+def _reverse_is_the_mirror_image(case, draw):
+    backward = case.anew(x=np.ascontiguousarray(case.x[:, ::-1]), filter=0.0, reverse=case.filter).y
+    assert_close(backward[:, ::-1], case.anew(reverse=None).y, "reverse is not the mirror image of filter", terms=8)
 
 
 @op("x[B T D], filter[L D], skip?[D], reverse?[R D], history?[B S D] -> y[B T D], history[B P D]", view=True,
-    laws=[causal("x", "T", reverse=None), independent("B D"), linear_in("x"), linear_in("filter"),
+    laws=[causal("x", except_for=("fft",), reverse=None), independent("B D"), linear_in("x"), linear_in("filter"),
           streams("T", reverse=None), identity("one tap delays", _a_filter_of_one_tap_delays),
           identity("a longer filter is cut", _what_lies_beyond_the_sequence_is_not_used),
           identity("reverse mirrors filter", _reverse_is_the_mirror_image)])
@@ -89,7 +91,7 @@ def _both_ways(causal, x, filter, skip, reverse, history):
 
 
 @long_conv.form
-def fft(x, filter, skip=None, reverse=None, history=None):
+def fft(x, filter, skip, reverse, history):
     """A product of spectra: T log T."""
 
     def causal(x, filter):
@@ -104,7 +106,7 @@ def fft(x, filter, skip=None, reverse=None, history=None):
 
 
 @long_conv.form
-def direct(x, filter, skip=None, reverse=None, history=None):
+def direct(x, filter, skip, reverse, history):
     """A sum over the taps: T²."""
 
     def causal(x, filter):
@@ -117,10 +119,8 @@ def direct(x, filter, skip=None, reverse=None, history=None):
 
 
 @long_conv.form
-def relaxed(x, filter, skip=None, reverse=None, history=None):
+def relaxed(x, filter, skip, reverse, history):
     """Every output as soon as its input is known, as in online.py: T log² T."""
-    from .online import begin, read
-
     def causal(x, filter):
         past, ys = begin(len(x), filter), [x[:, :0]]
         for t in range(x.shape[1]):
@@ -131,8 +131,9 @@ def relaxed(x, filter, skip=None, reverse=None, history=None):
     return _both_ways(causal, x, filter, skip, reverse, history)
 
 
-long_conv.kernel("cpu", "minitv.ops.long_conv.cpu")
-long_conv.kernel("cuda", "minitv.ops.long_conv.gpu")
+for _device in ("cpu", "cuda"):
+    long_conv.kernel(_device, name="direct", prefix="direct_")
+    long_conv.kernel(_device, name="fft", prefix="fft_")
 
 
 @long_conv.inputs

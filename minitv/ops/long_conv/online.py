@@ -21,7 +21,7 @@ import numpy as np
 from autograd import Tensor, concat, flip, getitem, sum
 from autograd.device import namespace
 
-from . import long_conv
+BLOCK = 64  # inputs that are summed one by one, those before in blocks; where a CPU is fastest
 
 
 class Block(NamedTuple):
@@ -49,9 +49,11 @@ def begin(batch: int, filter: Tensor) -> Past:
     return Past((), Tensor(namespace(taps).zeros((batch, 0, taps.shape[1]), taps.dtype)))
 
 
-def read(x: Tensor, past: Past, filter: Tensor, skip: Tensor | None = None, *, block: int = 64,
-         convolve: Callable = long_conv) -> tuple[Tensor, Past]:
-    """The outputs for the next inputs x[B T D], and the past with them: ``long_conv`` over all inputs, cut anywhere."""
+def read(x: Tensor, past: Past, filter: Tensor, skip: Tensor | None = None, *, convolve: Callable,
+         block: int = BLOCK) -> tuple[Tensor, Past]:
+    """The outputs for the next inputs x[B T D], and the past with them: ``convolve``, long_conv or one of its forms, over all
+    inputs, cut anywhere.
+    """
     if x.shape[1] == 1:
         return _read_one(x, past, filter, skip, block, convolve)
     history = concat([*(b.inputs for b in past.blocks), past.recent], axis=1)
@@ -85,7 +87,7 @@ def _read_one(x, past, filter, skip, block, convolve):
     return y, Past((*blocks, close(concat(merged, axis=1), filter, convolve)), _rows(x, 1, None))
 
 
-def close(inputs: Tensor, filter: Tensor, convolve: Callable = long_conv) -> Block:
+def close(inputs: Tensor, filter: Tensor, convolve: Callable) -> Block:
     """The block of these inputs."""
     nothing = Tensor(namespace(inputs.data).zeros_like(inputs.data))
     return Block(inputs, convolve(nothing, filter, None, None, inputs)[0])

@@ -23,39 +23,39 @@ from __future__ import annotations
 import numpy as np
 
 from autograd import Tensor
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.errors import DomainError
 from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import absolute, concat, matmul, maximum, power, reshape, rsqrt, sqrt, sum, swapaxes, where
+
+from ..pairs import scores, weighted
 
 NORMALIZATIONS = ("none", "decay", "paper")
 
 
-def _without_decay(args, params, run, draw):
-    q, k, v, decay, *_ = args
-    y = run((q, k, v, np.ones_like(decay), None, None, None), {**params, "normalization": "none"})[0]
-    scores = np.tril(q @ np.swapaxes(k, 2, 3))
-    assert_close(y, scores @ v, "with decay 1, retention is not causal linear attention", terms=256)
+def _without_decay(case, draw):
+    scores = np.tril(case.q @ np.swapaxes(case.k, 2, 3))
+    assert_close(case.anew(decay=1.0, normalization="none").y, scores @ case.v,
+                 "with decay 1, retention is not causal linear attention", terms=256)
 
 
-def _without_memory(args, params, run, draw):
-    q, k, v, decay, state, z, count = args
-    y = run((q, k, v, np.zeros_like(decay), state, z, count), {**params, "normalization": "none"})[0]
-    assert_close(y, np.sum(q * k, axis=3, keepdims=True) * v, "with decay 0, retention sees more than the present", terms=64)
+def _without_memory(case, draw):
+    present = np.sum(case.q * case.k, axis=3, keepdims=True) * case.v
+    assert_close(case(decay=0.0, normalization="none").y, present,
+                 "with decay 0, retention sees more than the present", terms=64)
 
 
-def _rows_are_scaled(args, params, run, draw):
-    plain, scaled = (run(args, {**params, "normalization": kind})[0] for kind in ("none", params["normalization"]))
+def _rows_are_scaled(case, draw):
+    plain, scaled = case(normalization="none").y, case().y
     ratio = np.max(np.abs(scaled), axis=3, initial=0) / np.maximum(np.max(np.abs(plain), axis=3, initial=0), 1e-30)
     assert (ratio <= 1 + 1e-4).all(), "normalisation makes a row larger"
     assert_close(scaled, plain * ratio[..., None], "normalisation does more than scale rows", terms=256)
 
 
-def _a_constant_value(args, params, run, draw):
-    q, k, v, decay, *_ = args
-    y = run((q, k, np.ones_like(v), decay, None, None, None), {**params, "normalization": "paper"})[0]
+def _a_constant_value(case, draw):
+    y = case.anew(v=1.0, normalization="paper").y
     assert (np.abs(y) <= 1 + 1e-4).all(), f"a value of 1 comes back as {np.abs(y).max()}"
 
 
@@ -66,12 +66,11 @@ def _a_constant_value(args, params, run, draw):
           identity("decay 0 sees the present only", _without_memory),
           identity("normalisation scales rows down", _rows_are_scaled),
           identity("with the paper's normalisation a constant value does not grow", _a_constant_value)])
-def retention(q, k, v, decay, state=None, z=None, count=None, *, normalization="none", chunk_size=64):
+def retention(q, k, v, decay, state=None, z=None, count=None, *, normalization="none"):
     """y_t = q_t S_t, normalised, with S_t = decay S_{t-1} + k_tᵀ v_t, for every head; also S, z and n after the last step.
 
     q[B H T K], k[B H T K], v[B H T V], decay[H], in [0, 1] for RetNet; state[B H K V], z[B H K] and count[B H] are what an
     earlier call returned, 0 if absent. ``normalization`` is "none", "decay" or "paper", see the page's first lines.
-    ``chunk_size`` positions are computed at once in the chunkwise form and in the kernel; it changes rounding only.
     """
     y = np.zeros(v.shape, v.dtype)
     state = np.zeros((*k.shape[:2], k.shape[3], v.shape[3]), v.dtype) if state is None else state.copy()
@@ -81,8 +80,9 @@ def retention(q, k, v, decay, state=None, z=None, count=None, *, normalization="
         state[b, h] = decay[h] * state[b, h] + np.outer(k[b, h, t], v[b, h, t])
         z[b, h] = decay[h] * z[b, h] + k[b, h, t]
         count[b, h] = decay[h] * count[b, h] + 1
-        divisor = {"none": 1, "decay": np.sqrt(count[b, h]), "paper": max(abs(q[b, h, t] @ z[b, h]), np.sqrt(count[b, h]))}
-        y[b, h, t] = q[b, h, t] @ state[b, h] / divisor[normalization]
+        root = np.sqrt(count[b, h])
+        divisor = {"none": 1, "decay": root, "paper": np.maximum(abs(q[b, h, t] @ z[b, h]), root)}[normalization]
+        y[b, h, t] = q[b, h, t] @ state[b, h] / divisor
     return y, state, z, count
 
 
@@ -107,15 +107,17 @@ def _chunk(q, k, v, decay, state, z, count, normalization):
 
     step = xp.arange(length)
     lag = step[:, None] - step
-    weights = where(lag >= 0, fade(xp.maximum(lag, 0)), 0.0)  # [H T T]
+    seen = lag >= 0
+    weights = where(seen, fade(xp.maximum(lag, 0)), 0.0)  # [H T T]
     first, last = fade(step[:, None] + 1), fade(length - 1 - step[:, None])  # since the state before, until the state after
-    scores, faded = matmul(q, swapaxes(k)) * weights, k * last
-    y = matmul(scores, v) if state is None else matmul(scores, v) + first * matmul(q, state)
+    pairs, faded = scores(q, k, seen) * weights, k * last
+    y = weighted(pairs, v, seen)
+    y = y if state is None else y + first * matmul(q, state)
     counts = sum(weights, axis=2, keepdims=True)
     counts = counts if count is None else counts + first * reshape(count, (*count.shape, 1, 1))
 
     def score():
-        total = sum(scores, axis=3, keepdims=True)
+        total = sum(pairs, axis=3, keepdims=True)
         return total if z is None else total + first * matmul(q, reshape(z, (*z.shape, 1)))
 
     y = _normalized(y, score, counts, normalization)
@@ -130,13 +132,13 @@ def _chunk(q, k, v, decay, state, z, count, normalization):
 
 
 @retention.form
-def parallel(q, k, v, decay, state=None, z=None, count=None, *, normalization="none", chunk_size=64):
+def parallel(q, k, v, decay, state, z, count, normalization):
     """All positions at once, by a [H T T] array of decays: O(T²) as attention."""
     return _chunk(q, k, v, decay, state, z, count, normalization)
 
 
 @retention.form
-def recurrent(q, k, v, decay, state=None, z=None, count=None, *, normalization="none", chunk_size=64):
+def recurrent(q, k, v, decay, state, z, count, normalization):
     """One position after the other, as the definition: O(T) and small in memory, as in generation."""
     batch, heads, length, width = q.shape
     state = _zeros(q, batch, heads, width, v.shape[3]) if state is None else state
@@ -153,8 +155,8 @@ def recurrent(q, k, v, decay, state=None, z=None, count=None, *, normalization="
     return concat(ys, axis=2), state, z, count
 
 
-@retention.form
-def chunkwise(q, k, v, decay, state=None, z=None, count=None, *, normalization="none", chunk_size=64):
+@retention.form(tuning={"chunk_size": 64})
+def chunkwise(q, k, v, decay, state, z, count, normalization, chunk_size):
     """Chunk after chunk, each in parallel: O(T), with matrix products; the last chunk may be shorter."""
     ys = []
     for start in range(0, max(q.shape[2], 1), chunk_size):
@@ -164,16 +166,14 @@ def chunkwise(q, k, v, decay, state=None, z=None, count=None, *, normalization="
     return concat(ys, axis=2), state, z, count
 
 
-retention.kernel("cpu", "minitv.ops.retention.cpu")
-retention.kernel("cuda", "minitv.ops.retention.gpu")
+retention.kernel("cpu", tuning={"chunk_size": 64})
+retention.kernel("cuda", tuning={"chunk_size": 64})
 
 
 @retention.validate
-def _(q, k, v, decay, state, z, count, *, normalization, chunk_size):
+def _(normalization):
     if normalization not in NORMALIZATIONS:
         raise DomainError(f"retention: normalization is {normalization!r}, allowed: {', '.join(NORMALIZATIONS)}")
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise DomainError(f"retention: chunk_size must be an integer of at least 1, got {chunk_size!r}")
 
 
 @retention.inputs
@@ -193,4 +193,4 @@ def _(draw):
     q, k, z, decay = (draw.layout(x.astype(draw.dtype)) for x in (q, k, z, np.exp(-rates)))
     carried = draw.floats(batch, heads, width, out), z, draw.floats(batch, heads, low=0.0, high=2.0)
     return (q, k, draw.floats(batch, heads, length, out), decay, *(x if draw.boolean() else None for x in carried)), {
-        "normalization": normalization, "chunk_size": draw.choice((1, 2, 3, 64))}
+        "normalization": normalization}

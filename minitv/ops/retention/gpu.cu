@@ -105,11 +105,23 @@ mtv_retention_scan(const float* __restrict__ added, const float* __restrict__ ta
     if (c == V) z_end[head * K + e / W] = s;
 }
 
+// An element of a product of L terms: of the `weights`, `step` apart, with the numbers from x on, `wide` apart. Where the
+// product is not finite, it is made again without the weights of 0, of what is not seen: 0 times NaN or infinity counts as 0.
+__device__ __forceinline__ float seen_product(float product, const float* weights, int step, const float* x, int wide, int L)
+{
+    if (product * 0.f == 0.f) return product;
+    product = 0.f;
+    for (int j = 0; j < L; j++)
+        if (weights[(long long)j * step] != 0.f) product += weights[(long long)j * step] * x[(long long)j * wide];
+    return product;
+}
+
 // The outputs: a warp a row. Saves n of each row, and the inverse of q z, or 0 where the square root of n is larger.
 extern "C" __global__ void __launch_bounds__(128)
-mtv_retention_finish(const float* __restrict__ inner, const float* __restrict__ carried, const float* __restrict__ tables,
-                     const float* __restrict__ counts, float* __restrict__ y, float* __restrict__ seen,
-                     float* __restrict__ inverses, long long rows, int H, int T, int N, int L, int V, int W, int kind)
+mtv_retention_finish(const float* __restrict__ inner, const float* __restrict__ carried, const float* __restrict__ scores,
+                     const float* __restrict__ values, const float* __restrict__ tables, const float* __restrict__ counts,
+                     float* __restrict__ y, float* __restrict__ seen, float* __restrict__ inverses, long long rows,
+                     int H, int T, int N, int L, int V, int W, int kind)
 {
     long long row = blockIdx.x * 4ll + threadIdx.x / 32, head = row / T;
     if (row >= rows) return;
@@ -121,7 +133,10 @@ mtv_retention_finish(const float* __restrict__ inner, const float* __restrict__ 
     float inverse = kind == PAPER && fabsf(score) > top ? 1.f / score : 0.f;
     float factor = inverse != 0.f ? fabsf(inverse) : kind >= DECAY ? 1.f / top : 1.f;
     y += ((head / H * T + t) * H + head % H) * V;
-    for (int c = lane; c < V; c += 32) y[c] = (inner[at + c] + f * carried[at + c]) * factor;
+    scores += ((head * N + n) * L + j) * L;
+    values += (head * N + n) * L * W;
+    for (int c = lane; c < V; c += 32)
+        y[c] = (seen_product(inner[at + c], scores, 1, values + c, W, L) + f * carried[at + c]) * factor;
     if (lane == 0) {
         seen[row] = sum;
         inverses[row] = inverse;
@@ -243,10 +258,11 @@ mtv_retention_counts_backward(const float* __restrict__ slopes, const float* __r
     }
 }
 
-// A gradient from stacks [.., wide]: what comes from within the chunk plus, decayed, what came in (of queries, `first`) or what
-// goes out (of keys and values). With `summing`, what the latter says of the decay, by the stack x of those rows. A warp a row.
+// A gradient from stacks [.., wide]: what comes from within the chunk, the product of `weights` and `others`, plus, decayed, what
+// came in (of queries, `first`) or what goes out (of keys and values). With `summing`, what the latter says of the decay, by the stack x of those rows. A warp a row.
 extern "C" __global__ void __launch_bounds__(128)
-mtv_retention_gradient(const float* __restrict__ inner, const float* __restrict__ carried, const float* __restrict__ x,
+mtv_retention_gradient(const float* __restrict__ inner, const float* __restrict__ weights, const float* __restrict__ others,
+                       const float* __restrict__ carried, const float* __restrict__ x,
                        const float* __restrict__ tables, float* __restrict__ out, float* __restrict__ parts, long long rows,
                        int H, int T, int N, int L, int width, int wide, int first, int summing, long long pitch,
                        long long offset)
@@ -258,8 +274,10 @@ mtv_retention_gradient(const float* __restrict__ inner, const float* __restrict_
     const float* power = tables + head % H * (L + 1) + lag;
     float part = 0.f, factor = *power, slope = power[(long long)H * (L + 1)];
     out += ((head / H * T + t) * H + head % H) * width;
+    weights += (head * N + n) * L * L + (first ? j * L : j);
+    others += (head * N + n) * L * wide;
     for (int c = lane; c < width; c += 32) {
-        out[c] = inner[at + c] + factor * carried[at + c];
+        out[c] = seen_product(inner[at + c], weights, first ? 1 : L, others + c, wide, L) + factor * carried[at + c];
         part += carried[at + c] * x[at + c];
     }
     if (!summing) return;

@@ -10,7 +10,7 @@ SOURCE = Source(__file__)
 TINY = float(np.finfo(np.float32).tiny) * 2.0**24  # smaller powers of a decay are 0, as on the CPU
 
 
-def supports(q, k, v, decay, *_, **__):
+def supports(q, k, v, decay):
     return float32_only(q, k, v, decay) if q.shape[3] else "needs at least one channel in q and k"
 
 
@@ -42,17 +42,17 @@ class _Call:
                       wide, ones, fading, *strides)
         return out
 
-    def gradient(self, inner, carried, x, parts, offset, width, first, summing):
-        out = self.empty(self.B, self.T, self.H, width)
-        SOURCE.launch("mtv_retention_gradient", warps(self.rows), inner, carried, x, self.tables, out, parts, self.rows,
-                      *self.times, width, inner.shape[2], first, summing, parts.shape[1], offset)
+    def gradient(self, weights, others, carried, x, parts, offset, width, first, summing):
+        inner, out = matmul(weights if first else _turned(weights), others), self.empty(self.B, self.T, self.H, width)
+        SOURCE.launch("mtv_retention_gradient", warps(self.rows), inner, weights, others, carried, x, self.tables, out,
+                      parts, self.rows, *self.times, width, inner.shape[2], first, summing, parts.shape[1], offset)
         return out.transpose(0, 2, 1, 3)
 
     def state(self, given, *shape):
         return self.xp.zeros(shape, "float32") if given is None else contiguous(given)
 
 
-def forward(q, k, v, decay, state, z, count, *, normalization, chunk_size):
+def forward(q, k, v, decay, state, z, count, normalization, chunk_size):
     call = _Call(q, v, decay, normalization, chunk_size)
     B, H, T, K, V, W = call.B, call.H, call.T, call.K, call.V, call.W
     start = call.state(state, B, H, K, V), call.state(z, B, H, K), call.state(count, B, H)
@@ -68,15 +68,17 @@ def forward(q, k, v, decay, state, z, count, *, normalization, chunk_size):
     scores = matmul(queries, _turned(keys))
     SOURCE.launch("mtv_retention_decay", elements(scores.size), scores, call.tables, scores.size, H, call.N, call.L)
     seen, inverses = call.empty(call.rows), call.empty(call.rows)
-    SOURCE.launch("mtv_retention_finish", warps(call.rows), matmul(scores, values), matmul(queries, states), call.tables,
-                  counts, y, seen, inverses, call.rows, *call.times, V, W, call.kind)
+    SOURCE.launch("mtv_retention_finish", warps(call.rows), matmul(scores, values), matmul(queries, states), scores,
+                  values, call.tables, counts, y, seen, inverses, call.rows, *call.times, V, W, call.kind)
     return (y.transpose(0, 2, 1, 3), *ends), (call, given, (queries, keys, values, states, counts, y, seen, inverses))
 
 
 def backward(saved, g_y, g_state, g_z, g_count):
     """The gradients of q, k and v are laid out like y."""
     call, given, arrays = saved
-    g_ends = [contiguous(x) for x in (g_state, g_z, g_count)]
+    shapes = (call.B, call.H, call.K, call.V), (call.B, call.H, call.K), (call.B, call.H)
+    g_ends = [call.state(x, *shape) for x, shape in zip((g_state, g_z, g_count), shapes, strict=True)]
+    g_y = call.state(g_y, call.B, call.H, call.T, call.V)
     if arrays is None:
         nothing = [call.xp.zeros((call.B, call.H, call.T, width), "float32") for width in (call.K, call.K, call.V)]
         return *nothing, call.xp.zeros(call.H, "float32"), *(x if has else None for x, has in zip(g_ends, given, strict=True))
@@ -99,8 +101,8 @@ def backward(saved, g_y, g_state, g_z, g_count):
     SOURCE.launch("mtv_retention_counts_backward", call.heads, slopes, counts, call.tables, g_ends[2], gstart[2], parts,
                   *call.times, pitch, pitch - 1)
     from_start, to_end = matmul(grads, _turned(states)), matmul(values, _turned(gstates))
-    gq = call.gradient(matmul(gscores, keys), from_start, queries, parts, inside, K, True, True)
-    gk = call.gradient(matmul(_turned(gscores), queries), to_end, keys, parts, inside + T, K, False, True)
-    gv = call.gradient(matmul(_turned(scores), grads), matmul(keys, gstates), values, parts, 0, V, False, False)
+    gq = call.gradient(gscores, keys, from_start, queries, parts, inside, K, True, True)
+    gk = call.gradient(gscores, queries, to_end, keys, parts, inside + T, K, False, True)
+    gv = call.gradient(scores, grads, matmul(keys, gstates), values, parts, 0, V, False, False)
     gdecay = parts.reshape(call.B, call.H, pitch).sum(axis=(0, 2))
     return gq, gk, gv, gdecay, *(x if has else None for x, has in zip(gstart, given, strict=True))

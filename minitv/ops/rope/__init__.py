@@ -17,10 +17,10 @@ from functools import lru_cache
 import numpy as np
 
 from autograd import Tensor
-from autograd.check import assert_close
 from autograd.device import namespace, to_numpy
 from autograd.errors import DomainError, ShapeError
 from autograd.laws import identity, independent
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, reshape, stack
 
@@ -57,31 +57,28 @@ def turns(angles, start, length, positions, dtype):
     return _turned(angles, to_numpy(positions), dtype)
 
 
-def _keeps_lengths(args, params, run, draw):
-    x, _ = args
-    y = run(args, params)[0]
-    assert_close(np.sum(y * y, axis=3), np.sum(x * x, axis=3) * x.dtype.type(params["scale"] ** 2),
+def _keeps_lengths(case, draw):
+    y, x = case().y, case.x
+    assert_close(np.sum(y * y, axis=3), np.sum(x * x, axis=3) * x.dtype.type(case.scale**2),
                  "rope changes the length of vectors", terms=16)
 
 
-def _relative(args, params, run, draw):
-    x, _ = args
-    other, shift = draw.floats(*x.shape), draw.integer(1, 50)  # products m θ are rounded, the more the farther
+def _relative(case, draw):
+    other, shift = draw.floats(*case.x.shape), draw.integer(1, 50)  # products m θ are rounded, the more the farther
 
     def products(start):
-        a, b = (run((v, None), {**params, "start": start})[0] for v in (x, other))
+        a, b = (case(x=x, positions=None, start=start).y for x in (case.x, other))
         return a @ np.swapaxes(b, 2, 3)
 
     assert_close(products(shift), products(0), "products of rotated vectors depend on where they start", terms=64)
 
 
-def _pairings_are_orders(args, params, run, draw):
-    x, positions = args
-    pairs = x.shape[3] // 2
-    x, params = x[..., : 2 * pairs], {**params, "angles": tuple(1 / (1 + j) for j in range(pairs))}
+def _pairings_are_orders(case, draw):
+    pairs = case.x.shape[3] // 2
+    x, angles = case.x[..., : 2 * pairs], tuple(1 / (1 + j) for j in range(pairs))
     order = np.arange(2 * pairs).reshape(pairs, 2).T.ravel()
-    adjacent = run((x, positions), {**params, "pairing": "adjacent"})[0]
-    half = run((x[..., order], positions), {**params, "pairing": "half"})[0]
+    adjacent = case(x=x, angles=angles, pairing="adjacent").y
+    half = case(x=x[..., order], angles=angles, pairing="half").y
     assert_close(half, adjacent[..., order], "the pairings are not one another's order of channels", terms=16)
 
 
@@ -106,7 +103,7 @@ def rope(x, positions=None, *, angles=(), pairing="adjacent", scale=1.0, start=0
 
 
 @rope.form
-def composed(x, positions=None, *, angles=(), pairing="adjacent", scale=1.0, start=0):
+def composed(x, positions, angles, pairing, scale, start):
     xp, pairs = namespace(x.data), len(angles)
     cos, sin = (Tensor.wrap(xp.asarray(t[:, None])) for t in turns(angles, start, x.shape[2], positions, x.dtype))
     rest = x[..., 2 * pairs:]
@@ -118,12 +115,12 @@ def composed(x, positions=None, *, angles=(), pairing="adjacent", scale=1.0, sta
     return concat([a * cos - b * sin, a * sin + b * cos, rest], axis=-1) * scale
 
 
-rope.kernel("cpu", "minitv.ops.rope.cpu")
-rope.kernel("cuda", "minitv.ops.rope.gpu")
+rope.kernel("cpu")
+rope.kernel("cuda")
 
 
 @rope.validate
-def _(x, positions, *, angles, pairing, scale, start):
+def _(x, positions, angles, pairing, scale, start):
     if pairing not in PAIRINGS:
         raise DomainError(f"rope: pairing is {pairing!r}, allowed: {', '.join(PAIRINGS)}")
     if not isinstance(angles, tuple) or 2 * len(angles) > x.shape[3]:

@@ -50,11 +50,11 @@ def _apply(x, turned, pairing, scale, sign):
     return y.transpose(0, 2, 1, 3)
 
 
-def forward(x, positions, *, angles, pairing, scale, start):
+def forward(x, positions, angles, pairing, scale, start):
     """y is laid out [B T H K], as are gradients."""
     turned = turns(angles, start, x.shape[2], positions, x.dtype)
     return _apply(x, turned, pairing, scale, 1), (turned, pairing, scale)
 
 
 def backward(saved, g):
-    return _apply(g, *saved, -1), None
+    return (_apply(g, *saved, -1),)

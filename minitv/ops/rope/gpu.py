@@ -21,10 +21,10 @@ def _turned(x, positions, angles, pairing, scale, start, sign):
     return y.transpose(0, 2, 1, 3)
 
 
-def forward(x, positions, *, angles, pairing, scale, start):
+def forward(x, positions, angles, pairing, scale, start):
     saved = positions, angles, pairing, scale, start
     return _turned(x, *saved, 1), saved
 
 
 def backward(saved, g):
-    return _turned(g, *saved, -1), None
+    return (_turned(g, *saved, -1),)

@@ -8,24 +8,24 @@ from __future__ import annotations
 import numpy as np
 
 from autograd import Tensor
-from autograd.check import assert_close
 from autograd.device import namespace
 from autograd.laws import causal, identity, independent, linear_in, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, reshape, where
 
 
-def _unmixed(args, params, run, draw):
-    x, mix, last, reset = args
-    y = run((x, np.ones_like(mix), last, reset), params)[0]
-    assert_close(y, x, "token_shift with mix = 1 is not the identity")
+def _unmixed(case, draw):
+    assert_close(case(mix=1.0).y, case.x, "token_shift with mix = 1 is not the identity")
 
 
-def _restart(args, params, run, draw):
-    x, mix, last, _ = args
-    y, everywhere = run((x, mix, last, np.ones(x.shape[:2], bool)), params)
-    assert_close(y, x * mix, "token_shift sees across a reset")
-    assert x.shape[1] == 0 or np.array_equal(everywhere, x[:, -1]), "token_shift does not hand on the last position"
+def _restart(case, draw):
+    reset, spoilt = np.ones(case.x.shape[:2], bool), case.x.copy()
+    y, last = case(reset=reset)
+    assert_close(y, case.x * case.mix, "token_shift sees across a reset")
+    spoilt[:, ::2] = draw.choice((2, np.nan, np.inf))
+    assert_close(case(x=spoilt, reset=reset).y[:, 1::2], y[:, 1::2], "token_shift sees across a reset")
+    assert case.x.shape[1] == 0 or np.array_equal(last, case.x[:, -1]), "token_shift does not hand on the last position"
 
 
 @op("x[B T C], mix[C], last?[B C], reset?:bool[B T] -> y[B T C], last[B C]",
@@ -47,7 +47,7 @@ def token_shift(x, mix, last=None, reset=None):
 
 
 @token_shift.form
-def composed(x, mix, last=None, reset=None):
+def composed(x, mix, last, reset):
     batch, _, width = x.shape
     if last is None:
         last = Tensor.wrap(namespace(x.data).zeros((batch, width), x.dtype))
@@ -56,8 +56,8 @@ def composed(x, mix, last=None, reset=None):
     return mix * x + (1.0 - mix) * before, sequence[:, -1]
 
 
-token_shift.kernel("cpu", "minitv.ops.token_shift.cpu")
-token_shift.kernel("cuda", "minitv.ops.token_shift.gpu")
+token_shift.kernel("cpu")
+token_shift.kernel("cuda")
 
 
 @token_shift.inputs

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from autograd.arrays import or_zeros
 from autograd.cpu.compile import cpu_kernel
 
 
@@ -9,13 +10,12 @@ from autograd.cpu.compile import cpu_kernel
 def _forward(x, mix, last, reset, y):
     """``last`` holds the position before the first, and the last one afterwards."""
     batch, length, width = x.shape
-    one, zero = x.dtype.type(1), x.dtype.type(0)
+    one, nothing = x.dtype.type(1), np.zeros(width, x.dtype)
     for b in range(batch):
         for t in range(length):
-            row, out, before = x[b, t], y[b, t], x[b, t - 1] if t else last[b]
-            keep = zero if reset[b, t] else one
+            row, out, before = x[b, t], y[b, t], nothing if reset[b, t] else x[b, t - 1] if t else last[b]
             for c in range(width):
-                out[c] = mix[c] * row[c] + (one - mix[c]) * (keep * before[c])
+                out[c] = mix[c] * row[c] + (one - mix[c]) * before[c]
         if length:
             last[b] = x[b, length - 1]
 
@@ -24,16 +24,18 @@ def _forward(x, mix, last, reset, y):
 def _backward(x, mix, first, reset, g, glast, dx, dmix):
     """``glast`` holds the gradient of the last position, and that of ``first`` afterwards."""
     batch, length, width = x.shape
-    one, zero = x.dtype.type(1), x.dtype.type(0)
+    one, nothing = x.dtype.type(1), np.zeros(width, x.dtype)
     for b in range(batch):
         passed = glast[b]
         for t in range(length - 1, -1, -1):
-            row, grad, out, before = x[b, t], g[b, t], dx[b, t], x[b, t - 1] if t else first[b]
-            keep = zero if reset[b, t] else one
+            row, grad, out = x[b, t], g[b, t], dx[b, t]
+            before = nothing if reset[b, t] else x[b, t - 1] if t else first[b]
             for c in range(width):
-                dmix[c] += grad[c] * (row[c] - keep * before[c])
+                dmix[c] += grad[c] * (row[c] - before[c])
                 out[c] = mix[c] * grad[c] + passed[c]
-                passed[c] = keep * ((one - mix[c]) * grad[c])
+                passed[c] = (one - mix[c]) * grad[c]
+            if reset[b, t]:
+                passed[:] = 0
 
 
 def forward(x, mix, last, reset):
@@ -46,8 +48,8 @@ def forward(x, mix, last, reset):
     return (y, after), (x, mix, first, reset, last is not None)
 
 
-def backward(saved, g, glast):
+def backward(saved, g_y, g_last):
     x, mix, first, reset, carried = saved
-    dx, dmix, dfirst = np.empty_like(x), np.zeros_like(mix), glast.copy()
-    _backward(x, mix, first, reset, np.ascontiguousarray(g), dfirst, dx, dmix)
-    return dx, dmix, dfirst if carried else None, None
+    dx, dmix, dfirst = np.empty_like(x), np.zeros_like(mix), or_zeros(g_last, first).copy()
+    _backward(x, mix, first, reset, np.ascontiguousarray(or_zeros(g_y, x)), dfirst, dx, dmix)
+    return dx, dmix, dfirst if carried else None

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from autograd.arrays import or_zeros
 from autograd.cuda.rows import sum_rows
 from autograd.cuda.source import Source, columns, contiguous, elements, float32_only
 from autograd.device import namespace
@@ -24,12 +25,12 @@ def forward(x, mix, last, reset):
     return (y, after), (x, mix, first, reset, given)
 
 
-def backward(saved, g, g_last):
+def backward(saved, g_y, g_last):
     x, mix, first, reset, (carried, resets) = saved
-    B, T, C = x.shape
-    g, g_last = contiguous(g), contiguous(g_last)
-    gx, gfirst = namespace(x).empty_like(x), g_last.copy()
-    SOURCE.launch("mtv_token_shift_backward", elements(x.size), mix, reset, g, g_last, gx, gfirst, x.size, T, C, resets)
-    gmix = sum_rows(SOURCE, "mtv_token_shift_backward_mix", columns(C), B * T, (C,), (x, first, reset, g),
+    xp, (B, T, C) = namespace(x), x.shape
+    g_y, g_last = contiguous(or_zeros(g_y, x)), xp.zeros((B, C), np.float32) if g_last is None else contiguous(g_last)
+    gx, gfirst = xp.empty_like(x), g_last.copy()
+    SOURCE.launch("mtv_token_shift_backward", elements(x.size), mix, reset, g_y, g_last, gx, gfirst, x.size, T, C, resets)
+    gmix = sum_rows(SOURCE, "mtv_token_shift_backward_mix", columns(C), B * T, (C,), (x, first, reset, g_y),
                     (B * T, T, C, carried, resets))
-    return gx, gmix, gfirst if carried else None, None
+    return gx, gmix, gfirst if carried else None

@@ -22,10 +22,10 @@ import math
 import numpy as np
 
 from autograd import Tensor
-from autograd.check import assert_close
 from autograd.device import namespace
-from autograd.errors import DomainError, ShapeError
+from autograd.errors import ShapeError
 from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
+from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, exp, matmul, maximum, reshape, softmax, stack, swapaxes, where
 
@@ -33,47 +33,45 @@ EMPTY = -1e38  # p of an empty state: e^(EMPTY - anything) is 0, and no differen
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
-def _mean(args, params, run, draw):
-    k, v, w, u, _, b, p, reset = args
-    y = run((k, np.ones_like(v), w, u, b, b, p, reset), params)[0]
-    assert_close(y, np.ones_like(y), "wkv: weights do not sum to 1", terms=16)
+def _mean(case, draw):
+    y = case(v=1.0, a=case.b).y
+    assert_close(y, np.ones_like(y), "weights do not sum to 1", terms=16)
 
 
-def _running_mean(args, params, run, draw):
-    k, v, w, u, *_ = args
-    y = run((k, v, np.zeros_like(w), np.zeros_like(u), *[None] * 4), params)[0]
-    weights = np.exp(k - k.max(axis=1, keepdims=True, initial=EMPTY))
+def _running_mean(case, draw):
+    y = case.anew(w=0.0, u=0.0, reset=None).y
+    weights = np.exp(case.k - case.k.max(axis=1, keepdims=True, initial=EMPTY))
     total = np.cumsum(weights, axis=1)
     seen = total > 1e-3  # before, everything is far below the largest key, and this simple formula has no digits left
-    expected = np.cumsum(weights * v, axis=1) / np.where(seen, total, 1)
+    expected = np.cumsum(weights * case.v, axis=1) / np.where(seen, total, 1)
     assert_close(np.where(seen, y, 0), np.where(seen, expected, 0), "wkv: w = u = 0 is not AFT-simple", terms=1e6)
 
 
-def _restart(args, params, run, draw):
-    k, v, w, u, a, b, p, reset = args
+def _restart(case, draw):
+    k, v, reset = case.k, case.v, case.reset
     if not k.shape[1]:
         return
     cut = draw.integer(0, k.shape[1] - 1)
     reset = np.zeros(k.shape[:2], bool) if reset is None else reset.copy()
     reset[:, cut] = True
-    whole = run((k, v, w, u, a, b, p, reset), params)
-    anew = run((k[:, cut:], v[:, cut:], w, u, None, None, None, reset[:, cut:]), params)
-    for name, x, y in zip("yabp", (whole[0][:, cut:], *whole[1:]), anew, strict=True):
+    past = {name: np.concatenate([np.full_like(x[:, :cut], draw.choice((2, np.nan, np.inf))), x[:, cut:]], axis=1)
+            for name, x in case.present("k v").items()}
+    whole, anew = case(**past, reset=reset), case.anew(k=k[:, cut:], v=v[:, cut:], reset=reset[:, cut:])
+    for name, x, y in zip("yabp", (whole.y[:, cut:], *whole[1:]), anew, strict=True):
         assert_close(x, y, f"wkv: {name} remembers what came before a reset", terms=64)
 
 
 @op("k[B T C], v[B T C], w[C], u[C], a?[B C], b?[B C], p?[B C], reset?:bool[B T] -> y[B T C], a[B C], b[B C], p[B C]",
     laws=[causal("k v"), independent("B C"), linear_in("v"), streams(),
-          shift_invariant("k p", moves="p"),
+          shift_invariant("k p", "all keys", moves="p"),
           identity("weights sum to one", _mean),
           identity("with w = u = 0 it is the running mean of AFT-simple", _running_mean),
           identity("a reset forgets what came before", _restart)])
-def wkv(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
+def wkv(k, v, w, u, a=None, b=None, p=None, reset=None):
     """y_t = the mean of the v so far, weighted by e^((t-1-i) w + k_i), by e^(u + k_t) for the present; and the state after.
 
     k, v[B T C], w[C] <= 0 and u[C] in nats; a, b, p[B C] are what an earlier call returned, all or none; reset[B T] is
-    True where a sequence begins, before which everything is forgotten. ``chunk_size`` is of the chunkwise form and of the CPU
-    kernel, which keeps a state every so many positions; it changes rounding only. The page's first lines have the formulas.
+    True where a sequence begins, before which everything is forgotten. The page's first lines have the formulas.
     """
     y, state = np.empty(k.shape, k.dtype), np.zeros((3, k.shape[0], k.shape[2]), k.dtype)
     for n, c in np.ndindex(state.shape[1:]):
@@ -82,7 +80,7 @@ def wkv(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
             key, value = k[n, t, c].item(), v[n, t, c].item()
             past = [] if reset is not None and reset[n, t] else past
             _, numerator, denominator = _total([*past, (u[c].item() + key, value, 1.0)])
-            y[n, t, c] = numerator / denominator
+            y[n, t, c] = np.divide(numerator, denominator)  # 0/0 where all keys are -∞
             past = [*((e + w[c].item(), s, z) for e, s, z in past), (key, value, 1.0)]
         state[:, n, c] = _total(past)
     return y, state[1], state[2], state[0]
@@ -90,7 +88,7 @@ def wkv(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
 
 def _total(terms):
     """The largest exponent, and the sums of values and of weights in its unit."""
-    top = max((e for e, _, _ in terms), default=EMPTY)
+    top = float(np.max([e for e, _, _ in terms], initial=EMPTY))  # NaN if one is
     return top, sum(math.exp(e - top) * s for e, s, _ in terms), sum(math.exp(e - top) * z for e, _, z in terms)
 
 
@@ -132,7 +130,7 @@ def _reset(reset, part):
 
 
 @wkv.form
-def recurrent(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
+def recurrent(k, v, w, u, a, b, p, reset):
     """One token after the other, O(T): RWKV's own algorithm, as in training on a GPU and in generation."""
     state = _empty(k, k.shape[0], k.shape[2]) if p is None else (a, b, p)
     ys = [k[:, :0]]
@@ -143,8 +141,8 @@ def recurrent(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
     return concat(ys, axis=1), *state
 
 
-@wkv.form
-def chunkwise(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
+@wkv.form(tuning={"chunk_size": 32})
+def chunkwise(k, v, w, u, a, b, p, reset, chunk_size):
     """All chunks at once, position after position; then one chunk after the other: chunk_size + T / chunk_size steps.
 
     Joining two stretches of tokens is associative: with n tokens on the right, the left one's p becomes p + n w. So every
@@ -176,17 +174,15 @@ def chunkwise(k, v, w, u, a=None, b=None, p=None, reset=None, *, chunk_size=32):
     return concat([*ys, y], axis=1), *state
 
 
-wkv.kernel("cpu", "minitv.ops.wkv.cpu")
-wkv.kernel("cuda", "minitv.ops.wkv.gpu")
+wkv.kernel("cpu", tuning={"chunk_size": 32})  # positions from one kept state to the next
+wkv.kernel("cuda")
 
 
 @wkv.validate
-def _(k, v, w, u, a, b, p, reset, *, chunk_size):
+def _(a, b, p):
     if len({x is None for x in (a, b, p)}) > 1:
         missing = [name for name, x in zip("abp", (a, b, p), strict=True) if x is None]
         raise ShapeError(f"wkv: a, b and p are one state, give all or none; missing: {', '.join(missing)}")
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise DomainError(f"wkv: chunk_size must be an integer of at least 1, got {chunk_size!r}")
 
 
 def _rates(draw, width):
@@ -215,33 +211,30 @@ def _(draw):
     k += winner[:, None] == np.arange(length)[:, None]
     p += winner < 0
     return (k, draw.floats(batch, length, width), w, draw.floats(width, low=-2.0, high=2.0),
-            *((a, b, p) if carried else (None, None, None)), reset), {"chunk_size": draw.choice((1, 2, 3, 32))}
+            *((a, b, p) if carried else (None, None, None)), reset), {}
 
 
 # -- both directions ---------------------------------------------------------------------------------------------------
-def _reversal(args, params, run, draw):
-    k, v, w, u = args
-    y, back = run(args, params)[0], run((k[:, ::-1], v[:, ::-1], w, u), params)[0]
-    assert_close(back[:, ::-1], y, "bidirectional_wkv: reversing the tokens does more than reverse the result", terms=64)
+def _reversal(case, draw):
+    back = case(k=case.k[:, ::-1], v=case.v[:, ::-1]).y
+    assert_close(back[:, ::-1], case().y, "bidirectional_wkv: reversing the tokens does more than reverse the result", terms=64)
 
 
-def _last_position(args, params, run, draw):
-    with np.errstate(all="ignore"):
-        y, *_ = wkv.definition(*args)
-    assert_close(run(args, params)[0][:, -1:], y[:, -1:], "bidirectional_wkv at the last position is not wkv", terms=64)
+def _last_position(case, draw):
+    assert_close(case().y[:, -1:], case.defined_by(wkv).y[:, -1:],
+                 "bidirectional_wkv at the last position is not wkv", terms=64)
 
 
-def _bidirectional_mean(args, params, run, draw):
-    k, v, w, u = args
-    y = run((k, np.ones_like(v), w, u), params)[0]
-    assert_close(y, np.ones_like(y), "bidirectional_wkv: weights do not sum to 1", terms=16)
+def _bidirectional_mean(case, draw):
+    y = case(v=1.0).y
+    assert_close(y, np.ones_like(y), "weights do not sum to 1", terms=16)
 
 
 @op("k[B T C], v[B T C], w[C], u[C] -> y[B T C]",
     laws=[independent("B C"), linear_in("v"),
           identity("reversing the tokens reverses the result", _reversal),
           identity("the last position is that of wkv", _last_position),
-          shift_invariant("k"),
+          shift_invariant("k", "all keys"),
           identity("weights sum to one", _bidirectional_mean)])
 def bidirectional_wkv(k, v, w, u):
     """y_t = the mean of all v, weighted by e^((|t-i|-1) w + k_i), by e^(u + k_t) for the present: WKV for encoders.
@@ -254,7 +247,7 @@ def bidirectional_wkv(k, v, w, u):
         exponents = [(abs(t - i) - 1) * w[c].item() + k[n, i, c].item() if i != t else u[c].item() + k[n, t, c].item()
                      for i in range(k.shape[1])]
         _, numerator, denominator = _total([(e, v[n, i, c].item(), 1.0) for i, e in enumerate(exponents)])
-        y[n, t, c] = numerator / denominator
+        y[n, t, c] = np.divide(numerator, denominator)  # 0/0 where all keys are -∞
     return y
 
 
@@ -288,8 +281,8 @@ def scans(k, v, w, u):
 
 
 
-bidirectional_wkv.kernel("cpu", "minitv.ops.wkv.cpu", prefix="bidirectional_")
-bidirectional_wkv.kernel("cuda", "minitv.ops.wkv.gpu", prefix="bidirectional_")
+bidirectional_wkv.kernel("cpu", prefix="bidirectional_")
+bidirectional_wkv.kernel("cuda", prefix="bidirectional_")
 
 
 @bidirectional_wkv.inputs

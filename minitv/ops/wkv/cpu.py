@@ -31,6 +31,7 @@ that they do not count from the end; and rows are not sliced, which would count 
 
 import numpy as np
 
+from autograd.arrays import or_zeros
 from autograd.cpu.compile import cpu_kernel, inline
 from autograd.cpu.math import exp
 
@@ -54,7 +55,7 @@ def _scratch(rows, dtype):
 
 @inline(exact=True)
 def _excess(top, lag, w, k, u):
-    """p - (u + k), in the order that keeps the difference of two large exponents exact."""
+    """p - (u + k), in an order that keeps the difference of two large exponents exact."""
     return (top - k) + (lag * w - u)
 
 
@@ -268,7 +269,7 @@ def _bidirectional_backward(k, v, w, u, y, dy, dk, dv, dw, du):
 
 
 # -- host --------------------------------------------------------------------------------------------------------------
-def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
+def forward(k, v, w, u, a, b, p, reset, chunk_size):
     batch, length, width = k.shape
     final = np.empty((3, batch, width), k.dtype)
     final[0], final[1], final[2] = (0, 0, EMPTY) if p is None else (a, b, p)
@@ -281,11 +282,12 @@ def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
     return (y, *final), (inputs, y, final, states, lags, p is not None)
 
 
-def backward(saved, dy, da, db, dp):
+def backward(saved, g_y, g_a, g_b, g_p):
     inputs, y, final, states, lags, carried = saved
-    grads, dfinal = [np.empty_like(x) for x in inputs[:4]], np.ascontiguousarray([da, db, dp])
-    _backward(*inputs, y, final, states, lags, np.ascontiguousarray(dy), dfinal, *grads)
-    return *grads, *(dfinal if carried else (None, None, None)), None
+    grads = [np.empty_like(x) for x in inputs[:4]]
+    dfinal = np.array([or_zeros(g, final[0]) for g in (g_a, g_b, g_p)])
+    _backward(*inputs, y, final, states, lags, np.ascontiguousarray(or_zeros(g_y, y)), dfinal, *grads)
+    return *grads, *(dfinal if carried else (None, None, None)),
 
 
 def bidirectional_forward(k, v, w, u):
@@ -294,8 +296,8 @@ def bidirectional_forward(k, v, w, u):
     return y, (inputs, y)
 
 
-def bidirectional_backward(saved, dy):
+def bidirectional_backward(saved, g):
     inputs, y = saved
     grads = [np.empty_like(x) for x in inputs]
-    _bidirectional_backward(*inputs, y, np.ascontiguousarray(dy), *grads)
+    _bidirectional_backward(*inputs, y, np.ascontiguousarray(g), *grads)
     return grads

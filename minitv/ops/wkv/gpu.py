@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from autograd.arrays import or_zeros
 from autograd.cuda.source import Source, ceil_div, contiguous, elements, float32_only
 from autograd.device import namespace
 
@@ -11,7 +12,7 @@ SOURCE = Source(__file__, [(f"-DEMPTY={EMPTY}f",)])
 supports = bidirectional_supports = float32_only
 
 
-def forward(k, v, w, u, a, b, p, reset, *, chunk_size):
+def forward(k, v, w, u, a, b, p, reset):
     xp = namespace(k)
     B, T, C = k.shape
     first = xp.empty((3, B, C), np.float32)
@@ -29,9 +30,10 @@ def backward(saved, g_y, g_a, g_b, g_p):
     xp = namespace(y)
     gk, gv, gfirst = (xp.empty_like(x) for x in (y, y, final))
     sums = xp.empty((2, *lags.shape), np.float32)
-    SOURCE.launch("mtv_wkv_backward", elements(lags.size), *inputs, y, final, lags, states, contiguous(g_y),
-                  contiguous(xp.stack([g_a, g_b, g_p])), gk, gv, sums, gfirst, *sizes)
-    return gk, gv, *sums.sum(axis=1), *(gfirst if carried else (None, None, None)), None
+    g_y, g_final = contiguous(or_zeros(g_y, y)), xp.stack([or_zeros(g, lags) for g in (g_a, g_b, g_p)])
+    SOURCE.launch("mtv_wkv_backward", elements(lags.size), *inputs, y, final, lags, states, g_y, g_final, gk, gv, sums, gfirst,
+                  *sizes)
+    return gk, gv, *sums.sum(axis=1), *(gfirst if carried else (None, None, None))
 
 
 def bidirectional_forward(k, v, w, u):

@@ -1,0 +1,459 @@
+"""verify: the proof that an operator is what it claims to be, along every route, as checks that tests call and as one table.
+
+A *route* is one way to compute an operator: "definition", "form <name>" or "kernel <name>"; a place may follow: "kernel cuda on
+card". What is compared with is computed in float64, from contiguous copies of the same values, so a result has to withstand
+its own rounding only.
+
+    print(verify(my_operator))     routes × values, gradients, derivatives, second order, laws, adjoint, repeatability
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .check import adjoint_test, gradcheck
+from .device import gpu, to_numpy
+from .dispatch import use
+from .draw import LAYOUTS, Draw, draw_inputs
+from .errors import DeviceError
+from .laws import Case
+from .metric import assert_close, recorded
+from .op import Op
+from .registry import lookup
+from .routes import Form, Kernel, Route
+from .shapes import bind
+from .state import no_grad
+from .tensor import Tensor, gradients
+
+DTYPES = (np.float32, np.float64)
+
+
+# -- routes and places -------------------------------------------------------------------------------------------------
+def forms(op: Op) -> list[str]:
+    """The routes through forms."""
+    return [str(form) for form in op.forms.values()]
+
+
+def kernels(op: Op) -> list[str]:
+    """The routes through kernels, each on every place that its device can be."""
+    return [f"{kernel}{place}" for kernel in op.kernels.values()
+            for place in ([""] if kernel.device == "cpu" else [f" on {p}" for p in PLACES if p != "host"])]
+
+
+def routes(op: Op) -> list[str]:
+    """All routes."""
+    return ["definition", *forms(op), *kernels(op)]
+
+
+def parsed(route: str) -> tuple[str, str, str]:
+    """ "form" or "kernel", its name, and the place."""
+    way, _, place = route.partition(" on ")
+    kind, _, name = way.partition(" ")
+    return kind, name, place or "host"
+
+
+def declared(op: Op, route: str) -> Route:
+    """The Form or the Kernel of a route."""
+    kind, name, _ = parsed(route)
+    return op.forms[name] if kind == "form" else op.kernels[name]
+
+
+def dtypes(op: Op, route: str) -> tuple:
+    """What a route takes."""
+    return DTYPES[:1] if parsed(route)[2] != "host" else DTYPES
+
+
+def differentiable(op: Op, route: str) -> bool:
+    """Whether gradients can be computed along a route."""
+    return op.differentiable and route != "definition" and declared(op, route).differentiable
+
+
+@contextmanager
+def _host():
+    yield lambda array: array
+
+
+@contextmanager
+def _card():
+    cupy = gpu()
+
+    def put(array):
+        if array.flags.c_contiguous or not array.size:
+            return cupy.asarray(array)
+        wide = cupy.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)  # strided if it was: a copy would not be
+        wide[..., ::2] = cupy.asarray(array)
+        return wide[..., ::2]
+
+    yield put
+
+
+PLACES: dict[str, Callable] = {"host": _host, "card": _card}  # contexts that yield what moves an array there
+
+
+@contextmanager
+def forced(op: Op, route: str, tuning: dict | None = None):
+    """Run ``op`` along one route, and everything below it in forms; yields what moves an array to where the route runs."""
+    kind, name, place = parsed(route)
+    with PLACES[place]() as put, np.errstate(all="ignore"), use(kernel="none"), use(op, **{kind: name}, **(tuning or {})):
+        yield put
+
+
+# -- arguments: a variadic operator's one argument is a list, the others are flat --------------------------------------
+def flat(op: Op, args) -> list:
+    return list(args[0]) if op.variadic else list(args)
+
+
+def unflat(op: Op, values) -> tuple:
+    return (list(values),) if op.variadic else tuple(values)
+
+
+def arguments(op: Op, args) -> list:
+    """The declared argument of each flat value."""
+    return list(op.signature.inputs) * (len(args[0]) if op.variadic else 1)
+
+
+def floats(op: Op, args) -> list[int]:
+    """The flat positions of the arrays that are present and have a gradient."""
+    pairs = zip(arguments(op, args), flat(op, args), strict=True)
+    return [i for i, (a, x) in enumerate(pairs) if a.kind == "float" and x is not None]
+
+
+def wide(op: Op, args) -> tuple:
+    """Contiguous copies, the floats in float64."""
+    positions = floats(op, args)
+    return unflat(op, [None if x is None else np.array(x, np.float64 if i in positions else x.dtype, order="C")
+                       for i, x in enumerate(flat(op, args))])
+
+
+def substitute(op: Op, args, position: int, value) -> tuple:
+    """The arguments with one flat value replaced."""
+    values = flat(op, args)
+    values[position] = value
+    return unflat(op, values)
+
+
+def split(op: Op, params: dict) -> tuple[dict, dict]:
+    """Static parameters, and tuning numbers of a route."""
+    return {k: v for k, v in params.items() if k in op.params}, {k: v for k, v in params.items() if k not in op.params}
+
+
+def draw_call(op: Op, route: str, draw: Draw):
+    """Inputs and parameters of a call that a route takes: with the sizes of its kernel, and tuning numbers among the latter."""
+    args, params = draw_inputs(op, draw)
+    if route == "definition":
+        return args, params
+    way = declared(op, route)
+    for letter, size in getattr(way, "sizes", {}).items():
+        args = tuple(x if x is None or letter not in a.dims else np.take(x, [0] * size, axis=a.dims.index(letter) - len(a.dims))
+                     for a, x in zip(op.signature.inputs, args, strict=True))
+    return args, {**params, **{name: draw.choice((1, 2, 3, default)) for name, default in way.tuning.items()}}
+
+
+def refuses(op: Op, route: str, args, params) -> str | None:
+    """Why a kernel does not take a call, or None."""
+    way = None if route == "definition" else declared(op, route)
+    if not isinstance(way, Kernel):
+        return None
+    fixed, _ = split(op, params)
+    return way.unsupported(flat(op, args), list({**op.params, **fixed}.values()), False)
+
+
+# -- computing ---------------------------------------------------------------------------------------------------------
+def listed(result) -> list:
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def compute(op: Op, route: str, args, params) -> tuple:
+    """The outputs along a route as arrays."""
+    params, tuning = split(op, params)
+    if route == "definition":
+        with np.errstate(all="ignore"):
+            return tuple(np.asarray(o) for o in listed(op.definition(*args, **params)))
+    with forced(op, route, tuning) as put, no_grad():
+        values = [None if x is None else put(x) for x in flat(op, args)]
+        for i in floats(op, args):
+            values[i] = Tensor.wrap(values[i])  # Tensor(x) would copy, and lose the layout
+        result = op(*unflat(op, values), **params)
+        return tuple(to_numpy(o) for o in listed(result))
+
+
+def differentiate(op: Op, route: str, args, params, cotangents, wanted=None) -> dict[int, np.ndarray]:
+    """The gradient of <cotangents, outputs> for each float input, or for ``wanted`` when only those need one."""
+    wanted = floats(op, args) if wanted is None else wanted
+    params, tuning = split(op, params)
+    with forced(op, route, tuning) as put:
+        values = [None if x is None else put(x) for x in flat(op, args)]
+        for i in floats(op, args):
+            values[i] = Tensor.wrap(values[i], requires_grad=i in wanted)
+        outputs = listed(op(*unflat(op, values), **params))
+        pairs = [(o, Tensor.wrap(put(c.astype(o.dtype, copy=False)))) for c, o in zip(cotangents, outputs, strict=True)
+                 if isinstance(o, Tensor) and c is not None]
+        found = gradients([o for o, _ in pairs], [values[i] for i in wanted], [c for _, c in pairs])
+        return {i: to_numpy(g) for i, g in zip(wanted, found, strict=True)}
+
+
+def draw_cotangents(op: Op, args, params, draw) -> list[np.ndarray | None]:
+    """One for each output, None for those without a gradient."""
+    outputs = compute(op, "definition", args, split(op, params)[0])
+    return [draw.floats(*o.shape) if o.dtype.kind == "f" else None for o in outputs]
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+def _terms(op: Op, *arrays) -> float:
+    """The tolerance in assert_close's unit: its formula's own cancellation, and the length of the longest sum."""
+    return op.tolerance**2 * max((a.size for a in arrays if a is not None), default=1)
+
+
+def _largest(arrays) -> float:
+    return max((float(np.max(np.abs(a), where=np.isfinite(a), initial=0.0)) for a in arrays if a is not None), default=0.0)
+
+
+@contextmanager
+def unwritten(op: Op, args):
+    """The inputs are the same bytes afterwards."""
+    before = [None if x is None else x.tobytes() for x in flat(op, args)]
+    yield
+    for argument, x, old in zip(arguments(op, args), flat(op, args), before, strict=True):
+        assert x is None or x.tobytes() == old, f"{op.name} wrote to its input {argument.name}"
+
+
+def check_outputs(op: Op, route: str, args, outputs) -> None:
+    """Shapes as the signature's letters say, the dtype of the inputs, and memory of their own."""
+    present = [x for x in flat(op, args) if x is not None]
+    dtype = next(x.dtype for x in present if x.dtype.kind == "f")
+    bound: dict = {}
+    if not op.variadic:
+        for argument, x in zip(op.signature.inputs, args, strict=True):
+            if x is not None and argument.dims != ("*",):
+                bind(op.name, argument, x.shape, bound)
+    declared_outputs = op.signature.outputs
+    if len(declared_outputs) == 1 != len(outputs):
+        declared_outputs = declared_outputs * len(outputs)
+    for argument, output in zip(declared_outputs, outputs, strict=True):
+        if argument.dims != ("*",):
+            lead = bound.get("...")
+            bind(op.name, argument, output.shape, bound)
+            assert argument.dims[:1] != ("...",) or output.shape[: output.ndim - len(argument.dims) + 1] == lead
+        if argument.kind == "float":
+            assert output.dtype == dtype, f"{op.name} made {output.dtype} of {dtype}"
+        else:
+            assert output.dtype.kind == {"int": "i", "bool": "b"}[argument.kind]
+        form = declared(op, route) if route != "definition" else None
+        composed = isinstance(form, Form) and not form.primitive  # its parts declare what they share
+        shared = any(np.shares_memory(output, x) for x in present)
+        assert op.view or composed or not shared, f"{op.name} returns its input's memory"
+
+
+def check_values(op: Op, route: str, args, params, reference: str = "definition") -> None:
+    """The route gives the definition's values, or those of another route."""
+    with unwritten(op, args):
+        # First the route, then the reference: memory that the route forgets to fill must not hold the right answer.
+        outputs = compute(op, route, args, params)
+    check_outputs(op, route, args, outputs)
+    for output, expected in zip(outputs, compute(op, reference, wide(op, args), split(op, params)[0]), strict=True):
+        assert_close(output, expected, f"{op.name}, {route}, values", terms=_terms(op, *flat(op, args)))
+
+
+def check_gradients(op: Op, route: str, args, params, cotangents, wanted=None, reference: str = "definition") -> None:
+    """The gradients of all inputs, or of ``wanted``, are those of the first form: dtype, shape and values."""
+    with unwritten(op, args):
+        found = differentiate(op, route, args, params, cotangents, wanted)
+    cotangents = [None if c is None else c.astype(np.float64) for c in cotangents]
+    fixed, _ = split(op, params)
+    expected = differentiate(op, forms(op)[0], wide(op, args), fixed, cotangents)
+    outputs = [o for o in compute(op, reference, wide(op, args), fixed) if o.dtype.kind == "f"]
+    for i, gradient in found.items():
+        x, name = flat(op, args)[i], arguments(op, args)[i].name
+        assert gradient.shape == x.shape, f"{op.name}: the gradient of {name} {x.shape} has shape {gradient.shape}"
+        assert gradient.dtype == x.dtype, f"{op.name}: the gradient of {name} {x.dtype} has dtype {gradient.dtype}"
+        # What is left of a derivative after cancellation may be tiny (a norm's, of a row of one value): its rounding is
+        # relative to the size that its units give it, cotangent times output over input, which joins the comparison.
+        size = x.dtype.type(_largest(cotangents) * max(1.0, _largest(outputs)) / max(1.0, _largest([x])))
+        assert_close(np.append(gradient, size), np.append(expected[i], size), f"{op.name}, {route}, gradient of {name}",
+                     terms=_terms(op, *flat(op, args), *cotangents))
+
+
+def check_repeatable(op: Op, route: str, args, params, cotangents) -> None:
+    """The same call gives the same bits."""
+    def bits():
+        found = differentiate(op, route, args, params, cotangents).values() if differentiable(op, route) else ()
+        return [a.tobytes() for a in (*compute(op, route, args, params), *found)]
+
+    assert bits() == bits(), f"{op.name}, {route}: two calls differ"
+
+
+def check_derivative(op: Op, route: str, args, params, order: int = 1) -> None:
+    """Every gradient of a form is its derivative, by complex step or differences."""
+    positions = floats(op, args)
+    params, tuning = split(op, params)
+
+    def function(*tensors):
+        values = flat(op, args)
+        for i, tensor in zip(positions, tensors, strict=True):
+            values[i] = tensor
+        return tuple(o for o in listed(op(*unflat(op, values), **params)) if isinstance(o, Tensor))
+
+    with forced(op, route, tuning):
+        gradcheck(function, *(flat(op, args)[i] for i in positions), order=order, analytic=op.analytic)
+
+
+class _Refused(Exception):
+    """A law asks for a call that the kernel does not take."""
+
+
+def check_law(op: Op, law, route: str, args, params, draw) -> None:
+    """The law holds along the route, in what its kernel takes."""
+    def computed(args, params):
+        if refuses(op, route, args, params):
+            raise _Refused
+        return compute(op, route, args, params)
+
+    with suppress(_Refused):
+        law.check(Case(op, args, params, computed), draw)
+
+
+def is_linear(op: Op) -> bool:
+    """Whether f(2x + y) = 2 f(x) + f(y), together over all float inputs, on seeded draws."""
+    def holds(seed):
+        args, params = draw_inputs(op, Draw.seeded(seed))
+        positions, generator = floats(op, args), np.random.default_rng(seed)
+        others = [generator.standard_normal(x.shape) if i in positions else x for i, x in enumerate(flat(op, args))]
+        mixed = [2 * x + y if i in positions else x
+                 for i, (x, y) in enumerate(zip(flat(op, args), others, strict=True))]
+        try:
+            parts = [compute(op, "definition", unflat(op, v), params) for v in (flat(op, args), others, mixed)]
+        except (TypeError, ValueError, ArithmeticError):  # a linear operator takes every number
+            return False
+        return all(np.allclose(2 * a + b, c, rtol=1e-9, atol=1e-9) for a, b, c in zip(*parts, strict=True))
+
+    return op.differentiable and all(a.kind == "float" for a in op.signature.outputs) and all(holds(s) for s in range(12))
+
+
+def check_adjoint(op: Op, route: str, args, params, draw) -> None:
+    """<f(x), y> = <x, gradient of f at y> for a linear operator, all inputs and outputs taken as one vector each."""
+    positions, outputs = floats(op, args), compute(op, "definition", args, split(op, params)[0])
+
+    def parted(vector, arrays):
+        ends = np.cumsum([a.size for a in arrays])
+        return [part.reshape(a.shape) for part, a in zip(np.split(vector, ends[:-1]), arrays, strict=True)]
+
+    def join(arrays):
+        return np.concatenate([np.ravel(a) for a in arrays])
+
+    def at(vector):
+        values = flat(op, args)
+        for i, part in zip(positions, parted(vector, [values[i] for i in positions]), strict=True):
+            values[i] = part
+        return unflat(op, values)
+
+    x = join(flat(op, args)[i] for i in positions)
+    y = join(draw.floats(*o.shape) for o in outputs)
+    adjoint_test(lambda v: join(compute(op, route, at(v), params)),
+                 lambda v: join(differentiate(op, route, at(x), params, parted(v, outputs)).values()), x, y)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+@dataclass
+class Row:
+    """One check along one route, over all draws: the largest error relative to what is allowed, and the first failure."""
+
+    route: str
+    check: str
+    error: float = 0.0
+    allowed: float = 0.0
+    draws: int = 0
+    failure: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What the check says."""
+        return "FAILS" if self.failure else "holds" if self.draws else "not run"
+
+
+@dataclass
+class Report:
+    """What ``verify`` found; as text it is a table."""
+
+    op: Op
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not any(row.failure for row in self.rows)
+
+    def __str__(self) -> str:
+        def number(value):
+            return f"{value:.1e}" if value else "0"
+
+        lines = [("route", "check", "error", "allowed", "draws", "")]
+        lines += [(r.route, r.check, number(r.error) if r.allowed else "", number(r.allowed) if r.allowed else "",
+                   str(r.draws), r.verdict) for r in self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(6)]
+        table = ["  ".join(cell.rjust(w) if 1 < i < 5 else cell.ljust(w)
+                           for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]
+        failures = [f"\n{r.route}, {r.check}: {r.failure}" for r in self.rows if r.failure]
+        return "\n".join([f"{self.op.name}: {self.op.signature}", *table, *self.notes, *failures])
+
+
+def verify(op: Op | str, draws: int = 20, seed: int = 0) -> Report:
+    """Every route of an operator against its definition, its derivatives and its laws, on seeded draws.
+
+    The report has a row for each route and check, with the largest relative error and what was allowed where it was largest;
+    ``report.ok`` says whether all hold, a failure names the draw's seed. Nothing is raised.
+    """
+    op = lookup(op)
+    report, linear = Report(op), is_linear(op)
+    for route in routes(op):
+        try:
+            with PLACES[parsed(route)[2]]():
+                pass
+        except DeviceError as error:
+            report.notes.append(f"{route}: not run: {error}")
+            continue
+        for name, check, exact in _checks(op, route, linear):
+            row = Row(route, name)
+            report.rows.append(row)
+            for number in range(draws):
+                dtype = np.float64 if exact else dtypes(op, route)[number % len(dtypes(op, route))]
+                draw = Draw.seeded(seed + number, dtype, ("c",) if exact else LAYOUTS)
+                args, params = draw_call(op, route, draw)
+                if refuses(op, route, args, params):
+                    continue
+                row.draws += 1
+                with recorded() as errors:
+                    try:
+                        check(args, params, draw)
+                    except Exception as error:  # of whatever kind: a wrong operator fails in many ways
+                        row.failure = f"seed {seed + number}, {np.dtype(dtype)}: {type(error).__name__}: {error}"
+                for found, allowed in errors:
+                    if found * row.allowed >= row.error * allowed:
+                        row.error, row.allowed = found, allowed
+                if row.failure:
+                    break
+    return report
+
+
+def _checks(op: Op, route: str, linear: bool) -> Iterator[tuple[str, Callable, bool]]:
+    """(name, check(args, params, draw), whether it wants float64) of a route."""
+    if route != "definition":
+        yield "values", lambda a, p, d: check_values(op, route, a, p), False
+    if differentiable(op, route):
+        yield "gradients", lambda a, p, d: check_gradients(op, route, a, p, draw_cotangents(op, a, p, d)), False
+        if op.variadic or len(op.floats) > 1:
+            yield ("gradients of one input alone", lambda a, p, d: check_gradients(
+                op, route, a, p, draw_cotangents(op, a, p, d), wanted=[d.choice(floats(op, a))]), False)
+        if route in forms(op):
+            yield "derivative", lambda a, p, d: check_derivative(op, route, a, p), True
+            yield "second derivative", lambda a, p, d: check_derivative(op, route, a, p, order=2), True
+        if linear:
+            yield "adjoint", lambda a, p, d: check_adjoint(op, route, a, p, d), False
+    for law in filter(lambda law: law.holds_for(route), op.laws):
+        yield f"law: {law}", lambda a, p, d, law=law: check_law(op, law, route, a, p, d), False
+    if route in kernels(op):
+        yield "same bits twice", lambda a, p, d: check_repeatable(op, route, a, p, draw_cotangents(op, a, p, d)), False

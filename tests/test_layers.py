@@ -1,0 +1,146 @@
+"""The import graph, read from the sources: a ladder without circles, in the order of the README's table "Reading the code"."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"numpy", "scipy", "numba", "llvmlite", "cupy", "matplotlib", "safetensors"}  # what takes a noticeable time to import
+CORE = ("tensor", "node", "registry", "op", "routes", "dispatch", "shapes", "check")
+
+
+def module_name(path: Path) -> str:
+    """autograd/ops/gelu/__init__.py -> autograd.ops.gelu"""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path for package in ("autograd", "minitv") for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+@cache
+def imports(module: str) -> dict[str, bool]:
+    """What a module imports: modules of ours, and the first names of others; whether within a function only."""
+    path, found = SOURCES[module], {}
+    tree = ast.parse(path.read_text("utf-8"))
+    late = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for inner in ast.walk(node)}
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, [base, node.module]))
+            names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in SOURCES else base for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            name = name if name in SOURCES else name.partition(".")[0]
+            if name != module:
+                found[name] = found.get(name, True) and id(node) in late
+    if path.name == "__init__.py" and any(isinstance(node, ast.For) for node in tree.body):  # which imports all its modules
+        children = [other for other in SOURCES if other.startswith(f"{module}.") and "." not in other[len(module) + 1 :]]
+        found.update(dict.fromkeys(children, False))
+    return found
+
+
+def ours(module: str) -> list[str]:
+    return [name for name in imports(module) if name in SOURCES]
+
+
+@cache
+def loaded(module: str) -> set[str]:
+    """The heavy libraries that importing a module brings in, with those of its packages."""
+    seen, unseen = set(), [module]
+    while unseen:
+        name = unseen.pop()
+        if name in SOURCES and name not in seen:
+            seen.add(name)
+            unseen += [other for other, late in imports(name).items() if not late]
+            unseen.append(name.rpartition(".")[0])
+        seen.add(name)
+    return seen & HEAVY
+
+
+def circles() -> list[list[str]]:
+    """Groups of modules that import each other, by Tarjan's algorithm."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(module):
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for name in ours(module):
+            if name not in index:
+                visit(name)
+                low[module] = min(low[module], low[name])
+            elif name in stack:
+                low[module] = min(low[module], index[name])
+        if low[module] == index[module]:
+            group = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for module in SOURCES:
+        if module not in index:
+            visit(module)
+    return found
+
+
+def floors() -> dict[str, int]:
+    """The row of the README's table that each module belongs to: the longest path that fits."""
+    text = (ROOT / "README.md").read_text("utf-8").split("## Reading the code")[1].split("\n## ")[0]
+    rows = [re.findall(r"`((?:autograd|minitv)/[\w/.*]*)`", line.split("|")[1]) for line in text.splitlines() if "|" in line]
+    places = {path: number for number, row in enumerate(row for row in rows if row) for path in row}
+    found = {}
+    for module, path in SOURCES.items():
+        relative = path.relative_to(ROOT).as_posix()
+        fitting = [p for p in places if relative == p or (p.endswith("/") and relative.startswith(p))]
+        if fitting:
+            found[module] = places[max(fitting, key=len)]
+    return found
+
+
+def test_no_modules_import_each_other():
+    assert circles() == []
+
+
+def test_every_module_has_a_floor():
+    assert [module for module in SOURCES if module not in floors()] == []
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_go_down(module):
+    place = floors()
+    up = [name for name in ours(module) if place[name] > place[module]]
+    assert not up, f"{module} imports {', '.join(up)}, which the README's table places above it"
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_an_import_is_late_only_for_the_sake_of_a_heavy_library(module):
+    late = [name for name, is_late in imports(module).items()
+            if is_late and name in SOURCES and loaded(name) <= loaded(module)]
+    assert not late, f"{module} imports {', '.join(late)} within a function, although no heavy library comes with it"
+
+
+def test_the_core_reads_in_an_hour(capsys):
+    """Prints the layers and the lines of the core, blank ones and docstrings included."""
+    lines = {name: len(SOURCES[f"autograd.{name}"].read_text("utf-8").splitlines()) for name in CORE}
+    layers: dict[int, list[str]] = {}
+    for module, floor in floors().items():
+        layers.setdefault(floor, []).append(module)
+    with capsys.disabled():
+        print()
+        for floor, modules in sorted(layers.items()):
+            print(f"{floor:>3}  {' '.join(modules) if len(modules) < 8 else f'{modules[0]} and {len(modules) - 1} others'}")
+        print(f"core: {sum(lines.values())} lines: " + ", ".join(f"{name} {count}" for name, count in lines.items()))
+    assert sum(lines.values()) <= 1600
