@@ -128,12 +128,12 @@ def axis(argument, letter: str) -> int:
     return argument.dims.index(letter) - len(argument.dims)
 
 
-def causal(inputs: str, letter: str = "T", blind: tuple[str, ...] = (), **given) -> tuple[Law, Law]:
+def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), **given) -> tuple[Law, Law]:
     """Output at position t does not depend on the named inputs after t, in calls with the ``given`` inputs and parameters.
 
     An input along another axis is ``name:letter``; its last position belongs to the last of ``letter``. These are two laws:
     later inputs may be other numbers; and they may be NaN or infinite, which 0 times them would show, but not for the forms
-    and kernels that ``blind`` names.
+    and kernels that ``except_for`` names.
     """
     places = [(name, own or letter) for name, _, own in (part.partition(":") for part in inputs.split())]
 
@@ -165,7 +165,7 @@ def causal(inputs: str, letter: str = "T", blind: tuple[str, ...] = (), **given)
             check(case, draw, lambda *shape: np.full(shape, draw.choice((np.nan, np.inf, -np.inf))))
 
     name = f"causal in {inputs} over {letter}"
-    return Law(name, numbers), Law(f"{name}, where what comes later is no number", no_numbers, blind)
+    return Law(name, numbers), Law(f"{name}, where what comes later is no number", no_numbers, except_for)
 
 
 def independent(letters: str, **fixed) -> Law:
@@ -227,17 +227,30 @@ def streams(letter: str = "T", **given) -> Law:
     return Law(f"streams over {letter}", check)
 
 
-def shift_invariant(inputs: str, what: str | None = None, outputs: str = "y") -> Law:
-    """A constant added to all named inputs, which ``what`` describes, does not change the named outputs."""
+def shift_invariant(inputs: str, what: str | None = None, *, moves: str = "", large: bool = True, step: float = 2.0**-8,
+                    except_for: tuple[str, ...] = (), **fixed) -> Law:
+    """A constant added to all named inputs, which ``what`` describes, changes no output but adds itself to those of ``moves``.
+
+    Float inputs are rounded to multiples of ``step``, so that nothing is lost when a large constant is added: what differs
+    then is a fault. Sums of inputs lose nothing either; products need a larger step. ``fixed`` replaces inputs and parameters.
+    """
     what = what or inputs
 
     def check(case, draw):
-        before, after = case(), case(**{name: x + x.dtype.type(3) for name, x in case.present(inputs).items()})
-        for name in outputs.split():
-            assert_close(getattr(after, name), getattr(before, name),
-                         f"{case.op.name}: {name} changes when a constant is added to {what}", terms=64)
+        def rounded(x):
+            return np.rint(x / x.dtype.type(step)) * x.dtype.type(step)
 
-    return Law(f"a constant added to {what} changes nothing", check)
+        names = " ".join(a.name for a in case.op.signature.inputs if a.kind == "float" and a.name not in fixed)
+        given = {**fixed, **{name: rounded(x) for name, x in case.present(names).items()}}
+        constant = draw.dtype.type((2.0**13 if draw.dtype.itemsize == 4 else 2.0**40) if large else 3)
+        shifted = {name: given[name] + constant for name in inputs.split() if given.get(name) is not None}
+        for argument, old, new in zip(case.op.signature.outputs, case(**given), case(**given | shifted), strict=True):
+            assert_close(new, old + constant if argument.name in moves.split() else old,
+                         f"{case.op.name}: {argument.name} changes when {constant:g} is added to {what}", terms=64)
+
+    return Law(f"a {'large ' * large}constant added to {what} changes nothing", check, except_for)
+
+
 def non_finite(*values: float) -> Law:
     """Of NaN, ∞ and -∞ (or the ``values``) among its float inputs, a route makes what the definition makes of them."""
     values = values or (math.nan, math.inf, -math.inf)

@@ -57,7 +57,7 @@ class Op:
         self.definition = definition
         self.__doc__ = definition.__doc__
         self.__wrapped__ = definition
-        self.laws = tuple(laws)
+        self.laws = tuple(law for one in laws for law in (one if isinstance(one, tuple) else (one,)))
         self.differentiable = differentiable and any(a.kind == "float" for a in self.signature.outputs)
         self.view, self.variadic, self.analytic, self.tolerance = view, variadic, analytic, tolerance
         self.routes: list[Route] = []  # in order of preference: the kernels, then the forms

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autograd import Tensor, assert_close
+from autograd import Tensor, assert_close, layer_norm
 from autograd.errors import DomainError, ShapeError
 from autograd.random import Random
 from minitv import mixers
-from minitv.decode import FEW, HALVES, Decoder, FusedDecoder, decoder
+from minitv.decode import FEW, HALVES, Decoder, FusedDecoder, cpu, cpu_aft, cpu_rwkv, cpu_transformer, decoder
 from minitv.models.lm import LanguageModel
 from minitv.nn import ACTIVATIONS, NORMS
+from minitv.ops import wkv
+from minitv.ops.wkv import EMPTY
 from minitv.options import ModelOptions
 
 VOCAB = 11
@@ -174,3 +176,79 @@ def test_another_block_takes_the_models_own_step():
     model = build()
     model.blocks[1].__class__ = Other
     assert type(decoder(model)) is Decoder
+
+
+# -- what kernels of decoding compute, by itself -------------------------------------------------------------------------
+# Keys and decays are multiples of 1/256, so that adding a large constant loses nothing; bonuses are not.
+CONSTANT = {np.float32: 2.0**13, np.float64: 2.0**40}
+each_dtype = pytest.mark.parametrize("dtype", CONSTANT, ids=lambda t: t.__name__)
+
+
+def multiples(seed, *shape, dtype, scale=4.0):
+    return (np.rint(np.random.default_rng(seed).normal(size=shape) * scale * 64) / 256).astype(dtype)
+
+
+@each_dtype
+def test_a_constant_added_to_all_keys_changes_nothing_in_rwkv(dtype):
+    width, k, v = 5, multiples(0, 20, 5, dtype=dtype), multiples(1, 20, 5, dtype=dtype)
+    w, u = -np.abs(multiples(2, width, dtype=dtype)) - dtype(1 / 256), np.linspace(-1, 1.3, width).astype(dtype)
+
+    def outputs(keys):
+        a, b, p, y = np.zeros(width, dtype), np.zeros(width, dtype), np.full(width, EMPTY, dtype), np.empty_like(k)
+        for t in range(len(k)):
+            cpu_rwkv._wkv(keys[t], v[t], w, u, a, b, p, y[t])
+        return y
+
+    exact = wkv.definition(*(x.astype(np.float64) for x in (k[None], v[None], w, u)))[0][0]
+    assert_close(outputs(k), exact, terms=16)
+    assert_close(outputs(k + dtype(CONSTANT[dtype])), exact, terms=16)
+
+
+@each_dtype
+def test_a_constant_added_to_all_keys_changes_nothing_in_aft(dtype):
+    width, keys, values = 5, multiples(4, 20, 5, dtype=dtype), multiples(5, 20, 5, dtype=dtype)
+
+    def mean(keys):
+        a, b, top = np.zeros(width, dtype), np.ones(width, dtype), np.full(width, -np.inf, dtype)
+        for t in range(0, len(keys), 4):  # lags count back from the newest
+            cpu_aft._join(keys[t : t + 4][::-1].copy(), values[t : t + 4], 3, a, b, top, np.empty(width, dtype))
+        return a / b
+
+    weights = np.exp(keys.astype(np.float64))
+    assert_close(mean(keys), (weights * values).sum(0) / weights.sum(0), terms=16)
+    assert_close(mean(keys + dtype(CONSTANT[dtype])), mean(keys), terms=16)
+
+
+@each_dtype
+def test_a_constant_added_to_all_keys_changes_nothing_in_attention(dtype):
+    query, keys, values = (np.rint(multiples(i, *shape, dtype=dtype, scale=8.0))
+                           for i, shape in enumerate([(4,), (4, 20), (20, 4)]))
+
+    def mean(keys):
+        y = np.empty(4, dtype)
+        cpu_transformer._attend(query, keys, values, 20, dtype(0.25), y, np.empty(20, dtype))
+        return y
+
+    weights = np.exp(0.25 * (query.astype(np.float64) @ keys))
+    assert_close(mean(keys), weights @ values / weights.sum(), terms=16)
+    assert_close(mean(keys + dtype(CONSTANT[dtype])), mean(keys), terms=16)
+
+
+@each_dtype
+@pytest.mark.parametrize("mean", [1e4, -1e6], ids="mean {:g}".format)
+def test_the_norm_of_values_far_from_0(dtype, mean):
+    x, affine = (mean + np.random.default_rng(0).normal(size=40)).astype(dtype), np.ones((2, 40), dtype)
+    y = np.empty_like(x)
+    cpu.norm(x, affine, 1e-5, True, y, np.empty(2, dtype))
+    assert_close(y, layer_norm.definition(x.astype(np.float64), *affine), terms=40)
+
+
+@each_dtype
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_of_infinities(name, dtype):
+    x = np.array([-np.inf, -1, 0, 1, np.inf, np.nan], dtype)
+    y = np.empty_like(x)
+    cpu.activate(x, getattr(cpu, name.upper()), y, np.empty_like(x))
+    with np.errstate(all="ignore"):
+        assert_close(y, ACTIVATIONS[name](Tensor(x)))
+    assert y[0] == 0 and y[4] == np.inf and np.isnan(y[5])

@@ -17,7 +17,7 @@ import emulator
 import numpy as np
 import pytest
 from conftest import operators
-from operator_checks import specimen
+from operator_checks import marks, specimen
 
 import autograd as ag
 from autograd import (
@@ -50,9 +50,10 @@ from autograd.verify import (
     routes,
     unflat,
 )
+from autograd.verify import kernels as kernels_of
 from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
-from minitv.ops import attention
+from minitv.ops import aft_simple, attention, gated
 from minitv.options import ModelOptions
 
 DTYPES = (np.float32, np.float64)
@@ -340,9 +341,13 @@ def test_a_mapped_file_is_an_array(mode, tmp_path):
 
 
 # -- elementwise: values, kinks and saturations ------------------------------------------------------------------------
+def swish(x):
+    return gated(np.ones(x.shape, x.dtype), x, function="swish")
+
+
 POINTS = {  # (x, y, dy/dx)
     "relu": (ag.relu, [(-2, 0, 0), (-0.0, 0, 0), (0, 0, 0), (3, 3, 1), (INF, INF, 1), (-INF, 0, 0)]),
-    "relu_squared": (ag.relu_squared, [(-2, 0, 0), (0, 0, 0), (3, 9, 6)]),
+    "relu_squared": (ag.relu_squared, [(-INF, 0, 0), (-2, 0, 0), (0, 0, 0), (3, 9, 6), (INF, INF, INF)]),
     "absolute": (ag.absolute, [(-2, 2, -1), (0, 0, 0), (-0.0, 0, 0), (2, 2, 1), (-INF, INF, -1)]),
     "clip": (lambda x: ag.clip(x, low=-1, high=2),
              [(-1.5, -1, 0), (-1, -1, 1), (0.5, 0.5, 1), (2, 2, 1), (3, 2, 0), (INF, 2, 0), (-INF, -1, 0)]),
@@ -359,10 +364,16 @@ POINTS = {  # (x, y, dy/dx)
     "softplus": (ag.softplus, [(-INF, 0, 0), (-1e4, 0, 0), (0, math.log(2), 0.5), (1e4, 1e4, 1), (INF, INF, 1)]),
     "log of sigmoid": (lambda x: -ag.softplus(-x), [(-1e4, -1e4, 1), (-1000, -1000, 1), (0, -math.log(2), 0.5),
                                                     (1e4, 0, 0)]),
-    "silu": (ag.silu, [(-1e30, 0, 0), (-1e4, 0, 0), (0, 0, 0.5), (1e4, 1e4, 1), (1e30, 1e30, 1)]),
-    "gelu": (ag.gelu, [(-1e30, 0, 0), (-1e4, 0, 0), (0, 0, 0.5), (1, 0.841344746068542949, 1.083315470587686298),
+    "silu": (ag.silu, [(-INF, 0, 0), (-1e30, 0, 0), (-1e4, 0, 0), (0, 0, 0.5), (1e4, 1e4, 1), (1e30, 1e30, 1), (INF, INF, 1)]),
+    "gated by a swish": (swish, [(-INF, 0, 0), (-1e30, 0, 0), (-1e4, 0, 0), (0, 0, 0.5), (1e4, 1e4, 1), (1e30, 1e30, 1),
+                                 (INF, INF, 1)]),
+    "gated": (lambda x: gated(np.full(x.shape, 2, x.dtype), x), [(-INF, 0, 0), (-1e4, 0, 0), (0, 1, 0.5), (1e4, 2, 0),
+                                                                 (INF, 2, 0)]),
+    "gelu": (ag.gelu, [(-INF, 0, 0), (INF, INF, 1),
+                       (-1e30, 0, 0), (-1e4, 0, 0), (0, 0, 0.5), (1, 0.841344746068542949, 1.083315470587686298),
                        (-1, -0.158655253931457051, -0.083315470587686298), (1e4, 1e4, 1), (1e30, 1e30, 1)]),
-    "gelu_tanh": (ag.gelu_tanh, [(-1e4, 0, 0), (0, 0, 0.5), (1, 0.841191990608276705, 1.082964083845782555),
+    "gelu_tanh": (ag.gelu_tanh, [(-INF, 0, 0), (INF, INF, 1),
+                                 (-1e4, 0, 0), (0, 0, 0.5), (1, 0.841191990608276705, 1.082964083845782555),
                                  (-1, -0.158808009391723295, -0.082964083845782555), (1e4, 1e4, 1)]),
     "gelu_tanh where x * x overflows": (ag.gelu_tanh, [(-1e30, 0, 0), (1e30, 1e30, 1)]),
     "x ** 0": (lambda x: x**0, [(-2, 1, 0), (0, 1, 0), (3, 1, 0), (INF, 1, 0), (-INF, 1, 0), (NAN, 1, 0), (1e-30, 1, 0)]),
@@ -384,6 +395,40 @@ def test_elementwise_at(function, point):
     x, y, slope = point
     expect(function, [[x]], [y], 3.0, [[3 * slope]], terms=4)
     expect(function, [np.full(37, x)], np.full(37, y), 3.0, [np.full(37, 3 * slope)], terms=4)  # vector and remainder
+
+
+def slope_of_sigmoid(x):
+    e = np.exp(-np.abs(x))
+    return e / (1 + e) / (1 + e)
+
+
+FAR_OUT = [(op, route) for op in (ag.sigmoid, ag.tanh, gated, aft_simple) for route in routes(op)[1:]]
+
+
+@pytest.mark.parametrize(("op", "route"), [pytest.param(op, route, marks=marks(route), id=f"{op.name}, {route}")
+                                           for op, route in FAR_OUT])
+def test_a_slope_far_out_is_small_but_not_0(op, route):
+    for dtype in dtypes(op, route):
+        x = np.array([[[0.01, 1, 5, 10, 17, 20, 30, 40, -0.01, -1, -5, -10, -17, -20, -30, -40]]], dtype)
+        v, k = some(*x.shape).astype(dtype), np.zeros_like(x)
+        args, place, exact = {
+            "sigmoid": ((x,), 0, slope_of_sigmoid(x)), "tanh": ((x,), 0, 4 * slope_of_sigmoid(2.0 * x)),
+            "gated": ((v, x), 1, v * slope_of_sigmoid(x)),
+            "aft_simple": ((x, k, v, None, None, None), 0, v * slope_of_sigmoid(x)),
+        }[op.name]
+        cotangents = [np.ones_like(o) if i == 0 else np.zeros_like(o) for i, o in enumerate(compute(op, route, args, {}))]
+        found = differentiate(op, route, args, {}, cotangents)[place]
+        np.testing.assert_allclose(found, exact, rtol=16 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-3, 1.0, -1.0, 12.0, -12.0], ids=str)
+def test_higher_derivatives_of_tanh(x):
+    derivatives, y = [], Tensor(np.array(x), requires_grad=True)
+    t, slope, value = math.tanh(x), 1 / math.cosh(x) ** 2, ag.tanh(y)
+    for _ in range(3):
+        (value,) = gradients(value, [y], create_graph=True)
+        derivatives.append(value.item())
+    np.testing.assert_allclose(derivatives, [slope, -2 * t * slope, -2 * slope * (1 - 3 * t * t)], rtol=1e-12)
 
 
 @table("function", {name: getattr(ag, name) for name in (
@@ -933,6 +978,28 @@ def test_cross_entropy(labels, ignored, x, value, slope):
            [3.0 * np.asarray(slope, float)], terms=4)
 
 
+def each_kernel_route(*ops):
+    """Parametrise over the operators' kernels, on this processor, in the emulator and on a GPU."""
+    return pytest.mark.parametrize(("op", "route"), [
+        pytest.param(op, route, marks=marks(route), id=f"{op.name}, {route}") for op in ops for route in kernels_of(op)])
+
+
+@each_kernel_route(ag.cross_entropy)
+@pytest.mark.parametrize("offset", [0, 4096], ids=str)
+@pytest.mark.parametrize("lead", [-9, -1, 0, 1, 6, 9, 15, 30], ids=lambda n: f"label ahead by {n}")
+def test_a_small_loss_keeps_its_digits(op, route, lead, offset):
+    for dtype, size, label in itertools.product(dtypes(op, route), (2, 40), (0, 1)):
+        logits = np.full((1, size), offset, dtype)
+        logits[0, label] += lead
+        args, params = (logits, np.array([label])), {"ignore_index": None}
+        rest = (size - 1) * math.exp(-lead)  # of all others together, in units of the label
+        (loss,), gradient = compute(op, route, args, params), differentiate(op, route, args, params, [np.ones((), dtype)])[0]
+        slope = np.full((1, size), rest / (size - 1) / (1 + rest))
+        slope[0, label] = -rest / (1 + rest)
+        np.testing.assert_allclose(loss, math.log1p(rest), rtol=16 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(gradient, slope, rtol=32 * np.finfo(dtype).eps)
+
+
 @table(("options", "x", "value", "slope"), {
     "sum": ({"reduction": "sum"}, [[0, 0], [0, 0], [3, 4]], 2 * LOG2, [[-0.5, 0.5], [0.5, -0.5], [0, 0]]),
     "none": ({"reduction": "none"}, [[0, 0], [0, 0], [3, NAN]], [LOG2, LOG2, 0], [[-0.5, 0.5], [0.5, -0.5], [0, 0]]),
@@ -1020,6 +1087,38 @@ def test_a_norm_of_equals_leaves_the_offset():
     g = some(2, 4, seed=2)
     expect(ag.layer_norm, [x, weight, bias], [bias, bias], g,
            [(g * weight - (g * weight).mean(1, keepdims=True)) / ROOT, np.zeros(4), g.sum(0)], terms=4)
+
+
+each_norm = pytest.mark.parametrize(("op", "route"), [
+    pytest.param(op, route, marks=marks(route), id=f"{op.name}, {route}")
+    for op in (ag.layer_norm, ag.group_norm, ag.rms_norm) for route in routes(op)[1:]])
+
+
+@each_norm
+@pytest.mark.parametrize("mean", [1e4, -1e6, 1e7], ids="mean {:g}".format)
+def test_a_norm_of_values_far_from_0(op, route, mean):
+    for dtype, width, spread in itertools.product(dtypes(op, route), (2, 16, 100), (1, 300)):
+        x = (mean + spread * some(3, width)).astype(dtype)
+        x[:, 0] = mean  # first, what all are compared with, and once something far from the others
+        x[0, 0] += 1000 * spread
+        affine = [some(width, seed=seed).astype(dtype) for seed in (1, 2)]
+        args, params = (x, *affine)[: len(op.signature.inputs)], {"eps": 1e-5}
+        if op is ag.group_norm:
+            params["groups"] = 2 if width > 2 else 1
+        check_values(op, route, args, params)
+        check_gradients(op, route, args, params, [some(3, width, seed=3).astype(dtype)])
+
+
+@pytest.mark.parametrize(("op", "route"), [case for case in each_norm.args[1] if case.values[0] is not ag.rms_norm])
+def test_a_row_of_one_value_has_gradient_0_after_a_norm(op, route):
+    for dtype, groups in itertools.product(dtypes(op, route), (1, 5) if op is ag.group_norm else (1,)):
+        x, weight, g = ((factor * some(40, groups, seed=seed)).astype(dtype) for seed, factor in enumerate((1e4, 1, 3)))
+        for affine in ((None, None), (weight[0], weight[1])):
+            params = {"eps": 1e-5} | ({"groups": groups} if op is ag.group_norm else {})
+            (y,) = compute(op, route, (x, *affine), params)
+            gradients = differentiate(op, route, (x, *affine), params, [g])
+            assert not gradients[0].any()
+            np.testing.assert_array_equal(y, np.broadcast_to(0 if affine[1] is None else affine[1], y.shape))
 
 
 @pytest.mark.parametrize("groups", [0, 2, 4, -1], ids=str)

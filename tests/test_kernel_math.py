@@ -382,7 +382,7 @@ ROW = numba.float32[::1]
 # The types of a kernel that only another kernel calls, or not for every parameter; the others' are found by running operators.
 INNER = {"attention/_softmax": (ROW, numba.int64, ROW, ROW, ROW, ROW), "gated/_swish": 3 * (ROW,),
          "gated/_swish_backward": 5 * (ROW,)}
-ONCE_A_ROW = {"cross_entropy/_forward": {"logf"}}  # the logarithm of the row's sum
+ONCE_A_ROW = {"cross_entropy/_forward": {"logf", "log1pf"}}  # the logarithm of the row's sum
 
 
 def argument_types(name):

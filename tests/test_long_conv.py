@@ -12,7 +12,7 @@ from operator_checks import marks
 from scipy.fft import next_fast_len
 from test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
-from autograd import Tensor, assert_close, causal_conv1d, concat, no_grad
+from autograd import Tensor, assert_close, causal_conv1d, concat, explain, no_grad
 from autograd.cpu.fft import Plan, forward, inverse
 from autograd.cpu.vectors import BYTES
 from autograd.draw import Draw
@@ -22,7 +22,7 @@ from autograd.random import Random
 from autograd.verify import DTYPES, check_gradients, check_values, compute, differentiate
 from minitv.mixers import hyena
 from minitv.ops import long_conv
-from minitv.ops.long_conv import cpu, gpu, online
+from minitv.ops.long_conv import cpu, online
 from minitv.options import ModelOptions
 
 SMOOTH = [n for n in range(2, 130) if next_fast_len(n, real=True) == n]  # products of 2, 3 and 5
@@ -51,15 +51,12 @@ def test_other_sizes_are_refused(n):
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------
-EMULATED = "kernel cuda on emulator"
-
-
-@pytest.mark.parametrize("most", [0, 10_000], ids=["spectra", "direct"])
-@pytest.mark.parametrize(("route", "module", "dtype"), [
-    *(("kernel cpu", cpu, dtype) for dtype in DTYPES), pytest.param(EMULATED, gpu, np.float32, marks=marks(EMULATED))])
+@pytest.mark.parametrize(("route", "dtype"), [
+    pytest.param(route, dtype, marks=marks(route)) for way in ("direct", "fft") for route, dtype in (
+        *((f"kernel cpu {way}", dtype) for dtype in DTYPES), (f"kernel cuda {way} on emulator", np.float32))])
 @settings(max_examples=12)
 @given(data=st.data())
-def test_both_ways_of_a_kernel_at_every_width(route, module, dtype, most, data):
+def test_both_ways_of_a_kernel_at_every_width(route, dtype, data):
     """Around the width of vectors and warps, with pairs of them; filters shorter and longer than the sequence."""
     draw = Draw.seeded(data.draw(st.integers(0, 2**16)), dtype)
     batch, length = data.draw(st.integers(1, 3)), data.draw(st.sampled_from((1, 2, 7, 8, 9, 31, 65)))
@@ -69,14 +66,9 @@ def test_both_ways_of_a_kernel_at_every_width(route, module, dtype, most, data):
     args = (draw.floats(batch, length, width), draw.floats(taps, width), draw.floats(width) if optional[0] else None,
             draw.floats(data.draw(st.sampled_from((1, 5, length, length + 2))), width) if optional[1] else None,
             draw.floats(batch, data.draw(st.integers(0, 6)), width) if optional[2] else None)
-    ways = module.switch.kernel(most, (module.convolve, module.correlate), (module._fft, module._fft_backward))
-    loaded = long_conv.kernels["cpu" if module is cpu else "cuda"]._loaded
-    with pytest.MonkeyPatch.context() as patch:
-        for name, function in zip(("forward", "backward"), ways, strict=True):
-            patch.setitem(loaded, name, function)
-        check_values(long_conv, route, args, {}, reference="form direct")
-        cotangents = [draw.floats(*o.shape) for o in compute(long_conv, "form direct", args, {})]
-        check_gradients(long_conv, route, args, {}, cotangents, reference="form direct")
+    check_values(long_conv, route, args, {}, reference="form direct")
+    cotangents = [draw.floats(*o.shape) for o in compute(long_conv, "form direct", args, {})]
+    check_gradients(long_conv, route, args, {}, cotangents, reference="form direct")
 
 
 @pytest.mark.parametrize("shape", [(3, 300, 33, 9), (1, 1100, 5, 3), (70, 9, 40, 17)], ids=str)
@@ -91,16 +83,18 @@ def test_causal_conv1d_with_many_blocks(shape, place):
 
 
 def test_long_sequences_are_transformed():
-    chosen = []
-    spies = [lambda *_, name=name: chosen.append(name) or np.zeros((1, 1, 1)) for name in ("convolve", "fft")]
-    forward, _ = cpu.switch.kernel(cpu.DIRECT, (spies[0], None), (spies[1], None))
-    for length in (cpu.DIRECT, 2 * cpu.DIRECT - 1, 2 * cpu.DIRECT + 1, 4096):
-        forward(np.zeros((1, length, 1)), np.zeros((length, 1)), None, None, None)
-    forward(np.zeros((1, 4096, 1)), np.zeros((cpu.DIRECT, 1)), None, None, None)  # few taps, however long the sequence
-    assert chosen == ["convolve", "convolve", "fft", "fft", "convolve"]
+    def chosen(length, taps):
+        lines = explain(long_conv, np.zeros((1, length, 1)), np.zeros((taps, 1))).splitlines()
+        return next(line for line in lines if ": chosen" in line).split()[2].rstrip(":")
+
+    lengths = cpu.DIRECT, 2 * cpu.DIRECT - 1, 2 * cpu.DIRECT + 1, 4096
+    assert [chosen(n, n) for n in lengths] == ["direct", "direct", "fft", "fft"]
+    assert chosen(4096, cpu.DIRECT) == "direct"  # few taps, however long the sequence
+    assert "kernel cpu direct: not chosen: 2048 taps a position, transforms are faster from 64 on" in explain(
+        long_conv, np.zeros((1, 4096, 1)), np.zeros((4096, 1)))
 
 
-@pytest.mark.parametrize(("route", "limit"), [("kernel cpu", 1e-6), ("form fft", 5e-6)])
+@pytest.mark.parametrize(("route", "limit"), [("kernel cpu fft", 1e-6), ("form fft", 5e-6)])
 def test_4096_positions_in_float32(route, limit):
     """Values and gradients are right to a few units of rounding of the largest; the form's gradient of skip is a long sum."""
     rng, shape = np.random.default_rng(0), (2, 4096, 20)
@@ -135,7 +129,7 @@ def test_reading_in_blocks_is_the_convolution(length, taps, block, skip, cuts, s
     past, ys = online.begin(2, filter), [x[:, :0]]
     edges = sorted({0, length, *(c for c in cuts if c < length), *(range(length) if single else ())})
     for start, stop in itertools.pairwise(edges):
-        y, past = online.read(x[:, start:stop], past, filter, d, block=block)
+        y, past = online.read(x[:, start:stop], past, filter, d, convolve=long_conv, block=block)
         ys.append(y)
     assert_close(concat(ys, axis=1).numpy(), long_conv(x, filter, d)[0].numpy(), terms=64)
     assert past.position == length

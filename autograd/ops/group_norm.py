@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from ..errors import ShapeError
+from ..laws import shift_invariant
 from ..op import op
 from .layer_norm import layer_norm
 from .shape import reshape
 
 
-@op("x[... C], weight?[C], bias?[C] -> y[... C]", analytic=True, tolerance=4.0)
+@op("x[... C], weight?[C], bias?[C] -> y[... C]", analytic=True, tolerance=4.0, laws=[shift_invariant("x")])
 def group_norm(x, weight=None, bias=None, *, groups=1, eps=1e-5):
     """Each of ``groups`` equal parts of the last axis to mean 0 and variance 1, then weight and bias per channel.
 

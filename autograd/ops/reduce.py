@@ -13,7 +13,7 @@ import numpy as np
 from ..arrays import largest
 from ..device import namespace
 from ..errors import DomainError, ShapeError
-from ..laws import non_finite
+from ..laws import non_finite, shift_invariant
 from ..op import op
 from ..shapes import broadcasts_to, normalize_axes, normalize_axis, reduced_shape
 from ..tensor import Tensor
@@ -96,11 +96,12 @@ def centered(x: Tensor, axis, name: str) -> Tensor:
 
 
 def _scalar_variance(values, ddof):
-    center = values[0] + fsum([v - values[0] for v in values]) / len(values)  # exact if all are equal
+    values = [v - values[0] for v in values]  # the mean of the differences is not rounded to the precision of the values
+    center = fsum(values) / len(values)
     return fsum([(v - center) * (v - center) for v in values]) / (len(values) - ddof)
 
 
-@op("x[*] -> y[*]", laws=[non_finite()], analytic=True, method=True)
+@op("x[*] -> y[*]", laws=[non_finite(), shift_invariant("x")], analytic=True, method=True)
 def var(x, *, axis=None, keepdims=False, ddof=0):
     """Σ (x - mean)² / (n - ddof) over the axes."""
     return _definition(x, axis, keepdims, lambda v: _scalar_variance(v, ddof), "var")
@@ -112,7 +113,7 @@ def composed(x, axis, keepdims, ddof):
     return sum(deviation * deviation, axis=axis, keepdims=keepdims) * (1.0 / (_count(x.shape, axis, "var") - ddof))
 
 
-@op("x[*] -> y[*]", laws=[non_finite()], method=True)
+@op("x[*] -> y[*]", laws=[non_finite(), shift_invariant("x")], method=True)
 def std(x, *, axis=None, keepdims=False, ddof=0):
     """√var; where it is 0 its gradient is 0."""
     return _definition(x, axis, keepdims, lambda v: math.sqrt(_scalar_variance(v, ddof)), "std")
@@ -295,7 +296,7 @@ def _scalar_logsumexp(values):
     return top if math.isinf(top) else top + math.log(math.fsum(math.exp(v - top) for v in values))
 
 
-@op("x[*] -> y[*]", laws=[non_finite()], method=True)
+@op("x[*] -> y[*]", laws=[non_finite(), shift_invariant("x", moves="y")], method=True)
 def logsumexp(x, *, axis=-1, keepdims=False):
     """ln Σ e^x over the axes, without overflow; nothing or only -inf gives -inf with gradient 0; +inf shares evenly.
 
@@ -353,7 +354,8 @@ def _softmax_inputs(draw):
 
 
 def _masked_rows(x, mask, axis):
-    """Iterate over (index of a row, values, mask, logsumexp of what the mask allows) of an axis, if that is finite or NaN.
+    """Iterate over (index of a row, values less the largest, mask, their logsumexp under the mask) of an axis, if that is
+    finite or NaN.
 
     It is NaN for +inf as well. Rows without anything allowed, or with -inf only, are left out.
     """
@@ -361,12 +363,14 @@ def _masked_rows(x, mask, axis):
     mask = np.broadcast_to(True if mask is None else mask, x.shape)
     for index in np.ndindex((*x.shape[:axis], *x.shape[axis + 1:])):
         row = (*index[:axis], slice(None), *index[axis:])
-        total = _scalar_logsumexp(x[row][mask[row]].tolist())
+        top = np.max(x[row], initial=-math.inf, where=mask[row]).item()
+        values = [v - top if math.isfinite(top) else v for v in x[row].tolist()]  # else the logsumexp is rounded as they are
+        total = _scalar_logsumexp([v for v, a in zip(values, mask[row], strict=True) if a])
         if total != -math.inf:
-            yield row, x[row].tolist(), mask[row].tolist(), math.nan if total == math.inf else total
+            yield row, values, mask[row].tolist(), math.nan if total == math.inf else total
 
 
-@op("x[*], mask?:bool[*] -> y[*]", laws=[non_finite()], method=True)
+@op("x[*], mask?:bool[*] -> y[*]", laws=[non_finite(), shift_invariant("x")], method=True)
 def softmax(x, mask=None, *, axis=-1):
     """e^x / Σ e^x along the axis over the positions where mask is True; elsewhere 0.
 
@@ -399,7 +403,7 @@ softmax.validate(_validate_mask("softmax"))
 softmax.inputs(_softmax_inputs)
 
 
-@op("x[*], mask?:bool[*] -> y[*]", laws=[non_finite()], method=True)
+@op("x[*], mask?:bool[*] -> y[*]", laws=[non_finite(), shift_invariant("x")], method=True)
 def log_softmax(x, mask=None, *, axis=-1):
     """x - ln Σ e^x along the axis over the positions where mask is True; elsewhere -inf with gradient 0.
 

@@ -10,6 +10,8 @@ from autograd.ops.layer_norm.cpu import _forward as _layer_norm
 from autograd.ops.relu_squared.cpu import _forward as _relu_squared
 from autograd.ops.rms_norm.cpu import _forward as _rms_norm
 
+from ..ops.gated.cpu import FAR
+
 GELU, GELU_TANH, RELU_SQUARED, SILU = range(4)
 
 
@@ -34,9 +36,9 @@ def linear(weight, bias, x, y, add):
 def norm(x, affine, eps, centered, y, spare):
     """y = norm(x), by layer_norm or rms_norm; ``affine`` [2, width] are weight and bias."""
     width = x.size
-    row, out, means, scales = x.reshape(1, width), y.reshape(1, width), spare[:1], spare[1:2]
+    row, out, shifts, scales = x.reshape(1, width), y.reshape(1, width), spare[:1], spare[1:2]
     if centered:
-        _layer_norm(row, affine[0], affine[1], eps, out, means, scales)
+        _layer_norm(row, affine[0], affine[1], eps, out, shifts, scales)
     else:
         _rms_norm(row, affine[0], eps, out, scales)
 
@@ -44,7 +46,7 @@ def norm(x, affine, eps, centered, y, spare):
 @cpu_kernel
 def activate(x, activation, y, spare):
     """y = f(x), the feed-forward network's function."""
-    one = x.dtype.type(1)
+    one, far = x.dtype.type(1), x.dtype.type(FAR)
     if activation == GELU:
         _gelu(x, y, spare)
     elif activation == GELU_TANH:
@@ -53,7 +55,8 @@ def activate(x, activation, y, spare):
         _relu_squared(x, y)
     else:
         for i in range(x.size):
-            y[i] = x[i] / (one + exp(-x[i]))
+            v = -far if x[i] < -far else x[i]
+            y[i] = v / (one + exp(-v))
 
 
 @cpu_kernel

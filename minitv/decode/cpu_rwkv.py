@@ -1,11 +1,11 @@
-"""RWKV's two halves of a block for one token; the numbers of the state are those of minitv/ops/wkv/cpu.py, where p = top."""
+"""RWKV's two halves of a block for one token; the state is that of minitv/ops/wkv/cpu.py, with top = p and lag = 0."""
 
 from __future__ import annotations
 
 from autograd.cpu.compile import cpu_kernel
-from autograd.cpu.math import exp
 
 from ..ops.gated.cpu import _sigmoid
+from ..ops.wkv.cpu import _advance, _excess, _shares
 from .cpu import activate, linear, norm, take
 
 
@@ -21,13 +21,12 @@ def _shift(x, before, mix, weight, none, mixed, y):
 @cpu_kernel
 def _wkv(k, v, w, u, a, b, p, y):
     """y = (e^p a + e^(u + k) v) / (e^p b + e^(u + k)); then a, b and p go on."""
+    zero = k.dtype.type(0)
     for c in range(k.size):
-        top = max(p[c], u[c] + k[c])
-        past, present = exp(p[c] - top), exp(u[c] + k[c] - top)
-        y[c] = (past * a[c] + present * v[c]) / (past * b[c] + present)
-        top = max(p[c] + w[c], k[c])
-        stays, joins = exp(p[c] + w[c] - top), exp(k[c] - top)
-        a[c], b[c], p[c] = stays * a[c] + joins * v[c], stays * b[c] + joins, top
+        past, present = _shares(_excess(p[c], zero, w[c], k[c], u[c]), b[c])
+        y[c] = past * a[c] + present * v[c]
+        a[c], b[c], top, lag, _, _ = _advance(a[c], b[c], p[c], zero, w[c], k[c], v[c])
+        p[c] = top + lag * w[c]
 
 
 @cpu_kernel

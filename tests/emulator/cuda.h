@@ -145,6 +145,7 @@ static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)(((ui
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
 static inline float __fdividef(float a, float b) { return a / b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float rsqrtf(float a) { return 1.f / sqrtf(a); }
 static inline double rsqrt(double a) { return 1. / sqrt(a); }
 template <class T, class U> static inline std::common_type_t<T, U> min(T a, U b) {

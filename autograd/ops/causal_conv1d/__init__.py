@@ -12,7 +12,7 @@ from ..shape import pad, swapaxes
 
 
 @op("x[B T C], weight[C W], bias?[C] -> y[B T C]", analytic=True,
-    laws=[*causal("x"), independent("B"), linear_in("weight")])
+    laws=[causal("x"), independent("B"), linear_in("weight")])
 def causal_conv1d(x, weight, bias=None):
     """Depthwise causal convolution: y_t = b + Σ_{j < W} weight_j x_{t - (W - 1 - j)}; the last tap is the present."""
     out = np.zeros_like(x)

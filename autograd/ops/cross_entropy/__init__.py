@@ -8,6 +8,7 @@ import numpy as np
 
 from ...device import check_range, namespace
 from ...errors import DomainError, ShapeError
+from ...laws import shift_invariant
 from ...op import op
 from ...tensor import Tensor
 from ..index import put_add, take_along_axis
@@ -17,7 +18,7 @@ from ..shape import reshape
 REDUCTIONS = ("mean", "sum", "none")
 
 
-@op("logits[*], labels:int[*] -> loss[*]", tolerance=4.0)
+@op("logits[*], labels:int[*] -> loss[*]", tolerance=4.0, laws=[shift_invariant("logits", "all logits")])
 def cross_entropy(logits, labels, *, ignore_index=None, reduction="mean", label_smoothing=0.0):
     """-Σ_v t_v ln softmax(logits)_v of each row, t_v = (1 - label_smoothing) [v = label] + label_smoothing / V, in nats.
 

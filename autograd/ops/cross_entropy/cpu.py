@@ -4,9 +4,15 @@ import math
 
 import numpy as np
 
-from ...cpu.compile import cpu_kernel
+from ...cpu.compile import cpu_kernel, inline
 from ...cpu.math import exp
 from .smoothing import smooth_difference, smooth_losses
+
+
+@inline(exact=True)
+def _loss(chosen, top, e, others):
+    """ln(e + others) - (chosen - top), for e = e^(chosen - top): loses no digits where the label is nearly certain."""
+    return math.log1p(others) if e == 1 else math.log(e + others) + (top - chosen)
 
 
 @cpu_kernel
@@ -29,11 +35,13 @@ def _forward(logits, labels, counted, losses, difference):
             out[j] = e
             weight += e
         label = labels[i]
-        losses[i] = math.log(weight) - (row[label] - top)
-        scale = one / weight
+        scale, others, e = one / weight, zero, out[label]
+        out[label] = zero
         for j in range(size):
+            others += out[j]
             out[j] *= scale
-        out[label] -= one
+        out[label] = -(others * scale)
+        losses[i] = _loss(row[label], top, e, others)
 
 
 def forward(logits, labels, ignore_index, reduction, label_smoothing):

@@ -1,27 +1,30 @@
-// cross_entropy: a warp a row finds its maximum and its sum; backward computes the softmax again from them.
+// cross_entropy: a warp a row finds its maximum and the sum of e^(x - maximum) over all but the label, which loses no digits
+// where the label is nearly certain; backward computes the softmax again from them.
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)
 mtv_cross_entropy_forward(const float* __restrict__ logits, const long long* __restrict__ labels,
-                          float* __restrict__ losses, float* __restrict__ tops, float* __restrict__ inverses,
+                          float* __restrict__ losses, float* __restrict__ tops, float* __restrict__ others,
                           int rows, int size, int ignoring, long long ignored)
 {
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     logits += (long long)row * size;
-    float top = -INFINITE, weight = 0.f;
+    float top = -INFINITE, other = 0.f;
+    long long label = labels[row];
     for (int j = lane; j < size; j += 32) top = fmaxf(top, logits[j]);
     top = warp_max(top);
-    for (int j = lane; j < size; j += 32) weight += expf(logits[j] - top);
-    weight = warp_sum(weight);
+    for (int j = lane; j < size; j += 32) other += j == label ? 0.f : expf(logits[j] - top);
+    other = warp_sum(other);
     if (lane == 0) {
-        long long label = labels[row];
         float loss = 0.f;
-        if (!ignoring || label != ignored)  // a label out of range is reported when the host next reads
-            loss = label >= 0 && label < size ? logf(weight) - (logits[label] - top) : 0.f;
+        if ((!ignoring || label != ignored) && label >= 0 && label < size) {  // the host reports a label out of range
+            float chosen = logits[label], e = expf(chosen - top);
+            loss = e == 1.f ? log1pf(other) : logf(e + other) + (top - chosen);
+        }
         losses[row] = loss;
         tops[row] = top;
-        inverses[row] = 1.f / weight;
+        others[row] = other;
     }
 }
 
@@ -50,7 +53,7 @@ mtv_cross_entropy_mean(const float* __restrict__ losses, const long long* __rest
 
 extern "C" __global__ void __launch_bounds__(128)
 mtv_cross_entropy_backward(const float* __restrict__ logits, const long long* __restrict__ labels,
-                           const float* __restrict__ tops, const float* __restrict__ inverses,
+                           const float* __restrict__ tops, const float* __restrict__ others,
                            const float* __restrict__ share, const float* __restrict__ g, float* __restrict__ gx,
                            int rows, int size, int ignoring, long long ignored)
 {
@@ -59,8 +62,9 @@ mtv_cross_entropy_backward(const float* __restrict__ logits, const long long* __
     logits += (long long)row * size;
     gx += (long long)row * size;
     long long label = labels[row];
-    bool counted = !ignoring || label != ignored;
-    float top = tops[row], inverse = inverses[row], factor = *g * *share;
+    bool counted = (!ignoring || label != ignored) && label >= 0 && label < size;
+    float top = tops[row], other = others[row], factor = 0.f;
+    if (counted) factor = *g * *share / (other + expf(logits[label] - top));
     for (int j = lane; j < size; j += 32)
-        gx[j] = counted ? (expf(logits[j] - top) * inverse - (j == label)) * factor : 0.f;
+        gx[j] = counted ? (j == label ? -other : expf(logits[j] - top)) * factor : 0.f;
 }

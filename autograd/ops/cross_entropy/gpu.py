@@ -17,9 +17,9 @@ def forward(logits, labels, ignore_index, reduction, label_smoothing):
     rows, size = labels.size, logits.shape[-1]
     if not logits.size:
         return xp.zeros(labels.shape if reduction == "none" else (), logits.dtype), (logits, labels)
-    losses, tops, inverses = xp.empty((3, rows), np.float32)
+    losses, tops, others = xp.empty((3, rows), np.float32)
     loss, share = xp.empty((), np.float32), xp.ones((), np.float32)
-    SOURCE.launch("mtv_cross_entropy_forward", warps(rows), logits, labels, losses, tops, inverses, rows, size, ignoring,
+    SOURCE.launch("mtv_cross_entropy_forward", warps(rows), logits, labels, losses, tops, others, rows, size, ignoring,
                   ignored)
     if label_smoothing:
         smooth_losses(losses, logits.reshape(rows, size), *_counted(labels, ignoring, ignored), label_smoothing)
@@ -27,7 +27,7 @@ def forward(logits, labels, ignore_index, reduction, label_smoothing):
         SOURCE.launch("mtv_cross_entropy_mean", 1, losses, labels, loss, share, rows, ignoring, ignored)
     else:
         loss = losses.reshape(labels.shape) if reduction == "none" else losses.sum()
-    return loss, (logits, labels, tops, inverses, share, ignoring, ignored, label_smoothing)
+    return loss, (logits, labels, tops, others, share, ignoring, ignored, label_smoothing)
 
 
 def _counted(labels, ignoring, ignored):
@@ -41,11 +41,11 @@ def backward(saved, g):
     xp, glogits = namespace(logits), namespace(logits).empty_like(logits)
     if not rest:
         return (glogits,)
-    tops, inverses, share, ignoring, ignored, label_smoothing = rest
+    tops, others, share, ignoring, ignored, label_smoothing = rest
     rows, size = labels.size, logits.shape[-1]
     later = g.shape != () or label_smoothing  # the kernel multiplies by one number, and knows one label a row
     factor, unit = (xp.ones((), np.float32),) * 2 if later else (g, share)
-    SOURCE.launch("mtv_cross_entropy_backward", warps(rows), logits, labels, tops, inverses, unit, factor,
+    SOURCE.launch("mtv_cross_entropy_backward", warps(rows), logits, labels, tops, others, unit, factor,
                   glogits, rows, size, ignoring, ignored)
     if later:
         difference = glogits.reshape(rows, size)

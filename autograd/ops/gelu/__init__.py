@@ -12,6 +12,7 @@ from ...op import op
 from ..elementwise import clip, erf, scalar_loop, tanh
 
 _C = math.sqrt(2 / math.pi)
+_FAR = 40.0  # beyond, erf and tanh are ±1 with slope 0 in float64 too, where infinities would meet zeros
 
 
 def _inputs(draw):
@@ -20,24 +21,26 @@ def _inputs(draw):
 
 @op("x[...] -> y[...]", laws=[non_finite()], analytic=True, tolerance=4.0)  # 1 + erf cancels where x is negative
 def gelu(x):
-    """x Φ(x) = x (1 + erf(x/√2)) / 2."""
-    return scalar_loop(lambda v: 0.5 * v * math.erfc(-v / math.sqrt(2)), x)
+    """x Φ(x) = x (1 + erf(x/√2)) / 2, and 0 at -∞."""
+    return scalar_loop(lambda v: 0.0 if v == -math.inf else 0.5 * v * math.erfc(-v / math.sqrt(2)), x)
 
 
 @gelu.form
 def composed(x):
-    return x * 0.5 * (1.0 + erf(x * math.sqrt(0.5)))
+    x = clip(x, low=-_FAR)
+    return x * 0.5 * (1.0 + erf(clip(x, high=_FAR) * math.sqrt(0.5)))
 
 
 @op("x[...] -> y[...]", laws=[non_finite()], analytic=True, tolerance=4.0)
 def gelu_tanh(x):
-    """x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2."""
-    return scalar_loop(lambda v: 0.5 * v * (1 + math.tanh(_C * (v + 0.044715 * v**3))), x)
+    """x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, and 0 at -∞."""
+    return scalar_loop(lambda v: 0.0 if v == -math.inf else 0.5 * v * (1 + math.tanh(_C * (v + 0.044715 * v * v * v))), x)
 
 
 @gelu_tanh.form
 def composed(x):
-    z = clip(x, -10.0, 10.0)  # beyond, tanh is ±1 with gradient 0, and x³ must not overflow
+    x = clip(x, low=-_FAR)
+    z = clip(x, high=_FAR)
     return 0.5 * x * (1.0 + tanh(_C * (z + 0.044715 * z * z * z)))
 
 

@@ -5,33 +5,38 @@ import math
 import numpy as np
 
 from ...cpu.compile import cpu_kernel
-from ...cpu.math import erfcx, exp, tanh
+from ...cpu.math import erfcx, exp
+
+FAR = 40.0  # beyond, the slope is 0 or 1 in float64 too; infinities must not meet zeros
 
 
 @cpu_kernel
 def _gelu(x, y, slope):
     half, one, root = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(math.sqrt(0.5))
-    density = x.dtype.type(1 / math.sqrt(2 * math.pi))
+    density, far = x.dtype.type(1 / math.sqrt(2 * math.pi)), x.dtype.type(FAR)
     for i in range(x.size):
-        v = x[i]
+        v = -far if x[i] < -far else x[i]
         bell = exp(-half * v * v)  # the tail and the density share it
         tail = half * erfcx(abs(v) * root) * bell
         below = one - tail if v > 0 else tail
         y[i] = v * below
-        slope[i] = below + v * density * bell
+        slope[i] = below + (far if v > far else v) * density * bell
 
 
 @cpu_kernel
 def _gelu_tanh(x, y, slope):
-    half, one, c, cubic = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(math.sqrt(2 / math.pi)), x.dtype.type(0.044715)
-    three = x.dtype.type(3)
+    zero, one, far = x.dtype.type(0), x.dtype.type(1), x.dtype.type(FAR)
+    c, cubic, three = x.dtype.type(2 * math.sqrt(2 / math.pi)), x.dtype.type(0.044715), x.dtype.type(3)
     for i in range(x.size):
-        v = x[i]
-        t = tanh(c * (v + cubic * v * v * v))
-        y[i] = half * v * (one + t)
-        steep = one - t * t
-        inner = v * steep * c * (one + three * cubic * v * v) if steep != 0 else steep  # v² may overflow
-        slope[i] = half * (one + t + inner)
+        v = -far if x[i] < -far else x[i]
+        z = far if v > far else v
+        inner = c * (z + cubic * z * z * z)
+        e = exp(-abs(inner))
+        upper = one / (one + e)  # (1 + tanh(inner / 2)) / 2 or its complement, which is small: neither cancels
+        lower = e * upper
+        share = upper if inner > zero else lower
+        y[i] = v * share
+        slope[i] = share + z * upper * lower * c * (one + three * cubic * z * z)
 
 
 def _apply(kernel, x):

@@ -32,7 +32,8 @@ def layer_norm(x, weight=None, bias=None, *, eps=1e-5):
         row = x[index].tolist()
         if not row:
             continue
-        center = row[0] + fsum([v - row[0] for v in row]) / len(row)  # exact if all are equal
+        row = [v - row[0] for v in row]  # the mean of the differences is not rounded to the precision of the values
+        center = fsum(row) / len(row)
         variance = fsum([(v - center) * (v - center) for v in row]) / len(row)
         for j, v in enumerate(row):
             y = (v - center) / math.sqrt(variance + eps)

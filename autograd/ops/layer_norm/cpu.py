@@ -1,53 +1,73 @@
-"""layer_norm on the CPU: a row at a time; backward recomputes the normalised row from its saved mean and scale."""
+"""layer_norm on the CPU: a row at a time; backward recomputes the normalised row from its saved shift and scale.
+
+x - mean is (x - x₀) - shift, where the shift is the mean of all x - x₀: a mean far from 0 would be rounded to the precision of
+the values, and all that a row keeps are its differences. Gradients of the row lose their mean in the same way, so that those of
+a row of equal ones, or of a single one, are exactly 0.
+"""
 
 import math
 
 import numpy as np
 
-from ...cpu.compile import cpu_kernel
+from ...cpu.compile import cpu_kernel, inline
+
+
+@inline(exact=True)
+def _less(x, y):
+    """x - y"""
+    return x - y
+
+
+@inline(exact=True)
+def _deviation(x, first, shift):
+    """x - mean"""
+    return x - first - shift
 
 
 @cpu_kernel
-def _forward(x, weight, bias, eps, y, means, scales):
+def _forward(x, weight, bias, eps, y, shifts, scales):
     rows, width = x.shape
     share = x.dtype.type(1 / width)
     zero, one, epsilon = x.dtype.type(0), x.dtype.type(1), x.dtype.type(eps)
     for i in range(rows):
-        row, out = x[i], y[i]
+        row, out, first = x[i], y[i], x[i, 0]
         total = zero
         for j in range(width):
-            total += row[j] - row[0]
-        mean = row[0] + total * share  # sums of differences: a constant row has exactly mean row[0]
+            total += _less(row[j], first)
+        shift = total * share
         square = zero
         for j in range(width):
-            square += (row[j] - mean) * (row[j] - mean)
+            d = _deviation(row[j], first, shift)
+            square += d * d
         scale = one / x.dtype.type(math.sqrt(square * share + epsilon))
-        means[i], scales[i] = mean, scale
+        shifts[i], scales[i] = shift, scale
         for j in range(width):
-            out[j] = (row[j] - mean) * scale * weight[j] + bias[j]
+            out[j] = _deviation(row[j], first, shift) * scale * weight[j] + bias[j]
 
 
 @cpu_kernel
-def _backward(x, weight, means, scales, g, gx, gweight, gbias):
+def _backward(x, weight, shifts, scales, g, gx, gweight, gbias):
     rows, width = x.shape
     share = x.dtype.type(1 / width)
     zero = x.dtype.type(0)
     for i in range(rows):
         row, grad, out = x[i], g[i], gx[i]
-        mean, scale = means[i], scales[i]
+        first, shift, scale, g_first = row[0], shifts[i], scales[i], grad[0] * weight[0]
         a, b = zero, zero
         for j in range(width):
-            h = (row[j] - mean) * scale
-            d = grad[j] * weight[j]
+            h = _deviation(row[j], first, shift) * scale
+            p = grad[j] * weight[j]
+            out[j] = p  # with two uses, it does not become one instruction with the difference, which would not be 0
+            d = _less(p, g_first)
             a += d
             b += d * h
         a *= share
         b *= share
         for j in range(width):
-            h = (row[j] - mean) * scale
+            h = _deviation(row[j], first, shift) * scale
             gweight[j] += grad[j] * h
             gbias[j] += grad[j]
-            out[j] = (grad[j] * weight[j] - a - h * b) * scale
+            out[j] = (_deviation(out[j], g_first, a) - h * b) * scale
 
 
 def forward(x, weight, bias, eps):
@@ -56,16 +76,16 @@ def forward(x, weight, bias, eps):
     gain = np.ones(width, x.dtype) if weight is None else np.ascontiguousarray(weight)
     offset = np.zeros(width, x.dtype) if bias is None else np.ascontiguousarray(bias)
     y = np.empty_like(rows)
-    means, scales = np.empty((2, len(rows)), x.dtype)
+    shifts, scales = np.empty((2, len(rows)), x.dtype)
     if rows.size:
-        _forward(rows, gain, offset, eps, y, means, scales)
-    return y.reshape(x.shape), (rows, x.shape, gain, means, scales, weight is not None, bias is not None)
+        _forward(rows, gain, offset, eps, y, shifts, scales)
+    return y.reshape(x.shape), (rows, x.shape, gain, shifts, scales, weight is not None, bias is not None)
 
 
 def backward(saved, g):
-    rows, shape, gain, means, scales, weighted, biased = saved
+    rows, shape, gain, shifts, scales, weighted, biased = saved
     gx = np.empty_like(rows)
     gweight, gbias = np.zeros((2, shape[-1]), rows.dtype)
     if rows.size:
-        _backward(rows, gain, means, scales, np.ascontiguousarray(g).reshape(rows.shape), gx, gweight, gbias)
+        _backward(rows, gain, shifts, scales, np.ascontiguousarray(g).reshape(rows.shape), gx, gweight, gbias)
     return gx.reshape(shape), gweight if weighted else None, gbias if biased else None

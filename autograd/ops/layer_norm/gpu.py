@@ -1,4 +1,4 @@
-"""layer_norm on a GPU: a warp a row; backward from the input and each row's saved mean and scale."""
+"""layer_norm on a GPU: a warp a row; backward from the input and each row's saved shift and scale."""
 
 import numpy as np
 
@@ -15,19 +15,19 @@ def forward(x, weight, bias, eps):
     x, weight, bias = (contiguous(a) for a in (x, weight, bias))
     y, width = xp.empty_like(x), x.shape[-1]
     rows = x.size // width if width else 0
-    means, scales = xp.empty((2, rows), np.float32)
-    SOURCE.launch("mtv_layer_norm_forward", warps(rows), x, weight, bias, y, means, scales, rows, width, eps,
+    shifts, scales = xp.empty((2, rows), np.float32)
+    SOURCE.launch("mtv_layer_norm_forward", warps(rows), x, weight, bias, y, shifts, scales, rows, width, eps,
                   weight is not None, bias is not None)
-    return y, (x, weight, bias is not None, means, scales)
+    return y, (x, weight, bias is not None, shifts, scales)
 
 
 def backward(saved, g):
-    x, weight, biased, means, scales = saved
-    xp, width, rows = namespace(x), x.shape[-1], means.size
+    x, weight, biased, shifts, scales = saved
+    xp, width, rows = namespace(x), x.shape[-1], shifts.size
     g, gx = contiguous(g), xp.empty_like(x)
-    SOURCE.launch("mtv_layer_norm_backward", warps(rows), x, weight, means, scales, g, gx, rows, width, weight is not None)
+    SOURCE.launch("mtv_layer_norm_backward", warps(rows), x, weight, shifts, scales, g, gx, rows, width, weight is not None)
     if weight is None and not biased:
         return gx, None, None
-    gweight, gbias = sum_rows(SOURCE, "mtv_layer_norm_backward_affine", columns(width), rows, (2, width), (x, means, scales, g),
-                              (rows, width))
+    gweight, gbias = sum_rows(SOURCE, "mtv_layer_norm_backward_affine", columns(width), rows, (2, width),
+                              (x, shifts, scales, g), (rows, width))
     return gx, None if weight is None else gweight, gbias if biased else None

@@ -45,9 +45,11 @@ def _conv_is_local(case, draw):
 
 @op("q[B T C], k[B T H], v[B T C], bias[H W], mask?:bool[B T], average?[B C], logsum?[B H], keys?[B P H], values?[B P C]"
     " -> y[B T C], average[B C], logsum[B H], keys[B P H], values[B P C]",
-    laws=[*causal("q k v", causal=True), independent("B"), linear_in("v"), streams(causal=True), masked,
+    laws=[causal("q k v", causal=True), independent("B"), linear_in("v"), streams(causal=True), masked,
           within_the_values("v average values"),
-          shift_invariant("k logsum keys", "all keys"), identity("a head is aft_local", _conv_is_local),
+          shift_invariant("k logsum keys", "all keys", moves="logsum keys", large=False),
+          shift_invariant("k logsum keys", "all keys", moves="logsum keys", except_for=("lagged",)),  # which adds up logsums
+          identity("a head is aft_local", _conv_is_local),
           identity("without bias, aft_simple", no_bias_is_simple)])
 def aft_conv(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
     """aft_local with biases that depend on the distance only, and one key for all C / H channels of a head.

@@ -94,16 +94,17 @@ def _outputs(q, sums, y):
 def _outputs_backward(q, sums, g, gq, gsums):
     """The gradients of q and of the sums."""
     channels = q.shape[2]
-    one = q.dtype.type(1)
+    zero, one = q.dtype.type(0), q.dtype.type(1)
     for b in range(q.shape[0]):
         for t in range(q.shape[1]):
             gate, mean, inverse = q[b, t], sums[t, b, :channels], sums[t, b, channels:]
             grad, out, r, z = g[b, t], gq[b, t], gsums[t, b, :channels], gsums[t, b, channels:]
             for c in range(channels):
-                share = one / (one + exp(-gate[c]))
-                h = grad[c] * share
-                r[c] = h
-                out[c] = h * mean[c] * (one - share)
+                e = exp(-abs(gate[c]))
+                upper = one / (one + e)
+                lower = e * upper  # 1 - upper, to all its digits
+                r[c] = grad[c] * (upper if gate[c] > zero else lower)
+                out[c] = grad[c] * mean[c] * upper * lower
             for c in range(channels):
                 h = r[c] * inverse[c]
                 r[c] = h
@@ -268,16 +269,16 @@ def _span(x, *others):
     return high - low
 
 
-def _reason(channels, bias, *keys):
+def _reason(channels, biases, *keys):
     if channels < keys[0].shape[-1]:
         return "needs at least one channel in every head"
-    if _span(bias, np.zeros(1)) + _span(*[k for k in keys if k is not None]) > SPANS[np.dtype(np.float64)]:
+    if _span(*biases) + _span(*[k for k in keys if k is not None]) > SPANS[np.dtype(np.float64)]:
         return "biases and keys span more than e^600"
     return None
 
 
 def full_supports(v, bias, k):
-    return _reason(v.shape[2], bias, k)
+    return _reason(v.shape[2], [bias], k)
 
 
 def full_forward(q, k, v, bias, mask, causal, chunk_size):
@@ -293,7 +294,7 @@ def full_backward(saved, g):
 
 
 def local_supports(k, v, bias, logsum, keys):
-    return _reason(v.shape[2], bias, k, logsum, keys)
+    return _reason(v.shape[2], [bias, np.zeros(1)], k, logsum, keys)
 
 
 conv_supports = local_supports
@@ -338,7 +339,7 @@ local_backward = conv_backward = _stateful_backward
 
 
 def conv2d_supports(k, v, bias):
-    return _reason(v.shape[3], bias, k)
+    return _reason(v.shape[3], [bias, np.zeros(1)], k)
 
 
 def conv2d_forward(q, k, v, bias, mask):

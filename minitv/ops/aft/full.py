@@ -37,8 +37,9 @@ def _order_of_keys(case, draw):
 
 
 @op("q[B T C], k[B S C], v[B S C], bias[T S], mask?:bool[B S] -> y[B T C]",
-    laws=[*causal("q k:S v:S bias bias:S", causal=True), independent("B C"), linear_in("v"), masked,
-          within_the_values("v"), shift_invariant("k", "all keys"), shift_invariant("bias", "all biases"),
+    laws=[causal("q k:S v:S bias bias:S", causal=True), independent("B C"), linear_in("v"), masked,
+          within_the_values("v"), shift_invariant("k", "all keys", large=False), shift_invariant("bias", "all biases"),
+          shift_invariant("k", "all keys", except_for=("tiled",)),  # which merges logsums
           identity("without, the order of keys does not matter", _order_of_keys)])
 def aft_full(q, k, v, bias, mask=None, *, causal=True):
     """y_t = sigmoid(q_t) Σ_s e^(k_s + bias_ts) v_s / Σ_s e^(k_s + bias_ts) over all s, or over s <= t + S - T.

@@ -159,9 +159,9 @@ mtv_aft_backward_queries(const float* __restrict__ q, const float* __restrict__ 
 {
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= n) return;
-    float share = 1.f / (1.f + expf(-q[i])), h = g[i] * share;
-    gq[i] = h * means[i] * (1.f - share);
-    h *= inverses[i];
+    float e = expf(-fabsf(q[i])), upper = 1.f / (1.f + e), lower = e * upper;  // of the gate: 1 - upper, to all its digits
+    gq[i] = g[i] * means[i] * upper * lower;
+    float h = g[i] * (q[i] > 0.f ? upper : lower) * inverses[i];
     p[i] = h;
     r[i] = -h * means[i];
 }

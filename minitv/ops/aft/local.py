@@ -50,9 +50,11 @@ def no_bias_is_simple(case, draw):
 
 @op("q[B T C], k[B T C], v[B T C], bias[T W], mask?:bool[B T], average?[B C], logsum?[B C], keys?[B P C], values?[B P C]"
     " -> y[B T C], average[B C], logsum[B C], keys[B P C], values[B P C]",
-    laws=[*causal("q k v bias", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
+    laws=[causal("q k v bias", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
           within_the_values("v average values"),
-          shift_invariant("k logsum keys", "all keys"), identity("aft_full with a band of biases", _local_is_full),
+          shift_invariant("k logsum keys", "all keys", moves="logsum keys", large=False),
+          shift_invariant("k logsum keys", "all keys", moves="logsum keys", except_for=("lagged",)),  # which adds up logsums
+          identity("aft_full with a band of biases", _local_is_full),
           identity("without bias, aft_simple", no_bias_is_simple)])
 def aft_local(q, k, v, bias, mask=None, average=None, logsum=None, keys=None, values=None, *, causal=True):
     """aft_full with biases near the diagonal only: bias[t, j] for the key at t - j, 0 for all that are not in the window.

@@ -35,9 +35,11 @@ def _simple_is_full(case, draw):
 
 
 @op("q[B T C], k[B T C], v[B T C], mask?:bool[B T], average?[B C], logsum?[B C] -> y[B T C], average[B C], logsum[B C]",
-    laws=[*causal("q k v", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
+    laws=[causal("q k v", causal=True), independent("B C"), linear_in("v"), streams(causal=True), masked,
           within_the_values("v average"),
-          shift_invariant("k logsum", "all keys"), identity("aft_full without bias", _simple_is_full)])
+          shift_invariant("k logsum", "all keys", moves="logsum", large=False),
+          shift_invariant("k logsum", "all keys", moves="logsum", except_for=("scan", "recurrent")),  # which add up logsums
+          identity("aft_full without bias", _simple_is_full)])
 def aft_simple(q, k, v, mask=None, average=None, logsum=None, *, causal=True):
     """y_t = sigmoid(q_t) Σ_s e^(k_s) v_s / Σ_s e^(k_s) over s <= t, or over all s; and the state after the last step.
 

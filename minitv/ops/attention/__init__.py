@@ -16,7 +16,7 @@ import numpy as np
 
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
-from autograd.laws import causal, identity, independent, linear_in
+from autograd.laws import causal, identity, independent, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import softmax, where
@@ -64,7 +64,8 @@ def _key_order(case, draw):
 
 
 @op("q[B H T K], k[B H S K], v[B H S V], mask?:bool[...] -> y[B H T V]",
-    laws=[*causal("q k:S v:S", causal=True), independent("B H", mask=None, dropout=0.0), linear_in("v"),
+    laws=[causal("q k:S v:S", causal=True), independent("B H", mask=None, dropout=0.0), linear_in("v"),
+          shift_invariant("k", "all keys", step=0.25, scale=0.25),  # the same constant for all scores of a query
           identity("weights sum to one", _rows_sum_to_one),
           identity("without a causal mask, the order of keys does not matter", _key_order)])
 def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):

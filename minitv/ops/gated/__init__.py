@@ -17,14 +17,14 @@ FUNCTIONS = ("sigmoid", "swish")
 
 @op("x[... D], gate[... D] -> y[... D]", laws=[linear_in("x"), non_finite()])
 def gated(x, gate, *, function="sigmoid"):
-    """y = x · sigmoid(gate), elementwise; with ``function="swish"`` y = x · gate · sigmoid(gate)."""
+    """y = x · sigmoid(gate), elementwise; with ``function="swish"`` y = x · silu(gate)."""
     activation = silu if function == "swish" else sigmoid
     return scalar_loop(lambda v, g: v * g, x, activation.definition(gate))
 
 
 @gated.form
 def composed(x, gate, function):
-    return x * (gate * sigmoid(gate) if function == "swish" else sigmoid(gate))
+    return x * (silu(gate) if function == "swish" else sigmoid(gate))
 
 
 gated.kernel("cpu")

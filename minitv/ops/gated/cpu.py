@@ -5,6 +5,8 @@ import numpy as np
 from autograd.cpu.compile import cpu_kernel
 from autograd.cpu.math import exp
 
+FAR = 1e4  # beyond, a sigmoid is 0 or 1 and its slope 0; infinities must not meet zeros
+
 
 @cpu_kernel
 def _sigmoid(x, gate, y):
@@ -15,27 +17,35 @@ def _sigmoid(x, gate, y):
 
 @cpu_kernel
 def _swish(x, gate, y):
-    one = x.dtype.type(1)
+    one, far = x.dtype.type(1), x.dtype.type(FAR)
     for i in range(x.size):
-        y[i] = x[i] * gate[i] / (one + exp(-gate[i]))
+        v = -far if gate[i] < -far else gate[i]
+        y[i] = x[i] * v / (one + exp(-v))
 
 
 @cpu_kernel
 def _sigmoid_backward(x, gate, g, dx, dgate):
-    one = x.dtype.type(1)
+    zero, one = x.dtype.type(0), x.dtype.type(1)
     for i in range(x.size):
-        s = one / (one + exp(-gate[i]))
-        dx[i] = g[i] * s
-        dgate[i] = g[i] * x[i] * s * (one - s)
+        e = exp(-abs(gate[i]))
+        upper = one / (one + e)
+        lower = e * upper  # 1 - upper, to all its digits
+        dx[i] = g[i] * (upper if gate[i] > zero else lower)
+        dgate[i] = g[i] * x[i] * upper * lower
 
 
 @cpu_kernel
 def _swish_backward(x, gate, g, dx, dgate):
-    one = x.dtype.type(1)
+    zero, one, far = x.dtype.type(0), x.dtype.type(1), x.dtype.type(FAR)
     for i in range(x.size):
-        s = one / (one + exp(-gate[i]))
-        dx[i] = g[i] * gate[i] * s
-        dgate[i] = g[i] * x[i] * s * (one + gate[i] * (one - s))
+        v = -far if gate[i] < -far else gate[i]
+        z = far if v > far else v
+        e = exp(-abs(z))
+        upper = one / (one + e)
+        lower = e * upper
+        s = upper if z > zero else lower
+        dx[i] = g[i] * v * s
+        dgate[i] = g[i] * x[i] * (s + z * upper * lower)
 
 
 def _flat(x, shape):

@@ -60,7 +60,7 @@ def _reverse_is_the_mirror_image(case, draw):
 
 
 @op("x[B T D], filter[L D], skip?[D], reverse?[R D], history?[B S D] -> y[B T D], history[B P D]", view=True,
-    laws=[*causal("x", blind=("fft",), reverse=None), independent("B D"), linear_in("x"), linear_in("filter"),
+    laws=[causal("x", except_for=("fft",), reverse=None), independent("B D"), linear_in("x"), linear_in("filter"),
           streams("T", reverse=None), identity("one tap delays", _a_filter_of_one_tap_delays),
           identity("a longer filter is cut", _what_lies_beyond_the_sequence_is_not_used),
           identity("reverse mirrors filter", _reverse_is_the_mirror_image)])
@@ -131,8 +131,9 @@ def relaxed(x, filter, skip, reverse, history):
     return _both_ways(causal, x, filter, skip, reverse, history)
 
 
-long_conv.kernel("cpu")
-long_conv.kernel("cuda")
+for _device in ("cpu", "cuda"):
+    long_conv.kernel(_device, name="direct", prefix="direct_")
+    long_conv.kernel(_device, name="fft", prefix="fft_")
 
 
 @long_conv.inputs

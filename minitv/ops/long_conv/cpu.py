@@ -24,7 +24,7 @@ from autograd.cpu.fft import Complex
 from autograd.cpu.vectors import BYTES, copy_rows, scratch, vectorized
 from autograd.ops.causal_conv1d.cpu import convolve, correlate, widened
 
-from . import switch
+from . import common
 
 DIRECT = 64  # taps a position, on average, up to which the direct sum is faster
 
@@ -185,4 +185,6 @@ def _fft_backward(x, taps, first, points, g):
     return gx[..., : x.shape[2]], gtaps[:, : x.shape[2]] * x.dtype.type(1 / points)
 
 
-forward, backward = switch.kernel(DIRECT, (convolve, correlate), (_fft, _fft_backward))
+direct_forward, direct_backward = common.direct(convolve, correlate)
+direct_defers = common.defers(DIRECT)
+fft_forward, fft_backward = common.transformed(_fft, _fft_backward)

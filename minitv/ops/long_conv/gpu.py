@@ -9,11 +9,11 @@ from autograd.cuda.source import contiguous, float32_only
 from autograd.device import namespace
 from autograd.ops.causal_conv1d.gpu import convolve, correlate
 
-from . import switch
+from . import common
 
 DIRECT = 64  # taps a position, on average, up to which the sum is direct: where the CPU changes over
 
-supports = float32_only
+direct_supports = fft_supports = float32_only
 
 
 def _spectrum(x, points):
@@ -50,4 +50,6 @@ def _fft_backward(x, taps, first, points, g):
     return contiguous(_inverse(spectrum, points)[:, : x.shape[1]]), gtaps
 
 
-forward, backward = switch.kernel(DIRECT, (convolve, correlate), (_fft, _fft_backward))
+direct_forward, direct_backward = common.direct(convolve, correlate)
+direct_defers = common.defers(DIRECT)
+fft_forward, fft_backward = common.transformed(_fft, _fft_backward)

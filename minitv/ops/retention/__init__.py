@@ -61,7 +61,7 @@ def _a_constant_value(case, draw):
 
 @op("q[B H T K], k[B H T K], v[B H T V], decay[H], state?[B H K V], z?[B H K], count?[B H]"
     " -> y[B H T V], state[B H K V], z[B H K], count[B H]",
-    laws=[*causal("q k v"), independent("B H V"), linear_in("v"), streams(),
+    laws=[causal("q k v"), independent("B H V"), linear_in("v"), streams(),
           identity("decay 1 is causal linear attention", _without_decay),
           identity("decay 0 sees the present only", _without_memory),
           identity("normalisation scales rows down", _rows_are_scaled),

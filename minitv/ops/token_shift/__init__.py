@@ -29,7 +29,7 @@ def _restart(case, draw):
 
 
 @op("x[B T C], mix[C], last?[B C], reset?:bool[B T] -> y[B T C], last[B C]",
-    laws=[*causal("x"), independent("B C"), linear_in("x"), streams(), identity("mix = 1 is the identity", _unmixed),
+    laws=[causal("x"), independent("B C"), linear_in("x"), streams(), identity("mix = 1 is the identity", _unmixed),
           identity("a reset forgets the position before", _restart)])
 def token_shift(x, mix, last=None, reset=None):
     """y_t = mix x_t + (1 - mix) x_{t-1}, and the last x.

@@ -62,8 +62,8 @@ def _restart(case, draw):
 
 
 @op("k[B T C], v[B T C], w[C], u[C], a?[B C], b?[B C], p?[B C], reset?:bool[B T] -> y[B T C], a[B C], b[B C], p[B C]",
-    laws=[*causal("k v"), independent("B C"), linear_in("v"), streams(),
-          shift_invariant("k p", "all keys", outputs="y a b"),
+    laws=[causal("k v"), independent("B C"), linear_in("v"), streams(),
+          shift_invariant("k p", "all keys", moves="p"),
           identity("weights sum to one", _mean),
           identity("with w = u = 0 it is the running mean of AFT-simple", _running_mean),
           identity("a reset forgets what came before", _restart)])
