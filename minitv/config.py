@@ -222,12 +222,15 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
-    """The inverse of ``to_json``: every field must be there, nothing else may, and each value is checked."""
+    """The inverse of ``to_json``: every field must be there, nothing else may, and each value is checked.
+
+    What a class names in ``retired`` is left out: options that older checkpoints have and that no result depended on.
+    """
     if not isinstance(data, Mapping):
         raise UserError(f"{cls.__name__}: expected an object with fields, got {data!r}")
     declared = settings(cls)
     for name in data:
-        if name not in declared:
+        if name not in declared and name not in getattr(cls, "retired", ()):
             raise UserError(f"{cls.__name__}: unknown field {name!r}{did_you_mean(name, declared)}")
     missing = [name for name in declared if name not in data]
     if missing:

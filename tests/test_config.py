@@ -9,6 +9,7 @@ import pytest
 
 from minitv.config import Options, Parser, check, from_json, option, read_toml, settings, table, to_json
 from minitv.errors import UserError
+from minitv.mixers.hyena import HyenaOptions
 from minitv.options import PRESETS, RESUMABLE, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
 
 RUNS = Path("runs")
@@ -187,6 +188,11 @@ def test_json_round_trip():
     config = Demo(layers=3, threads=4, folder=Path("a") / "b")
     assert from_json(Demo, json.loads(json.dumps(to_json(config)))) == config
     assert from_json(Demo, to_json(Demo())) == Demo()
+
+
+def test_an_option_that_is_retired_is_left_out_of_what_an_older_run_saved():
+    data = {**to_json(HyenaOptions()), "online_block": 16}
+    assert from_json(HyenaOptions, data) == HyenaOptions()
 
 
 @pytest.mark.parametrize(

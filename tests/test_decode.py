@@ -17,6 +17,7 @@ from minitv.decode import FEW, HALVES, Decoder, FusedDecoder, cpu, cpu_aft, cpu_
 from minitv.models.lm import LanguageModel
 from minitv.nn import ACTIVATIONS, NORMS
 from minitv.ops import wkv
+from minitv.ops.long_conv import online
 from minitv.ops.wkv import EMPTY
 from minitv.options import ModelOptions
 
@@ -82,9 +83,10 @@ def test_every_step_gives_the_logits_of_the_model(variant, data):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("first", [1, 100, 256])
-def test_blocks_of_hyena_of_all_sizes(first, dtype):
+def test_blocks_of_hyena_of_all_sizes(first, dtype, monkeypatch):
     """300 positions are blocks of 8, 16, ... 256, which end while reading at once, while writing, or never."""
-    own = {"order": 3, "online_block": 8}
+    monkeypatch.setattr(online, "BLOCK", 8)
+    own = {"order": 3}
     model, exact = (build("hyena", d, own=own, context=300) for d in (dtype, np.float64))
     exact.load(model.state())
     reader = decoder(model)

@@ -152,11 +152,13 @@ def mixer(context=24, **options):
 OPTIONS = {"order 2": {}, "order 3": {"order": 3}, "order 5": {"order": 5, "window_order": "filters"},
            "no window": {"window": False}, "a shifted window": {"window_shift": 0.1},
            "fixed features": {"features_lr": 0.0}, "one tap": {"short_filter": 1},
-           "one band": {"filter_bands": 1, "filter_depth": 2}, "blocks of 4": {"online_block": 4}}
+           "one band": {"filter_bands": 1, "filter_depth": 2}}
 
 
+@pytest.mark.parametrize("block", [online.BLOCK, 4])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_shorter_sequence_has_the_outputs_of_the_beginning_of_a_longer_one(options):
+def test_a_shorter_sequence_has_the_outputs_of_the_beginning_of_a_longer_one(options, block, monkeypatch):
+    monkeypatch.setattr(online, "BLOCK", block)
     made = mixer(**options)
     x = Tensor(np.random.default_rng(1).standard_normal((2, 24, 5)))
     whole = made(x).numpy()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,8 @@ class HyenaOptions:
         "channels", "for order > 2: decays go from slow to fast over the channels of each filter, as in the authors' "
         "training code, or over the filters one after the other, as in their standalone code", choices=("channels", "filters")
     )
+
+    retired: ClassVar[tuple[str, ...]] = ("online_block",)  # it changed speed only
 
     __post_init__ = check
 
@@ -189,7 +191,8 @@ class Mixer(Stateful):
         *gates, v = split(z, sizes=self.order + 1)
         pasts = []
         for o, skip in enumerate(split(self.skip, sizes=self.order - 1)):
-            v, past = online.read(v * gates[-1 - o], state.pasts[o], state.filters[o], skip, convolve=long_conv)
+            v, past = online.read(v * gates[-1 - o], state.pasts[o], state.filters[o], skip, convolve=long_conv,
+                                  block=online.BLOCK)
             pasts.append(past)
         return self.out(v * gates[0]), State(state.filters, _last(recent, min(keep, recent.shape[1])), tuple(pasts))
 

@@ -50,7 +50,7 @@ def begin(batch: int, filter: Tensor) -> Past:
 
 
 def read(x: Tensor, past: Past, filter: Tensor, skip: Tensor | None = None, *, convolve: Callable,
-         block: int = BLOCK) -> tuple[Tensor, Past]:
+         block: int) -> tuple[Tensor, Past]:
     """The outputs for the next inputs x[B T D], and the past with them: ``convolve``, long_conv or one of its forms, over all
     inputs, cut anywhere.
     """
