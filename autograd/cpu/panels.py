@@ -232,6 +232,18 @@ def dot_rows(out, a, b, pitch, rows, width):
             out[r] += dot(a[at : at + LANES], b[at : at + LANES])
 
 
+@cpu_kernel
+def dot_columns(out, a, b, width):
+    """out[e] = sum over c < width of a[c, e] * b[c, e], for e < 32, in the order of `product`: where the numbers are the same,
+    both sums have the same bits.
+    """
+    out[:] = 0
+    for c in range(width):
+        left, right = a[c * LANES : (c + 1) * LANES], b[c * LANES : (c + 1) * LANES]
+        for e in range(LANES):
+            out[e] += left[e] * right[e]
+
+
 def by_position(B, H, T, d, dtype, make=np.empty):
     """A new [B H T d] array with the heads of a position side by side, so that merging them is a reshape."""
     return make((B, T, H, d), dtype).transpose(0, 2, 1, 3)

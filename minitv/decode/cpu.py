@@ -5,10 +5,10 @@ Mixers have a file of their own, cpu_<variant>.py. Weights are the model's; a la
 
 from autograd.cpu.compile import cpu_kernel
 from autograd.cpu.math import exp
-from autograd.ops.gelu.cpu import _gelu, _gelu_tanh
-from autograd.ops.layer_norm.cpu import _forward as _layer_norm
-from autograd.ops.relu_squared.cpu import _forward as _relu_squared
-from autograd.ops.rms_norm.cpu import _forward as _rms_norm
+from autograd.ops.gelu.cpu import gelu_row, gelu_tanh_row
+from autograd.ops.layer_norm.cpu import layer_norm_rows
+from autograd.ops.relu_squared.cpu import relu_squared_row
+from autograd.ops.rms_norm.cpu import rms_norm_rows
 
 from ..ops.gated.cpu import FAR
 
@@ -38,9 +38,9 @@ def norm(x, affine, eps, centered, y, spare):
     width = x.size
     row, out, shifts, scales = x.reshape(1, width), y.reshape(1, width), spare[:1], spare[1:2]
     if centered:
-        _layer_norm(row, affine[0], affine[1], eps, out, shifts, scales)
+        layer_norm_rows(row, affine[0], affine[1], eps, out, shifts, scales)
     else:
-        _rms_norm(row, affine[0], eps, out, scales)
+        rms_norm_rows(row, affine[0], eps, out, scales)
 
 
 @cpu_kernel
@@ -48,11 +48,11 @@ def activate(x, activation, y, spare):
     """y = f(x), the feed-forward network's function."""
     one, far = x.dtype.type(1), x.dtype.type(FAR)
     if activation == GELU:
-        _gelu(x, y, spare)
+        gelu_row(x, y, spare)
     elif activation == GELU_TANH:
-        _gelu_tanh(x, y, spare)
+        gelu_tanh_row(x, y, spare)
     elif activation == RELU_SQUARED:
-        _relu_squared(x, y)
+        relu_squared_row(x, y)
     else:
         for i in range(x.size):
             v = -far if x[i] < -far else x[i]

@@ -6,7 +6,7 @@ import math
 
 from autograd.cpu.compile import cpu_kernel
 
-from ..ops.gated.cpu import _swish
+from ..ops.gated.cpu import swish_row
 from ..ops.retention.cpu import NONE, PAPER
 from .cpu import linear, norm, take
 
@@ -73,5 +73,5 @@ def step(x, position, affine, eps, centered, qk_weight, qk_bias, v_weight, v_bia
     _retain(q, k, v, decay, S, z, n, normalization, y)
     for b in range(0, values, size):
         norm(y[b : b + size], head_affine, head_eps, head_centered, v[b : b + size], memory[at:])
-    _swish(v, gate, y)  # as with norm, two arrays: over its own argument it would run number by number
+    swish_row(v, gate, y)  # as with norm, two arrays: over its own argument it would run number by number
     linear(out, out_bias, y, x, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autograd.cpu.compile import cpu_kernel
 
-from ..ops.gated.cpu import _sigmoid
+from ..ops.gated.cpu import sigmoid_row
 from ..ops.wkv.cpu import _advance, _excess, _shares
 from .cpu import activate, linear, norm, take
 
@@ -42,7 +42,7 @@ def time_mix(x, affine, eps, centered, mixes, key, value, receptance, out, none,
     _shift(h, state[0], mixes[2], receptance, none, mixed, r)
     state[0] = h
     _wkv(k, v, w, u, state[1], state[2], state[3], mixed)
-    _sigmoid(mixed, r, k)
+    sigmoid_row(mixed, r, k)
     linear(out, none, k, x, True)
 
 
@@ -59,6 +59,6 @@ def channel_mix(x, affine, eps, centered, mixes, key, value, receptance, none, a
     state[:] = h
     activate(wide, activation, activated, memory[at:])
     linear(value, none, activated, mixed, False)
-    _sigmoid(mixed, r, h)
+    sigmoid_row(mixed, r, h)
     for c in range(x.size):
         x[c] += h[c]

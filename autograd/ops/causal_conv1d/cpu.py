@@ -31,14 +31,6 @@ def _add_products(out, o, a, i, b, j, step, row, count):
 
 
 @cpu_kernel
-def _load(panel, lanes, x, start, step, rows):
-    """The rows of a vector of channels, between zeros."""
-    panel[: PAD * lanes] = 0
-    copy_rows(panel, PAD * lanes, lanes, x, start, step, rows)
-    panel[(PAD + rows) * lanes :] = 0
-
-
-@cpu_kernel
 def _convolve(x, taps, first, bias, shape, y):
     batch, length, width = shape
     count, lanes = taps.size // width, BYTES // x.itemsize
@@ -48,7 +40,7 @@ def _convolve(x, taps, first, bias, shape, y):
         c = min(left, width - lanes)  # the last vector repeats channels of the one before
         copy_rows(row_taps, 0, lanes, taps, c, width, count)
         for b in range(batch):
-            _load(panel, lanes, x, b * length * width + c, width, length)
+            copy_rows(panel, PAD * lanes, lanes, x, b * length * width + c, width, length)
             for t in range(0, length, ROWS):
                 copy_rows(sums, 0, lanes, bias, c, 0, ROWS)
                 low, high = max(0, t - length + 1 - first), min(count, t + ROWS - first)  # beyond, x is 0
@@ -66,8 +58,8 @@ def _correlate(x, g, first, shape, gtaps):
         c = min(left, width - lanes)
         sums[:] = 0
         for b in range(batch):
-            _load(panel, lanes, x, b * length * width + c, width, length)
-            _load(panel_g, lanes, g, b * length * width + c, width, length)
+            for to, source in ((panel, x), (panel_g, g)):
+                copy_rows(to, PAD * lanes, lanes, source, b * length * width + c, width, length)
             for u in range(0, count, ROWS):
                 lag = u + first
                 low, high = max(0, lag), min(length, length + lag + PAD)  # beyond, x is 0

@@ -11,7 +11,7 @@ FAR = 40.0  # beyond, the slope is 0 or 1 in float64 too; infinities must not me
 
 
 @cpu_kernel
-def _gelu(x, y, slope):
+def gelu_row(x, y, slope):
     half, one, root = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(math.sqrt(0.5))
     density, far = x.dtype.type(1 / math.sqrt(2 * math.pi)), x.dtype.type(FAR)
     for i in range(x.size):
@@ -24,7 +24,7 @@ def _gelu(x, y, slope):
 
 
 @cpu_kernel
-def _gelu_tanh(x, y, slope):
+def gelu_tanh_row(x, y, slope):
     zero, one, far = x.dtype.type(0), x.dtype.type(1), x.dtype.type(FAR)
     c, cubic, three = x.dtype.type(2 * math.sqrt(2 / math.pi)), x.dtype.type(0.044715), x.dtype.type(3)
     for i in range(x.size):
@@ -47,11 +47,11 @@ def _apply(kernel, x):
 
 
 def forward(x):
-    return _apply(_gelu, x)
+    return _apply(gelu_row, x)
 
 
 def tanh_forward(x):
-    return _apply(_gelu_tanh, x)
+    return _apply(gelu_tanh_row, x)
 
 
 def backward(saved, g):

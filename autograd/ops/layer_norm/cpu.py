@@ -25,7 +25,7 @@ def _deviation(x, first, shift):
 
 
 @cpu_kernel
-def _forward(x, weight, bias, eps, y, shifts, scales):
+def layer_norm_rows(x, weight, bias, eps, y, shifts, scales):
     rows, width = x.shape
     share = x.dtype.type(1 / width)
     zero, one, epsilon = x.dtype.type(0), x.dtype.type(1), x.dtype.type(eps)
@@ -78,7 +78,7 @@ def forward(x, weight, bias, eps):
     y = np.empty_like(rows)
     shifts, scales = np.empty((2, len(rows)), x.dtype)
     if rows.size:
-        _forward(rows, gain, offset, eps, y, shifts, scales)
+        layer_norm_rows(rows, gain, offset, eps, y, shifts, scales)
     return y.reshape(x.shape), (rows, x.shape, gain, shifts, scales, weight is not None, bias is not None)
 
 

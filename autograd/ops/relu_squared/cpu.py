@@ -6,7 +6,7 @@ from ...cpu.compile import cpu_kernel
 
 
 @cpu_kernel
-def _forward(x, y):
+def relu_squared_row(x, y):
     zero = x.dtype.type(0)
     for i in range(x.size):
         v = zero if x[i] < zero else x[i]  # NaN stays
@@ -14,20 +14,20 @@ def _forward(x, y):
 
 
 @cpu_kernel
-def _backward(x, g, dx):
+def _backward(x, g, gx):
     zero = x.dtype.type(0)
     for i in range(x.size):
-        dx[i] = zero if x[i] < zero else (g[i] + g[i]) * x[i]
+        gx[i] = zero if x[i] < zero else (g[i] + g[i]) * x[i]
 
 
 def forward(x):
     flat = np.ascontiguousarray(x).reshape(-1)
     y = np.empty_like(flat)
-    _forward(flat, y)
+    relu_squared_row(flat, y)
     return y.reshape(x.shape), flat
 
 
 def backward(saved, g):
-    dx = np.empty_like(saved)
-    _backward(saved, np.ascontiguousarray(g).reshape(-1), dx)
-    return (dx.reshape(g.shape),)
+    gx = np.empty_like(saved)
+    _backward(saved, np.ascontiguousarray(g).reshape(-1), gx)
+    return (gx.reshape(g.shape),)

@@ -8,7 +8,7 @@ from ...cpu.compile import cpu_kernel
 
 
 @cpu_kernel
-def _forward(x, weight, eps, y, scales):
+def rms_norm_rows(x, weight, eps, y, scales):
     rows, width = x.shape
     share = x.dtype.type(1 / width)
     zero, one, epsilon = x.dtype.type(0), x.dtype.type(1), x.dtype.type(eps)
@@ -46,7 +46,7 @@ def forward(x, weight, eps):
     gain = np.ones(width, x.dtype) if weight is None else np.ascontiguousarray(weight)
     y, scales = np.empty_like(rows), np.empty(len(rows), x.dtype)
     if rows.size:
-        _forward(rows, gain, eps, y, scales)
+        rms_norm_rows(rows, gain, eps, y, scales)
     return y.reshape(x.shape), (rows, x.shape, gain, scales, weight is not None)
 
 

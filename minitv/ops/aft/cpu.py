@@ -8,7 +8,7 @@ The columns [e v, e] of all keys are one array, [S B 2 C], and a *window* is the
 positions, [T B 2 C]: a matrix in tiles (full, local), or a convolution (conv, conv2d). Backward sends the gradients of the
 sums through its transpose, and through the exponentials, of which the largest ones are constants that cancel:
 
-    [r_t z_t] = dL/d[N_t Z_t]     [h_s x_s] = Σ_t E_ts [r_t z_t]     dv = e h     dk = e (v h + x)     dw = E ([r z] · [e v, e])
+    [r_t z_t] = dL/d[N_t Z_t]     [h_s x_s] = Σ_t E_ts [r_t z_t]     gv = e h     gk = e (v h + x)     gw = E ([r z] · [e v, e])
 
 Nothing underflows as long as keys and biases span less than e^60 in float32; if they span more, the call is computed in
 float64, up to e^600. Beyond that the kernel declines. The scan of aft_simple subtracts a running maximum, and takes any keys.

@@ -29,7 +29,7 @@ from autograd.cpu.panels import (
     add_adjoint_product,
     add_product,
     by_position,
-    dot_rows,
+    dot_columns,
     finite,
     flat,
     load,
@@ -164,7 +164,7 @@ def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats,
     keys_k, sums_k = scratch(pitch * wide_k, like), scratch(pitch * wide_k, like)
     keys_v, sums_v = scratch(pitch * wide_v, like), scratch(pitch * wide_v, like)
     rows_q, across_q, sums_q = scratch(LANES * wide_k, like), scratch(LANES * wide_k, like), scratch(LANES * wide_k, like)
-    rows_g, across_g, rows_y = scratch(LANES * wide_v, like), scratch(LANES * wide_v, like), scratch(LANES * wide_v, like)
+    rows_g, across_g, across_y = scratch(LANES * wide_v, like), scratch(LANES * wide_v, like), scratch(LANES * wide_v, like)
     weights, grads, keep = scratch(TILE * LANES, like), scratch(TILE * LANES, like), scratch(TILE * LANES, like)
     lanes = scratch(3 * LANES, like)
     shift, inverse, dots = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES :]
@@ -178,13 +178,14 @@ def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats,
             n = min(LANES, T - query)
             last = query + S - T if causal else S
             load(rows_q, LANES, q, b, h, query, n, K, scale)
+            load(rows_g, LANES, y, b, h, query, n, V, one)
+            transpose(across_y, rows_g, weights)
             load(rows_g, LANES, g, b, h, query, n, V, one)
-            load(rows_y, LANES, y, b, h, query, n, V, one)
             sound = keys_sound and finite(rows_q) and finite(rows_g)
             transpose(across_q, rows_q, weights)
             transpose(across_g, rows_g, weights)
             lanes[:], sums_q[:] = 0, 0  # a lane without a query has inverse 0, so that its weights are 0
-            dot_rows(dots, rows_g, rows_y, LANES, n, V)
+            dot_columns(dots, across_g, across_y, V)
             for e in range(n):
                 shift[e], inverse[e] = stats[head, 0, query + e], stats[head, 1, query + e]
             for first in range(0, min(S, last + n), TILE):

@@ -9,14 +9,14 @@ FAR = 1e4  # beyond, a sigmoid is 0 or 1 and its slope 0; infinities must not me
 
 
 @cpu_kernel
-def _sigmoid(x, gate, y):
+def sigmoid_row(x, gate, y):
     one = x.dtype.type(1)
     for i in range(x.size):
         y[i] = x[i] / (one + exp(-gate[i]))
 
 
 @cpu_kernel
-def _swish(x, gate, y):
+def swish_row(x, gate, y):
     one, far = x.dtype.type(1), x.dtype.type(FAR)
     for i in range(x.size):
         v = -far if gate[i] < -far else gate[i]
@@ -24,18 +24,18 @@ def _swish(x, gate, y):
 
 
 @cpu_kernel
-def _sigmoid_backward(x, gate, g, dx, dgate):
+def _sigmoid_backward(x, gate, g, gx, ggate):
     zero, one = x.dtype.type(0), x.dtype.type(1)
     for i in range(x.size):
         e = exp(-abs(gate[i]))
         upper = one / (one + e)
         lower = e * upper  # 1 - upper, to all its digits
-        dx[i] = g[i] * (upper if gate[i] > zero else lower)
-        dgate[i] = g[i] * x[i] * upper * lower
+        gx[i] = g[i] * (upper if gate[i] > zero else lower)
+        ggate[i] = g[i] * x[i] * upper * lower
 
 
 @cpu_kernel
-def _swish_backward(x, gate, g, dx, dgate):
+def _swish_backward(x, gate, g, gx, ggate):
     zero, one, far = x.dtype.type(0), x.dtype.type(1), x.dtype.type(FAR)
     for i in range(x.size):
         v = -far if gate[i] < -far else gate[i]
@@ -44,8 +44,8 @@ def _swish_backward(x, gate, g, dx, dgate):
         upper = one / (one + e)
         lower = e * upper
         s = upper if z > zero else lower
-        dx[i] = g[i] * v * s
-        dgate[i] = g[i] * x[i] * (s + z * upper * lower)
+        gx[i] = g[i] * v * s
+        ggate[i] = g[i] * x[i] * (s + z * upper * lower)
 
 
 def _flat(x, shape):
@@ -56,12 +56,12 @@ def forward(x, gate, function):
     shape = np.broadcast_shapes(x.shape, gate.shape)
     x, gate = _flat(x, shape), _flat(gate, shape)
     y = np.empty_like(x)
-    (_swish if function == "swish" else _sigmoid)(x, gate, y)
+    (swish_row if function == "swish" else sigmoid_row)(x, gate, y)
     return y.reshape(shape), (x, gate, function)
 
 
 def backward(saved, g):
     x, gate, function = saved
-    dx, dgate = np.empty_like(x), np.empty_like(x)
-    (_swish_backward if function == "swish" else _sigmoid_backward)(x, gate, _flat(g, g.shape), dx, dgate)
-    return dx.reshape(g.shape), dgate.reshape(g.shape)
+    gx, ggate = np.empty_like(x), np.empty_like(x)
+    (_swish_backward if function == "swish" else _sigmoid_backward)(x, gate, _flat(g, g.shape), gx, ggate)
+    return gx.reshape(g.shape), ggate.reshape(g.shape)

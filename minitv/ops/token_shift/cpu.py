@@ -21,17 +21,17 @@ def _forward(x, mix, last, reset, y):
 
 
 @cpu_kernel
-def _backward(x, mix, first, reset, g, glast, dx, dmix):
+def _backward(x, mix, first, reset, g, glast, gx, gmix):
     """``glast`` holds the gradient of the last position, and that of ``first`` afterwards."""
     batch, length, width = x.shape
     one, nothing = x.dtype.type(1), np.zeros(width, x.dtype)
     for b in range(batch):
         passed = glast[b]
         for t in range(length - 1, -1, -1):
-            row, grad, out = x[b, t], g[b, t], dx[b, t]
+            row, grad, out = x[b, t], g[b, t], gx[b, t]
             before = nothing if reset[b, t] else x[b, t - 1] if t else first[b]
             for c in range(width):
-                dmix[c] += grad[c] * (row[c] - before[c])
+                gmix[c] += grad[c] * (row[c] - before[c])
                 out[c] = mix[c] * grad[c] + passed[c]
                 passed[c] = (one - mix[c]) * grad[c]
             if reset[b, t]:
@@ -50,6 +50,6 @@ def forward(x, mix, last, reset):
 
 def backward(saved, g_y, g_last):
     x, mix, first, reset, carried = saved
-    dx, dmix, dfirst = np.empty_like(x), np.zeros_like(mix), or_zeros(g_last, first).copy()
-    _backward(x, mix, first, reset, np.ascontiguousarray(or_zeros(g_y, x)), dfirst, dx, dmix)
-    return dx, dmix, dfirst if carried else None
+    gx, gmix, gfirst = np.empty_like(x), np.zeros_like(mix), or_zeros(g_last, first).copy()
+    _backward(x, mix, first, reset, np.ascontiguousarray(or_zeros(g_y, x)), gfirst, gx, gmix)
+    return gx, gmix, gfirst if carried else None

@@ -8,9 +8,9 @@ A state that meets a token (k, v) leaves a record of how:
 
 Backward then needs no exponential. As p is a unit only, the gradients (α, β) of (a, b) go back through
 
-    dv = present dy + joins α                    dw = Σ stays (α a + β b)
-    dk = present dy (v - y) + joins (α v + β)    du = Σ present dy (v - y)
-    α ← stays α + past dy                        β ← stays β - past dy y
+    gv = present g + joins α                     gw = Σ stays (α a + β b)
+    gk = present g (v - y) + joins (α v + β)     gu = Σ present g (v - y)
+    α ← stays α + past g                         β ← stays β - past g y
 
 All factors are at most 1, so that nothing overflows. v - y is past (b v - a), which loses no digits where y is almost v; in
 both directions it is the sum of that of both. The gradient of the last p, less what a and b owe to their unit, belongs
@@ -34,23 +34,21 @@ import numpy as np
 from autograd.arrays import or_zeros
 from autograd.cpu.compile import cpu_kernel, inline
 from autograd.cpu.math import exp
+from autograd.cpu.vectors import scratch
 
 from . import EMPTY
 
 LANES = 256
 
 # Rows of the scratch memory: a state, its gradient, and sums.
-W, U, A, B, TOP, LAG, ALPHA, BETA, DW, DU = range(10)
+W, U, A, B, TOP, LAG, ALPHA, BETA, GW, GU = range(10)
 ROWS = 10
 RECORD = 6  # rows: a, b, stays, joins, past, present
 
 
 @inline
-def _scratch(rows, dtype):
-    """Rows, of which the first begins where a vector does."""
-    s = np.zeros(rows * LANES + 64, dtype)
-    begin = -s.ctypes.data % 64 // s.itemsize
-    return s[begin : begin + rows * LANES].reshape(rows, LANES)
+def _rows(count, like):
+    return scratch(count * LANES, like).reshape(count, LANES)
 
 
 @inline(exact=True)
@@ -96,7 +94,7 @@ def _block(block, width):
 def _begin(s, w, u, first, n):
     """Decays and bonuses of a block, and sums of 0."""
     for c in range(n):
-        s[W, c], s[U, c], s[DW, c], s[DU, c] = w[first + c], u[first + c], 0, 0
+        s[W, c], s[U, c], s[GW, c], s[GU, c] = w[first + c], u[first + c], 0, 0
 
 
 @inline
@@ -108,7 +106,7 @@ def _forget(s, n):
 @cpu_kernel
 def _forward(k, v, w, u, reset, size, y, final, states, lags):
     batch, length, width = k.shape
-    s = _scratch(ROWS, k.dtype)
+    s = _rows(ROWS, k)
     for block in range((width + LANES - 1) // LANES):
         first, n = _block(block, width)
         _begin(s, w, u, first, n)
@@ -147,36 +145,36 @@ def _record(s, records, h, k, v, i, t, first, n, alone):
 
 
 @inline
-def _retreat(s, records, h, v, y, dy, dk, dv, i, t, first, n, own):
-    """From the gradients of y and of the state after a token to dk, dv, DW, DU and those of the state before it.
+def _retreat(s, records, h, v, y, g, gk, gv, i, t, first, n, own):
+    """From the gradients of y and of the state after a token to gk, gv, GW, GU and those of the state before it.
 
-    The first direction, or the only one, is ``own``: it has what y owes to the token itself; the other adds to dk and dv.
+    The first direction, or the only one, is ``own``: it has what y owes to the token itself; the other adds to gk and gv.
     """
     for c in range(n):
-        value, out, grad, alpha, beta = v[i, t, first + c], y[i, t, first + c], dy[i, t, first + c], s[ALPHA, c], s[BETA, c]
+        value, out, grad, alpha, beta = v[i, t, first + c], y[i, t, first + c], g[i, t, first + c], s[ALPHA, c], s[BETA, c]
         a, b, stays, joins = records[h, c], records[h + 1, c], records[h + 2, c], records[h + 3, c]
         pulled, now = records[h + 4, c] * grad, records[h + 5, c] * grad
         bonus = records[h + 5, c] * pulled * (b * value - a)
-        dv[i, t, first + c] = now + joins * alpha if own else dv[i, t, first + c] + joins * alpha
+        gv[i, t, first + c] = now + joins * alpha if own else gv[i, t, first + c] + joins * alpha
         change = bonus + joins * (alpha * value + beta)
-        dk[i, t, first + c] = change if own else dk[i, t, first + c] + change
-        s[DW, c] += stays * (alpha * a + beta * b)
-        s[DU, c] += bonus
+        gk[i, t, first + c] = change if own else gk[i, t, first + c] + change
+        s[GW, c] += stays * (alpha * a + beta * b)
+        s[GU, c] += bonus
         s[ALPHA, c] = stays * alpha + pulled
         s[BETA, c] = stays * beta - pulled * out
 
 
 @cpu_kernel
-def _backward(k, v, w, u, reset, size, y, final, states, lags, dy, dfinal, dk, dv, dw, du):
-    """``dfinal`` holds the gradients of the last state, and those of the first one afterwards."""
+def _backward(k, v, w, u, reset, size, y, final, states, lags, g, gfinal, gk, gv, gw, gu):
+    """``gfinal`` holds the gradients of the last state, and those of the first one afterwards."""
     batch, length, width = k.shape
-    s, records = _scratch(ROWS, k.dtype), _scratch(RECORD * size, k.dtype)
+    s, records = _rows(ROWS, k), _rows(RECORD * size, k)
     for block in range((width + LANES - 1) // LANES):
         first, n = _block(block, width)
         _begin(s, w, u, first, n)
         for i in range(batch):
             for c in range(n):
-                s[ALPHA, c], s[BETA, c] = dfinal[0, i, first + c], dfinal[1, i, first + c]
+                s[ALPHA, c], s[BETA, c] = gfinal[0, i, first + c], gfinal[1, i, first + c]
             for chunk in range(states.shape[2] - 1, -1, -1):
                 start, count = chunk * size, min(size, length - chunk * size)
                 for r in range(4):
@@ -187,24 +185,24 @@ def _backward(k, v, w, u, reset, size, y, final, states, lags, dy, dfinal, dk, d
                         _forget(s, n)
                     _record(s, records, RECORD * j, k, v, i, start + j, first, n, True)
                 for j in range(count - 1, -1, -1):
-                    _retreat(s, records, RECORD * j, v, y, dy, dk, dv, i, start + j, first, n, True)
+                    _retreat(s, records, RECORD * j, v, y, g, gk, gv, i, start + j, first, n, True)
                     if reset[i, start + j]:
                         for c in range(n):
                             s[ALPHA, c], s[BETA, c] = 0, 0
             # The gradient of the last p goes to the key that it is, or to the first p, which is also a unit.
             for c in range(n):
                 at, lag = first + c, lags[i, first + c]
-                given = dfinal[2, i, at] - dfinal[0, i, at] * final[0, i, at] - dfinal[1, i, at] * final[1, i, at]
-                s[DW, c] += given * lag
-                dfinal[2, i, at] = s[ALPHA, c] * states[i, 0, 0, at] + s[BETA, c] * states[i, 1, 0, at]
-                dfinal[0, i, at], dfinal[1, i, at] = s[ALPHA, c], s[BETA, c]
+                given = gfinal[2, i, at] - gfinal[0, i, at] * final[0, i, at] - gfinal[1, i, at] * final[1, i, at]
+                s[GW, c] += given * lag
+                gfinal[2, i, at] = s[ALPHA, c] * states[i, 0, 0, at] + s[BETA, c] * states[i, 1, 0, at]
+                gfinal[0, i, at], gfinal[1, i, at] = s[ALPHA, c], s[BETA, c]
                 t = length - 1 - int(lag)
                 if t < 0:
-                    dfinal[2, i, at] += given
+                    gfinal[2, i, at] += given
                 else:
-                    dk[i, t, at] += given
+                    gk[i, t, at] += given
         for c in range(n):
-            dw[first + c], du[first + c] = s[DW, c], s[DU, c]
+            gw[first + c], gu[first + c] = s[GW, c], s[GU, c]
 
 
 # -- both directions ---------------------------------------------------------------------------------------------------
@@ -234,7 +232,7 @@ def _scan_both(s, records, k, v, i, first, n):
 @cpu_kernel
 def _bidirectional_forward(k, v, w, u, y):
     batch, length, width = k.shape
-    s, records = _scratch(ROWS, k.dtype), _scratch(2 * RECORD * length, k.dtype)
+    s, records = _rows(ROWS, k), _rows(2 * RECORD * length, k)
     for block in range((width + LANES - 1) // LANES):
         first, n = _block(block, width)
         _begin(s, w, u, first, n)
@@ -248,9 +246,9 @@ def _bidirectional_forward(k, v, w, u, y):
 
 
 @cpu_kernel
-def _bidirectional_backward(k, v, w, u, y, dy, dk, dv, dw, du):
+def _bidirectional_backward(k, v, w, u, y, g, gk, gv, gw, gu):
     batch, length, width = k.shape
-    s, records = _scratch(ROWS, k.dtype), _scratch(2 * RECORD * length, k.dtype)
+    s, records = _rows(ROWS, k), _rows(2 * RECORD * length, k)
     for block in range((width + LANES - 1) // LANES):
         first, n = _block(block, width)
         _begin(s, w, u, first, n)
@@ -259,13 +257,13 @@ def _bidirectional_backward(k, v, w, u, y, dy, dk, dv, dw, du):
             for c in range(n):
                 s[ALPHA, c], s[BETA, c] = 0, 0
             for t in range(length - 1, -1, -1):
-                _retreat(s, records, 2 * RECORD * t, v, y, dy, dk, dv, i, t, first, n, True)
+                _retreat(s, records, 2 * RECORD * t, v, y, g, gk, gv, i, t, first, n, True)
             for c in range(n):
                 s[ALPHA, c], s[BETA, c] = 0, 0
             for t in range(length):
-                _retreat(s, records, (2 * t + 1) * RECORD, v, y, dy, dk, dv, i, t, first, n, False)
+                _retreat(s, records, (2 * t + 1) * RECORD, v, y, g, gk, gv, i, t, first, n, False)
         for c in range(n):
-            dw[first + c], du[first + c] = s[DW, c], s[DU, c]
+            gw[first + c], gu[first + c] = s[GW, c], s[GU, c]
 
 
 # -- host --------------------------------------------------------------------------------------------------------------
@@ -285,9 +283,9 @@ def forward(k, v, w, u, a, b, p, reset, chunk_size):
 def backward(saved, g_y, g_a, g_b, g_p):
     inputs, y, final, states, lags, carried = saved
     grads = [np.empty_like(x) for x in inputs[:4]]
-    dfinal = np.array([or_zeros(g, final[0]) for g in (g_a, g_b, g_p)])
-    _backward(*inputs, y, final, states, lags, np.ascontiguousarray(or_zeros(g_y, y)), dfinal, *grads)
-    return *grads, *(dfinal if carried else (None, None, None)),
+    gfinal = np.array([or_zeros(g, final[0]) for g in (g_a, g_b, g_p)])
+    _backward(*inputs, y, final, states, lags, np.ascontiguousarray(or_zeros(g_y, y)), gfinal, *grads)
+    return *grads, *(gfinal if carried else (None, None, None)),
 
 
 def bidirectional_forward(k, v, w, u):
