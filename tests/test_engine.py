@@ -508,7 +508,7 @@ def test_the_peak_of_backward_is_what_forward_saved_and_a_few_arrays():
     tracemalloc.start()
     try:
         for _ in range(steps):
-            h = ag.tanh(h * a)  # saves the previous h and the new one
+            h = ag.sqrt(h * a)  # saves the previous h and the new one
         output = h.sum()
         del h
         saved, _ = tracemalloc.get_traced_memory()
@@ -1015,7 +1015,7 @@ def test_backward_refuses_when_a_saved_input_was_updated(alias):
 
 
 @pytest.mark.parametrize("alias", [lambda y: y, Tensor.detach], ids=["itself", "detached"])
-@pytest.mark.parametrize("function", [ag.exp, ag.tanh, ag.softmax, ag.logsumexp], ids=lambda f: f.name)
+@pytest.mark.parametrize("function", [ag.exp, ag.sqrt, ag.softmax, ag.logsumexp], ids=lambda f: f.name)
 def test_backward_refuses_when_a_saved_output_was_updated(function, alias):
     x = leaf(1.0, 2.0)
     h = function(x)
