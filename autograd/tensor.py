@@ -19,6 +19,19 @@ from .state import Switch, switches
 _adding = threading.Lock()
 
 
+def _comparison(name: str) -> Callable:
+    def compare(self, other):
+        if isinstance(other, list | tuple | np.ndarray):
+            other = plain(other, name)
+        elif isinstance(other, Tensor):
+            other = other.data
+        elif not isinstance(other, np.generic | int | float) and not is_cupy(other):
+            return NotImplemented
+        return getattr(namespace(self.data), name)(self.data, other)
+
+    return compare
+
+
 class Tensor:
     """A float32 or float64 array that can be differentiated through.
 
@@ -229,23 +242,9 @@ class Tensor:
         return _rebuild, (type(self), self.data, self.requires_grad)
 
     # Comparisons return plain boolean arrays: they carry no gradient. Hence `in` and list.index do not work on tensors.
-    def __eq__(self, other):
-        return _compare("equal", self, other)
-
-    def __ne__(self, other):
-        return _compare("not_equal", self, other)
-
-    def __lt__(self, other):
-        return _compare("less", self, other)
-
-    def __le__(self, other):
-        return _compare("less_equal", self, other)
-
-    def __gt__(self, other):
-        return _compare("greater", self, other)
-
-    def __ge__(self, other):
-        return _compare("greater_equal", self, other)
+    __eq__, __ne__ = _comparison("equal"), _comparison("not_equal")
+    __lt__, __le__ = _comparison("less"), _comparison("less_equal")
+    __gt__, __ge__ = _comparison("greater"), _comparison("greater_equal")
 
     @property
     def T(self) -> Tensor:
@@ -278,16 +277,6 @@ def _unlocked(array):
                 array.base.flags.writeable = True
             array.flags.writeable = True
     return array
-
-
-def _compare(name, left, right):
-    if isinstance(right, list | tuple | np.ndarray):
-        right = plain(right, name)
-    elif isinstance(right, Tensor):
-        right = right.data
-    if not isinstance(right, np.ndarray | np.generic | int | float) and not is_cupy(right):
-        return NotImplemented
-    return getattr(namespace(left.data), name)(left.data, right)
 
 
 def _seed(name: str, tensor: Tensor, seed) -> Tensor:
