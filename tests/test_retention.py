@@ -155,7 +155,7 @@ def test_wrong_parameters_of_rope(change, sentence):
 # -- machine code ------------------------------------------------------------------------------------------------------
 NUMBER, INDEX = ROW.dtype, "int64"
 LOOPS = {  # kernels that other kernels call, the types of their arguments, and how many packed operations a loop has at least
-    cpu._decay_scores: ((ROW, ROW, INDEX), 1),
+    cpu._decay_scores: ((ROW, ROW), 1),
     cpu._decay_both: ((ROW, ROW, INDEX, INDEX, ROW, ROW, ROW, ROW), 5),
     panels.scale_rows: ((ROW, INDEX, INDEX, INDEX, ROW), 4),
     cpu._fade: ((ROW, ROW, NUMBER, "float64"), 1),

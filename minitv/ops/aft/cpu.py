@@ -266,7 +266,7 @@ def _span(x, *others):
     """How far the numbers of an array are apart, and those of some others; -∞ and NaN do not count."""
     high = max(np.fmax.reduce(y, axis=None, initial=-math.inf) for y in (x, *others))
     low = min(np.fmin.reduce(y, axis=None, initial=math.inf, where=y > -math.inf) for y in (x, *others))
-    return high - low
+    return max(high - low, 0.0)
 
 
 def _reason(channels, biases, *keys):

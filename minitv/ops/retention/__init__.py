@@ -110,7 +110,7 @@ def _chunk(q, k, v, decay, state, z, count, normalization):
     seen = lag >= 0
     weights = where(seen, fade(xp.maximum(lag, 0)), 0.0)  # [H T T]
     first, last = fade(step[:, None] + 1), fade(length - 1 - step[:, None])  # since the state before, until the state after
-    pairs, faded = scores(q, k, seen) * weights, k * last
+    pairs, faded = where(seen, scores(q, k, seen), 0.0) * weights, k * last
     y = weighted(pairs, v, seen)
     y = y if state is None else y + first * matmul(q, state)
     counts = sum(weights, axis=2, keepdims=True)

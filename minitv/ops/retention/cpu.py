@@ -63,19 +63,11 @@ def _tables(decay, tiny, power, slope, total, weight, weight_slope):
 
 
 @cpu_kernel
-def _decay_scores(scores, weights, query):
-    """scores *= weights, elementwise; 0 for keys after their query."""
+def _decay_scores(scores, weights):
+    """scores *= weights, elementwise; a weight of 0 hides what is not seen, which may be NaN."""
+    zero = scores.dtype.type(0)
     for i in range(scores.size):
-        scores[i] *= weights[i]
-    _hide(scores, query)
-
-
-@cpu_kernel
-def _hide(scores, query):
-    """0 for keys after their query, of which the first is `query`: they may be NaN, which a weight of 0 leaves."""
-    for key in range(query + 1, scores.size // LANES):
-        for e in range(min(LANES, key - query)):
-            scores[key * LANES + e] = 0
+        scores[i] = scores[i] * weights[i] if weights[i] != zero else zero
 
 
 @cpu_kernel
@@ -132,7 +124,7 @@ def _forward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, inverse
                 load(rows, LANES, q, b, h, first + query, some, K, one)
                 transpose(across, rows, spare)
                 product(scores, keys_k, pitch, across, keys, K)
-                _decay_scores(scores[: keys * LANES], weights[(pitch - LANES - query) * LANES :], query)
+                _decay_scores(scores[: keys * LANES], weights[(pitch - LANES - query) * LANES :])
                 sums[:] = 0
                 begun = power[query + 1 : query + 1 + LANES]
                 if first > 0 or state[0].size > 0:
@@ -186,7 +178,8 @@ def _add_carried(gk, keys_k, pitch, width, gz, power, slope, m):
 
 @cpu_kernel
 def _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes):
-    """A and gA from the scores and G Vᵀ; adds to `lanes` what they say of the decay."""
+    """A and gA from the scores and G Vᵀ, 0 where a decay is; adds to `lanes` what they say of the decay."""
+    zero = scores.dtype.type(0)
     for key in range(keys):
         at = LANES - 1 + query - key
         factors, slopes = weight[at : at + LANES], weight_slope[at : at + LANES]
@@ -194,10 +187,8 @@ def _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes):
         for e in range(LANES):
             s, g = row[e], grad[e] + r[e]
             lanes[e] += s * g * slopes[e]
-            row[e] = s * factors[e]
-            grad[e] = g * factors[e]
-    _hide(scores[: keys * LANES], query)
-    _hide(grads[: keys * LANES], query)
+            row[e] = s * factors[e] if factors[e] != zero else zero
+            grad[e] = g * factors[e] if factors[e] != zero else zero
 
 
 @cpu_kernel
