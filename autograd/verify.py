@@ -59,7 +59,7 @@ def parsed(route: str) -> tuple[str, str, str]:
 def declared(op: Op, route: str) -> Route:
     """The Form or the Kernel of a route."""
     kind, name, _ = parsed(route)
-    return op.forms[name] if kind == "form" else op.kernels[name]
+    return next(way for way in op.routes if way.kind == kind and name in (way.name, way.device))
 
 
 def dtypes(op: Op, route: str) -> tuple:
@@ -96,9 +96,13 @@ PLACES: dict[str, Callable] = {"host": _host, "card": _card}  # contexts that yi
 
 @contextmanager
 def forced(op: Op, route: str, tuning: dict | None = None):
-    """Run ``op`` along one route, and everything below it in forms; yields what moves an array to where the route runs."""
+    """Run ``op`` along one route, and everything below it in forms; yields what moves an array to where the route runs.
+
+    Of the tuning numbers, those that the route does not have are left out.
+    """
     kind, name, place = parsed(route)
-    with PLACES[place]() as put, np.errstate(all="ignore"), use(kernel="none"), use(op, **{kind: name}, **(tuning or {})):
+    tuning = {key: value for key, value in (tuning or {}).items() if key in declared(op, route).tuning}
+    with PLACES[place]() as put, np.errstate(all="ignore"), use(kernel="none"), use(op, **{kind: name}, **tuning):
         yield put
 
 

@@ -108,8 +108,6 @@ def test_saved_states_are_those_of_earlier_calls():
 
 @pytest.mark.parametrize(("change", "sentence"), [
     ({"normalization": "papre"}, "retention: normalization is 'papre', allowed: none, decay, paper"),
-    ({"chunk_size": 0}, "retention: chunk_size must be an integer of at least 1, got 0"),
-    ({"chunk_size": 2.5}, "retention: chunk_size must be an integer of at least 1, got 2.5"),
 ])
 def test_wrong_parameters_of_retention(change, sentence):
     x = np.ones((1, 1, 2, 2))
@@ -156,7 +154,7 @@ def test_wrong_parameters_of_rope(change, sentence):
 NUMBER, INDEX = ROW.dtype, "int64"
 LOOPS = {  # kernels that other kernels call, the types of their arguments, and how many packed operations a loop has at least
     cpu._decay_scores: ((ROW, ROW), 1),
-    cpu._decay_both: ((ROW, ROW, INDEX, INDEX, ROW, ROW, ROW, ROW), 5),
+    cpu._decay_both: ((ROW, ROW, INDEX, INDEX, ROW, ROW, ROW, ROW, "boolean"), 5),
     panels.scale_rows: ((ROW, INDEX, INDEX, INDEX, ROW), 4),
     cpu._fade: ((ROW, ROW, NUMBER, "float64"), 1),
     panels.dot: ((ROW, ROW), 1),

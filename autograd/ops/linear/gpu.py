@@ -10,10 +10,11 @@ def forward(x, weight, bias):
     y = matmul(rows, weight.T)
     if bias is not None:
         y += bias
-    return y.reshape(*x.shape[:-1], weight.shape[0]), (x.shape, rows, weight, bias is not None)
+    return y.reshape(*x.shape[:-1], weight.shape[0]), (x.shape, rows, weight)
 
 
-def backward(saved, g):
-    shape, rows, weight, biased = saved
+def backward(saved, g, needs):
+    shape, rows, weight = saved
     g = g.reshape(len(rows), weight.shape[0])
-    return matmul(g, weight).reshape(shape), matmul(g.T, rows), g.sum(axis=0) if biased else None
+    return (matmul(g, weight).reshape(shape) if "x" in needs else None, matmul(g.T, rows) if "weight" in needs else None,
+            g.sum(axis=0) if "bias" in needs else None)

@@ -177,16 +177,18 @@ def _add_carried(gk, keys_k, pitch, width, gz, power, slope, m):
 
 
 @cpu_kernel
-def _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes):
-    """A and gA from the scores and G Vᵀ, 0 where a decay is; adds to `lanes` what they say of the decay."""
+def _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes, of_decay):
+    """A and gA from the scores and G Vᵀ, 0 where a decay is; adds to `lanes` what they say of the decay, if that is wanted."""
     zero = scores.dtype.type(0)
     for key in range(keys):
         at = LANES - 1 + query - key
         factors, slopes = weight[at : at + LANES], weight_slope[at : at + LANES]
         row, grad = scores[key * LANES : (key + 1) * LANES], grads[key * LANES : (key + 1) * LANES]
+        if of_decay:
+            for e in range(LANES):
+                lanes[e] += row[e] * (grad[e] + r[e]) * slopes[e]
         for e in range(LANES):
             s, g = row[e], grad[e] + r[e]
-            lanes[e] += s * g * slopes[e]
             row[e] = s * factors[e] if factors[e] != zero else zero
             grad[e] = g * factors[e] if factors[e] != zero else zero
 
@@ -204,7 +206,7 @@ def _begun(gq, across, z, r, power, slope, lanes):
 
 @cpu_kernel
 def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, inverses, states, zs, g, ends, gq, gk, gv, gdecay,
-              gstate, gz, gcount):
+              gstate, gz, gcount, of_decay):
     (state, _, count), (state_end, z_end, count_end) = start, ends
     B, H, T, K, V = shape
     like, pitch, wide_k, wide_v = y[0], padded(min(chunk, T), LANES), padded(K, LANES), padded(V, LANES)
@@ -243,7 +245,7 @@ def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, invers
                         transpose(gS_across[to : to + BLOCK], gS[at : at + BLOCK], spare)
                 add_product(sums_v, pitch, keys_k, pitch, gS, wide_k, padded(m, 8), K, V, True)
                 add_product(sums_k, pitch, keys_v, pitch, gS_across, wide_v, padded(m, 8), V, K, True)
-                if begun_before:
+                if begun_before and of_decay:
                     found += slope[m] * dot(gS, S)
             for j in range(m):
                 left[j] = power[m - 1 - j]
@@ -274,7 +276,7 @@ def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, invers
                 transpose(across_g, rows_g, spare)
                 product(scores, keys_k, pitch, across_q, keys, K)
                 product(grads, keys_v, pitch, across_g, keys, V)
-                _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes)
+                _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes, of_decay)
                 add_product(sums_v, pitch, scores, keys, rows_g, LANES, keys, LANES, V, finite(rows_g))
                 add_product(sums_k, pitch, grads, keys, rows_q, LANES, keys, LANES, K, finite(rows_q))
                 begun, begun_slope = power[query + 1 : query + 1 + LANES], slope[query + 1 : query + 1 + LANES]
@@ -342,7 +344,7 @@ def forward(q, k, v, decay, state, z, count, normalization, chunk_size):
     return (y, *ends), (given, tuple(x is not None for x in (state, z, count)))
 
 
-def backward(saved, g_y, g_state, g_z, g_count):
+def backward(saved, g_y, g_state, g_z, g_count, needs):
     """The gradients of q, k and v are laid out like y."""
     given, has = saved
     (B, H, T, K, V), dtype = given[5], given[3].dtype
@@ -351,6 +353,6 @@ def backward(saved, g_y, g_state, g_z, g_count):
     gstate, gz, gcount = np.zeros((B, H, K, V), dtype), np.zeros((B, H, K), dtype), np.zeros((B, H), dtype)
     gdecay = np.zeros((B, H))
     _backward(*given, flat(np.zeros((B, H, T, V), dtype) if g_y is None else g_y), ends, flat(gq), flat(gk), flat(gv),
-              gdecay.reshape(-1), flat(gstate), gz.reshape(-1), gcount.reshape(-1))
+              gdecay.reshape(-1), flat(gstate), gz.reshape(-1), gcount.reshape(-1), "decay" in needs)
     passed = [x if there else None for x, there in zip((gstate, gz, gcount), has, strict=True)]
-    return gq, gk, gv, gdecay.sum(0).astype(dtype), *passed
+    return gq, gk, gv, gdecay.sum(0).astype(dtype) if "decay" in needs else None, *passed
