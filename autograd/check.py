@@ -63,6 +63,8 @@ def gradcheck(f: Callable, *inputs, order: int = 1, analytic: bool = False, tole
         tensors.append(Tensor(x, requires_grad=True))
     generator = np.random.default_rng(seed)
     outputs = _outputs(f(*tensors))
+    if not outputs:
+        raise AssertionError("gradcheck: the function has no differentiable output")
     for which, output in enumerate(outputs):
         if np.isnan(output.data).any():
             raise AssertionError(f"output {which} has NaN at the inputs given, so it has no derivative there")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import KernelError
+from .errors import KernelError, ShapeError
 from .metric import assert_close
 
 
@@ -95,6 +95,8 @@ class Case:
     def inputs(self, letter: str) -> dict[str, tuple[np.ndarray, int]]:
         """The inputs that have an axis of this letter, and that axis."""
         places = {a.name: axis(a, letter) for a in self.op.signature.inputs if letter in a.dims}
+        if not places:
+            raise ShapeError(f"{self.op.name}: no input has an axis {letter}: {self.op.signature}")
         return {name: (x, places[name]) for name, x in self.present(" ".join(places)).items()}
 
 

@@ -66,7 +66,8 @@ class Node:
             self.saved = saved
             raise
         if len(results) != len(self.parents):
-            raise GraphError(f"{self.op.name}: its gradient has {len(results)} values for {len(self.parents)} inputs")
+            raise GraphError(f"{self.op.name}, {self.rule}: its gradient has {len(results)} values, one is wanted for each of "
+                             f"{', '.join(self.op.floats)}")
         return [None if g is None or parent is None else g if g.data.shape == shape else self._fitted(g, shape)
                 for parent, g, shape in zip(self.parents, results, self.shapes, strict=True)]
 
@@ -74,7 +75,8 @@ class Node:
         try:
             return grad.sum_to(shape)  # undoes the broadcast of an input
         except ShapeError:
-            raise ShapeError(f"gradient of {self.op.name}: shape {grad.shape} for an input of shape {shape}") from None
+            raise ShapeError(
+                f"gradient of {self.op.name}, {self.rule}: shape {grad.shape} for an input of shape {shape}") from None
 
 
 class Sum:

@@ -19,7 +19,10 @@
     @rms_norm.validate                                   # value checks, before any form or kernel runs
     def _(x, eps): ...
 
-What these functions receive and return is the protocol of routes.py.
+What these functions receive and return is the protocol of routes.py; how a signature is written stands in shapes.Signature, the
+laws that most operators have (independent, linear_in, causal, shift_invariant, non_finite) in laws.py, and what can be drawn
+(floats, distinct for values without ties, integers, masks) in draw.py. ``validate`` sees arrays whose shapes agree with the
+signature, and raises DomainError or ShapeError.
 """
 
 from __future__ import annotations
@@ -58,6 +61,9 @@ class Op:
         self.__doc__ = definition.__doc__
         self.__wrapped__ = definition
         self.laws = tuple(law for one in laws for law in (one if isinstance(one, tuple) else (one,)))
+        for law in self.laws:
+            if not hasattr(law, "holds_for"):
+                raise AutogradError(f"{self.name}: laws is a list of laws, see autograd.laws; got {law!r} in it")
         self.differentiable = differentiable and any(a.kind == "float" for a in self.signature.outputs)
         self.view, self.variadic, self.analytic, self.tolerance = view, variadic, analytic, tolerance
         self.routes: list[Route] = []  # in order of preference: the kernels, then the forms
@@ -70,6 +76,8 @@ class Op:
         if positional != names:
             raise ShapeError(f"{self.name}: the definition takes {positional}, the signature names {names}")
         self.floats = [a.name for a in self.signature.inputs if a.kind == "float"]  # the inputs that have a gradient
+        outputs = self.signature.outputs
+        self.gradients = {f"g_{a.name}" if len(outputs) > 1 else "g": i for i, a in enumerate(outputs) if a.kind == "float"}
         self.places = {name: i for i, name in enumerate([*names, *self.params])}
         self._bind, self._defaults = _binder(self), list(self.params.values())
         self._elementwise = self.signature.elementwise and not variadic
@@ -308,6 +316,16 @@ class Op:
             _lock(arrays)
         return Node(self, rule, parents, saved, shapes, outputs, versions)
 
+    def made_by(self, form: Form, result):
+        """What a form of Tensor operators returned, if it is what the signature says."""
+        results = result if type(result) is tuple else (result,)
+        for argument, output in zip(self._declared(results), results, strict=True):
+            if isinstance(output, Tensor) != (argument.kind == "float" and self.differentiable):
+                wanted = "a Tensor" if argument.kind == "float" else "a plain array"
+                raise AutogradError(f"{self.name}, {form}: {argument.name} is {wanted}, got {type(output).__name__}; several "
+                                    "outputs are a tuple")
+        return result
+
     def wrap(self, result, tensors, node: Node | None = None, saved: bool = False):
         """The outputs as tensors, outputs of a node if there is one; integer and boolean ones, or all of an operator without
         gradients, as they are.
@@ -343,7 +361,9 @@ class Op:
         if len(outputs) == 1 and outputs[0].dims == ("*",):  # any number
             return outputs * len(results)
         if len(outputs) != len(results):
-            raise AutogradError(f"{self.name}: {len(results)} outputs were computed, the signature declares {len(outputs)}")
+            names = ", ".join(a.name for a in outputs)
+            raise AutogradError(f"{self.name}: {len(results)} outputs were computed, the signature declares {names} (several "
+                                "are a tuple; a kernel's forward returns (outputs, saved))")
         return outputs
 
     def _check_outputs(self, results, tensors) -> None:
@@ -357,6 +377,8 @@ class Op:
 
 def op(signature: str, **options) -> Callable[[Callable], Op]:
     """Declare an operator by its definition; see the module's docstring."""
+    if not isinstance(signature, str):
+        raise AutogradError('op: the signature comes first, as in @op("x[... D] -> y[... D]")')
     return lambda definition: Op(definition, signature, **options)
 
 

@@ -11,8 +11,8 @@ what its parameters name, in any order. What there is to name:
 A *form* is written with Tensor operators, so that the tape makes its gradient, and runs on every device. A *primitive* is
 array code (arrays in, arrays out) with a gradient of its own, the *vjp*, which is written with Tensor operators and may name
 
-    g              the gradient of the output; of an operator with several, g_<output> for each (zeros where nothing arrived),
-                   or g, a list, where their number depends on the call
+    g              the gradient of the one float output; of several, g_<output> for each (zeros where nothing arrived), or g, a
+                   list, where their number depends on the call (outputs written ys[*])
     out            the output, or the list of them: what a gradient needs, it names, and nothing else is kept
     <input>_shape  and shapes, of all float inputs
     needs          the names of the inputs that want a gradient (for a variadic operator: a flag each)
@@ -22,13 +22,15 @@ array code (arrays in, arrays out) with a gradient of its own, the *vjp*, which 
 
 A *kernel* is a module with fused functions for one device. Several for one device are candidates in the order of declaration.
 
-    forward(inputs and parameters [, recording])   returns outputs, saved. Without ``recording`` nothing needs to be saved
-    backward(saved, g [, needs])                   returns one gradient for each float input, only those wanted. An output
-                                                   gradient that never arrived is None; with several outputs, g_<output>
+    forward(inputs and parameters [, recording])   returns (outputs, saved). Without ``recording`` nothing needs to be saved
+    backward(saved, g [, needs])                   returns a tuple of one gradient for each float input, None for those not
+                                                   wanted; with several float outputs, g_<output>, None where nothing arrived
+                                                   (autograd.arrays.or_zeros helps). It sees inputs through saved only
     supports(inputs and parameters)                why it cannot run on them, or None; optional
     defers(inputs and parameters)                  why another candidate had better run, or None; optional, ignored if forced
 
-Integer and boolean outputs, and inputs that are integer, boolean or const, have no gradient and no place in those lists. A
+Several outputs are a tuple in the order of the signature; a form returns a Tensor for each float output. Integer and boolean
+outputs are plain arrays; they, and inputs that are integer, boolean or const, have no gradient and no place in those lists. A
 kernel without backward runs where no gradient is wanted. ``sizes={"T": 1}`` restricts a kernel to calls in which a letter of
 the signature has that size: the one-position kernel of an operator with a state.
 """
@@ -50,7 +52,7 @@ from .tensor import Tensor
 DEVICES = {"cpu": "cpu", "cuda": "gpu"}  # and the name of the module with an operator's kernel
 
 
-def reader(function: Callable, places: dict[str, int], where: str, inputs: int = 0) -> Callable[[Sequence], object]:
+def reader(function: Callable, places: dict[str, int], where: str, inputs: int = 0, note: str = "") -> Callable:
     """The function as one of a list of values: it receives what its parameters name; ``places`` says where each lies.
 
     ``*others`` are the inputs, the first places, that it does not name.
@@ -62,10 +64,12 @@ def reader(function: Callable, places: dict[str, int], where: str, inputs: int =
         if kind is parameter.VAR_POSITIONAL:
             positional += [i for other, i in places.items() if i < inputs and other not in parameters]
             continue
+        if kind is parameter.VAR_KEYWORD:
+            raise AutogradError(f"{where}: **{name} is not allowed; name what is needed")
         if name not in places:
             close = difflib.get_close_matches(name, places, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(places)}"
-            raise AutogradError(f"{where}: nothing is called {name!r}; {hint}")
+            raise AutogradError(f"{where}: nothing is called {name!r}; {hint}{note}")
         if parameter.default is not parameter.empty:
             raise AutogradError(f"{where}: {name!r} has a default; defaults stand in the definition alone")
         if kind is parameter.KEYWORD_ONLY:
@@ -127,12 +131,11 @@ class Form(Route):
     def differentiate_by(self, vjp: Callable) -> None:
         """State the gradient of this primitive."""
         op = self.op
-        outputs = [a.name for a in op.signature.outputs]
-        known = {"g": lambda node, grads: grads if len(grads) > 1 else grads[0], "needs": needs,
-                 "shapes": lambda node, grads: node.shapes}
+        known = {"needs": needs, "shapes": lambda node, grads: node.shapes}
         known |= {f"{name}_shape": lambda node, grads, i=i: node.shapes[i] for i, name in enumerate(op.floats)}
-        if len(outputs) > 1:
-            known |= {f"g_{name}": lambda node, grads, i=i: grads[i] for i, name in enumerate(outputs)}
+        known |= {name: lambda node, grads, i=i: grads[i] for name, i in op.gradients.items()}
+        if "g" in known:
+            known["g"] = lambda node, grads: grads if len(grads) > 1 else grads[0]
         allowed = [*self.places, "out", *known]
         reader(vjp, {name: i for i, name in enumerate(allowed)}, f"{op.name}, vjp of {self}")
         named = [p.name for p in inspect.signature(vjp).parameters.values()]
@@ -155,7 +158,8 @@ class Form(Route):
         """Compute, and record a node if a gradient will be wanted."""
         op = self.op
         if not self.primitive:
-            return self._call(self.values(op.packed(tensors), params, request, recording))
+            result = self._call(self.values(op.packed(tensors), params, request, recording))
+            return op.made_by(self, result)
         values = self.values(op.packed(arrays), params, request, recording)
         result = op.broadcast(self._call, values, arrays)
         if not recording:
@@ -177,7 +181,7 @@ class Form(Route):
     def differentiate(self, node, saved, grads, create_graph):
         """The vjp's gradients, one for each float input."""
         if self.vjp is None:
-            raise GraphError(f"{node.op.name} has no gradient")
+            raise GraphError(f"{node.op.name} has no gradient: {self} has no vjp")
         if len(grads) > 1:
             arrived = next(g for g in grads if g is not None)
             grads = [zeros(arrived, *like) if g is None else g for g, like in zip(grads, node.outputs, strict=True)]
@@ -185,7 +189,8 @@ class Form(Route):
         for name, derive in self._derived.items():
             values[name] = derive(node, grads)
         if "out" in saved:
-            outs = [Tensor.wrap(array, node=node if create_graph else None, index=i) for i, array in enumerate(saved["out"])]
+            outs = [Tensor.wrap(array, node=node if create_graph else None, index=i) if array.dtype.kind in "fc" else array
+                    for i, array in enumerate(saved["out"])]
             values["out"] = outs if len(outs) > 1 else outs[0]
         result = self.vjp(**values)
         return result if type(result) in (tuple, list) else (result,)
@@ -208,7 +213,14 @@ class Kernel(Route):
 
     def function(self, name: str) -> Callable | None:
         """The module's function forward, backward, supports or defers, without the prefix; None where there is none."""
-        return getattr(importlib.import_module(self.module), self.prefix + name, None)
+        try:
+            module = importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not self.module.startswith(error.name):
+                raise
+            raise KernelError(f"{self.op.name}, {self}: there is no module {self.module!r}; its functions stand in "
+                              f"{DEVICES[self.device]}.py beside the operator's page, or where module=... says") from error
+        return getattr(module, self.prefix + name, None)
 
     def _get(self, name: str) -> Callable | None:
         """The same as a function of a list of values; at the first use all are read, and what names nothing is an error."""
@@ -216,14 +228,16 @@ class Kernel(Route):
             self._off = self._compiler_off()
             if self._off:  # without it the module may not even be imported
                 return None
-            outputs = [a.name for a in self.op.signature.outputs]
-            gradients = ["saved", "needs", *(["g"] if len(outputs) == 1 else [f"g_{n}" for n in outputs])]
-            loaded = {}
+            gradients = {"saved": 0, "needs": 1, **{name: i + 2 for name, i in self.op.gradients.items()}}
+            loaded, note = {}, "; it sees inputs and parameters through saved only"
             for function in ("forward", "backward", "supports", "defers"):
                 where = f"{self.op.name}, {self}, {self.prefix}{function}"
-                places = {n: i for i, n in enumerate(gradients)} if function == "backward" else self.places
                 found = self.function(function)
-                loaded[function] = found and reader(found, places, where, len(self.op.signature.inputs))
+                if found is not None and function == "backward":
+                    found = reader(found, gradients, where, note=note)
+                elif found is not None:
+                    found = reader(found, self.places, where, len(self.op.signature.inputs))
+                loaded[function] = found
             if loaded["forward"] is None:
                 raise KernelError(f"{self.op.name}, {self}: the module {self.module} has no function {self.prefix}forward")
             self._loaded = loaded
@@ -264,17 +278,26 @@ class Kernel(Route):
             return self._off
         if recording and not self.differentiable:
             return "it has no backward, and a gradient is wanted"
-        return supports and supports(self.values(self.op.packed(arrays), params, None, recording))
+        return self._reason("supports", arrays, params, recording) if supports else None
 
     def reason_to_defer(self, arrays, params) -> str | None:
         """Why another candidate had better run, or None."""
-        defers = self._get("defers")
-        return defers and defers(self.values(self.op.packed(arrays), params, None, False))
+        return self._reason("defers", arrays, params, False) if self._get("defers") else None
+
+    def _reason(self, name: str, arrays, params, recording) -> str | None:
+        reason = self._get(name)(self.values(self.op.packed(arrays), params, None, recording))
+        if reason is not None and not isinstance(reason, str):
+            raise KernelError(f"{self.op.name}, {self}, {self.prefix}{name}: returned {reason!r}, it returns a reason or None")
+        return reason
 
     def run(self, tensors, arrays, params, request, recording):
         """Compute, and record a node if a gradient will be wanted."""
         op = self.op
-        result, saved = self._get("forward")(self.values(op.packed(arrays), params, request, recording))
+        returned = self._get("forward")(self.values(op.packed(arrays), params, request, recording))
+        if type(returned) is not tuple or len(returned) != 2:
+            raise KernelError(f"{op.name}, {self}, {self.prefix}forward: returned {_described(returned)}; it returns (outputs, "
+                              "saved)")
+        result, saved = returned
         if not recording:
             return op.wrap(result, tensors)
         versions = [(t.version, t.version[0], a.name) for t, a in zip(tensors, op.arguments(tensors), strict=True)
@@ -294,6 +317,9 @@ class Kernel(Route):
         if len(node.op.signature.outputs) == 1 < len(arrays):
             arrays = [arrays]
         results = self._get("backward")([saved[0], needs(node), *arrays])
+        if type(results) not in (tuple, list):
+            raise KernelError(f"{node.op.name}, {self}, {self.prefix}backward: returned {_described(results)}; it returns a "
+                              f"tuple of one gradient for each of {', '.join(node.op.floats)}")
         return [None if r is None else Tensor.wrap(unscalar(r)) for r in results]
 
 
@@ -302,6 +328,11 @@ def needs(node, grads=None):
     if node.op.variadic:
         return [place is not None for place in node.parents]
     return frozenset([name for name, place in zip(node.op.floats, node.parents, strict=True) if place is not None])
+
+
+def _described(value) -> str:
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    return f"{len(value)} values" if type(value) in (tuple, list) else kind
 
 
 def _frozen(value):

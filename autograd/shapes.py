@@ -99,6 +99,8 @@ def bind(name: str, argument: Argument, shape: tuple[int, ...], bound: dict[str,
         raise ShapeError(f"{name}: {argument} has {len(fixed)} axes in its signature, but got shape {shape}")
     for letter, size in zip(fixed, shape_tail, strict=True):
         expected = int(letter) if letter.isdigit() else bound.setdefault(letter, size)
+        if letter.isdigit() and expected != size:
+            raise ShapeError(f"{name}: {argument} needs an axis of {letter}, got {size} (shape {shape})")
         if expected != size:
             raise ShapeError(f"{name}: {argument} has {letter} = {size}, but {letter} is {expected} (shape {shape})")
 

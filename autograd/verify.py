@@ -241,15 +241,24 @@ def check_outputs(op: Op, route: str, args, outputs) -> None:
         if argument.dims != ("*",):
             lead = bound.get("...")
             bind(op.name, argument, output.shape, bound)
-            assert argument.dims[:1] != ("...",) or output.shape[: output.ndim - len(argument.dims) + 1] == lead
+            own = output.shape[: output.ndim - len(argument.dims) + 1]
+            assert argument.dims[:1] != ("...",) or own == lead, f"{op.name}: {argument.name} has leading axes {own}, not {lead}"
         if argument.kind == "float":
             assert output.dtype == dtype, f"{op.name} made {output.dtype} of {dtype}"
         else:
-            assert output.dtype.kind == {"int": "i", "bool": "b"}[argument.kind]
+            right = output.dtype == {"int": np.intp, "bool": np.bool_}[argument.kind]
+            assert right, f"{op.name} made {output.dtype} of its {argument.kind} output {argument.name}"
         form = declared(op, route) if route != "definition" else None
         composed = isinstance(form, Form) and not form.primitive  # its parts declare what they share
         shared = any(np.shares_memory(output, x) for x in present)
         assert op.view or composed or not shared, f"{op.name} returns its input's memory"
+
+
+def check_definition(op: Op, args, params) -> None:
+    """The definition writes to no input, and its outputs are what the signature says."""
+    with unwritten(op, args):
+        outputs = compute(op, "definition", args, params)
+    check_outputs(op, "definition", args, outputs)
 
 
 def check_values(op: Op, route: str, args, params, reference: str = "definition") -> None:
@@ -317,7 +326,8 @@ def check_law(op: Op, law, route: str, args, params, draw) -> None:
         return compute(op, route, args, params)
 
     with suppress(_Refused):
-        law.check(Case(op, args, params, computed), draw)
+        said = law.check(Case(op, args, params, computed), draw)
+        assert said is None or bool(said), f"{op.name}: {law}: it does not hold"
 
 
 def is_linear(op: Op) -> bool:
@@ -388,8 +398,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed."""
-        return not any(row.failure for row in self.rows)
+        """Whether every check ran, and none failed."""
+        return bool(self.op.forms) and all(row.draws and not row.failure for row in self.rows)
 
     def __str__(self) -> str:
         def number(value):
@@ -409,10 +419,12 @@ def verify(op: Op | str, draws: int = 20, seed: int = 0) -> Report:
     """Every route of an operator against its definition, its derivatives and its laws, on seeded draws.
 
     The report has a row for each route and check, with the largest relative error and what was allowed where it was largest;
-    ``report.ok`` says whether all hold, a failure names the draw's seed. Nothing is raised.
+    ``report.ok`` says whether all were run and hold, a failure names the draw's seed. What is declared wrongly raises.
     """
     op = lookup(op)
     report, linear = Report(op), is_linear(op)
+    report.notes += [f"{op.name} has no form"] * (not op.forms)
+    report.notes += [f"{route} has no gradient" for route in op.routes if op.differentiable and not route.differentiable]
     for route in routes(op):
         try:
             with PLACES[parsed(route)[2]]():
@@ -436,7 +448,7 @@ def verify(op: Op | str, draws: int = 20, seed: int = 0) -> Report:
                     except Exception as error:  # of whatever kind: a wrong operator fails in many ways
                         row.failure = f"seed {seed + number}, {np.dtype(dtype)}: {type(error).__name__}: {error}"
                 for found, allowed in errors:
-                    if found * row.allowed >= row.error * allowed:
+                    if allowed and found * row.allowed >= row.error * allowed:  # exact comparisons have no size
                         row.error, row.allowed = found, allowed
                 if row.failure:
                     break
@@ -445,7 +457,9 @@ def verify(op: Op | str, draws: int = 20, seed: int = 0) -> Report:
 
 def _checks(op: Op, route: str, linear: bool) -> Iterator[tuple[str, Callable, bool]]:
     """(name, check(args, params, draw), whether it wants float64) of a route."""
-    if route != "definition":
+    if route == "definition":
+        yield "outputs", lambda a, p, d: check_definition(op, a, p), False
+    else:
         yield "values", lambda a, p, d: check_values(op, route, a, p), False
     if differentiable(op, route):
         yield "gradients", lambda a, p, d: check_gradients(op, route, a, p, draw_cotangents(op, a, p, d)), False

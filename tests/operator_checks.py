@@ -86,5 +86,6 @@ def awkward_calls(op: Op, route: str, size: int, count: int, dtype=np.float32):
             continue
         if any(x is not None and size in x.shape for x in args) and not refuses(op, route, args, params):
             found += 1
-            shapes = [o.shape for o in compute(op, forms(op)[0], args, split(op, params)[0])]
-            yield args, params, [draw.generator().standard_normal(s).astype(dtype) for s in shapes]
+            outputs = compute(op, forms(op)[0], args, split(op, params)[0])
+            yield args, params, [draw.generator().standard_normal(o.shape).astype(dtype) if o.dtype.kind == "f" else None
+                                 for o in outputs]

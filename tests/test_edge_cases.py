@@ -1964,9 +1964,10 @@ def computed(op, args, params, cotangents) -> list[bytes]:
         for i in places:
             values[i] = Tensor.wrap(values[i], requires_grad=op.differentiable)
         outputs = listed(op(*unflat(op, values), **params))
-        arrays = [getattr(o, "data", o) if op.differentiable else o for o in outputs]
+        arrays = [o.data if isinstance(o, Tensor) else o for o in outputs]
         if op.differentiable:
-            found = gradients(outputs, [values[i] for i in places], [Tensor.wrap(c) for c in cotangents])
+            pairs = [(o, Tensor.wrap(c)) for o, c in zip(outputs, cotangents, strict=True) if c is not None]
+            found = gradients([o for o, _ in pairs], [values[i] for i in places], [c for _, c in pairs])
             arrays = [*arrays, *(g.data for g in found)]
     return [np.ascontiguousarray(a).tobytes() for a in arrays]
 

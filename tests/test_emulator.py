@@ -230,8 +230,9 @@ def test_every_kernel_belongs_to_an_operator():
     files = [p for package in (autograd, minitv) for p in Path(package.__file__).parent.rglob("*.cu")]
     assert sources == set(files) and len(sources) >= 8
     assert all(source.text.isascii() for source, _ in manifest())  # CuPy writes it to a file in whatever encoding
-    devices = [{kernel.device for kernel in op.kernels.values()} for op in OPERATORS if op.kernels]
-    assert all(found == {"cpu", "cuda"} for found in devices)
+    for op in OPERATORS:  # an operator of a paper is fast on both, see below; one of somebody's own may begin with the CPU
+        devices = {kernel.device for kernel in op.kernels.values()}
+        assert devices in (set(), {"cpu", "cuda"}) or op.definition.__module__.startswith("autograd."), op.name
 
 
 def test_a_text_that_breaks_the_rules_is_refused():

@@ -28,7 +28,7 @@ from autograd import (
     use,
     verify,
 )
-from autograd.laws import causal, streams
+from autograd.laws import causal, identity, linear_in, streams
 from autograd.state import switches
 
 
@@ -346,6 +346,9 @@ def plain(x, *, scale=1.0):
     (lambda op: op.form(lambda x, sclae: x), AutogradError,
      "plain, form <lambda>: nothing is called 'sclae'; did you mean 'scale'?"),
     (lambda op: op.validate(lambda y: None), AutogradError, "plain, validate: nothing is called 'y'"),
+    (lambda op: op.form(lambda **others: 0), AutogradError, "plain, form <lambda>: **others is not allowed"),
+    (lambda op: ag.op(plain), AutogradError, "op: the signature comes first"),
+    (lambda op: Op(lambda x: x, "x[...] -> y[...]", laws=[plain]), AutogradError, "<lambda>: laws is a list of laws"),
     (lambda op: op.form(tuning={"scale": 3})(lambda x: x), AutogradError,
      "plain, form <lambda>: the tuning number 'scale' has the name of an argument"),
     (lambda op: op.form(tuning={"chunk_size": 0})(lambda x: x), KernelError,
@@ -362,21 +365,32 @@ def test_a_wrong_declaration_is_refused(declare, declaration, error, words):
     ({}, "plain, kernel cpu: the module kernel_1_of_plain has no function forward"),
     ({"forward": lambda x, size: (x, None)}, "plain, kernel cpu, forward: nothing is called 'size'"),
     ({"forward": lambda x: (x, None), "backward": lambda saved, slope: None},
-     "plain, kernel cpu, backward: nothing is called 'slope'"),
-], ids=["no forward", "a wrong name", "a wrong name in backward"])
+     "plain, kernel cpu, backward: nothing is called 'slope'; allowed: saved, needs, g; it sees inputs and parameters through"),
+    ({"forward": lambda x: x}, "plain, kernel cpu, forward: returned numpy.ndarray; it returns (outputs, saved)"),
+    ({"forward": lambda x: (x, x, x)}, "plain, kernel cpu, forward: returned 3 values; it returns (outputs, saved)"),
+    ({"forward": lambda x: (x, None), "supports": lambda x: True},
+     "plain, kernel cpu, supports: returned True, it returns a reason or None"),
+    ({"forward": lambda x: (x, None), "backward": lambda saved, g: g},
+     "plain, kernel cpu, backward: returned numpy.ndarray; it returns a tuple of one gradient for each of x"),
+    ({"forward": lambda x: (x, None), "backward": lambda saved, g: (g, g)},
+     "plain, kernel cpu: its gradient has 2 values, one is wanted for each of x"),
+], ids=["no forward", "a wrong name", "a wrong name in backward", "no saved", "three values", "supports", "no tuple",
+        "two gradients"])
 def test_a_wrong_kernel_is_named_at_its_first_use(declare, functions, words):
     operator = declare(plain)
     operator.form(lambda x, scale: x * scale)
     declare.kernel(operator, functions)
     with pytest.raises(AutogradError) as caught:
-        operator(Tensor([1.0], requires_grad=True))
+        with use(operator, kernel="cpu"):
+            operator(Tensor([1.0]))
+        operator(Tensor([1.0], requires_grad=True)).sum().backward()
     assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(("result", "error", "words"), [
     (lambda x: x[:1], ShapeError, "the output of shaped: y[N] has N = 1, but N is 2"),
     (lambda x: x[:, None], ShapeError, "the output of shaped: y[N] has 1 axes"),
-    (lambda x: (x, x), AutogradError, "shaped: 2 outputs were computed, the signature declares 1"),
+    (lambda x: (x, x), AutogradError, "shaped: 2 outputs were computed, the signature declares y"),
     (lambda x: x / 0, NonFiniteError, "the output of shaped")], ids=["size", "axes", "number", "value"])
 def test_check_mode_compares_outputs_with_the_signature(declare, result, error, words):
     def shaped(x):
@@ -453,3 +467,61 @@ def test_a_copy_made_by_an_operator_that_may_give_views_has_a_version_of_its_own
     x.detach().assign_(np.zeros((2, 3)))
     loss.backward()
     assert x.grad.numpy().tolist() == [[2.0] * 3] * 2
+
+
+# -- what verify must not overlook -------------------------------------------------------------------------------------
+def test_a_form_without_tensors_is_refused(declare):
+    def bare(x):
+        return np.exp(x)
+
+    operator = declare(bare)
+    operator.form(lambda x: np.exp(x.data))
+    with pytest.raises(AutogradError, match="bare, form <lambda>: y is a Tensor, got ndarray; several outputs are a tuple"):
+        operator(np.ones(2))
+    assert not verify(operator).ok
+
+
+def test_verify_says_what_it_did_not_prove(declare):
+    def half(x):
+        return x / 2
+
+    operator = declare(half)
+    assert not verify(operator).ok and "half has no form" in str(verify(operator))
+    operator.primitive(lambda x: x / 2)
+    assert "form array has no gradient" in str(verify(operator))
+    operator.vjp(lambda g: g / 2.0)
+    declare.kernel(operator, {"forward": lambda x: (x / 2, None), "supports": lambda x: "never"})
+    report = verify(operator)
+    assert not report.ok and "kernel cpu has no gradient" in str(report)
+    assert {row.verdict for row in report.rows if row.route == "kernel cpu"} == {"not run"}
+
+
+@pytest.mark.parametrize(("change", "route", "check"), [
+    ({"forward": lambda x: ((x / 2).astype(np.float32), None)}, "kernel cpu", "values"),
+    ({"forward": lambda x: (x / 2 + 1e-3, None)}, "kernel cpu", "values"),
+    ({"forward": lambda x: (np.divide(x, 2, out=x), None)}, "kernel cpu", "values"),
+    ({"backward": lambda saved, g: (g / 2.001,)}, "kernel cpu", "gradients"),
+    ({"backward": lambda saved, g: (None,)}, "kernel cpu", "gradients")],
+    ids=["a dtype", "a value", "a written input", "a gradient", "no gradient"])
+def test_verify_notices(declare, change, route, check):
+    def half(x):
+        return x / 2
+
+    operator = declare(half)
+    operator.form(lambda x: x * 0.5)
+    right = {"forward": lambda x: (x / 2, None), "backward": lambda saved, g: (g / 2,)}
+    declare.kernel(operator, {**right, **change})
+    report = verify(operator)
+    assert not report.ok
+    assert any(row.failure and (row.route, row.check) == (route, check) for row in report.rows), str(report)
+    assert all(row.route == route for row in report.rows if row.failure)
+
+
+def test_verify_notices_a_wrong_law_and_a_wrong_definition(declare):
+    def squares(x):
+        return (x * x).astype(np.float64)
+
+    operator = declare(squares, laws=[linear_in("x"), identity("it is nothing", lambda case, draw: not case().y.any())])
+    operator.form(lambda x: x * x)
+    failed = {(row.route, row.check) for row in verify(operator).rows if row.failure}
+    assert {("definition", "outputs"), ("form <lambda>", "law: linear in x"), ("form <lambda>", "law: it is nothing")} <= failed

@@ -226,7 +226,7 @@ def test_a_broken_law_is_noticed(op, law):
         args, params = draw_inputs(op, draw)
         try:
             law.check(Case(op, args, params, broken), draw)
-        except AssertionError:
+        except Exception:  # of whatever kind: an index that was changed may be out of range
             noticed += 1
     assert noticed
 
