@@ -242,7 +242,8 @@ def check_outputs(op: Op, route: str, args, outputs) -> None:
             lead = bound.get("...")
             bind(op.name, argument, output.shape, bound)
             own = output.shape[: output.ndim - len(argument.dims) + 1]
-            assert argument.dims[:1] != ("...",) or own == lead, f"{op.name}: {argument.name} has leading axes {own}, not {lead}"
+            fits = argument.dims[:1] != ("...",) or own == lead
+            assert fits, f"{op.name}: {argument.name} has leading axes {own}, not {lead}"
         if argument.kind == "float":
             assert output.dtype == dtype, f"{op.name} made {output.dtype} of {dtype}"
         else:

@@ -2039,7 +2039,7 @@ def test_kernels_keep_nan_and_infinities_and_have_no_races():
 @each_kernel
 def test_a_kernel_of_another_device_is_not_replaced_by_this_one(op):
     args, params, _ = next(drawn(op, np.float32))
-    with pytest.raises(KernelError, match=rf"{op.name}.*'cuda'"), use(op, kernel="cuda"):
+    with pytest.raises(KernelError, match=rf"{op.name}.*'cuda"), use(op, kernel="cuda"):
         op(*args, **params)
 
 
