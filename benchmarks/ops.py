@@ -39,6 +39,7 @@ import minitv.ops
 from autograd import REGISTRY, Op, Tensor, gradients, no_grad, use
 from autograd.cpu.process import blas_threads, cores, keep_memory
 from autograd.draw import Draw, draw_inputs
+from autograd.registry import operators_of
 from autograd.shapes import bind
 
 
@@ -82,10 +83,13 @@ def values(op: Op, arrays) -> int:
 
 def operators() -> list[Op]:
     """Every operator of the engine and of the variants that has a CPU kernel."""
-    for package in (autograd.ops, minitv.ops):
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{package.__name__}.{module.name}")
-    return [op for op in REGISTRY.values() if "cpu" in op.kernels]
+    found = {**operators_of(autograd.ops.__name__), **operators_of(minitv.ops.__name__)}
+    return [op for op in found.values() if cpu_kernels(op)]
+
+
+def cpu_kernels(op: Op) -> list[str]:
+    """The names of its kernels for the CPU."""
+    return [kernel.name for kernel in op.kernels.values() if kernel.device == "cpu"]
 
 
 @contextmanager
@@ -119,8 +123,8 @@ def measure(op: Op, kind: str, name: str, arrays, params, seconds: float) -> dic
     def training():
         inputs, outputs = forward(True)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        gradients(list(outputs), [x for x in inputs if isinstance(x, Tensor)],
-                  [Tensor.wrap(np.ones_like(o.data)) for o in outputs])
+        outputs = [o for o in outputs if isinstance(o, Tensor)]  # those with a gradient
+        gradients(outputs, [x for x in inputs if isinstance(x, Tensor)], [Tensor.wrap(np.ones_like(o.data)) for o in outputs])
 
     with route(op, kind, name):
         return {"forward_ms": 1e3 * fastest(inference, seconds),
@@ -142,12 +146,14 @@ def routes(names: list[str], known: dict[str, Op], arguments: argparse.Namespace
             op = known[name]
             arrays, params = LargeDraw.inputs(op, arguments.elements, arguments.seed, np.dtype(arguments.dtype))
             print(f"{name}({described(arrays, params)})")
-            found = [("kernel", "cpu"), *(("form", form) for form in op.forms)]
+            fused = cpu_kernels(op)
+            found = [*(("kernel", name) for name in fused), *(("form", form) for form in op.forms)]
             times = {f"{kind} {label}": measure(op, kind, label, arrays, params, arguments.seconds) for kind, label in found}
             whole = "training_ms" if op.differentiable else "forward_ms"
             for label, row in times.items():
                 training = "" if row["training_ms"] is None else f"{row['training_ms']:.3f}"
-                ratio = "" if label == "kernel cpu" else f"{row[whole] / times['kernel cpu'][whole]:.2f}"
+                first = f"kernel {fused[0]}"
+                ratio = "" if label == first else f"{row[whole] / times[first][whole]:.2f}"
                 print(f"{'':<16} {label:<18} {row['forward_ms']:>11.3f} {training:>12} {ratio:>9}")
             report[name] = {label: {k: v and round(v, 4) for k, v in row.items()} for label, row in times.items()}
     settings = {name: getattr(arguments, name) for name in ("elements", "dtype", "seed", "threads")}

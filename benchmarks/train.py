@@ -17,7 +17,6 @@ import argparse
 import importlib.util
 import json
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -196,6 +195,8 @@ def profile(variant: str, preset: str, seconds: float) -> None:
     """Print the milliseconds and calls of every operator in our step on one thread, forward and backward."""
     from collections import defaultdict
 
+    from autograd import Op
+    from autograd.routes import Form, Kernel
     from minitv.optim import AdamW, GradientBuffer
     from minitv.train import Trainer
 
@@ -219,10 +220,9 @@ def profile(variant: str, preset: str, seconds: float) -> None:
 
         setattr(owner, attribute, wrapper)
 
-    machinery = sys.modules["autograd.op"]
-    timed(machinery.Op, "__call__", lambda op, *_: f"{op.name} forward")
-    for attribute in ("_differentiate_primitive", "_differentiate_kernel"):
-        timed(machinery, attribute, lambda node, *_: f"{node.op.name} backward")
+    timed(Op, "__call__", lambda op, *_: f"{op.name} forward")
+    for route in (Form, Kernel):
+        timed(route, "differentiate", lambda route, *_: f"{route.op.name} backward")
     for attribute in ("squares", "update"):
         timed(AdamW, attribute, lambda *_: "AdamW, clipping")
     timed(GradientBuffer, "__call__", lambda *_: "adding up gradients")
