@@ -38,24 +38,26 @@ def layer_norm_rows(x, weight, bias, eps, y, shifts, scales):
         square = zero
         for j in range(width):
             d = _deviation(row[j], first, shift)
+            out[j] = d
             square += d * d
         scale = one / x.dtype.type(math.sqrt(square * share + epsilon))
         shifts[i], scales[i] = shift, scale
         for j in range(width):
-            out[j] = _deviation(row[j], first, shift) * scale * weight[j] + bias[j]
+            out[j] = out[j] * scale * weight[j] + bias[j]
 
 
 @cpu_kernel
 def _backward(x, weight, shifts, scales, g, gx, gweight, gbias):
     rows, width = x.shape
     share = x.dtype.type(1 / width)
-    zero = x.dtype.type(0)
+    zero, normal = x.dtype.type(0), np.empty(width, x.dtype)
     for i in range(rows):
         row, grad, out = x[i], g[i], gx[i]
         first, shift, scale, g_first = row[0], shifts[i], scales[i], grad[0] * weight[0]
         a, b = zero, zero
         for j in range(width):
             h = _deviation(row[j], first, shift) * scale
+            normal[j] = h
             p = grad[j] * weight[j]
             out[j] = p  # with two uses, it does not become one instruction with the difference, which would not be 0
             d = _less(p, g_first)
@@ -64,7 +66,7 @@ def _backward(x, weight, shifts, scales, g, gx, gweight, gbias):
         a *= share
         b *= share
         for j in range(width):
-            h = _deviation(row[j], first, shift) * scale
+            h = normal[j]
             gweight[j] += grad[j] * h
             gbias[j] += grad[j]
             out[j] = (_deviation(out[j], g_first, a) - h * b) * scale

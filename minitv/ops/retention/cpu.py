@@ -186,11 +186,15 @@ def _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes, of_d
         row, grad = scores[key * LANES : (key + 1) * LANES], grads[key * LANES : (key + 1) * LANES]
         if of_decay:
             for e in range(LANES):
-                lanes[e] += row[e] * (grad[e] + r[e]) * slopes[e]
-        for e in range(LANES):
-            s, g = row[e], grad[e] + r[e]
-            row[e] = s * factors[e] if factors[e] != zero else zero
-            grad[e] = g * factors[e] if factors[e] != zero else zero
+                s, g = row[e], grad[e] + r[e]
+                lanes[e] += s * g * slopes[e]
+                row[e] = s * factors[e] if factors[e] != zero else zero
+                grad[e] = g * factors[e] if factors[e] != zero else zero
+        else:
+            for e in range(LANES):
+                g = grad[e] + r[e]
+                row[e] = row[e] * factors[e] if factors[e] != zero else zero
+                grad[e] = g * factors[e] if factors[e] != zero else zero
 
 
 @cpu_kernel
