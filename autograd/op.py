@@ -76,6 +76,7 @@ class Op:
         if positional != names:
             raise ShapeError(f"{self.name}: the definition takes {positional}, the signature names {names}")
         self.floats = [a.name for a in self.signature.inputs if a.kind == "float"]  # the inputs that have a gradient
+        self._places_of_floats = [i for i, a in enumerate(self.signature.inputs) if a.kind == "float"]
         outputs = self.signature.outputs
         self.gradients = {f"g_{a.name}" if len(outputs) > 1 else "g": i for i, a in enumerate(outputs) if a.kind == "float"}
         self.places = {name: i for i, name in enumerate([*names, *self.params])}
@@ -205,13 +206,14 @@ class Op:
         """Arrays become constant tensors of their own dtype, which must be that of the others; Python numbers take the dtype
         and the device of the others; inputs that are not differentiable stay arrays, copied if backward will need them.
         """
-        tensors, arrays, others, like, wanted = list(inputs), [None] * len(inputs), [], None, False
+        tensors, arrays, others, like, wanted, alike = list(inputs), [None] * len(inputs), [], None, False, True
         for i, argument in enumerate(self.arguments(inputs)):
             value = inputs[i]
             if isinstance(value, Tensor) and argument.kind == "float":
-                arrays[i] = value.data
+                array = arrays[i] = value.data
                 wanted |= value.requires_grad
                 like = value if like is None else like
+                alike &= array.dtype is like.data.dtype and type(array) is np.ndarray
             elif value is not None:
                 others.append((i, argument))
             elif not argument.optional:
@@ -226,7 +228,8 @@ class Op:
                 else:
                     tensors[i] = self._constant(argument, inputs[i], like)
                     arrays[i] = tensors[i].data
-        self._check_alike(arrays)
+        if others or not alike:
+            self._check_alike(arrays)
         return tensors, arrays, recording
 
     def _check_alike(self, arrays) -> None:
@@ -307,10 +310,10 @@ class Op:
     def record(self, rule: Route, tensors, arrays, result, saved, versions) -> Node:
         """A node for a call that ``rule`` computed."""
         parents, shapes = [], []
-        for argument, tensor in zip(self.arguments(tensors), tensors, strict=True):
-            if argument.kind == "float":
-                parents.append(None if tensor is None or not tensor.requires_grad else place_of(tensor))
-                shapes.append(None if tensor is None else tensor.data.shape)
+        for i in range(len(tensors)) if self.variadic else self._places_of_floats:
+            tensor = tensors[i]
+            parents.append(None if tensor is None or not tensor.requires_grad else place_of(tensor))
+            shapes.append(None if tensor is None else tensor.data.shape)
         outputs = [(o.shape, o.dtype) for o in result] if type(result) is tuple else [(result.shape, result.dtype)]
         if switches().checking:
             _lock(arrays)
@@ -337,34 +340,33 @@ class Op:
             self._check_outputs(results, tensors)
         if not self.differentiable:
             return result
-        outputs = [Tensor.wrap(unscalar(array), node=node, index=i) if argument.kind == "float" else array
-                   for i, (array, argument) in enumerate(zip(results, self._declared(results), strict=True))]
-        if self.view or saved:
+        declared = self._declared(results)
+        outputs = [Tensor.wrap(unscalar(array), node=node, index=i) if declared[i].kind == "float" else array
+                   for i, array in enumerate(results)]
+        if self.view:
             for tensor in outputs:
-                if isinstance(tensor, Tensor):
-                    self._share_version(tensor, tensors)
-                    if saved:
-                        node.versions.append((tensor.version, tensor.version[0], None))
+                self._share_version(tensor, tensors)
+        if saved:
+            node.versions += [(t.version, t.version[0], None) for t in outputs if isinstance(t, Tensor)]
         if saved and checking:
             _lock([t.data for t in outputs if isinstance(t, Tensor)])
         return tuple(outputs) if several else outputs[0]
 
     def _share_version(self, tensor: Tensor, inputs) -> None:
         """An update in place of an input is one of its view."""
-        if self.view:
-            for other in inputs:
-                if isinstance(other, Tensor) and overlap(tensor.data, other.data):
-                    tensor.version = other.version
+        for other in inputs:
+            if isinstance(other, Tensor) and overlap(tensor.data, other.data):
+                tensor.version = other.version
 
     def _declared(self, results: Sequence) -> Sequence[Argument]:
         outputs = self.signature.outputs
+        if len(outputs) == len(results):
+            return outputs
         if len(outputs) == 1 and outputs[0].dims == ("*",):  # any number
             return outputs * len(results)
-        if len(outputs) != len(results):
-            names = ", ".join(a.name for a in outputs)
-            raise AutogradError(f"{self.name}: {len(results)} outputs were computed, the signature declares {names} (several "
-                                "are a tuple; a kernel's forward returns (outputs, saved))")
-        return outputs
+        names = ", ".join(a.name for a in outputs)
+        raise AutogradError(f"{self.name}: {len(results)} outputs were computed, the signature declares {names} (several "
+                            "are a tuple; a kernel's forward returns (outputs, saved))")
 
     def _check_outputs(self, results, tensors) -> None:
         bound = {} if self.variadic else self._letters(tensors)

@@ -210,6 +210,7 @@ class Kernel(Route):
         self.module = module or ".".join(filter(None, [package, DEVICES[device]]))
         self._loaded: dict[str, Callable | None] = {}
         self._off: str | None = None
+        self._asks = False  # whether backward names ``needs``
 
     def function(self, name: str) -> Callable | None:
         """The module's function forward, backward, supports or defers, without the prefix; None where there is none."""
@@ -234,6 +235,7 @@ class Kernel(Route):
                 where = f"{self.op.name}, {self}, {self.prefix}{function}"
                 found = self.function(function)
                 if found is not None and function == "backward":
+                    self._asks = "needs" in inspect.signature(found).parameters
                     found = reader(found, gradients, where, note=note)
                 elif found is not None:
                     found = reader(found, self.places, where, len(self.op.signature.inputs))
@@ -316,7 +318,8 @@ class Kernel(Route):
         arrays = [None if g is None else g.data for g in grads]
         if len(node.op.signature.outputs) == 1 < len(arrays):
             arrays = [arrays]
-        results = self._get("backward")([saved[0], needs(node), *arrays])
+        backward = self._get("backward")
+        results = backward([saved[0], needs(node) if self._asks else None, *arrays])
         if type(results) not in (tuple, list):
             raise KernelError(f"{node.op.name}, {self}, {self.prefix}backward: returned {_described(results)}; it returns a "
                               f"tuple of one gradient for each of {', '.join(node.op.floats)}")

@@ -201,9 +201,8 @@ rsqrt = unary("rsqrt", "1/√x", lambda x: _scalar_divide(1.0, math.sqrt(x)), la
               lambda g, x, out: g * -0.5 * out / x, domain=(0.3, 3.0))
 sin = unary("sin", "sin x, x in radians", math.sin, lambda x: namespace(x).sin(x), lambda g, x: g * cos(x))
 cos = unary("cos", "cos x, x in radians", math.cos, lambda x: namespace(x).cos(x), lambda g, x: -g * sin(x))
-tanh = unary("tanh", "tanh x", math.tanh, lambda x: namespace(x).tanh(x), lambda g, x: _tanh_vjp(g, x))
-sigmoid = unary("sigmoid", "1 / (1 + e^-x)", _scalar_sigmoid, _sigmoid, lambda g, x, out: g * out * sigmoid(-x),
-                analytic=False)
+tanh = unary("tanh", "tanh x", math.tanh, lambda x: namespace(x).tanh(x), lambda g, x: g * 4.0 * _bell(x, 2))
+sigmoid = unary("sigmoid", "1 / (1 + e^-x)", _scalar_sigmoid, _sigmoid, lambda g, x: g * _bell(x, 1), analytic=False)
 silu = unary("silu", "x sigmoid(x), 0 at -∞", lambda x: 0.0 if x == -math.inf else x * _scalar_sigmoid(x), _silu,
              lambda g, x: _silu_vjp(g, x), analytic=False)
 softplus = unary("softplus", "ln(1 + e^x); -softplus(-x) is the stable ln(sigmoid(x))",
@@ -218,10 +217,11 @@ erf = unary("erf", "(2/√π) ∫₀ˣ e^(-t²) dt", math.erf, lambda x: special
             lambda g, x: g * (2 / math.sqrt(math.pi)) * exp(-(x * x)))
 
 
-def _tanh_vjp(g, x):
-    """1 - tanh²(x) = 4 s (1 - s), where s = sigmoid(-2|x|) keeps its digits; both are even in x, so the sign is a constant."""
-    s = sigmoid(x * _constant(x, namespace(x.data).where(x.data < 0, 2, -2)))
-    return g * 4.0 * s * (1.0 - s)
+def _bell(x, rate):
+    """e / (1 + e)² with e = e^(-rate |x|), which keeps its digits far out; even in x, so the sign is a constant."""
+    e = exp(x * Tensor.wrap(namespace(x.data).copysign(x.dtype.type(rate), -x.data)))
+    total = 1.0 + e
+    return e / (total * total)
 
 
 def _silu_vjp(g, x):
