@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .device import to_numpy
-from .metric import TOLERANCE, within
+from .metric import TOLERANCE, assert_close, distance, within  # noqa: F401 - a check of values belongs to one of derivatives
 from .state import Switch
 from .tensor import Tensor, gradients
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -331,6 +334,15 @@ def test_tuning_numbers_belong_to_a_route_and_are_checked(running):
         use(running, kernel="cpu", chunk_size=2)
     with pytest.raises(TypeError, match="running: no argument 'chunk_size'"):
         running(x, chunk_size=2)
+
+
+def test_forms_run_where_the_compiler_is_switched_off():
+    code = "import numpy, autograd; x = numpy.ones((1, 2)); print(autograd.explain('layer_norm', x)); autograd.layer_norm(x)"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(Path(ag.__file__).parents[1])}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "kernel cpu: not chosen: Numba's compiler is switched off by NUMBA_DISABLE_JIT" in found.stdout
+    assert "form composed: chosen" in found.stdout
 
 
 # -- declarations ------------------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autograd import distance, use
+from autograd import GraphError, NonFiniteError, check_mode, distance, no_grad, use
 from autograd.cpu import gemm
 from autograd.metric import TOLERANCE
+from autograd.routes import Kernel
 from minitv import checkpoint, mixers
 from minitv import train as training
 from minitv.cli import main
@@ -555,6 +556,30 @@ def test_slices_cover_the_batch_once(monkeypatch, threads, micro, sequences):
     slices = made._slices(sequences, 6)
     assert [i for part in slices for i in range(part.start, part.stop)] == list(range(sequences))
     assert all((part.stop - part.start) * 6 <= max(micro, 6) for part in slices)
+
+
+def test_switches_hold_in_the_worker_threads(monkeypatch):
+    """No kernel runs under use(kernel="none"), no gradient is made under no_grad, and check mode finds what is not finite."""
+    made = trainer(monkeypatch, threads=2, micro=6)
+    ran = []
+    run = Kernel.run
+    monkeypatch.setattr(Kernel, "run", lambda self, *call: ran.append(self.op.name) or run(self, *call))
+    try:
+        made.step(*batch(), 0)
+        assert len(ran) > 10
+        ran.clear()
+        with use(kernel="none"):
+            made.step(*batch(), 1)
+        assert ran == []
+        with no_grad(), pytest.raises(GraphError, match="does not depend on anything that requires a gradient"):
+            made.step(*batch(), 2)
+        weight = made.model.blocks[1].mixer.out.weight
+        weight.assign_(np.full(weight.shape, math.inf))
+        with check_mode(), pytest.raises(NonFiniteError, match="the output of linear"):
+            with np.errstate(invalid="ignore"):
+                made.step(*batch(), 3)
+    finally:
+        made.close()
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_and_is_forgotten(monkeypatch):
