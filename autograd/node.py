@@ -99,7 +99,6 @@ class Sum:
             self.value, self._owned = type(grad).wrap(unscalar(self.value.data + grad.data)), True
 
 
-@np.errstate(under="ignore")  # as in Op.__call__
 def walk(starts: Iterable, receive: Callable, *, retain: bool = False, create_graph: bool = False, targets=None) -> None:
     """Send gradients back from ``starts``, pairs of a place and a seed.
 
@@ -131,7 +130,7 @@ def walk(starts: Iterable, receive: Callable, *, retain: bool = False, create_gr
 
     checking = switches().checking
     # What a gradient is made of is not checked: a bad one is reported as that of the operator.
-    with Switch(recording=create_graph, checking=False):
+    with Switch(recording=create_graph, checking=False), np.errstate(under="ignore"):
         for place, seed in starts:
             deliver(place, seed)
         while heap:

@@ -148,12 +148,12 @@ class Op:
         return function
 
     # -- calling -----------------------------------------------------------------------------------------------------
-    @np.errstate(under="ignore")  # what is rounded to 0 is rounded as it should be, here and in gradients; see walk
     def __call__(self, *args, **kwargs):
         tensors, arrays, params, recording = self.accept(args, kwargs)
         request = request_for(self)
         route = choose(self, arrays, params, request, recording)
-        return route.run(tensors, arrays, params, request, recording)
+        with np.errstate(under="ignore"):  # what is rounded to 0 is rounded as it should be, here and in gradients; see walk
+            return route.run(tensors, arrays, params, request, recording)
 
     def accept(self, args, kwargs):
         """The inputs as tensors and as arrays, the static parameters in order, and whether the call is recorded."""
