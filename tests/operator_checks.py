@@ -74,11 +74,11 @@ class AwkwardDraw(Draw):
         return super().mask(*self._checked(shape))
 
 
-def awkward_calls(op: Op, route: str, size: int, count: int, dtype=np.float32):
+def awkward_calls(op: Op, route: str, size: int, count: int, dtype=np.float32, limit: int = 70_000):
     """Calls that a route takes, with an axis of that size, and cotangents for the outputs."""
     seed = found = 0
     while found < count:
-        draw = AwkwardDraw(seed, (size, 5), dtype)
+        draw = AwkwardDraw(seed, (size, 5), dtype, limit)
         seed += 1
         try:
             args, params = draw_call(op, route, draw)

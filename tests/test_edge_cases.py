@@ -2048,7 +2048,7 @@ def test_a_kernel_of_another_device_is_not_replaced_by_this_one(op):
                                            for k in op.kernels.values() if k.device == "cpu"])
 def test_kernel_around_the_sizes_of_vectors(op, route, size):
     for dtype in DTYPES:
-        for args, params, cotangents in awkward_calls(op, route, size, 2, dtype):
+        for args, params, cotangents in awkward_calls(op, route, size, 2, dtype, 24_000):
             check_values(op, route, args, params, reference=f"form {next(iter(op.forms))}")
             if differentiable(op, route):
                 check_gradients(op, route, args, params, cotangents, reference=f"form {next(iter(op.forms))}")
