@@ -371,10 +371,11 @@ class Op:
     def _check_outputs(self, results, tensors) -> None:
         bound = {} if self.variadic else self._letters(tensors)
         for array, argument in zip(results, self._declared(results), strict=True):
+            array = unscalar(array)
             if argument.dims != ("*",):
-                bind(f"the output of {self.name}", argument, np.shape(array), bound)
+                bind(f"the output of {self.name}", argument, array.shape, bound)
             state = argument.name in self.signature.states  # an empty one may hold ln 0
-            require_finite(unscalar(array), f"the output of {self.name}", empty=state)
+            require_finite(array, f"the output of {self.name}", empty=state)
 
 
 def op(signature: str, **options) -> Callable[[Callable], Op]:

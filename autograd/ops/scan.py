@@ -130,7 +130,7 @@ def _(g, x, axis):
     xp = namespace(x.data)
     # Relative to the running maximum m, the sums are s_t = e^(m_{t-1} - m_t) s_{t-1} + e^(x_t - m_t), whatever x's offset.
     m = _doublings(x.data, xp.maximum)
-    decay = xp.ones_like(m)
+    decay = xp.ones(m.shape, m.dtype)
     with np.errstate(invalid="ignore", under="ignore"):
         decay[..., 1:] = xp.where(m[..., 1:] == m[..., :-1], decay[..., 1:], xp.exp(m[..., :-1] - m[..., 1:]))
     infinite, decay = m == math.inf, Tensor.wrap(decay)
