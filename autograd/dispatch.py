@@ -76,6 +76,8 @@ def candidates(op, arrays, params, request, recording) -> Iterator[tuple[Route, 
 
 def choose(op, arrays, params, request, recording) -> Route:
     """The route that runs this call."""
+    if request is None and op.routes and op.routes[0].kind == "form":
+        return op.routes[0]
     reasons = []
     for route, reason in candidates(op, arrays, params, request, recording):
         if reason is None:

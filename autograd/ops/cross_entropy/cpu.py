@@ -63,4 +63,4 @@ def forward(logits, labels, ignore_index, reduction, label_smoothing):
 def backward(saved, g):
     difference, shape, count = saved
     share = g / difference.dtype.type(count)  # [] or, of losses that were not reduced, [...]
-    return ((difference * share.reshape(-1, 1)).reshape(shape),)
+    return ((difference * (share.reshape(-1, 1) if share.ndim else share)).reshape(shape),)
