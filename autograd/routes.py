@@ -11,8 +11,8 @@ what its parameters name, in any order. What there is to name:
 A *form* is written with Tensor operators, so that the tape makes its gradient, and runs on every device. A *primitive* is
 array code (arrays in, arrays out) with a gradient of its own, the *vjp*, which is written with Tensor operators and may name
 
-    g              the gradient of the one float output; of several, g_<output> for each (zeros where nothing arrived), or g, a
-                   list, where their number depends on the call (outputs written ys[*])
+    g              the gradient of the output; of an operator with several, g_<output> for each float one (zeros where nothing
+                   arrived), or g, a list, where their number depends on the call (outputs written ys[*])
     out            the output, or the list of them: what a gradient needs, it names, and nothing else is kept
     <input>_shape  and shapes, of all float inputs
     needs          the names of the inputs that want a gradient (for a variadic operator: a flag each)
@@ -20,11 +20,12 @@ array code (arrays in, arrays out) with a gradient of its own, the *vjp*, which 
     and returns one gradient for each float input, None where it is not wanted. Gradients of broadcast inputs are summed by
     the engine.
 
-A *kernel* is a module with fused functions for one device. Several for one device are candidates in the order of declaration.
+A *kernel* is a module with fused functions for one device. Several for one device are candidates in the order of declaration,
+each with a name and a prefix of its functions: op.kernel("cpu", name="fft", prefix="fft_").
 
     forward(inputs and parameters [, recording])   returns (outputs, saved). Without ``recording`` nothing needs to be saved
     backward(saved, g [, needs])                   returns a tuple of one gradient for each float input, None for those not
-                                                   wanted; with several float outputs, g_<output>, None where nothing arrived
+                                                   wanted; with several outputs, g_<output>, None where nothing arrived
                                                    (autograd.arrays.or_zeros helps). It sees inputs through saved only
     supports(inputs and parameters)                why it cannot run on them, or None; optional
     defers(inputs and parameters)                  why another candidate had better run, or None; optional, ignored if forced
