@@ -104,7 +104,7 @@ class Op:
 
     def primitive(self, function: Callable) -> Callable:
         """Declare a form made of array code, named like the function, or "array"; ``vjp`` states its gradient."""
-        name = function.__name__ if function.__name__.isidentifier() and function.__name__ != "_" else "array"
+        name = function.__name__ if function.__name__[0].isalpha() else "array"  # not of a lambda, _ or a private helper
         self._declare(Form(self, name, function, primitive=True))
         return function
 

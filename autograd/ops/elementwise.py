@@ -219,7 +219,8 @@ erf = unary("erf", "(2/√π) ∫₀ˣ e^(-t²) dt", math.erf, lambda x: special
 
 def _bell(x, rate):
     """e / (1 + e)² with e = e^(-rate |x|), which keeps its digits far out; even in x, so the sign is a constant."""
-    e = exp(x * Tensor.wrap(namespace(x.data).copysign(x.dtype.type(rate), -x.data)))
+    number = x.dtype.type
+    e = exp(x * Tensor.wrap(namespace(x.data).where(x.data < 0, number(rate), number(-rate))))
     total = 1.0 + e
     return e / (total * total)
 
