@@ -212,9 +212,8 @@ def _(x, axis, keepdims, ord):
     kept = tuple(n for i, n in enumerate(x.shape) if i not in axes)
     if ord == 2:
         scale = _scale(x, axes)
-        with np.errstate(under="ignore"):
-            scaled = x / scale
-            out = scale * xp.sqrt(xp.sum(scaled * scaled, axis=axes, keepdims=True))
+        scaled = x / scale
+        out = scale * xp.sqrt(xp.sum(scaled * scaled, axis=axes, keepdims=True))
     else:
         out = xp.maximum(largest(xp.abs(x), axes), x.dtype.type(0))
     return out if keepdims else out.reshape(kept)

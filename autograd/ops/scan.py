@@ -118,8 +118,7 @@ def logcumsumexp(x, *, axis=-1):
 @logcumsumexp.primitive
 def _(x, axis):
     axis = normalize_axis("logcumsumexp", axis, x.ndim)
-    with np.errstate(under="ignore"):
-        return _doublings(x.swapaxes(axis, -1), namespace(x).logaddexp).swapaxes(axis, -1)
+    return _doublings(x.swapaxes(axis, -1), namespace(x).logaddexp).swapaxes(axis, -1)
 
 
 @logcumsumexp.vjp
@@ -131,7 +130,7 @@ def _(g, x, axis):
     # Relative to the running maximum m, the sums are s_t = e^(m_{t-1} - m_t) s_{t-1} + e^(x_t - m_t), whatever x's offset.
     m = _doublings(x.data, xp.maximum)
     decay = xp.ones(m.shape, m.dtype)
-    with np.errstate(invalid="ignore", under="ignore"):
+    with np.errstate(invalid="ignore"):
         decay[..., 1:] = xp.where(m[..., 1:] == m[..., :-1], decay[..., 1:], xp.exp(m[..., :-1] - m[..., 1:]))
     infinite, decay = m == math.inf, Tensor.wrap(decay)
     share = Tensor.wrap((x.data == math.inf).astype(x.dtype))
