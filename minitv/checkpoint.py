@@ -113,10 +113,21 @@ def read_config(directory: str | os.PathLike, name: str = "last") -> dict[str, A
     return _read(directory, name, read)
 
 
+def read_state(directory: str | os.PathLike, name: str = "last") -> dict[str, Any]:
+    """What a checkpoint's ``state`` holds, without reading its arrays; paths and errors as in ``load``."""
+    return _read(directory, name, lambda folder: _read_state(folder)[0])
+
+
 def exists(directory: str | os.PathLike, name: str = "last") -> bool:
     """Whether the run in ``directory`` has the checkpoint ``name``; ``load`` says whether it is sound."""
     target = _target(directory, name)
     return any(os.path.isfile(folder / STATE) for folder in (target, _aside(target)))
+
+
+def run_folder(directory: str | os.PathLike) -> Path:
+    """The folder of the run to which a folder belongs: itself, or the one above a checkpoint such as ``DIR/best``."""
+    path = Path(directory)
+    return path.parent if path.name in NAMES and (path / STATE).is_file() else path
 
 
 def check_arrays(expected: Arrays, loaded: Arrays, what: str) -> None:

@@ -11,13 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import __version__, mixers
-from .config import Options, Parser, Setting, choose, from_json, read_toml, settings, shown, table, to_json
+from . import __version__, tasks, variants
+from .config import Options, Parser, Setting, choose, read_toml, settings, shown, table, to_json
 from .errors import UserError
-from .options import DEFAULT_PRESET, PRESETS, RESUMABLE, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
+from .options import DEFAULT_PRESET, PRESETS, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
 from .report import plot
-
-DEFAULT_VARIANT = "transformer"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,9 +42,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"not enough memory{': ' if str(error) else ''}{error}; try a smaller model, context or batch", 1)
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nminitv: stopped", file=sys.stderr)
-        return 130
+        return getattr(stop, "code", 130)
 
 
 def _fail(message: object, code: int) -> int:
@@ -82,113 +80,108 @@ def _dispatch(argv: list[str]) -> int:
 def _train(argv: list[str]) -> int:
     words, argv = (argv[:1], argv[1:]) if argv and not argv[0].startswith("-") else ([], argv)
     early = _train_parser()
-    early.add_argument("--resume")
+    for name in ("--resume", "--init-from"):
+        early.add_argument(name)
     seen = early.peek(argv)  # what decides which other options exist
     file = read_toml(seen["config"]) if "config" in seen else {}
-    variant, source = (words[0], "command line") if words else (file.get("variant", DEFAULT_VARIANT), "default")
-    if "variant" in file and not words:
-        source = seen["config"]
-    file.pop("variant", None)
-    preset = seen.get("preset", file.pop("preset", None))
-    resume = seen.get("resume", file.get("resume"))
-    if resume is not None:
-        label = "--resume" if "resume" in seen else f"{seen['config']}: resume"
-        resume = settings(TrainOptions)["resume"].check(resume, label)
-    if resume == "":
-        raise UserError("--resume: an empty text is no folder")
+    values, sources = {}, {}
+    for name in ("variant", "task", "preset", "resume", "init_from"):
+        value, source = file.pop(name, None), seen.get("config", "")
+        if name in seen or (name == "variant" and words):
+            value, source = seen.get(name, words and words[0]), "command line"
+        values[name], sources[name] = value, source if value is not None else "default"
+    resume, origin = (_folder_option(name, values[name], sources[name]) for name in ("resume", "init_from"))
 
+    from . import experiment as experiments
+    from .checkpoint import read_config, run_folder
+    from .variants import load
+
+    stored = None
+    if resume or origin:
+        stored = experiments.from_checkpoint(read_config(resume or origin), resume or origin)
+        where = f"checkpoint {resume or origin}"
+        for name, fixed in (("variant", stored.variant.name), ("task", stored.task.name)):
+            if resume and sources[name] != "default" and values[name] != fixed:
+                raise UserError(f"--resume {resume}: this is a run of {fixed}, it cannot continue as {values[name]}")
+            if sources[name] == "default" or resume:
+                values[name], sources[name] = fixed, where
+    variant = load(str(values["variant"] or experiments.DEFAULT_VARIANT))
+    task = tasks.load(str(values["task"] or experiments.default_task(variant)))
+    options = experiments.namespace(variant, task)
     layers: list[tuple[str, dict[str, Any]]] = []
-    stored: dict[str, Any] | None = None
-    if resume not in (None, "none"):
-        stored_variant, stored = _stored(resume)
-        if source != "default" and variant != stored_variant:
-            raise UserError(f"--resume {resume}: this is a run of {stored_variant}, it cannot continue as {variant}")
-        variant, source = stored_variant, f"checkpoint {resume}"
-    options = Options(ModelOptions, mixers.options(_variant(variant)), TrainOptions, elsewhere=mixers.elsewhere)
-    if stored is None or preset is not None:
-        name = choose("preset", str(preset or DEFAULT_PRESET), PRESETS)
-        shared = mixers.preset(variant, name)
-        layers.append((f"preset {name}", {k: v for k, v in shared.items() if k in options.settings}))
+    if not resume or values["preset"] is not None:
+        layers += experiments.preset_layers(variant, task, str(values["preset"] or DEFAULT_PRESET))
+    if origin and not resume:  # the model is that of the checkpoint
+        fixed = {k: v for part in ("model", "mixer", "data") for k, v in to_json(getattr(stored, part)).items()}
+        layers.append((where, {k: v for k, v in fixed.items() if k in options.settings and k != "data"}))
+        layers.append((sources["init_from"], {"init_from": origin}))
     if file:
         layers.append((seen["config"], file))
-    values, _ = options.merge(*([(source, stored)] if stored else []), *layers)  # for the help
+    kept = [(where, {k: v for k, v in stored.values.items() if k in options.settings}
+             | dict(out=str(run_folder(resume)), resume=resume, overwrite=False))] if resume else []
+    known, _ = options.merge(*kept, *layers)  # for the help
 
     parser = _train_parser()
-    parser.prog += f" {variant}"
-    parser.add_options(options, values)
+    parser.prog += f" {variant.name}"
+    parser.add_options(options, known)
     given = parser.parse(argv)
     print_config = given.pop("print_config", False)
     layers.append(("command line", {name: value for name, value in given.items() if name in options.settings}))
-    if stored is not None:
-        _only_resumable(resume, stored, layers, options)
-        layers.insert(0, (source, stored))
-    values, sources = options.merge(*layers)
-    sources["variant"] = source
-    model, mixer, run = options.build({**values, "out": values["out"] or f"runs/{variant}"})
+    if resume:
+        _only_resumable(resume, kept[0][1], layers, options)
+    experiment, origins = experiments.combine(variant, task, *kept, *layers)
     if print_config:
-        print(table(_rows(variant, (model, mixer, run), values, sources)))
+        print(table(experiment.rows({**sources, **origins})))
         return 0
     from .train import train
 
-    return train(variant, model, mixer, run)
+    return train(experiment)
+
+
+def _folder_option(name: str, value: Any, source: str) -> str | None:
+    """The folder that an option names, or None."""
+    setting = settings(TrainOptions)[name]
+    value = setting.check(value, setting.flag if source in ("command line", "default") else f"{source}: {name}")
+    if value == "":
+        raise UserError(f"{setting.flag}: an empty text is no folder")
+    return value
 
 
 def _compare(argv: list[str]) -> int:
-    """The runs of `minitv compare`: every variant with every seed, each with the options that it has."""
-    from autograd.random import Random
-
-    from .compare import Run, compare
-
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
     argv = argv[len(words):]
-    variants = [_variant(word) for word in words] or list(mixers.variants())
-    if len(set(variants)) < len(variants):
-        raise UserError(f"{max(variants, key=variants.count)} is given twice")
-    every = {variant: Options(ModelOptions, mixers.options(variant), TrainOptions) for variant in variants}
-    known = Options.union(every.values(), without=("resume", "sample_tokens"), elsewhere=mixers.elsewhere)
     parser = Parser(
         "minitv compare",
         synonyms=SYNONYMS,
         usage="minitv compare [VARIANT ...] [options]",
-        description="Train several variants on the same text with the same batches, tokens and schedule, and compare them:\n"
-        "bits per character of held-out text, speed, memory, size of the state, speed of writing. Each run is a process\n"
+        description="Train several variants on the same data with the same batches, tokens and schedule, and compare them:\n"
+        "the task's metric on held-out data, speed, memory, size of the state, speed of writing. Each run is a process\n"
         "and a folder of its own; the same command continues what was interrupted, and trains nothing twice. With several\n"
-        "seeds the table has means, and ± the standard deviation between seeds.",
+        "seeds the table has means, and ± the standard deviation between seeds. An option with several values, as in\n"
+        "--lr 1e-3,3e-3, is a sweep: each variant stands in the table with the value that gave the lowest held-out loss.",
         epilog="examples:\n  minitv compare\n  minitv compare transformer rwkv --preset nanogpt-cpu --data my.txt --seeds 3",
     )
-    preset_names = "{" + ",".join(PRESETS) + "}"
-    parser.add_argument("--preset", metavar=preset_names, help=f"a set of values (default: {DEFAULT_PRESET})")
+    _preset_option(parser)
+    parser.add_argument("--task", metavar="NAME", help="what the models are trained for (default: text)")
     seeds = Setting("seeds", int, False, 1, "runs of each variant, with the seeds from --seed on", "", low=1, high=1000)
     parser.add_argument("--seeds", type=seeds.parse, metavar="N", help=f"{seeds.help} (default: 1)")
-    preset = choose("preset", str(parser.peek(argv).get("preset", DEFAULT_PRESET)), PRESETS)
-    layers = {variant: (f"preset {preset}", {k: v for k, v in mixers.preset(variant, preset).items() if k in options.settings})
-              for variant, options in every.items()}
-    found = [options.merge(layers[variant])[0] for variant, options in every.items()]
-    defaults = {name: [values[name] for values in found if name in values] for name in known.settings}
-    parser.add_options(known, {**{name: values[0] if all(value == values[0] for value in values) else "by variant"
-                                  for name, values in defaults.items()}, "out": "runs/compare"})
+    early = parser.peek(argv)
+
+    from .compare import DIRECTORY, Plan, compare
+
+    plan = Plan(words, task=early.get("task"), preset=early.get("preset"))
+    parser.add_options(plan.options, plan.defaults, several=True)
     given = parser.parse(argv)
-    given.pop("preset", None)
-    number = given.pop("seeds", 1)
-    directory = Path(given.pop("out", None) or "runs/compare")
-    overwrite = given.pop("overwrite", False)
-    runs = []
-    for variant, options in every.items():
-        chosen = "command line", {k: v for k, v in given.items() if k in options.settings}
-        try:
-            values, sources = options.merge(layers[variant], chosen)
-            model, mixer, _ = options.build(values)
-            mixers.load(variant)(Random(0), model, mixer)  # what does not fit is found now, not when its turn comes
-        except UserError as error:
-            raise UserError(f"{variant}: {error}") from None
-        sources["variant"] = "command line"
-        for seed in range(values["seed"], values["seed"] + number):
-            folder = directory / f"{variant}-{seed}"
-            own = {**values, "seed": seed, "out": str(folder), "sample_tokens": 0}
-            configs = options.build(own)
-            parts = dict(zip(("model", "mixer", "run"), map(to_json, configs), strict=True))
-            runs.append(Run(variant, seed, folder, _rows(variant, configs, own, sources), parts, overwrite))
-    return compare(sorted(runs, key=lambda run: run.seed), directory)
+    for name in ("preset", "task"):
+        given.pop(name, None)
+    number, overwrite = given.pop("seeds", 1), given.pop("overwrite", False)
+    directory = Path(given.pop("out", None) or DIRECTORY)
+    return compare(plan.runs(given, directory=directory, seeds=number, overwrite=overwrite, source="command line"), directory)
+
+
+def _preset_option(parser: Parser) -> None:
+    names = "{" + ",".join(PRESETS) + "}"
+    parser.add_argument("--preset", metavar=names, help=f"a set of values (default: {DEFAULT_PRESET})")
 
 
 def _train_parser() -> Parser:
@@ -196,42 +189,20 @@ def _train_parser() -> Parser:
         "minitv train",
         synonyms=SYNONYMS,
         usage="minitv train [VARIANT] [options]",
-        description="Train a language model on text. "
-        f"VARIANT is a name from `minitv list` (default: {DEFAULT_VARIANT}).\n"
+        description="Train a model: a language model on text, unless --task asks for something else.\n"
+        "VARIANT is a name from `minitv list` (default: transformer).\n"
         "Values come from the defaults, then --preset, then --config, then the command line.",
         epilog="examples:\n  minitv train\n"
         "  minitv train transformer --data my.txt --preset nanogpt-cpu --out runs/mine\n"
+        "  minitv train rwkv --task mqar\n"
         "  minitv train --resume runs/mine --steps 4000",
     )
-    names = "{" + ",".join(PRESETS) + "}"
-    parser.add_argument("--preset", metavar=names, help=f"a set of values (default: {DEFAULT_PRESET})")
+    parser.add_argument("--task", metavar="NAME", help="what the model is trained for, a name from `minitv list` (default: text)")
+    _preset_option(parser)
     parser.add_argument("--config", metavar="FILE.toml", help="values from a file, one `name = value` a line")
     text = "print every value and where it came from, and exit; the output is a --config file"
     parser.add_argument("--print-config", action="store_true", help=text)
     return parser
-
-
-def _variant(name: object) -> str:
-    return choose("variant", str(name), mixers.variants())
-
-
-def _stored(directory: str) -> tuple[str, dict[str, Any]]:
-    """The variant and all options of the run in a folder, from its last checkpoint."""
-    from .checkpoint import exists, read_config
-
-    config = read_config(directory)
-    if not exists(directory):
-        raise UserError(f"--resume {directory}: this is one checkpoint, give the folder of the run, above it")
-    if missing := [key for key in ("variant", "model", "mixer", "run") if key not in config]:
-        raise UserError(f"--resume {directory}: the checkpoint's config has no {missing[0]}")
-    variant = _variant(config["variant"])
-    values: dict[str, Any] = {}
-    for cls, part in ((ModelOptions, "model"), (mixers.options(variant), "mixer"), (TrainOptions, "run")):
-        try:
-            values |= to_json(from_json(cls, config[part]))
-        except UserError as error:
-            raise UserError(f"--resume {directory}: the checkpoint's config: {error}") from None
-    return variant, values | dict(out=directory, resume=directory, overwrite=False)
 
 
 def _only_resumable(directory: str, stored: dict, layers: list, options: Options) -> None:
@@ -242,24 +213,13 @@ def _only_resumable(directory: str, stored: dict, layers: list, options: Options
             value = setting.check(value, f"{source}: {name}")
             if name == "out" and value is not None:
                 value, old = os.path.abspath(value), os.path.abspath(old)
-            if name in (*RESUMABLE, "resume") or value == old or (name == "out" and value is None):
+            if setting.resumable or name == "resume" or value == old or (name == "out" and value is None):
                 continue
-            may = ", ".join(options.settings[n].flag for n in RESUMABLE)
+            may = ", ".join(other.flag for other in options.settings.values() if other.resumable)
             raise UserError(
                 f"--resume {directory}: {setting.flag} is {shown(old)} in this run and cannot become {shown(value)} "
                 f"({source}); what may change: {may}"
             )
-
-
-def _rows(variant: str, configs, values: dict[str, Any], sources: dict[str, str]) -> list[tuple[str, str, Any, str]]:
-    """Every value and where it came from."""
-    rows = [("minitv train", "variant", variant, sources["variant"])]
-    for config in configs:
-        for name, setting in settings(type(config)).items():
-            value, derived = values[name], getattr(config, name)
-            follows = f", here {shown(derived)}" if value is None and derived is not None else ""  # from other values
-            rows.append((setting.group, name, value, sources[name] + follows))
-    return rows
 
 
 def _sample(argv: list[str]) -> int:
@@ -304,7 +264,9 @@ def _standard_input() -> str:
 def _list(argv: list[str]) -> int:
     _plain("list", "List the variants and the presets.", argv)
     print("variants (minitv train VARIANT)")
-    _columns(mixers.variants().items())
+    _columns((name, entry.summary) for name, entry in variants.variants().items())
+    print("\ntasks (--task NAME)")
+    _columns((name, entry.summary) for name, entry in tasks.tasks().items())
     print("\npresets (--preset NAME)")
     for name, preset in PRESETS.items():
         known = Options(ModelOptions, TrainOptions)
@@ -417,12 +379,13 @@ def _explain(argv: list[str]) -> int:
     if name is None:
         _columns((op.name, str(op.signature)) for op in sorted(REGISTRY.values(), key=lambda op: op.name))
         return 0
-    if name in mixers.variants():
-        print(f"{name}: {mixers.variants()[name]}\n")
-        _columns(mixers.describe(name))
+    if name in variants.variants():
+        variant = variants.load(name)
+        print(f"{name}: {variant.summary}\n")
+        _columns(variants.describe(variant))
         return 0
     if name not in REGISTRY:
-        known = [*mixers.variants(), *REGISTRY]
+        known = [*variants.variants(), *REGISTRY]
         close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all operators, `minitv list` all variants"
         raise UserError(f"unknown variant or operator {name!r}; {hint}")

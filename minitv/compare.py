@@ -1,11 +1,16 @@
-"""Comparing variants: the same text, batches, number of tokens and schedule for all, one process a run.
+"""Comparing variants: the same data, batches, number of tokens and schedule for all, one process a run.
 
-A run that is finished is not repeated, one that was interrupted continues, and one that fails does not stop the others.
+    plan = Plan(["transformer", "rwkv"], task="mqar")
+    compare(plan.runs({"lr": Sweep((1e-3, 3e-3))}, directory=Path("runs/mqar"), seeds=3), Path("runs/mqar"))
+
+A run that is finished is not repeated, one that was interrupted continues, and one that fails does not stop the others. What a
+folder holds counts only if it is the same experiment: the same options, the same data, the same held-out part.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import signal
@@ -13,55 +18,134 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import checkpoint
-from .config import shown, table
-from .errors import UserError
-from .options import RESUMABLE
-from .report import count, curves, draw, read_log
+from autograd.random import Random
 
+from . import checkpoint, tasks, variants
+from .config import Options, Sweep, shown, table
+from .errors import UserError
+from .experiment import DEFAULT_TASK, Experiment, combine, elsewhere, from_checkpoint, namespace, preset_layers
+from .options import DEFAULT_PRESET
+from .report import count, curves, draw, read_log
+from .task import Task
+
+DIRECTORY = "runs/compare"  # unless another is asked for
 TABLE, PICTURE = "compare.json", "compare.png"
 COLOURS = ("#1f4e9c", "#c0392b", "#1e8449", "#8e44ad", "#b7770d", "#117a8b", "#7b3f00", "#5d6d7e", "#d81b60", "#2e4053")
 
 
+class Plan:
+    """Which variants are compared on which task, and the options that at least one of them has."""
+
+    def __init__(self, names: Sequence[str] = (), *, task: str | None = None, preset: str | None = None):
+        if len(set(names)) < len(names):
+            raise UserError(f"{max(names, key=names.count)} is given twice")
+        self.task, self.preset = tasks.load(task or DEFAULT_TASK), preset or DEFAULT_PRESET
+        every = [variants.load(name) for name in names or variants.variants()]
+        self.variants = every if names else [variant for variant in every if variant.causal == self.task.causal]
+        self._namespaces = {variant.name: namespace(variant, self.task) for variant in self.variants}
+        self._layers = {variant.name: preset_layers(variant, self.task, self.preset) for variant in self.variants}
+        self.options = Options.union(self._namespaces.values(), without=("resume", "init_from", "sample_tokens"),
+                                     elsewhere=elsewhere)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The value of each option that all variants share, and "by variant" where they differ."""
+        merged = [self._namespaces[v.name].merge(*self._layers[v.name])[0] for v in self.variants]
+        values = {name: [part[name] for part in merged if name in part] for name in self.options.settings}
+        return {name: every[0] if all(value == every[0] for value in every) else "by variant"
+                for name, every in values.items()} | {"out": DIRECTORY}
+
+    def runs(self, values: Mapping[str, Any], *, directory: Path, seeds: int = 1, overwrite: bool = False,
+             source: str = "arguments") -> list[Run]:
+        """Every variant with every seed and every combination of the values of sweeps, each with the options that it has."""
+        for name in values:
+            if name not in self.options.settings:
+                raise UserError(f"{source}: unknown option {name!r}{elsewhere(name)}")
+        runs = []
+        for variant in self.variants:
+            own = {k: v for k, v in values.items() if k in self._namespaces[variant.name].settings}
+            swept = [name for name, value in own.items() if isinstance(value, Sweep)]
+            for combination in itertools.product(*(own[name] for name in swept)):
+                chosen = dict(zip(swept, combination, strict=True))
+                try:
+                    experiment, sources = combine(variant, self.task, *self._layers[variant.name], (source, {**own, **chosen}))
+                    # What does not fit is found now, not when its turn comes.
+                    variant.mixer(Random(0), experiment.model, experiment.mixer)
+                except UserError as error:
+                    raise UserError(f"{variant.name}: {error}") from None
+                words = [f"{name.replace('_', '-')}-{shown(value)}" for name, value in chosen.items()]
+                quiet = {"sample_tokens": 0} if "sample_tokens" in sources else {}
+                for seed in range(experiment.run.seed, experiment.run.seed + seeds):
+                    folder = directory / "-".join([variant.name, *words, str(seed)])
+                    one = experiment.replace(seed=seed, out=str(folder), **quiet)
+                    sources |= dict(variant=source, task=source)
+                    runs.append(Run(one, folder, one.rows(sources), chosen, overwrite))
+        return sorted(runs, key=lambda run: run.seed)
+
+
 @dataclass(frozen=True)
 class Run:
-    """One variant with one seed: its folder and all options, as rows for a --config file and as the checkpoint has them."""
+    """One experiment with one seed: its folder, its options as rows for a --config file, and what is swept."""
 
-    variant: str
-    seed: int
+    experiment: Experiment
     directory: Path
     rows: list[tuple[str, str, Any, str]]
-    config: dict[str, Any]
+    swept: dict[str, Any]
     overwrite: bool = False
 
     @property
+    def variant(self) -> str:
+        return self.experiment.variant.name
+
+    @property
+    def seed(self) -> int:
+        return self.experiment.run.seed
+
+    @property
     def steps(self) -> int:
-        return self.config["run"]["steps"]
+        return self.experiment.run.steps
+
+    @property
+    def name(self) -> str:
+        return ", ".join([self.variant, *(f"{name} {shown(value)}" for name, value in self.swept.items()), f"seed {self.seed}"])
+
+    @cached_property
+    def _stored(self) -> dict[str, Any] | None:
+        """The state of the folder's checkpoint, if it counts."""
+        if self.overwrite or not checkpoint.exists(self.directory):
+            return None
+        return checkpoint.read_state(self.directory)
 
     def done(self) -> int:
         """How many steps are saved and count."""
-        if self.overwrite or not checkpoint.exists(self.directory):
-            return 0
-        return checkpoint.load(self.directory).state["step"]
+        return 0 if self._stored is None else self._stored["step"]
 
-    def check(self) -> None:
-        """Raise UserError if the folder holds a run that cannot become this one."""
-        if self.overwrite or not checkpoint.exists(self.directory):
+    def check(self, data: Task | None) -> None:
+        """Raise UserError if the folder holds a run that is not this experiment; ``data`` is the task's, if there is any to compare."""
+        if self._stored is None:
             return
-        stored = checkpoint.read_config(self.directory)
-        for part in ("model", "mixer", "run"):
-            for name, value in self.config[part].items():
-                old = stored.get(part, {}).get(name, value)
-                if old != value and name not in (*RESUMABLE, "out", "overwrite"):
-                    raise UserError(f"{self.directory} holds a run in which {name} is {shown(old)}, not {shown(value)}: "
-                                    "choose another --out, or begin again with --overwrite")
+        begin_again = "choose another --out, or begin again with --overwrite"
+        before = from_checkpoint(self._stored.get("config"), str(self.directory))
+        for (what, new), old in zip((("the variant", self.variant), ("the task", self.experiment.task.name)),
+                                    (before.variant.name, before.task.name), strict=True):
+            if new != old:
+                raise UserError(f"{self.directory} holds a run in which {what} is {old}, not {new}: {begin_again}")
+        old = before.identity()
+        for name, value in self.experiment.identity().items():
+            if old[name] != value:
+                raise UserError(f"{self.directory} holds a run in which {name} is {shown(old[name])}, not {shown(value)}: "
+                                f"{begin_again}")
+        for name, value in (data.state() if data else {}).items():
+            if self._stored.get(name) != value:
+                raise UserError(f"{self.directory} holds a run on other data (its {name} differs): {begin_again}")
 
     def train(self) -> int:
         """Train in a process of its own, from where the folder's checkpoint ends; returns the exit code."""
@@ -73,9 +157,9 @@ class Run:
             command += ["--resume", str(self.directory), "--steps", str(self.steps)]
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
-            settings = self.directory.with_suffix(".toml")
-            settings.write_text(table(self.rows) + "\n", encoding="utf-8")
-            command += ["--config", str(settings), "--overwrite"]
+            file = self.directory.with_name(self.directory.name + ".toml")
+            file.write_text(table(self.rows) + "\n", encoding="utf-8")
+            command += ["--config", str(file), "--overwrite"]
         return _wait(subprocess.Popen(command))
 
 
@@ -92,41 +176,55 @@ def _wait(child: subprocess.Popen) -> int:
 
 def compare(runs: list[Run], directory: Path) -> int:
     """Train all runs, print and save the table, draw the curves; returns 0, 1 if a run failed, 130 if it was stopped."""
+    saved = any(run.done() for run in runs)
+    data = runs[0].experiment.begin() if saved else None
     for run in runs:
-        run.check()
+        run.check(data)
     directory.mkdir(parents=True, exist_ok=True)
     failed = []
     for number, run in enumerate(runs, 1):
-        name = f"{run.variant}, seed {run.seed}"
-        print(f"run {number} of {len(runs)}: {name}, folder {run.directory}", file=sys.stderr, flush=True)
+        print(f"run {number} of {len(runs)}: {run.name}, folder {run.directory}", file=sys.stderr, flush=True)
         if code := run.train():
-            if code in (130, -2, 143, -15):
+            if code in (130, -2, 143, -15, 129, -1):
                 print("stopped; the same command goes on from here", file=sys.stderr)
                 return 130
             failed.append(run)
-            print(f"{name}: failed with exit code {code}; the others go on", file=sys.stderr)
+            print(f"{run.name}: failed with exit code {code}; the others go on", file=sys.stderr)
     results = [measure(run) for run in runs if run not in failed]
     if not results:
         return 1
-    rows = summary(results)
-    (directory / TABLE).write_text(json.dumps({"runs": results, "variants": rows}, indent=1) + "\n", encoding="utf-8")
-    print(text(rows, results[0]["ngram_bpc"]))
+    task = runs[0].experiment.task
+    rows = summary(results, task)
+    metric = {"name": task.metric, "key": field(task), "rising": task.rising}
+    contents = {"metric": metric, "runs": results, "variants": rows}
+    (directory / TABLE).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+    print(text(rows, results[0]["baselines"], task))
+    if any(run.swept for run in runs):
+        print("\nall runs\n" + every(results, task))
     try:
-        print(f"curves: {picture(runs, results, directory / PICTURE)}", file=sys.stderr)
+        print(f"curves: {picture(runs, results, rows, directory / PICTURE)}", file=sys.stderr)
     except UserError as error:
         print(f"no picture of the curves: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 
+def field(task: type[Task]) -> str:
+    """The metric's name in the table's file: bits_per_char, accuracy."""
+    return task.unit.replace("/", "_per_").replace(" ", "_")
+
+
 def measure(run: Run) -> dict[str, Any]:
     """What one finished run gave: the log's figures, the state's size after a full context, and the speed of writing."""
+    task = run.experiment.task
     header, records = read_log(run.directory)
-    _, held_out = curves(header, records)
-    speeds = [record["tokens_per_s"] for record in records if record["step"] > 1]
-    state, speed = _writing(run.directory)
-    return {"variant": run.variant, "seed": run.seed, "parameters": header["parameters"], "steps": run.steps,
-            "lr": run.config["run"]["lr"], "bits_per_char": held_out[-1][1] if held_out else None,
-            "ngram_bpc": header["ngram_bpc"], "tokens_per_s": statistics.median(speeds) if speeds else None,
+    values = [value for _, value in curves(header, records)[1]]
+    losses = [record["val_loss"] for record in records if record.get("val_loss") is not None]
+    speeds = [record["tokens_per_s"] for record in records if record.get("tokens_per_s") and record["step"] > 1]
+    state, speed = _writing(run.directory) if run.experiment.variant.causal else (None, None)
+    return {"variant": run.variant, "seed": run.seed, "swept": run.swept, "parameters": header["parameters"], "steps": run.steps,
+            "lr": run.experiment.run.lr, field(task): values[-1] if values else None, "val_loss": losses[-1] if losses else None,
+            "ngram_bpc": header.get("ngram_bpc"), "baselines": header.get("baselines") or {},
+            "tokens_per_s": statistics.median(speeds) if speeds else None,
             "peak_mb": max((record.get("peak_mb") or 0 for record in records), default=0) or None,
             "state_bytes": state, "decode_tokens_per_s": speed}
 
@@ -134,11 +232,10 @@ def measure(run: Run) -> dict[str, Any]:
 def _writing(directory: Path) -> tuple[int, float]:
     from autograd import no_grad
     from autograd.cpu.process import blas_threads
-    from autograd.random import Random
 
     from .sample import generate, load
 
-    model, tokenizer = load(str(directory))
+    model = load(str(directory)).model
     context = model.context
     with no_grad(), blas_threads(1):
         _, state = model.prefill(np.zeros((1, context), np.intp), model.init_state(1))
@@ -146,7 +243,7 @@ def _writing(directory: Path) -> tuple[int, float]:
         rates = []
         for seed in range(4):  # the first compiles
             start = time.perf_counter()
-            written = sum(1 for _ in generate(model, tokenizer.start(), max(context - 1, 1), Random(seed)))
+            written = sum(1 for _ in generate(model, np.zeros(1, np.intp), max(context - 1, 1), Random(seed)))
             rates.append(written / (time.perf_counter() - start))
     return size, statistics.median(rates[1:])
 
@@ -160,52 +257,79 @@ def _arrays(state: Any) -> Iterator[np.ndarray]:
         yield state.data
 
 
-def summary(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a variant: the mean over seeds, and the standard deviation of the bits per character."""
-    rows = []
+def summary(results: list[dict[str, Any]], task: type[Task]) -> list[dict[str, Any]]:
+    """One row a variant, the best first: the mean over seeds, and the standard deviation of the metric.
+
+    Of a sweep, the values count whose mean held-out loss over the seeds is lowest.
+    """
+    key, rows = field(task), []
     for variant in dict.fromkeys(result["variant"] for result in results):
-        own = [result for result in results if result["variant"] == variant]
-        bits = [result["bits_per_char"] for result in own if result["bits_per_char"] is not None]
-        row = {"variant": variant, "seeds": len(own), "bits_per_char": statistics.mean(bits) if bits else None,
-               "spread": statistics.stdev(bits) if len(bits) > 1 else None}
-        for key in ("parameters", "lr", "tokens_per_s", "peak_mb", "state_bytes", "decode_tokens_per_s"):
-            values = [result[key] for result in own if result[key] is not None]
-            row[key] = statistics.median(values) if values else None
+        tried: dict[str, list[dict[str, Any]]] = {}
+        for result in results:
+            if result["variant"] == variant:
+                tried.setdefault(json.dumps(result["swept"]), []).append(result)
+        best = min(tried.values(), key=lambda runs: statistics.mean(
+            math.inf if run["val_loss"] is None else run["val_loss"] for run in runs))
+        values = [run[key] for run in best if run[key] is not None]
+        row = {"variant": variant, "seeds": len(best), "swept": best[0]["swept"], key: statistics.mean(values) if values else None,
+               "spread": statistics.stdev(values) if len(values) > 1 else None}
+        for name in ("parameters", "lr", "tokens_per_s", "peak_mb", "state_bytes", "decode_tokens_per_s"):
+            numbers = [run[name] for run in best if run[name] is not None]
+            row[name] = statistics.median(numbers) if numbers else None
         rows.append(row)
-    return sorted(rows, key=lambda row: math.inf if row["bits_per_char"] is None else row["bits_per_char"])
+    sign = -1 if task.rising else 1
+    return sorted(rows, key=lambda row: math.inf if row[key] is None else sign * row[key])
 
 
-def text(rows: list[dict[str, Any]], ngrams: list[float]) -> str:
-    """The table as a reader wants it, the best variant first, the n-grams of the same text below."""
-    def shown(value, form) -> str:
-        return "–" if value is None else form(value)
+def _cell(value: Any, form: Any) -> str:
+    return "–" if value is None else form(value)
 
-    lines = [["variant", "parameters", "bits/char", "tokens/s", "peak MB", "state kB", "written tokens/s"]]
+
+def _swept(values: Mapping[str, Any]) -> list[str]:
+    return [f"{value:g}" if isinstance(value, float) else shown(value) for value in values.values()]
+
+
+def text(rows: list[dict[str, Any]], baselines: Mapping[str, float], task: type[Task]) -> str:
+    """The table as a reader wants it, the best variant first, the baselines on the same data below."""
+    key = field(task)
+    lines = [["variant", *rows[0]["swept"], "parameters", task.unit, "tokens/s", "peak MB", "state kB", "generated tokens/s"]]
     for row in rows:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
-        lines.append([row["variant"], count(row["parameters"]), shown(row["bits_per_char"], lambda b: f"{b:.3f}") + spread,
-                      shown(row["tokens_per_s"], count), shown(row["peak_mb"], count), f"{row['state_bytes'] / 1e3:.1f}",
-                      count(row["decode_tokens_per_s"])])
-    for order, bits in enumerate(ngrams):
-        lines.append([f"n-gram order {order}", "", f"{bits:.3f}"])
+        lines.append([row["variant"], *_swept(row["swept"]), count(row["parameters"]),
+                      _cell(row[key], lambda value: f"{value:.3f}") + spread, _cell(row["tokens_per_s"], count),
+                      _cell(row["peak_mb"], count), _cell(row["state_bytes"], lambda size: f"{size / 1e3:.1f}"),
+                      _cell(row["decode_tokens_per_s"], count)])
+    lines += [[name, *("" for _ in rows[0]["swept"]), "", f"{value:.3f}"] for name, value in baselines.items()]
+    return _aligned(lines)
+
+
+def every(results: list[dict[str, Any]], task: type[Task]) -> str:
+    """All runs of a sweep, one a line."""
+    key = field(task)
+    return _aligned([["variant", *results[0]["swept"], "seed", task.unit]] + [
+        [run["variant"], *_swept(run["swept"]), str(run["seed"]), _cell(run[key], lambda value: f"{value:.3f}")] for run in results])
+
+
+def _aligned(lines: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in lines if len(line) > i) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
                                for i, (cell, width) in enumerate(zip(line, widths, strict=False))).rstrip() for line in lines)
 
 
-def picture(runs: list[Run], results: list[dict[str, Any]], path: Path) -> Path:
+def picture(runs: list[Run], results: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> Path:
     """The held-out curves of all variants in one picture: the mean over seeds, and every seed thinly."""
     lines = []
-    for number, variant in enumerate(dict.fromkeys(result["variant"] for result in results)):
-        colour = COLOURS[number % len(COLOURS)]
-        done = {result["seed"] for result in results if result["variant"] == variant}
-        series = [curves(*read_log(run.directory))[1] for run in runs if run.variant == variant and run.seed in done]
+    done = {(result["variant"], json.dumps(result["swept"]), result["seed"]) for result in results}
+    for number, row in enumerate(sorted(rows, key=lambda row: row["variant"])):
+        colour, swept = COLOURS[number % len(COLOURS)], json.dumps(row["swept"])
+        series = [curves(*read_log(run.directory))[1] for run in runs
+                  if (run.variant, json.dumps(run.swept)) == (row["variant"], swept) and (run.variant, swept, run.seed) in done]
         if len(series) > 1:
             lines += [(points, "", colour, 0.6) for points in series]
         steps = [step for step, _ in series[0] if all(step in dict(points) for points in series)]
         mean = [(step, statistics.mean(dict(points)[step] for points in series)) for step in steps]
         if mean:
-            lines.append((mean, variant, colour, 2.0))
+            lines.append((mean, row["variant"], colour, 2.0))
     if not lines:
         raise UserError("no run was evaluated (--eval-every 0)")
-    return draw(path, lines, results[0]["ngram_bpc"], f"held-out text, {results[0]['steps']} steps")
+    return draw(path, lines, results[0]["ngram_bpc"] or (), f"held-out data, {results[0]['steps']} steps")

@@ -46,18 +46,27 @@ def option(
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
     group: str | None = None,
+    resumable: bool = False,
+    harmless: bool = False,
+    newer: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
     ``low`` and ``high`` are inclusive bounds, ``above`` and ``below`` exclusive ones. ``group`` is the heading in the
-    help (default: the first line of the dataclass's docstring).
+    help (default: the first line of the dataclass's docstring). A ``resumable`` option may change when a run is resumed, and
+    no result depends on a ``harmless`` one (but for rounding and what dropout draws). Older checkpoints do not have a ``newer`` option: its default is what they did.
     """
     return dataclasses.field(
         default=default,
         metadata=dict(
-            help=help, low=low, high=high, above=above, below=below, choices=choices, metavar=metavar, group=group
+            help=help, low=low, high=high, above=above, below=below, choices=choices, metavar=metavar, group=group,
+            resumable=resumable, harmless=harmless, newer=newer,
         ),
     )
+
+
+class Sweep(tuple):
+    """Several values of one option, each of which is tried."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +85,9 @@ class Setting:
     below: float | None = None
     choices: tuple[str, ...] | None = None
     metavar: str | None = None
+    resumable: bool = False
+    harmless: bool = False
+    newer: bool = False
 
     @property
     def flag(self) -> str:
@@ -108,6 +120,15 @@ class Setting:
             except ValueError:
                 raise UserError(f"{self.flag}: {text!r} is not {NOUNS[self.type]}, allowed: {self.allowed}") from None
         return self.check(value, self.flag)
+
+    def parse_several(self, text: str) -> Any:
+        """The value of a text, or a Sweep of the values between its commas; a text that may be anything is one value."""
+        if "," not in text or (self.type in (str, Path) and not self.choices):
+            return self.parse(text)
+        values = Sweep(self.parse(part.strip()) for part in text.split(","))
+        if len(set(values)) < len(values):
+            raise UserError(f"{self.flag}: {text!r} has a value twice")
+        return values
 
     def check(self, value: Any, label: str) -> Any:
         """The value with its exact type (an integer is accepted for a float, a text for a path), or UserError."""
@@ -174,14 +195,17 @@ def check(config: Any) -> None:
 class Options:
     """Several option dataclasses in one flat namespace: each field name belongs to exactly one of them.
 
-    ``elsewhere(name)`` says who else has an option that is unknown here, for the error; an empty text: nobody.
+    ``without`` names fields that are not offered here and keep their defaults. ``elsewhere(name)`` says who else has an option
+    that is unknown here, for the error; an empty text: nobody.
     """
 
-    def __init__(self, *classes: type, elsewhere: Callable[[str], str] = lambda name: ""):
+    def __init__(self, *classes: type, without: Sequence[str] = (), elsewhere: Callable[[str], str] = lambda name: ""):
         self.classes, self.elsewhere = classes, elsewhere
         self.settings: dict[str, Setting] = {}
         for cls in classes:
             for name, setting in settings(cls).items():
+                if name in without:
+                    continue
                 if name in self.settings:
                     raise TypeError(f"option {name!r} of {cls.__name__} is declared twice")
                 self.settings[name] = setting
@@ -212,7 +236,7 @@ class Options:
 
     def build(self, values: Mapping[str, Any]) -> list[Any]:
         """One instance of each dataclass, in the order they were given."""
-        return [cls(**{name: values[name] for name in settings(cls)}) for cls in self.classes]
+        return [cls(**{name: values[name] for name in settings(cls) if name in self.settings}) for cls in self.classes]
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -232,6 +256,7 @@ def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
     for name in data:
         if name not in declared and name not in getattr(cls, "retired", ()):
             raise UserError(f"{cls.__name__}: unknown field {name!r}{did_you_mean(name, declared)}")
+    data = {**{name: setting.default for name, setting in declared.items() if setting.newer}, **data}
     missing = [name for name in declared if name not in data]
     if missing:
         noun = "fields" if len(missing) > 1 else "field"
@@ -335,8 +360,11 @@ class Parser(argparse.ArgumentParser):
         self.elsewhere: Callable[[str], str] = lambda name: ""
         self.add_argument("-h", "--help", action="help", help="show this help and exit")
 
-    def add_options(self, options: Options, values: Mapping[str, Any] | None = None) -> None:
-        """Add every option, grouped; the help shows ``values`` (by default the dataclass defaults) as defaults."""
+    def add_options(self, options: Options, values: Mapping[str, Any] | None = None, *, several: bool = False) -> None:
+        """Add every option, grouped; the help shows ``values`` (by default the dataclass defaults) as defaults.
+
+        With ``several``, an option takes several values, separated by commas, and gives a Sweep of them.
+        """
         self.elsewhere = options.elsewhere
         groups: dict[str, Any] = {}
         for name, setting in options.settings.items():
@@ -351,7 +379,7 @@ class Parser(argparse.ArgumentParser):
                 kwargs["action"] = _Flag
             else:
                 metavar = "{" + ",".join(setting.choices) + "}" if setting.choices else METAVARS[setting.type]
-                kwargs.update(type=setting.parse, metavar=setting.metavar or metavar)
+                kwargs.update(type=setting.parse_several if several else setting.parse, metavar=setting.metavar or metavar)
             groups[setting.group].add_argument(*setting.flags, **kwargs)
 
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A module has no training flag: randomness is an argument. ``module(x, rng)`` dro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -111,6 +111,8 @@ def uniform(rng: Random, shape: tuple[int, ...], bound: float, dtype) -> Paramet
 
 class Stateful(Module):
     """A module that can read a sequence in parts: ``prefill(x[B T D], state)`` gives y[B T D] and the state after it."""
+
+    bounded: ClassVar[bool] = False  # whether sequences end at the model's context
 
     def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         """One position: x[B D], state -> y[B D], the state after it."""

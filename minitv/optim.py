@@ -93,13 +93,17 @@ class AdamW:
         flats = [buffer.flat for buffer in used]
         return sum(run(lambda r: self._kernel().sum_gradients(flats, *r), self._ranges(parts)))
 
-    def update(self, lr: float, squares: float, run: Callable = map, parts: int = 1) -> float:
-        """The second half: clip and update by the gradients that ``squares`` added up; returns the norm before clipping."""
-        norm = math.sqrt(squares)
+    def update(self, lr: float, squares: float, run: Callable = map, parts: int = 1, *, count: int = 1) -> float:
+        """The second half: clip and update by the gradients that ``squares`` added up, divided by ``count``.
+
+        Returns the norm before clipping.
+        """
+        norm = math.sqrt(squares) / count
         if not math.isfinite(norm):
             return norm
         self.steps += 1
         scale = min(1.0, self._clip / (norm + 1e-6)) if self._clip else 1.0
+        scale /= count
         settings = dict(self._settings, lr=lr, decayed=self.decayed, step=self.steps, scale=scale)
         grad = self._summed.flat
         list(run(lambda r: self._kernel().update(self.param, grad, self.m, self.v, *r, **settings), self._ranges(parts)))

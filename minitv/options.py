@@ -25,6 +25,11 @@ class ModelOptions:
         "gelu", "of the feed-forward network", choices=("gelu", "gelu_tanh", "relu_squared", "silu")
     )
     norm: str = option("layer_norm", "normalisation", choices=("layer_norm", "rms_norm"))
+    positions: str = option(
+        "learned", "what tells the model where a token stands: a learned vector for each position, or nothing",
+        choices=("learned", "none"), newer=True,
+    )
+    embed_norm: bool = option(False, "the embedding is normalised before the first block", newer=True)
     bias: bool = option(False, "biases in linear layers and norms")
     tied: bool = option(True, "the output layer is the embedding, transposed: one matrix for both")
     dropout: float = option(0.0, "probability that a value is dropped while training", low=0, below=1)
@@ -42,36 +47,38 @@ class ModelOptions:
 class TrainOptions:
     """training"""
 
-    data: str = option(
-        "",
-        "text file, folder (every file in it), or - for standard input; without it, the source of Python's standard library",
-        metavar="PATH",
-        group=DATA,
-    )
-    tokenizer: str = option(
-        "char", "a token is one character of the text, or one byte of its UTF-8", choices=("char", "byte"), group=DATA
-    )
     out: str | None = option(
-        None, "folder of the run: checkpoints, log.jsonl, curve.png; none = runs/VARIANT", metavar="DIR", group=DATA
+        None, "folder of the run: checkpoints, log.jsonl, curve.png; none = runs/VARIANT", metavar="DIR", group=DATA, harmless=True
     )
-    overwrite: bool = option(False, "replace a run that is already in the folder", group=DATA)
+    overwrite: bool = option(False, "replace a run that is already in the folder", group=DATA, harmless=True)
     resume: str | None = option(
-        None, "continue the run in this folder, with its own options", metavar="DIR", group=DATA
+        None, "continue the run in this folder, with its own options", metavar="DIR", group=DATA, harmless=True
     )
 
-    steps: int = option(1500, "optimizer steps; with --resume, counted from the very first", low=1, high=2**63 - 1, group=STEPS)
+    init_from: str | None = option(
+        None, "begin with the weights of the run in this folder, on other data or another task", metavar="DIR", group=DATA,
+        newer=True,
+    )
+
+    steps: int = option(1500, "optimizer steps; with --resume, counted from the very first", low=1, high=2**63 - 1, group=STEPS,
+                        resumable=True)
     batch: int = option(16, "sequences in a step", low=1, high=2**20, group=STEPS)
     seed: int = option(
         0, "of the weights, the batches and dropout: same seed, same run", low=0, high=2**63 - 1, group=STEPS
     )
     eval_every: int = option(
         250,
-        "steps between evaluations on held-out text, each with a sample and a checkpoint; 0 = never",
+        "steps between evaluations on held-out data, each with an example and a checkpoint; 0 = never",
         low=0,
         group=STEPS,
+        resumable=True,
     )
-    eval_tokens: int = option(100_000, "held-out tokens read at an evaluation", low=1, group=STEPS)
-    sample_tokens: int = option(200, "tokens in the sample at an evaluation; 0 = no sample", low=0, group=STEPS)
+    save_every: int = option(0, "steps between checkpoints besides those of evaluations; 0 = none", low=0, group=STEPS,
+                             resumable=True, newer=True, harmless=True)
+    minutes: float | None = option(None, "end, and save, after this time; none = no limit", above=0, group=STEPS,
+                                   resumable=True, newer=True)
+    patience: int = option(0, "end when so many evaluations in a row did not improve the held-out loss; 0 = never", low=0,
+                           group=STEPS, resumable=True, newer=True)
 
     lr: float = option(3e-3, "highest learning rate", above=0, group=OPTIMIZER)
     min_lr: float | None = option(
@@ -83,16 +90,17 @@ class TrainOptions:
     weight_decay: float = option(0.1, "per step and learning rate, on matrices only", low=0, group=OPTIMIZER)
     clip: float = option(1.0, "longest gradient, as a norm over all parameters; 0 = no limit", low=0, group=OPTIMIZER)
 
-    device: str = option("cpu", "where to compute: cpu, cuda (an NVIDIA GPU), or cuda:1 for the second one", group=SCREEN)
+    device: str = option("cpu", "where to compute: cpu, cuda (an NVIDIA GPU), or cuda:1 for the second one", group=SCREEN,
+                         resumable=True)
     tf32: bool = option(
-        False, "matrix products on a GPU round their factors to 10 bits: faster, less exact", group=SCREEN
+        False, "matrix products on a GPU round their factors to 10 bits: faster, less exact", group=SCREEN, resumable=True
     )
     threads: int | None = option(
-        None, "worker threads on the CPU; none = every usable core", low=1, high=1024, group=SCREEN
+        None, "worker threads on the CPU; none = every usable core", low=1, high=1024, group=SCREEN, resumable=True, harmless=True
     )
-    log_every: int = option(10, "steps between records in log.jsonl", low=1, group=SCREEN)
+    log_every: int = option(10, "steps between records in log.jsonl", low=1, group=SCREEN, resumable=True, harmless=True)
     check: bool = option(
-        False, "look for NaN after every operator and name the first that makes one (slow)", group=SCREEN
+        False, "look for NaN after every operator and name the first that makes one (slow)", group=SCREEN, resumable=True, harmless=True
     )
 
     def __post_init__(self) -> None:
@@ -134,11 +142,6 @@ def _check_device(device: str) -> None:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UserError(f"--device: {device!r} is unknown, allowed: cpu, cuda, cuda:0, cuda:1, ...")
 
-
-# What --resume may change: steps extends the run, data is compared with the hash in the checkpoint (the file may have
-# moved), the others do not touch the weights.
-RESUMABLE = ("data", "steps", "eval_every", "eval_tokens", "sample_tokens", "log_every", "device", "tf32", "threads",
-             "check")
 
 # A preset states what differs from the defaults above; "tiny" is the defaults. A variant without one of the options
 # (heads, for example) ignores that entry.

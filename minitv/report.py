@@ -74,14 +74,15 @@ class Progress:
                 bar_format="{desc}  {percentage:3.0f}% {bar:20}",
             )
 
-    def update(self, step: int, *, loss: float, bpc: float, tokens_per_s: float) -> None:
-        """Show that ``step`` steps are done (loss in nats, bpc in bits per character); cheap enough for every step."""
+    def update(self, step: int, *, loss: float, metric: tuple[str, float], tokens_per_s: float) -> None:
+        """Show that ``step`` steps are done (loss in nats, the metric's unit and value); cheap enough for every step."""
         now = time.perf_counter()
         if self._first is None:
             self._first = now, step  # the first step compiles kernels: it says nothing about the others
         since, first = self._first
+        value = "" if math.isnan(metric[1]) else f"{metric[1]:.3f} {metric[0]}  "
         line = (
-            f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {loss:.4f}  {bpc:.3f} bits/char  "
+            f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {loss:.4f}  {value}"
             f"{count(tokens_per_s)} tokens/s"
         )
         if step >= self.steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,12 +12,11 @@ from autograd.cpu.process import blas_threads
 from autograd.device import select
 from autograd.random import Random
 
-from . import checkpoint, mixers
-from .config import from_json as options_from_json
-from .errors import CheckpointError, UserError, device_errors
+from . import checkpoint
+from .errors import UserError, device_errors
+from .experiment import Experiment, from_checkpoint
 from .models.lm import LanguageModel
-from .options import ModelOptions, SampleOptions
-from .tokenizer import from_json
+from .options import SampleOptions
 
 BLOCK = 64  # random numbers drawn at a time
 
@@ -67,21 +67,22 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random,
         yield token
 
 
-def load(directory: str, name: str = "last"):
-    """The model and tokenizer of a run's checkpoint."""
-    saved = checkpoint.load(directory, name)
-    try:
-        config = saved.state["config"]
-        tokenizer = from_json(saved.state["tokenizer"])
-        variant = config["variant"]
-        options = options_from_json(mixers.options(variant), config["mixer"])
-        model_options = options_from_json(ModelOptions, config["model"])
-    except (KeyError, ModuleNotFoundError) as error:
-        raise CheckpointError(f"{directory}: this minitv cannot read the checkpoint's options ({error})") from None
-    model = LanguageModel(variant, model_options, options, tokenizer.vocab, Random(0))
-    checkpoint.check_arrays(model.state(), saved.model, f"{directory}: the model")
-    model.load(saved.model)
-    return model, tokenizer
+class Trained(NamedTuple):
+    """What a checkpoint holds: the experiment, its model, and the task's part of the state."""
+
+    experiment: Experiment
+    model: Any
+    saved: dict[str, Any]
+
+
+def load(directory: str, name: str = "last") -> Trained:
+    """The experiment and the model of a run's checkpoint."""
+    stored = checkpoint.load(directory, name)
+    experiment = from_checkpoint(stored.state.get("config"), directory)
+    model = experiment.build(experiment.task.stored_vocab(stored.state))
+    checkpoint.check_arrays(model.state(), stored.model, f"{directory}: the model")
+    model.load(stored.model)
+    return Trained(experiment, model, stored.state)
 
 
 def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
@@ -95,7 +96,10 @@ def stream(directory: str, options: SampleOptions) -> Iterator[str]:
     """Yield pieces of text that continue ``options.prompt``; ends before ``options.stop``."""
     with device_errors():
         select(options.device)
-    model, tokenizer = load(directory, options.checkpoint)
+    experiment, model, saved = load(directory, options.checkpoint)
+    if not experiment.variant.causal:
+        raise UserError(f"{directory}: {experiment.variant.name} sees a whole sequence at once, it cannot write")
+    tokenizer = experiment.task.stored_tokenizer(saved)
     model.to(options.device)
     try:
         prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()

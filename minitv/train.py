@@ -1,239 +1,99 @@
-"""Training: Trainer takes optimizer steps, train() is the whole run behind ``minitv train``.
-
-Worker threads pull micro-batches of up to 512 tokens from a counter and run the tape on them, with serial kernels and
-one-threaded BLAS: a core that is slow for a moment takes fewer. Which gradients meet in which of the flat buffers, and
-in which order, depends on the micro-batch's number alone, so a run is determined by its seed and its number of threads.
-
-On a GPU one worker takes the whole batch, or as much of it as MICRO_BATCH_TOKENS_GPU allows, and the host reads once a
-step: the loss, the norm of the gradient, and whether any id was out of range.
-"""
+"""A training run: the data, the baselines, the steps, evaluations, examples, log and checkpoints behind ``minitv train``."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import itertools
 import math
-import os
 import platform
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autograd import NonFiniteError, check_mode, no_grad
-from autograd.cpu.process import blas_threads, cores, keep_memory, peak_mb
-from autograd.cuda.blas import allow_tf32
-from autograd.device import is_cupy, namespace, read, select
+from autograd.cpu.process import peak_mb
+from autograd.device import namespace, select
 from autograd.random import Random
 
 from . import __version__, checkpoint
-from .config import to_json
-from .data import Batches, Corpus, load_text, split, windows
 from .errors import CheckpointError, RunError, UserError, device_errors
-from .models.lm import LanguageModel
-from .ngram import ngram_bpc
-from .optim import AdamW, cosine
-from .options import ModelOptions, TrainOptions
+from .experiment import SHOWN, Experiment, from_checkpoint
+from .optim import cosine
 from .report import CURVE, LOG, Log, Progress, count, duration, plot
-from .sample import generate
-from .tokenizer import TOKENIZERS, from_json
+from .signals import Stop
+from .task import Task
+from .trainer import Trainer
 
-WEIGHTS, BATCHES, DROPOUT, SAMPLES = range(4)  # the independent random streams of a run
+LONG_S = 3600  # a run that takes longer says so
+TIMED_STEPS = 5  # from which the length of a run is estimated
 
-
-class Trainer:
-    """A model, its optimizer and the worker threads; ``step`` is one optimizer step on a batch."""
-
-    MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
-    MICRO_BATCH_TOKENS_GPU = 2**15  # those of `small` then take about 6 GB
-
-    def __init__(self, variant: str, model: ModelOptions, mixer, run: TrainOptions, vocab: int):
-        keep_memory()
-        self.run = run
-        on_gpu = run.device != "cpu"
-        self.workers = 1 if on_gpu else min(run.threads or cores(), run.batch)
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="minitv")
-        self._map = map if on_gpu else self._in_pool  # which card is the current one is a matter of the thread
-        if on_gpu:
-            self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
-            allow_tf32(run.tf32)
-            select(run.device)
-        else:
-            self._pool.submit(_load_compiler)
-        random = Random(run.seed)
-        self.model = LanguageModel(variant, model, mixer, vocab, random.split(WEIGHTS)).to(run.device)
-        # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
-        self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
-                               clip=run.clip, buffers=self.workers + (self.workers > 1))
-        self.grad_norm = self.lr = math.nan
-        self._dropout = random.split(DROPOUT) if model.dropout else None
-        self._blas = blas_threads(1)
-        self._blas.__enter__()
-
-    @property
-    def parameters(self) -> int:
-        """The number of trained values."""
-        return self.optimizer.param.size
-
-    def step(self, inputs: np.ndarray, labels: np.ndarray, step: int) -> float:
-        """Forward, backward and update on ids [B T] at 0-based ``step``; returns the mean loss in nats per token.
-
-        ``grad_norm`` and ``lr`` hold what was used. A loss or norm that is not finite updates nothing.
-        """
-        slices = self._slices(len(inputs), inputs.shape[1])
-
-        buffers, counter = self.optimizer.buffers, itertools.count()
-        losses, written = [math.nan] * len(slices), [threading.Event() for _ in slices]
-
-        def work(worker: int) -> None:
-            while (i := next(counter)) < len(slices):
-                try:
-                    before = written[i - len(buffers)] if i >= len(buffers) else None
-                    losses[i] = self._micro_batch(inputs, labels, slices[i], step, i, buffers[i % len(buffers)], before)
-                finally:
-                    written[i].set()
-
-        list(self._map(work, range(self.workers)))
-        loss, squares = read(sum(losses), self.optimizer.squares(self._map, self.workers))
-        self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
-        self.grad_norm = (self.optimizer.update(self.lr, squares, self._map, self.workers) if math.isfinite(loss)
-                          else math.nan)
-        return loss
-
-    def evaluate(self, inputs: np.ndarray, labels: np.ndarray) -> float:
-        """Mean loss in nats per token of windows [N T], without dropout."""
-        slices = self._slices(len(inputs), inputs.shape[1])
-
-        def work(part: slice) -> float:
-            return self.model.loss(inputs[part], labels[part]).item() * (part.stop - part.start)
-
-        with no_grad():
-            return sum(self._map(work, slices)) / len(inputs)
-
-    def find_nonfinite(self, inputs: np.ndarray, labels: np.ndarray, step: int) -> str | None:
-        """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does."""
-        with check_mode():
-            for i, part in enumerate(self._slices(len(inputs), inputs.shape[1])):
-                try:
-                    self._micro_batch(inputs, labels, part, step, i, lambda parameter, gradient: None)
-                except NonFiniteError as error:
-                    return str(error)
-        return None
-
-    def close(self) -> None:
-        """Stop the worker threads and give BLAS its threads back."""
-        self._pool.shutdown()
-        self._blas.__exit__(None, None, None)
-
-    def _in_pool(self, function: Callable, items) -> list:
-        """``map`` in the worker threads, under the switches of the caller (no_grad, use, check_mode)."""
-        started = [self._pool.submit(copy_context().run, function, item) for item in items]
-        return [future.result() for future in started]
-
-    def _micro_batch(self, inputs, labels, part: slice, step: int, index: int, sink: Callable, before=None):
-        rng = self._dropout and self._dropout.split(step, index)
-        loss = self.model.loss(inputs[part], labels[part], rng)
-        share = (part.stop - part.start) / len(inputs)
-        if before is not None:
-            before.wait()
-        on_gpu = is_cupy(loss.data)
-        value = (loss.data if on_gpu else loss.item()) * share  # a GPU is not waited for
-        if on_gpu or math.isfinite(value):
-            loss.backward(share, sink=sink)
-        return value
-
-    def _slices(self, sequences: int, length: int) -> list[slice]:
-        """Micro-batches: equal for all workers where that is possible."""
-        size = max(1, min(-(-sequences // self.workers), self.MICRO_BATCH_TOKENS // length))
-        parts = -(-sequences // size)
-        edges = [sequences * i // parts for i in range(parts + 1)]
-        return [slice(a, b) for a, b in itertools.pairwise(edges)]
+OnStep = Callable[[dict[str, Any]], Any]
 
 
-def _load_compiler() -> None:
-    """What takes a quarter of a second at the first kernel call, to do while the weights are drawn."""
-    from autograd.cpu.gemm import prepare
+def train(experiment: Experiment, *, on_step: OnStep | None = None) -> int:
+    """The whole run: data, baselines, steps, evaluations, examples, log and checkpoints in ``run.out``.
 
-    prepare()
-
-
-class _Stop:
-    """Ctrl-C and SIGTERM ask for a stop at the next step boundary; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, frame) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-        # A signal may arrive inside a write to the same stream, so not through it.
-        with contextlib.suppress(OSError):  # the reader, tee for example, may have died of the same Ctrl-C
-            os.write(2, b"\nstopping after this step and saving (Ctrl-C again: stop now, without saving)\n")
-
-
-def train(variant: str, model: ModelOptions, mixer, run: TrainOptions) -> int:
-    """The whole run: data, baseline, steps, evaluations, samples, log and checkpoints in ``run.out``.
-
-    Returns the exit code: 0, or 130 and 143 when Ctrl-C or SIGTERM stopped it (saved). UserError tells a user's mistake.
+    ``on_step(record)`` sees what each step gave, and ends the run when it returns False. Returns the exit code: 0, or 130, 143 and
+    129 when Ctrl-C, SIGTERM or SIGHUP stopped it (saved). UserError tells a user's mistake.
     """
-    started = time.perf_counter()
-    with device_errors():
+    started, run = time.perf_counter(), experiment.run
+    with Stop() as stop, device_errors():
         select(run.device)
-    directory = Path(run.out or run.resume or f"runs/{variant}")
-    resumed = checkpoint.load(run.resume) if run.resume else None
-    if resumed is None:
-        _check_free(directory, run.overwrite)
-    corpus = load_text(run.data)
-    if resumed is None:
-        tokenizer = TOKENIZERS[run.tokenizer].train(corpus.text)
-    else:
-        tokenizer = from_json(resumed.state["tokenizer"])
-        if corpus.sha256 != resumed.state["corpus_sha256"]:
-            began = resumed.state["config"]["run"]["data"] or "the default text"
-            raise UserError(f"--resume {run.resume}: {corpus.description} is not the text this run began with; give that one "
-                            f"({began}) with --data")
-    ids = tokenizer.encode(corpus.text)
-    training, held_out = split(ids, model.context)
-    print(f"text      {corpus.description}: {count(len(corpus.text))} characters, sha256 {corpus.sha256[:16]}",
-          file=sys.stderr)
+        resumed = checkpoint.load(run.resume) if run.resume else None
+        origin = checkpoint.load(run.init_from) if run.init_from and resumed is None else None
+        task = _begin(experiment, resumed, origin)
+        directory = _folder(experiment) if resumed is None else checkpoint.run_folder(run.resume)
+        experiment = experiment.replace(out=str(directory))
+        for label, text in task.about():
+            print(f"{label:<9} {text}", file=sys.stderr)
+        trainer = Trainer(experiment, task)
+        try:
+            if origin is not None:
+                checkpoint.check_arrays(trainer.model.state(), origin.model, f"--init-from {run.init_from}: the model")
+                trainer.model.load(origin.model)
+            return _Session(experiment, task, trainer, directory, started, stop, on_step).go(resumed)
+        finally:
+            trainer.close()
 
-    trainer = Trainer(variant, model, mixer, run, tokenizer.vocab)
+
+def _begin(experiment: Experiment, resumed: checkpoint.Checkpoint | None, origin: checkpoint.Checkpoint | None) -> Task:
+    """The task's data, as the checkpoint that the run goes on from had it."""
+    run = experiment.run
+    if resumed is None:
+        return experiment.begin(experiment.task.inherited(origin.state) if origin else None)
     try:
-        from autograd.cpu import compile as compiler  # the compiler, which a thread of the trainer is loading
+        task = experiment.begin(resumed.state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{run.resume}: {error}") from None
+    except UserError as error:
+        raise UserError(f"--resume {run.resume}: {error}") from None
+    if missing := [key for key in task.state() if key not in resumed.state]:
+        raise CheckpointError(f"{run.resume}: the checkpoint has no {missing[0]}")
+    return task
 
-        session = _Session(trainer, variant, model, mixer, run, corpus, tokenizer, directory, started)
-        with compiler.at_compilation(_announce_compilation):
-            return session.go(training, held_out, resumed)
-    finally:
-        trainer.close()
+
+def _folder(experiment: Experiment) -> Path:
+    """Where a new run goes: the folder that was asked for, if it is free, or the next free one of the usual name."""
+    run, task = experiment.run, experiment.task
+    if run.out is not None:
+        _check_free(Path(run.out), run.overwrite)
+        return Path(run.out)
+    name = experiment.variant.name if task.name == "text" else f"{experiment.variant.name}-{task.name}"
+    folders = (Path("runs", name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
+    if run.overwrite:
+        folder = next(folders)
+        _check_free(folder, overwrite=True)
+        return folder
+    return next(folder for folder in folders if not _occupied(folder))
 
 
-def _announce_compilation() -> None:
-    from autograd.cpu.disk import cache_directory
-
-    kept = ", cached for the next run" if cache_directory() else ""
-    print(f"compiling kernels, up to 15 s{kept}", file=sys.stderr, flush=True)
+def _occupied(folder: Path) -> bool:
+    """Whether a folder, or a file of its name, holds anything of a run."""
+    there = any((folder / name).exists() for name in (*checkpoint.NAMES, LOG))
+    return there or (folder.exists() and not folder.is_dir()) or any(checkpoint.exists(folder, name) for name in checkpoint.NAMES)
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
@@ -264,149 +124,197 @@ def _remove_run(directory: Path) -> None:
 class _Session:
     """The state of one run that is going on."""
 
-    def __init__(self, trainer, variant, model, mixer, run, corpus: Corpus, tokenizer, directory: Path, started: float):
-        self.trainer, self.run, self.model = trainer, run, model
-        self.variant, self.mixer = variant, mixer
-        self.corpus, self.tokenizer, self.directory = corpus, tokenizer, directory
-        self.started = started
-        self.best = math.inf
+    def __init__(self, experiment: Experiment, task: Task, trainer: Trainer, directory: Path, started: float, stop: Stop,
+                 on_step: OnStep | None):
+        self.experiment, self.task, self.trainer = experiment, task, trainer
+        self.run, self.directory, self.started, self.stop, self.on_step = experiment.run, directory, started, stop, on_step
+        self.best, self.best_step, self.best_value = math.inf, 0, math.nan  # the lowest held-out loss, in nats an answer
+        self.last_value = math.nan  # of the metric, at the last evaluation
         self.elapsed_before = 0.0
-        self.bits = self.held_bits = 1 / math.log(2)  # bits per character of a loss of one nat per token
-        self.baseline: list[float] = []
+        self.progress: Progress | None = None
 
-    def go(self, training: np.ndarray, held_out: np.ndarray, resumed) -> int:
-        run, trainer = self.run, self.trainer
-        spelled, held_spelled = (max(self.tokenizer.characters_in(ids), 1) for ids in (training, held_out))
-        per_char, held_per_char = len(training) / spelled, len(held_out) / held_spelled
-        self.bits, self.held_bits = per_char / math.log(2), held_per_char / math.log(2)
-        first = 0
+    def go(self, resumed: checkpoint.Checkpoint | None) -> int:
+        from autograd.cpu import compile as compiler  # the compiler, which a thread of the trainer is loading
+
+        run, trainer, first = self.run, self.trainer, 0
         if resumed is not None:
             first = self._restore(resumed)
             if first >= run.steps:
                 raise UserError(f"--steps: this run has done {first} steps; to continue it, ask for more than that")
-        self.baseline = [bits * held_per_char for bits in ngram_bpc(training, held_out, self.tokenizer.vocab)]
-        orders = "  ".join(f"{order}: {bits:.3f}" for order, bits in enumerate(self.baseline))
-        print(f"n-grams   bits per character by order  {orders}", file=sys.stderr)
+            self._note_jump(resumed, first)
+        if run.steps <= run.warmup:
+            self._note(f"the learning rate rises for {run.warmup} steps (--warmup) and this run ends after {run.steps}: it never "
+                       f"reaches --lr {run.lr:g}")
         workers = f"{trainer.workers} worker thread{'s' * (trainer.workers > 1)}" if run.device == "cpu" else run.device
-        print(f"model     {self.variant}, {count(trainer.parameters)} parameters, {workers}, folder {self.directory}",
+        print(f"model     {self.experiment.variant.name}, {count(trainer.parameters)} parameters, {workers}, folder {self.directory}",
               file=sys.stderr)
+        with compiler.at_compilation(self._announce_compilation):
+            if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
+                if run.overwrite and (reason := trainer.find_nonfinite(self.task.batch(0), 0)):
+                    raise self._nonfinite(reason, 0, f"{self.directory} still holds the run before. ")
+                _remove_run(self.directory)
+            with (
+                Log(self.directory, self._header(), resume_step=first if resumed else None) as log,
+                Progress(run.steps, start=first) as self.progress,
+            ):
+                self.stop.begin()
+                return self._steps(first, log)
 
-        batches = Batches(training, run.batch, self.model.context, Random(run.seed).split(BATCHES).seed)
-        inputs, labels = windows(held_out, self.model.context, run.eval_tokens)
-        if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
-            if run.overwrite and (reason := trainer.find_nonfinite(*batches.batch(0), 0)):
-                raise self._nonfinite(reason, 0, f"{self.directory} still holds the run before. ")
-            _remove_run(self.directory)
-        header = self._header(per_char, held_per_char, len(training), len(held_out))
-        with (
-            Log(self.directory, header, resume_step=first if resumed else None) as log,
-            Progress(run.steps, start=first) as progress,
-            _Stop() as stop,
-        ):
-            clock, since, rate = time.perf_counter(), 0, math.nan
-            for step in range(first, run.steps):
-                loss = self._step(batches.batch(step), step, progress)
-                done, since = step + 1, since + 1
-                rate = since * run.batch * self.model.context / (time.perf_counter() - clock)
-                record = {"step": done, "loss": loss, "bpc": loss * self.bits, "tokens_per_s": round(rate, 1),
-                          "elapsed_s": round(self._elapsed(), 3), "lr": trainer.lr, "grad_norm": trainer.grad_norm}
-                progress.update(done, loss=loss, bpc=loss * self.bits, tokens_per_s=rate)
-                evaluate = run.eval_every and (done % run.eval_every == 0 or done == run.steps)
-                if evaluate:
-                    record["val_loss"] = self._evaluate(inputs, labels, step)
-                    record["peak_mb"] = peak_mb()
-                if evaluate or done % run.log_every == 0 or done in (1, run.steps):
-                    log.write(record)
-                if evaluate:
-                    self._report(done, record["val_loss"], progress)
-                stopped = stop.signal  # read once: a signal after this line is for the next step
-                if evaluate or done == run.steps or stopped:
-                    if not namespace(trainer.optimizer.param).isfinite(trainer.optimizer.param).all():
-                        raise self._nonfinite("the new weights", step)
-                    self._save(done, record.get("val_loss"))
-                if evaluate or done % run.log_every == 0 or done == 1:
-                    clock, since = time.perf_counter(), 0  # the speed of the steps alone
-                if stopped and done < run.steps:
-                    progress.text(f"stopped after step {done}; continue with: minitv train --resume {self.directory}")
+    def _steps(self, first: int, log: Log) -> int:
+        run, trainer, task, progress = self.run, self.trainer, self.task, self.progress
+        held_out = task.held_out()
+        if first == 0 and run.eval_every:
+            log.write({"step": 0, **self._evaluate(held_out, 0)})
+        unimproved, timed = 0, time.perf_counter()
+        clock, since, rate = time.perf_counter(), 0, math.nan
+        for step in range(first, run.steps):
+            batch = task.batch(step)
+            loss = self._step(batch, step)
+            done, since = step + 1, since + 1
+            rate = since * batch.inputs.size / (time.perf_counter() - clock)
+            record = {"step": done, "loss": loss, **self._training_value(loss), "tokens_per_s": round(rate, 1),
+                      "elapsed_s": round(self._elapsed(), 3), "lr": trainer.lr, "grad_norm": trainer.grad_norm}
+            progress.update(done, loss=loss, metric=self._shown_metric(loss), tokens_per_s=rate)
+            evaluate = run.eval_every and (done % run.eval_every == 0 or done == run.steps)
+            if evaluate:
+                record |= self._evaluate(held_out, step)
+                record["peak_mb"] = peak_mb()
+            if evaluate or done % run.log_every == 0 or done in (1, run.steps):
+                log.write(record)
+            if evaluate:
+                self._report(done, record)
+            reason = None  # why the run ends here
+            if run.patience and evaluate:
+                unimproved = 0 if record["val_loss"] < self.best else unimproved + 1
+                if unimproved >= run.patience:
+                    reason = f"the held-out loss has not improved for {unimproved} evaluations (--patience)"
+            if run.minutes is not None and self._elapsed() - self.elapsed_before >= 60 * run.minutes:
+                reason = f"{run.minutes:g} minutes are over (--minutes)"
+            if self.on_step is not None and self.on_step(record) is False:
+                reason = "on_step returned False"
+            stopped = self.stop.signal  # read once: a signal after this line is for the next step
+            if evaluate or done == run.steps or stopped or reason or (run.save_every and done % run.save_every == 0):
+                if not namespace(trainer.optimizer.param).isfinite(trainer.optimizer.param).all():
+                    raise self._nonfinite("the new weights", step)
+                self._save(done, record.get("val_loss"))
+            if evaluate or done % run.log_every == 0 or done == 1:
+                clock, since = time.perf_counter(), 0  # the speed of the steps alone
+            if done == first + 1:
+                timed = time.perf_counter()  # the first step compiles
+            elif done == first + 1 + TIMED_STEPS:
+                self._warn_if_long((time.perf_counter() - timed) / TIMED_STEPS * (run.steps - done))
+            if done < run.steps and (stopped or reason):
+                because = "" if stopped else f": {reason}"
+                progress.text(f"stopped after step {done}{because}; continue with: minitv train --resume {self.directory}")
+                if stopped:
                     return 128 + stopped
+                break
         self._finish()
         return 0
 
-    def _step(self, batch, step: int, progress: Progress) -> float:
+    def _step(self, batch, step: int) -> float:
         trainer = self.trainer
-        if self.run.check and (reason := trainer.find_nonfinite(*batch, step)):
+        if self.run.check and (reason := trainer.find_nonfinite(batch, step)):
             raise self._nonfinite(reason, step)
-        loss = trainer.step(*batch, step)
+        loss = trainer.step(batch, step)
         if not math.isfinite(loss) or not math.isfinite(trainer.grad_norm):
-            raise self._nonfinite(trainer.find_nonfinite(*batch, step) or "the norm of the gradient", step)
+            raise self._nonfinite(trainer.find_nonfinite(batch, step) or "the norm of the gradient", step)
         return loss
 
-    def _evaluate(self, inputs: np.ndarray, labels: np.ndarray, step: int) -> float:
-        loss = self.trainer.evaluate(inputs, labels)
+    def _evaluate(self, held_out, step: int) -> dict[str, float]:
+        """The held-out loss in nats an answer, and the task's metric."""
+        sums = self.trainer.evaluate(held_out)
+        loss = float(sums[0] / sums[1])
         if not math.isfinite(loss):  # before these weights replace the last good checkpoint
-            raise self._nonfinite(self.trainer.find_nonfinite(inputs, labels, step) or "the held-out loss", step)
-        return loss
+            raise self._nonfinite(self.trainer.find_nonfinite(held_out, step) or "the held-out loss", step)
+        return {"val_loss": loss, f"val_{self.task.key}": self.task.value(sums)}
+
+    def _training_value(self, loss: float) -> dict[str, float]:
+        value = self.task.training_value(loss)
+        return {} if value is None else {self.task.key: value}
+
+    def _shown_metric(self, loss: float) -> tuple[str, float]:
+        """The metric of the status line: of this batch, or of the last evaluation."""
+        value = self.task.training_value(loss)
+        return self.task.unit, self.last_value if value is None else value
 
     def _nonfinite(self, reason: str, step: int, kept: str | None = None) -> RunError:
         if kept is None:
-            found = [self.directory / name for name in checkpoint.NAMES if checkpoint.exists(self.directory, name)]
-            kept = f"The last good checkpoint is {found[0]}. " if found else "No checkpoint was saved before it. "
+            saved = [self.directory / name for name in checkpoint.NAMES if checkpoint.exists(self.directory, name)]
+            kept = f"The last good checkpoint is {saved[0]}. " if saved else "No checkpoint was saved before it. "
         return RunError(f"step {step + 1} made a number that is not finite, first at {reason}. {kept}"
                         "A lower --lr or a smaller --clip often helps")
 
-    def _report(self, step: int, loss: float, progress: Progress) -> None:
-        bits = loss * self.held_bits
-        beaten = [order for order, baseline in enumerate(self.baseline) if bits < baseline]
-        if len(beaten) == len(self.baseline):
-            verdict = "better than every n-gram"
-        elif beaten:
-            verdict = f"better than the n-gram of order {min(beaten, key=lambda order: self.baseline[order])}"
+    def _report(self, step: int, record: Mapping[str, Any]) -> None:
+        task, value = self.task, record[f"val_{self.task.key}"]
+        self.last_value = value
+        self.progress.text(f"step {step}: held-out loss {record['val_loss']:.4f} nats, {value:.3f} {task.metric}, "
+                           f"{task.verdict(value)}")
+        if text := task.show(self.trainer.model, Random(self.run.seed).split(SHOWN, step)):
+            self.progress.text("\n".join("    " + line for line in text.split("\n")))
+
+    def _announce_compilation(self) -> None:
+        from autograd.cpu.disk import cache_directory
+
+        kept = ", cached for the next run" if cache_directory() else ""
+        self._note(f"compiling kernels, up to 15 s{kept}", label="")
+
+    def _warn_if_long(self, seconds: float) -> None:
+        if seconds > LONG_S:
+            self._note(f"this run will take about {duration(seconds)}; it can be stopped with Ctrl-C and continued with --resume, "
+                       "and --minutes or --steps end it earlier")
+
+    def _note(self, text: str, label: str = "note      ") -> None:
+        if self.progress is None:
+            print(label + text, file=sys.stderr, flush=True)
         else:
-            verdict = "no better than counting characters yet"
-        progress.text(f"step {step}: held-out loss {loss:.4f} nats, {bits:.3f} bits per character, {verdict}")
-        if self.run.sample_tokens:
-            rng = Random(self.run.seed).split(SAMPLES, step)
-            ids = generate(self.trainer.model, self.tokenizer.start(), self.run.sample_tokens, rng, temperature=0.8)
-            text = self.tokenizer.decode(list(ids))
-            progress.text("\n".join("    " + line for line in text.split("\n")))
+            self.progress.text(label + text)
+
+    def _note_jump(self, resumed: checkpoint.Checkpoint, first: int) -> None:
+        """Say how the learning rate jumps when more steps than before stretch its schedule."""
+        before, now = from_checkpoint(resumed.state["config"], str(self.run.resume)).run, self.run
+        if before.steps != now.steps:
+            old, new = (cosine(step, lr=run.lr, min_lr=run.min_lr, warmup=run.warmup, steps=run.steps)
+                        for step, run in ((first - 1, before), (first, now)))
+            self._note(f"the run was planned for {before.steps} steps and is now for {now.steps}: its learning rate goes from "
+                       f"{old:.3g} to {new:.3g} at step {first + 1}")
 
     def _elapsed(self) -> float:
         return self.elapsed_before + time.perf_counter() - self.started
 
-    def _header(self, per_char: float, held_per_char: float, training: int, held_out: int) -> dict[str, Any]:
+    def _header(self) -> dict[str, Any]:
         import numba
         import scipy
 
+        task = self.task
         return {
-            "config": self._config(),
-            "variant": self.variant,
+            "config": self.experiment.to_json(),
+            "variant": self.experiment.variant.name,
+            "task": task.name,
+            "metric": {"name": task.metric, "key": task.key, "rising": task.rising},
+            "baselines": task.baselines,
             "parameters": self.trainer.parameters,
-            "corpus": {"description": self.corpus.description, "sha256": self.corpus.sha256,
-                       "size_bytes": self.corpus.size_bytes, "training_tokens": training, "held_out_tokens": held_out},
-            "tokens_per_char": {"training": per_char, "held_out": held_per_char},
-            "ngram_bpc": self.baseline,
+            **task.header(),
             "threads": self.trainer.workers,
             "device": self.run.device,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "versions": {"minitv": __version__, "python": platform.python_version(), "numpy": np.__version__,
                          "numba": numba.__version__, "scipy": scipy.__version__},
         }
 
-    def _config(self) -> dict[str, Any]:
-        return {"variant": self.variant, "model": to_json(self.model), "mixer": to_json(self.mixer),
-                "run": to_json(dataclasses.replace(self.run, resume=None))}
-
     def _save(self, step: int, loss: float | None) -> None:
         better = loss is not None and loss < self.best
         if better:
-            self.best = loss
+            self.best, self.best_step, self.best_value = loss, step, self.last_value
         state = {
-            "config": self._config(),
-            "tokenizer": self.tokenizer.to_json(),
+            "config": self.experiment.to_json(),
+            **self.task.state(),
+            "vocab": self.task.vocab,
             "step": step,
             "random": {"seed": self.run.seed},  # every draw is a function of the seed and the step
             "data_position": step,
-            "corpus_sha256": self.corpus.sha256,
             "best_loss": self.best if math.isfinite(self.best) else None,
+            "best_step": self.best_step,
             "elapsed_s": self._elapsed(),
             "threads": self.trainer.workers,
             "device": self.run.device,
@@ -416,7 +324,7 @@ class _Session:
         for name in ("best", "last") if better else ("last",):
             checkpoint.save(self.directory, name, model=model, optimizer=optimizer, state=state)
 
-    def _restore(self, resumed) -> int:
+    def _restore(self, resumed: checkpoint.Checkpoint) -> int:
         state, where = resumed.state, str(self.run.resume)
         try:
             step, best, threads = state["step"], state["best_loss"], state["threads"]
@@ -427,19 +335,23 @@ class _Session:
         checkpoint.check_arrays(self.trainer.optimizer.state(), resumed.optimizer, f"{where}: the optimizer")
         self.trainer.model.load(resumed.model)
         self.trainer.optimizer.load(resumed.optimizer)
-        # Losses on other held-out tokens do not compare.
-        same = state["config"]["run"]["eval_tokens"] == self.run.eval_tokens
-        self.best = best if same and best is not None else math.inf
-        what = "dropout" if self.model.dropout else "the last bits of the results"
+        before = from_checkpoint(state["config"], where)
+        if before.identity("data") == self.experiment.identity("data") and best is not None:
+            self.best, self.best_step = best, state.get("best_step", 0)  # losses on other held-out data do not compare
+        what = "dropout" if self.experiment.model.dropout else "the last bits of the results"
         if (device := state.get("device", "cpu")) != self.run.device:
-            print(f"note      this run was on {device} and is now on {self.run.device}: {what} will differ", file=sys.stderr)
+            self._note(f"this run was on {device} and is now on {self.run.device}: {what} will differ")
         elif threads != self.trainer.workers:
-            print(f"note      this run had {threads} worker threads and now has {self.trainer.workers}: {what} will differ",
-                  file=sys.stderr)
+            self._note(f"this run had {threads} worker threads and now has {self.trainer.workers}: {what} will differ")
         return step
 
     def _finish(self) -> None:
-        print(f"done in {duration(self._elapsed())}; write text with: minitv sample {self.directory}", file=sys.stderr)
+        task = self.task
+        print(f"done in {duration(self._elapsed())}; {task.after.format(directory=self.directory)}", file=sys.stderr)
+        if self.best_step and math.isfinite(self.best_value) and self.best_value != self.last_value:
+            print(f"note      the held-out loss was lowest at step {self.best_step} ({self.best_value:.3f} {task.metric}, "
+                  f"{self.last_value:.3f} at the end); those weights are the checkpoint 'best': --checkpoint best",
+                  file=sys.stderr)
         try:
             print(f"curve: {plot(self.directory)}", file=sys.stderr)
         except UserError as error:

@@ -10,12 +10,12 @@ import numpy as np
 from autograd import Tensor, no_grad
 
 from .. import blocks
-from ..mixers import aft_conv, aft_full, aft_local, aft_simple, hyena, retnet, rwkv, transformer
 from ..models.lm import LanguageModel
 from ..nn import LayerNorm, Module
 from ..ops import long_conv
 from ..ops.long_conv import online
 from ..ops.retention import NORMALIZATIONS
+from ..variants import aft, hyena, retnet, rwkv, transformer
 from . import cpu, cpu_aft, cpu_hyena, cpu_retnet, cpu_rwkv, cpu_transformer
 
 
@@ -273,14 +273,14 @@ class LongConvolution(Half):
 
 HALVES = {
     blocks.FeedForward: FeedForward,
-    aft_conv.Mixer: AFTConv,
-    aft_full.Mixer: AFTFull,
-    aft_local.Mixer: AFTLocal,
-    aft_simple.Mixer: AFTSimple,
-    hyena.Mixer: LongConvolution,
+    aft.AFTConv: AFTConv,
+    aft.AFTFull: AFTFull,
+    aft.AFTLocal: AFTLocal,
+    aft.AFTSimple: AFTSimple,
+    hyena.Hyena: LongConvolution,
     retnet.FeedForward: FeedForward,
-    retnet.Mixer: Retention,
+    retnet.Retention: Retention,
     rwkv.ChannelMix: ChannelMix,
-    rwkv.Mixer: TimeMix,
-    transformer.Mixer: Attention,
+    rwkv.TimeMix: TimeMix,
+    transformer.Attention: Attention,
 }

@@ -17,8 +17,6 @@ from autograd.device import beside
 from autograd.errors import ShapeError
 from autograd.random import Random
 
-from ..blocks import FeedForward, PreNorm
-from ..mixers import load
 from ..nn import NORMS, Dropout, Embedding, Module, normal
 from ..options import ModelOptions
 
@@ -31,29 +29,28 @@ class State(NamedTuple):
 
 
 class LanguageModel(Module):
-    """A causal language model of the given variant.
+    """A causal language model of the given variant, a record as in variant.py.
 
     ``model`` are the options every variant has, ``options`` the variant's own; the weights follow from ``rng``.
     """
 
-    def __init__(self, variant: str, model: ModelOptions, options, vocab: int, rng: Random, dtype=np.float32):
-        mixer = load(variant)
+    def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32):
         self.context = model.context
         std = model.init_std
         norm = NORMS[model.norm]
         self.embed = Embedding(rng.split(0), vocab, model.width, std=std, dtype=dtype)
-        self.embed_norm = norm(model.width, bias=model.bias, dtype=dtype) if getattr(mixer, "embed_norm", False) else None
-        self.positions = normal(rng.split(1), (model.context, model.width), std, dtype) if mixer.positions else None
-        self.bounded = mixer.positions or getattr(mixer, "bounded", False)
+        self.embed_norm = norm(model.width, bias=model.bias, dtype=dtype) if model.embed_norm else None
+        learned = model.positions == "learned"
+        self.positions = normal(rng.split(1), (model.context, model.width), std, dtype) if learned else None
+        self.bounded = learned or variant.mixer.bounded
         self.dropout = Dropout(model.dropout)
-        feed_forward = getattr(mixer, "feed_forward", FeedForward)
-        self.blocks = [PreNorm(model, mixer(rng.split(3, layer), model, options, layer, dtype),
-                               feed_forward(rng.split(2, layer), model, options, layer, dtype), dtype)
+        self.blocks = [variant.block(model, variant.mixer(rng.split(3, layer), model, options, layer, dtype),
+                                     variant.channel(rng.split(2, layer), model, options, layer, dtype), dtype)
                        for layer in range(model.layers)]
         self.norm = norm(model.width, bias=model.bias, dtype=dtype)
         self.head = self.embed if model.tied else Embedding(rng.split(4), vocab, model.width, std=std, dtype=dtype)
-        if hasattr(mixer, "init_tables") and not model.tied:
-            self.embed.weight, self.head.weight = mixer.init_tables(rng.split(5), model, vocab, dtype)
+        if variant.tables is not None and not model.tied:
+            self.embed.weight, self.head.weight = variant.tables(rng.split(5), model, vocab, dtype)
 
     def __call__(self, ids: np.ndarray, rng: Random | None = None) -> Tensor:
         """Logits [B T V] of the token after each position of ids [B T]; ``rng`` switches dropout on."""

@@ -23,20 +23,7 @@ from ..errors import UserError
 from ..nn import Dropout, Linear, Stateful
 from ..ops import attention, merge_heads, split_heads
 from ..options import ModelOptions
-from ._page import Page
-
-PAGE = Page(
-    formula="y_i = Σ_{j ≤ i} softmax_j(q_i · k_j / √head_dim) v_j in every head; q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",
-    cost="O(T² D) time and, without ever storing the T × T scores, O(T D) memory; O(t D) for token t when writing",
-    state="2 t D: keys and values of all t tokens read so far",
-    operators=("attention",),
-    golden="PyTorch's scaled_dot_product_attention, and a whole GPT-2 of the package transformers with all gradients",
-    discrepancies=(
-        "GPT-2's initial weights (0.02) are for width 768; here they scale with √(768/width), --init-std 0.02 gives its own",
-        "GPT-2 uses the tanh approximation of gelu, nanoGPT the exact one: --activation, the default is exact",
-    ),
-    review="its time is given as O(T log T d), which is wrong: O(T² d); the space is right for the form that stores all scores",
-)
+from ..variant import Page, Variant
 
 
 @dataclass(frozen=True)
@@ -55,10 +42,8 @@ class State(NamedTuple):
     values: Tensor
 
 
-class Mixer(Stateful):
+class Attention(Stateful):
     """x[B T D] -> y[B T D] by causal attention; state size 2 B T D, growing with the sequence."""
-
-    positions = True
 
     def __init__(self, rng: Random, model: ModelOptions, options: TransformerOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
@@ -84,3 +69,25 @@ class Mixer(Stateful):
         q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
         state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))
         return self.out(merge_heads([attention(q, *state)])), state
+
+
+TRANSFORMER = Variant(
+    name="transformer",
+    summary="Causal multi-head attention, as in GPT-2",
+    paper="Vaswani et al. 2017, arXiv 1706.03762; Radford et al. 2019",
+    mixer=Attention,
+    options=TransformerOptions,
+    fused="transformer",
+    page=Page(
+        formula="y_i = Σ_{j ≤ i} softmax_j(q_i · k_j / √head_dim) v_j in every head; q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",
+        cost="O(T² D) time and, without ever storing the T × T scores, O(T D) memory; O(t D) for token t when writing",
+        state="2 t D: keys and values of all t tokens read so far",
+        operators=("attention",),
+        golden="PyTorch's scaled_dot_product_attention, and a whole GPT-2 of the package transformers with all gradients",
+        discrepancies=(
+            "GPT-2's initial weights (0.02) are for width 768; here they scale with √(768/width), --init-std 0.02 gives its own",
+            "GPT-2 uses the tanh approximation of gelu, nanoGPT the exact one: --activation, the default is exact",
+        ),
+        review="its time is given as O(T log T d), which is wrong: O(T² d); the space is right for the form that stores all scores",
+    ),
+)

@@ -33,33 +33,7 @@ from ..nn import Dropout, Linear, Module, Parameter, Stateful, normal
 from ..ops import long_conv
 from ..ops.long_conv import online
 from ..options import ModelOptions
-from ._page import Page
-
-PAGE = Page(
-    formula="v ← h_o * a + d_o a with a = v x^(N-1-o) for o = 0 .. N-2, then y = v x⁰; x⁰ … x^(N-1), v = split(short(x Wᵀ)); * "
-            "is a causal convolution over all of T, h_o(i) = window(i) mlp(i)",
-    cost="O(N T D (log T + D)) time; no space is stated: O(N T D) here, filters and activations; O((N - 1) t D) for token t "
-         "when writing, by direct sums, or O((N - 1) D log² t) on average, in blocks",
-    state="2 (N - 1) t D + 2 (N + 1) D: past inputs, their sums for later positions, and the past of a short filter of 3 taps; "
-          "with the N - 1 filters themselves, (N - 1) D numbers for every position of the context",
-    operators=("long_conv", "causal_conv1d"),
-    golden="the operator in PyTorch, as conv1d and by torch.fft, and whole mixers of orders 2 and 3 from torch's modules, with "
-           "all gradients; the paper has no package",
-    discrepancies=(
-        "Definition 3.1 counts N long filters; the code and the experiments have N - 1 and a short one: so it is here",
-        "the paper adds a bias to the window, its code adds 0: --window-shift, default 0",
-        "with several long filters, the authors' two codes give them different windows: --window-order",
-        "their code cuts sequences longer than its filters without a word; here they are an error",
-        "their code learns the features with a rate of its own, 1e-5; here in proportion to --lr: --features-lr, 0 = fixed",
-        "their recipe does not decay the weights of the filters' network; here matrices decay, as in every variant",
-        "options of their code that fail or look ahead (num_heads, inner_factor, num_blocks) are left out",
-    ),
-    review="its time, O(N T d (log T + d)), is right; the space O(T d) is not in the paper and holds for a fixed order; that "
-           "it overtakes attention at 2048 tokens, FlashAttention between 4096 and 8192, is a property of kernels of that time",
-)
-
-# With half the paper's hidden size, small models have as many parameters as the Transformer within 5 %.
-PRESETS = {"tiny": {"filter_width": 32}, "nanogpt-cpu": {"filter_width": 32}}
+from ..variant import Page, Variant
 
 
 @dataclass(frozen=True)
@@ -142,14 +116,13 @@ class Filters(Module):
         return self._tables[where]
 
 
-class Mixer(Stateful):
+class Hyena(Stateful):
     """x[B T D] -> y[B T D] by gated long convolutions, T up to the context.
 
     State: (N - 1) T D past inputs and as many sums for later positions, 2 (N + 1) D of the short convolution; the filters.
     ``bidirectional``, for encoders, gives each convolution a second filter that looks ahead; there is no state then.
     """
 
-    positions = False
     bounded = True
 
     def __init__(self, rng: Random, model: ModelOptions, options: HyenaOptions, layer: int = 0, dtype=np.float32, *,
@@ -204,3 +177,38 @@ class Mixer(Stateful):
 def _last(x: Tensor, length: int) -> Tensor:
     """The last positions of x[B T D]."""
     return getitem(x, key=(slice(None), slice(x.shape[1] - length, None)))
+
+
+HYENA = Variant(
+    name="hyena",
+    summary="Hyena: gates and convolutions as long as the sequence, filters made by a network",
+    paper="Poli et al. 2023, arXiv 2302.10866",
+    mixer=Hyena,
+    options=HyenaOptions,
+    overrides=dict(positions="none"),
+    # With half the paper's hidden size, small models have as many parameters as the Transformer within 5 %.
+    presets={"tiny": dict(filter_width=32), "nanogpt-cpu": dict(filter_width=32)},
+    fused="hyena",
+    page=Page(
+        formula="v ← h_o * a + d_o a with a = v x^(N-1-o) for o = 0 .. N-2, then y = v x⁰; x⁰ … x^(N-1), v = split(short(x Wᵀ)); * "
+                "is a causal convolution over all of T, h_o(i) = window(i) mlp(i)",
+        cost="O(N T D (log T + D)) time; no space is stated: O(N T D) here, filters and activations; O((N - 1) t D) for token t "
+             "when writing, by direct sums, or O((N - 1) D log² t) on average, in blocks",
+        state="2 (N - 1) t D + 2 (N + 1) D: past inputs, their sums for later positions, and the past of a short filter of 3 taps; "
+              "with the N - 1 filters themselves, (N - 1) D numbers for every position of the context",
+        operators=("long_conv", "causal_conv1d"),
+        golden="the operator in PyTorch, as conv1d and by torch.fft, and whole mixers of orders 2 and 3 from torch's modules, with "
+               "all gradients; the paper has no package",
+        discrepancies=(
+            "Definition 3.1 counts N long filters; the code and the experiments have N - 1 and a short one: so it is here",
+            "the paper adds a bias to the window, its code adds 0: --window-shift, default 0",
+            "with several long filters, the authors' two codes give them different windows: --window-order",
+            "their code cuts sequences longer than its filters without a word; here they are an error",
+            "their code learns the features with a rate of its own, 1e-5; here in proportion to --lr: --features-lr, 0 = fixed",
+            "their recipe does not decay the weights of the filters' network; here matrices decay, as in every variant",
+            "options of their code that fail or look ahead (num_heads, inner_factor, num_blocks) are left out",
+        ),
+        review="its time, O(N T d (log T + d)), is right; the space O(T d) is not in the paper and holds for a fixed order; that "
+               "it overtakes attention at 2048 tokens, FlashAttention between 4096 and 8192, is a property of kernels of that time",
+    ),
+)

@@ -32,33 +32,7 @@ from ..ops import gated, merge_heads, retention, rope, split_heads
 from ..ops.retention import NORMALIZATIONS
 from ..ops.rope import rope_angles
 from ..options import ModelOptions
-from ._page import Page
-
-PAGE = Page(
-    formula="y_t = headnorm(q_t S_t / divisor), S_t = γ S_{t-1} + k_tᵀ v_t in every head, with its own γ; q, k = rotated x Wᵀ, "
-            "k / √K; out = (swish(x Wgᵀ) · y) Woᵀ",
-    cost="O(T D (C + K)) time in chunks of C positions with K channels a head, which trains; O(T² D) in parallel; O(D V) for "
-         "every token when writing, with V values a head",
-    state="D (V + 1) + heads: S, its keys' sum z and a count n for every head, of fixed size",
-    operators=("retention", "rope", "gated"),
-    golden="torchscale 0.3.0: its layer with all gradients, its rotation, its divisor, and a whole decoder",
-    discrepancies=(
-        "torchscale's parallel, recurrent and chunkwise forms divide by different sums and agree only for a head norm with "
-        "eps = 0; here S, z and n are carried along, and the three are equal for any eps and any chunk",
-        "the paper's divisor max(abs(q·z), √n), √n alone, or none: --normalization; torchscale's newest, a sum of absolute "
-        "scores, is not offered because no state of fixed size can carry it",
-        "torchscale takes the divisor as a constant in the backward pass; here it is differentiated",
-        "decay of head h: 1 - 2^(-5-h) in the paper's text and code, another schedule in its experiments: --decay",
-        "the paper has LayerNorm, a group norm of heads and a feed-forward network of two matrices, torchscale RMSNorm and a "
-        "gated one, narrower values and half the first output weights: --norm, --head-norm, --ffn, --value-width, --out-gain",
-        "rotation by angles that reach 1/10000, on adjacent channels; flash-linear-attention uses RoPE's on halves: --rotation",
-        "the first arXiv version's equation 7 has R_i for R_{i-1}, and figure 4 forgets the decay of values in a chunk's state",
-    ),
-    review="its time O(T d (b + h)) is right for the chunkwise form only; its space O(T) is the paper's long-sequence memory "
-           "with d left out, while writing needs a state of fixed size",
-)
-
-PRESETS = {name: {"ffn_multiple": 2} for name in ("tiny", "nanogpt-cpu", "small")}
+from ..variant import Page, Variant
 
 GAIN = 2**-2.5
 EPS = 1e-5  # of the norm of heads
@@ -129,11 +103,8 @@ class FeedForward(blocks.FeedForward):
         return self.dropout(self.down(y if self.gate is None else y * self.gate(x)), rng)
 
 
-class Mixer(Stateful):
+class Retention(Stateful):
     """x[B T D] -> y[B T D] by retention; state size B H (K V + K + 1) with K = D/H and V = value_width D/H."""
-
-    positions = False
-    feed_forward = FeedForward
 
     def __init__(self, rng: Random, model: ModelOptions, options: RetNetOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
@@ -187,3 +158,38 @@ class Mixer(Stateful):
         if self.head_norm == "layer_norm":
             return group_norm(y, groups=self.heads, eps=EPS)
         return reshape(rms_norm(reshape(y, (*y.shape[:2], self.heads, -1)), eps=EPS), y.shape)
+
+
+RETNET = Variant(
+    name="retnet",
+    summary="Retention: linear attention with a decay per head, and a state of fixed size",
+    paper="Sun et al. 2023, arXiv 2307.08621",
+    mixer=Retention,
+    options=RetNetOptions,
+    channel=FeedForward,
+    overrides=dict(positions="none", ffn_multiple=2),
+    fused="retnet",
+    page=Page(
+        formula="y_t = headnorm(q_t S_t / divisor), S_t = γ S_{t-1} + k_tᵀ v_t in every head, with its own γ; q, k = rotated x Wᵀ, "
+                "k / √K; out = (swish(x Wgᵀ) · y) Woᵀ",
+        cost="O(T D (C + K)) time in chunks of C positions with K channels a head, which trains; O(T² D) in parallel; O(D V) for "
+             "every token when writing, with V values a head",
+        state="D (V + 1) + heads: S, its keys' sum z and a count n for every head, of fixed size",
+        operators=("retention", "rope", "gated"),
+        golden="torchscale 0.3.0: its layer with all gradients, its rotation, its divisor, and a whole decoder",
+        discrepancies=(
+            "torchscale's parallel, recurrent and chunkwise forms divide by different sums and agree only for a head norm with "
+            "eps = 0; here S, z and n are carried along, and the three are equal for any eps and any chunk",
+            "the paper's divisor max(abs(q·z), √n), √n alone, or none: --normalization; torchscale's newest, a sum of absolute "
+            "scores, is not offered because no state of fixed size can carry it",
+            "torchscale takes the divisor as a constant in the backward pass; here it is differentiated",
+            "decay of head h: 1 - 2^(-5-h) in the paper's text and code, another schedule in its experiments: --decay",
+            "the paper has LayerNorm, a group norm of heads and a feed-forward network of two matrices, torchscale RMSNorm and a "
+            "gated one, narrower values and half the first output weights: --norm, --head-norm, --ffn, --value-width, --out-gain",
+            "rotation by angles that reach 1/10000, on adjacent channels; flash-linear-attention uses RoPE's on halves: --rotation",
+            "the first arXiv version's equation 7 has R_i for R_{i-1}, and figure 4 forgets the decay of values in a chunk's state",
+        ),
+        review="its time O(T d (b + h)) is right for the chunkwise form only; its space O(T) is the paper's long-sequence memory "
+               "with d left out, while writing needs a state of fixed size",
+    ),
+)

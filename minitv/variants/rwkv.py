@@ -29,30 +29,7 @@ from ..nn import ACTIVATIONS, Dropout, Parameter, Stateful
 from ..ops import gated, token_shift, wkv
 from ..ops.wkv import EMPTY
 from ..options import ModelOptions
-from ._page import Page
-
-# As in the paper, but for hidden layers of 3.5 widths, which make up for the head of its own and the receptances.
-_PAPER = dict(ffn_width=3.5, activation="relu_squared", bias=True, tied=False)
-PRESETS = {name: _PAPER for name in ("tiny", "nanogpt-cpu", "small")}
-
-PAGE = Page(
-    formula="y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (Σ_{i<t} e^((t-1-i) w + k_i) + e^(u + k_t)) in every "
-            "channel; out = (sigmoid(r) · y) Wᵀ; k, v and r are made of x_t mixed with x_{t-1}",
-    cost="O(T D) time for the mean, besides O(T D²) for the projections; O(D) time and space for a token when writing",
-    state="5 D: what both halves read last, and the mean's numerator, denominator and largest exponent",
-    operators=("wkv", "bidirectional_wkv", "token_shift", "gated"),
-    golden="RWKV of the package transformers with all gradients and its state, and its author's package rwkv with its state",
-    discrepancies=(
-        "the paper subtracts w >= 0; its code learns time_decay and adds w = -e^time_decay, as here",
-        "the paper halves the mix of receptances at the start; its code halves the exponent of (channel / D), as here",
-        "the paper starts the output matrices at random; its code starts them at 0 and values and keys orthogonal, as here",
-        "the package transformers starts the bonus u at 1 everywhere, by a misplaced parenthesis; here it is ln 0.3 ± 0.5",
-        "the official kernels drop the gradient of a state that is carried in; here it is exact",
-        "with a tied head, which the official code does not have, the embedding starts as in the other variants",
-    ),
-    review="its O(T d) time is right, its O(T d) space is not what the paper says, which is O(d): the state does not grow. "
-           "There is no max pooling in channel mixing: max(k, 0)² is the squared ReLU",
-)
+from ..variant import Page, Variant
 
 
 @dataclass(frozen=True)
@@ -132,12 +109,8 @@ class ChannelMix(Stateful):
         return gated(k, linear(r, self.receptance)), ChannelState(last)
 
 
-class Mixer(Stateful):
+class TimeMix(Stateful):
     """x[B T D] -> y[B T D] by time mixing; state size 4 B D, and B D of channel mixing."""
-
-    positions = False
-    embed_norm = True
-    feed_forward = ChannelMix
 
     def __init__(self, rng: Random, model: ModelOptions, options: RWKVOptions, layer: int = 0, dtype=np.float32):
         width, depth, channel = model.width, _depth(model, layer), np.arange(model.width)
@@ -169,8 +142,40 @@ class Mixer(Stateful):
         y, *state = wkv(linear(k, self.key), linear(v, self.value), -exp(self.time_decay), self.time_first, *state)
         return linear(gated(y, linear(r, self.receptance)), self.out), State(last, *state)
 
-    @staticmethod
-    def init_tables(rng: Random, model: ModelOptions, vocab: int, dtype) -> tuple[Parameter, Parameter]:
-        """The embedding, tiny because its norm enlarges it, and the head, where each has a matrix of its own."""
-        embed = Parameter(((2 * rng.split(0).uniform((vocab, model.width), np.float64) - 1) * 1e-4).astype(dtype))
-        return embed, orthogonal(rng.split(1), vocab, model.width, 0.5, dtype)
+
+def init_tables(rng: Random, model: ModelOptions, vocab: int, dtype) -> tuple[Parameter, Parameter]:
+    """The embedding, tiny because its norm enlarges it, and the head, where each has a matrix of its own."""
+    embed = Parameter(((2 * rng.split(0).uniform((vocab, model.width), np.float64) - 1) * 1e-4).astype(dtype))
+    return embed, orthogonal(rng.split(1), vocab, model.width, 0.5, dtype)
+
+
+RWKV = Variant(
+    name="rwkv",
+    summary="RWKV-4: a weighted mean of the past whose weights fade, channel by channel",
+    paper="Peng et al. 2023, arXiv 2305.13048",
+    mixer=TimeMix,
+    options=RWKVOptions,
+    channel=ChannelMix,
+    tables=init_tables,
+    # As in the paper, but for hidden layers of 3.5 widths, which make up for the head of its own and the receptances.
+    overrides=dict(positions="none", embed_norm=True, ffn_width=3.5, activation="relu_squared", bias=True, tied=False),
+    fused="rwkv",
+    page=Page(
+        formula="y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (Σ_{i<t} e^((t-1-i) w + k_i) + e^(u + k_t)) in every "
+                "channel; out = (sigmoid(r) · y) Wᵀ; k, v and r are made of x_t mixed with x_{t-1}",
+        cost="O(T D) time for the mean, besides O(T D²) for the projections; O(D) time and space for a token when writing",
+        state="5 D: what both halves read last, and the mean's numerator, denominator and largest exponent",
+        operators=("wkv", "bidirectional_wkv", "token_shift", "gated"),
+        golden="RWKV of the package transformers with all gradients and its state, and its author's package rwkv with its state",
+        discrepancies=(
+            "the paper subtracts w >= 0; its code learns time_decay and adds w = -e^time_decay, as here",
+            "the paper halves the mix of receptances at the start; its code halves the exponent of (channel / D), as here",
+            "the paper starts the output matrices at random; its code starts them at 0 and values and keys orthogonal, as here",
+            "the package transformers starts the bonus u at 1 everywhere, by a misplaced parenthesis; here it is ln 0.3 ± 0.5",
+            "the official kernels drop the gradient of a state that is carried in; here it is exact",
+            "with a tied head, which the official code does not have, the embedding starts as in the other variants",
+        ),
+        review="its O(T d) time is right, its O(T d) space is not what the paper says, which is O(d): the state does not grow. "
+               "There is no max pooling in channel mixing: max(k, 0)² is the squared ReLU",
+    ),
+)

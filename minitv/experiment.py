@@ -1,0 +1,169 @@
+"""An experiment: a variant on a task, with all their options. It is what a run's identity is, and what a checkpoint keeps of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autograd.random import Random
+
+from . import tasks, variants
+from .config import Options, choose, from_json, settings, shown, to_json
+from .errors import UserError
+from .options import DEFAULT_PRESET, PRESETS, ModelOptions, TrainOptions
+from .task import Task
+from .variant import Variant
+
+DEFAULT_VARIANT, DEFAULT_TASK = "transformer", "text"
+PARTS = ("model", "mixer", "data", "run")  # the groups of options, as checkpoints name them
+
+WEIGHTS, BATCHES, DROPOUT, SHOWN, BUFFERS = range(5)  # the independent random streams of a run
+
+Layer = tuple[str, Mapping[str, Any]]  # where values come from, and the values by name
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A variant, a task, and the options of the model, of the variant's mixer, of the task's data, and of the training."""
+
+    variant: Variant
+    task: type[Task]
+    model: ModelOptions
+    mixer: Any
+    data: Any
+    run: TrainOptions
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """The option dataclasses in the order of PARTS."""
+        return tuple(getattr(self, part) for part in PARTS)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Every option by name."""
+        return {name: getattr(config, name) for config in self.options for name in settings(type(config))}
+
+    def identity(self, *parts: str) -> dict[str, Any]:
+        """The options on which the results depend, of all parts unless some are named."""
+        of = [getattr(self, part) for part in parts or PARTS]
+        return {name: getattr(config, name) for config in of for name, setting in settings(type(config)).items()
+                if not setting.harmless}
+
+    def replace(self, **values: Any) -> Experiment:
+        """The same experiment with other values of some options."""
+        parts = {part: dataclasses.replace(config, **{k: v for k, v in values.items() if k in settings(type(config))})
+                 for part, config in zip(PARTS, self.options, strict=True)}
+        return dataclasses.replace(self, **parts)
+
+    def begin(self, saved: Mapping[str, Any] | None = None) -> Task:
+        """The task's data; ``saved`` is the task's part of a checkpoint."""
+        seed = Random(self.run.seed).split(BATCHES).seed
+        return self.task(self.data, self.model.context, self.run.batch, seed, saved)
+
+    def build(self, vocab: int) -> Any:
+        """A new model, with the weights that follow from the seed."""
+        return self.variant.build(self.model, self.mixer, vocab, Random(self.run.seed).split(WEIGHTS))
+
+    def to_json(self) -> dict[str, Any]:
+        """The experiment for a checkpoint or a log: all that ``from_json`` needs."""
+        run = dataclasses.replace(self.run, resume=None)
+        return {"variant": self.variant.name, "task": self.task.name, "model": to_json(self.model), "mixer": to_json(self.mixer),
+                "data": to_json(self.data), "run": to_json(run)}
+
+    def rows(self, sources: Mapping[str, str]) -> list[tuple[str, str, Any, str]]:
+        """(group, name, value, source) of the variant, the task and every option that is offered, as ``config.table`` takes them."""
+        group = "minitv train"
+        rows = [(group, "variant", self.variant.name, sources["variant"]), (group, "task", self.task.name, sources["task"])]
+        offered = namespace(self.variant, self.task).settings
+        for config in self.options:
+            for name, setting in settings(type(config)).items():
+                if name in offered:
+                    rows.append((setting.group, name, getattr(config, name), sources[name]))
+        return rows
+
+
+def namespace(variant: Variant, task: type[Task]) -> Options:
+    """The options that a variant has on a task."""
+    if task.causal and not variant.causal:
+        raise UserError(f"--task {task.name}: {variant.name} sees the whole sequence at once, and the answers of this task stand "
+                        f"in it; tasks for it: {', '.join(possible(variant))}")
+    if variant.causal and not task.causal:
+        raise UserError(f"--task {task.name}: {variant.name} sees the past alone, and this task asks for what both sides say; "
+                        f"tasks for it: {', '.join(possible(variant))}")
+    return Options(ModelOptions, variant.options, task.Options, TrainOptions, without=variant.without, elsewhere=elsewhere)
+
+
+def possible(variant: Variant) -> list[str]:
+    """The tasks that a variant can be trained for."""
+    return [name for name in tasks.tasks() if tasks.load(name).causal == variant.causal]
+
+
+def default_task(variant: Variant) -> str:
+    """The task that a variant is trained for unless another is asked for."""
+    names = possible(variant)
+    return DEFAULT_TASK if DEFAULT_TASK in names else names[0]
+
+
+def elsewhere(name: str) -> str:
+    """For an error: which variants or tasks have an option of this name."""
+    for what, known in (("", [(entry.name, entry.load().options) for entry in variants.variants().values()]),
+                        ("the tasks ", [(entry.name, entry.load().Options) for entry in tasks.tasks().values()])):
+        if having := [owner for owner, options in known if name in settings(options)]:
+            return f"; it is an option of {what}{', '.join(having)}"
+    return ""
+
+
+def preset_layers(variant: Variant, task: type[Task], name: str) -> list[Layer]:
+    """The values of a preset: what the task wants, what all variants share, what the paper of this variant wants."""
+    choose("preset", name, PRESETS)
+    offered = namespace(variant, task).settings
+    layers = [(f"task {task.name}", task.defaults), (f"preset {name}", PRESETS[name]), (variant.name, variant.overrides),
+              (f"preset {name}", variant.presets.get(name, {}))]
+    return [(source, {k: v for k, v in values.items() if k in offered}) for source, values in layers]
+
+
+def merge(variant: Variant, task: str | None, preset: str | None, *layers: Layer) -> tuple[Experiment, dict[str, str]]:
+    """The experiment of a preset and further layers, the later wins, and where each value came from."""
+    cls = tasks.load(task or default_task(variant))
+    return combine(variant, cls, *preset_layers(variant, cls, preset or DEFAULT_PRESET), *layers)
+
+
+def combine(variant: Variant, task: type[Task], *layers: Layer) -> tuple[Experiment, dict[str, str]]:
+    """The experiment of all layers, the later wins, and where each value came from."""
+    options = namespace(variant, task)
+    values, sources = options.merge(*layers)
+    experiment = Experiment(variant, task, *options.build(values))
+    for name, value in experiment.values.items():  # what follows from other values
+        if name in sources and values[name] is None and value is not None:
+            sources[name] += f", here {shown(value)}"
+    return experiment, sources
+
+
+def from_checkpoint(config: Any, where: str) -> Experiment:
+    """The experiment of a checkpoint's or a log's config; ``where`` stands in the errors.
+
+    Checkpoints of earlier versions know one task, text, whose options stand among those of the run.
+    """
+    if not isinstance(config, Mapping):
+        raise UserError(f"{where}: the config is no object with fields")
+    if "task" not in config and isinstance(config.get("run"), Mapping):
+        of_task = settings(tasks.load(DEFAULT_TASK).Options)
+        run = config["run"]
+        config = {**config, "task": DEFAULT_TASK, "data": {k: v for k, v in run.items() if k in of_task},
+                  "run": {k: v for k, v in run.items() if k not in of_task}}
+    if missing := [key for key in ("variant", "task", *PARTS) if key not in config]:
+        raise UserError(f"{where}: the config has no {missing[0]}")
+    try:
+        variant = variants.load(str(config["variant"]))
+        task = tasks.load(str(config["task"]))
+        stored = {part: config[part] for part in PARTS}
+        if isinstance(stored["model"], Mapping):  # the paper's choice was no option in older checkpoints
+            newer = {k: v for k, v in variant.overrides.items() if k in settings(ModelOptions) and settings(ModelOptions)[k].newer}
+            stored["model"] = {**newer, **stored["model"]}
+        classes = ModelOptions, variant.options, task.Options, TrainOptions
+        parts = [from_json(cls, stored[part]) for cls, part in zip(classes, PARTS, strict=True)]
+    except UserError as error:
+        raise UserError(f"{where}: the config: {error}") from None
+    return Experiment(variant, task, *parts)

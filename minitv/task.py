@@ -1,0 +1,134 @@
+"""What a task is: the data of a run, its loss, and the figure that says how good a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from autograd import Tensor, cross_entropy, no_grad
+from autograd.device import beside, read
+from autograd.random import Random
+
+from .errors import CheckpointError, UserError
+
+NOTHING = -1  # a label where no answer is asked
+
+
+class Batch(NamedTuple):
+    """Some sequences: what the model reads, and the answers that are asked of it; every array begins with the axis B."""
+
+    inputs: np.ndarray  # ids [B T]
+    labels: np.ndarray  # ids [B T], NOTHING where no answer is asked
+
+    def part(self, rows: slice) -> Batch:
+        """Some of the sequences."""
+        return type(self)(*(array[rows] for array in self))
+
+
+class Task:
+    """A task with ids as inputs and answers; a task of another kind overrides ``loss`` and ``score``.
+
+    ``Task(options, context, batch, seed, saved)`` makes the data of a run: ``context`` is the longest sequence that the model
+    reads, ``batch`` the number of sequences in a step, and ``saved`` what ``state`` gave when the run began, if it is resumed
+    or only read.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Options: ClassVar[type]  # a dataclass of options, see config.py
+    causal: ClassVar[bool] = True  # whether an answer may depend on the past alone
+    defaults: ClassVar[dict[str, Any]] = {}  # of the options that all tasks share, such as context and steps
+    metric: ClassVar[str] = "accuracy"  # the figure that ``value`` gives, with its unit
+    unit: ClassVar[str] = "accuracy"  # the same, as short as the status line needs it
+    key: ClassVar[str] = "accuracy"  # its name in the log
+    rising: ClassVar[bool] = True  # whether more of it is better
+    after: ClassVar[str] = "what it learned is in {directory}"  # what can be done after a run
+
+    vocab: int  # ids are 0 ... vocab - 1
+    baselines: dict[str, float]  # the metric of methods that do not learn, by name
+
+    def __init_subclass__(cls, *, name: str | None = None, summary: str = "", **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            cls.name, cls.summary = name, summary
+
+    def batch(self, step: int) -> Batch:
+        """The sequences of a step: a function of the seed and the step alone, so that a resumed run goes on with its own."""
+        raise NotImplementedError
+
+    def held_out(self) -> Batch:
+        """Sequences that are not trained on, the same at every evaluation."""
+        raise NotImplementedError
+
+    def loss(self, model: Any, batch: Batch, rng: Random | None = None) -> tuple[Tensor, int]:
+        """The sum of the cross-entropies in nats over all answers, and how many there are; ``rng`` switches dropout on."""
+        logits, labels = self.answers(model, batch, rng)
+        return cross_entropy(logits, beside(labels, logits.data), reduction="sum"), labels.size
+
+    def score(self, model: Any, batch: Batch) -> np.ndarray:
+        """Sums over the answers of a batch, which add up over batches: cross-entropy in nats, answers, right answers."""
+        with no_grad():
+            logits, labels = self.answers(model, batch)
+            labels = beside(labels, logits.data)
+            right = (logits.data.argmax(-1) == labels).sum()
+            return np.array([*read(cross_entropy(logits, labels, reduction="sum").data, right), labels.size])[[0, 2, 1]]
+
+    def value(self, sums: np.ndarray) -> float:
+        """The metric, of sums that ``score`` gave."""
+        return float(sums[2] / sums[1])
+
+    def training_value(self, loss: float) -> float | None:
+        """The metric on a training batch, where the mean loss in nats says it; None elsewhere."""
+        return None
+
+    def verdict(self, value: float) -> str:
+        """How a value of the metric compares with the baselines, as a part of a sentence."""
+        beaten = [name for name, base in self.baselines.items() if (value > base) == self.rising and value != base]
+        if len(beaten) == len(self.baselines):
+            return "better than every baseline"
+        best = (max if self.rising else min)(beaten, key=self.baselines.__getitem__, default=None)
+        return "no better than any baseline yet" if best is None else f"better than {best}"
+
+    def about(self) -> list[tuple[str, str]]:
+        """Lines (label, text) at the beginning of a run: the data and the baselines."""
+        bases = "  ".join(f"{name}: {value:.3f}" for name, value in self.baselines.items())
+        return [("task", f"{self.name}: {self.summary}"), ("baselines", f"{self.metric} of  {bases}")]
+
+    def header(self) -> dict[str, Any]:
+        """What the first line of a log says of the data, besides the metric and the baselines."""
+        return {}
+
+    def show(self, model: Any, rng: Random) -> str:
+        """What a person sees at an evaluation, as lines of text; empty for nothing."""
+        return ""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the task, as JSON."""
+        return {}
+
+    @classmethod
+    def stored_vocab(cls, saved: Mapping[str, Any]) -> int:
+        """The number of ids, from a checkpoint's state."""
+        if type(vocab := saved.get("vocab")) is not int or vocab < 1:
+            raise CheckpointError("the checkpoint has no vocab, a positive integer")
+        return vocab
+
+    @classmethod
+    def stored_tokenizer(cls, saved: Mapping[str, Any]) -> Any:
+        """What turns text into ids and back, from a checkpoint's state; UserError where a task has no text."""
+        raise UserError(f"the task {cls.name} has no text to write")
+
+    @staticmethod
+    def inherited(saved: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What a new run on other data takes over of a checkpoint's state, when it begins with its weights."""
+        return None
+
+    @staticmethod
+    def answers(model: Any, batch: Batch, rng: Random | None = None) -> tuple[Tensor, np.ndarray]:
+        """Logits [N V] or [B T V] where an answer is asked, and the labels [N] or [B T] there."""
+        asked = batch.labels != NOTHING
+        if asked.all():
+            return model(batch.inputs, rng), batch.labels
+        return model(batch.inputs, rng, at=np.flatnonzero(asked)), batch.labels[asked]

@@ -1,0 +1,152 @@
+"""Optimizer steps on batches of a task, on threads or on a GPU.
+
+Worker threads pull micro-batches of up to 512 tokens from a counter and run the tape on them, with serial kernels and
+one-threaded BLAS: a core that is slow for a moment takes fewer. Which gradients meet in which of the flat buffers, and
+in which order, depends on the micro-batch's number alone, so a run is determined by its seed and its number of threads.
+Losses and gradients are sums over the answers that a task asks for; they are divided once, by the number of answers in the whole
+batch, so that micro-batches with more and with fewer answers add up exactly.
+
+On a GPU one worker takes the whole batch, or as much of it as MICRO_BATCH_TOKENS_GPU allows, and the host reads once a
+step: the loss, the norm of the gradient, and whether any id was out of range.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+
+import numpy as np
+
+from autograd import NonFiniteError, check_mode
+from autograd.cpu.process import blas_threads, cores, keep_memory
+from autograd.cuda.blas import allow_tf32
+from autograd.device import is_cupy, read, select
+from autograd.random import Random
+
+from .experiment import DROPOUT, Experiment
+from .optim import AdamW, cosine
+from .task import Batch, Task
+
+
+class Trainer:
+    """The model of an experiment, its optimizer and the worker threads; ``step`` is one optimizer step on a batch of the task."""
+
+    MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
+    MICRO_BATCH_TOKENS_GPU = 2**15  # those of `small` then take about 6 GB
+
+    def __init__(self, experiment: Experiment, task: Task):
+        keep_memory()
+        self.run, self.task = experiment.run, task
+        run = self.run
+        on_gpu = run.device != "cpu"
+        self.workers = 1 if on_gpu else min(run.threads or cores(), run.batch)
+        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._map = map if on_gpu else self._in_pool  # which card is the current one is a matter of the thread
+        if on_gpu:
+            self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
+            allow_tf32(run.tf32)
+            select(run.device)
+        else:
+            self._pool.submit(_load_compiler)
+        self.model = experiment.build(task.vocab).to(run.device)
+        # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
+        self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
+                               clip=run.clip, buffers=self.workers + (self.workers > 1))
+        self.grad_norm = self.lr = math.nan
+        self._dropout = Random(run.seed).split(DROPOUT) if experiment.model.dropout else None
+        self._blas = blas_threads(1)
+        self._blas.__enter__()
+
+    @property
+    def parameters(self) -> int:
+        """The number of trained values."""
+        return self.optimizer.param.size
+
+    def step(self, batch: Batch, step: int) -> float:
+        """Forward, backward and update at 0-based ``step``; returns the mean loss in nats over all answers of the batch.
+
+        ``grad_norm`` and ``lr`` hold what was used. A loss or norm that is not finite updates nothing.
+        """
+        slices = self._slices(batch)
+        buffers, counter = self.optimizer.buffers, itertools.count()
+        losses, counts = [math.nan] * len(slices), [0] * len(slices)
+        written = [threading.Event() for _ in slices]
+
+        def work(worker: int) -> None:
+            while (i := next(counter)) < len(slices):
+                try:
+                    before = written[i - len(buffers)] if i >= len(buffers) else None
+                    losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffers[i % len(buffers)], before)
+                finally:
+                    written[i].set()
+
+        list(self._map(work, range(self.workers)))
+        count = sum(counts)
+        loss, squares = read(sum(losses), self.optimizer.squares(self._map, self.workers))
+        self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
+        self.grad_norm = (self.optimizer.update(self.lr, squares, self._map, self.workers, count=max(count, 1))
+                          if math.isfinite(loss) else math.nan)
+        return loss / max(count, 1)
+
+    def evaluate(self, batch: Batch) -> np.ndarray:
+        """The sums that the task's ``score`` gives, over a whole batch, without dropout."""
+        return sum(self._map(lambda part: self.task.score(self.model, batch.part(part)), self._slices(batch)))
+
+    def find_nonfinite(self, batch: Batch, step: int) -> str | None:
+        """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does."""
+        with check_mode():
+            for i, part in enumerate(self._slices(batch)):
+                try:
+                    self._micro_batch(batch, part, step, i, lambda parameter, gradient: None)
+                except NonFiniteError as error:
+                    return str(error)
+        return None
+
+    def close(self) -> None:
+        """Stop the worker threads and give BLAS its threads back."""
+        for pool in self._pools.values():
+            pool.shutdown()
+        self._blas.__exit__(None, None, None)
+
+    def _in_pool(self, function: Callable, items) -> list:
+        """``map`` in the worker threads, under the switches of the caller (no_grad, use, check_mode)."""
+        started = [self._pool.submit(copy_context().run, function, item) for item in items]
+        return [future.result() for future in started]
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor:
+        """The worker threads of this process: a fork has none of those of its parent."""
+        if (process := os.getpid()) not in self._pools:
+            self._pools[process] = ThreadPoolExecutor(self.workers, thread_name_prefix="minitv")
+        return self._pools[process]
+
+    def _micro_batch(self, batch: Batch, part: slice, step: int, index: int, sink: Callable, before=None):
+        rng = self._dropout and self._dropout.split(step, index)
+        loss, count = self.task.loss(self.model, batch.part(part), rng)
+        if before is not None:
+            before.wait()
+        on_gpu = is_cupy(loss.data)
+        value = loss.data if on_gpu else loss.item()  # a GPU is not waited for
+        if on_gpu or math.isfinite(value):
+            loss.backward(sink=sink)
+        return value, count
+
+    def _slices(self, batch: Batch) -> list[slice]:
+        """Micro-batches: equal for all workers where that is possible."""
+        sequences, length = batch.inputs.shape[:2]
+        size = max(1, min(-(-sequences // self.workers), self.MICRO_BATCH_TOKENS // length))
+        parts = -(-sequences // size)
+        edges = [sequences * i // parts for i in range(parts + 1)]
+        return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def _load_compiler() -> None:
+    """What takes a quarter of a second at the first kernel call, to do while the weights are drawn."""
+    from autograd.cpu.gemm import prepare
+
+    prepare()

@@ -1,0 +1,70 @@
+"""The record of a variant: everything that is declared of it, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autograd.random import Random
+
+from . import blocks, nn
+from .models.lm import LanguageModel
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a variant's page in the documents says; forms, kernels and laws come from the operators themselves."""
+
+    formula: str
+    cost: str  # as the paper states it
+    state: str  # numbers a layer and sequence that writing one more token needs
+    operators: tuple[str, ...]
+    golden: str  # what the tests compare it with
+    discrepancies: tuple[str, ...]  # between the paper, its code and other code, and what is done here
+    review: str  # what the review article says of it, and whether that is right
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One variant of the Transformer: what it is made of, its options, and what a reader of its paper wants to know.
+
+    ``mixer(rng, model, options, layer, dtype)`` and ``channel(...)`` make the two halves of a block, ``block`` joins them, and
+    ``model`` puts the layers between an embedding and a head. ``tables(rng, model, vocab, dtype)`` draws the
+    embedding and a head that is not tied to it, where the paper has a rule for them.
+    """
+
+    name: str
+    summary: str  # a sentence
+    paper: str  # authors, year, arXiv id
+    mixer: type[nn.Stateful]
+    options: type  # the dataclass of the variant's own options
+    page: Page
+    channel: type[nn.Module] = blocks.FeedForward
+    block: type[nn.Module] = blocks.PreNorm
+    model: type[nn.Module] = LanguageModel
+    tables: Callable[..., tuple[nn.Parameter, nn.Parameter]] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # defaults of shared options, where the paper has others
+    without: tuple[str, ...] = ()  # shared options that do nothing here
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what differs from the presets of all
+    fused: str | None = None  # the module of minitv/decode with kernels for writing
+
+    @property
+    def causal(self) -> bool:
+        """Whether an output depends on the past alone, so that the variant can write."""
+        return issubclass(self.model, LanguageModel)
+
+    def configure(self, preset: str | None = None, *, task: str | None = None, **values: Any) -> Experiment:
+        """All options of a run: the defaults, then the preset, then ``values``; UserError names what does not fit."""
+        from .experiment import merge
+
+        return merge(self, task, preset, ("arguments", values))[0]
+
+    def build(self, model: Any, options: Any, vocab: int, rng: Random, dtype: Any = np.float32) -> Any:
+        """A new model with ``model`` options and the variant's own."""
+        return self.model(self, model, options, vocab, rng, dtype)
