@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import operators
-from operator_checks import marks
 
 from autograd import Random, Tensor, distance, no_grad, use
 from autograd.device import move
@@ -23,6 +21,8 @@ from minitv.models.lm import LanguageModel
 from minitv.nn import Module, Parameter, RMSNorm
 from minitv.optim import AdamW
 from minitv.options import ModelOptions
+from tests.autograd.operator_checks import marks
+from tests.conftest import operators
 
 FOLDER = Path(__file__).parent / "goldens"
 FILES = ("ops", "sdpa", "retention", "wkv", "aft", "long_conv")  # with calls of operators

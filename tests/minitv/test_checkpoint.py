@@ -405,7 +405,7 @@ def test_a_read_only_folder(tmp_path):
 SAVE_FOREVER = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from test_checkpoint import parts, save
+from tests.minitv.test_checkpoint import parts, save
 value = 0
 while True:
     value += 1
@@ -419,7 +419,7 @@ def test_a_process_killed_at_any_time_while_others_read(tmp_path):
     newest = 0
     for _ in range(4):
         run = tmp_path / str(newest)
-        with subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, run, Path(__file__).parent],
+        with subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, run, Path(__file__).parents[2]],
                               stdout=subprocess.PIPE, text=True) as process:
             timer = threading.Timer(60, process.kill)
             timer.start()

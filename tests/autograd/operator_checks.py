@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-import emulator
-import fake_cupy
 import numpy as np
 import pytest
 
 from autograd import Op
 from autograd.draw import LAYOUTS, Draw, draw_inputs
 from autograd.verify import PLACES, compute, draw_call, flat, forms, parsed, refuses, split
+from tests.autograd import emulator, fake_cupy
 
 
 @contextmanager

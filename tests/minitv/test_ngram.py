@@ -14,8 +14,7 @@ from minitv.data import load_text, split
 from minitv.ngram import ngram_bpc
 from minitv.tokenizer import CharTokenizer
 
-SHAKESPEARE = Path(os.environ.get("MINITV_TINYSHAKESPEARE")
-                   or Path(__file__).parents[2] / "shared/data/tinyshakespeare.txt")
+SHAKESPEARE = Path(os.environ.get("MINITV_TINYSHAKESPEARE") or "tinyshakespeare.txt")
 
 
 def witten_bell(train, vocab, order):

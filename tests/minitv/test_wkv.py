@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import types
-from test_kernel_math import ARITHMETIC, FLOOR, ROW, assembly, libm_calls, reads_assembly
 
 from autograd import Tensor, assert_close, gradients, use
 from autograd.errors import ShapeError
 from autograd.verify import DTYPES, check_gradients, check_values, compute, differentiate
 from minitv.ops import bidirectional_wkv, wkv
 from minitv.ops.wkv import cpu
+from tests.autograd.test_kernel_math import ARITHMETIC, FLOOR, ROW, assembly, libm_calls, reads_assembly
 
 NAMES = "kvwuabp"
 

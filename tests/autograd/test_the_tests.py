@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import operators
-from operator_checks import marks
 
 from autograd import REGISTRY, Op, Tensor, distance, to_numpy
 from autograd.device import beside
@@ -29,6 +27,8 @@ from autograd.verify import (
     kernels,
     refuses,
 )
+from tests.autograd.operator_checks import marks
+from tests.conftest import operators
 
 OPERATORS = operators()
 DIFFERENTIABLE = [op for op in OPERATORS if op.differentiable]

@@ -26,10 +26,8 @@ import numba
 import numpy as np
 import pytest
 import scipy.special
-from conftest import operators
 from hypothesis import given
 from hypothesis import strategies as st
-from operator_checks import specimen
 
 import autograd
 import autograd.ops
@@ -40,6 +38,8 @@ from autograd.cpu import math as kernel_math
 from autograd.draw import Draw
 from autograd.random import Random
 from autograd.verify import compute, differentiate, draw_cotangents
+from tests.autograd.operator_checks import specimen
+from tests.conftest import operators
 
 NAMES = ("exp", "tanh", "erf", "erfc")
 DTYPES = (np.float32, np.float64)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import emulator
-import fake_cupy
 import numpy as np
 import pytest
 
@@ -17,6 +15,7 @@ from minitv.errors import UserError
 from minitv.mixers.retnet import Mixer, RetNetOptions
 from minitv.models.lm import LanguageModel
 from minitv.options import ModelOptions, TrainOptions
+from tests.autograd import emulator, fake_cupy
 
 MODEL = ModelOptions(layers=2, width=64, ffn_multiple=2)
 OPTIONS = {

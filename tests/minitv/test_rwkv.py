@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from test_lm import tokens
 
 from autograd.random import Random
 from minitv import mixers
@@ -14,6 +13,7 @@ from minitv.config import Options
 from minitv.mixers.rwkv import RWKVOptions, orthogonal
 from minitv.models.lm import LanguageModel
 from minitv.options import ModelOptions, TrainOptions
+from tests.minitv.test_lm import tokens
 
 LAYERS, WIDTH, VOCAB = 3, 12, 11
 

@@ -16,7 +16,7 @@ from minitv import report
 from minitv.errors import UserError
 from minitv.report import Log, Progress, count, duration, plot, read_log
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 Needs a wheel with libnvrtc (extra ``test``), no headers, no driver and no CuPy. Asked for ``sm_75`` rather than
 ``compute_75``, NVRTC also runs ptxas, which allots registers and reports spills.
 
-    python tests/nvrtc.py            compare with tests/registers.json, the expectation
-    python tests/nvrtc.py --write    write it, after a change on purpose
+    python -m tests.autograd.nvrtc            compare with registers.json, the expectation
+    python -m tests.autograd.nvrtc --write    write it, after a change on purpose
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def registers(found) -> dict[str, dict[str, int]]:
 
 
 def main() -> None:
-    from conftest import operators
+    from tests.conftest import operators
 
     operators()
     found = table()

@@ -13,11 +13,8 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 
-import emulator
 import numpy as np
 import pytest
-from conftest import operators
-from operator_checks import awkward_calls, marks, specimen
 
 import autograd as ag
 from autograd import (
@@ -56,6 +53,9 @@ from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
 from minitv.ops import aft_simple, attention, gated
 from minitv.options import ModelOptions
+from tests.autograd import emulator
+from tests.autograd.operator_checks import awkward_calls, marks, specimen
+from tests.conftest import operators
 
 DTYPES = (np.float32, np.float64)
 KERNELS = [op for op in operators() if any(kernel.device == "cpu" for kernel in op.kernels.values())]

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_checks import marks
 from scipy.fft import next_fast_len
-from test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
 from autograd import Tensor, assert_close, causal_conv1d, concat, explain, no_grad
 from autograd.cpu.fft import Plan, forward, inverse
@@ -24,6 +22,8 @@ from minitv.mixers import hyena
 from minitv.ops import long_conv
 from minitv.ops.long_conv import cpu, online
 from minitv.options import ModelOptions
+from tests.autograd.operator_checks import marks
+from tests.autograd.test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
 SMOOTH = [n for n in range(2, 130) if next_fast_len(n, real=True) == n]  # products of 2, 3 and 5
 

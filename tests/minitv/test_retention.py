@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
 from autograd import Tensor, assert_close, gradients, layer_norm, rms_norm, use
 from autograd.cpu import panels
@@ -17,6 +16,7 @@ from minitv.ops import retention, rope
 from minitv.ops.retention import NORMALIZATIONS, cpu
 from minitv.ops.rope import cpu as rope_cpu
 from minitv.ops.rope import rope_angles
+from tests.autograd.test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 
 SIZES = (1, 8, 31, 32, 33, 64, 70)  # around the edges of panels
 

@@ -13,13 +13,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import emulator
-import fake_cupy
 import numpy as np
-import nvrtc
 import pytest
-from conftest import operators
-from operator_checks import awkward_calls, marks
 
 import autograd as ag
 from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, use
@@ -46,6 +41,9 @@ from minitv.ops import attention
 from minitv.optim import AdamW
 from minitv.options import ModelOptions, TrainOptions
 from minitv.train import Trainer
+from tests.autograd import emulator, fake_cupy, nvrtc
+from tests.autograd.operator_checks import awkward_calls, marks
+from tests.conftest import operators
 
 OPERATORS = operators()
 FUSED = [op for op in OPERATORS if "cuda" in op.kernels]
@@ -357,7 +355,7 @@ def test_every_kernel_compiles_without_spills_and_fits():
             assert needs["shared"] <= nvrtc.LIMIT, f"{kernel}, {architecture}: {needs}"
     if nvrtc.version() == nvrtc.VERSION:
         expected = json.loads(nvrtc.EXPECTED.read_text(encoding="utf-8"))
-        assert nvrtc.registers(found) == expected, "if on purpose: python tests/nvrtc.py --write"
+        assert nvrtc.registers(found) == expected, "if on purpose: python -m tests.autograd.nvrtc --write"
 
 
 @needs_nvrtc
@@ -811,7 +809,7 @@ def test_a_second_derivative_on_a_gpu_goes_through_forms(cupy):
 # -- the one command for a machine with a card -------------------------------------------------------------------------
 @pytest.fixture
 def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     return importlib.import_module("gpu")
 
 

@@ -6,12 +6,8 @@ import re
 from importlib import import_module
 from pathlib import Path
 
-import emulator
-import fake_cupy
 import numpy as np
 import pytest
-from conftest import operators
-from operator_checks import awkward_calls
 
 import autograd
 import minitv
@@ -19,6 +15,9 @@ from autograd import KernelError
 from autograd.cuda.source import _module, _prepared, manifest, signatures
 from autograd.ops.adamw.gpu import sum_gradients
 from autograd.verify import compute, differentiable, differentiate
+from tests.autograd import emulator, fake_cupy
+from tests.autograd.operator_checks import awkward_calls
+from tests.conftest import operators
 
 OPERATORS = operators()
 pytestmark = pytest.mark.skipif(bool(emulator.missing), reason=str(emulator.missing))

@@ -28,7 +28,7 @@ from minitv.options import ModelOptions, TrainOptions
 from minitv.report import LOG, read_log
 from minitv.train import Trainer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--context", "8", "--width", "16", "--layers", "1", "--heads", "2", "--batch", "5", "--sample-tokens", "20"]
 RUN = [*TINY, "--steps", "20", "--eval-every", "10", "--log-every", "1", "--warmup", "3"]
 DROPPING = [*RUN, "--dropout", "0.2", "--bias", "--no-tied", "--seed", "7"]

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HypothesisDraw, operators
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from operator_checks import marks, specimen
 
 import autograd
 import minitv
@@ -44,6 +42,8 @@ from autograd.verify import (
     substitute,
     unflat,
 )
+from tests.autograd.operator_checks import marks, specimen
+from tests.conftest import HypothesisDraw, operators
 
 OPERATORS = operators()
 DIFFERENTIABLE = [op for op in OPERATORS if op.differentiable]
