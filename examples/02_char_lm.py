@@ -8,10 +8,11 @@ The text is the source of Python's standard library; any string will do.
 import math
 import sys
 
+from minitv.mixers.transformer import TransformerOptions
+
 from autograd import Random, no_grad
 from autograd.cpu.process import blas_threads
 from minitv.data import Batches, load_text, split, windows
-from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
 from minitv.ngram import ngram_bpc
 from minitv.optim import AdamW, cosine

@@ -197,7 +197,8 @@ def _train_parser() -> Parser:
         "  minitv train rwkv --task mqar\n"
         "  minitv train --resume runs/mine --steps 4000",
     )
-    parser.add_argument("--task", metavar="NAME", help="what the model is trained for, a name from `minitv list` (default: text)")
+    text = "what the model is trained for, a name from `minitv list` (default: text)"
+    parser.add_argument("--task", metavar="NAME", help=text)
     _preset_option(parser)
     parser.add_argument("--config", metavar="FILE.toml", help="values from a file, one `name = value` a line")
     text = "print every value and where it came from, and exit; the output is a --config file"

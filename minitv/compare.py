@@ -129,7 +129,7 @@ class Run:
         return 0 if self._stored is None else self._stored["step"]
 
     def check(self, data: Task | None) -> None:
-        """Raise UserError if the folder holds a run that is not this experiment; ``data`` is the task's, if there is any to compare."""
+        """Raise UserError if the folder holds a run that is not this experiment on this data."""
         if self._stored is None:
             return
         begin_again = "choose another --out, or begin again with --overwrite"
@@ -221,8 +221,9 @@ def measure(run: Run) -> dict[str, Any]:
     losses = [record["val_loss"] for record in records if record.get("val_loss") is not None]
     speeds = [record["tokens_per_s"] for record in records if record.get("tokens_per_s") and record["step"] > 1]
     state, speed = _writing(run.directory) if run.experiment.variant.causal else (None, None)
-    return {"variant": run.variant, "seed": run.seed, "swept": run.swept, "parameters": header["parameters"], "steps": run.steps,
-            "lr": run.experiment.run.lr, field(task): values[-1] if values else None, "val_loss": losses[-1] if losses else None,
+    return {"variant": run.variant, "seed": run.seed, "swept": run.swept, "parameters": header["parameters"],
+            "steps": run.steps, "lr": run.experiment.run.lr,
+            field(task): values[-1] if values else None, "val_loss": losses[-1] if losses else None,
             "ngram_bpc": header.get("ngram_bpc"), "baselines": header.get("baselines") or {},
             "tokens_per_s": statistics.median(speeds) if speeds else None,
             "peak_mb": max((record.get("peak_mb") or 0 for record in records), default=0) or None,
@@ -271,7 +272,8 @@ def summary(results: list[dict[str, Any]], task: type[Task]) -> list[dict[str, A
         best = min(tried.values(), key=lambda runs: statistics.mean(
             math.inf if run["val_loss"] is None else run["val_loss"] for run in runs))
         values = [run[key] for run in best if run[key] is not None]
-        row = {"variant": variant, "seeds": len(best), "swept": best[0]["swept"], key: statistics.mean(values) if values else None,
+        row = {"variant": variant, "seeds": len(best), "swept": best[0]["swept"],
+               key: statistics.mean(values) if values else None,
                "spread": statistics.stdev(values) if len(values) > 1 else None}
         for name in ("parameters", "lr", "tokens_per_s", "peak_mb", "state_bytes", "decode_tokens_per_s"):
             numbers = [run[name] for run in best if run[name] is not None]
@@ -306,8 +308,10 @@ def text(rows: list[dict[str, Any]], baselines: Mapping[str, float], task: type[
 def every(results: list[dict[str, Any]], task: type[Task]) -> str:
     """All runs of a sweep, one a line."""
     key = field(task)
-    return _aligned([["variant", *results[0]["swept"], "seed", task.unit]] + [
-        [run["variant"], *_swept(run["swept"]), str(run["seed"]), _cell(run[key], lambda value: f"{value:.3f}")] for run in results])
+    lines = [["variant", *results[0]["swept"], "seed", task.unit]]
+    lines += [[run["variant"], *_swept(run["swept"]), str(run["seed"]), _cell(run[key], lambda value: f"{value:.3f}")]
+              for run in results]
+    return _aligned(lines)
 
 
 def _aligned(lines: list[list[str]]) -> str:

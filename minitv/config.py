@@ -54,7 +54,8 @@ def option(
 
     ``low`` and ``high`` are inclusive bounds, ``above`` and ``below`` exclusive ones. ``group`` is the heading in the
     help (default: the first line of the dataclass's docstring). A ``resumable`` option may change when a run is resumed, and
-    no result depends on a ``harmless`` one (but for rounding and what dropout draws). Older checkpoints do not have a ``newer`` option: its default is what they did.
+    no result depends on a ``harmless`` one (but for rounding and what dropout draws). Older checkpoints do not have a
+    ``newer`` option: its default is what they did.
     """
     return dataclasses.field(
         default=default,

@@ -1,4 +1,4 @@
-"""An experiment: a variant on a task, with all their options. It is what a run's identity is, and what a checkpoint keeps of it."""
+"""An experiment: a variant on a task, with all their options. It is a run's identity, and a checkpoint keeps it."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ class Experiment:
     def to_json(self) -> dict[str, Any]:
         """The experiment for a checkpoint or a log: all that ``from_json`` needs."""
         run = dataclasses.replace(self.run, resume=None)
-        return {"variant": self.variant.name, "task": self.task.name, "model": to_json(self.model), "mixer": to_json(self.mixer),
-                "data": to_json(self.data), "run": to_json(run)}
+        return {"variant": self.variant.name, "task": self.task.name, "model": to_json(self.model),
+                "mixer": to_json(self.mixer), "data": to_json(self.data), "run": to_json(run)}
 
     def rows(self, sources: Mapping[str, str]) -> list[tuple[str, str, Any, str]]:
-        """(group, name, value, source) of the variant, the task and every option that is offered, as ``config.table`` takes them."""
+        """(group, name, value, source) of the variant, the task and every option that is offered, for ``config.table``."""
         group = "minitv train"
         rows = [(group, "variant", self.variant.name, sources["variant"]), (group, "task", self.task.name, sources["task"])]
         offered = namespace(self.variant, self.task).settings
@@ -87,8 +87,8 @@ class Experiment:
 def namespace(variant: Variant, task: type[Task]) -> Options:
     """The options that a variant has on a task."""
     if task.causal and not variant.causal:
-        raise UserError(f"--task {task.name}: {variant.name} sees the whole sequence at once, and the answers of this task stand "
-                        f"in it; tasks for it: {', '.join(possible(variant))}")
+        raise UserError(f"--task {task.name}: {variant.name} sees the whole sequence at once, and the answers of this task "
+                        f"stand in it; tasks for it: {', '.join(possible(variant))}")
     if variant.causal and not task.causal:
         raise UserError(f"--task {task.name}: {variant.name} sees the past alone, and this task asks for what both sides say; "
                         f"tasks for it: {', '.join(possible(variant))}")
@@ -160,7 +160,8 @@ def from_checkpoint(config: Any, where: str) -> Experiment:
         task = tasks.load(str(config["task"]))
         stored = {part: config[part] for part in PARTS}
         if isinstance(stored["model"], Mapping):  # the paper's choice was no option in older checkpoints
-            newer = {k: v for k, v in variant.overrides.items() if k in settings(ModelOptions) and settings(ModelOptions)[k].newer}
+            newer = {name: variant.overrides[name] for name, setting in settings(ModelOptions).items()
+                     if setting.newer and name in variant.overrides}
             stored["model"] = {**newer, **stored["model"]}
         classes = ModelOptions, variant.options, task.Options, TrainOptions
         parts = [from_json(cls, stored[part]) for cls, part in zip(classes, PARTS, strict=True)]

@@ -48,7 +48,8 @@ class TrainOptions:
     """training"""
 
     out: str | None = option(
-        None, "folder of the run: checkpoints, log.jsonl, curve.png; none = runs/VARIANT", metavar="DIR", group=DATA, harmless=True
+        None, "folder of the run: checkpoints, log.jsonl, curve.png; none = runs/VARIANT, or the next free one",
+        metavar="DIR", group=DATA, harmless=True
     )
     overwrite: bool = option(False, "replace a run that is already in the folder", group=DATA, harmless=True)
     resume: str | None = option(
@@ -96,11 +97,13 @@ class TrainOptions:
         False, "matrix products on a GPU round their factors to 10 bits: faster, less exact", group=SCREEN, resumable=True
     )
     threads: int | None = option(
-        None, "worker threads on the CPU; none = every usable core", low=1, high=1024, group=SCREEN, resumable=True, harmless=True
+        None, "worker threads on the CPU; none = every usable core", low=1, high=1024, group=SCREEN, resumable=True,
+        harmless=True
     )
     log_every: int = option(10, "steps between records in log.jsonl", low=1, group=SCREEN, resumable=True, harmless=True)
     check: bool = option(
-        False, "look for NaN after every operator and name the first that makes one (slow)", group=SCREEN, resumable=True, harmless=True
+        False, "look for NaN after every operator and name the first that makes one (slow)", group=SCREEN, resumable=True,
+        harmless=True
     )
 
     def __post_init__(self) -> None:

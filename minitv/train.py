@@ -36,8 +36,8 @@ OnStep = Callable[[dict[str, Any]], Any]
 def train(experiment: Experiment, *, on_step: OnStep | None = None) -> int:
     """The whole run: data, baselines, steps, evaluations, examples, log and checkpoints in ``run.out``.
 
-    ``on_step(record)`` sees what each step gave, and ends the run when it returns False. Returns the exit code: 0, or 130, 143 and
-    129 when Ctrl-C, SIGTERM or SIGHUP stopped it (saved). UserError tells a user's mistake.
+    ``on_step(record)`` sees what each step gave, and ends the run when it returns False. Returns the exit code: 0, or 130,
+    143 and 129 when Ctrl-C, SIGTERM or SIGHUP stopped it (saved). UserError tells a user's mistake.
     """
     started, run = time.perf_counter(), experiment.run
     with Stop() as stop, device_errors():
@@ -92,8 +92,10 @@ def _folder(experiment: Experiment) -> Path:
 
 def _occupied(folder: Path) -> bool:
     """Whether a folder, or a file of its name, holds anything of a run."""
-    there = any((folder / name).exists() for name in (*checkpoint.NAMES, LOG))
-    return there or (folder.exists() and not folder.is_dir()) or any(checkpoint.exists(folder, name) for name in checkpoint.NAMES)
+    if folder.exists() and not folder.is_dir():
+        return True
+    return any((folder / name).exists() for name in (*checkpoint.NAMES, LOG)) or any(
+        checkpoint.exists(folder, name) for name in checkpoint.NAMES)
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
@@ -143,11 +145,11 @@ class _Session:
                 raise UserError(f"--steps: this run has done {first} steps; to continue it, ask for more than that")
             self._note_jump(resumed, first)
         if run.steps <= run.warmup:
-            self._note(f"the learning rate rises for {run.warmup} steps (--warmup) and this run ends after {run.steps}: it never "
-                       f"reaches --lr {run.lr:g}")
+            self._note(f"the learning rate rises for {run.warmup} steps (--warmup) and this run ends after {run.steps}: "
+                       f"it never reaches --lr {run.lr:g}")
         workers = f"{trainer.workers} worker thread{'s' * (trainer.workers > 1)}" if run.device == "cpu" else run.device
-        print(f"model     {self.experiment.variant.name}, {count(trainer.parameters)} parameters, {workers}, folder {self.directory}",
-              file=sys.stderr)
+        name, size = self.experiment.variant.name, count(trainer.parameters)
+        print(f"model     {name}, {size} parameters, {workers}, folder {self.directory}", file=sys.stderr)
         with compiler.at_compilation(self._announce_compilation):
             if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
                 if run.overwrite and (reason := trainer.find_nonfinite(self.task.batch(0), 0)):
@@ -261,8 +263,8 @@ class _Session:
 
     def _warn_if_long(self, seconds: float) -> None:
         if seconds > LONG_S:
-            self._note(f"this run will take about {duration(seconds)}; it can be stopped with Ctrl-C and continued with --resume, "
-                       "and --minutes or --steps end it earlier")
+            self._note(f"this run will take about {duration(seconds)}; it can be stopped with Ctrl-C and continued with "
+                       "--resume, and --minutes or --steps end it earlier")
 
     def _note(self, text: str, label: str = "note      ") -> None:
         if self.progress is None:

@@ -3,8 +3,8 @@
 Worker threads pull micro-batches of up to 512 tokens from a counter and run the tape on them, with serial kernels and
 one-threaded BLAS: a core that is slow for a moment takes fewer. Which gradients meet in which of the flat buffers, and
 in which order, depends on the micro-batch's number alone, so a run is determined by its seed and its number of threads.
-Losses and gradients are sums over the answers that a task asks for; they are divided once, by the number of answers in the whole
-batch, so that micro-batches with more and with fewer answers add up exactly.
+Losses and gradients are sums over the answers that a task asks for; they are divided once, by the number of answers in the
+whole batch, so that micro-batches with more and with fewer answers add up exactly.
 
 On a GPU one worker takes the whole batch, or as much of it as MICRO_BATCH_TOKENS_GPU allows, and the host reads once a
 step: the loss, the norm of the gradient, and whether any id was out of range.
@@ -34,7 +34,7 @@ from .task import Batch, Task
 
 
 class Trainer:
-    """The model of an experiment, its optimizer and the worker threads; ``step`` is one optimizer step on a batch of the task."""
+    """The model of an experiment, its optimizer and the worker threads; ``step`` is an optimizer step on a batch."""
 
     MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
     MICRO_BATCH_TOKENS_GPU = 2**15  # those of `small` then take about 6 GB

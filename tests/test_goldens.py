@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from autograd import Random, Tensor, distance, no_grad, use
-from autograd.device import move
-from autograd.metric import TOLERANCE
-from autograd.verify import DTYPES, PLACES, compute, differentiate, dtypes, floats, routes
 from minitv.mixers.hyena import HyenaOptions
 from minitv.mixers.hyena import Mixer as HyenaMixer
 from minitv.mixers.retnet import EPS, RetNetOptions
 from minitv.mixers.rwkv import RWKVOptions
 from minitv.mixers.transformer import TransformerOptions
+
+from autograd import Random, Tensor, distance, no_grad, use
+from autograd.device import move
+from autograd.metric import TOLERANCE
+from autograd.verify import DTYPES, PLACES, compute, differentiate, dtypes, floats, routes
 from minitv.models.lm import LanguageModel
 from minitv.nn import Module, Parameter, RMSNorm
 from minitv.optim import AdamW

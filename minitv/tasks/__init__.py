@@ -1,8 +1,8 @@
 """Tasks: what a model is trained for. A module declares one or several, as ``class Text(Task, name="text", summary="...")``.
 
-A task owns its data, its loss, the figure that says how good a model is, baselines that do not learn, what a person sees while a
-model trains, and its part of a checkpoint (task.py). The trainer, the command line and the reports know no more of a task than
-stands there. ``--task NAME`` chooses one, and its ``Options`` become options of the command.
+A task owns its data, its loss, the figure that says how good a model is, baselines that do not learn, what a person sees while
+a model trains, and its part of a checkpoint (task.py). The trainer, the command line and the reports know no more of a task
+than stands there. ``--task NAME`` chooses one, and its ``Options`` become options of the command.
 """
 
 from __future__ import annotations

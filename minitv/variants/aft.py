@@ -151,7 +151,9 @@ class AFTFull(AFT):
         self.pos_v = normal(rng.split(3), shape, options.position_std, dtype)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, state: FullState | None) -> tuple[Tensor, FullState]:
-        state = FullState(k, v) if state is None else FullState(concat([state.keys, k], axis=1), concat([state.values, v], axis=1))
+        if state is not None:
+            k, v = concat([state.keys, k], axis=1), concat([state.values, v], axis=1)
+        state = FullState(k, v)
         stop = state.keys.shape[1]
         bias = linear(self.pos_u[stop - q.shape[1]:stop], self.pos_v[:stop])
         return aft_full(q, *state, bias), state
@@ -273,10 +275,14 @@ AFT_SIMPLE = Variant(
         operators=("aft_simple",),
         golden="AFTLocal of labml-nn 0.5.1 with a bias of zeros, gradients included",
         discrepancies=(
-            "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on here",
-            "aft-pytorch 0.2.2 has no causal mask and subtracts no maximum, so its exponentials overflow; labml-nn, in causal use "
-            "too, subtracts the largest key of the whole sequence, which leaves 0/0 where keys rise by 100: here a running maximum",
-            "the learning rate of nanogpt-cpu is the paper's 3e-3: at the Transformer's 1e-3 all four AFTs end 0.14 to 0.16 bits "
+            "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on "
+            "here",
+            "aft-pytorch 0.2.2 has no causal mask and subtracts no maximum, so its exponentials overflow; labml-nn, in "
+            "causal use "
+            "too, subtracts the largest key of the whole sequence, which leaves 0/0 where keys rise by 100: here a running "
+            "maximum",
+            "the learning rate of nanogpt-cpu is the paper's 3e-3: at the Transformer's 1e-3 all four AFTs end 0.14 to 0.16 "
+            "bits "
             "worse (a Transformer gains 0.05 bits by 3e-3)",
         ),
         review="time and space O(T d) are the paper's Table 1, and right",
@@ -299,14 +305,16 @@ AFT_FULL = Variant(
         operators=("aft_full",),
         golden="AFTLocal of labml-nn 0.5.1 with a window of the whole sequence, gradients included",
         discrepancies=(
-            "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on here",
+            "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on "
+            "here",
             "the columns of u and v are 128 in the text and for ImageNet, 64 for CIFAR10, 256 for enwik8: --rank, 64 here",
             "u and v start from N(0, 10⁻²), variance or deviation is not said: --position-std is the deviation, 0.01 here",
             "an older labml-nn subtracted the largest bias of a column, which does not cancel; what cancels is that of a row",
             "w belongs to absolute positions: the model cannot read further than its context",
             BEGINS,
         ),
-        review="O(T² d) time and O(T d) space are the paper's Table 1; the space leaves out the T × T biases, which the factors u "
+        review="O(T² d) time and O(T d) space are the paper's Table 1; the space leaves out the T × T biases, which the "
+               "factors u "
                "and v (2 T rank parameters) avoid only as long as nobody stores their product",
     ),
 )
@@ -329,7 +337,8 @@ AFT_LOCAL = Variant(
         golden="AFTLocal of labml-nn 0.5.1, causal and in both directions, gradients included",
         discrepancies=(
             "the window is no mask: outside of it the bias is 0 and keys count with weight e^k",
-            "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on here",
+            "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on "
+            "here",
             "the columns of u and v are 128 in the text and for ImageNet, 64 for CIFAR10, 256 for enwik8: --rank, 64 here",
             "u and v start from N(0, 10⁻²), variance or deviation is not said: --position-std is the deviation, 0.01 here",
             "aft-pytorch 0.2.2 makes a new bias in every call, which no optimiser ever trains; it is no reference here",
@@ -353,16 +362,19 @@ AFT_CONV = Variant(
         formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s + w_{t-s}) v_s / Σ_{s ≤ t} e^(k_s + w_{t-s}); "
                 "one k and one w for all channels of a head",
         cost="O(T window D) time and O(T D) memory; O(window D) for every token when writing",
-        state="window (D + heads): keys and values in the window, the mean of what has left it, the logarithm of its total weight",
+        state="window (D + heads): keys and values in the window, the mean of what has left it, the logarithm of its total "
+              "weight",
         operators=("aft_conv", "aft_conv2d"),
         golden="eq. 6 by PyTorch's conv1d and conv2d with e^w - 1, along a sequence and for images, gradients included",
         discrepancies=(
-            "the paper evaluates it on images alone, in both directions; here that is the operator aft_conv2d, and the variant is "
+            "the paper evaluates it on images alone, in both directions; here that is the operator aft_conv2d, and the "
+            "variant is "
             "its causal form along a sequence",
             "eq. 6 adds a convolution with e^w - 1 to the sum of everything; for very negative w that is a small difference of "
             "large numbers (values near 1 are wrong by 0.4 at w = -15 in float32): here all terms are positive",
             "a filter is standardised over its lags, by which deviation is not said: here by the biased one",
-            "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on here",
+            "the paper's equations end with y; public implementations multiply by an output matrix: --output-projection, on "
+            "here",
             BEGINS,
         ),
         review="it names AFT-full and AFT-simple only; O(T window d) time and O(T d) space are the paper's Table 1",

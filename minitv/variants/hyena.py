@@ -190,14 +190,18 @@ HYENA = Variant(
     presets={"tiny": dict(filter_width=32), "nanogpt-cpu": dict(filter_width=32)},
     fused="hyena",
     page=Page(
-        formula="v ← h_o * a + d_o a with a = v x^(N-1-o) for o = 0 .. N-2, then y = v x⁰; x⁰ … x^(N-1), v = split(short(x Wᵀ)); * "
+        formula="v ← h_o * a + d_o a with a = v x^(N-1-o) for o = 0 .. N-2, then y = v x⁰; x⁰ … x^(N-1), v = split(short(x "
+                "Wᵀ)); * "
                 "is a causal convolution over all of T, h_o(i) = window(i) mlp(i)",
-        cost="O(N T D (log T + D)) time; no space is stated: O(N T D) here, filters and activations; O((N - 1) t D) for token t "
+        cost="O(N T D (log T + D)) time; no space is stated: O(N T D) here, filters and activations; O((N - 1) t D) for "
+             "token t "
              "when writing, by direct sums, or O((N - 1) D log² t) on average, in blocks",
-        state="2 (N - 1) t D + 2 (N + 1) D: past inputs, their sums for later positions, and the past of a short filter of 3 taps; "
+        state="2 (N - 1) t D + 2 (N + 1) D: past inputs, their sums for later positions, and the past of a short filter of 3 "
+              "taps; "
               "with the N - 1 filters themselves, (N - 1) D numbers for every position of the context",
         operators=("long_conv", "causal_conv1d"),
-        golden="the operator in PyTorch, as conv1d and by torch.fft, and whole mixers of orders 2 and 3 from torch's modules, with "
+        golden="the operator in PyTorch, as conv1d and by torch.fft, and whole mixers of orders 2 and 3 from torch's "
+               "modules, with "
                "all gradients; the paper has no package",
         discrepancies=(
             "Definition 3.1 counts N long filters; the code and the experiments have N - 1 and a short one: so it is here",
@@ -208,7 +212,9 @@ HYENA = Variant(
             "their recipe does not decay the weights of the filters' network; here matrices decay, as in every variant",
             "options of their code that fail or look ahead (num_heads, inner_factor, num_blocks) are left out",
         ),
-        review="its time, O(N T d (log T + d)), is right; the space O(T d) is not in the paper and holds for a fixed order; that "
-               "it overtakes attention at 2048 tokens, FlashAttention between 4096 and 8192, is a property of kernels of that time",
+        review="its time, O(N T d (log T + d)), is right; the space O(T d) is not in the paper and holds for a fixed order; "
+               "that "
+               "it overtakes attention at 2048 tokens, FlashAttention between 4096 and 8192, is a property of kernels of "
+               "that time",
     ),
 )

@@ -170,9 +170,11 @@ RETNET = Variant(
     overrides=dict(positions="none", ffn_multiple=2),
     fused="retnet",
     page=Page(
-        formula="y_t = headnorm(q_t S_t / divisor), S_t = γ S_{t-1} + k_tᵀ v_t in every head, with its own γ; q, k = rotated x Wᵀ, "
+        formula="y_t = headnorm(q_t S_t / divisor), S_t = γ S_{t-1} + k_tᵀ v_t in every head, with its own γ; q, k = rotated "
+                "x Wᵀ, "
                 "k / √K; out = (swish(x Wgᵀ) · y) Woᵀ",
-        cost="O(T D (C + K)) time in chunks of C positions with K channels a head, which trains; O(T² D) in parallel; O(D V) for "
+        cost="O(T D (C + K)) time in chunks of C positions with K channels a head, which trains; O(T² D) in parallel; O(D V) "
+             "for "
              "every token when writing, with V values a head",
         state="D (V + 1) + heads: S, its keys' sum z and a count n for every head, of fixed size",
         operators=("retention", "rope", "gated"),
@@ -184,12 +186,17 @@ RETNET = Variant(
             "scores, is not offered because no state of fixed size can carry it",
             "torchscale takes the divisor as a constant in the backward pass; here it is differentiated",
             "decay of head h: 1 - 2^(-5-h) in the paper's text and code, another schedule in its experiments: --decay",
-            "the paper has LayerNorm, a group norm of heads and a feed-forward network of two matrices, torchscale RMSNorm and a "
-            "gated one, narrower values and half the first output weights: --norm, --head-norm, --ffn, --value-width, --out-gain",
-            "rotation by angles that reach 1/10000, on adjacent channels; flash-linear-attention uses RoPE's on halves: --rotation",
-            "the first arXiv version's equation 7 has R_i for R_{i-1}, and figure 4 forgets the decay of values in a chunk's state",
+            "the paper has LayerNorm, a group norm of heads and a feed-forward network of two matrices, torchscale RMSNorm "
+            "and a "
+            "gated one, narrower values and half the first output weights: --norm, --head-norm, --ffn, --value-width, "
+            "--out-gain",
+            "rotation by angles that reach 1/10000, on adjacent channels; flash-linear-attention uses RoPE's on halves: "
+            "--rotation",
+            "the first arXiv version's equation 7 has R_i for R_{i-1}, and figure 4 forgets the decay of values in a chunk's "
+            "state",
         ),
-        review="its time O(T d (b + h)) is right for the chunkwise form only; its space O(T) is the paper's long-sequence memory "
+        review="its time O(T d (b + h)) is right for the chunkwise form only; its space O(T) is the paper's long-sequence "
+               "memory "
                "with d left out, while writing needs a state of fixed size",
     ),
 )

@@ -161,12 +161,14 @@ RWKV = Variant(
     overrides=dict(positions="none", embed_norm=True, ffn_width=3.5, activation="relu_squared", bias=True, tied=False),
     fused="rwkv",
     page=Page(
-        formula="y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (Σ_{i<t} e^((t-1-i) w + k_i) + e^(u + k_t)) in every "
+        formula="y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (Σ_{i<t} e^((t-1-i) w + k_i) + e^(u + k_t)) in "
+                "every "
                 "channel; out = (sigmoid(r) · y) Wᵀ; k, v and r are made of x_t mixed with x_{t-1}",
         cost="O(T D) time for the mean, besides O(T D²) for the projections; O(D) time and space for a token when writing",
         state="5 D: what both halves read last, and the mean's numerator, denominator and largest exponent",
         operators=("wkv", "bidirectional_wkv", "token_shift", "gated"),
-        golden="RWKV of the package transformers with all gradients and its state, and its author's package rwkv with its state",
+        golden="RWKV of the package transformers with all gradients and its state, and its author's package rwkv with its "
+               "state",
         discrepancies=(
             "the paper subtracts w >= 0; its code learns time_decay and adds w = -e^time_decay, as here",
             "the paper halves the mix of receptances at the start; its code halves the exponent of (channel / D), as here",

@@ -85,9 +85,11 @@ TRANSFORMER = Variant(
         operators=("attention",),
         golden="PyTorch's scaled_dot_product_attention, and a whole GPT-2 of the package transformers with all gradients",
         discrepancies=(
-            "GPT-2's initial weights (0.02) are for width 768; here they scale with √(768/width), --init-std 0.02 gives its own",
+            "GPT-2's initial weights (0.02) are for width 768; here they scale with √(768/width), --init-std 0.02 gives its "
+            "own",
             "GPT-2 uses the tanh approximation of gelu, nanoGPT the exact one: --activation, the default is exact",
         ),
-        review="its time is given as O(T log T d), which is wrong: O(T² d); the space is right for the form that stores all scores",
+        review="its time is given as O(T log T d), which is wrong: O(T² d); the space is right for the form that stores all "
+               "scores",
     ),
 )

@@ -15,6 +15,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from minitv.mixers.transformer import TransformerOptions
 
 import autograd as ag
 from autograd import (
@@ -49,7 +50,6 @@ from autograd.verify import (
     unflat,
 )
 from autograd.verify import kernels as kernels_of
-from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
 from minitv.ops import aft_simple, attention, gated
 from minitv.options import ModelOptions

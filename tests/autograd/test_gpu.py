@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from minitv.mixers.transformer import TransformerOptions
 
 import autograd as ag
 from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, use
@@ -35,7 +36,6 @@ from autograd.verify import (
     forms,
 )
 from minitv import checkpoint, cli, mixers
-from minitv.mixers.transformer import TransformerOptions
 from minitv.models.lm import LanguageModel
 from minitv.ops import attention
 from minitv.optim import AdamW

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from minitv.mixers import aft_conv as conv_mixer
+from minitv.mixers import aft_simple as simple_mixer
 
 from autograd import NonFiniteError, Random, assert_close, check_mode, explain, no_grad
 from autograd.verify import check_gradients, check_values, compute, differentiate, forms
-from minitv.mixers import aft_conv as conv_mixer
-from minitv.mixers import aft_simple as simple_mixer
 from minitv.ops import aft_conv, aft_full, aft_local, aft_simple
 from minitv.options import ModelOptions
 

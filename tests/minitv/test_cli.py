@@ -170,9 +170,10 @@ def test_help_shows_the_defaults_of_the_preset(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """A folder with a checkpoint of a run that had some options of its own."""
+    from minitv.mixers.transformer import TransformerOptions
+
     from minitv.checkpoint import save
     from minitv.config import to_json
-    from minitv.mixers.transformer import TransformerOptions
     from minitv.options import ModelOptions, TrainOptions
 
     config = dict(

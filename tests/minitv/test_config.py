@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from minitv.mixers.hyena import HyenaOptions
 
 from minitv.config import Options, Parser, check, from_json, option, read_toml, settings, table, to_json
 from minitv.errors import UserError
-from minitv.mixers.hyena import HyenaOptions
 from minitv.options import PRESETS, RESUMABLE, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
 
 RUNS = Path("runs")

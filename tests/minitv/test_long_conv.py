@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minitv.mixers import hyena
 from scipy.fft import next_fast_len
 
 from autograd import Tensor, assert_close, causal_conv1d, concat, explain, no_grad
@@ -18,7 +19,6 @@ from autograd.errors import ShapeError
 from autograd.ops.causal_conv1d.cpu import _add_products
 from autograd.random import Random
 from autograd.verify import DTYPES, check_gradients, check_values, compute, differentiate
-from minitv.mixers import hyena
 from minitv.ops import long_conv
 from minitv.ops.long_conv import cpu, online
 from minitv.options import ModelOptions

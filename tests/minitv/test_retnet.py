@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from minitv.mixers.retnet import Mixer, RetNetOptions
 
 from autograd import assert_close, no_grad
 from autograd.random import Random
 from minitv import mixers
 from minitv.config import Options
 from minitv.errors import UserError
-from minitv.mixers.retnet import Mixer, RetNetOptions
 from minitv.models.lm import LanguageModel
 from minitv.options import ModelOptions, TrainOptions
 from tests.autograd import emulator, fake_cupy

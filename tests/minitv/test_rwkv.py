@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from minitv.mixers.rwkv import RWKVOptions, orthogonal
 
 from autograd.random import Random
 from minitv import mixers
 from minitv.config import Options
-from minitv.mixers.rwkv import RWKVOptions, orthogonal
 from minitv.models.lm import LanguageModel
 from minitv.options import ModelOptions, TrainOptions
 from tests.minitv.test_lm import tokens
