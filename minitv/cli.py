@@ -16,6 +16,7 @@ from .config import Options, Parser, Setting, choose, read_toml, settings, shown
 from .errors import UserError
 from .options import DEFAULT_PRESET, PRESETS, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
 from .report import plot
+from .signals import Stop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,9 +29,10 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            code = _dispatch(sys.argv[1:] if argv is None else list(argv))
-        except SystemExit as stop:  # argparse, after --help
-            code = stop.code if isinstance(stop.code, int) else 0
+            with Stop():
+                code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        except SystemExit as end:  # argparse, after --help
+            code = end.code if isinstance(end.code, int) else 0
         sys.stdout.flush()  # a reader that is gone shows here
         return code
     except UserError as error:
@@ -133,9 +135,9 @@ def _train(argv: list[str]) -> int:
     if print_config:
         print(table(experiment.rows({**sources, **origins})))
         return 0
-    from .train import train
+    from .training import train
 
-    return train(experiment)
+    return train(experiment).code
 
 
 def _folder_option(name: str, value: Any, source: str) -> str | None:

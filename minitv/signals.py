@@ -37,9 +37,11 @@ class Stop:
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.signal is not None and not self._stepping and isinstance(error, Exception):
+            raise Stopped(self.signal) from error  # a library made another error of it, as an import does
 
     def begin(self) -> None:
         """From here on the caller looks at ``signal`` after each step."""

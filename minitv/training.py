@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,11 +33,17 @@ TIMED_STEPS = 5  # from which the length of a run is estimated
 OnStep = Callable[[dict[str, Any]], Any]
 
 
-def train(experiment: Experiment, *, on_step: OnStep | None = None) -> int:
+class Outcome(NamedTuple):
+    """Where a run lies, and its exit code: 0, or 130, 143 and 129 when Ctrl-C, SIGTERM or SIGHUP stopped it (saved)."""
+
+    directory: Path
+    code: int
+
+
+def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
     """The whole run: data, baselines, steps, evaluations, examples, log and checkpoints in ``run.out``.
 
-    ``on_step(record)`` sees what each step gave, and ends the run when it returns False. Returns the exit code: 0, or 130,
-    143 and 129 when Ctrl-C, SIGTERM or SIGHUP stopped it (saved). UserError tells a user's mistake.
+    ``on_step(record)`` sees what each step gave, and ends the run when it returns False. UserError tells a user's mistake.
     """
     started, run = time.perf_counter(), experiment.run
     with Stop() as stop, device_errors():
@@ -54,7 +60,8 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> int:
             if origin is not None:
                 checkpoint.check_arrays(trainer.model.state(), origin.model, f"--init-from {run.init_from}: the model")
                 trainer.model.load(origin.model)
-            return _Session(experiment, task, trainer, directory, started, stop, on_step).go(resumed)
+            session = _Session(experiment, task, trainer, directory, started, stop, on_step)
+            return Outcome(directory, session.go(resumed))
         finally:
             trainer.close()
 
