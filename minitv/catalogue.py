@@ -2,7 +2,8 @@
 
 A declaration is a statement at the top of a module that says ``name="..."``: a call, as in
 ``RETNET = Variant(name="retnet", ...)``, or a class, as in ``class Text(Task, name="text")``. Modules whose names begin with an
-underscore declare nothing.
+underscore declare nothing. The folders that the environment variable MINITV_PATH names may hold more: FOLDER/variants/*.py
+belongs to minitv.variants, FOLDER/tasks/*.py to minitv.tasks.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import os
 import pkgutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,13 @@ class Entry:
         return getattr(importlib.import_module(self.module), self.attribute)
 
 
-def entries(package: str, path: Sequence[str]) -> dict[str, Entry]:
+def entries(package: str, path: list[str]) -> dict[str, Entry]:
     """The declarations in the modules of a package by name, in alphabetical order; ``path`` is the package's ``__path__``."""
+    for folder in filter(None, os.environ.get("MINITV_PATH", "").split(os.pathsep)):
+        if (more := os.path.join(os.path.abspath(folder), package.rpartition(".")[2])) not in path:
+            path.append(more)  # so that its modules can be imported as well
     found: dict[str, Entry] = {}
-    for module in pkgutil.iter_modules(list(path)):
+    for module in pkgutil.iter_modules(path):
         if not module.name.startswith("_"):
             source = Path(module.module_finder.path, f"{module.name}.py")
             for entry in _read(str(source), source.stat().st_mtime_ns, f"{package}.{module.name}"):
