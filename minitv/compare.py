@@ -23,8 +23,9 @@ import numpy as np
 from . import checkpoint
 from .config import shown, table
 from .errors import UserError
+from .log import read_log
 from .options import RESUMABLE
-from .report import count, curves, draw, read_log
+from .report import count, curves, draw
 
 TABLE, PICTURE = "compare.json", "compare.png"
 COLOURS = ("#1f4e9c", "#c0392b", "#1e8449", "#8e44ad", "#b7770d", "#117a8b", "#7b3f00", "#5d6d7e", "#d81b60", "#2e4053")

@@ -39,11 +39,12 @@ from . import __version__, checkpoint
 from .config import to_json
 from .data import Batches, Corpus, load_text, split, windows
 from .errors import CheckpointError, RunError, UserError, device_errors
+from .log import LOG, Log
 from .models.lm import LanguageModel
 from .ngram import ngram_bpc
 from .optim import AdamW, cosine
 from .options import ModelOptions, TrainOptions
-from .report import CURVE, LOG, Log, Progress, count, duration, plot
+from .report import CURVE, Progress, count, duration, plot
 from .sample import generate
 from .tokenizer import TOKENIZERS, from_json
 
