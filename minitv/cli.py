@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, mixers
-from .config import Options, Parser, Setting, choose, from_json, read_toml, settings, shown, table, to_json
-from .errors import UserError
+from .config import Options, Parser, Setting, choose, encode, from_json, read_toml, settings, shown, table, to_json
+from .errors import CheckpointError, UserError, naming, plain
 from .options import DEFAULT_PRESET, PRESETS, RESUMABLE, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
 from .report import plot
 
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"minitv: error: {message}", file=sys.stderr)
+    print(f"minitv: error: {plain(str(message))}", file=sys.stderr)
     return code
 
 
@@ -126,7 +126,7 @@ def _train(argv: list[str]) -> int:
     sources["variant"] = source
     model, mixer, run = options.build({**values, "out": values["out"] or f"runs/{variant}"})
     if print_config:
-        print(table(_rows(variant, (model, mixer, run), values, sources)))
+        _write(table(_rows(variant, (model, mixer, run), values, sources)))
         return 0
     from .train import train
 
@@ -217,20 +217,16 @@ def _variant(name: object) -> str:
 
 def _stored(directory: str) -> tuple[str, dict[str, Any]]:
     """The variant and all options of the run in a folder, from its last checkpoint."""
-    from .checkpoint import exists, read_config
+    from .checkpoint import STATE, exists, read_run
 
-    config = read_config(directory)
+    config = read_run(directory).config
     if not exists(directory):
         raise UserError(f"--resume {directory}: this is one checkpoint, give the folder of the run, above it")
-    if missing := [key for key in ("variant", "model", "mixer", "run") if key not in config]:
-        raise UserError(f"--resume {directory}: the checkpoint's config has no {missing[0]}")
-    variant = _variant(config["variant"])
     values: dict[str, Any] = {}
-    for cls, part in ((ModelOptions, "model"), (mixers.options(variant), "mixer"), (TrainOptions, "run")):
-        try:
-            values |= to_json(from_json(cls, config[part]))
-        except UserError as error:
-            raise UserError(f"--resume {directory}: the checkpoint's config: {error}") from None
+    with naming(f"--resume {directory}: {STATE}", CheckpointError):
+        variant = _variant(config.variant)
+        for cls, part in ((ModelOptions, "model"), (mixers.options(variant), "mixer"), (TrainOptions, "run")):
+            values |= to_json(from_json(cls, getattr(config, part), part))
     return variant, values | dict(out=directory, resume=directory, overwrite=False)
 
 
@@ -462,6 +458,17 @@ def _plot(argv: list[str]) -> int:
 def _plain(name: str, description: str, argv: list[str]) -> None:
     command = f"minitv {name}"
     Parser(command, usage=command, description=description, epilog=f"example:\n  {command}").parse(argv)
+
+
+def _write(text: str) -> None:
+    """Print a table; the bytes of a file name that are not UTF-8 go out as they are."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(encode(text + "\n"))
+    else:
+        print(text)
 
 
 def _columns(rows: Any) -> None:

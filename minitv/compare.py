@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint
-from .config import shown, table
+from . import checkpoint, files
+from .config import encode, shown, table
 from .errors import UserError
 from .log import read_log
 from .options import RESUMABLE
@@ -50,16 +50,16 @@ class Run:
         """How many steps are saved and count."""
         if self.overwrite or not checkpoint.exists(self.directory):
             return 0
-        return checkpoint.load(self.directory).state["step"]
+        return checkpoint.read_run(self.directory).step
 
     def check(self) -> None:
         """Raise UserError if the folder holds a run that cannot become this one."""
         if self.overwrite or not checkpoint.exists(self.directory):
             return
-        stored = checkpoint.read_config(self.directory)
+        stored = checkpoint.read_run(self.directory).config
         for part in ("model", "mixer", "run"):
             for name, value in self.config[part].items():
-                old = stored.get(part, {}).get(name, value)
+                old = getattr(stored, part).get(name, value)
                 if old != value and name not in (*RESUMABLE, "out", "overwrite"):
                     raise UserError(f"{self.directory} holds a run in which {name} is {shown(old)}, not {shown(value)}: "
                                     "choose another --out, or begin again with --overwrite")
@@ -75,7 +75,7 @@ class Run:
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             settings = self.directory.with_suffix(".toml")
-            settings.write_text(table(self.rows) + "\n", encoding="utf-8")
+            files.replace(settings, encode(table(self.rows) + "\n"))
             command += ["--config", str(settings), "--overwrite"]
         return _wait(subprocess.Popen(command))
 
@@ -110,7 +110,7 @@ def compare(runs: list[Run], directory: Path) -> int:
     if not results:
         return 1
     rows = summary(results)
-    (directory / TABLE).write_text(json.dumps({"runs": results, "variants": rows}, indent=1) + "\n", encoding="utf-8")
+    files.replace(directory / TABLE, (json.dumps({"runs": results, "variants": rows}, indent=1) + "\n").encode())
     print(text(rows, results[0]["ngram_bpc"]))
     try:
         print(f"curves: {picture(runs, results, directory / PICTURE)}", file=sys.stderr)

@@ -4,38 +4,61 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from .errors import UserError
+from . import files
+from .errors import CheckpointError, RunError, UserError
+from .schema import check_header, check_record
 
-LOG = "log.jsonl"
+LOG, DAMAGED = "log.jsonl", "log.damaged.jsonl"
 
 
 class Log:
     """DIR/log.jsonl: first a header object, then one object per logged step; each line is written at once.
 
     Without ``resume_step`` the file starts afresh. With it, the file goes on after that step: the old header stays,
-    later records and a line torn by a crash are dropped. ``last`` is the newest record so far, or None.
+    later records and a line torn by a crash are dropped. ``last`` is the newest record so far, or None. Damaged lines do not
+    keep a run from going on: the file as it was is then kept beside, and ``note`` says so. RunError when the disk refuses.
     """
 
     def __init__(self, directory: str | Path, header: Mapping[str, Any], *, resume_step: int | None = None):
         self.path = Path(directory) / LOG
+        self.note = ""
         records: list[dict] = []
         if resume_step is not None and self.path.exists():
-            header, records = read_log(directory)
-            records = [record for record in records if record.get("step", 0) <= resume_step]
+            header, records = self._sound(header)
+            records = [record for record in records if record["step"] <= resume_step]
         self.last: dict[str, Any] | None = records[-1] if records else None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(self.path, "".join(map(_line, [header, *records])).encode())
-        self._file = open(self.path, "a", encoding="utf-8", newline="\n")
+        files.replace(self.path, "".join(map(_line, [header, *records])).encode())
+        self._file = open(self.path, "ab", buffering=0)
+
+    def _sound(self, header: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
+        """The header, or the given one in place of a damaged one, and the records that are not damaged."""
+        data = _read(self.path)
+        lines = list(_parse(self.path, data))
+        damaged = [str(line) for line in lines if isinstance(line, CheckpointError)]
+        if lines and not isinstance(lines[0], CheckpointError):
+            header = lines[0]
+        elif not lines:
+            damaged = [f"{self.path}: the header line is missing"]
+        if damaged:
+            kept = self.path.with_name(DAMAGED)
+            files.replace(kept, data)
+            more = f", and {len(damaged) - 1} more lines" if len(damaged) > 1 else ""
+            self.note = f"{damaged[0]}{more}: left out; the file as it was is {kept}"
+        return header, [line for line in lines[1:] if not isinstance(line, CheckpointError)]
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; NaN and infinity are written as null."""
-        self._file.write(_line(record))
-        self._file.flush()
+        data = _line(record).encode()
+        try:
+            while data:  # a disk that is nearly full takes a part
+                data = data[self._file.write(data):]
+        except OSError as error:
+            raise RunError(f"{self.path} could not be written: {error.strerror or error}") from error
         self.last = dict(record)
 
     def close(self) -> None:
@@ -49,25 +72,47 @@ class Log:
 
 
 def read_log(directory: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The header and the records of DIR/log.jsonl; a torn last line is left out."""
+    """The header and the records of DIR/log.jsonl as schema.py declares them; a torn last line is left out.
+
+    UserError where there is none, CheckpointError for the first line that is damaged.
+    """
     path = Path(directory) / LOG
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; a folder of a run is needed") from None
-    *lines, _ = data.split(b"\n")  # what follows the last newline is torn, or empty
     objects = []
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise UserError(f"{path}: line {number} is not a JSON object")
-        objects.append(value)
+    for line in _parse(path, _read(path)):
+        if isinstance(line, CheckpointError):
+            raise line
+        objects.append(line)
     if not objects:
-        raise UserError(f"{path}: the header line is missing")
+        raise CheckpointError(f"{path}: the header line is missing")
     return objects[0], objects[1:]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return files.read(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; a folder of a run is needed") from None
+
+
+def _parse(path: Path, data: bytes) -> Iterator[dict[str, Any] | CheckpointError]:
+    """Every line, or what is wrong with it."""
+    *lines, _ = data.split(b"\n")  # what follows the last newline is torn, or empty
+    for number, line in enumerate(lines, 1):
+        where = f"{path}: line {number}"
+        try:
+            value = json.loads(line, parse_constant=_refuse)
+        except (ValueError, RecursionError):
+            value = None
+        try:
+            (check_header if number == 1 else check_record)(value, where)
+        except CheckpointError as error:
+            yield error
+        else:
+            yield value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _line(value: Mapping[str, Any]) -> str:
@@ -85,13 +130,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

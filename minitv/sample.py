@@ -12,8 +12,9 @@ from autograd.device import select
 from autograd.random import Random
 
 from . import checkpoint, mixers
+from .config import choose as choose_word
 from .config import from_json as options_from_json
-from .errors import CheckpointError, UserError, device_errors
+from .errors import CheckpointError, UserError, device_errors, naming
 from .models.lm import LanguageModel
 from .options import ModelOptions, SampleOptions
 from .tokenizer import from_json
@@ -69,16 +70,14 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random,
 
 def load(directory: str, name: str = "last"):
     """The model and tokenizer of a run's checkpoint."""
-    saved = checkpoint.load(directory, name)
-    try:
-        config = saved.state["config"]
-        tokenizer = from_json(saved.state["tokenizer"])
-        variant = config["variant"]
-        options = options_from_json(mixers.options(variant), config["mixer"])
-        model_options = options_from_json(ModelOptions, config["model"])
-    except (KeyError, ModuleNotFoundError) as error:
-        raise CheckpointError(f"{directory}: this minitv cannot read the checkpoint's options ({error})") from None
-    model = LanguageModel(variant, model_options, options, tokenizer.vocab, Random(0))
+    saved = checkpoint.load_run(directory, name)
+    config = saved.state.config
+    with naming(f"{directory}: {checkpoint.STATE}", CheckpointError):
+        tokenizer = from_json(saved.state.task.get("tokenizer"))
+        variant = choose_word("variant", config.variant, mixers.variants())
+        options = options_from_json(mixers.options(variant), config.mixer, "mixer")
+        model_options = options_from_json(ModelOptions, config.model, "model")
+        model = LanguageModel(variant, model_options, options, tokenizer.vocab, Random(0))
     checkpoint.check_arrays(model.state(), saved.model, f"{directory}: the model")
     model.load(saved.model)
     return model, tokenizer

@@ -16,7 +16,6 @@ import itertools
 import math
 import os
 import platform
-import shutil
 import signal
 import sys
 import threading
@@ -38,8 +37,9 @@ from autograd.random import Random
 from . import __version__, checkpoint
 from .config import to_json
 from .data import Batches, Corpus, load_text, split, windows
-from .errors import CheckpointError, RunError, UserError, device_errors
-from .log import LOG, Log
+from .errors import RunError, UserError, device_errors, quoted
+from .lock import held
+from .log import DAMAGED, LOG, Log
 from .models.lm import LanguageModel
 from .ngram import ngram_bpc
 from .optim import AdamW, cosine
@@ -202,16 +202,22 @@ def train(variant: str, model: ModelOptions, mixer, run: TrainOptions) -> int:
     with device_errors():
         select(run.device)
     directory = Path(run.out or run.resume or f"runs/{variant}")
-    resumed = checkpoint.load(run.resume) if run.resume else None
+    with held(directory):
+        return _train(variant, model, mixer, run, directory, started)
+
+
+def _train(variant: str, model: ModelOptions, mixer, run: TrainOptions, directory: Path, started: float) -> int:
+    resumed = checkpoint.load_run(run.resume) if run.resume else None
     if resumed is None:
         _check_free(directory, run.overwrite)
     corpus = load_text(run.data)
     if resumed is None:
         tokenizer = TOKENIZERS[run.tokenizer].train(corpus.text)
     else:
-        tokenizer = from_json(resumed.state["tokenizer"])
-        if corpus.sha256 != resumed.state["corpus_sha256"]:
-            began = resumed.state["config"]["run"]["data"] or "the default text"
+        state = resumed.state
+        tokenizer = from_json(state.task.get("tokenizer"))
+        if corpus.sha256 != state.task.get("corpus_sha256"):
+            began = quoted(state.config.run.get("data") or "the default text")
             raise UserError(f"--resume {run.resume}: {corpus.description} is not the text this run began with; give that one "
                             f"({began}) with --data")
     ids = tokenizer.encode(corpus.text)
@@ -252,14 +258,10 @@ def _check_free(directory: Path, overwrite: bool) -> None:
 
 def _remove_run(directory: Path) -> None:
     """Remove what another run left in its folder."""
-    for name in (LOG, CURVE):
+    for name in (LOG, DAMAGED, CURVE):
         (directory / name).unlink(missing_ok=True)
     for name in checkpoint.NAMES:
-        for path in (directory / name, directory / f".{name}.old"):
-            if path.is_symlink():
-                path.unlink()
-            elif path.exists():
-                shutil.rmtree(path)
+        checkpoint.remove(directory, name)
 
 
 class _Session:
@@ -304,6 +306,8 @@ class _Session:
             Progress(run.steps, start=first) as progress,
             _Stop() as stop,
         ):
+            if log.note:
+                progress.text(f"note      {log.note}")
             clock, since, rate = time.perf_counter(), 0, math.nan
             for step in range(first, run.steps):
                 loss = self._step(batches.batch(step), step, progress)
@@ -419,25 +423,22 @@ class _Session:
 
     def _restore(self, resumed) -> int:
         state, where = resumed.state, str(self.run.resume)
-        try:
-            step, best, threads = state["step"], state["best_loss"], state["threads"]
-            self.elapsed_before = float(state["elapsed_s"])
-        except KeyError as error:
-            raise CheckpointError(f"{where}: the checkpoint has no {error}") from None
+        self.elapsed_before = state.elapsed_s
         checkpoint.check_arrays(self.trainer.model.state(), resumed.model, f"{where}: the model")
         checkpoint.check_arrays(self.trainer.optimizer.state(), resumed.optimizer, f"{where}: the optimizer")
         self.trainer.model.load(resumed.model)
         self.trainer.optimizer.load(resumed.optimizer)
         # Losses on other held-out tokens do not compare.
-        same = state["config"]["run"]["eval_tokens"] == self.run.eval_tokens
-        self.best = best if same and best is not None else math.inf
+        same = state.config.run.get("eval_tokens") == self.run.eval_tokens
+        self.best = state.best_loss if same and state.best_loss is not None else math.inf
         what = "dropout" if self.model.dropout else "the last bits of the results"
-        if (device := state.get("device", "cpu")) != self.run.device:
-            print(f"note      this run was on {device} and is now on {self.run.device}: {what} will differ", file=sys.stderr)
-        elif threads != self.trainer.workers:
-            print(f"note      this run had {threads} worker threads and now has {self.trainer.workers}: {what} will differ",
+        if state.device != self.run.device:
+            print(f"note      this run was on {quoted(state.device)} and is now on {self.run.device}: {what} will differ",
                   file=sys.stderr)
-        return step
+        elif state.threads != self.trainer.workers:
+            print(f"note      this run had {state.threads} worker threads and now has {self.trainer.workers}: {what} "
+                  "will differ", file=sys.stderr)
+        return state.step
 
     def _finish(self) -> None:
         print(f"done in {duration(self._elapsed())}; write text with: minitv sample {self.directory}", file=sys.stderr)

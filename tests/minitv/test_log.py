@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
+import sys
 
 import numpy as np
 import pytest
 
-from minitv.errors import UserError
+from minitv.errors import CheckpointError, RunError, UserError
 from minitv.log import Log, read_log
 
 
@@ -66,9 +68,31 @@ def test_a_crash_while_resuming_keeps_the_old_log(tmp_path, monkeypatch):
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, lambda *a: (_ for _ in ()).throw(OSError("crash")))
-            with pytest.raises(OSError, match="crash"):
+            with pytest.raises(RunError, match=r"log\.jsonl could not be written: crash"):
                 Log(tmp_path, {}, resume_step=2)
         assert (tmp_path / "log.jsonl").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_disk_that_is_full_in_the_middle_of_a_line_is_a_sentence(tmp_path):
+    import resource
+
+    log = Log(tmp_path, {"variant": "v"})
+    log.write({"step": 1, "loss": 1.0})
+    before = read_log(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "log.jsonl").stat().st_size + 5, limits[1]))
+    try:
+        with pytest.raises(RunError, match=r"log\.jsonl could not be written: File too large"):
+            log.write({"step": 2, "loss": 1.0})
+        with pytest.raises(RunError, match=r"log\.jsonl could not be written: File too large"):
+            Log(tmp_path, {"variant": "v" * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log.close()
+    assert read_log(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_a_fresh_log_replaces_and_a_missing_one_is_made(tmp_path):
@@ -79,19 +103,66 @@ def test_a_fresh_log_replaces_and_a_missing_one_is_made(tmp_path):
     assert read_log(tmp_path / "other") == ({"variant": "transformer"}, [{"step": 5, "loss": 0.2}])
 
 
-@pytest.mark.parametrize(
-    "content, sentence",
-    [
-        (b"", "header"),
-        (b'{"a": 1', "header"),
-        (b"[1]\n", "line 1 is not"),
-        (b"{}\nnonsense\n{}\n", "line 2 is not"),
-        (b"\xff\n", "line 1"),
-    ],
-)
-def test_a_broken_log_is_a_sentence(tmp_path, content, sentence):
+HEADER = b'{"variant": "v"}\n'
+DAMAGES = [
+    (b"", "the header line is missing"),
+    (b'{"a": 1', "the header line is missing"),
+    (b"[1]\n", "line 1 is not a JSON object"),
+    (b"\xff\n", "line 1 is not a JSON object"),
+    (b"{}\nnonsense\n{}\n", "line 2 is not a JSON object"),
+    (b"[" * 200_000 + b"\n", "line 1 is not a JSON object"),
+    (b'{"parameters": "many"}\n', "line 1: parameters: 'many' is not an integer from 0 up"),
+    (b'{"ngram_bpc": [1, null]}\n', r"line 1: ngram_bpc\[1\]: None is not a finite number"),
+    (b'{"ngram_bpc": 3}\n', "line 1: ngram_bpc: 3 is not a list"),
+    (b'{"tokens_per_char": [1]}\n', r"line 1: tokens_per_char: \[1\] is not a JSON object"),
+    (b'{"tokens_per_char": {"training": "1"}}\n', "line 1: tokens_per_char: training: '1' is not a finite number"),
+    (b'{"variant": 3}\n', "line 1: variant: 3 is not a text or null"),
+    (HEADER + b'{"loss": 1}\n', "line 2: step is missing"),
+    (HEADER + b'{"step": "3"}\n', "line 2: step: '3' is not an integer from 0 up"),
+    (HEADER + b'{"step": -1}\n', "line 2: step: -1 is not an integer from 0 up"),
+    (HEADER + b'{"step": 1.5}\n', "line 2: step: 1.5 is not an integer"),
+    (HEADER + b'{"step": true}\n', "line 2: step: True is not an integer"),
+    (HEADER + b'{"step": 1, "loss": "a"}\n', "line 2: loss: 'a' is not a finite number or null"),
+    (HEADER + b'{"step": 1, "val_loss": NaN}\n', "line 2 is not a JSON object"),
+    (HEADER + b'{"step": 1, "val_loss": 1e999}\n', "line 2: val_loss: inf is not a finite number"),
+    (HEADER + b'{"step": 1, "bpc": 1' + b"0" * 400 + b"}\n", "line 2: bpc: 1000.* is not a finite number"),
+    (HEADER + b'{"step": 1, "\\u001b[31m": []}\n', r"line 2: \\x1b\[31m: \[\] is not a finite number"),
+]
+
+
+@pytest.mark.parametrize("content, sentence", DAMAGES)
+def test_a_damaged_log_is_a_sentence(tmp_path, content, sentence):
     (tmp_path / "log.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(CheckpointError, match=rf"log\.jsonl: {sentence}") as error:
+        read_log(tmp_path)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("content, sentence", DAMAGES)
+def test_a_damaged_log_does_not_keep_a_run_from_going_on(tmp_path, content, sentence):
+    whole = content + b'{"step": 4, "loss": 2.0}\n{"step": 9, "loss": 1.0}\n' * content.startswith(HEADER)
+    (tmp_path / "log.jsonl").write_bytes(whole)
+    with Log(tmp_path, {"variant": "v"}, resume_step=5) as log:
+        assert re.search(sentence, log.note) and "left out; the file as it was is" in log.note
+        log.write({"step": 6, "loss": 1.5})
+    assert (tmp_path / "log.damaged.jsonl").read_bytes() == whole
+    header, records = read_log(tmp_path)
+    assert header.get("variant") == ("v" if content[:2] != b"{}" else None)
+    assert [record["step"] for record in records] == [*([4] if content.startswith(HEADER) else []), 6]
+
+
+def test_a_sound_log_is_kept_without_a_note(tmp_path):
+    write_log(tmp_path, range(1, 4))
+    with Log(tmp_path, {}, resume_step=3) as log:
+        assert log.note == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+@pytest.mark.parametrize("make, kind", [(os.mkfifo, "pipe"), (lambda path: path.symlink_to("/dev/zero"), "device")])
+def test_a_log_that_has_no_end_is_not_read(tmp_path, make, kind):
+    make(tmp_path / "log.jsonl")
+    with pytest.raises(UserError, match=f"this is a {kind}, and a file is needed"):
         read_log(tmp_path)
 
 
