@@ -2,9 +2,9 @@
 
     import minitv
 
-    model = minitv.build("rwkv", vocab=65, width=64)                    a new model, to call, differentiate and train yourself
-    run = minitv.train("rwkv", data="my.txt", steps=500)                what `minitv train` does; on_step=... sees every step
-    run = minitv.load("runs/rwkv")                                      what it left: run.model, run.loss(text), run.write(prompt)
+    model = minitv.build("rwkv", vocab=65, width=64)      a new model, to call, differentiate and train yourself
+    run = minitv.train("rwkv", data="my.txt", steps=500)  what `minitv train` does; on_step=... sees every step
+    run = minitv.load("runs/rwkv")                        what it left: run.model, run.loss(text), run.write(prompt)
 """
 
 from importlib import import_module as _import_module

@@ -11,8 +11,8 @@ A save writes and fsyncs ``DIR/.last.tmp-PID``, then: rename ``last`` to ``.last
 is atomic on Linux, macOS and Windows. So at every moment ``last`` is either complete, or absent with a complete
 ``.last.old`` that ``load`` takes instead: ``.last.old`` is removed only while ``last`` is there. The parent folder is
 fsynced after each rename, so a power cut finds the same states in the same order (Windows cannot fsync a folder; its
-file system keeps the order itself). What a killed save left is removed by the next one. A folder has one writer;
-readers may load while it saves.
+file system keeps the order itself). What a killed save left is removed by the next one. A folder has one writer
+(lock.py); readers may load while it saves.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import safetensors.numpy
 
-from .errors import CheckpointError
+from . import files
+from .errors import CheckpointError, SaveError
+from .schema import RunState, read_state
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
@@ -46,11 +48,14 @@ OWN_KEYS = ("format_version", "files", "sha256")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What ``load`` read: fresh writable C-contiguous arrays by name, and the caller's state as JSON gives it back."""
+    """What ``load`` read: fresh writable C-contiguous arrays by name, and the caller's state as JSON gives it back.
+
+    ``load_run`` gives a RunState in its place.
+    """
 
     model: Arrays
     optimizer: Arrays
-    state: dict[str, Any]
+    state: Any
 
 
 def save(directory: str | os.PathLike, name: str, *, model: Arrays, optimizer: Arrays, state: dict[str, Any]) -> Path:
@@ -58,10 +63,11 @@ def save(directory: str | os.PathLike, name: str, *, model: Arrays, optimizer: A
 
     Arrays are float32, float64 or int64, of any shape and layout; ``state`` is strict JSON (no NaN or infinity, keys
     are text, tuples come back as lists). Raises CheckpointError when something cannot be stored or the disk refuses;
-    the checkpoint saved before is then intact.
+    a checkpoint saved before is then intact.
     """
     target = _target(directory, name)
     aside, temporary = _aside(target), target.with_name(f".{name}.tmp-{os.getpid()}")
+    earlier, placed = exists(directory, name), False
     contents = {MODEL: _encode(target / MODEL, model), OPTIMIZER: _encode(target / OPTIMIZER, optimizer)}
     contents[STATE] = _encode_state(target / STATE, state, contents)
     try:
@@ -81,6 +87,7 @@ def save(directory: str | os.PathLike, name: str, *, model: Arrays, optimizer: A
             _rename(target, aside)
             _sync_folder(target.parent)
         _rename(temporary, target)
+        placed = True
         _sync_folder(target.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -88,8 +95,9 @@ def save(directory: str | os.PathLike, name: str, *, model: Arrays, optimizer: A
                 os.rename(aside, target)
         with contextlib.suppress(OSError):
             _remove(temporary)
-        raise CheckpointError(f"{target} could not be saved: {error.strerror or error}; "
-                              "a checkpoint saved there earlier is intact") from error
+        kept = ("; the new checkpoint is in its place, but the disk may forget it" if placed
+                else "; a checkpoint saved there earlier is intact" if earlier and exists(directory, name) else "")
+        raise SaveError(f"{target} could not be saved: {error.strerror or error}{kept}") from error
     with contextlib.suppress(OSError):  # the next save tries again
         _remove(aside)
     return target
@@ -103,19 +111,30 @@ def load(directory: str | os.PathLike, name: str = "last") -> Checkpoint:
     return _read(directory, name, _read_checkpoint)
 
 
-def read_config(directory: str | os.PathLike, name: str = "last") -> dict[str, Any]:
-    """The ``config`` in a checkpoint's state, without reading its arrays; paths and errors as in ``load``."""
-    def read(folder: Path) -> dict[str, Any]:
-        config = _read_state(folder)[0].get("config")
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{folder / STATE} has no config: the options of the run are unknown")
-        return config
+def load_run(directory: str | os.PathLike, name: str = "last") -> Checkpoint:
+    """``load`` a checkpoint that a training run saved: its state is a RunState, as schema.py declares it."""
+    def read(folder: Path) -> Checkpoint:
+        found = _read_checkpoint(folder)
+        return replace(found, state=read_state(found.state, str(folder / STATE)))
     return _read(directory, name, read)
 
 
-def read_state(directory: str | os.PathLike, name: str = "last") -> dict[str, Any]:
-    """What a checkpoint's ``state`` holds, without reading its arrays; paths and errors as in ``load``."""
-    return _read(directory, name, lambda folder: _read_state(folder)[0])
+def read_run(directory: str | os.PathLike, name: str = "last") -> RunState:
+    """The state of a training run's checkpoint, without reading its arrays; paths and errors as in ``load``."""
+    return _read(directory, name, lambda folder: read_state(_read_state(folder)[0], str(folder / STATE)))
+
+
+def remove(directory: str | os.PathLike, name: str) -> None:
+    """Remove a checkpoint; who reads meanwhile finds all of it or none."""
+    target = _target(directory, name)
+    for folder in (_aside(target), target):
+        if folder.is_symlink() or not folder.exists():
+            _remove(folder)
+        else:
+            going = target.with_name(f".{name}.tmp-{os.getpid()}")
+            _remove(going)
+            _rename(folder, going)
+            _remove(going)
 
 
 def exists(directory: str | os.PathLike, name: str = "last") -> bool:
@@ -276,7 +295,7 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
 
 def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return files.read(path)
     except FileNotFoundError:
         hint = "is not a minitv checkpoint" if path.name == STATE else "is incomplete"
         raise CheckpointError(f"{path.parent} {hint}: it has no {path.name}") from None

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, tasks, variants
-from .config import Options, Parser, Setting, choose, read_toml, settings, shown, table, to_json
-from .errors import UserError
+from .config import Options, Parser, Setting, choose, encode, read_toml, settings, shown, table, to_json
+from .errors import CheckpointError, UserError, naming, plain
 from .options import DEFAULT_PRESET, PRESETS, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
 from .report import plot
 from .signals import Stop
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"minitv: error: {message}", file=sys.stderr)
+    print(f"minitv: error: {plain(str(message))}", file=sys.stderr)
     return code
 
 
@@ -95,12 +95,13 @@ def _train(argv: list[str]) -> int:
     resume, origin = (_folder_option(name, values[name], sources[name]) for name in ("resume", "init_from"))
 
     from . import experiment as experiments
-    from .checkpoint import read_config, run_folder
+    from .checkpoint import read_run, run_folder
     from .variants import load
 
     stored = None
     if resume or origin:
-        stored = experiments.from_checkpoint(read_config(resume or origin), resume or origin)
+        with naming(f"--resume {resume}" if resume else f"--init-from {origin}", CheckpointError):
+            stored = experiments.from_checkpoint(read_run(resume or origin).config)
         where = f"checkpoint {resume or origin}"
         for name, fixed in (("variant", stored.variant.name), ("task", stored.task.name)):
             if resume and sources[name] != "default" and values[name] != fixed:
@@ -133,7 +134,7 @@ def _train(argv: list[str]) -> int:
         _only_resumable(resume, kept[0][1], layers, options)
     experiment, origins = experiments.combine(variant, task, *kept, *layers)
     if print_config:
-        print(table(experiment.rows({**sources, **origins})))
+        _write(table(experiment.rows({**sources, **origins})))
         return 0
     from .training import train
 
@@ -428,6 +429,17 @@ def _plot(argv: list[str]) -> int:
 def _plain(name: str, description: str, argv: list[str]) -> None:
     command = f"minitv {name}"
     Parser(command, usage=command, description=description, epilog=f"example:\n  {command}").parse(argv)
+
+
+def _write(text: str) -> None:
+    """Print a table; the bytes of a file name that are not UTF-8 go out as they are."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(encode(text + "\n"))
+    else:
+        print(text)
 
 
 def _columns(rows: Any) -> None:

@@ -28,12 +28,14 @@ import numpy as np
 
 from autograd.random import Random
 
-from . import checkpoint, tasks, variants
-from .config import Options, Sweep, shown, table
-from .errors import UserError
+from . import checkpoint, files, tasks, variants
+from .config import Options, Sweep, encode, shown, table
+from .errors import CheckpointError, UserError, naming
 from .experiment import DEFAULT_TASK, Experiment, combine, elsewhere, from_checkpoint, namespace, preset_layers
+from .log import read_log
 from .options import DEFAULT_PRESET
-from .report import count, curves, draw, read_log
+from .report import count, curves, draw
+from .schema import RunState
 from .task import Task
 
 DIRECTORY = "runs/compare"  # unless another is asked for
@@ -118,22 +120,23 @@ class Run:
         return ", ".join([self.variant, *(f"{name} {shown(value)}" for name, value in self.swept.items()), f"seed {self.seed}"])
 
     @cached_property
-    def _stored(self) -> dict[str, Any] | None:
+    def _stored(self) -> RunState | None:
         """The state of the folder's checkpoint, if it counts."""
         if self.overwrite or not checkpoint.exists(self.directory):
             return None
-        return checkpoint.read_state(self.directory)
+        return checkpoint.read_run(self.directory)
 
     def done(self) -> int:
         """How many steps are saved and count."""
-        return 0 if self._stored is None else self._stored["step"]
+        return 0 if self._stored is None else self._stored.step
 
     def check(self, data: Task | None) -> None:
         """Raise UserError if the folder holds a run that is not this experiment on this data."""
         if self._stored is None:
             return
         begin_again = "choose another --out, or begin again with --overwrite"
-        before = from_checkpoint(self._stored.get("config"), str(self.directory))
+        with naming(self.directory, CheckpointError):
+            before = from_checkpoint(self._stored.config)
         for (what, new), old in zip((("the variant", self.variant), ("the task", self.experiment.task.name)),
                                     (before.variant.name, before.task.name), strict=True):
             if new != old:
@@ -144,7 +147,7 @@ class Run:
                 raise UserError(f"{self.directory} holds a run in which {name} is {shown(old[name])}, not {shown(value)}: "
                                 f"{begin_again}")
         for name, value in (data.state() if data else {}).items():
-            if self._stored.get(name) != value:
+            if self._stored.task.get(name) != value:
                 raise UserError(f"{self.directory} holds a run on other data (its {name} differs): {begin_again}")
 
     def train(self) -> int:
@@ -158,7 +161,7 @@ class Run:
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
             file = self.directory.with_name(self.directory.name + ".toml")
-            file.write_text(table(self.rows) + "\n", encoding="utf-8")
+            files.replace(file, encode(table(self.rows) + "\n"))
             command += ["--config", str(file), "--overwrite"]
         return _wait(subprocess.Popen(command))
 
@@ -197,7 +200,7 @@ def compare(runs: list[Run], directory: Path) -> int:
     rows = summary(results, task)
     metric = {"name": task.metric, "key": field(task), "rising": task.rising}
     contents = {"metric": metric, "runs": results, "variants": rows}
-    (directory / TABLE).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+    files.replace(directory / TABLE, (json.dumps(contents, indent=1) + "\n").encode())
     print(text(rows, results[0]["baselines"], task))
     if any(run.swept for run in runs):
         print("\nall runs\n" + every(results, task))

@@ -26,12 +26,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import UserError
+from . import files
+from .errors import VALUE, UserError, naming, plain, quoted
 
 T = TypeVar("T")
 
 NOUNS = {int: "an integer", float: "a number", str: "a text", Path: "a path"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+DOTS = 100  # in a key of a TOML file
 YES_NO = ("true", "false", "yes", "no", "on", "off", "0", "1")
 
 
@@ -119,7 +121,7 @@ class Setting:
             try:
                 value = self.type(text)
             except ValueError:
-                raise UserError(f"{self.flag}: {text!r} is not {NOUNS[self.type]}, allowed: {self.allowed}") from None
+                raise UserError(f"{self.flag}: {quoted(text)} is not {NOUNS[self.type]}, allowed: {self.allowed}") from None
         return self.check(value, self.flag)
 
     def parse_several(self, text: str) -> Any:
@@ -128,7 +130,7 @@ class Setting:
             return self.parse(text)
         values = Sweep(self.parse(part.strip()) for part in text.split(","))
         if len(set(values)) < len(values):
-            raise UserError(f"{self.flag}: {text!r} has a value twice")
+            raise UserError(f"{self.flag}: {quoted(text)} has a value twice")
         return values
 
     def check(self, value: Any, label: str) -> Any:
@@ -143,18 +145,29 @@ class Setting:
             value = Path(value)
         if not isinstance(value, self.type) or (isinstance(value, bool) and self.type is not bool):
             noun = NOUNS.get(self.type, "true or false")
-            raise UserError(f"{label}: {value!r} is not {noun}, allowed: {self.allowed}")
+            raise UserError(f"{label}: {quoted(value)} is not {noun}, allowed: {self.allowed}")
         if self.choices and value not in self.choices:
             hint = did_you_mean(value, self.choices)
-            raise UserError(f"{label}: {value!r} is unknown, allowed: {self.allowed}{hint}")
+            raise UserError(f"{label}: {quoted(value)} is unknown, allowed: {self.allowed}{hint}")
         if self.type is float and not math.isfinite(value):
             raise UserError(f"{label}: {value} is not a finite number, allowed: {self.allowed}")
         if self.type in (int, float):
             small = (self.low is not None and value < self.low) or (self.above is not None and value <= self.above)
             large = (self.high is not None and value > self.high) or (self.below is not None and value >= self.below)
             if small or large:
-                raise UserError(f"{label}: {value} is too {'small' if small else 'large'}, allowed: {self.allowed}")
+                raise UserError(f"{label}: {quoted(value)} is too {'small' if small else 'large'}, allowed: {self.allowed}")
+        if self.type in (str, Path) and not _storable(str(value)):
+            raise UserError(f"{label}: {quoted(str(value))} holds half a character (a surrogate), which no file can store")
         return value
+
+
+def _storable(text: str) -> bool:
+    """Whether a text is characters, and bytes that are none as Python has them in file names."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _bound(limit: float) -> str:
@@ -229,7 +242,7 @@ class Options:
             for name, value in layer.items():
                 if name not in self.settings:
                     hint = self.elsewhere(name) or did_you_mean(name, self.settings)
-                    raise UserError(f"{source}: unknown option {name!r}{hint}")
+                    raise UserError(f"{source}: unknown option {quoted(name)}{hint}")
                 label = self.settings[name].flag if source == "command line" else f"{source}: {name}"
                 values[name] = self.settings[name].check(value, label)
                 sources[name] = source
@@ -246,33 +259,44 @@ def to_json(config: Any) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
-def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
+def from_json(cls: type[T], data: Any, where: str | None = None) -> T:
     """The inverse of ``to_json``: every field must be there, nothing else may, and each value is checked.
 
-    What a class names in ``retired`` is left out: options that older checkpoints have and that no result depended on.
+    What a class names in ``retired`` is left out: options that older checkpoints have and that no result depended on. An error
+    begins with ``where`` (default: the name of the class).
     """
+    where = where or cls.__name__
     if not isinstance(data, Mapping):
-        raise UserError(f"{cls.__name__}: expected an object with fields, got {data!r}")
+        raise UserError(f"{where}: expected an object with fields, got {quoted(data)}")
     declared = settings(cls)
     for name in data:
         if name not in declared and name not in getattr(cls, "retired", ()):
-            raise UserError(f"{cls.__name__}: unknown field {name!r}{did_you_mean(name, declared)}")
+            raise UserError(f"{where}: unknown field {quoted(name)}{did_you_mean(name, declared)}")
     data = {**{name: setting.default for name, setting in declared.items() if setting.newer}, **data}
     missing = [name for name in declared if name not in data]
     if missing:
         noun = "fields" if len(missing) > 1 else "field"
-        raise UserError(f"{cls.__name__}: missing {noun} {', '.join(map(repr, missing))}")
-    return cls(**{name: setting.check(data[name], f"{cls.__name__}.{name}") for name, setting in declared.items()})
+        raise UserError(f"{where}: missing {noun} {', '.join(map(repr, missing))}")
+    values = {name: setting.check(data[name], f"{where}.{name}") for name, setting in declared.items()}
+    with naming(where):  # what the class itself checks
+        return cls(**values)
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The keys of a flat TOML file; ``eval-every`` and ``eval_every`` are the same key."""
+    """The keys of a flat TOML file; ``eval-every`` and ``eval_every`` are the same key.
+
+    File names in it may hold bytes that are not UTF-8, as ``table`` writes them.
+    """
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib  # type: ignore[no-redef]
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = files.read(path, pipes=True).decode("utf-8-sig", "surrogateescape")
+        for number, line in enumerate(text.splitlines(), 1):  # tomllib's time grows with the square of the dots in a key
+            if line.partition("=")[0].count(".") > DOTS and not line.lstrip().startswith("#"):
+                raise UserError(f"--config {path}: line {number} has a key of more than {DOTS} dots; options have none")
+        data = tomllib.loads(text)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
@@ -280,16 +304,20 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):
-            raise UserError(f"--config {path}: tables are not used, write the keys of [{key}] at the top of the file")
+            raise UserError(f"--config {path}: tables are not used, write the keys of [{plain(key, VALUE)}] at the top of "
+                            "the file")
         name = key.replace("-", "_")
         if name in values:
-            raise UserError(f"--config {path}: {name} is given twice")
+            raise UserError(f"--config {path}: {plain(name, VALUE)} is given twice")
         values[name] = value
     return values
 
 
 def table(rows: Iterable[tuple[str, str, Any, str]]) -> str:
-    """Rows of ``(group, name, value, source)`` as text that is also a TOML file: ``layers = 2  # preset small``."""
+    """Rows of ``(group, name, value, source)`` as text that is also a TOML file: ``layers = 2  # preset small``.
+
+    A file name may hold bytes that are not UTF-8. TOML has no word for them: ``encode`` writes them as they are.
+    """
     rows = list(rows)
     texts = [f"{name} = {_toml(value)}" for _, name, value, _ in rows]
     width = min(max(map(len, texts)), 40)
@@ -302,6 +330,11 @@ def table(rows: Iterable[tuple[str, str, Any, str]]) -> str:
     return "\n".join(lines)
 
 
+def encode(text: str) -> bytes:
+    """The bytes of a ``table`` in a file."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _toml(value: Any) -> str:
     if value is None:
         return '"none"'
@@ -312,12 +345,14 @@ def _toml(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """A value in a sentence: on, off, none, 0.003."""
-    return {True: "on", False: "off", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return {True: "on", False: "off", None: "none"}[value]
+    return plain(str(value), VALUE)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean X?"` for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word.lower(), list(known), 1, 0.66)
+    close = difflib.get_close_matches(word[:VALUE].lower(), list(known), 1, 0.66)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -325,7 +360,7 @@ def choose(what: str, word: str, known: Iterable[str]) -> str:
     """``word`` if it is known, else UserError with what is allowed and the closest match."""
     known = list(known)
     if word not in known:
-        raise UserError(f"unknown {what} {word!r}, allowed: {', '.join(known)}{did_you_mean(word, known)}")
+        raise UserError(f"unknown {what} {quoted(word)}, allowed: {', '.join(known)}{did_you_mean(word, known)}")
     return word
 
 
@@ -388,9 +423,9 @@ class Parser(argparse.ArgumentParser):
         given, extra = self.parse_known_intermixed_args(self._normalise(argv))
         for word in extra:
             if word.startswith("-") and word != "-":
-                raise UserError(f"unknown option {word.split('=')[0]}{self._suggest(word)}")
+                raise UserError(f"unknown option {plain(word.split('=')[0], VALUE)}{self._suggest(word)}")
         if extra:
-            raise UserError(f"{extra[0]!r} is out of place, usage: {self.usage}")
+            raise UserError(f"{quoted(extra[0])} is out of place, usage: {self.usage}")
         return vars(given)
 
     def peek(self, argv: Sequence[str]) -> dict[str, Any]:
@@ -432,5 +467,5 @@ class Parser(argparse.ArgumentParser):
         if hint := self.elsewhere(name.lstrip("-").replace("-", "_")):
             return hint
         known = {flag[2:]: flag for flag in self._option_string_actions if flag.startswith("--")}
-        close = difflib.get_close_matches(name.lstrip("-"), known, 1, 0.66)
+        close = difflib.get_close_matches(name[:VALUE].lstrip("-"), known, 1, 0.66)
         return f"; did you mean {known[close[0]]}?" if close else f", see {self.prog} --help"

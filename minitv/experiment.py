@@ -13,6 +13,7 @@ from . import tasks, variants
 from .config import Options, choose, from_json, settings, shown, to_json
 from .errors import UserError
 from .options import DEFAULT_PRESET, PRESETS, ModelOptions, TrainOptions
+from .schema import RunConfig
 from .task import Task
 from .variant import Variant
 
@@ -141,30 +142,18 @@ def combine(variant: Variant, task: type[Task], *layers: Layer) -> tuple[Experim
     return experiment, sources
 
 
-def from_checkpoint(config: Any, where: str) -> Experiment:
-    """The experiment of a checkpoint's or a log's config; ``where`` stands in the errors.
+def from_checkpoint(config: RunConfig) -> Experiment:
+    """The experiment of a checkpoint's config; UserError says what in it is not as declared.
 
     Checkpoints of earlier versions know one task, text, whose options stand among those of the run.
     """
-    if not isinstance(config, Mapping):
-        raise UserError(f"{where}: the config is no object with fields")
-    if "task" not in config and isinstance(config.get("run"), Mapping):
-        of_task = settings(tasks.load(DEFAULT_TASK).Options)
-        run = config["run"]
-        config = {**config, "task": DEFAULT_TASK, "data": {k: v for k, v in run.items() if k in of_task},
-                  "run": {k: v for k, v in run.items() if k not in of_task}}
-    if missing := [key for key in ("variant", "task", *PARTS) if key not in config]:
-        raise UserError(f"{where}: the config has no {missing[0]}")
-    try:
-        variant = variants.load(str(config["variant"]))
-        task = tasks.load(str(config["task"]))
-        stored = {part: config[part] for part in PARTS}
-        if isinstance(stored["model"], Mapping):  # the paper's choice was no option in older checkpoints
-            newer = {name: variant.overrides[name] for name, setting in settings(ModelOptions).items()
-                     if setting.newer and name in variant.overrides}
-            stored["model"] = {**newer, **stored["model"]}
-        classes = ModelOptions, variant.options, task.Options, TrainOptions
-        parts = [from_json(cls, stored[part]) for cls, part in zip(classes, PARTS, strict=True)]
-    except UserError as error:
-        raise UserError(f"{where}: the config: {error}") from None
-    return Experiment(variant, task, *parts)
+    variant, task = variants.load(config.variant), tasks.load(config.task or DEFAULT_TASK)
+    parts = {part: getattr(config, part) for part in PARTS}
+    if parts["data"] is None:
+        of_task = settings(task.Options)
+        parts["data"] = {k: v for k, v in config.run.items() if k in of_task}
+        parts["run"] = {k: v for k, v in config.run.items() if k not in of_task}
+    shared = settings(ModelOptions)  # what is the paper's choice was no option in older checkpoints
+    parts["model"] = {**{k: v for k, v in variant.overrides.items() if k in shared and shared[k].newer}, **parts["model"]}
+    classes = ModelOptions, variant.options, task.Options, TrainOptions
+    return Experiment(variant, task, *(from_json(cls, parts[part], part) for cls, part in zip(classes, PARTS, strict=True)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,10 +18,12 @@ from autograd.device import namespace, select
 from autograd.random import Random
 
 from . import __version__, checkpoint
-from .errors import CheckpointError, RunError, UserError, device_errors
+from .errors import CheckpointError, RunError, UserError, device_errors, naming, quoted
 from .experiment import SHOWN, Experiment, from_checkpoint
+from .lock import held
+from .log import DAMAGED, LOG, Log
 from .optim import cosine
-from .report import CURVE, LOG, Log, Progress, count, duration, plot
+from .report import CURVE, Progress, count, duration, plot
 from .signals import Stop
 from .task import Task
 from .trainer import Trainer
@@ -48,53 +49,50 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
     started, run = time.perf_counter(), experiment.run
     with Stop() as stop, device_errors():
         select(run.device)
-        resumed = checkpoint.load(run.resume) if run.resume else None
-        origin = checkpoint.load(run.init_from) if run.init_from and resumed is None else None
+        resumed = checkpoint.load_run(run.resume) if run.resume else None
+        origin = checkpoint.load_run(run.init_from) if run.init_from and resumed is None else None
         task = _begin(experiment, resumed, origin)
-        directory = _folder(experiment) if resumed is None else checkpoint.run_folder(run.resume)
-        experiment = experiment.replace(out=str(directory))
         for label, text in task.about():
             print(f"{label:<9} {text}", file=sys.stderr)
-        trainer = Trainer(experiment, task)
-        try:
-            if origin is not None:
-                checkpoint.check_arrays(trainer.model.state(), origin.model, f"--init-from {run.init_from}: the model")
-                trainer.model.load(origin.model)
-            session = _Session(experiment, task, trainer, directory, started, stop, on_step)
-            return Outcome(directory, session.go(resumed))
-        finally:
-            trainer.close()
+        directory = _folder(experiment) if resumed is None else checkpoint.run_folder(run.resume)
+        experiment = experiment.replace(out=str(directory))
+        with held(directory):
+            if resumed is None:
+                _check_free(directory, run.overwrite)
+            trainer = Trainer(experiment, task)
+            try:
+                if origin is not None:
+                    checkpoint.check_arrays(trainer.model.state(), origin.model, f"--init-from {run.init_from}: the model")
+                    trainer.model.load(origin.model)
+                session = _Session(experiment, task, trainer, directory, started, stop, on_step)
+                return Outcome(directory, session.go(resumed))
+            finally:
+                trainer.close()
 
 
 def _begin(experiment: Experiment, resumed: checkpoint.Checkpoint | None, origin: checkpoint.Checkpoint | None) -> Task:
     """The task's data, as the checkpoint that the run goes on from had it."""
     run = experiment.run
     if resumed is None:
-        return experiment.begin(experiment.task.inherited(origin.state) if origin else None)
-    try:
-        task = experiment.begin(resumed.state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{run.resume}: {error}") from None
-    except UserError as error:
-        raise UserError(f"--resume {run.resume}: {error}") from None
-    if missing := [key for key in task.state() if key not in resumed.state]:
-        raise CheckpointError(f"{run.resume}: the checkpoint has no {missing[0]}")
+        if origin is None:
+            return experiment.begin()
+        with naming(f"--init-from {run.init_from}"):
+            return experiment.begin(experiment.task.inherited(origin.state.task))
+    with naming(f"--resume {run.resume}"):
+        task = experiment.begin(resumed.state.task)
+        if missing := [key for key in task.state() if key not in resumed.state.task]:
+            raise CheckpointError(f"the checkpoint has no {missing[0]}")
     return task
 
 
 def _folder(experiment: Experiment) -> Path:
-    """Where a new run goes: the folder that was asked for, if it is free, or the next free one of the usual name."""
+    """Where a new run goes: the folder that was asked for, or the next free one of the usual name."""
     run, task = experiment.run, experiment.task
     if run.out is not None:
-        _check_free(Path(run.out), run.overwrite)
         return Path(run.out)
     name = experiment.variant.name if task.name == "text" else f"{experiment.variant.name}-{task.name}"
     folders = (Path("runs", name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
-    if run.overwrite:
-        folder = next(folders)
-        _check_free(folder, overwrite=True)
-        return folder
-    return next(folder for folder in folders if not _occupied(folder))
+    return next(folder for folder in folders if run.overwrite or not _occupied(folder))
 
 
 def _occupied(folder: Path) -> bool:
@@ -120,14 +118,10 @@ def _check_free(directory: Path, overwrite: bool) -> None:
 
 def _remove_run(directory: Path) -> None:
     """Remove what another run left in its folder."""
-    for name in (LOG, CURVE):
+    for name in (LOG, DAMAGED, CURVE):
         (directory / name).unlink(missing_ok=True)
     for name in checkpoint.NAMES:
-        for path in (directory / name, directory / f".{name}.old"):
-            if path.is_symlink():
-                path.unlink()
-            elif path.exists():
-                shutil.rmtree(path)
+        checkpoint.remove(directory, name)
 
 
 class _Session:
@@ -166,6 +160,8 @@ class _Session:
                 Log(self.directory, self._header(), resume_step=first if resumed else None) as log,
                 Progress(run.steps, start=first) as self.progress,
             ):
+                if log.note:
+                    self._note(log.note)
                 self.stop.begin()
                 return self._steps(first, log)
 
@@ -281,7 +277,7 @@ class _Session:
 
     def _note_jump(self, resumed: checkpoint.Checkpoint, first: int) -> None:
         """Say how the learning rate jumps when more steps than before stretch its schedule."""
-        before, now = from_checkpoint(resumed.state["config"], str(self.run.resume)).run, self.run
+        before, now = from_checkpoint(resumed.state.config).run, self.run
         if before.steps != now.steps:
             old, new = (cosine(step, lr=run.lr, min_lr=run.min_lr, warmup=run.warmup, steps=run.steps)
                         for step, run in ((first - 1, before), (first, now)))
@@ -320,8 +316,6 @@ class _Session:
             **self.task.state(),
             "vocab": self.task.vocab,
             "step": step,
-            "random": {"seed": self.run.seed},  # every draw is a function of the seed and the step
-            "data_position": step,
             "best_loss": self.best if math.isfinite(self.best) else None,
             "best_step": self.best_step,
             "elapsed_s": self._elapsed(),
@@ -335,24 +329,20 @@ class _Session:
 
     def _restore(self, resumed: checkpoint.Checkpoint) -> int:
         state, where = resumed.state, str(self.run.resume)
-        try:
-            step, best, threads = state["step"], state["best_loss"], state["threads"]
-            self.elapsed_before = float(state["elapsed_s"])
-        except KeyError as error:
-            raise CheckpointError(f"{where}: the checkpoint has no {error}") from None
+        self.elapsed_before = state.elapsed_s
         checkpoint.check_arrays(self.trainer.model.state(), resumed.model, f"{where}: the model")
         checkpoint.check_arrays(self.trainer.optimizer.state(), resumed.optimizer, f"{where}: the optimizer")
         self.trainer.model.load(resumed.model)
         self.trainer.optimizer.load(resumed.optimizer)
-        before = from_checkpoint(state["config"], where)
-        if before.identity("data") == self.experiment.identity("data") and best is not None:
-            self.best, self.best_step = best, state.get("best_step", 0)  # losses on other held-out data do not compare
+        same = from_checkpoint(state.config).identity("data") == self.experiment.identity("data")
+        if same and state.best_loss is not None:
+            self.best, self.best_step = state.best_loss, state.best_step  # losses on other held-out data do not compare
         what = "dropout" if self.experiment.model.dropout else "the last bits of the results"
-        if (device := state.get("device", "cpu")) != self.run.device:
-            self._note(f"this run was on {device} and is now on {self.run.device}: {what} will differ")
-        elif threads != self.trainer.workers:
-            self._note(f"this run had {threads} worker threads and now has {self.trainer.workers}: {what} will differ")
-        return step
+        if state.device != self.run.device:
+            self._note(f"this run was on {quoted(state.device)} and is now on {self.run.device}: {what} will differ")
+        elif state.threads != self.trainer.workers:
+            self._note(f"this run had {state.threads} worker threads and now has {self.trainer.workers}: {what} will differ")
+        return state.step
 
     def _finish(self) -> None:
         task = self.task

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import string
 import subprocess
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minitv import checkpoint
-from minitv.checkpoint import MODEL, OPTIMIZER, STATE, check_arrays, exists, load, read_config, save
+from minitv.checkpoint import MODEL, NAMES, OPTIMIZER, STATE, check_arrays, exists, load, load_run, read_run, remove, save
 from minitv.errors import CheckpointError, UserError
 
 FILES = (MODEL, OPTIMIZER, STATE)
@@ -138,14 +139,48 @@ def test_a_path_may_be_the_checkpoint_itself(tmp_path):
     assert value_of(load(tmp_path)) == value_of(load(tmp_path / "last")) == 1 and exists(tmp_path)
 
 
-def test_read_config_does_not_read_the_arrays(tmp_path):
-    folder = save(tmp_path, "last", **parts(1))
+OPTIONS = {"variant": "transformer", "model": {"layers": 2}, "mixer": {}, "run": {"steps": 9}}
+RUN = {"config": {**OPTIONS, "task": "text", "data": {}}, "step": 7, "best_loss": 1.5, "elapsed_s": 2, "threads": 1,
+       "device": "cuda:1", "task": {"anything": [1]}}
+
+
+def test_read_run_does_not_read_the_arrays(tmp_path):
+    folder = save(tmp_path, "last", model={"w": np.ones(2)}, optimizer={}, state=RUN)
+    state = load_run(tmp_path).state
+    assert load_run(tmp_path).model["w"].tolist() == [1, 1]
     for file in (MODEL, OPTIMIZER):
         (folder / file).unlink()
-    assert read_config(tmp_path) == {"variant": "transformer"}
+    assert read_run(tmp_path) == read_run(folder) == state
+    assert (state.config.variant, state.config.model, state.step, state.elapsed_s) == ("transformer", {"layers": 2}, 7, 2.0)
     save(tmp_path, "best", model={}, optimizer={}, state={"step": 1})
-    with pytest.raises(CheckpointError, match=r"state\.json has no config"):
-        read_config(tmp_path, "best")
+    with pytest.raises(CheckpointError, match=r"best/state\.json: config, best_loss, elapsed_s, threads is missing"):
+        read_run(tmp_path, "best")
+
+
+def test_a_checkpoint_from_before_there_were_tasks_is_one_of_the_task_text(tmp_path):
+    task = {"tokenizer": {"kind": "byte"}, "corpus_sha256": "12"}
+    older = {key: value for key, value in RUN.items() if key not in ("task", "device")} | task
+    older |= {"config": OPTIONS, "random": {"seed": 0}, "data_position": 7}
+    save(tmp_path, "last", model={}, optimizer={}, state=older)
+    state = read_run(tmp_path)
+    assert (state.config.task, state.task, state.device) == ("text", task, "cpu")
+    assert (state.step, state.best_loss) == (7, 1.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_removing_a_checkpoint_shows_a_reader_all_of_it_or_none(tmp_path, monkeypatch, name):
+    rmtree, seen = shutil.rmtree, []
+
+    def watched(path):
+        seen.append(exists(tmp_path, name))
+        rmtree(path)
+
+    save(tmp_path, name, **parts(1))
+    shutil.copytree(tmp_path / name, tmp_path / f".{name}.old")
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    remove(tmp_path, name)
+    assert listing(tmp_path) == [] and seen[-1] is False
+    remove(tmp_path, name)
 
 
 # -- what cannot be saved; nothing is written then
@@ -351,7 +386,10 @@ def test_a_failure_at_every_call_is_a_sentence_and_keeps_the_old_checkpoint(tmp_
             except CheckpointError as problem:
                 failed = True
                 assert str(run / "last") + " could not be saved: " + os.strerror(error) in str(problem)
-                assert "a checkpoint saved there earlier is intact" in str(problem)
+                assert problem.code == 1, "the machine said no"
+                assert ("a checkpoint saved there earlier is intact" in str(problem)) == (
+                    at <= last_rename and prepare is not first_save)
+                assert ("the new checkpoint is in its place" in str(problem)) == (at > last_rename)
         if failed and at <= last_rename:
             assert exists(run) == (prepare is not first_save)
             if prepare is not first_save:
@@ -495,7 +533,7 @@ def test_missing_things(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere: there is no such folder"):
         load(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"nowhere: there is no such folder"):
-        read_config(tmp_path / "nowhere", "best")
+        read_run(tmp_path / "nowhere", "best")
     (tmp_path / "photo.jpg").write_text("")
     with pytest.raises(CheckpointError, match=r"has no checkpoint 'last': it is not the folder of a run"):
         load(tmp_path)
@@ -515,6 +553,16 @@ def test_a_file_that_cannot_be_read(folder, file):
     (folder / file).mkdir()
     with pytest.raises(CheckpointError, match=f"{file} cannot be read|has no {file}"):
         load(folder.parent)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("make, kind", [(os.mkfifo, "pipe"), (lambda path: path.symlink_to("/dev/zero"), "device")])
+def test_a_file_that_has_no_end_is_not_read(folder, file, make, kind):
+    (folder / file).unlink()
+    make(folder / file)
+    with pytest.raises(CheckpointError, match=rf"{file} cannot be read: this is a {kind}, and a file"):
+        load(folder)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -594,7 +642,7 @@ def test_foreign_and_newer_states(folder, text, sentence):
     (folder / STATE).write_bytes(text.encode("latin-1"))
     fails(folder, r"state\.json " + sentence)
     with pytest.raises(CheckpointError, match=r"state\.json " + sentence):
-        read_config(folder)
+        read_run(folder)
 
 
 @pytest.mark.parametrize("files", [None, [], {}, {MODEL: ""}])

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from minitv.mixers.hyena import HyenaOptions
 
-from minitv.config import Options, Parser, check, from_json, option, read_toml, settings, table, to_json
+from minitv.config import Options, Parser, check, choose, encode, from_json, option, read_toml, settings, table, to_json
 from minitv.errors import UserError
 from minitv.options import PRESETS, RESUMABLE, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
 
@@ -208,9 +211,16 @@ def test_an_option_that_is_retired_is_left_out_of_what_an_older_run_saved():
 def test_stored_json_is_checked(change, sentence):
     data = to_json(Demo())
     change(data)
-    with pytest.raises(UserError) as error:
-        from_json(Demo, data)
-    assert str(error.value).startswith(sentence)
+    for where in ("Demo", "run/last/state.json: model"):
+        with pytest.raises(UserError) as error:
+            from_json(Demo, data, where)
+        assert str(error.value).startswith(sentence.replace("Demo", where))
+
+
+def test_an_error_of_the_class_itself_says_where_too():
+    data = {**to_json(TrainOptions()), "lr": 0.01, "min_lr": 0.1}
+    with pytest.raises(UserError, match=r"^state\.json: run: --min-lr: 0\.1 is above --lr"):
+        from_json(TrainOptions, data, "state.json: run")
 
 
 @pytest.mark.parametrize("data", [[], "text", None, 3])
@@ -232,6 +242,79 @@ def test_toml_mistakes(tmp_path, content, sentence):
     (tmp_path / "c.toml").write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         read_toml(tmp_path / "c.toml")
+
+
+def test_a_key_of_many_levels_costs_no_time(tmp_path):
+    deep = ".a" * 100_000
+    for content in (f"a{deep} = 1", f"[a{deep}]\nb = 1", f"layers = 2\n 'b'{deep} = 1"):
+        (tmp_path / "c.toml").write_text(content)
+        start = time.process_time()
+        with pytest.raises(UserError, match=r"line \d has a key of more than 100 dots; options have none"):
+            read_toml(tmp_path / "c.toml")
+        assert time.process_time() - start < 1  # tomllib takes 20 s
+    (tmp_path / "c.toml").write_text("# " + "." * 200 + f'\nname = "{"." * 200}"')
+    assert read_toml(tmp_path / "c.toml") == {"name": "." * 200}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_a_pipe_is_read_with_a_line_that_says_so_and_a_device_is_not(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("layers = 3\n"))
+    writer.start()
+    assert read_toml(tmp_path / "pipe") == {"layers": 3}
+    writer.join()
+    assert capsys.readouterr().err == f"reading {tmp_path / 'pipe'}, a pipe, up to its end\n"
+    with pytest.raises(UserError, match="--config /dev/zero: this is a device, and a file is needed"):
+        read_toml("/dev/zero")
+    with pytest.raises(UserError, match="Is a directory"):
+        read_toml(tmp_path)
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize("call", [
+    lambda path: parse("--layers", LONG),
+    lambda path: parse("--mode", LONG),
+    lambda path: parse("--mode", "\x1b[31mred\n"),
+    lambda path: parse("--" + LONG),
+    lambda path: parse("--\x1b[31m"),
+    lambda path: parse(LONG),
+    lambda path: parse("--fast=" + LONG),
+    lambda path: parse("-" + LONG),
+    lambda path: Options(Demo).merge((LONG, {"layers": 0})),
+    lambda path: Options(Demo).merge(("f.toml", {LONG: 0})),
+    lambda path: Options(Demo).merge(("f.toml", {"\n\x1b": 0})),
+    lambda path: Options(Demo).merge(("f.toml", {"layers": int("f" * 10_000, 16)})),
+    lambda path: Options(Demo).merge(("f.toml", {"layers": [LONG] * 3})),
+    lambda path: Options(Demo).merge(("f.toml", {"name": "\ud800"})),
+    lambda path: from_json(Demo, LONG),
+    lambda path: from_json(Demo, {**to_json(Demo()), LONG: 1}),
+    lambda path: from_json(Demo, {**to_json(Demo()), "mode": "\x1b[31m\n"}),
+    lambda path: from_json(Demo, {**to_json(Demo()), "layers": LONG}),
+    lambda path: choose("variant", LONG, ["a"]),
+    lambda path: choose("variant", "\x1b[31m\n", ["a"]),
+    lambda path: read_toml(LONG[:200] + "\x1b[31m\n"),
+    lambda path: read_toml(written(path, f"[{LONG}]")),
+    lambda path: read_toml(written(path, f"{LONG} = 1\n{LONG} = 2")),
+    lambda path: read_toml(written(path, '"\\u001b\\n-" = 1\n"\\u001b\\n_" = 2')),
+    lambda path: read_toml(written(path, "\x1b[31m" + LONG)),
+])
+def test_what_a_message_repeats_is_short_and_no_terminal_obeys_it(tmp_path, call):
+    with pytest.raises(UserError) as error:
+        call(tmp_path)
+    assert str(error.value).isprintable() and len(str(error.value)) < 2100
+
+
+def written(folder, text):
+    (folder / "c.toml").write_text(text)
+    return folder / "c.toml"
+
+
+def test_file_names_that_are_not_utf_8_come_back_from_a_file(tmp_path):
+    name = b"caf\xe9.txt".decode("utf-8", "surrogateescape")
+    (tmp_path / "c.toml").write_bytes(encode(table([("group", "data", name, "default"), ("group", "a", "é", "x")])))
+    assert read_toml(tmp_path / "c.toml") == {"data": name, "a": "é"}
 
 
 def test_toml_missing_file(tmp_path):

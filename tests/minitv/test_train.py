@@ -23,9 +23,9 @@ from minitv import checkpoint, mixers
 from minitv import train as training
 from minitv.cli import main
 from minitv.data import Batches
+from minitv.log import LOG, read_log
 from minitv.models.lm import LanguageModel
 from minitv.options import ModelOptions, TrainOptions
-from minitv.report import LOG, read_log
 from minitv.train import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
