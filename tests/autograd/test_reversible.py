@@ -129,7 +129,7 @@ def test_a_function_knows_that_it_runs_again():
 def test_what_would_be_lost_or_wrong_is_refused():
     x, weight = Tensor(np.ones((2, WIDTH)), requires_grad=True), Tensor(np.ones(WIDTH), requires_grad=True)
     undeclared = sum(reversible([(lambda x: x * weight, ())], x, x)[1])
-    with pytest.raises(GraphError, match=r"function 1 uses a tensor of shape \(6,\) that requires a gradient and is none of its"):
+    with pytest.raises(GraphError, match=r"function 1 uses a tensor of shape \(6,\) that requires a gradient"):
         undeclared.backward()
     steps = [(lambda x: x * weight, (weight,))]
     with pytest.raises(GraphError, match="reversible: there is no second derivative"):
@@ -145,7 +145,7 @@ def test_what_would_be_lost_or_wrong_is_refused():
 
 
 def test_underflow_in_a_function_runs_it_once_more():
-    """np.errstate(under="raise") makes an operator raise; backward then computes the step again, and the chain is where it was."""
+    """np.errstate(under="raise") makes an operator raise; backward then computes the step again, from the same pair."""
     steps = [(lambda x: x * 1e-200 * 1e-200, ()), *chain(2)]
     x = Tensor(np.ones((2, WIDTH)), requires_grad=True)
     with np.errstate(under="raise"):

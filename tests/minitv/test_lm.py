@@ -79,22 +79,21 @@ def test_steps_are_the_call(variant, prefilled):
         if prefilled:
             _, state = model.prefill(ids[:, :prefilled], state)
         for t in range(prefilled, CONTEXT):
-            logits, state = model.step(ids[:, t], state)
-            assert logits.shape == (BATCH, VOCAB) and state.position == t + 1
-            np.testing.assert_allclose(logits.numpy(), expected[:, t], **TOLERANCE)
+            logits, state = model.prefill(ids[:, t : t + 1], state)
+            assert logits.shape == (BATCH, 1, VOCAB) and state.position == t + 1
+            np.testing.assert_allclose(logits.numpy()[:, 0], expected[:, t], **TOLERANCE)
 
 
 @every_variant
 def test_the_mixer_alone_keeps_the_protocol(variant):
     mixer = build(variant).blocks[0].mixer
-    assert isinstance(mixer.positions, bool)
     x = Tensor(np.random.default_rng(0).normal(size=(2, 7, SMALL.width)))
     y, _ = mixer.prefill(x, mixer.init_state(2))
     np.testing.assert_allclose(y.numpy(), mixer(x).numpy(), **TOLERANCE)
     state = mixer.init_state(2)
     for t in range(7):
-        z, state = mixer.step(x[:, t], state)
-        np.testing.assert_allclose(z.numpy(), y.numpy()[:, t], **TOLERANCE)
+        z, state = mixer.prefill(x[:, t : t + 1], state)
+        np.testing.assert_allclose(z.numpy()[:, 0], y.numpy()[:, t], **TOLERANCE)
 
 
 @every_variant
@@ -103,9 +102,9 @@ def test_states_are_values(variant):
     model, ids = build(variant), tokens(6)
     _, state = model.prefill(ids, model.init_state(BATCH))
     before = [array.copy() for array in arrays(state)]
-    one, _ = model.step(np.full(BATCH, 3), state)
-    model.step(np.full(BATCH, 7), state)
-    again, _ = model.step(np.full(BATCH, 3), state)
+    one, _ = model.prefill(np.full((BATCH, 1), 3), state)
+    model.prefill(np.full((BATCH, 1), 7), state)
+    again, _ = model.prefill(np.full((BATCH, 1), 3), state)
     assert np.array_equal(one.numpy(), again.numpy())
     assert all(np.array_equal(a, b) for a, b in zip(arrays(state), before, strict=True))
 
@@ -131,7 +130,7 @@ def test_positions_end_at_the_context(variant):
         model(tokens(CONTEXT + 1))
     _, state = model.prefill(tokens(CONTEXT), model.init_state(BATCH))
     with pytest.raises(ShapeError, match="12 \\+ 1 tokens do not fit"):
-        model.step(np.zeros(BATCH, np.intp), state)
+        model.prefill(np.zeros((BATCH, 1), np.intp), state)
 
 
 @every_variant
