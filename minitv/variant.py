@@ -36,8 +36,7 @@ class Variant:
 
     ``mixer(rng, model, options, layer, dtype)`` and ``channel(...)`` make the two halves of a block, ``block`` joins them,
     ``stack`` makes all layers of them, and ``model`` puts these between an embedding and a head.
-    ``tables(rng, model, vocab, dtype)`` draws the
-    embedding and a head that is not tied to it, where the paper has a rule for them.
+    ``tables(rng, model, vocab, dtype)`` draws the embedding and a head that is not tied to it, where the paper has a rule.
     """
 
     name: str

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from autograd import Tensor, gradients, no_grad, sum, tanh
 from autograd.random import Random
-from minitv import mixers
+from minitv import variants
 from minitv.blocks import FeedForward, Macaron, Parallel, PostNorm, PreNorm
 from minitv.errors import UserError
-from minitv.models.lm import LanguageModel
 from minitv.nn import Linear, Stateful
 from minitv.options import ModelOptions
 from minitv.stack import Reversible, Stack, cycle
@@ -22,18 +20,22 @@ from minitv.stack import Reversible, Stack, cycle
 MODEL = ModelOptions(context=12, layers=3, width=16, bias=True)
 VOCAB, BATCH = 11, 2
 BLOCKS = [PreNorm, PostNorm, Parallel, Macaron]
-every_variant = pytest.mark.parametrize("name", mixers.variants())
+every_variant = pytest.mark.parametrize("name", [name for name in variants.variants() if variants.load(name).causal])
 
 
 def record(name="transformer", **changes):
-    made = mixers.stand_in(name, MODEL)[0]
-    return SimpleNamespace(**{**vars(made), **changes})
+    return replace(variants.load(name), **changes)
+
+
+def wanted(name, model):
+    """The options with what the variant reads instead of learned positions."""
+    return replace(model, **{k: v for k, v in variants.load(name).overrides.items() if k in ("positions", "embed_norm")})
 
 
 def build(variant=None, model=MODEL, own=(), dtype=np.float64):
     """A language model whose weights are large enough that everything counts."""
     variant = variant or record()
-    made = LanguageModel(variant, model, mixers.options(variant.name)(**dict(own)), VOCAB, Random(0), dtype)
+    made = variant.build(model, variant.options(**dict(own)), VOCAB, Random(0), dtype)
     rng = np.random.default_rng(0)
     for name, parameter in made.named_parameters():
         noise = 0 if ".filters." in name else 0.3 * rng.normal(size=parameter.shape)
@@ -201,7 +203,7 @@ class Plain(Reversible):
 @every_variant
 def test_gradients_of_the_reversible_stack_are_those_of_the_tape(name):
     model = replace(MODEL, dropout=0.3)
-    found, expected = (build(record(name, stack=stack), mixers.stand_in(name, model)[1]) for stack in (Reversible, Plain))
+    found, expected = (build(record(name, stack=stack), wanted(name, model)) for stack in (Reversible, Plain))
     rng, x = Random(5), Tensor(np.random.default_rng(2).normal(size=(BATCH, 12, 16)), requires_grad=True)
     for source in (None, rng):
         results = []
@@ -216,7 +218,7 @@ def test_gradients_of_the_reversible_stack_are_those_of_the_tape(name):
 
 @every_variant
 def test_a_reversible_model_reads_in_parts(name):
-    check_prefill(build(record(name, stack=Reversible), mixers.stand_in(name, MODEL)[1]))
+    check_prefill(build(record(name, stack=Reversible), wanted(name, MODEL)))
 
 
 @pytest.mark.parametrize("block", [PreNorm, Parallel, Macaron])
@@ -242,7 +244,8 @@ def test_the_option_chooses_the_stack():
 def activations(stack, layers):
     """Bytes that a pass forward and backward needs at most, beside the weights and the gradients of one layer."""
     options = ModelOptions(context=256, layers=layers, width=32, dropout=0.1)
-    model = LanguageModel(record(stack=stack), options, mixers.options("transformer")(), VOCAB, Random(0))
+    variant = record(stack=stack)
+    model = variant.build(options, variant.options(), VOCAB, Random(0))
     x = Tensor(np.random.default_rng(0).normal(size=(8, 256, 32)).astype(np.float32), requires_grad=True)
 
     def run():
