@@ -1,11 +1,16 @@
-"""Building blocks with parameters: Module, Parameter, Linear, Embedding, norms and Dropout.
+"""Building blocks with parameters: Module, Parameter, Buffer, Linear, Embedding, norms and Dropout.
 
 A module has no training flag: randomness is an argument. ``module(x, rng)`` drops values, ``module(x)`` does not.
+
+A training step begins with ``model.begin_step(step, rng)``, which draws random buffers anew. What modules count while they run,
+for running statistics, is collected by ``Statistics``, which changes buffers once a step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -19,7 +24,6 @@ from autograd import (
     layer_norm,
     linear,
     relu_squared,
-    reshape,
     rms_norm,
     silu,
     to_numpy,
@@ -27,6 +31,7 @@ from autograd import (
 from autograd.device import move, namespace
 from autograd.errors import ShapeError
 from autograd.random import Random
+from autograd.reversible import replaying
 
 M = TypeVar("M", bound="Module")
 
@@ -42,61 +47,176 @@ class Parameter(Tensor):
         super().__init__(data, dtype=dtype, requires_grad=True)
 
 
+class Buffer(Tensor):
+    """An array that a module computes with: moved, saved and restored like a parameter, and not optimised.
+
+    ``saved=False`` is for what follows from the options alone, such as a table: it is not in checkpoints.
+    """
+
+    __slots__ = ("saved",)
+
+    def __init__(self, data, *, dtype=None, saved: bool = True):
+        super().__init__(data, dtype=dtype)
+        self.saved = saved
+
+    def __deepcopy__(self, memo) -> Buffer:
+        copy = memo[id(self)] = Buffer(self.data, saved=self.saved)
+        return copy
+
+    def __reduce__(self):
+        return _buffer, (self.data, self.saved)
+
+
+def _buffer(data, saved: bool) -> Buffer:
+    return Buffer(data, saved=saved)
+
+
 class Module:
-    """A part of a network: its parameters and modules are its attributes (lists of modules included)."""
+    """A part of a network: its parameters, buffers and modules are its attributes (lists of modules included)."""
 
-    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Every distinct parameter once, with its dotted name, in the order of declaration; tied ones come once."""
-        seen: set[int] = set()
-        for name, parameter in self._walk(prefix):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield name, parameter
+        return ((name, array) for name, array in self._arrays() if isinstance(array, Parameter))
 
-    def _walk(self, prefix: str) -> Iterator[tuple[str, Parameter]]:
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """The same of buffers."""
+        return ((name, array) for name, array in self._arrays() if isinstance(array, Buffer))
+
+    def modules(self) -> Iterator[Module]:
+        """The module and all inside it, each once, in the order of declaration."""
+        return (value for _, value in self._walk() if isinstance(value, Module))
+
+    def members(self) -> Iterator[tuple[str, Any]]:
+        """Names and values in which parameters, buffers and modules are looked for."""
         for name, value in vars(self).items():
-            if isinstance(value, Parameter):
-                yield prefix + name, value
-            elif isinstance(value, Module):
-                yield from value._walk(f"{prefix}{name}.")
-            elif isinstance(value, list | tuple):
-                for i, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield from item._walk(f"{prefix}{name}.{i}.")
+            if isinstance(value, list | tuple):
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Module))
+            else:
+                yield name, value
+
+    def _walk(self) -> Iterator[tuple[str, Module | Parameter | Buffer]]:
+        seen: set[int] = set()
+
+        def visit(name: str, value: Any):
+            if isinstance(value, Module | Parameter | Buffer) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+                if isinstance(value, Module):
+                    for inner, member in value.members():
+                        yield from visit(f"{name}.{inner}" if name else inner, member)
+
+        return visit("", self)
+
+    def _arrays(self, saved: bool = False) -> Iterator[tuple[str, Parameter | Buffer]]:
+        """All parameters and buffers, or those that are saved."""
+        for name, value in self._walk():
+            if not isinstance(value, Module) and not (saved and isinstance(value, Buffer) and not value.saved):
+                yield name, value
 
     def parameters(self) -> list[Parameter]:
         """Every distinct parameter once."""
         return [p for _, p in self.named_parameters()]
 
     def state(self) -> dict[str, np.ndarray]:
-        """Copies of all parameters by name, as NumPy arrays."""
-        return {name: np.array(to_numpy(p.data)) for name, p in self.named_parameters()}
+        """Copies of all parameters and saved buffers by name, as NumPy arrays."""
+        return {name: np.array(to_numpy(array.data)) for name, array in self._arrays(saved=True)}
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Overwrite all parameters in place; names and shapes must match exactly (ShapeError lists what does not)."""
-        own = dict(self.named_parameters())
+        """Overwrite all that ``state`` gives in place; names and shapes must match exactly (ShapeError lists what does not)."""
+        own = dict(self._arrays(saved=True))
         wrong = [f"{n} is missing" for n in own if n not in arrays]
         wrong += [f"{n} is unknown" for n in arrays if n not in own]
         wrong += [f"{n} has shape {arrays[n].shape}, expected {p.shape}" for n, p in own.items()
                   if n in arrays and arrays[n].shape != p.shape]
         if wrong:
             raise ShapeError("load: " + "; ".join(wrong))
-        for name, parameter in own.items():
-            parameter.assign_(arrays[name].astype(parameter.dtype, copy=False))
+        for name, array in own.items():
+            array.assign_(arrays[name].astype(array.dtype, copy=False))
 
     def to(self: M, device: str) -> M:
-        """Move all parameters to "cpu", "cuda" (the current card) or "cuda:1", forget their gradients, and return the module.
+        """Move all arrays to "cpu", "cuda" (the current card) or "cuda:1", forget gradients, and return the module.
 
         An optimiser made before holds on to the old ones.
         """
-        for parameter in self.parameters():
-            parameter.data, parameter.grad = move(parameter.data, device), None
+        for _, array in self._arrays():
+            array.data, array.grad = move(array.data, device), None
         return self
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for parameter in self.parameters():
             parameter.grad = None
+
+    def redraw(self, step: int, rng: Random) -> None:
+        """Called before every training step: a module with random buffers may draw them anew by ``rng``, which is its own.
+
+        Between two draws the buffers keep their values, also in a checkpoint.
+        """
+
+    def begin_step(self, step: int, rng: Random) -> None:
+        """``redraw`` of the module and of all inside it, each with a random source that depends on the step and its place."""
+        for i, module in enumerate(self.modules()):
+            if type(module).redraw is not Module.redraw:
+                module.redraw(step, rng.split(step, i))
+
+    def add_statistics(self, *sums) -> None:
+        """Called once after a training step in which the module called ``gather``, with the totals of the whole step."""
+        raise NotImplementedError(f"{type(self).__name__} gathers statistics and does not say what becomes of them")
+
+
+_gathering: ContextVar[dict[Module, tuple] | None] = ContextVar("the sums of this micro-batch", default=None)
+
+
+class Statistics:
+    """What modules count over a training step, the same for one worker and for many.
+
+        statistics = Statistics()
+        with statistics.part(i):      # micro-batch i, in any thread: its forward and its backward pass
+            ...
+        statistics.apply()            # once, after the update
+
+    In its call a module gives sums over a micro-batch to ``gather``; ``apply`` adds them up in the order of micro-batches, and
+    gives each module its totals by ``add_statistics``. So buffers stay as they are while a step goes on, and how the step was
+    divided changes rounding only.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[int, dict[Module, tuple]] = {}
+
+    @contextmanager
+    def part(self, index: int) -> Iterator[None]:
+        """Gather what modules count inside as that of micro-batch ``index``."""
+        self._parts[index] = {}
+        token = _gathering.set(self._parts[index])
+        try:
+            yield
+        finally:
+            _gathering.reset(token)
+
+    def apply(self) -> None:
+        """Give each module the sums of the step."""
+        totals: dict[Module, tuple] = {}
+        for _, sums in sorted(self._parts.items()):
+            for module, values in sums.items():
+                _add(totals, module, values)
+        self._parts.clear()
+        for module, values in totals.items():
+            module.add_statistics(*values)
+
+
+def gather(module: Module, *sums) -> None:
+    """Count numbers or arrays for ``module.add_statistics``: sums over the micro-batch that is trained on.
+
+    Outside a training step nothing is counted, nor when a reversible stack computes a layer again.
+    """
+    gathered = _gathering.get()
+    if gathered is not None and not replaying():
+        _add(gathered, module, sums)
+
+
+def _add(totals: dict[Module, tuple], module: Module, values: tuple) -> None:
+    before = totals.get(module)
+    totals[module] = values if before is None else tuple(a + b for a, b in zip(before, values, strict=True))
 
 
 def normal(rng: Random, shape: tuple[int, ...], std: float, dtype) -> Parameter:
@@ -110,14 +230,21 @@ def uniform(rng: Random, shape: tuple[int, ...], bound: float, dtype) -> Paramet
 
 
 class Stateful(Module):
-    """A module that can read a sequence in parts: ``prefill(x[B T D], state)`` gives y[B T D] and the state after it."""
+    """What stands in a block: a mixer of positions or of channels, x[B T D] -> y[B T D] by ``module(x, rng)``.
 
-    bounded: ClassVar[bool] = False  # whether sequences end at the model's context
+    A causal one can also read a sequence in parts: ``init_state(batch)`` is the state before it, and ``prefill(x, state)``
+    gives y[B T D] of a segment and the state after it. States are values. Prefill over any split is the call; a step of
+    writing is a prefill of one position. Constructors are ``(rng, model, options, layer, dtype)``.
+    """
 
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """One position: x[B D], state -> y[B D], the state after it."""
-        y, state = self.prefill(reshape(x, (x.shape[0], 1, x.shape[1])), state)
-        return reshape(y, x.shape), state
+    bounded: ClassVar[bool] = False  # whether it reads no further than the context
+    shared: ClassVar[bool] = False  # whether all layers have one object in common
+    without_rope: ClassVar[str | None] = "it has no products of queries and keys"  # why not; None: the model may ask for it
+
+    @classmethod
+    def of_layer(cls, options, layer: int) -> type[Stateful] | None:
+        """The class in a layer, where not all layers are alike; None: the layer has none."""
+        return cls
 
     def constant(self, value: float, *shape: int) -> Tensor:
         """An array for a state, of the parameters' dtype and where they lie."""

@@ -26,11 +26,16 @@ class ModelOptions:
     )
     norm: str = option("layer_norm", "normalisation", choices=("layer_norm", "rms_norm"))
     positions: str = option(
-        "learned", "what tells the model where a token stands: a learned vector for each position, or nothing",
-        choices=("learned", "none"), newer=True,
+        "learned", "what tells the model where a token stands: a learned vector for each position, a vector of sines, queries "
+        "and keys that are turned by their position (rope), or nothing",
+        choices=("learned", "sinusoidal", "rope", "none"), newer=True,
     )
     embed_norm: bool = option(False, "the embedding is normalised before the first block", newer=True)
     bias: bool = option(False, "biases in linear layers and norms")
+    stack: str | None = option(
+        None, "how x passes through the layers: residual adds to it; reversible trains in the memory of one layer, and "
+        "computes every layer twice; none = as the variant has it", choices=("residual", "reversible"), newer=True,
+    )
     tied: bool = option(True, "the output layer is the embedding, transposed: one matrix for both")
     dropout: float = option(0.0, "probability that a value is dropped while training", low=0, below=1)
     init_std: float | None = option(

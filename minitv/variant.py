@@ -10,7 +10,7 @@ import numpy as np
 
 from autograd.random import Random
 
-from . import blocks, nn
+from . import blocks, nn, stack
 from .models.lm import LanguageModel
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class Page:
 class Variant:
     """One variant of the Transformer: what it is made of, its options, and what a reader of its paper wants to know.
 
-    ``mixer(rng, model, options, layer, dtype)`` and ``channel(...)`` make the two halves of a block, ``block`` joins them, and
-    ``model`` puts the layers between an embedding and a head. ``tables(rng, model, vocab, dtype)`` draws the
-    embedding and a head that is not tied to it, where the paper has a rule for them.
+    ``mixer(rng, model, options, layer, dtype)`` and ``channel(...)`` make the two halves of a block, ``block`` joins them,
+    ``stack`` makes all layers of them, and ``model`` puts these between an embedding and a head.
+    ``tables(rng, model, vocab, dtype)`` draws the embedding and a head that is not tied to it, where the paper has a rule.
     """
 
     name: str
@@ -45,8 +45,9 @@ class Variant:
     mixer: type[nn.Stateful]
     options: type  # the dataclass of the variant's own options
     page: Page
-    channel: type[nn.Module] = blocks.FeedForward
-    block: type[nn.Module] = blocks.PreNorm
+    channel: type[nn.Stateful] | None = blocks.FeedForward
+    block: type[blocks.Block] = blocks.PreNorm
+    stack: type[stack.Stack] = stack.Stack
     model: type[nn.Module] = LanguageModel
     tables: Callable[..., tuple[nn.Parameter, nn.Parameter]] | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)  # defaults of shared options, where the paper has others

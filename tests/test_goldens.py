@@ -223,8 +223,8 @@ def test_the_transformer_equals_gpt2_token_by_token(dtype):
         logits, state = model.prefill(ids[:, :4], model.init_state(len(ids)))
         close(logits.numpy(), expected[:, :4], dtype, "logits of the first tokens")
         for t in range(4, ids.shape[1]):
-            logits, state = model.step(ids[:, t], state)
-            close(logits.numpy(), expected[:, t], dtype, f"logits at position {t}")
+            logits, state = model.prefill(ids[:, t : t + 1], state)
+            close(logits.numpy()[:, 0], expected[:, t], dtype, f"logits at position {t}")
 
 
 # -- RetNet ------------------------------------------------------------------------------------------------------------
@@ -244,8 +244,8 @@ def test_retnet_token_by_token_equals_torchscale(dtype):
     state = model.init_state(len(ids))
     with no_grad():
         for t in range(ids.shape[1]):
-            logits, state = model.step(ids[:, t], state)
-            close(logits.numpy(), golden["logits_recurrent"][:, t], dtype, f"logits at position {t}")
+            logits, state = model.prefill(ids[:, t : t + 1], state)
+            close(logits.numpy()[:, 0], golden["logits_recurrent"][:, t], dtype, f"logits at position {t}")
     close(model(ids).numpy(), golden["logits_recurrent"], dtype, "logits of all positions at once")
 
 
@@ -284,8 +284,8 @@ def test_the_state_of_rwkv_equals_transformers(dtype):
         close(logits.numpy(), golden["logits"][:, :4], dtype, "logits of the first tokens")
         verify_states(state, golden.below("state/"), dtype)
         for t in range(4, ids.shape[1]):
-            logits, state = model.step(ids[:, t], state)
-            close(logits.numpy(), golden["logits"][:, t], dtype, f"logits at position {t}")
+            logits, state = model.prefill(ids[:, t : t + 1], state)
+            close(logits.numpy()[:, 0], golden["logits"][:, t], dtype, f"logits at position {t}")
 
 
 def test_rwkv_equals_the_package_of_its_author():
@@ -353,8 +353,8 @@ def test_hyena_position_by_position_equals_torch(case, dtype):
     with no_grad():
         state = mixer.init_state(len(x))
         for t in range(x.shape[1]):
-            y, state = mixer.step(Tensor(x[:, t]), state)
-            close(y.numpy(), expected[:, t], dtype, f"output at position {t}")
+            y, state = mixer.prefill(Tensor(x[:, t : t + 1]), state)
+            close(y.numpy()[:, 0], expected[:, t], dtype, f"output at position {t}")
 
 
 # -- AdamW -------------------------------------------------------------------------------------------------------------

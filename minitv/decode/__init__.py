@@ -1,7 +1,7 @@
 """Decoder: a model that reads token after token, in two kernel calls a layer.
 
 A token needs each weight once, in a few small products: a step through the operators spends ten times as long in Python as
-it does on arithmetic. The model's own ``step`` defines what the kernels compute, and takes their place where there are none.
+it does on arithmetic. The model's own ``prefill`` defines what the kernels compute, and takes their place where there are none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from autograd.errors import DomainError, ShapeError
 
 from ..blocks import PreNorm
 from ..models.lm import LanguageModel
+from ..stack import Stack
 from . import cpu
 from .halves import HALVES, Head, normed
 
@@ -45,8 +46,8 @@ class Decoder:
 
     def step(self, token: int) -> np.ndarray:
         with no_grad():
-            logits, self._state = self.model.step(np.array([token], np.intp), self._state)
-        return to_numpy(logits.data[0])
+            logits, self._state = self.model.prefill(np.array([[token]], np.intp), self._state)
+        return to_numpy(logits.data[0, 0])
 
 
 class FusedDecoder(Decoder):
@@ -64,7 +65,8 @@ class FusedDecoder(Decoder):
     @staticmethod
     def reads(model: LanguageModel) -> bool:
         """Whether the model is made of what kernels know, and they can be compiled."""
-        return (all(type(b) is PreNorm and type(b.mixer) in HALVES and type(b.ffn) in HALVES for b in model.blocks)
+        return (type(model.blocks) is Stack and model.encoding in ("learned", "none")
+                and all(type(b) is PreNorm and type(b.mixer) in HALVES and type(b.ffn) in HALVES for b in model.blocks)
                 and not is_cupy(model.embed.weight.data) and not unavailable())
 
     @property

@@ -138,7 +138,8 @@ class Retention(Half):
         values, size = len(module.v.weight), self._state[0].shape[2]
         linears = [array for part in (module.qk, module.v, module.gate, module.out) for array in affine(part)]
         self._given = (*self.norm, *linears, np.array(module.rotation["angles"]), module.rotation["pairing"] == "adjacent",
-                       self.dtype.type(module.scale), module.decay, NORMALIZATIONS.index(module.normalization), *self._state,
+                       self.dtype.type(module.scale), module.decay.data, NORMALIZATIONS.index(module.normalization),
+                       *self._state,
                        np.stack([np.ones(size, self.dtype), np.zeros(size, self.dtype)]), retnet.EPS,
                        module.head_norm == "layer_norm", self.memory(3 * self.width, 3 * values))
 

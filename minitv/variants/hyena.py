@@ -24,12 +24,11 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from autograd import Tensor, causal_conv1d, concat, getitem, sin, split
-from autograd.device import beside, location
 from autograd.errors import ShapeError
 from autograd.random import Random
 
 from ..config import check, option
-from ..nn import Dropout, Linear, Module, Parameter, Stateful, normal
+from ..nn import Buffer, Dropout, Linear, Module, Parameter, Stateful, normal
 from ..ops import long_conv
 from ..ops.long_conv import online
 from ..options import ModelOptions
@@ -91,29 +90,21 @@ class Filters(Module):
         decay = np.linspace(slow, fast, count * width)
         if options.window_order == "channels":
             decay = decay.reshape(width, count).T.reshape(-1)
-        window = (np.exp(-time * decay) + options.window_shift).astype(dtype) if options.window else None
-        self._tables = {"cpu": (features, window)}
+        self.table = Buffer(features, saved=False)  # [T F]
+        window = np.exp(-time * decay) + options.window_shift
+        self.window = Buffer(window.astype(dtype), saved=False) if options.window else None  # [T count·D]
 
     def __call__(self, length: int) -> tuple[Tensor, ...]:
-        features, window = self._constants()
-        x = Tensor.wrap(features[:length])
+        x = Tensor.wrap(self.table.data[:length])
         if self._features_lr:
-            learned = self.features if length == len(features) else self.features[:length]
+            learned = self.features if length == len(self.table.data) else self.features[:length]
             x = x + learned * self._features_lr
         for layer in self.layers:
             x = sin(layer(x) * self.frequency)
         filters = self.out(x)
-        if window is not None:
-            filters = filters * Tensor.wrap(window[:length])
+        if self.window is not None:
+            filters = filters * Tensor.wrap(self.window.data[:length])
         return split(filters, sizes=self.count) if self.count > 1 else (filters,)
-
-    def _constants(self):
-        """Features and window where the weights lie."""
-        weight = self.out.weight.data
-        where = location(weight)
-        if where not in self._tables:
-            self._tables[where] = tuple(a if a is None else beside(a, weight) for a in self._tables["cpu"])
-        return self._tables[where]
 
 
 class Hyena(Stateful):

@@ -21,13 +21,12 @@ from typing import NamedTuple
 import numpy as np
 
 from autograd import Tensor, group_norm, reshape, rms_norm
-from autograd.device import namespace
 from autograd.random import Random
 
 from .. import blocks
 from ..config import check, option
 from ..errors import UserError
-from ..nn import ACTIVATIONS, Dropout, Linear, Stateful
+from ..nn import ACTIVATIONS, Buffer, Dropout, Linear, Stateful
 from ..ops import gated, merge_heads, retention, rope, split_heads
 from ..ops.retention import NORMALIZATIONS
 from ..ops.rope import rope_angles
@@ -106,6 +105,8 @@ class FeedForward(blocks.FeedForward):
 class Retention(Stateful):
     """x[B T D] -> y[B T D] by retention; state size B H (K V + K + 1) with K = D/H and V = value_width D/H."""
 
+    without_rope = "it turns them already, by the angles that --rotation names"
+
     def __init__(self, rng: Random, model: ModelOptions, options: RetNetOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
         values = round(options.value_width * width)
@@ -131,7 +132,7 @@ class Retention(Stateful):
         rates = 2.0 ** (-5 - np.arange(self.heads))
         if options.decay == "range":
             rates = np.exp(np.linspace(math.log(1 / 32), math.log(1 / 512), self.heads))
-        self.decay = (1 - rates).astype(dtype)
+        self.decay = Buffer((1 - rates).astype(dtype), saved=False)  # [H]
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         return self.dropout(self._run(x, None, None, None, 0)[0], rng)
@@ -149,8 +150,7 @@ class Retention(Stateful):
         (v,) = split_heads(self.v(x), heads=self.heads)
         q = rope(q, start=position, **self.rotation)
         k = rope(k, start=position, scale=self.scale, **self.rotation)
-        decay = namespace(x.data).asarray(self.decay)
-        y, S, z, n = retention(q, k, v, decay, S, z, n, normalization=self.normalization)
+        y, S, z, n = retention(q, k, v, self.decay, S, z, n, normalization=self.normalization)
         y = gated(self._norm(merge_heads([y])), self.gate(x), function="swish")
         return self.out(y), State(S, z, n, position + x.shape[1])
 

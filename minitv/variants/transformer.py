@@ -21,7 +21,8 @@ from autograd.random import Random
 from ..config import check, option
 from ..errors import UserError
 from ..nn import Dropout, Linear, Stateful
-from ..ops import attention, merge_heads, split_heads
+from ..ops import attention, merge_heads, rope, split_heads
+from ..ops.rope import rope_angles
 from ..options import ModelOptions
 from ..variant import Page, Variant
 
@@ -43,19 +44,31 @@ class State(NamedTuple):
 
 
 class Attention(Stateful):
-    """x[B T D] -> y[B T D] by causal attention; state size 2 B T D, growing with the sequence."""
+    """x[B T D] -> y[B T D] by causal attention; state size 2 B T D, growing with the sequence.
+
+    With ``--positions rope`` q and k are turned by their position (Su et al. 2021, arXiv 2104.09864), and the cache holds
+    turned keys.
+    """
+
+    without_rope = None
 
     def __init__(self, rng: Random, model: ModelOptions, options: TransformerOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
         if width % self.heads:
             raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
+        self.angles = None
+        if model.positions == "rope":
+            if width // self.heads % 2:
+                raise UserError(f"--positions rope: it turns pairs of channels, and {self.heads} heads of the width {width} "
+                                f"have {width // self.heads} channels each, allowed: an even number")
+            self.angles = rope_angles(width // self.heads)
         std = model.init_std
         self.qkv = Linear(rng.split(0), width, 3 * width, std=std, bias=model.bias, dtype=dtype)
         self.out = Linear(rng.split(1), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
+        q, k, v = self._heads(x, 0)
         if rng is None or not self.dropout.p:
             return self.out(merge_heads([attention(q, k, v)]))
         y = attention(q, k, v, dropout=self.dropout.p, seed=rng.split(0).seed)
@@ -66,9 +79,16 @@ class Attention(Stateful):
         return State(empty, empty)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
+        q, k, v = self._heads(x, state.keys.shape[2])
         state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))
         return self.out(merge_heads([attention(q, *state)])), state
+
+    def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v [B H T head_dim] of positions from ``start`` on."""
+        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
+        if self.angles is None:
+            return q, k, v
+        return rope(q, angles=self.angles, start=start), rope(k, angles=self.angles, start=start), v
 
 
 TRANSFORMER = Variant(

@@ -684,7 +684,7 @@ def test_every_variant_on_a_gpu_is_that_of_the_cpu(variant, cupy):
         loss.backward()
         logits, state = model.prefill(inputs[:, :3], model.init_state(len(inputs)))
         for t in range(3, 6):
-            logits, state = model.step(inputs[:, t], state)
+            logits, state = model.prefill(inputs[:, t : t + 1], state)
         slopes = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
         return loss.numpy(), logits.numpy(), slopes
 

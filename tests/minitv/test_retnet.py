@@ -40,8 +40,8 @@ def test_every_option_agrees_in_chunks_and_in_steps(options):
             logits, state = model.prefill(part, state)
             parts.append(logits.numpy())
         for t in range(140, 150):
-            logits, state = model.step(ids[:, t], state)
-            parts.append(logits.numpy()[:, None])
+            logits, state = model.prefill(ids[:, t : t + 1], state)
+            parts.append(logits.numpy())
     assert_close(np.concatenate(parts, axis=1), expected, terms=10_000)
 
 
@@ -58,7 +58,7 @@ def test_on_a_gpu_the_model_is_the_same(options):
         loss.backward()
         with no_grad():
             _, state = model.prefill(put(ids[:, :66]), model.init_state(2))
-            logits, _ = model.step(put(ids[:, 66]), state)
+            logits, _ = model.prefill(put(ids[:, 66:67]), state)
         return [loss.numpy(), logits.numpy(), *(p.grad.numpy() for p in model.parameters())]
 
     expected = run(np.asarray, "cpu")
@@ -69,8 +69,9 @@ def test_on_a_gpu_the_model_is_the_same(options):
 
 
 def test_both_schedules_of_decays():
-    powers, between = (Mixer(Random(0), ModelOptions(width=48), RetNetOptions(heads=3, decay=kind), dtype=np.float64).decay
-                       for kind in ("powers", "range"))
+    mixers = (Mixer(Random(0), ModelOptions(width=48), RetNetOptions(heads=3, decay=kind), dtype=np.float64)
+              for kind in ("powers", "range"))
+    powers, between = (mixer.decay.numpy() for mixer in mixers)
     assert_close(powers, np.array([31 / 32, 63 / 64, 127 / 128]))
     assert_close(between, 1 - 1 / np.array([32, 128, 512]))
 
