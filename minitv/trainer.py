@@ -28,7 +28,8 @@ from autograd.cuda.blas import allow_tf32
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
 
-from .experiment import DROPOUT, Experiment
+from .experiment import BUFFERS, DROPOUT, Experiment
+from .nn import Statistics
 from .optim import AdamW, cosine
 from .task import Batch, Task
 
@@ -58,6 +59,7 @@ class Trainer:
         self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
                                clip=run.clip, buffers=self.workers + (self.workers > 1))
         self.grad_norm = self.lr = math.nan
+        self._redrawn = Random(run.seed).split(BUFFERS)
         self._dropout = Random(run.seed).split(DROPOUT) if experiment.model.dropout else None
         self._blas = blas_threads(1)
         self._blas.__enter__()
@@ -75,13 +77,15 @@ class Trainer:
         slices = self._slices(batch)
         buffers, counter = self.optimizer.buffers, itertools.count()
         losses, counts = [math.nan] * len(slices), [0] * len(slices)
-        written = [threading.Event() for _ in slices]
+        written, statistics = [threading.Event() for _ in slices], Statistics()
+        self.model.begin_step(step, self._redrawn)
 
         def work(worker: int) -> None:
             while (i := next(counter)) < len(slices):
                 try:
                     before = written[i - len(buffers)] if i >= len(buffers) else None
-                    losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffers[i % len(buffers)], before)
+                    with statistics.part(i):
+                        losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffers[i % len(buffers)], before)
                 finally:
                     written[i].set()
 
@@ -91,6 +95,7 @@ class Trainer:
         self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
         self.grad_norm = (self.optimizer.update(self.lr, squares, self._map, self.workers, count=max(count, 1))
                           if math.isfinite(loss) else math.nan)
+        statistics.apply()
         return loss / max(count, 1)
 
     def evaluate(self, batch: Batch) -> np.ndarray:

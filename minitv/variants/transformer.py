@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from autograd.random import Random
 
 from ..config import check, option
 from ..errors import UserError
+from ..models.encoder import Encoder
 from ..nn import Dropout, Linear, Stateful
 from ..ops import attention, merge_heads, rope, split_heads
 from ..ops.rope import rope_angles
@@ -51,6 +52,7 @@ class Attention(Stateful):
     """
 
     without_rope = None
+    causal: ClassVar[bool] = True  # whether a position sees the past alone
 
     def __init__(self, rng: Random, model: ModelOptions, options: TransformerOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
@@ -70,8 +72,8 @@ class Attention(Stateful):
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         q, k, v = self._heads(x, 0)
         if rng is None or not self.dropout.p:
-            return self.out(merge_heads([attention(q, k, v)]))
-        y = attention(q, k, v, dropout=self.dropout.p, seed=rng.split(0).seed)
+            return self.out(merge_heads([attention(q, k, v, causal=self.causal)]))
+        y = attention(q, k, v, causal=self.causal, dropout=self.dropout.p, seed=rng.split(0).seed)
         return self.dropout(self.out(merge_heads([y])), rng.split(1))
 
     def init_state(self, batch: int) -> State:
@@ -89,6 +91,12 @@ class Attention(Stateful):
         if self.angles is None:
             return q, k, v
         return rope(q, angles=self.angles, start=start), rope(k, angles=self.angles, start=start), v
+
+
+class Bidirectional(Attention):
+    """x[B T D] -> y[B T D] by attention to all positions; there is no state, every output depends on the whole sequence."""
+
+    causal = False
 
 
 TRANSFORMER = Variant(
@@ -111,5 +119,27 @@ TRANSFORMER = Variant(
         ),
         review="its time is given as O(T log T d), which is wrong: O(T² d); the space is right for the form that stores all "
                "scores",
+    ),
+)
+
+ENCODER = Variant(
+    name="encoder",
+    summary="Multi-head attention in both directions, as in BERT",
+    paper="Devlin et al. 2018, arXiv 1810.04805; Vaswani et al. 2017, arXiv 1706.03762",
+    mixer=Bidirectional,
+    options=TransformerOptions,
+    model=Encoder,
+    page=Page(
+        formula="y_i = Σ_j softmax_j(q_i · k_j / √head_dim) v_j in every head, over all positions j; "
+                "q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",
+        cost="O(T² D) time and, without ever storing the T × T scores, O(T D) memory",
+        state="none: it sees a whole sequence at once, and does not write",
+        operators=("attention",),
+        golden="PyTorch's scaled_dot_product_attention without a mask",
+        discrepancies=(
+            "BERT normalises after each sum and adds two sentences and a second objective; here the blocks are the Transformer's, "
+            "and the objective is that of masked tokens alone",
+        ),
+        review="it does not speak of encoders",
     ),
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from minitv.mixers.transformer import TransformerOptions
+from minitv.train import Trainer
 
 import autograd as ag
 from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, use
@@ -40,7 +41,6 @@ from minitv.models.lm import LanguageModel
 from minitv.ops import attention
 from minitv.optim import AdamW
 from minitv.options import ModelOptions, TrainOptions
-from minitv.train import Trainer
 from tests.autograd import emulator, fake_cupy, nvrtc
 from tests.autograd.operator_checks import awkward_calls, marks
 from tests.conftest import operators
