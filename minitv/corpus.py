@@ -78,12 +78,13 @@ class Corpus:
 
 
 def open_corpus(data: str = "", val_data: str | None = None, tokenizer: str = "char", encoding: str = "utf-8", *,
-                context: int = 1, saved: CharTokenizer | ByteTokenizer | None = None,
+                context: int = 1, saved: CharTokenizer | ByteTokenizer | None = None, expected: str | None = None,
                 tell: Callable[[str], Any] | None = None) -> Corpus:
     """Read a text and make its ids; UserError when it cannot be read or a part is shorter than context + 1 tokens.
 
     ``data`` and ``val_data`` are sources as in ``Reader.open``. ``saved`` is the tokenizer of a checkpoint and comes before
-    the name ``tokenizer``. ``tell`` is called with sentences for the user, and prints them on stderr by default.
+    the name ``tokenizer``; ``expected`` is the ``sha256`` that the text must have. ``tell`` is called with sentences for the
+    user, and prints them on stderr by default.
     """
     tell = tell or _note
     kind = type(saved) if saved else TOKENIZERS[tokenizer]
@@ -108,6 +109,9 @@ def open_corpus(data: str = "", val_data: str | None = None, tokenizer: str = "c
         parts = [_Part(document, tokens, tokens) for document, tokens in texts[0].measured(kind)]
         parts += [_Part(document, tokens, 0) for document, tokens in texts[1].measured(kind)]
         of_training, of_held_out = "all of --data", "all of --val-data"
+    if expected not in (None, sha256):
+        raise UserError(f"{description} is not the text this run began with; give that one with --data"
+                        + " and --val-data" * (val_data is not None))
     size = sum(text.size for text in texts)
     kept = Kept(tell) if size >= SMALL else None
 
