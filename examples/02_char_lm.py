@@ -2,7 +2,7 @@
 
     python examples/02_char_lm.py [STEPS]
 
-The text is the source of Python's standard library; any string will do.
+The text is the source of Python's standard library; open_corpus reads any file or folder.
 """
 
 import math
@@ -12,23 +12,21 @@ from minitv.mixers.transformer import TransformerOptions
 
 from autograd import Random, no_grad
 from autograd.cpu.process import blas_threads
-from minitv.data import Batches, load_text, split, windows
+from minitv.corpus import open_corpus
+from minitv.data import Batches, windows
 from minitv.models.lm import LanguageModel
-from minitv.ngram import ngram_bpc
 from minitv.optim import AdamW, cosine
 from minitv.options import ModelOptions
 from minitv.sample import generate
-from minitv.tokenizer import CharTokenizer
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-text = load_text().text
-tokenizer = CharTokenizer.train(text)
 options = ModelOptions(context=64, layers=2, width=128)
-training, held_out = split(tokenizer.encode(text), options.context)
+corpus = open_corpus(context=options.context)
+tokenizer = corpus.tokenizer
 
 model = LanguageModel("transformer", options, TransformerOptions(heads=4), tokenizer.vocab, Random(0))
 optimizer = AdamW(model, weight_decay=0.1, clip=1.0)
-batches = Batches(training, batch=16, context=options.context, seed=1)
+batches = Batches(corpus.training, batch=16, context=options.context, seed=1)
 
 with blas_threads(1):  # these products are too small to share between cores
     for step in range(steps):
@@ -41,9 +39,9 @@ with blas_threads(1):  # these products are too small to share between cores
             print(f"step {step + 1:4}  loss {loss.item():.3f} nats  {bits:.3f} bits  gradient {norm:.2f}")
 
 with no_grad():
-    bits = model.loss(*windows(held_out, options.context, 20_000)).item() / math.log(2)
+    bits = model.loss(*windows(corpus.held_out, options.context, 20_000)).item() / math.log(2)
 print(f"held out: {bits:.3f} bits per character")
-for order, baseline in enumerate(ngram_bpc(training, held_out, tokenizer.vocab)[:4]):
+for order, baseline in enumerate(corpus.baselines[:4]):
     print(f"  n-gram of order {order}: {baseline:.3f}")
 
 prompt = tokenizer.encode("    def ")

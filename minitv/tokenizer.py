@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+    from .sources import Document
 
 SHOWN = 80  # an error names at most this many known characters
 
@@ -32,15 +35,28 @@ class CharTokenizer:
         """The tokenizer of the characters that occur in a text."""
         return cls("".join(sorted(set(text))))
 
-    def encode(self, text: str) -> np.ndarray:
-        """Ids [len(text)] of a text; UserError names the first character that is not in the alphabet."""
+    def encode(self, text: str, before: int = 0) -> np.ndarray:
+        """Ids [len(text)] of a text; UserError names the first character that is not in the alphabet.
+
+        ``before`` characters precede the text and count in the offset that the error names.
+        """
         ids = self._ids[np.minimum(_code_points(text), len(self._ids) - 1)]
         if ids.size and ids.min() < 0:
             offset = int(np.argmax(ids < 0))
             more = "" if self.vocab <= SHOWN else f" and {self.vocab - SHOWN} more"
-            raise UserError(f"the character {_name(text[offset])} at offset {offset} is unknown: this model knows "
+            raise UserError(f"the character {_name(text[offset])} at offset {before + offset} is unknown: this model knows "
                             f"{self.vocab} characters: {self.characters[:SHOWN]!r}{more}")
         return ids
+
+    def read(self, document: Document) -> Iterator[np.ndarray]:
+        """The ids of a document, block by block."""
+        done = 0
+        for text in document.texts():
+            try:
+                yield self.encode(text, done)
+            except UserError as error:
+                raise UserError(f"{document.where}: {error}") from None
+            done += len(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids."""
@@ -64,7 +80,7 @@ class CharTokenizer:
 
 
 class ByteTokenizer:
-    """The 256 bytes: any text can be encoded; malformed UTF-8 decodes to U+FFFD."""
+    """The 256 bytes: any text can be encoded, and any file; malformed UTF-8 decodes to U+FFFD."""
 
     kind = "byte"
     vocab = 256
@@ -83,13 +99,18 @@ class ByteTokenizer:
                             "which UTF-8 cannot hold: every other character is allowed") from None
         return np.frombuffer(data, np.uint8).astype(np.intp)
 
+    def read(self, document: Document) -> Iterator[np.ndarray]:
+        """The bytes of a document, block by block, text or not."""
+        for block in document.blocks():
+            yield np.frombuffer(block, np.uint8)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids."""
         return _checked(ids, self.vocab).astype(np.uint8).tobytes().decode(errors="replace")
 
     def characters_in(self, ids: np.ndarray) -> int:
         """How many characters the ids spell: the bytes that do not continue one."""
-        return int(((ids & 0xC0) != 0x80).sum())
+        return int(np.count_nonzero((ids & 0xC0) != 0x80))
 
     def decoder(self) -> _ByteDecoder:
         """An object whose ``feed(id)`` returns the text that the id completes, "" inside a character.

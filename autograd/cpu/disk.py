@@ -16,7 +16,6 @@ import os
 import pickle
 import platform
 import re
-import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,6 +28,8 @@ import numpy as np
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
+
+from .. import private
 
 SUFFIX = ".nbc"
 LIBRARIES = {*sys.stdlib_module_names, "llvmlite", "numba", "numpy", "scipy"}
@@ -44,20 +45,10 @@ def cache_directory() -> Path | None:
         stamp.update(source.read_bytes())
     machine = numba.__version__, platform.python_version(), numba.config.CPU_NAME, numba.config.CPU_FEATURES
     stamp.update(repr(machine).encode())
-    reasons = []
-    for place in _places():
-        folder = place / stamp.hexdigest()[:16]
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            for path in (place, folder):
-                path.mkdir(mode=0o700, exist_ok=True)
-                _claim(path)
-            tempfile.TemporaryFile(dir=folder).close()
-            return folder
-        except OSError as error:
-            reasons.append(f"{folder}: {error.strerror}")
-    say(f"no folder will do, every run compiles: {'; '.join(reasons) or 'this user has no home'}")
-    return None
+    folder, reasons = private.first(_places(), stamp.hexdigest()[:16])
+    if folder is None:
+        say(f"no folder will do, every run compiles: {reasons}")
+    return folder
 
 
 def cached() -> bool:
@@ -67,35 +58,13 @@ def cached() -> bool:
 
 
 def _places() -> Iterator[Path]:
-    """Where the folder may lie, the best place first. What begins with ~ belongs to a home that does not exist."""
+    """Where the folder may lie, the best place first. A ~ that stays belongs to a home that does not exist."""
     given = os.path.expanduser(numba.config.CACHE_DIR)
     if given:
         if not given.startswith("~"):
             yield Path(given, "minitv")
         return
-    user = os.environ.get("XDG_CACHE_HOME", "")
-    user = user if os.path.isabs(user) else os.path.expanduser("~/.cache")
-    if os.path.isabs(user):
-        yield Path(user, "minitv")
-    with contextlib.suppress(FileNotFoundError):  # there is no temporary folder
-        yield Path(tempfile.gettempdir(), f"minitv-{os.getuid()}" if hasattr(os, "getuid") else "minitv")
-
-
-def _claim(path: Path) -> None:
-    """Make sure that only this user writes into a folder, or raise OSError."""
-    if not all(_own(look(path)) for look in (os.lstat, os.stat)):  # a link and what it leads to
-        raise PermissionError(0, "belongs to another user")
-    if _shared(path.stat()):
-        path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o022)
-
-
-def _own(status: os.stat_result) -> bool:
-    return not hasattr(os, "getuid") or status.st_uid == os.getuid()  # Windows: folders of a user are private
-
-
-def _shared(status: os.stat_result) -> bool:
-    """Whether a group or everybody may write."""
-    return hasattr(os, "getuid") and bool(status.st_mode & 0o022)
+    yield from private.places("minitv")
 
 
 @cache
@@ -140,7 +109,7 @@ class Kept(NullCache):
         try:
             with open(path, "rb") as file:
                 status = os.fstat(file.fileno())
-                if not _own(status) or _shared(status):
+                if not private.own(status) or private.shared(status):
                     say(f"{self._folder}: a file that others could write is compiled again")
                     return None
                 seal, content = file.read(32), file.read()

@@ -13,13 +13,14 @@ import numpy as np
 from autograd.random import Random
 
 from ..config import check, option
-from ..data import Batches, load_text, split, windows
-from ..errors import CheckpointError, UserError
-from ..ngram import ngram_bpc
+from ..corpus import open_corpus
+from ..data import Batches, windows
+from ..errors import CheckpointError
 from ..options import DATA, STEPS
 from ..report import count
+from ..sources import check_encoding
 from ..task import Batch, Task
-from ..tokenizer import TOKENIZERS, from_json
+from ..tokenizer import from_json
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,31 @@ class TextOptions:
 
     data: str = option(
         "",
-        "text file, folder (every file in it), or - for standard input; without it, the source of Python's standard library",
+        "text file, pipe, folder (every file in it, in the order of the SHA-256 of their names), or - for standard input; "
+        "without it, the source of Python's standard library. A tenth of it is held out: the end of a file, of a folder the "
+        "end of each large file and the last of the small ones",
         metavar="PATH",
         group=DATA,
         resumable=True,  # it is compared with the hash in the checkpoint: the file may have moved
         harmless=True,
     )
-    tokenizer: str = option(
-        "char", "a token is one character of the text, or one byte of its UTF-8", choices=("char", "byte"), group=DATA
+    val_data: str | None = option(
+        None, "held-out text of its own, given like --data, of which all is then for training; none = a tenth of --data",
+        metavar="PATH", group=DATA, resumable=True, harmless=True, newer=True,
     )
+    tokenizer: str = option(
+        "char", "a token is one character of the text, or one byte of its UTF-8 (of any file, text or not)",
+        choices=("char", "byte"), group=DATA,
+    )
+    encoding: str = option("utf-8", "how characters are written in the text: utf-8, utf-16, latin-1, cp1252, ...",
+                           metavar="NAME", group=DATA, resumable=True, harmless=True, newer=True)
     eval_tokens: int = option(100_000, "held-out tokens read at an evaluation", low=1, group=STEPS, resumable=True)
     sample_tokens: int = option(200, "tokens in the sample at an evaluation; 0 = no sample", low=0, group=STEPS,
                                 resumable=True, harmless=True)
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
+        check_encoding(self.encoding)
 
 
 class Text(Task, name="text", summary="the next character (or byte) of a text"):
@@ -53,19 +65,13 @@ class Text(Task, name="text", summary="the next character (or byte) of a text"):
 
     def __init__(self, options: TextOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         self.options, self.context, self.seed = options, context, seed
-        self.corpus = load_text(options.data)
-        if saved is None:
-            self.tokenizer = TOKENIZERS[options.tokenizer].train(self.corpus.text)
-        else:
-            self.tokenizer = self.stored_tokenizer(saved)
-            if self.corpus.sha256 != saved.get("corpus_sha256", self.corpus.sha256):
-                raise UserError(f"{self.corpus.description} is not the text this run began with; give that one with --data")
+        tokenizer, expected = (None, None) if saved is None else (self.stored_tokenizer(saved), saved.get("corpus_sha256"))
+        self.corpus = open_corpus(options.data, options.val_data, options.tokenizer, options.encoding, context=context,
+                                  saved=tokenizer, expected=expected)
+        self.tokenizer = self.corpus.tokenizer
         self.vocab = self.tokenizer.vocab
-        self.training, held_out = split(self.tokenizer.encode(self.corpus.text), context)
-        self._held_out = held_out
-        per_char, held_per_char = (len(ids) / max(self.tokenizer.characters_in(ids), 1) for ids in (self.training, held_out))
-        self.tokens_per_char = {"training": per_char, "held_out": held_per_char}
-        self._batches = Batches(self.training, batch, context, seed)
+        self.tokens_per_char = dict(zip(("training", "held_out"), self.corpus.tokens_per_char, strict=True))
+        self._batches = Batches(self.corpus.training, batch, context, seed)
 
     @classmethod
     def stored_vocab(cls, saved: Mapping[str, Any]) -> int:
@@ -81,7 +87,7 @@ class Text(Task, name="text", summary="the next character (or byte) of a text"):
         return Batch(*self._batches.batch(step))
 
     def held_out(self) -> Batch:
-        return Batch(*windows(self._held_out, self.context, self.options.eval_tokens))
+        return Batch(*windows(self.corpus.held_out, self.context, self.options.eval_tokens))
 
     def value(self, sums: np.ndarray) -> float:
         return float(sums[0] / sums[1]) * self.tokens_per_char["held_out"] / math.log(2)
@@ -91,12 +97,7 @@ class Text(Task, name="text", summary="the next character (or byte) of a text"):
 
     @cached_property
     def baselines(self) -> dict[str, float]:
-        return {f"n-gram order {order}": bits for order, bits in enumerate(self._ngrams)}
-
-    @cached_property
-    def _ngrams(self) -> list[float]:
-        per_char = self.tokens_per_char["held_out"]
-        return [bits * per_char for bits in ngram_bpc(self.training, self._held_out, self.vocab)]
+        return {f"n-gram order {order}": bits for order, bits in enumerate(self.corpus.baselines)}
 
     def verdict(self, value: float) -> str:
         beaten = [name for name, bits in self.baselines.items() if value < bits]
@@ -108,14 +109,14 @@ class Text(Task, name="text", summary="the next character (or byte) of a text"):
         return "no better than counting characters yet"
 
     def about(self) -> list[tuple[str, str]]:
-        text = f"{self.corpus.description}: {count(len(self.corpus.text))} characters, sha256 {self.corpus.sha256[:16]}"
-        orders = "  ".join(f"{order}: {bits:.3f}" for order, bits in enumerate(self._ngrams))
+        text = f"{self.corpus.description}: {count(self.corpus.characters)} characters, sha256 {self.corpus.sha256[:16]}"
+        orders = "  ".join(f"{order}: {bits:.3f}" for order, bits in enumerate(self.corpus.baselines))
         return [("text", text), ("n-grams", f"bits per character by order  {orders}")]
 
     def header(self) -> dict[str, Any]:
         corpus = {"description": self.corpus.description, "sha256": self.corpus.sha256, "size_bytes": self.corpus.size_bytes,
-                  "training_tokens": len(self.training), "held_out_tokens": len(self._held_out)}
-        return {"corpus": corpus, "tokens_per_char": self.tokens_per_char, "ngram_bpc": self._ngrams}
+                  "training_tokens": len(self.corpus.training), "held_out_tokens": len(self.corpus.held_out)}
+        return {"corpus": corpus, "tokens_per_char": self.tokens_per_char, "ngram_bpc": self.corpus.baselines}
 
     def show(self, model: Any, rng: Random) -> str:
         from ..sample import generate

@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 import autograd
 import autograd.ops
 import minitv.ops
+from autograd import private
 from autograd.cpu import compile as compiler
 from autograd.cpu import disk
 from autograd.cpu import math as kernel_math
@@ -856,7 +857,7 @@ def test_a_file_that_others_could_write_is_not_read(by, place, monkeypatch, caps
     path = kept(place)
     assert path.stat().st_mode & 0o777 == 0o600
     if by == "owner":
-        monkeypatch.setattr(disk, "_claim", lambda path: None)  # the folder is looked at in another test
+        monkeypatch.setattr(private, "claim", lambda path: None)  # the folder is looked at in another test
         monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
     else:
         path.chmod(0o620 if by == "group" else 0o602)
