@@ -104,6 +104,8 @@ def possible(variant: Variant) -> list[str]:
 def default_task(variant: Variant) -> str:
     """The task that a variant is trained for unless another is asked for."""
     names = possible(variant)
+    if not names:
+        raise UserError(f"{variant.name}: there is no task for it, it sees the whole sequence at once")
     return DEFAULT_TASK if DEFAULT_TASK in names else names[0]
 
 

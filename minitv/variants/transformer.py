@@ -137,8 +137,8 @@ ENCODER = Variant(
         operators=("attention",),
         golden="PyTorch's scaled_dot_product_attention without a mask",
         discrepancies=(
-            "BERT normalises after each sum and adds two sentences and a second objective; here the blocks are the Transformer's, "
-            "and the objective is that of masked tokens alone",
+            "BERT normalises after each sum, and has a second objective with pairs of sentences; here the blocks are the "
+            "Transformer's, and masked tokens are the only objective",
         ),
         review="it does not speak of encoders",
     ),
