@@ -38,7 +38,7 @@ FORMAT = 1  # of what is kept; another one is not read
 SMALL = 4_000_000  # bytes; the ids of a shorter text are made anew each time
 LARGE_FILE = 10_240, 0.01  # tokens that a large file has at least, and its share of the text
 TRAINING = 0.9  # the share of a text
-COUNTED, SCORED = 2**23, 2**20  # training and held-out tokens that n-grams count and are scored on, 50 bytes each
+COUNTED, SCORED = 2**22, 2**20  # training and held-out tokens that n-grams count and are scored on, 50 bytes each
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from autograd import private
 
-LIMIT = 2**34  # bytes of all entries together
+LIMIT = 16 * 10**9  # bytes of all entries together
 SEAL = 32  # bytes at the beginning of an entry
 BLOCK = 2**20
 

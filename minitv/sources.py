@@ -168,39 +168,39 @@ class Reader:
     def _folder(self, root: Path) -> Source:
         names, left = [], {}  # left: what is no text, by reason
 
-        def leave(reason: str, *paths: Path) -> None:
-            left.setdefault(reason, []).extend(paths)
+        def leave(one: str, several: str, *paths: Path) -> None:
+            left.setdefault((one, several), []).extend(paths)
 
         for folder, folders, files in self._walk(root):
             runs = [name for name in folders if _is_run(folder / name)]
             links = [name for name in folders if name not in runs and (folder / name).is_symlink()]
-            leave("folder{s} of runs", *(folder / name for name in runs))
-            leave("link{s} to folders", *(folder / name for name in links))
+            leave("folder of a run", "folders of runs", *(folder / name for name in runs))
+            leave("link to a folder", "links to folders", *(folder / name for name in links))
             with self._reading(f" {folder}"):
                 written = _written_beside(folder, runs, folders, files)
             if folder == root and _is_run(root):
                 written |= {LOG, CURVE}
                 links += checkpoint.NAMES
             folders[:] = [name for name in folders if name not in runs and name not in links]
-            leave("file{s} that minitv wrote", *(folder / name for name in sorted(written & set(files))))
+            leave("file that minitv wrote", "files that minitv wrote",
+                  *(folder / name for name in sorted(written & set(files))))
             for name in files:
                 path = folder / name
                 if name in written:
                     continue
                 if not path.is_file():
-                    leave("pipe{s}, device{s} or broken link{s}", path)
+                    leave("pipe, device or broken link", "pipes, devices or broken links", path)
                 elif not self.any_bytes and not self._file(path).is_text():
-                    leave("file{s} that are no text", path)
+                    leave("file that is no text", "files that are no text", path)
                 else:
                     names.append(path.relative_to(root).as_posix())
         parts = []
-        for reason, paths in left.items():
+        for (one, several), paths in left.items():
             if paths:
-                example = min(paths).relative_to(root)
-                parts.append(f"{len(paths)} {reason.format(s='s' * (len(paths) != 1))} ({example}"
-                             f"{', ...' * (len(paths) > 1)})")
+                what, more = (one, "") if len(paths) == 1 else (several, ", ...")
+                parts.append(f"{len(paths)} {what} ({min(paths).relative_to(root)}{more})")
         if parts:
-            self.tell(f"{self.option} {root}: left out are {'; '.join(parts)}")
+            self.tell(f"{self.option} {root}: left out: {'; '.join(parts)}")
         documents = [self._file(root / name) for name in sorted(names, key=rank)]
         for document in documents[:-1]:
             document.ends_line = True
@@ -341,11 +341,12 @@ def rank(path: str) -> bytes:
 
 
 def _without_mark(blocks: Iterable[Block], mark: Block) -> Iterator[Block]:
-    blocks = iter(blocks)
+    blocks, start = iter(blocks), mark[:0]
     for block in blocks:
-        yield block.removeprefix(mark)
-        if block:
+        start += block
+        if len(start) >= len(mark):
             break
+    yield start.removeprefix(mark)
     yield from blocks
 
 

@@ -1,176 +1,14 @@
-"""Texts, their two parts, batches and windows."""
-
-import hashlib
-import io
-import os
-import sys
-import sysconfig
-from pathlib import Path
-from types import SimpleNamespace
+"""Batches and windows."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitv.data import EMBEDDED_BYTES, Batches, load_text, split, windows
+from autograd.random import Random
+from minitv import data
+from minitv.data import Batches, shuffled, windows
 from minitv.errors import UserError
-
-
-@pytest.fixture
-def file(tmp_path):
-    def write(data: bytes, name: str = "text.txt") -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return path
-
-    return write
-
-
-def give_stdin(monkeypatch, data: bytes):
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
-
-
-# Sources
-
-
-def test_a_file_stays_as_it_is(file):
-    data = "a\r\nb\rc\n é𝄞\x00\ufeff".encode()
-    path = file(data)
-    corpus = load_text(str(path))
-    assert corpus.text.encode() == data and corpus.size_bytes == len(data)
-    assert corpus.sha256 == hashlib.sha256(data).hexdigest()
-    assert corpus.description == str(path)
-
-
-def test_a_leading_byte_order_mark_is_dropped(file):
-    corpus = load_text(str(file("\ufeffab".encode())))
-    assert corpus.text == "ab" and corpus.size_bytes == 2
-    assert corpus.sha256 == hashlib.sha256(b"ab").hexdigest()
-
-
-def test_a_folder_is_its_files_in_order(file, tmp_path):
-    for name, data in {"b/1.txt": "é", "b.txt": "no end", "a.md": "\ufeffa\n", "b/2.txt": "z", "empty": "",
-                       ".hidden": "x", ".git/config": "x", "b/.x/y": "x"}.items():
-        file(data.encode(), name)
-    corpus = load_text(str(tmp_path))
-    assert corpus.text == "a\nno end\né\nz"
-    assert corpus.description == f"{tmp_path}, 5 files"
-
-
-def test_standard_input(monkeypatch):
-    give_stdin(monkeypatch, "é\r\n".encode())
-    corpus = load_text("-")
-    assert corpus.text == "é\r\n" and corpus.description == "standard input"
-
-
-def test_the_embedded_text():
-    corpus = load_text("")
-    assert corpus == load_text()
-    assert EMBEDDED_BYTES <= corpus.size_bytes < 2 * EMBEDDED_BYTES
-    assert corpus.text.isascii() and "\r" not in corpus.text and 90 <= len(set(corpus.text)) <= 100
-    assert corpus.sha256 == hashlib.sha256(corpus.text.encode()).hexdigest()
-    assert "standard library" in corpus.description
-    assert "\nimport " in corpus.text and "def " in corpus.text
-
-
-def library(monkeypatch, tmp_path):
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    return load_text("")
-
-
-def test_the_embedded_text_is_chosen_by_names_and_has_one_line_end(monkeypatch, file, tmp_path):
-    contents = {"one.py": b"one\r\n", "pack/two.py": b"two", "three.py": b"three\n", "_sysconfigdata_x.py": b"no",
-                "test/x.py": b"no", "pack/tests/x.py": b"no", "site-packages/x.py": b"no", "data.txt": b"no",
-                "accent.py": "é".encode(), "empty.py": b""}
-    for name, data in contents.items():
-        file(data, name)
-    order = sorted(["one.py", "pack/two.py", "three.py"], key=lambda name: hashlib.sha256(name.encode()).digest())
-    corpus = library(monkeypatch, tmp_path)
-    assert corpus.text.split() == [name.split("/")[-1][:-3] for name in order]
-    assert "\r" not in corpus.text and corpus.description.endswith("3 files")
-
-
-def test_a_python_without_its_source(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match=r"standard library, and .* has none: give a text with --data"):
-        library(monkeypatch, tmp_path)
-
-
-@pytest.mark.parametrize(("data", "sentence"), [
-    (b"ab\xffcd", "byte offset 2 holds ff (hexadecimal), invalid start byte"),
-    (b"\xff\xfea\x00", "byte offset 0 holds ff (hexadecimal)"),
-    (b"abc\xe2\x82", "byte offset 3 holds e2 82 (hexadecimal), unexpected end of data"),
-    (b"\xed\xb2\x80", "byte offset 0 holds ed (hexadecimal)"),
-])
-def test_what_is_not_utf8_is_located(file, monkeypatch, tmp_path, data, sentence):
-    path = file(data)
-    for source in (path, tmp_path):
-        with pytest.raises(UserError) as error:
-            load_text(str(source))
-        assert f"--data: {path} is not UTF-8 text: {sentence}" in str(error.value)
-    give_stdin(monkeypatch, data)
-    with pytest.raises(UserError) as error:
-        load_text("-")
-    assert f"standard input is not UTF-8 text: {sentence}" in str(error.value)
-
-
-def test_missing_and_empty_texts_are_sentences(file, monkeypatch, tmp_path):
-    with pytest.raises(UserError, match=r"--data .*nowhere: there is no such file or folder"):
-        load_text(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"--data: .*, 0 files holds no text"):
-        load_text(str(tmp_path))
-    with pytest.raises(UserError, match=r"--data: .*text.txt holds no text"):
-        load_text(str(file("\ufeff".encode())))
-    give_stdin(monkeypatch, b"")
-    with pytest.raises(UserError, match=r"--data: standard input holds no text"):
-        load_text("-")
-    monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(UserError, match="there is no standard input"):
-        load_text("-")
-    with pytest.raises(UserError, match="cannot be read"):
-        load_text(str(tmp_path / "text.txt" / "below"))
-
-
-def test_a_file_that_may_not_be_read(file, monkeypatch):
-    def refuse(self):
-        raise PermissionError(13, "Permission denied")
-
-    path = file(b"a")
-    monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(UserError, match=r"--data .*text.txt: cannot be read: Permission denied"):
-        load_text(str(path))
-
-
-def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
-    def walk(root, onerror):
-        onerror(PermissionError(13, "Permission denied", str(root)))
-        return []
-
-    monkeypatch.setattr(os, "walk", walk)
-    with pytest.raises(UserError, match=r"the folder .* cannot be read: Permission denied"):
-        load_text(str(tmp_path))
-
-
-# Parts
-
-
-def test_split():
-    training, held_out = split(np.arange(1001), 64)
-    assert training.tolist() == list(range(900)) and held_out.tolist() == list(range(900, 1001))
-    assert [len(part) for part in split(np.arange(10), 3, 0.5)] == [5, 5]
-
-
-@pytest.mark.parametrize(("tokens", "context", "sentence"), [
-    (100, 10, "the held-out part (the last 10% of 100 tokens) has 10 tokens, and --context 10 needs at least 11"),
-    (0, 1, "the training part (the first 90% of 0 tokens) has 0 tokens, and --context 1 needs at least 2"),
-])
-def test_a_text_too_short_to_split(tokens, context, sentence):
-    with pytest.raises(UserError) as error:
-        split(np.arange(tokens), context)
-    assert str(error.value) == sentence + ": give a longer text with --data, or a smaller --context"
-    assert split(np.arange(110), 10)[1].size == 11
-
 
 # Batches
 
@@ -221,6 +59,46 @@ def test_batches_differ_by_seed_and_step():
 def test_batches_of_a_text_that_is_too_short():
     with pytest.raises(UserError, match="the text of the batches has 5 tokens, and --context 5 needs at least 6"):
         Batches(np.arange(5), 1, 5, 0)
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
+def test_an_order_that_is_not_stored_is_a_permutation(n, seed):
+    assert np.sort(shuffled(np.arange(n), n, Random(seed))).tolist() == list(range(n))
+
+
+def test_an_order_that_is_not_stored_is_random():
+    n = 10**11  # where an array of it would not fit
+    first, second = (shuffled(np.arange(1000), n, Random(seed)) for seed in range(2))
+    assert len(set(first) & set(second)) == 0 and len(set(first.tolist())) == 1000
+    for order in (first, second):
+        assert abs(order.mean() / n - 0.5) < 0.05 and abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 0.15
+    assert (shuffled(np.arange(500, 1000), n, Random(0)) == first[500:]).all()
+
+
+def test_windows_of_a_large_text_are_not_listed(monkeypatch):
+    batch, context, ids = 7, 5, np.arange(5 * 300 + 3)
+    stored = np.concatenate([Batches(ids, batch, context, 1).batch(step)[0][:, 0] for step in range(100)])
+    monkeypatch.setattr(data, "STORED", 10)
+    starts = np.concatenate([Batches(ids, batch, context, 1).batch(step)[0][:, 0] for step in range(100)])
+    for epoch in range(len(starts) // 299):
+        some = slice(epoch * 299, (epoch + 1) * 299)
+        assert (np.sort(starts[some]) == np.sort(stored[some])).all()  # the same windows, in another order
+        assert (starts[some] != stored[some]).any()
+
+
+def test_batches_are_those_of_earlier_versions():
+    """A resumed run goes on with the batches that its version of the library would have drawn."""
+    ids = np.arange(1000)
+    starts = [Batches(ids, 4, 8, 3).batch(step)[0][:, 0].tolist() for step in (0, 1, 31)]
+    assert starts == [[789, 501, 877, 421], [413, 733, 621, 189], [87, 375, 95, 767]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+def test_narrow_ids_become_wide_in_batches(dtype):
+    ids = np.arange(200).astype(dtype)
+    for inputs, labels in (Batches(ids, 3, 7, 0).batch(0), windows(ids, 7, 70)):
+        assert inputs.dtype == labels.dtype == np.intp and (labels == inputs + 1).all()
+        assert inputs.flags.c_contiguous and labels.flags.c_contiguous
 
 
 # Windows
