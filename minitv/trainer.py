@@ -95,7 +95,8 @@ class Trainer:
         self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
         self.grad_norm = (self.optimizer.update(self.lr, squares, self._map, self.workers, count=max(count, 1))
                           if math.isfinite(loss) else math.nan)
-        statistics.apply()
+        if math.isfinite(self.grad_norm):
+            statistics.apply()
         return loss / max(count, 1)
 
     def evaluate(self, batch: Batch) -> np.ndarray:
@@ -104,10 +105,12 @@ class Trainer:
 
     def find_nonfinite(self, batch: Batch, step: int) -> str | None:
         """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does."""
+        self.model.begin_step(step, self._redrawn)
         with check_mode():
             for i, part in enumerate(self._slices(batch)):
                 try:
-                    self._micro_batch(batch, part, step, i, lambda parameter, gradient: None)
+                    with Statistics().part(i):
+                        self._micro_batch(batch, part, step, i, lambda parameter, gradient: None)
                 except NonFiniteError as error:
                     return str(error)
         return None
