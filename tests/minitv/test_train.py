@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from minitv.train import Trainer
 
 from autograd import GraphError, NonFiniteError, check_mode, distance, no_grad, use
 from autograd.cpu import gemm
@@ -26,7 +27,6 @@ from minitv.data import Batches
 from minitv.log import LOG, read_log
 from minitv.models.lm import LanguageModel
 from minitv.options import ModelOptions, TrainOptions
-from minitv.train import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--context", "8", "--width", "16", "--layers", "1", "--heads", "2", "--batch", "5", "--sample-tokens", "20"]

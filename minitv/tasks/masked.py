@@ -1,0 +1,196 @@
+"""Masked: tokens of a text are hidden, and both sides of each are there to guess it from.
+
+Devlin et al. 2018, arXiv 1810.04805 (BERT), section 3.1. A share of the tokens of every window is asked for. Of those, 8 in 10
+are replaced by a sign of their own, 1 in 10 by a random token, and 1 in 10 stay, so that a model cannot know that a token is
+right because it is readable. Each step hides other tokens; those of the held-out windows are always the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autograd import no_grad, to_numpy
+from autograd.random import Random
+
+from ..config import option
+from ..corpus import COUNTED
+from ..data import Batches, windows
+from ..errors import UserError
+from ..ngram import sample
+from ..report import count
+from ..task import NOTHING, Batch, Task
+from ._drawn import HELD_OUT, choose
+from ._text import CorpusOptions, OnText
+
+WINDOWS, BLANKS = range(2)  # the independent random streams of a run
+CHUNK = 2**22  # probabilities that a baseline holds at once
+SHOWN = 2  # windows on the screen
+
+
+@dataclass(frozen=True)
+class MaskedOptions(CorpusOptions):
+    """masked"""
+
+    mask_rate: float = option(0.15, "share of the tokens that are asked for while training", above=0, high=1)
+    eval_mask_rate: float = option(0.15, "share of the held-out tokens that are asked for", above=0, high=1)
+    mask_share: float = option(0.8, "share of those that are replaced by the mask", low=0, high=1)
+    random_share: float = option(0.1, "share of those that are replaced by a random token; the others stay", low=0, high=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kept_share < 0:
+            raise UserError(f"--random-share: {self.random_share} and --mask-share {self.mask_share} are more than 1 together")
+
+    @property
+    def kept_share(self) -> float:
+        """The share of the tokens asked for that the model can read."""
+        return round(1 - self.mask_share - self.random_share, 12)
+
+
+class Masked(OnText, name="masked", summary="guess the tokens of a text that are hidden, from both sides (BERT)"):
+    """Ids of the text, and one more for the mask; labels where a token is asked for."""
+
+    Options = MaskedOptions
+    causal = False
+    metric, unit, key, rising = "bits per masked token", "bits/token", "bpt", False
+
+    def __init__(self, options: MaskedOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
+        super().__init__(options, context, batch, seed, saved)
+        self.mask = self.tokenizer.vocab
+        self.vocab = self.mask + 1
+        random = Random(seed)
+        self._windows = Batches(self.corpus.training, batch, context, random.split(WINDOWS).seed)
+        self._random = random.split(BLANKS)
+        held_out, _ = windows(self.corpus.held_out, context, options.eval_tokens)
+        self._held_out = self.hide(held_out, options.eval_mask_rate, HELD_OUT)
+
+    def batch(self, step: int) -> Batch:
+        ids, _ = self._windows.batch(step)
+        return self.hide(ids, self.options.mask_rate, self._random.split(step))
+
+    def held_out(self) -> Batch:
+        return self._held_out
+
+    def hide(self, ids: np.ndarray, rate: float, random: Random) -> Batch:
+        """Windows [B T] in which the same number of tokens is asked for, at least one."""
+        places = choose(random.split(0), *ids.shape, max(1, round(rate * ids.shape[1])))  # [B asked]
+        asked = np.take_along_axis(ids, places, axis=1)
+        fate = random.split(1).uniform(asked.shape, np.float64)
+        others = random.split(2).integers(0, self.mask, asked.shape)
+        masked, replaced = self.options.mask_share, self.options.mask_share + self.options.random_share
+        inputs, labels = ids.astype(int), np.full(ids.shape, NOTHING)  # [B T]; the mask may not fit the text's own type
+        written = np.where(fate < masked, self.mask, np.where(fate < replaced, others, asked))
+        np.put_along_axis(inputs, places, written, axis=1)
+        np.put_along_axis(labels, places, asked, axis=1)
+        return Batch(inputs, labels)
+
+    def value(self, sums: np.ndarray) -> float:
+        return float(sums[0] / sums[1] / math.log(2))
+
+    @functools.cached_property
+    def baselines(self) -> dict[str, float]:
+        """Bits per masked token of counting: of a token alone, and of a token between the two that stand beside it."""
+        table = Bigrams(sample(self.corpus.training, COUNTED), self.mask)
+        bits = np.zeros(2)
+        inputs = np.pad(self._held_out.inputs, ((0, 0), (1, 1)), constant_values=self.mask)
+        rows, places = np.nonzero(self._held_out.labels != NOTHING)
+        step = max(1, CHUNK // self.mask)
+        for i in range(0, len(rows), step):
+            r, t = rows[i : i + step], places[i : i + step]
+            left, here, right = (inputs[r, t + shift] for shift in range(3))
+            for k, scores in enumerate((table.alone(len(r)), table.between(left, right))):
+                scores = self._seeing(scores, here)
+                best = scores.max(axis=1, keepdims=True)
+                total = best[:, 0] + np.log(np.exp(scores - best).sum(axis=1))
+                bits[k] += (total - scores[np.arange(len(r)), self._held_out.labels[r, t]]).sum() / math.log(2)
+        return dict(zip(("unigram", "bigram"), (bits / len(rows)).tolist(), strict=True))
+
+    def _seeing(self, scores: np.ndarray, here: np.ndarray) -> np.ndarray:
+        """Log-probabilities [N V] of the hidden token, with what the input there says of it, by Bayes' rule.
+
+        A token that is no mask was left with the probability ``kept_share``, or came by chance.
+        """
+        likelihood = np.full(scores.shape, self.options.random_share / self.mask)
+        readable = np.flatnonzero(here != self.mask)
+        likelihood[readable, here[readable]] += self.options.kept_share
+        likelihood[here == self.mask] = 1
+        with np.errstate(divide="ignore"):  # without random tokens, what can be read is right
+            return scores + np.log(likelihood)
+
+    def about(self) -> list[tuple[str, str]]:
+        rows, tokens = [*OnText.about(self), *Task.about(self)], len(self.corpus.training)
+        if tokens > COUNTED:
+            rows.append(("note", f"the baselines count {count(COUNTED)} of {count(tokens)} tokens, in evenly spaced pieces"))
+        return rows
+
+    def training_value(self, loss: float) -> float:
+        return loss / math.log(2)
+
+    def show(self, model: Any, rng: Random) -> str:
+        """Two held-out windows whose blanks the model has filled."""
+        batch = self._held_out.part(slice(0, SHOWN))
+        with no_grad():
+            logits, labels = self.answers(model, batch)
+        answers = to_numpy(logits.data).argmax(axis=-1).reshape(-1)
+        filled = iter(answers.tolist())
+        texts = []
+        for ids, asked in zip(batch.inputs, batch.labels, strict=True):
+            text, start = "", 0
+            for place in np.flatnonzero(asked != NOTHING):
+                text += self.tokenizer.decode(ids[start:place]) + self._blank(next(filled), int(asked[place]))
+                start = place + 1
+            texts.append(text + self.tokenizer.decode(ids[start:]))
+        right = int((answers == labels.reshape(-1)).sum())
+        return "\n".join([*texts, f"{right} of {labels.size} blanks right: [x] is right, [y|x] is y where x is right"])
+
+    def _blank(self, answer: int, label: int) -> str:
+        names = ["?" if token == self.mask else self.tokenizer.decode([token]) for token in (answer, label)]
+        names = [name if name.isprintable() else name.encode("unicode_escape").decode() for name in names]
+        return f"[{names[0]}]" if answer == label else f"[{names[0]}|{names[1]}]"
+
+
+class Bigrams:
+    """Interpolated Witten-Bell estimates of one token after another, from the ids of a text.
+
+    p(b) = (N(b) + T / V) / (N + T) and p(b | a) = (N(ab) + T(a) p(b)) / (N(a) + T(a)), where N counts, T is how many different
+    tokens occur, and T(a) how many occur after a (Witten and Bell 1991, IEEE Trans. Inf. Theory 37(4)).
+    """
+
+    def __init__(self, ids: np.ndarray, vocab: int):
+        from scipy.sparse import coo_array
+
+        ids = ids.astype(int)
+        pairs = coo_array((np.ones(len(ids) - 1), (ids[:-1], ids[1:])), (vocab, vocab))
+        self._after = pairs.tocsr()  # [a, b]; equal pairs are summed
+        self._before = self._after.T.tocsr()  # [b, a]
+        self._total = self._after.sum(axis=1)  # N(a) [V]
+        self._distinct = np.diff(self._after.indptr).astype(float)  # T(a) [V]
+        counts = np.bincount(ids, minlength=vocab)
+        kinds = np.count_nonzero(counts)
+        self._p = (counts + kinds / vocab) / (len(ids) + kinds)  # p(b) [V]
+
+    def alone(self, count: int) -> np.ndarray:
+        """log p(x) of every token x, count times [N V]."""
+        return np.tile(np.log(self._p), (count, 1))
+
+    def between(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """log p(x | left) p(right | x) of every token x [N V]; V stands for a neighbour that is not known."""
+        vocab = len(self._p)
+        scores = self.alone(len(left))
+        known = np.flatnonzero(left < vocab)
+        a = left[known]
+        scores[known] = np.log(self._given(self._after[a].toarray(), self._p, self._total[a, None], self._distinct[a, None]))
+        known = np.flatnonzero(right < vocab)
+        b = right[known]
+        scores[known] += np.log(self._given(self._before[b].toarray(), self._p[b, None], self._total, self._distinct))
+        return scores
+
+    @staticmethod
+    def _given(counts: np.ndarray, p: np.ndarray, total: np.ndarray, distinct: np.ndarray) -> np.ndarray:
+        return np.where(total > 0, (counts + distinct * p) / np.maximum(total + distinct, 1), p)
