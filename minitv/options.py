@@ -30,6 +30,11 @@ class ModelOptions:
         "and keys that are turned by their position (rope), or nothing",
         choices=("learned", "sinusoidal", "rope", "none"), newer=True,
     )
+    token_shift: bool = option(
+        False, "a mixer reads half of its channels from the position before, so that one layer can look up what followed "
+        "a token",
+        newer=True,
+    )
     embed_norm: bool = option(False, "the embedding is normalised before the first block", newer=True)
     bias: bool = option(False, "biases in linear layers and norms")
     stack: str | None = option(

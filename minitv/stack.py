@@ -22,6 +22,7 @@ from .blocks import Block
 from .errors import UserError
 from .nn import Module, Stateful
 from .options import ModelOptions
+from .shift import Shifted
 
 CHANNELS, MIXERS = 2, 3  # the streams of a model's randomness that weights of layers are drawn from
 
@@ -53,6 +54,11 @@ class Stack(Module):
             if model.positions == "rope" and mixer.without_rope:
                 raise UserError(f"--positions rope: {variant.name} cannot turn queries and keys, because {mixer.without_rope}; "
                                 "allowed: learned, sinusoidal, none")
+            if model.token_shift:
+                if not variant.causal:
+                    raise UserError(f"--token-shift: {variant.name} sees both sides of a position, the shift is for those that "
+                                    "see the past alone")
+                mixer = Shifted(mixer, model.width, dtype)
             channels = [make(variant.channel, CHANNELS, layer, copy) for copy in range(variant.block.channels)]
             self.blocks.append(variant.block(model, mixer, *channels, dtype=dtype))
 
