@@ -52,7 +52,7 @@ from autograd.verify import kernels as kernels_of
 from minitv.models.lm import LanguageModel
 from minitv.ops import aft_simple, attention, gated
 from minitv.options import ModelOptions
-from tests.autograd.operator_checks import awkward_calls, marks, specimen, tried
+from tests.autograd.operator_checks import awkward_calls, each, marks, specimen, tried
 from tests.conftest import full, operators
 
 DTYPES = (np.float32, np.float64)
@@ -1671,8 +1671,8 @@ def test_what_attention_hides_may_hold_anything(route, where, bad):
 
 # -- what comes later --------------------------------------------------------------------------------------------------
 # That earlier outputs do not see later inputs, even where these are no numbers, are laws; here are the gradients.
-CAUSAL = [(op, *[law for law in op.laws if str(law).startswith("causal")]) for op in operators()]
-CAUSAL = [case for case in CAUSAL if len(case) == 3]
+CAUSAL = {op: [law for law in op.laws if str(law).startswith("causal")] for op in operators()}
+CAUSAL = {op: laws for op, laws in CAUSAL.items() if len(laws) == 2}  # with numbers, and with what is no number
 
 
 def before_and_after(op, law, draw):
@@ -1707,10 +1707,10 @@ def without_later_positions(op, numbers):
     return found
 
 
-@pytest.mark.parametrize(("op", "numbers", "no_numbers", "route"), [
-    pytest.param(*case, route, id=f"{case[0].name}-{route}".replace(" ", "_"), marks=marks(route))
-    for case in CAUSAL for route in routes(case[0])[1:] if case[2].holds_for(route)])
-def test_a_gradient_that_no_later_position_enters_does_not_see_what_is_no_number_there(op, numbers, no_numbers, route):
+@each("op, route", ((op, route) for op in CAUSAL for route in routes(op)[1:] if CAUSAL[op][1].holds_for(route)),
+      group=lambda op, route: op)
+def test_a_gradient_that_no_later_position_enters_does_not_see_what_is_no_number_there(op, route):
+    numbers, no_numbers = CAUSAL[op]
     independent, taken, checked = without_later_positions(op, numbers), tried(op, route), False
     for seed in range(12 if parsed(route)[2] == "emulator" else 40):
         with np.errstate(all="ignore"):
@@ -2035,9 +2035,8 @@ def test_a_kernel_of_another_device_is_not_replaced_by_this_one(op):
         op(*args, **params)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("op", "route"), [pytest.param(op, str(k), id=f"{op.name}, {k}") for op in KERNELS
-                                           for k in op.kernels.values() if k.device == "cpu"])
+@each("op, route, size", ((op, str(k), size) for op in KERNELS for k in op.kernels.values() if k.device == "cpu"
+                          for size in SIZES), group=lambda op, route, size: op)
 def test_kernel_around_the_sizes_of_vectors(op, route, size):
     for dtype in COMPILED:
         for args, params, cotangents in awkward_calls(op, route, size, 2, dtype, 24_000):
