@@ -2,7 +2,7 @@
 
     pip install -e ".[test,cuda13]" && python benchmarks/gpu.py [--data tinyshakespeare.txt] [--device cuda] [--only PART ...]
 
-    tests      pytest -m gpu: every operator, form and kernel on the card
+    tests      pytest --full -m gpu: every operator, form and kernel on the card
     sanitizer  the kernels' tests under each tool of compute-sanitizer (from the CUDA toolkit)
     losses     the first 100 losses of the preset `small` on the CPU and on the GPU
     small      minitv train --preset small: 5000 steps
@@ -56,7 +56,7 @@ def command(*words: str, **environment: str) -> tuple[int, str]:
 
 
 def tests(arguments) -> dict:
-    code, text = command(sys.executable, "-m", "pytest", "-m", "gpu", "-q")
+    code, text = command(sys.executable, "-m", "pytest", "--full", "-m", "gpu", "-q")
     return {"passed": code == 0, "summary": text.strip().splitlines()[-1]}
 
 
@@ -67,7 +67,7 @@ def sanitizer(arguments) -> dict:
     found = {}
     for tool in TOOLS:  # without CuPy's pool every array is an allocation of its own, whose ends the tools know
         code, text = command(program, "--tool", tool, "--error-exitcode", "99", "--target-processes", "all", sys.executable,
-                             "-m", "pytest", "-m", "gpu", "-q", "-k", KERNEL_TESTS, MINITV_GPU_POOL="off")
+                             "-m", "pytest", "--full", "-m", "gpu", "-q", "-k", KERNEL_TESTS, MINITV_GPU_POOL="off")
         errors = re.findall(r"ERROR SUMMARY: (.*)", text)
         found[tool] = {"passed": code == 0, "summary": errors[-1] if errors else text.strip().splitlines()[-1]}
     return {"passed": all(tool["passed"] for tool in found.values()), **found}

@@ -1,4 +1,7 @@
-"""What every test shares: the Hypothesis profile, draws for operators, and the list of all operators."""
+"""What every test shares: its two speeds, draws for operators, and the list of all operators.
+
+`pytest` alone leaves out the tests marked ``full`` and tries few examples of a property; `pytest --full` is everything.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,43 @@ from autograd.device import gpu
 from autograd.draw import Draw
 from autograd.registry import operators_of
 
-settings.register_profile(
-    "minitv",
-    max_examples=30,
-    deadline=None,  # the first call of a kernel compiles it
-    derandomize=bool(os.environ.get("CI")),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    print_blob=True,
-)
-settings.load_profile("minitv")
+FEW, MANY = 4, 30  # examples of a property
+LEFT_OUT = pytest.StashKey[int]()
 
 
-def pytest_collection_modifyitems(items):
-    """Tests that need a GPU are left out where there is none, and say why."""
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="every test, and every property with many examples")
+
+
+def pytest_configure(config):
+    """Before tests are imported: ``examples`` reads the profile."""
+    settings.register_profile(
+        "minitv",
+        max_examples=MANY if config.getoption("full") else FEW,
+        deadline=None,  # the first call of a kernel compiles it
+        derandomize=bool(os.environ.get("CI")),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        print_blob=True,
+    )
+    settings.load_profile("minitv")
+
+
+def full() -> bool:
+    """Whether --full was given."""
+    return settings.default.max_examples == MANY
+
+
+def examples(many: int):
+    """As ``settings(max_examples=many)``; without --full as few as every property has."""
+    return settings(max_examples=many if full() else FEW)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests marked full, unless they are asked for; and those that need a GPU where there is none, saying why."""
+    if not config.getoption("full") and (left := [item for item in items if item.get_closest_marker("full")]):
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left)
+        config.stash[LEFT_OUT] = len(left)
     if not (marked := [item for item in items if item.get_closest_marker("gpu")]):
         return
     try:
@@ -38,6 +65,12 @@ def pytest_collection_modifyitems(items):
     except DeviceError as error:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=str(error)))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} tests were left out, and properties had {FEW} examples; "
+                                    "pytest --full runs everything")
 
 
 class HypothesisDraw(Draw):

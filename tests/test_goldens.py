@@ -30,7 +30,17 @@ LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 WITHOUT = {"banded_product"}  # a paper's operator has calls in the files, but for this one, which is ours alone
 
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
+each_way = pytest.mark.parametrize(("kernel", "dtype"), [
+    pytest.param(kernel, dtype, marks=[] if (kernel == "cpu") == (dtype is np.float32) else pytest.mark.full,
+                 id=f"{'kernels' if kernel == 'cpu' else 'forms'}-{dtype.__name__}")
+    for kernel in ("cpu", "none") for dtype in DTYPES])
+
+
+def each_route(*routes):
+    """Routes of the operator of a model, as they are written for ``use``, in each dtype."""
+    return pytest.mark.parametrize(("route", "dtype"), [
+        pytest.param(dict([route.split()]), dtype, marks=marks(route, dtype), id=f"{route.split()[1]}-{dtype.__name__}")
+        for route in routes for dtype in DTYPES])
 
 
 class Golden(dict):
@@ -181,7 +191,7 @@ MODELS = {"gpt2": verify_gpt2, "retnet": verify_retnet, "rwkv": verify_rwkv}
 
 # -- operators ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("call", "route", "dtype"), [
-    pytest.param(call, route, dtype, id=f"{call}-{route}-{dtype.__name__}".replace(" ", "_"), marks=marks(route))
+    pytest.param(call, route, dtype, id=f"{call}-{route}-{dtype.__name__}".replace(" ", "_"), marks=marks(route, dtype))
     for call in CALLS for route in routes(operator_of(call)) for dtype in dtypes(operator_of(call), route)])
 def test_every_route_of_an_operator_equals_pytorch(call, route, dtype):
     verify_call(call, Golden(CALLS[call]).only(call), route, dtype)
@@ -208,18 +218,17 @@ def test_models_on_a_gpu(place, name):
 
 
 # -- GPT-2 -------------------------------------------------------------------------------------------------------------
-@each_dtype
-@pytest.mark.parametrize("kernel", ["cpu", "none"], ids=["kernels", "forms"])
+@each_way
 def test_the_transformer_equals_gpt2(kernel, dtype):
     with use(kernel=kernel):
         verify_gpt2(Golden("gpt2"), dtype)
 
 
-@each_dtype
-def test_the_transformer_equals_gpt2_token_by_token(dtype):
+@each_way
+def test_the_transformer_equals_gpt2_token_by_token(kernel, dtype):
     golden = Golden("gpt2")
     ids, expected, model = golden["ids"], golden["logits"], transformer(golden, "gelu_tanh", dtype)
-    with no_grad():
+    with use(kernel=kernel), no_grad():
         logits, state = model.prefill(ids[:, :4], model.init_state(len(ids)))
         close(logits.numpy(), expected[:, :4], dtype, "logits of the first tokens")
         for t in range(4, ids.shape[1]):
@@ -228,25 +237,23 @@ def test_the_transformer_equals_gpt2_token_by_token(dtype):
 
 
 # -- RetNet ------------------------------------------------------------------------------------------------------------
-@each_dtype
-@pytest.mark.parametrize("route", [{"kernel": "cpu"}, {"form": "parallel"}, {"form": "recurrent"}, {"form": "chunkwise"}],
-                         ids=lambda route: next(iter(route.values())))
+@each_route("kernel cpu", "form parallel", "form recurrent", "form chunkwise")
 def test_every_form_of_retnet_equals_the_parallel_one_of_torchscale(route, dtype):
     with use("retention", **route):
         verify_retnet(Golden("retnet"), dtype)
 
 
-@each_dtype
-def test_retnet_token_by_token_equals_torchscale(dtype):
+@each_way
+def test_retnet_token_by_token_equals_torchscale(kernel, dtype):
     """torchscale's recurrent form divides by √n only: it equals our "decay", and not its own parallel form."""
     golden = Golden("retnet")
     ids, model = golden["ids"], retnet(golden, dtype, normalization="decay")
     state = model.init_state(len(ids))
-    with no_grad():
+    with use(kernel=kernel), no_grad():
         for t in range(ids.shape[1]):
             logits, state = model.prefill(ids[:, t : t + 1], state)
             close(logits.numpy()[:, 0], golden["logits_recurrent"][:, t], dtype, f"logits at position {t}")
-    close(model(ids).numpy(), golden["logits_recurrent"], dtype, "logits of all positions at once")
+        close(model(ids).numpy(), golden["logits_recurrent"], dtype, "logits of all positions at once")
 
 
 @pytest.mark.parametrize("form", ["recurrent", "chunkwise"])
@@ -266,20 +273,18 @@ def verify_states(state, expected, dtype):
         close(np.stack(values), expected[name], dtype, f"state {name}")
 
 
-@each_dtype
-@pytest.mark.parametrize("route", [{"kernel": "cpu"}, {"form": "recurrent"}, {"form": "chunkwise"}],
-                         ids=lambda route: next(iter(route.values())))
+@each_route("kernel cpu", "form recurrent", "form chunkwise")
 def test_rwkv_equals_transformers(route, dtype):
     with use("wkv", **route):
         verify_rwkv(Golden("rwkv"), dtype)
 
 
-@each_dtype
-def test_the_state_of_rwkv_equals_transformers(dtype):
+@each_way
+def test_the_state_of_rwkv_equals_transformers(kernel, dtype):
     """Its steps of one token mix up a batch of states, so the state after several tokens is what is compared."""
     golden = Golden("rwkv")
     ids, model = golden["ids"], rwkv(golden, dtype)
-    with no_grad():
+    with use(kernel=kernel), no_grad():
         logits, state = model.prefill(ids[:, :4], model.init_state(len(ids)))
         close(logits.numpy(), golden["logits"][:, :4], dtype, "logits of the first tokens")
         verify_states(state, golden.below("state/"), dtype)
@@ -330,9 +335,8 @@ def verify_hyena(golden, case, dtype, place="cpu"):
     assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
 
 
-@each_dtype
+@each_way
 @pytest.mark.parametrize("case", HYENA)
-@pytest.mark.parametrize("kernel", ["cpu", "none"], ids=["kernels", "forms"])
 def test_the_mixer_of_hyena_equals_that_of_torch(kernel, case, dtype):
     with use(kernel=kernel):
         verify_hyena(Golden("hyena"), case, dtype)
@@ -344,13 +348,13 @@ def test_the_mixer_of_hyena_equals_that_of_torch_on_a_gpu(place):
         verify_hyena(Golden("hyena"), "order3", np.float32, "cuda")
 
 
-@each_dtype
+@each_way
 @pytest.mark.parametrize("case", HYENA)
-def test_hyena_position_by_position_equals_torch(case, dtype):
+def test_hyena_position_by_position_equals_torch(case, kernel, dtype):
     golden = Golden("hyena")
     mixer = hyena(golden, case, dtype)
     x, expected = golden[f"{case}/in"].astype(dtype), golden[f"{case}/out"]
-    with no_grad():
+    with use(kernel=kernel), no_grad():
         state = mixer.init_state(len(x))
         for t in range(x.shape[1]):
             y, state = mixer.prefill(Tensor(x[:, t : t + 1]), state)
@@ -358,8 +362,8 @@ def test_hyena_position_by_position_equals_torch(case, dtype):
 
 
 # -- AdamW -------------------------------------------------------------------------------------------------------------
-@each_dtype
-def test_five_steps_of_the_optimiser_equal_pytorch(dtype):
+@each_way
+def test_five_steps_of_the_optimiser_equal_pytorch(kernel, dtype):
     """The first six values are a matrix, which decays, the other four a vector."""
     golden = Golden("ops")
     start = golden["adamw.step1/in/param"].astype(dtype)
@@ -371,8 +375,9 @@ def test_five_steps_of_the_optimiser_equal_pytorch(dtype):
     for step in range(1, 6):
         grad = golden[f"adamw.step{step}/in/grad"].astype(dtype)
         loss = (model.matrix * grad[:6].reshape(2, 3)).sum() + (model.vector * grad[6:]).sum()
-        loss.backward(sink=optimizer.buffers[0])
-        optimizer.step(settings["lr"])
+        with use(kernel=kernel):
+            loss.backward(sink=optimizer.buffers[0])
+            optimizer.step(settings["lr"])
         state = optimizer.state()
         found = (
             np.append(model.matrix.numpy(), model.vector.numpy()),
@@ -399,7 +404,7 @@ def test_an_operator_that_is_off_is_noticed(route, entry):
 def test_a_model_that_is_off_is_noticed(name, entry):
     golden = Golden(name)
     golden[entry] = golden[entry] * (1 + 1e-9)
-    with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+    with use(kernel="none"), pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
         MODELS[name](golden, np.float64)
 
 
@@ -407,7 +412,7 @@ def test_a_model_that_is_off_is_noticed(name, entry):
 def test_a_hyena_that_is_off_is_noticed(entry):
     golden = Golden("hyena")
     golden[entry] = golden[entry] * (1 + 1e-9)
-    with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+    with use(kernel="none"), pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
         verify_hyena(golden, "order3", np.float64)
 
 
@@ -423,5 +428,5 @@ def test_an_entry_of_a_call_that_nothing_reads_is_noticed(entry):
 def test_an_entry_of_gpt2_that_nothing_reads_is_noticed(entry):
     golden = Golden("gpt2")
     golden.add(entry)
-    with pytest.raises(AssertionError):
+    with use(kernel="none"), pytest.raises(AssertionError):
         verify_gpt2(golden, np.float64)

@@ -6,6 +6,7 @@ a route, " on emulator" means arrays of a double of CuPy whose kernels run in an
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 
 from autograd import Op
 from autograd.draw import LAYOUTS, Draw, draw_inputs
-from autograd.verify import PLACES, compute, draw_call, flat, forms, parsed, refuses, split
+from autograd.verify import PLACES, compute, draw_call, dtypes, flat, forms, parsed, refuses, split
 from tests.autograd import emulator, fake_cupy
+from tests.conftest import full
 
 
 @contextmanager
@@ -26,10 +28,41 @@ def _emulator():
 PLACES["emulator"] = _emulator
 
 
-def marks(route: str) -> list:
-    """Of a test that goes along a route: when to leave it out."""
-    return {"host": [], "card": [pytest.mark.gpu],
-            "emulator": [pytest.mark.skipif(bool(emulator.missing), reason=str(emulator.missing))]}[parsed(route)[2]]
+def marks(route: str, dtype=np.float32) -> list:
+    """Of a test that goes along a route: when to leave it out. Kernels are compiled for each dtype, which takes a while."""
+    wide = [pytest.mark.full] if route.startswith("kernel") and dtype is np.float64 else []
+    return {"host": wide, "card": [pytest.mark.gpu],
+            "emulator": [pytest.mark.full, pytest.mark.skipif(bool(emulator.missing), reason=str(emulator.missing))],
+            }[parsed(route)[2]]
+
+
+def each(names: str, cases, group=None):
+    """Parametrise over operators, or over tuples of an operator, a route and more: ``names`` are theirs.
+
+    Of all cases with the same ``group(*case)`` one runs without --full, and it is not always the first.
+    """
+    params, groups = [], defaultdict(list)
+    for case in cases:
+        case = case if isinstance(case, tuple) else (case,)
+        case_marks = marks(case[1]) if len(case) > 1 and isinstance(case[1], str) else []
+        if group is not None and not case_marks:
+            groups[group(*case)].append(len(params))
+        params.append((case, case_marks))
+    for number, members in enumerate(groups.values()):
+        for member in members:
+            if member != members[number % len(members)]:
+                params[member][1].append(pytest.mark.full)
+    return pytest.mark.parametrize(names.split(", "), [
+        pytest.param(*case, marks=case_marks, id="-".join(map(_name, case))) for case, case_marks in params])
+
+
+def _name(part) -> str:
+    return getattr(part, "name", None) or getattr(part, "__name__", None) or str(part).replace(" ", "_")
+
+
+def tried(op: Op, route: str) -> tuple:
+    """The dtypes in which a test tries a route."""
+    return tuple(dtype for dtype in dtypes(op, route) if full() or pytest.mark.full not in marks(route, dtype))
 
 
 def specimen(op: Op, accept=None, dtype=np.float64, layouts=("c",)):

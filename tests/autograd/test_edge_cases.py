@@ -11,7 +11,7 @@ import math
 import threading
 from contextlib import contextmanager
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -41,7 +41,6 @@ from autograd.verify import (
     differentiable,
     differentiate,
     draw_cotangents,
-    dtypes,
     flat,
     floats,
     listed,
@@ -53,11 +52,11 @@ from autograd.verify import kernels as kernels_of
 from minitv.models.lm import LanguageModel
 from minitv.ops import aft_simple, attention, gated
 from minitv.options import ModelOptions
-from tests.autograd import emulator
-from tests.autograd.operator_checks import awkward_calls, marks, specimen
-from tests.conftest import operators
+from tests.autograd.operator_checks import awkward_calls, each, marks, specimen, tried
+from tests.conftest import full, operators
 
 DTYPES = (np.float32, np.float64)
+COMPILED = DTYPES if full() else DTYPES[:1]  # the dtypes in which kernels are tried
 KERNELS = [op for op in operators() if any(kernel.device == "cpu" for kernel in op.kernels.values())]
 NAN, INF, PI = math.nan, math.inf, math.pi
 SIZES = (0, 1, 31, 32, 33, 255, 256, 257, 1025)  # around the widths of vectors, blocks and panels
@@ -91,7 +90,7 @@ def kernels():
         yield
 
 
-ROUTES = list(itertools.product(DTYPES, (forms, kernels)))
+ROUTES = [*itertools.product(DTYPES, (forms,)), *itertools.product(COMPILED, (kernels,))]
 
 
 def run(function, inputs, cotangent, dtype):
@@ -409,7 +408,7 @@ FAR_OUT = [(op, route) for op in (ag.sigmoid, ag.tanh, gated, aft_simple) for ro
 @pytest.mark.parametrize(("op", "route"), [pytest.param(op, route, marks=marks(route), id=f"{op.name}, {route}")
                                            for op, route in FAR_OUT])
 def test_a_slope_far_out_is_small_but_not_0(op, route):
-    for dtype in dtypes(op, route):
+    for dtype in tried(op, route):
         x = np.array([[[0.01, 1, 5, 10, 17, 20, 30, 40, -0.01, -1, -5, -10, -17, -20, -30, -40]]], dtype)
         v, k = some(*x.shape).astype(dtype), np.zeros_like(x)
         args, place, exact = {
@@ -989,7 +988,7 @@ def each_kernel_route(*ops):
 @pytest.mark.parametrize("offset", [0, 4096], ids=str)
 @pytest.mark.parametrize("lead", [-9, -1, 0, 1, 6, 9, 15, 30], ids=lambda n: f"label ahead by {n}")
 def test_a_small_loss_keeps_its_digits(op, route, lead, offset):
-    for dtype, size, label in itertools.product(dtypes(op, route), (2, 40), (0, 1)):
+    for dtype, size, label in itertools.product(tried(op, route), (2, 40), (0, 1)):
         logits = np.full((1, size), offset, dtype)
         logits[0, label] += lead
         args, params = (logits, np.array([label])), {"ignore_index": None}
@@ -1098,7 +1097,7 @@ each_norm = pytest.mark.parametrize(("op", "route"), [
 @each_norm
 @pytest.mark.parametrize("mean", [1e4, -1e6, 1e7], ids="mean {:g}".format)
 def test_a_norm_of_values_far_from_0(op, route, mean):
-    for dtype, width, spread in itertools.product(dtypes(op, route), (2, 16, 100), (1, 300)):
+    for dtype, width, spread in itertools.product(tried(op, route), (2, 16, 100), (1, 300)):
         x = (mean + spread * some(3, width)).astype(dtype)
         x[:, 0] = mean  # first, what all are compared with, and once something far from the others
         x[0, 0] += 1000 * spread
@@ -1112,7 +1111,7 @@ def test_a_norm_of_values_far_from_0(op, route, mean):
 
 @pytest.mark.parametrize(("op", "route"), [case for case in each_norm.args[1] if case.values[0] is not ag.rms_norm])
 def test_a_row_of_one_value_has_gradient_0_after_a_norm(op, route):
-    for dtype, groups in itertools.product(dtypes(op, route), (1, 5) if op is ag.group_norm else (1,)):
+    for dtype, groups in itertools.product(tried(op, route), (1, 5) if op is ag.group_norm else (1,)):
         x, weight, g = ((factor * some(40, groups, seed=seed)).astype(dtype) for seed, factor in enumerate((1e4, 1, 3)))
         for affine in ((None, None), (weight[0], weight[1])):
             params = {"eps": 1e-5} | ({"groups": groups} if op is ag.group_norm else {})
@@ -1663,7 +1662,7 @@ def test_what_attention_hides_may_hold_anything(route, where, bad):
     value, slopes = attended(q, k, v, g, below(4, 4) & mask)
     spoilt = [q, k.copy(), v.copy()]
     spoilt[1 if where == "keys" else 2][:, :, 1] = bad
-    for dtype in DTYPES:
+    for dtype in [dtype for dtype, along in ROUTES if along is route]:
         with route():
             found, gradients_ = run(lambda q, k, v: attention(q, k, v, mask), spoilt, g, dtype)
         for a, b in zip((found, *gradients_), (value, *slopes), strict=True):
@@ -1672,8 +1671,8 @@ def test_what_attention_hides_may_hold_anything(route, where, bad):
 
 # -- what comes later --------------------------------------------------------------------------------------------------
 # That earlier outputs do not see later inputs, even where these are no numbers, are laws; here are the gradients.
-CAUSAL = [(op, *[law for law in op.laws if str(law).startswith("causal")]) for op in operators()]
-CAUSAL = [case for case in CAUSAL if len(case) == 3]
+CAUSAL = {op: [law for law in op.laws if str(law).startswith("causal")] for op in operators()}
+CAUSAL = {op: laws for op, laws in CAUSAL.items() if len(laws) == 2}  # with numbers, and with what is no number
 
 
 def before_and_after(op, law, draw):
@@ -1694,6 +1693,7 @@ def earlier(gradients, before, after):
     return {i: g[before[i] == after[i]] for i, g in gradients.items()}
 
 
+@cache
 def without_later_positions(op, numbers):
     """The inputs whose gradients at earlier positions do not depend on what comes later: q of attention, but not k."""
     found = set(floats(op, specimen(op)[0]))
@@ -1707,28 +1707,24 @@ def without_later_positions(op, numbers):
     return found
 
 
-@pytest.mark.parametrize(("op", "numbers", "no_numbers"), CAUSAL, ids=[case[0].name for case in CAUSAL])
-def test_a_gradient_that_no_later_position_enters_does_not_see_what_is_no_number_there(op, numbers, no_numbers):
-    independent, checked = without_later_positions(op, numbers), set()
-    for route in [r for r in routes(op)[1:] if no_numbers.holds_for(r) and parsed(r)[2] != "card"]:
-        if parsed(route)[2] == "emulator" and emulator.missing:
+@each("op, route", ((op, route) for op in CAUSAL for route in routes(op)[1:] if CAUSAL[op][1].holds_for(route)),
+      group=lambda op, route: op)
+def test_a_gradient_that_no_later_position_enters_does_not_see_what_is_no_number_there(op, route):
+    numbers, no_numbers = CAUSAL[op]
+    independent, taken, checked = without_later_positions(op, numbers), tried(op, route), False
+    for seed in range(12 if parsed(route)[2] == "emulator" else 40):
+        with np.errstate(all="ignore"):
+            call = before_and_after(op, no_numbers, Draw.seeded(seed, taken[seed % len(taken)]))
+        if call is None:
             continue
-        for seed in range(12 if parsed(route)[2] == "emulator" else 40):
-            taken = dtypes(op, route)
-            with np.errstate(all="ignore"):
-                call = before_and_after(op, no_numbers, Draw.seeded(seed, taken[seed % len(taken)]))
-            if call is None:
-                continue
-            before, after, params, cotangents = call
-            try:
-                old, new = (earlier(differentiate(op, route, args, params, cotangents), before, after)
-                            for args in (before, after))
-            except KernelError:  # it declines such numbers
-                continue
-            for i in independent & set(old):
-                assert_close(new[i], old[i], f"{op.name}, {route}, seed {seed}: gradient of {op.signature.inputs[i].name}",
-                             terms=64)
-                checked.add(route)
+        before, after, params, cotangents = call
+        try:
+            old, new = (earlier(differentiate(op, route, args, params, cotangents), before, after) for args in (before, after))
+        except KernelError:  # it declines such numbers
+            continue
+        for i in independent & set(old):
+            assert_close(new[i], old[i], f"seed {seed}: gradient of {op.signature.inputs[i].name}", terms=64)
+            checked = True
     assert checked or not independent
 
 
@@ -1740,13 +1736,12 @@ LONG = {  # over several tiles, panels and chunks
 }
 
 
-@pytest.mark.parametrize(("name", "place"), [(name, place) for name in LONG for place in ("cpu", "cuda on emulator")])
-def test_a_long_sequence_sees_nothing_of_what_comes_later(name, place):
+@pytest.mark.parametrize(("name", "route"), [pytest.param(name, route, marks=marks(route)) for name in LONG
+                                             for route in ("kernel cpu", "kernel cuda on emulator")])
+def test_a_long_sequence_sees_nothing_of_what_comes_later(name, route):
     (axis, *shapes), params = LONG[name]
     op, sizes = ag.REGISTRY[name], {"B": 2, "H": 2, "T": 150, "K": 40, "V": 36, "W": 5}
-    if "emulator" in place:
-        if emulator.missing:
-            pytest.skip(str(emulator.missing))
+    if parsed(route)[2] == "emulator":
         sizes.update(B=1, T=75)
     args = [some(*(sizes[letter] for letter in shape.split()), seed=i).astype(np.float32) for i, shape in enumerate(shapes)]
     if name == "retention":
@@ -1758,9 +1753,9 @@ def test_a_long_sequence_sees_nothing_of_what_comes_later(name, place):
             x[cut:] = NAN
         found = []
         for these in (args, [*(np.moveaxis(x, 0, axis) for x in spoilt), *args[3:]]):
-            outputs = compute(op, f"kernel {place}", these, params)
+            outputs = compute(op, route, these, params)
             seeds = [np.ones_like(outputs[0]), *(np.zeros_like(x) for x in outputs[1:])]
-            slope = differentiate(op, f"kernel {place}", these, params, seeds)[0]
+            slope = differentiate(op, route, these, params, seeds)[0]
             found.append([np.moveaxis(x, axis, 0)[:cut] for x in (outputs[0], slope)])
         for old, new in zip(*found, strict=True):
             assert_close(new, old, f"{name} before {cut}", terms=256)
@@ -1896,22 +1891,19 @@ CHANGED = {  # a function of x[2, 3] and an argument, that argument, and what it
 
 @table(("function", "argument", "other"), CHANGED)
 def test_an_argument_that_is_changed_after_the_call_changes_no_gradient(function, argument, other):
-    def value_of(argument):
-        return function(Tensor(ROW, requires_grad=True), argument)
-
     kind = np.array if isinstance(argument, np.ndarray) else list
     changed = kind(other) if kind is list else np.array(other, argument.dtype)
-    for route in (forms, kernels):
-        found = []
+    for dtype, route in ROUTES:
+        found, shapes = [], []
         for start, end in ((argument, argument), (argument, changed), (changed, changed)):
-            x, given = Tensor(ROW, requires_grad=True), kind(start)
+            x, given = Tensor(ROW.astype(dtype), requires_grad=True), kind(start)
             with route():
                 y = function(x, given)
                 given[:] = end
-                found.append(gradients(y, [x], Tensor(some(*y.shape)))[0].data)
+                found.append(gradients(y, [x], Tensor(some(*y.shape).astype(dtype)))[0].data)
+            shapes.append(y.shape)
         assert np.array_equal(found[0], found[1])
-        same = value_of(argument).shape == value_of(changed).shape
-        assert not (same and np.array_equal(found[0], found[2])), "the case proves nothing"
+        assert shapes[0] != shapes[2] or not np.array_equal(found[0], found[2]), "the case proves nothing"
 
 
 @table("function", {
@@ -1985,7 +1977,7 @@ def banded(x, filler):
 def test_a_kernel_reads_nothing_beside_its_arrays(op):
     """What lies before and after them is NaN once, and huge once: times 0, the one shows and the other does not."""
     fillers = [{"f": 0.0, "i": 0, "b": False}, {"f": NAN, "i": -1, "b": True}, {"f": 1e30, "i": 2**31, "b": True}]
-    for dtype in DTYPES:
+    for dtype in COMPILED:
         for args, params, cotangents in drawn(op, dtype):
             bits = [computed(op, unflat(op, [banded(x, f) for x in flat(op, args)]), params,
                              [banded(c, f) for c in cotangents])
@@ -2003,7 +1995,7 @@ def test_a_kernel_writes_every_element_of_what_it_allocates(op, monkeypatch):
             return array
         return poisoned
 
-    for dtype in DTYPES:
+    for dtype in COMPILED:
         for args, params, cotangents in list(drawn(op, dtype)):
             clean = computed(op, args, params, cotangents)  # and compiled
             with monkeypatch.context() as patch:
@@ -2015,7 +2007,7 @@ def test_a_kernel_writes_every_element_of_what_it_allocates(op, monkeypatch):
 
 @each_kernel
 def test_a_kernel_in_several_threads_gives_the_same_bits(op):
-    cases = [case for dtype in DTYPES for case in drawn(op, dtype, 6)]
+    cases = [case for dtype in COMPILED for case in drawn(op, dtype, 6)]
     expected = [computed(op, *case) for case in cases]
     found, start = [], threading.Barrier(4)
 
@@ -2043,11 +2035,10 @@ def test_a_kernel_of_another_device_is_not_replaced_by_this_one(op):
         op(*args, **params)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("op", "route"), [pytest.param(op, str(k), id=f"{op.name}, {k}") for op in KERNELS
-                                           for k in op.kernels.values() if k.device == "cpu"])
+@each("op, route, size", ((op, str(k), size) for op in KERNELS for k in op.kernels.values() if k.device == "cpu"
+                          for size in SIZES), group=lambda op, route, size: op)
 def test_kernel_around_the_sizes_of_vectors(op, route, size):
-    for dtype in DTYPES:
+    for dtype in COMPILED:
         for args, params, cotangents in awkward_calls(op, route, size, 2, dtype, 24_000):
             check_values(op, route, args, params, reference=f"form {next(iter(op.forms))}")
             if differentiable(op, route):

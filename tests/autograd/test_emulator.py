@@ -20,7 +20,7 @@ from tests.autograd.operator_checks import awkward_calls
 from tests.conftest import operators
 
 OPERATORS = operators()
-pytestmark = pytest.mark.skipif(bool(emulator.missing), reason=str(emulator.missing))
+pytestmark = [pytest.mark.full, pytest.mark.skipif(bool(emulator.missing), reason=str(emulator.missing))]
 
 # One block of 64 threads (or more blocks) with 64 numbers in x, 64 in y and n = 48.
 OPENING = ('extern "C" __global__ void __launch_bounds__({threads}) planted(const float* __restrict__ x, float* y, int n) '

@@ -266,6 +266,7 @@ def fill(tmp_path):
     return Source(tmp_path / "fill.py")
 
 
+@pytest.mark.full
 def test_a_launch_converts_python_numbers(fill, cupy):
     x, y = cupy.asarray(np.arange(40, dtype=np.float32)), cupy.empty(40, np.float32)
     fill.launch("fill", 1, x, y, 40, 2)
@@ -276,6 +277,7 @@ def test_a_launch_converts_python_numbers(fill, cupy):
         fill.launch("fill", 1, None, y, 1, 1.0)
 
 
+@pytest.mark.full
 def test_a_grid_is_made_from_the_work_and_the_size_of_a_block(tmp_path, cupy):
     (tmp_path / "mark.cu").write_text(MARK)
     source = Source(tmp_path / "mark.py")
@@ -332,6 +334,7 @@ def test_options_that_are_not_declared_are_refused(fill):
         fill.kernels(("-DWIDTH=8",))
 
 
+@pytest.mark.full
 def test_a_kernel_has_no_double_precision_and_the_form_runs(cupy):
     x = cupy.ones((2, 3))
     assert "kernel cuda: not chosen: needs float32, got float64" in ag.explain("layer_norm", x)
@@ -341,7 +344,10 @@ def test_a_kernel_has_no_double_precision_and_the_form_runs(cupy):
 
 
 # -- the compiler ------------------------------------------------------------------------------------------------------
-needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc-cu12")
+def needs_nvrtc(test):
+    missing = pytest.mark.skipif(nvrtc.library() is None, reason="needs the wheel nvidia-cuda-nvrtc-cu12")
+    return pytest.mark.full(missing(test))
+
 
 
 @needs_nvrtc
@@ -442,6 +448,7 @@ def test_a_cupy_that_cannot_be_imported(no_cupy, monkeypatch, capsys, tmp_path):
         gpu()
 
 
+@pytest.mark.full
 def test_info_runs_a_kernel_on_every_card(cupy, capsys):
     assert cli.main(["info", "--gpu"]) == 0
     out = capsys.readouterr().out
@@ -481,6 +488,7 @@ def test_tensors_move(place):
         assert leaf.grad.device == "cuda:0" and leaf.grad.numpy().tolist() == [2.0, 2.0]
 
 
+@pytest.mark.full
 def test_gradients_find_their_card(cupy):
     """A piece that nothing uses gets zeros where the others lie."""
     x = Tensor(np.ones(4), requires_grad=True)
@@ -646,6 +654,7 @@ def test_losses_on_a_gpu_follow_those_on_the_cpu(place):
         assert held_out == pytest.approx(expected_held_out, rel=1e-4)
 
 
+@pytest.mark.full
 def test_micro_batches_on_a_gpu_add_up(cupy, monkeypatch):
     fake_cupy.state.mode = "fast"
     model = replace(MODEL, dropout=0.0)
@@ -657,6 +666,7 @@ def test_micro_batches_on_a_gpu_add_up(cupy, monkeypatch):
     assert (reads == 1).all()
 
 
+@pytest.mark.full
 def test_what_is_not_finite_changes_nothing_on_a_gpu(cupy):
     fake_cupy.state.mode = "fast"
     trainer = Trainer("transformer", MODEL, MIXER, replace(RUN, device="cuda"), 31)
@@ -673,6 +683,7 @@ def test_what_is_not_finite_changes_nothing_on_a_gpu(cupy):
 
 
 @pytest.mark.parametrize("variant", mixers.variants())
+@pytest.mark.full
 def test_every_variant_on_a_gpu_is_that_of_the_cpu(variant, cupy):
     """Loss and gradients with dropout; logits token by token."""
     fake_cupy.state.mode = "fast"
@@ -724,6 +735,7 @@ TINY = ["--context", "16", "--layers", "1", "--width", "16", "--heads", "2", "--
 
 
 @pytest.mark.parametrize("route", [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")], ids=" then ".join)
+@pytest.mark.full
 def test_a_run_moves_between_devices(route, cupy, tmp_path, capsys):
     fake_cupy.state.mode = "fast"
     (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
@@ -800,6 +812,7 @@ def test_the_double_has_the_signatures_of_cupy():
     assert {"runtime", "Device", "device"} <= set(dir(real.cuda)) and hasattr(real, "RawModule")
 
 
+@pytest.mark.full
 def test_a_second_derivative_on_a_gpu_goes_through_forms(cupy):
     x = Tensor(cupy.asarray(np.linspace(-1, 1, 5, dtype=np.float32)), requires_grad=True)
     with pytest.raises(GraphError, match="the fused cuda kernel has no second derivative"):
@@ -813,6 +826,7 @@ def benchmark(monkeypatch):
     return importlib.import_module("gpu")
 
 
+@pytest.mark.full
 def test_the_benchmark_compares_losses(benchmark, cupy):
     fake_cupy.state.mode = "fast"
     found = benchmark.losses(argparse.Namespace(device="cuda"), (replace(MODEL, width=12), MIXER, RUN), 3)

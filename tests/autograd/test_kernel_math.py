@@ -428,6 +428,7 @@ def test_the_calls_in_the_kernels_are_found():
             ("attention/_softmax", 2), ("attention/_backward", 1)} <= set(SITES)
 
 
+@pytest.mark.full
 @reads_assembly
 @pytest.mark.parametrize(("name", "site"), SITES, ids=str)
 def test_every_call_in_the_kernels_of_operators_is_packed(name, site):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import autograd
@@ -27,7 +27,6 @@ from autograd.verify import (
     differentiate,
     draw_call,
     draw_cotangents,
-    dtypes,
     flat,
     floats,
     forced,
@@ -42,19 +41,11 @@ from autograd.verify import (
     substitute,
     unflat,
 )
-from tests.autograd.operator_checks import marks, specimen
-from tests.conftest import HypothesisDraw, operators
+from tests.autograd.operator_checks import each, specimen, tried
+from tests.conftest import HypothesisDraw, examples, operators
 
 OPERATORS = operators()
 DIFFERENTIABLE = [op for op in OPERATORS if op.differentiable]
-
-
-def each(cases):
-    """Parametrise over operators, or over tuples that begin with one."""
-    cases = [c if isinstance(c, tuple) else (c,) for c in cases]
-    names = ["-".join(getattr(part, "name", str(part)).replace(" ", "_") for part in c) for c in cases]
-    marked = [pytest.param(*c, marks=marks(c[1]) if len(c) > 1 else []) for c in cases]
-    return pytest.mark.parametrize(("op", "route", "law")[: len(cases[0])], marked, ids=names)
 
 
 def with_gradients(op):
@@ -69,30 +60,30 @@ def on_host(op):
 
 def drawn(data, op, route, layouts=LAYOUTS):
     """Inputs of a drawn dtype that the route takes, with sizes from 0, in drawn layouts."""
-    draw = HypothesisDraw(data, data.draw(st.sampled_from(dtypes(op, route))), layouts)
+    draw = HypothesisDraw(data, data.draw(st.sampled_from(tried(op, route))), layouts)
     args, params = draw_call(op, route, draw)
     assume(not refuses(op, route, args, params))
     return draw, args, params
 
 
 # -- values and gradients ----------------------------------------------------------------------------------------------
-@each((op, route) for op in OPERATORS for route in routes(op))
+@each("op, route", ((op, route) for op in OPERATORS for route in routes(op)))
 @given(st.data())
 def test_values_are_those_of_the_definition(op, route, data):
     _, args, params = drawn(data, op, route)
     check_values(op, route, args, params)
 
 
-@each((op, route) for op in DIFFERENTIABLE for route in with_gradients(op))
+@each("op, route", ((op, route) for op in DIFFERENTIABLE for route in with_gradients(op)))
 @given(st.data())
 def test_gradients_are_those_of_the_first_form(op, route, data):
     draw, args, params = drawn(data, op, route)
     check_gradients(op, route, args, params, draw_cotangents(op, args, params, draw))
 
 
-@each((op, route) for op in DIFFERENTIABLE for route in with_gradients(op)
-      if op.variadic or sum(a.kind == "float" for a in op.signature.inputs) > 1)
-@settings(max_examples=15)
+@each("op, route", ((op, route) for op in DIFFERENTIABLE for route in with_gradients(op)
+      if op.variadic or sum(a.kind == "float" for a in op.signature.inputs) > 1))
+@examples(15)
 @given(st.data())
 def test_an_input_has_the_same_gradient_when_the_others_need_none(op, route, data):
     draw, args, params = drawn(data, op, route)
@@ -100,23 +91,23 @@ def test_an_input_has_the_same_gradient_when_the_others_need_none(op, route, dat
     check_gradients(op, route, args, params, draw_cotangents(op, args, params, draw), wanted=[chosen])
 
 
-@each((op, route) for op in DIFFERENTIABLE for route in forms(op))
+@each("op, route", ((op, route) for op in DIFFERENTIABLE for route in forms(op)))
 @given(st.data())
 def test_gradients_are_derivatives(op, route, data):
     args, params = draw_call(op, route, HypothesisDraw(data))
     check_derivative(op, route, args, params)
 
 
-@each((op, route) for op in DIFFERENTIABLE for route in forms(op))
-@settings(max_examples=10)
+@each("op, route", ((op, route) for op in DIFFERENTIABLE for route in forms(op)))
+@examples(10)
 @given(st.data())
 def test_second_derivatives_are_derivatives_of_gradients(op, route, data):
     args, params = draw_call(op, route, HypothesisDraw(data))
     check_derivative(op, route, args, params, order=2)
 
 
-@each((op, route) for op in DIFFERENTIABLE if is_linear(op) for route in with_gradients(op))
-@settings(max_examples=15)
+@each("op, route", ((op, route) for op in DIFFERENTIABLE if is_linear(op) for route in with_gradients(op)))
+@examples(15)
 @given(st.data())
 def test_the_gradient_of_a_linear_operator_is_its_adjoint(op, route, data):
     draw, args, params = drawn(data, op, route)
@@ -129,26 +120,27 @@ def test_linear_operators_are_recognised():
     assert not {"relu", "multiply", "max", "softmax", "linear", "pad"} & linear
 
 
-@each((op, route, law) for op in OPERATORS for law in op.laws for route in routes(op) if law.holds_for(route))
+@each("op, route, law", ((op, route, law) for op in OPERATORS for law in op.laws for route in routes(op)
+      if law.holds_for(route)))
 @given(st.data())
 def test_laws(op, route, law, data):
     draw, args, params = drawn(data, op, route)
     check_law(op, law, route, args, params, draw)
 
 
-@each((op, route) for op in OPERATORS for route in kernels(op))
-@settings(max_examples=5)
+@each("op, route", ((op, route) for op in OPERATORS for route in kernels(op)))
+@examples(5)
 @given(st.data())
 def test_kernels_repeat_themselves_bit_for_bit(op, route, data):
     draw, args, params = drawn(data, op, route)
     check_repeatable(op, route, args, params, draw_cotangents(op, args, params, draw))
 
 
-@each((op, route) for op in OPERATORS for route in on_host(op))
+@each("op, route", ((op, route) for op in OPERATORS for route in on_host(op)))
 def test_underflow_is_no_error(op, route):
     """What is rounded to 0, in a call or in its gradients, does not raise where NumPy is told to."""
     for seed, power in itertools.product(range(6), (0.6, 1.05, -0.08)):  # products underflow; subnormal numbers; far apart
-        dtype = dtypes(op, route)[seed % len(dtypes(op, route))]
+        dtype = tried(op, route)[seed % len(tried(op, route))]
         args, params = draw_call(op, route, Draw.seeded(seed, dtype))
         for i in floats(op, args):
             args = substitute(op, args, i, (flat(op, args)[i] * np.float64(np.finfo(dtype).tiny) ** power).astype(dtype))
@@ -164,9 +156,9 @@ def test_underflow_is_no_error(op, route):
                 gradients(outputs, [values[i] for i in floats(op, args)], [Tensor.wrap(np.ones_like(o.data)) for o in outputs])
 
 
-@each((op, route) for op in DIFFERENTIABLE for route in kernels(op) if differentiable(op, route))
+@each("op, route", ((op, route) for op in DIFFERENTIABLE for route in kernels(op) if differentiable(op, route)))
 def test_a_fused_kernel_refuses_second_derivatives_and_names_the_forms(op, route):
-    args, params = specimen(op, dtype=dtypes(op, route)[0])
+    args, params = specimen(op, dtype=tried(op, route)[0])
     with forced(op, route) as put:
         values = [x if x is None else put(x) for x in flat(op, args)]
         values[0] = Tensor.wrap(values[0], requires_grad=True)
@@ -183,7 +175,7 @@ def _zero_dimensional(op):
     return lambda args, params: any(flat(op, args)[i].ndim == 0 for i in floats(op, args))
 
 
-@each(op for op in DIFFERENTIABLE if any(_zero_dimensional(op)(*draw_inputs(op, Draw.seeded(s))) for s in range(100)))
+@each("op", (op for op in DIFFERENTIABLE if any(_zero_dimensional(op)(*draw_inputs(op, Draw.seeded(s))) for s in range(100))))
 def test_a_0d_input_has_a_0d_gradient(op):
     args, params = specimen(op, _zero_dimensional(op))
     for route in on_host(op):
@@ -194,7 +186,7 @@ def test_a_0d_input_has_a_0d_gradient(op):
 
 
 # -- declarations ------------------------------------------------------------------------------------------------------
-@each(OPERATORS)
+@each("op", OPERATORS)
 def test_is_declared_completely(op):
     assert op.__doc__ and op.__doc__.strip(), "no docstring"
     assert op.forms, "no form"
@@ -205,13 +197,13 @@ def test_is_declared_completely(op):
     assert len(body) - len(doc) <= 25, f"the definition has {len(body) - len(doc)} lines: it is not stupid enough"
 
 
-@each(OPERATORS)
+@each("op", OPERATORS)
 def test_has_a_public_name(op):
     package = autograd if op.definition.__module__.startswith("autograd.") else minitv.ops
     assert getattr(package, op.name) is op
 
 
-@each(OPERATORS)
+@each("op", OPERATORS)
 def test_draws_are_legal_and_varied(op):
     sizes, absent, present = set(), set(), set()
     for seed in range(200):
@@ -226,7 +218,7 @@ def test_draws_are_legal_and_varied(op):
     assert absent == {a.name for a in op.signature.inputs if a.optional}
 
 
-@each(op for op in OPERATORS if op.kernels)
+@each("op", (op for op in OPERATORS if op.kernels))
 def test_declared_kernels_exist(op):
     for kernel in op.kernels.values():
         for name in ("forward", "backward", "supports"):
@@ -241,7 +233,7 @@ def test_every_kernel_file_belongs_to_an_operator():
             assert f"{package.__name__}.ops.{path.parent.name}.{path.stem}" in declared, path
 
 
-@each(OPERATORS)
+@each("op", OPERATORS)
 def test_explain_names_the_one_route_that_runs(op):
     args, params = specimen(op)
     for route in op.routes:
@@ -261,7 +253,7 @@ def _refuses(error, op, args, params, *words):
             assert word in str(caught.value), f"{word!r} is not in: {caught.value}"
 
 
-@each(OPERATORS)
+@each("op", OPERATORS)
 def test_refuses_other_dtypes(op):
     args, params = specimen(op)
     names = [a.name for a in op.signature.inputs]
@@ -285,7 +277,7 @@ def test_a_tensor_of_another_dtype_is_refused(dtype):
         Tensor(np.ones(3, dtype))
 
 
-@each(op for op in OPERATORS if op.variadic or sum(a.kind == "float" for a in op.signature.inputs) > 1)
+@each("op", (op for op in OPERATORS if op.variadic or sum(a.kind == "float" for a in op.signature.inputs) > 1))
 def test_refuses_mixed_dtypes(op):
     args, params = specimen(op, lambda args, params: len(floats(op, args)) > 1)
     for i in floats(op, args)[1:]:
@@ -298,7 +290,7 @@ def test_refuses_mixed_dtypes(op):
             _refuses(DtypeError, op, wrong, params, name, "float32", "float64")
 
 
-@each(op for op in OPERATORS if any(len([d for d in a.dims if d not in ("...", "*")]) for a in op.signature.inputs))
+@each("op", (op for op in OPERATORS if any(len([d for d in a.dims if d not in ("...", "*")]) for a in op.signature.inputs)))
 def test_refuses_a_wrong_number_of_axes(op):
     args, params = specimen(op, lambda args, params: all(x is not None and x.size for x in args))
     for i, argument in enumerate(op.signature.inputs):
@@ -320,7 +312,7 @@ def _shared_letters(op):
     return places
 
 
-@each(op for op in OPERATORS if _shared_letters(op))
+@each("op", (op for op in OPERATORS if _shared_letters(op)))
 def test_refuses_a_size_that_disagrees_and_names_its_letter(op):
     args, params = specimen(op, lambda args, params: all(x is not None and x.size for x in args))
     for i, axis, letter in _shared_letters(op):
@@ -328,7 +320,7 @@ def test_refuses_a_size_that_disagrees_and_names_its_letter(op):
         _refuses(ShapeError, op, substitute(op, args, i, longer), params, op.signature.inputs[i].name, letter)
 
 
-@each(op for op in OPERATORS if sum("..." in a.dims for a in op.signature.inputs if a.kind == "float") > 1)
+@each("op", (op for op in OPERATORS if sum("..." in a.dims for a in op.signature.inputs if a.kind == "float") > 1))
 def test_refuses_leading_axes_that_do_not_broadcast(op):
     def inner(argument):
         return tuple(int(d) if d.isdigit() else 3 for d in argument.dims[1:])
@@ -338,7 +330,7 @@ def test_refuses_leading_axes_that_do_not_broadcast(op):
     _refuses(ShapeError, op, args, {}, "broadcast")
 
 
-@each(OPERATORS)
+@each("op", OPERATORS)
 def test_refuses_missing_and_unknown_arguments(op):
     args, params = specimen(op)
     name = op.signature.inputs[0].name

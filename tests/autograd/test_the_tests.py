@@ -20,14 +20,13 @@ from autograd.verify import (
     differentiate,
     draw_call,
     draw_cotangents,
-    dtypes,
     flat,
     floats,
     forms,
     kernels,
     refuses,
 )
-from tests.autograd.operator_checks import marks
+from tests.autograd.operator_checks import each, tried
 from tests.conftest import operators
 
 OPERATORS = operators()
@@ -140,7 +139,7 @@ def plant_value(monkeypatch, op, route) -> None:
 def calls(op, route, count=200):
     """Seeded calls without an absent input, of a dtype that the route takes."""
     for seed in range(count):
-        draw = Draw.seeded(seed, dtypes(op, route)[-1])
+        draw = Draw.seeded(seed, tried(op, route)[-1])
         args, params = draw_call(op, route, draw)
         present = all(x is not None for x in flat(op, args)) and any(flat(op, args)[i].size for i in floats(op, args))
         if present and not refuses(op, route, args, params):
@@ -149,15 +148,6 @@ def calls(op, route, count=200):
 
 def differ(results, others) -> bool:
     return any(distance(a, b) > VISIBLE for a, b in zip(results, others, strict=True))
-
-
-def names(cases):
-    return ["-".join(getattr(part, "name", None) or getattr(part, "__name__", None) or str(part).replace(" ", "_")
-                     for part in case) for case in cases]
-
-
-def marked(cases):
-    return [pytest.param(*case, marks=marks(case[1])) for case in cases]
 
 
 def positions(op):
@@ -172,7 +162,7 @@ VALUES = [(op, route) for op in OPERATORS for route in forms(op) + kernels(op)]
 LAWS = [(op, law) for op in OPERATORS for law in op.laws]
 
 
-@pytest.mark.parametrize(("op", "route", "change", "position"), marked(GRADIENTS), ids=names(GRADIENTS))
+@each("op, route, change, position", GRADIENTS, group=lambda op, *_: op)
 def test_a_wrong_gradient_is_noticed(op, route, change, position, monkeypatch):
     for draw, args, params in calls(op, route):
         if position >= len(flat(op, args)):
@@ -193,11 +183,11 @@ def test_a_wrong_gradient_is_noticed(op, route, change, position, monkeypatch):
                 assert "gradient" in str(error)
                 return
             # In float32 the error of a gradient that is small for its units hides in their rounding.
-            assert dtypes(op, route)[-1] is np.float32, f"{op.name}: not noticed"
+            assert tried(op, route)[-1] is np.float32, f"{op.name}: not noticed"
     pytest.fail(f"no draw of {op.name} shows the error")
 
 
-@pytest.mark.parametrize(("op", "route"), marked(VALUES), ids=names(VALUES))
+@each("op, route", VALUES, group=lambda op, route: op)
 def test_an_unwritten_element_is_noticed(op, route, monkeypatch):
     for _, args, params in calls(op, route):
         right = compute(op, route, args, params)
@@ -211,7 +201,7 @@ def test_an_unwritten_element_is_noticed(op, route, monkeypatch):
     pytest.fail(f"no draw of {op.name} shows the error")
 
 
-@pytest.mark.parametrize(("op", "law"), LAWS, ids=names(LAWS))
+@each("op, law", LAWS)
 def test_a_broken_law_is_noticed(op, law):
     """Outputs to which a square of all inputs, weighted by position, is added obey no law."""
     def broken(args, params):

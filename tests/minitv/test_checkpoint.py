@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minitv import checkpoint
 from minitv.checkpoint import MODEL, NAMES, OPTIMIZER, STATE, check_arrays, exists, load, load_run, read_run, remove, save
 from minitv.errors import CheckpointError, UserError
+from tests.conftest import examples
 
 FILES = (MODEL, OPTIMIZER, STATE)
 
@@ -84,7 +85,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(150)
 @given(model=NAMED_ARRAYS, optimizer=NAMED_ARRAYS, value=JSON)
 def test_round_trip_is_bit_exact(tmp_path_factory, model, optimizer, value):
     run = tmp_path_factory.mktemp("run")

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autograd import Tensor, assert_close, layer_norm
@@ -60,7 +60,6 @@ def own_options(variant):
 
 
 @each_variant
-@settings(max_examples=30)
 @given(st.data())
 def test_every_step_gives_the_logits_of_the_model(variant, data):
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))

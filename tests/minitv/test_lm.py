@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autograd import Tensor, cross_entropy, no_grad
@@ -15,6 +15,7 @@ from minitv import variants
 from minitv.errors import UserError
 from minitv.nn import Module, Parameter
 from minitv.options import ModelOptions
+from tests.conftest import examples
 
 VOCAB, CONTEXT, BATCH = 11, 12, 3
 SMALL = ModelOptions(context=CONTEXT, layers=2, width=16, bias=True)
@@ -64,7 +65,7 @@ def arrays(state):
 
 
 @every_variant
-@settings(max_examples=15)
+@examples(15)
 @given(cuts=st.lists(st.integers(0, CONTEXT), max_size=4).map(sorted))
 def test_prefill_over_any_split_is_the_call(variant, cuts):
     model, ids = build(variant), tokens(CONTEXT)

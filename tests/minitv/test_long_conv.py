@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from minitv.mixers import hyena
 from scipy.fft import next_fast_len
@@ -24,6 +24,7 @@ from minitv.ops.long_conv import cpu, online
 from minitv.options import ModelOptions
 from tests.autograd.operator_checks import marks
 from tests.autograd.test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
+from tests.conftest import examples
 
 SMOOTH = [n for n in range(2, 130) if next_fast_len(n, real=True) == n]  # products of 2, 3 and 5
 
@@ -54,7 +55,7 @@ def test_other_sizes_are_refused(n):
 @pytest.mark.parametrize(("route", "dtype"), [
     pytest.param(route, dtype, marks=marks(route)) for way in ("direct", "fft") for route, dtype in (
         *((f"kernel cpu {way}", dtype) for dtype in DTYPES), (f"kernel cuda {way} on emulator", np.float32))])
-@settings(max_examples=12)
+@examples(12)
 @given(data=st.data())
 def test_both_ways_of_a_kernel_at_every_width(route, dtype, data):
     """Around the width of vectors and warps, with pairs of them; filters shorter and longer than the sequence."""
@@ -119,7 +120,7 @@ def test_the_sum_is_causal_and_spectra_are_up_to_rounding():
 
 
 # -- position by position ----------------------------------------------------------------------------------------------
-@settings(max_examples=40)
+@examples(40)
 @given(length=st.integers(0, 40), taps=st.integers(0, 45), block=st.sampled_from((1, 2, 3, 8, 64)), skip=st.booleans(),
        cuts=st.lists(st.integers(0, 40), max_size=4), single=st.booleans())
 def test_reading_in_blocks_is_the_convolution(length, taps, block, skip, cuts, single):

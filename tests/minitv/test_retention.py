@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from autograd import Tensor, assert_close, gradients, layer_norm, rms_norm, use
@@ -17,6 +17,7 @@ from minitv.ops.retention import NORMALIZATIONS, cpu
 from minitv.ops.rope import cpu as rope_cpu
 from minitv.ops.rope import rope_angles
 from tests.autograd.test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
+from tests.conftest import examples
 
 SIZES = (1, 8, 31, 32, 33, 64, 70)  # around the edges of panels
 
@@ -36,7 +37,7 @@ def large(data, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_the_kernel_with_several_panels(dtype, data):
     draw, args, params = large(data, dtype)

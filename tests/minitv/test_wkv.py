@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numba import types
 
@@ -14,6 +14,7 @@ from autograd.verify import DTYPES, check_gradients, check_values, compute, diff
 from minitv.ops import bidirectional_wkv, wkv
 from minitv.ops.wkv import cpu
 from tests.autograd.test_kernel_math import ARITHMETIC, FLOOR, ROW, assembly, libm_calls, reads_assembly
+from tests.conftest import examples
 
 NAMES = "kvwuabp"
 
@@ -42,7 +43,7 @@ def compare(route, args, params, seed=0):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=25)
+@examples(25)
 @given(st.integers(0, 2**16), st.sampled_from((1, 15, 16, 17, 255, 256, 257, 300)), st.sampled_from((1, 31, 32, 33, 70)),
        st.sampled_from((1, 7, 32, 100)), st.booleans())
 def test_the_kernel_with_several_blocks_of_channels(dtype, seed, width, length, chunk_size, carried):
