@@ -76,7 +76,7 @@ def curves(directory: str | Path) -> Curves:
     and ``val_loss`` in nats per token, which become bits per character.
     """
     header, records = read_log(directory)
-    metric, corpus, task = header.get("metric"), header.get("corpus") or {}, header.get("task", "text")
+    metric, corpus, task = header.get("metric"), header.get("corpus") or {}, header.get("task") or "text"
     if metric:
         training, held_out = (_series(records, key, 1.0) for key in (metric["key"], f"val_{metric['key']}"))
     else:
@@ -84,16 +84,16 @@ def curves(directory: str | Path) -> Curves:
         training, held_out = (_series(records, key, per_char.get(part, 1.0) / math.log(2))
                               for key, part in (("loss", "training"), ("val_loss", "held_out")))
     orders = {f"n-gram order {order}": bits for order, bits in enumerate(header.get("ngram_bpc") or ())}
-    facts = [f"{count(header['parameters'])} parameters"] if "parameters" in header else []
+    facts = [] if header.get("parameters") is None else [f"{count(header['parameters'])} parameters"]
     if records and records[-1].get("elapsed_s") is not None:
         facts.append(duration(records[-1]["elapsed_s"]))
     return Curves(
-        variant=str(header.get("variant", "")), metric=metric["name"] if metric else BITS,
+        variant=header.get("variant") or "", metric=metric["name"] if metric else BITS,
         rising=bool(metric and metric["rising"]), training=training, held_out=held_out,
         baselines=header.get("baselines") or orders,
         data=str(corpus.get("description", "")) or ("" if task == "text" else f"task {task}"),
-        identity=corpus.get("sha256") or (None if task == "text" else task),
-        facts=tuple(facts), date=str(header.get("started", ""))[:10])
+        identity=str(corpus["sha256"]) if "sha256" in corpus else None if task == "text" else task,
+        facts=tuple(facts), date=(header.get("started") or "")[:10])
 
 
 def smooth(points: list[tuple[int, float]], reach: int) -> list[tuple[int, float]]:

@@ -18,7 +18,8 @@ from .errors import VALUE, CheckpointError, plain, quoted
 
 T = TypeVar("T")
 
-NOUNS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a text", dict: "a JSON object", list: "a list"}
+NOUNS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a text", dict: "a JSON object",
+         list: "a list"}
 
 Count = Annotated[int, 0]  # from 0 up
 Positive = Annotated[int, 1]
