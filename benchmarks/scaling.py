@@ -83,12 +83,14 @@ def picture(variants: dict[str, dict], lengths: list[int]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    from minitv.compare import COLOURS
+    from minitv.picture import look
 
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
     for axes, part in zip(figure.subplots(1, 2), ("training", "writing"), strict=True):
-        for colour, (variant, found) in zip(COLOURS, variants.items(), strict=False):
-            axes.plot(lengths, [found[part][str(length)] for length in lengths], marker="o", color=colour, label=variant)
+        for variant, found in variants.items():
+            style = look(variant)
+            axes.plot(lengths, [found[part][str(length)] for length in lengths], marker=style.marker, color=style.colour,
+                      linestyle=(0, style.dashes) if style.dashes else "solid", label=variant)
         axes.set(xscale="log", yscale="log", xlabel="length of the sequence", title=f"{part}: microseconds per token")
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

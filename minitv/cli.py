@@ -14,8 +14,8 @@ from typing import Any
 from . import __version__, tasks, variants
 from .config import Options, Parser, Setting, choose, encode, read_toml, settings, shown, table, to_json
 from .errors import CheckpointError, UserError, naming, plain
-from .options import DEFAULT_PRESET, PRESETS, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
-from .report import plot
+from .options import DEFAULT_PRESET, PRESETS, SYNONYMS, EvalOptions, ModelOptions, SampleOptions, TrainOptions
+from .report import columns, count, reflow, wrap
 from .signals import Stop
 
 
@@ -233,42 +233,113 @@ def _sample(argv: list[str]) -> int:
         usage="minitv sample DIR [options]",
         description="Write text with a trained model. DIR is the folder of a run.",
         epilog='examples:\n  minitv sample runs/transformer --prompt "def " --tokens 300\n'
-        "  echo -n 'ROMEO:' | minitv sample runs/mine --prompt - --temperature 0.7 --top-k 20",
+        "  echo -n 'ROMEO:' | minitv sample runs/mine --prompt - --temperature 0.7 --top-k 20\n"
+        "  minitv sample runs/mine/best --count 3",
     )
-    parser.add_argument("directory", metavar="DIR", help="the folder of a run")
-    options = Options(SampleOptions)
+    directory, config = _of_a_run(parser, SampleOptions, argv)
+    if config.prompt == "-":
+        config = replace(config, prompt=_standard_input())
+    from .sample import streams
+
+    for number, (seed, pieces) in enumerate(streams(directory, config), 1):
+        heading = f"--- text {number} of {config.count}, seed {seed} ---\n" if config.count > 1 else ""
+        text, last = heading + config.prompt, ""
+        for piece in pieces:
+            sys.stdout.write(text + piece)  # the prompt goes out with the first piece: after all checks have passed
+            sys.stdout.flush()
+            last, text = text + piece or last, ""
+        if not last.endswith("\n"):
+            print(text)
+    return 0
+
+
+def _of_a_run(parser: Parser, kind: type, argv: list[str]) -> tuple[str, Any]:
+    """The folder that a command reads, and the command's options."""
+    text = "the folder of a run, or of one of its checkpoints (DIR/best)"
+    parser.add_argument("directory", metavar="DIR", help=text)
+    options = Options(kind)
     parser.add_options(options)
     given = parser.parse(argv)
     directory = given.pop("directory")
     values, _ = options.merge(("command line", given))
     (config,) = options.build(values)
-    if config.prompt == "-":
-        config = replace(config, prompt=_standard_input())
-    from .sample import stream
+    if "checkpoint" in given:
+        from .checkpoint import run_folder
 
-    text, last = config.prompt, ""
-    for piece in stream(directory, config):
-        sys.stdout.write(text + piece)  # the prompt goes out with the first piece: after all checks have passed
-        sys.stdout.flush()
-        last, text = text + piece or last, ""
-    if not last.endswith("\n"):
-        print(text)
-    return 0
+        name = Path(directory).name
+        if run_folder(directory) != Path(directory) and name != config.checkpoint:
+            raise UserError(f"--checkpoint {config.checkpoint}: {directory} is the checkpoint {name!r}; "
+                            "give the folder of the run")
+    return directory, config
 
 
 def _standard_input() -> str:
     if sys.stdin is None:
         raise UserError("--prompt -: there is no standard input")
+    if sys.stdin.isatty():
+        ends = "Ctrl-Z and Enter" if os.name == "nt" else "Ctrl-D on an empty line"
+        print(f"type the prompt, and end it with {ends}", file=sys.stderr, flush=True)
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt -: standard input is not UTF-8 at byte {error.start}") from None
+    except OSError as error:  # a folder, for example
+        raise UserError(f"--prompt -: standard input cannot be read: {error.strerror or error}") from None
+
+
+def _eval(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv eval",
+        synonyms=SYNONYMS,
+        usage="minitv eval DIR (--data PATH | --text TEXT) [options]",
+        description="Say how well a trained model predicts a text: its loss in nats per token, and bits per character. Every\n"
+        "token after the first is predicted from those before it in its window of the model's context, as in training.\n"
+        "With --per-character each character of the text stands in a line with its surprise: the bits that it cost,\n"
+        "-log2 of the probability that the model gave it. 0 bits: the model was sure; 1 bit: it gave it one half.",
+        epilog="examples:\n  minitv eval runs/mine --data other.txt\n"
+        '  minitv eval runs/mine/best --text "def main(self):" --per-character',
+    )
+    directory, config = _of_a_run(parser, EvalOptions, argv)
+    from .errors import naming
+    from .evaluate import evaluate, read_text
+    from .sample import open_run
+
+    run, tokenizer = open_run(directory, config.checkpoint, config.device, "predict the next token")
+    if config.text:
+        with naming("--text"):
+            ids, description, sha256 = tokenizer.encode(config.text), "--text", None
+    else:
+        ids, description, sha256 = read_text(config.data, tokenizer, config.encoding)
+    with naming(description):
+        result = evaluate(run.model, tokenizer, ids)
+    characters = tokenizer.characters_in(ids)
+    rows = [
+        ("model", f"{run.experiment.variant.name} of {directory}, step {run.step}"),
+        ("text", f"{description}: {count(characters)} character{'s' * (characters != 1)}"),
+        ("loss", f"{result.loss:.4f} nats per token"),
+        ("bits", f"{result.bits_per_character:.4f} per character, {result.bits_per_token:.4f} per token"),
+        ("predicted", f"{len(result.surprise)} tokens, all but the first, in windows of {run.model.context}"),
+    ]
+    if sha256 is not None and sha256 == run.saved.get("corpus_sha256"):
+        rows.append(("note", "this is the text that the model was trained on: it has seen most of it"))
+    _columns(rows)
+    if config.per_character:
+        print("\n  offset    bits  character  # = half a bit")
+        for offset, (character, bits) in enumerate(result.characters(tokenizer)):
+            cost = f"{'-':>6}" if bits != bits else f"{bits:6.2f}"  # nothing comes before the first
+            print(f"{offset:>8}  {cost}  {ascii(character) if character.isspace() else repr(character):<9}  "
+                  f"{'#' * min(60, round(2 * bits)) if bits == bits else ''}".rstrip())
+    return 0
 
 
 def _list(argv: list[str]) -> int:
-    _plain("list", "List the variants and the presets.", argv)
+    _plain("list", "List the variants with their paper and their tasks, the tasks, and the presets.", argv)
+    from .experiment import possible
+
     print("variants (minitv train VARIANT)")
-    _columns((name, entry.summary) for name, entry in variants.variants().items())
+    for name in variants.variants():
+        variant = variants.load(name)
+        _columns([(name, variant.summary), ("", variant.paper), ("", f"tasks: {', '.join(possible(variant))}")])
     print("\ntasks (--task NAME)")
     _columns((name, entry.summary) for name, entry in tasks.tasks().items())
     print("\npresets (--preset NAME)")
@@ -385,8 +456,8 @@ def _explain(argv: list[str]) -> int:
         return 0
     if name in variants.variants():
         variant = variants.load(name)
-        print(f"{name}: {variant.summary}\n")
-        _columns(variants.describe(variant))
+        print(wrap(f"{name}: {variant.summary}", columns(sys.stdout), rest="  ") + "\n")
+        _columns([*variants.describe(variant), ("writing", _writing(variant))])
         return 0
     if name not in REGISTRY:
         known = [*variants.variants(), *REGISTRY]
@@ -394,12 +465,13 @@ def _explain(argv: list[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all operators, `minitv list` all variants"
         raise UserError(f"unknown variant or operator {name!r}; {hint}")
     op = REGISTRY[name]
-    print(f"{op.name}: {op.signature}\n")
+    width = columns(sys.stdout)
+    print(wrap(f"{op.name}: {op.signature}", width, rest="  ") + "\n")
     page = inspect.getmodule(op.definition)
     alone = sum(other.definition.__module__ == page.__name__ for other in REGISTRY.values()) <= 2
     for text in (op.__doc__, page.__doc__ if alone else None):  # a page that many share speaks of none of them
         if text:
-            print(inspect.cleandoc(text) + "\n")
+            print(reflow(inspect.cleandoc(text), width) + "\n")
     rows = [
         ("page", inspect.getsourcefile(op.definition) or "none"),
         ("options", ", ".join(f"{key}={value}" for key, value in op.params.items()) or "none"),
@@ -412,17 +484,34 @@ def _explain(argv: list[str]) -> int:
     return 0
 
 
+def _writing(variant: Any) -> str:
+    """How a model of a variant generates text on this machine."""
+    from autograd.cpu.compile import unavailable
+
+    if not variant.causal:
+        return "not at all: an output depends on the whole sequence"
+    if variant.fused is None:
+        return "the model's prefill, one position at a time: there are no fused kernels for it"
+    if reason := unavailable():
+        return f"the model's prefill, one position at a time: the fused kernels need Numba ({reason})"
+    return "fused kernels on the CPU (minitv/decode); on a GPU the model's prefill, one position at a time"
+
+
 def _plot(argv: list[str]) -> int:
     parser = Parser(
         "minitv plot",
-        usage="minitv plot DIR [--out FILE]",
-        description="Draw the curve of a run from DIR/log.jsonl, beside its n-gram baselines.",
-        epilog="example:\n  minitv plot runs/transformer",
+        usage="minitv plot DIR [DIR ...] [--out FILE]",
+        description="Draw the curves of a run from DIR/log.jsonl, beside its baselines: the training loss, smoothed, and the\n"
+        "held-out data with its best step. Of several runs, the held-out curves are drawn in one picture.",
+        epilog="examples:\n  minitv plot runs/transformer\n  minitv plot runs/rwkv runs/retnet --out both.svg",
     )
-    parser.add_argument("directory", metavar="DIR", help="the folder of a run")
-    parser.add_argument("--out", metavar="FILE", help="picture to write: .png, .svg or .pdf (default: DIR/curve.png)")
+    parser.add_argument("directories", metavar="DIR", nargs="+", help="the folders of runs")
+    text = "picture to write: .png, .svg or .pdf (default: curve.png in the folder; of several runs, curves.png here)"
+    parser.add_argument("--out", metavar="FILE", help=text)
     given = parser.parse(argv)
-    print(plot(given["directory"], given.get("out")))
+    from .picture import plot
+
+    print(plot(given["directories"], given.get("out")))
     return 0
 
 
@@ -443,20 +532,25 @@ def _write(text: str) -> None:
 
 
 def _columns(rows: Any) -> None:
-    rows = list(rows)
-    width = max([14, *(len(name) for name, _ in rows)])
+    """Print (name, text) rows in two columns, or each text below its name where the terminal is too narrow for that."""
+    rows, width = list(rows), columns(sys.stdout)
+    column = max([14, *(len(name) for name, _ in rows)])
     for name, text in rows:
-        print(f"  {name:<{width}}  {text}")
+        if width is not None and width < column + 30:
+            print("\n".join([f"  {name}"] * bool(name) + [wrap(text, width, "    ", "    ")]))
+        else:
+            print(wrap(text, width, f"  {name:<{column}}  ", " " * (column + 4)))
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train a model on text"),
     "compare": (_compare, "train several variants alike, and compare them"),
     "sample": (_sample, "write text with a trained model"),
-    "list": (_list, "list the variants and presets"),
+    "eval": (_eval, "say how well a trained model predicts a text"),
+    "list": (_list, "list the variants, tasks and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),
     "explain": (_explain, "show a variant or an operator: formula, cost, forms, kernels"),
-    "plot": (_plot, "draw the curve of a run"),
+    "plot": (_plot, "draw the curves of one run or several"),
 }
 
 

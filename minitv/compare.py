@@ -34,13 +34,13 @@ from .errors import CheckpointError, UserError, naming
 from .experiment import DEFAULT_TASK, Experiment, combine, elsewhere, from_checkpoint, namespace, preset_layers
 from .log import read_log
 from .options import DEFAULT_PRESET
-from .report import count, curves, draw
+from .picture import Line, about, curves, draw, look
+from .report import count
 from .schema import RunState
 from .task import Task
 
 DIRECTORY = "runs/compare"  # unless another is asked for
 TABLE, PICTURE = "compare.json", "compare.png"
-COLOURS = ("#1f4e9c", "#c0392b", "#1e8449", "#8e44ad", "#b7770d", "#117a8b", "#7b3f00", "#5d6d7e", "#d81b60", "#2e4053")
 
 
 class Plan:
@@ -220,7 +220,7 @@ def measure(run: Run) -> dict[str, Any]:
     """What one finished run gave: the log's figures, the state's size after a full context, and the speed of writing."""
     task = run.experiment.task
     header, records = read_log(run.directory)
-    values = [value for _, value in curves(header, records)[1]]
+    values = [value for _, value in curves(run.directory).held_out]
     losses = [record["val_loss"] for record in records if record.get("val_loss") is not None]
     speeds = [record["tokens_per_s"] for record in records if record.get("tokens_per_s") and record["step"] > 1]
     state, speed = _writing(run.directory) if run.experiment.variant.causal else (None, None)
@@ -325,18 +325,21 @@ def _aligned(lines: list[list[str]]) -> str:
 
 def picture(runs: list[Run], results: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> Path:
     """The held-out curves of all variants in one picture: the mean over seeds, and every seed thinly."""
-    lines = []
+    lines, logs = [], []
     done = {(result["variant"], json.dumps(result["swept"]), result["seed"]) for result in results}
-    for number, row in enumerate(sorted(rows, key=lambda row: row["variant"])):
-        colour, swept = COLOURS[number % len(COLOURS)], json.dumps(row["swept"])
-        series = [curves(*read_log(run.directory))[1] for run in runs
-                  if (run.variant, json.dumps(run.swept)) == (row["variant"], swept) and (run.variant, swept, run.seed) in done]
+    for row in rows:
+        style, swept = look(row["variant"]), json.dumps(row["swept"])
+        seeds = [curves(run.directory) for run in runs
+                 if (run.variant, json.dumps(run.swept)) == (row["variant"], swept) and (run.variant, swept, run.seed) in done]
+        logs += seeds
+        series = [dict(log.held_out) for log in seeds]
         if len(series) > 1:
-            lines += [(points, "", colour, 0.6) for points in series]
-        steps = [step for step, _ in series[0] if all(step in dict(points) for points in series)]
-        mean = [(step, statistics.mean(dict(points)[step] for points in series)) for step in steps]
+            lines += [Line(log.held_out, "", style, 0.6) for log in seeds]
+        mean = [(step, statistics.mean(points[step] for points in series)) for step in series[0]
+                if all(step in points for points in series)]
         if mean:
-            lines.append((mean, row["variant"], colour, 2.0))
+            lines.append(Line(mean, row["variant"], style, marker="full", best=True))
     if not lines:
         raise UserError("no run was evaluated (--eval-every 0)")
-    return draw(path, lines, results[0]["ngram_bpc"] or (), f"held-out data, {results[0]['steps']} steps")
+    return draw(path, lines, logs[0].baselines, logs[0].metric, title=f"held-out data, {results[0]['steps']} steps",
+                about=about(logs), rising=logs[0].rising)

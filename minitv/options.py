@@ -1,4 +1,4 @@
-"""The options of `minitv train` and `minitv sample`, and the presets; a variant adds its own in its mixer's module."""
+"""The options of `minitv train`, `sample` and `eval`, and the presets; a variant and a task add their own in their modules."""
 
 from __future__ import annotations
 
@@ -136,8 +136,17 @@ class SampleOptions:
     temperature: float = option(0.8, "below 1 = safer, above 1 = wilder, 0 = always the likeliest token", low=0)
     top_k: int | None = option(None, "draw among the k likeliest tokens only", low=1)
     top_p: float = option(1.0, "draw among the likeliest tokens that together have this probability", above=0, high=1)
+    min_p: float = option(0.0, "never draw a token that is less likely than this times the likeliest", low=0, high=1)
+    repetition_penalty: float = option(
+        1.0,
+        "divide the logits of all tokens that stand in the prompt or the text so far by this; a negative logit is "
+        "multiplied instead (Keskar et al. 2019); 1 = no penalty",
+        above=0,
+        high=1000,
+    )
     stop: str | None = option(None, "end before this text appears in what is written")
     seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
+    count: int = option(1, "texts to write, with the seeds from --seed on", low=1, high=2**20)
     checkpoint: str = option(
         "last", "the newest weights, or those with the lowest held-out loss", choices=("last", "best")
     )
@@ -149,6 +158,29 @@ class SampleOptions:
         _check_device(self.device)
         if self.stop == "":
             raise UserError("--stop: an empty text is everywhere, give at least one character")
+        if self.seed + self.count > 2**63:
+            raise UserError(f"--count: {self.count} seeds from {self.seed} on end above 2**63 - 1: give a smaller --seed")
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """evaluation"""
+
+    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-)", metavar="PATH")
+    text: str = option("", "the text itself")
+    encoding: str = option("utf-8", "how characters are written in --data: utf-8, utf-16, latin-1, cp1252, ...",
+                           metavar="NAME")
+    per_character: bool = option(False, "list every character of the text with the bits that it cost")
+    checkpoint: str = option(
+        "last", "the newest weights, or those with the lowest held-out loss", choices=("last", "best")
+    )
+    device: str = option("cpu", "where to compute: cpu, cuda (an NVIDIA GPU), or cuda:1 for the second one")
+
+    def __post_init__(self) -> None:
+        check(self)
+        _check_device(self.device)
+        if bool(self.data) == bool(self.text):
+            raise UserError("--data and --text: give one of them, the text that the model is to predict")
 
 
 def _check_device(device: str) -> None:
@@ -180,7 +212,7 @@ SYNONYMS = {
     "log_interval": "log_every",
     "max_iters": "steps", "max_new_tokens": "tokens", "max_steps": "steps", "n_embd": "width", "n_head": "heads",
     "n_layer": "layers", "n_layers": "layers", "n_heads": "heads", "num_heads": "heads", "num_layers": "layers",
-    "num_threads": "threads", "out_dir": "out", "output": "out", "seq_len": "context", "start": "prompt",
-    "warmup_iters": "warmup",
+    "num_samples": "count", "num_threads": "threads", "out_dir": "out", "output": "out",
+    "rep_penalty": "repetition_penalty", "seq_len": "context", "start": "prompt", "warmup_iters": "warmup",
 }
 # fmt: on

@@ -1,19 +1,15 @@
-"""What a run shows: the status line and the picture of the curve."""
+"""What the screen shows: numbers for people, the status line of a run, and text that fits the terminal."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import re
 import sys
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TextIO
-
-from .errors import UserError
-from .log import LOG, read_log
-
-CURVE = "curve.png"
 
 
 def count(number: float) -> str:
@@ -37,19 +33,77 @@ def duration(seconds: float) -> str:
     return f"{minutes}m {rest:02}s" if minutes else f"{rest}s"
 
 
-def _columns(stream: TextIO) -> int:
-    """The width of a terminal; some have none."""
+def columns(stream: TextIO) -> int | None:
+    """The width of a terminal, 80 where it does not tell; None when the stream is no terminal."""
+    if not stream.isatty():
+        return None
     try:
-        return os.get_terminal_size(stream.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError, AttributeError):
         return 80
+
+
+def wrap(text: str, width: int | None, first: str = "", rest: str = "") -> str:
+    """A line broken between its words, and inside one only where it is longer than ``width`` alone.
+
+    ``first`` stands before the first line and ``rest`` before the others. Without a width the text stays one line.
+    """
+    if width is None:
+        return first + text
+    lines = textwrap.wrap(text, max(width, len(rest) + 1, len(first) + 1), initial_indent=first, subsequent_indent=rest,
+                          break_on_hyphens=False)
+    return "\n".join(lines) or first.rstrip()
+
+
+def reflow(text: str, width: int | None) -> str:
+    """A docstring for a terminal: paragraphs and list items are broken anew, indented lines only where they are too long.
+
+    Without a width the text stays as it is.
+    """
+    if width is None:
+        return text
+    blocks: list[tuple[str, str]] = []  # the indent of the further lines, and the text with the indent of its first line
+    for line in text.split("\n"):
+        indent, item, words = re.fullmatch(r"(\s*)((?:- )?)(.*)", line).groups()
+        before = blocks[-1] if blocks else ("", "")
+        goes_on = words and not item and before[1].strip() and indent == before[0]
+        if goes_on and (not indent or "- " in before[1][:len(indent)]):
+            blocks[-1] = before[0], f"{before[1]} {words}"
+        else:
+            blocks.append((indent + " " * len(item), line))
+    return "\n".join(wrap(block.strip(), width, block[:len(block) - len(block.lstrip())], rest) for rest, block in blocks)
+
+
+class _Above(io.TextIOBase):
+    """What other code writes to a terminal with a status line: whole lines, above it."""
+
+    def __init__(self, progress: Progress):
+        self._progress, self._begun = progress, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        if lines:
+            self._progress.text("\n".join(lines))
+        return len(text)
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._progress.stream.fileno()
+
+    def finish(self) -> None:
+        """Show a line that has no end yet."""
+        if self._begun:
+            self.write("\n")
 
 
 class Progress:
     """One status line on a terminal, a line from time to time elsewhere; ``text`` prints above it.
 
     ``steps`` is the last step, ``start`` the step the run begins after. Away from a terminal a line appears at most
-    every ``interval`` seconds, and at the last step.
+    every ``interval`` seconds, and at the last step. While the status line is shown, everything written to ``sys.stderr``
+    goes above it.
     """
 
     def __init__(self, steps: int, *, start: int = 0, stream: TextIO | None = None, interval: float = 5.0):
@@ -59,41 +113,34 @@ class Progress:
         self._first: tuple[float, int] | None = None
         self._printed = -math.inf
         self._bar: Any = None
-        if self.stream.isatty() and os.environ.get("TERM") != "dumb" and _columns(self.stream):
+        self._above: _Above | None = None
+        if self.stream.isatty() and os.environ.get("TERM") != "dumb":
             from tqdm import tqdm
 
-            # The bar comes last: a narrow terminal cuts it, not the numbers.
-            self._bar = tqdm(
-                total=steps,
-                initial=start,
-                file=self.stream,
-                dynamic_ncols=True,
-                leave=True,
-                delay=1e-9,
-                bar_format="{desc}  {percentage:3.0f}% {bar:20}",
-            )
+            self._bar = tqdm(total=steps, initial=start, file=self.stream, dynamic_ncols=True, leave=True, delay=1e-9)
+            if self.stream is sys.stderr:
+                sys.stderr = self._above = _Above(self)
 
     def update(self, step: int, *, loss: float, metric: tuple[str, float], tokens_per_s: float) -> None:
-        """Show that ``step`` steps are done (loss in nats, the metric's unit and value); cheap enough for every step."""
+        """Show that ``step`` steps are done (loss in nats, the metric's unit and value or NaN); cheap enough for every step."""
         now = time.perf_counter()
         if self._first is None:
             self._first = now, step  # the first step compiles kernels: it says nothing about the others
         since, first = self._first
-        value = "" if math.isnan(metric[1]) else f"{metric[1]:.3f} {metric[0]}  "
-        line = (
-            f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {loss:.4f}  {value}"
-            f"{count(tokens_per_s)} tokens/s"
-        )
+        left = ""
         if step >= self.steps:
-            line += "  done"
+            left = "done"
         elif step > first:
-            line += f"  ETA {duration((now - since) / (step - first) * (self.steps - step))}"
+            left = f"ETA {duration((now - since) / (step - first) * (self.steps - step))}"
+        number = f"{step:>{len(str(self.steps))}}/{self.steps}"
         if self._bar is not None:
+            line, wide = _fitting(number, loss, metric, tokens_per_s, left, columns(self.stream))
+            self._bar.bar_format = "{desc}  {percentage:3.0f}% {bar:20}" if wide else "{desc}"
             self._bar.set_description_str(line, refresh=False)
             self._bar.update(step - self._bar.n)
         elif now - self._printed >= self.interval or step >= self.steps:
             self._printed = now
-            self._print(line)
+            self._print(_fitting(number, loss, metric, tokens_per_s, left, None)[0])
 
     def text(self, text: str) -> None:
         """Print above the status line: a sample, the result of an evaluation, a message."""
@@ -111,6 +158,9 @@ class Progress:
     def close(self) -> None:
         """Leave the last status line as it is, and the cursor below it."""
         if self._bar is not None:
+            if self._above is not None:
+                self._above.finish()
+                sys.stderr = self.stream
             if self._first is None:
                 self._bar.leave = False
             self._bar.close()
@@ -123,139 +173,19 @@ class Progress:
         self.close()
 
 
-# -- the picture -------------------------------------------------------------------------------------------------------
+def _fitting(number: str, loss: float, metric: tuple[str, float], tokens_per_s: float, left: str,
+             width: int | None) -> tuple[str, bool]:
+    """The longest status line that fits into ``width`` columns, and whether a bar fits beside it.
 
-TRAINING, HELD_OUT, BASELINE, INK = "#7fa8d9", "#1f4e9c", "#b3541e", "#333333"
-
-
-def plot(directory: str | Path, path: str | Path | None = None) -> Path:
-    """Draw the losses of a run, in bits per character over steps, beside its n-gram baselines; returns the file.
-
-    Reads from the log's header ``ngram_bpc`` (bits per character of orders 0, 1, ...), ``tokens_per_char`` (of the
-    ``training`` and the ``held_out`` part), ``variant`` and ``parameters``; each may be absent.
+    A narrow terminal loses the bar first, then the task's figure, then words; the time that is left stays longest, beside the
+    step and the loss.
     """
-    header, records = read_log(directory)
-    training, held_out = curves(header, records)
-    if not training and not held_out:
-        raise UserError(f"{Path(directory) / LOG}: no losses to draw yet")
-    lines = [(series, name, colour, width) for series, name, colour, width in
-             ((training, "training", TRAINING, 1.0), (held_out, "held out", HELD_OUT, 2.2)) if series]
-    return draw(Path(directory) / CURVE if path is None else Path(path), lines, header.get("ngram_bpc") or (),
-                _title(header, records))
-
-
-def curves(header: Mapping[str, Any], records: list[dict]) -> tuple[list, list]:
-    """The metric of a log as (step, value): of single batches, where a loss says it, and of the held-out data."""
-    if "metric" in header:
-        key = header["metric"]["key"]
-        return _series(records, key, 1.0), _series(records, f"val_{key}", 1.0)
-    per_char = header.get("tokens_per_char") or {}
-    return (_series(records, "loss", per_char.get("training", 1.0) / math.log(2)),
-            _series(records, "val_loss", per_char.get("held_out", 1.0) / math.log(2)))
-
-
-def draw(path: Path, lines: list[tuple[list, str, str, float]], baselines: Sequence[float], title: str) -> Path:
-    """A picture of lines (points, name, colour, width), each with its last value, beside the n-grams' of order 0, 1, ..."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError('a picture needs matplotlib: pip install "minitv[plot]"') from None
-    if not path.name or (path.exists() and not path.is_file()):
-        raise UserError(f"--out {path}: this is not a file")
-    if not path.parent.is_dir():
-        raise UserError(f"--out {path}: there is no folder {path.parent}")
-
-    figure = Figure(figsize=(9, 5.2), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    labels: list[tuple[float, str, str, bool]] = []  # height, text, colour, bold
-    for order, bits in enumerate(baselines):
-        axes.axhline(bits, color=BASELINE, linewidth=0.8, linestyle=(0, (4, 3)), alpha=0.75, zorder=1)
-        labels.append((bits, f"n-gram order {order}  {bits:.2f}", BASELINE, False))
-    for series, name, colour, width in lines:
-        steps, bits = zip(*series, strict=True)
-        axes.plot(
-            steps,
-            bits,
-            color=colour,
-            linewidth=width,
-            marker="o" if len(series) == 1 or width > 1 else "",
-            markersize=3.5,
-            zorder=2 + (width > 1),
-            solid_capstyle="round",
-        )
-        finite = [b for b in bits if math.isfinite(b)]
-        if finite and name:
-            labels.append((finite[-1], f"{name}  {finite[-1]:.2f}", colour, True))
-
-    points = [point for series, *_ in lines for point in series]
-    axes.set_xlim(0, max(1, *(step for step, _ in points)))
-    heights = [height for height, *_ in labels]
-    drawn = [bits for _, bits in points if math.isfinite(bits)]
-    # Order 0 is the frequency of characters: what lies above it is the first few steps, and would squeeze the rest.
-    top = max(heights if baselines else [*heights, *drawn], default=1.0)
-    bottom = min([*heights, *drawn], default=0.0)
-    margin = 0.05 * max(top - bottom, 0.1)
-    axes.set_ylim(bottom - margin, top + margin)
-    gap = (top - bottom + 2 * margin) / 26
-    for (height, text, colour, bold), y in zip(*_spread(labels, gap, bottom - margin / 2), strict=True):
-        axes.annotate(
-            text,
-            xy=(1, height),
-            xytext=(1.035, y),
-            xycoords=("axes fraction", "data"),
-            textcoords=("axes fraction", "data"),
-            color=colour,
-            fontsize=9,
-            va="center",
-            fontweight="bold" if bold else "normal",
-            annotation_clip=False,
-            arrowprops=dict(arrowstyle="-", color=colour, linewidth=0.6, shrinkA=0, shrinkB=0, relpos=(0, 0.5)),
-        )
-
-    axes.set_xlabel("step", color=INK)
-    axes.set_ylabel("bits per character (lower is better)", color=INK)
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix or '.png'}")
-    try:
-        canvas.print_figure(temporary, facecolor="white")
-        os.replace(temporary, path)
-    except ValueError as error:  # an unknown suffix
-        raise UserError(f"{path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def _series(records: list[dict], key: str, scale: float) -> list[tuple[int, float]]:
-    """(step, bits) of the records that have the key; null is a gap in the line."""
-    found = [(record["step"], record[key]) for record in records if key in record and "step" in record]
-    return [(step, math.nan if value is None else value * scale) for step, value in found]
-
-
-def _spread(labels: list, gap: float, lowest: float) -> tuple[list, list[float]]:
-    """The labels from low to high, and heights from ``lowest`` on, at least ``gap`` apart, near to their own."""
-    labels = sorted(labels)
-    blocks: list[tuple[float, int]] = []  # mean height and size of labels that touch
-    for height, *_ in labels:
-        blocks.append((max(height, lowest), 1))
-        while len(blocks) > 1 and blocks[-1][0] - blocks[-2][0] < gap * (blocks[-1][1] + blocks[-2][1]) / 2:
-            (upper, n), (lower, m) = blocks.pop(), blocks.pop()
-            mean = (upper * n + lower * m) / (n + m)
-            blocks.append((max(mean, lowest + gap * (n + m - 1) / 2), n + m))
-    return labels, [mean + gap * (i - (n - 1) / 2) for mean, n in blocks for i in range(n)]
-
-
-def _title(header: Mapping[str, Any], records: list[dict]) -> str:
-    parts = [str(header["variant"])] if "variant" in header else []
-    if "parameters" in header:
-        parts.append(f"{count(header['parameters'])} parameters")
-    if records and records[-1].get("elapsed_s") is not None:
-        parts.append(duration(records[-1]["elapsed_s"]))
-    return "  ·  ".join(parts)
+    unit, value = metric
+    figure = "" if math.isnan(value) else f"{value:.3f} {unit}"
+    speed, nats = count(tokens_per_s), f"loss {loss:.4f}"
+    forms = ((f"step {number}", nats, figure, f"{speed} tokens/s", left), (f"step {number}", nats, f"{speed} tokens/s", left),
+             (number, nats, f"{speed}/s", left), (number, f"{loss:.2f}", f"{speed}/s", left), (number, nats, left),
+             (number, f"{loss:.2f}", left), (number, left), (number,))
+    lines = ["  ".join(filter(None, form)) for form in forms]
+    line = next((line for line in lines if width is None or len(line) <= width), lines[-1][:width])
+    return line, width is not None and len(line) + 12 <= width

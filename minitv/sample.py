@@ -13,7 +13,7 @@ from autograd.device import select
 from autograd.random import Random
 
 from . import checkpoint
-from .errors import CheckpointError, UserError, device_errors, naming
+from .errors import CheckpointError, RunError, UserError, device_errors, naming
 from .experiment import Experiment, from_checkpoint
 from .models.lm import LanguageModel
 from .options import SampleOptions
@@ -21,39 +21,61 @@ from .options import SampleOptions
 BLOCK = 64  # random numbers drawn at a time
 
 
-def choose(logits: np.ndarray, uniform: float, temperature: float = 1.0, top_k: int | None = None,
-           top_p: float = 1.0) -> int:
+def choose(logits: np.ndarray, uniform: float, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
+           min_p: float = 0.0) -> int:
     """Draw an index with probability softmax(logits / temperature), by a number in [0, 1).
 
-    Temperature 0 takes the largest logit. ``top_k`` keeps the k largest; ``top_p`` keeps the smallest set of likeliest
-    indices whose probabilities reach p (Holtzman et al. 2020, arXiv 1904.09751).
+    Temperature 0 takes the largest logit. ``top_k`` keeps the k largest; of these, ``top_p`` keeps the smallest set of
+    likeliest indices whose probabilities reach p (Holtzman et al. 2020, arXiv 1904.09751); ``min_p`` drops what is less
+    likely than min_p times the likeliest (Nguyen et al. 2024, arXiv 2407.01082). RunError when a logit is NaN, or the largest
+    is infinite.
     """
-    order = np.argsort(-logits, kind="stable")
+    order = np.argsort(-logits, kind="stable")  # NaN comes last
+    largest, last = logits[order[0]], logits[order[-1]]
+    if np.isnan(last) or not np.isfinite(largest):
+        wrong = order[-1] if np.isnan(last) else order[0]
+        raise RunError(f"the model gives token {wrong} the logit {logits[wrong]}, so that no token can be drawn: its weights, "
+                       "or what it computes from them, are not finite")
     if temperature == 0:
         return int(order[0])
     if top_k is not None:
         order = order[:top_k]
     below = logits[order].astype(np.float64) - logits[order[0]]
     with np.errstate(over="ignore"):  # a tiny temperature: minus infinity, weight 0
-        weights = np.exp(below / temperature)
+        weights = np.exp(below / temperature)  # relative to the likeliest
     cumulative = np.cumsum(weights)
     kept = int(np.searchsorted(cumulative, top_p * cumulative[-1], side="left")) + 1
+    if min_p:
+        kept = min(kept, int(np.searchsorted(-weights, -min_p, side="right")))
     cumulative = cumulative[:kept]
     return int(order[min(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"), len(cumulative) - 1)])
 
 
+def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
+    """Logits [V] in which every token of the mask ``seen`` [V] is less likely: l / penalty if l > 0, else l · penalty.
+
+    Keskar et al. 2019 (arXiv 1909.05858, section 4.1) divide the logits of all tokens in the text so far, however often each is
+    there, before the temperature. A negative logit would become more likely by that: it is multiplied, as others do who use it.
+    """
+    return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random, *, temperature: float = 1.0,
-             top_k: int | None = None, top_p: float = 1.0) -> Iterator[int]:
+             top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0,
+             repetition_penalty: float = 1.0) -> Iterator[int]:
     """Yield ``tokens`` ids that continue the prompt's ids (at least one).
 
-    Where the model ends at its context, as learned positions do, the state is then rebuilt from the last half
-    of it, so at least context / 2 tokens are always seen.
+    ``choose`` draws each; ``penalise`` applies before it to every token of the prompt and of what has been generated. Where the
+    model ends at its context, as learned positions do, the state is then rebuilt from the last half of it, so at
+    least context / 2 tokens are always seen.
     """
     from .decode import decoder  # its kernels, of all variants, are no part of the start of a training run
 
     history = [int(i) for i in prompt]
+    if not history:
+        raise UserError("prompt: it is empty, and the first token needs one before it: give at least one id")
     limit = model.context if model.bounded else math.inf
-    reader, logits = decoder(model), None
+    reader, logits, seen = decoder(model), None, None
     for i in range(tokens):
         if logits is None or reader.position >= limit:
             keep = len(history) if limit == math.inf else model.context if logits is None else -(-model.context // 2)
@@ -62,17 +84,26 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random,
             logits = reader.step(history[-1])
         if i % BLOCK == 0:
             uniforms = rng.split(i // BLOCK).uniform((BLOCK,), np.float64)
-        token = choose(logits, float(uniforms[i % BLOCK]), temperature, top_k, top_p)
+        scores = logits
+        if repetition_penalty != 1:
+            if seen is None:
+                seen = np.zeros(len(logits), bool)
+                seen[history] = True
+            scores = penalise(logits, seen, repetition_penalty)
+        token = choose(scores, float(uniforms[i % BLOCK]), temperature, top_k, top_p, min_p)
         history.append(token)
+        if seen is not None:
+            seen[token] = True
         yield token
 
 
 class Trained(NamedTuple):
-    """What a checkpoint holds: the experiment, its model, and the task's part of the state."""
+    """What a checkpoint holds: the experiment, its model, the task's part of the state, and the steps that were done."""
 
     experiment: Experiment
     model: Any
     saved: dict[str, Any]
+    step: int
 
 
 def load(directory: str, name: str = "last") -> Trained:
@@ -83,7 +114,7 @@ def load(directory: str, name: str = "last") -> Trained:
         model = experiment.build(experiment.task.stored_vocab(stored.state.task))
     checkpoint.check_arrays(model.state(), stored.model, f"{directory}: the model")
     model.load(stored.model)
-    return Trained(experiment, model, stored.state.task)
+    return Trained(experiment, model, stored.state.task, stored.state.step)
 
 
 def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
@@ -93,33 +124,52 @@ def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
     yield decoder.finish()
 
 
-def stream(directory: str, options: SampleOptions) -> Iterator[str]:
-    """Yield pieces of text that continue ``options.prompt``; ends before ``options.stop``."""
+def open_run(directory: str, name: str, device: str, purpose: str) -> tuple[Trained, Any]:
+    """A run's checkpoint with its causal model on a device, and its tokenizer; ``purpose`` says in an error what for."""
     with device_errors():
-        select(options.device)
-    experiment, model, saved = load(directory, options.checkpoint)
-    if not experiment.variant.causal:
-        raise UserError(f"{directory}: {experiment.variant.name} sees a whole sequence at once, it cannot write")
-    tokenizer = experiment.task.stored_tokenizer(saved)
-    model.to(options.device)
-    try:
+        select(device)
+    run = load(directory, name)
+    if not run.experiment.variant.causal:
+        raise UserError(f"{directory}: {run.experiment.variant.name} sees a whole sequence at once, it cannot {purpose}")
+    with naming(directory):
+        tokenizer = run.experiment.task.stored_tokenizer(run.saved)
+    run.model.to(device)
+    return run, tokenizer
+
+
+def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Iterator[str]]]:
+    """Yield ``options.count`` texts that continue ``options.prompt``, each as its seed and its pieces.
+
+    The seeds are ``options.seed`` and those after it. A text ends before ``options.stop``.
+    """
+    run, tokenizer = open_run(directory, options.checkpoint, options.device, "write")
+    with naming("--prompt"):
         prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
-    except UserError as error:
-        raise UserError(f"--prompt: {error}") from None
-    ids = generate(model, prompt, options.tokens, Random(options.seed), temperature=options.temperature,
-                   top_k=options.top_k, top_p=options.top_p)
+    for seed in range(options.seed, options.seed + options.count):
+        ids = generate(run.model, prompt, options.tokens, Random(seed), temperature=options.temperature, top_k=options.top_k,
+                       top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
+        yield seed, _until(options.stop, _decoded(tokenizer.decoder(), ids))
+
+
+def stream(directory: str, options: SampleOptions) -> Iterator[str]:
+    """Yield pieces of the first text of ``streams``."""
+    _, pieces = next(streams(directory, options))
+    yield from pieces
+
+
+def _until(stop: str | None, pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces up to the first occurrence of ``stop``, which may lie across several."""
     held = ""
-    for text in _decoded(tokenizer.decoder(), ids):
+    for text in pieces:
         held += text
-        if options.stop is None:
+        if stop is None:
             piece, held = held, ""
         else:
-            position = held.find(options.stop)
+            position = held.find(stop)
             if position >= 0:
                 yield held[:position]
                 return
-            keep = next(n for n in range(min(len(options.stop) - 1, len(held)), -1, -1)
-                        if held.endswith(options.stop[:n]))
+            keep = next(n for n in range(min(len(stop) - 1, len(held)), -1, -1) if held.endswith(stop[:n]))
             piece, held = held[:len(held) - keep], held[len(held) - keep:]
         if piece:
             yield piece

@@ -18,7 +18,8 @@ from .errors import VALUE, CheckpointError, plain, quoted
 
 T = TypeVar("T")
 
-NOUNS = {int: "an integer", float: "a finite number", str: "a text", dict: "a JSON object", list: "a list"}
+NOUNS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a text", dict: "a JSON object",
+         list: "a list"}
 
 Count = Annotated[int, 0]  # from 0 up
 Positive = Annotated[int, 1]
@@ -60,13 +61,27 @@ class PerCharacter:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What a task is judged by: its name with the unit, its key in the records, and whether more of it is better."""
+
+    name: str
+    key: str
+    rising: bool
+
+
+@dataclass(frozen=True)
 class Header:
     """The first line of log.jsonl; what else it holds is for people."""
 
     variant: str | None = None
     parameters: Count | None = None
     tokens_per_char: PerCharacter | None = None
-    ngram_bpc: list[float] | None = None
+    ngram_bpc: list[float] | None = None  # the baselines of logs of runs before there were tasks
+    task: str | None = None
+    metric: Metric | None = None
+    baselines: dict[str, float] | None = None
+    corpus: dict[str, Any] | None = None
+    started: str | None = None
 
 
 def read_state(data: Mapping[str, Any], where: str) -> RunState:
@@ -128,4 +143,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if origin is list:
         for i, item in enumerate(value):
             _value(arguments[0], item, f"{where}[{i}]")
+    if origin is dict and arguments[1] is not Any:
+        for key, item in value.items():
+            _value(arguments[1], item, f"{where}: {plain(key, VALUE)}")
     return value

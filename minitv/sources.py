@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, TypeVar
 from . import checkpoint
 from .config import did_you_mean
 from .errors import RunError, UserError
-from .report import CURVE, LOG
+from .log import LOG
+from .picture import CURVE
 
 Block = TypeVar("Block", str, bytes)
 

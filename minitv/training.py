@@ -23,7 +23,8 @@ from .experiment import SHOWN, Experiment, from_checkpoint
 from .lock import held
 from .log import DAMAGED, LOG, Log
 from .optim import cosine
-from .report import CURVE, Progress, count, duration, plot
+from .picture import CURVE, plot
+from .report import Progress, count, duration
 from .signals import Stop
 from .task import Task
 from .trainer import Trainer
@@ -352,6 +353,6 @@ class _Session:
                   f"{self.last_value:.3f} at the end); those weights are the checkpoint 'best': --checkpoint best",
                   file=sys.stderr)
         try:
-            print(f"curve: {plot(self.directory)}", file=sys.stderr)
+            print(f"curve: {plot([self.directory])}", file=sys.stderr)
         except UserError as error:
             print(f"no picture of the curve: {error}", file=sys.stderr)

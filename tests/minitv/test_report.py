@@ -1,21 +1,14 @@
-"""The status line and the picture."""
+"""The status line, and text that fits a terminal."""
 
 import io
-import itertools
 import math
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from minitv import report
-from minitv.errors import UserError
-from minitv.log import Log
-from minitv.report import Progress, count, duration, plot
-
-ROOT = Path(__file__).resolve().parents[2]
+from minitv.report import Progress, columns, count, duration, reflow, wrap
 
 
 @pytest.mark.parametrize(
@@ -68,7 +61,7 @@ def clock(monkeypatch):
 
 
 def step(progress, number, loss=2.0):
-    progress.update(number, loss=loss, bpc=loss / math.log(2), tokens_per_s=12_345)
+    progress.update(number, loss=loss, metric=("bits/char", loss / math.log(2)), tokens_per_s=12_345)
 
 
 def test_lines_away_from_a_terminal_are_rate_limited(clock):
@@ -150,69 +143,96 @@ def test_a_dumb_terminal_gets_lines(monkeypatch):
     assert stream.getvalue().count("\n") == 1 and "\r" not in stream.getvalue()
 
 
-# -- picture -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("metric, shown", [(("accuracy", 0.9125), "0.912 accuracy  "), (("accuracy", math.nan), "")])
+def test_the_status_line_shows_the_metric_of_any_task(clock, metric, shown):
+    stream = io.StringIO()
+    Progress(9, stream=stream).update(1, loss=2.0, metric=metric, tokens_per_s=100)
+    assert stream.getvalue() == f"step 1/9  loss 2.0000  {shown}100 tokens/s\n"
 
 
-def curve(directory, records, **header):
-    with Log(directory, header) as log:
-        for record in records:
-            log.write(record)
-    return directory
+@pytest.mark.parametrize("width, line", [
+    (100, "step  100/1500  loss 2.0000  2.885 bits/char  12.3k tokens/s  ETA 23m 20s    7% #"),
+    (80, "step  100/1500  loss 2.0000  2.885 bits/char  12.3k tokens/s  ETA 23m 20s"),
+    (60, "step  100/1500  loss 2.0000  12.3k tokens/s  ETA 23m 20s"),
+    (45, " 100/1500  loss 2.0000  12.3k/s  ETA 23m 20s"),
+    (40, " 100/1500  2.00  12.3k/s  ETA 23m 20s"),
+    (36, " 100/1500  loss 2.0000  ETA 23m 20s"),
+    (30, " 100/1500  2.00  ETA 23m 20s"),
+    (24, " 100/1500  ETA 23m 20s"),
+    (20, " 100/1500"),
+    (5, " 100/"),
+])
+def test_a_narrow_terminal_keeps_the_time_that_is_left(clock, monkeypatch, width, line):
+    monkeypatch.setattr(report, "columns", lambda stream: width)
+    stream = Terminal()
+    with Progress(1500, stream=stream) as progress:
+        for number in (99, 100):
+            clock[0] += 1
+            step(progress, number)
+    last = stream.getvalue().rpartition("\r")[2].rstrip()
+    assert last.startswith(line.rstrip()) and (width >= 100 or last == line)
 
 
-@pytest.mark.parametrize(
-    "records, header",
-    [
-        (
-            [{"step": s, "loss": 4 / (s + 1), **({"val_loss": 5 / (s + 1)} if s % 5 == 0 else {})} for s in range(20)],
-            dict(ngram_bpc=[4.8, 3.5, 2.9, 2.55, 2.41, 2.42], variant="transformer", parameters=812_000),
-        ),
-        ([{"step": 1, "loss": 2.0}], {}),
-        ([{"step": 1, "val_loss": 2.0}], {"ngram_bpc": [3.0]}),
-        ([{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": 1.0}], {}),
-        ([{"step": 1, "loss": math.nan}], {"ngram_bpc": [3.0]}),
-        ([{"step": 1, "loss": math.nan}], {}),
-    ],
-)
-def test_plot_draws(tmp_path, records, header):
-    pytest.importorskip("matplotlib")
-    path = plot(curve(tmp_path, records, **header))
-    assert path == tmp_path / "curve.png"
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["curve.png", "log.jsonl"]
+def test_what_others_write_goes_above_the_status_line(monkeypatch):
+    """A kernel cache that is full, a warning: whole lines, in their order."""
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(10) as progress:
+        step(progress, 1)
+        print("compiling kernels", file=sys.stderr, flush=True)
+        print("half a", end="", file=sys.stderr)
+        step(progress, 2)
+        print(" line", file=sys.stderr)
+        print("without an end", end="", file=sys.stderr)
+        step(progress, 10)
+    assert sys.stderr is stream
+    screen = _screen(stream.getvalue())
+    assert screen[:2] == ["compiling kernels", "half a line"]
+    assert screen[-2] == "without an end" and screen[-1].startswith("step 10/10")
+    assert len(screen) == 4 and sum("tokens/s" in line for line in screen) == 1
 
 
-def test_plot_writes_where_it_is_told(tmp_path):
-    pytest.importorskip("matplotlib")
-    curve(tmp_path, [{"step": 1, "loss": 2.0}])
-    assert b"<svg" in plot(tmp_path, tmp_path / "a.svg").read_bytes()
-    with pytest.raises(UserError, match=r"a\.docx"):
-        plot(tmp_path, tmp_path / "a.docx")
-    with pytest.raises(UserError, match="no losses"):
-        plot(curve(tmp_path / "empty", []))
+def test_other_streams_are_left_alone(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(10):
+        assert sys.stderr is stream
 
 
-def test_curves_are_bits_per_character_and_labels_do_not_touch(tmp_path):
-    records = [{"step": 3, "loss": math.log(2)}, {"step": 4}, {"step": 5, "loss": None}]
-    series = report._series(records, "loss", 2 / math.log(2))
-    assert series == [(3, pytest.approx(2.0)), (5, pytest.approx(math.nan, nan_ok=True))]
-    labels = [(h, "", "", False) for h in (4.8, 2.41, 2.42, 2.40, 2.9)]
-    ordered, heights = report._spread(labels, 0.2, 0.0)
-    assert [label[0] for label in ordered] == [2.40, 2.41, 2.42, 2.9, 4.8]
-    assert all(b - a >= 0.2 - 1e-9 for a, b in itertools.pairwise(heights))
-    assert heights == pytest.approx([2.21, 2.41, 2.61, 2.9, 4.8])
-    assert report._spread(labels, 0.2, 2.4)[1] == pytest.approx([2.4, 2.6, 2.8, 3.0, 4.8])
+# -- text that fits ----------------------------------------------------------------------------------------------------
 
 
-def test_without_matplotlib_a_sentence_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    with pytest.raises(UserError, match=r'pip install "minitv\[plot\]"'):
-        plot(curve(tmp_path, [{"step": 1, "loss": 2.0}]))
+def test_only_a_terminal_has_a_width(monkeypatch):
+    assert columns(io.StringIO()) is None
+    assert columns(Terminal()) == 80  # it does not tell
+    terminal = Terminal()
+    terminal.fileno = lambda: 7
+    for cells, width in ((33, 33), (0, 80)):
+        monkeypatch.setattr(os, "get_terminal_size", lambda number, cells=cells: os.terminal_size((cells, 24)))
+        assert columns(terminal) == width
 
 
-def test_plot_leaves_no_global_figure(tmp_path):
-    pytest.importorskip("matplotlib")
-    curve(tmp_path, [{"step": 1, "loss": 2.0}])
-    code = "import sys; from minitv.report import plot; plot('.'); assert 'matplotlib.pyplot' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+@pytest.mark.parametrize("width", [10, 20, 33, 80])
+def test_lines_break_between_words(width):
+    text = "each channel takes a weighted mean of its past, in linear-time, with internationalization"
+    lines = wrap(text, width, "  name  ", "    ").split("\n")
+    assert lines[0].startswith("  name") and all(line.startswith("    ") for line in lines[1:])
+    assert all(len(line) <= width for line in lines)
+    words = " ".join(lines).split()
+    assert "".join(words) == "name" + text.replace(" ", "")
+    if width >= 24:  # every word fits into a line
+        assert words == ["name", *text.split()]
+
+
+def test_without_a_width_a_line_stays_as_it_is():
+    assert wrap("a  b " * 99, None, "> ") == "> " + "a  b " * 99
+    assert wrap("", 20, "  x  ") == "  x"
+
+
+def test_a_docstring_is_broken_anew():
+    text = ("One sentence that is broken\nin the source.\n\n    y = softmax(q k) v\n    z = a formula that is much too long "
+            "for it\n\n- an item that is\n  long\n- another\nafter it")
+    assert reflow(text, 24).split("\n") == [
+        "One sentence that is", "broken in the source.", "", "    y = softmax(q k) v", "    z = a formula that",
+        "    is much too long for", "    it", "", "- an item that is long", "- another", "after it"]
+    assert reflow(text, None) == text

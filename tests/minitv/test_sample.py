@@ -1,6 +1,5 @@
 """Drawing tokens, and writing text from a saved run."""
 
-import dataclasses
 import io
 import itertools
 import sys
@@ -11,33 +10,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autograd.random import Random
-from minitv import checkpoint, mixers, sample
+from minitv import checkpoint, sample, variants
 from minitv.cli import main
-from minitv.config import to_json
-from minitv.errors import CheckpointError, UserError
-from minitv.models.lm import LanguageModel
-from minitv.options import ModelOptions, SampleOptions
-from minitv.sample import choose, generate, stream
+from minitv.errors import CheckpointError, RunError, UserError
+from minitv.options import SampleOptions
+from minitv.sample import choose, generate, penalise, stream, streams
 from minitv.tokenizer import ByteTokenizer, CharTokenizer
 
-MODEL = ModelOptions(context=8, layers=1, width=16)
+SMALL = dict(context=8, layers=1, width=16)
+MODEL = variants.load("transformer").configure(**SMALL).to_json()["model"]
+CAUSAL = [name for name in variants.variants() if variants.load(name).causal]
 CHARACTERS = CharTokenizer("".join(sorted("\nabcdefgh éλ")))
 
 
-def build(variant, vocab, dtype=np.float64, model=MODEL):
+def build(variant, vocab, dtype=np.float64, **options):
     """A model whose weights are large enough that the next token depends on all before."""
-    made = LanguageModel(variant, model, mixers.options(variant)(), vocab, Random(0), dtype)
+    run = variants.load(variant).configure(**{**SMALL, **options})
+    made = run.variant.build(run.model, run.mixer, vocab, Random(0), dtype)
     rng = np.random.default_rng(0)
     for parameter in made.parameters():
         parameter.assign_((parameter.numpy() + rng.normal(size=parameter.shape)).astype(dtype))
     return made
 
 
-def write(directory, tokenizer, variant="transformer"):
-    model = build(variant, tokenizer.vocab, np.float32)
-    config = dict(variant=variant, model=to_json(MODEL), mixer=to_json(mixers.options(variant)()), run={})
-    state = {"config": config, "tokenizer": tokenizer.to_json()}
-    checkpoint.save(directory, "last", model=model.state(), optimizer={}, state=state)
+def stored(config=None, drop=None, **state):
+    """The state of a sound run with some of it replaced or dropped; save signs it."""
+    sound = variants.load("transformer").configure(**SMALL).to_json()
+    result = {"config": {**sound, **(config or {})}, "tokenizer": CHARACTERS.to_json(), "corpus_sha256": "", "step": 7,
+              "best_loss": None, "elapsed_s": 1.0, "threads": 1, **state}
+    return {key: value for key, value in result.items() if key != drop}
+
+
+def write(directory, tokenizer, name="last", seed=0, **state):
+    model = build("transformer", tokenizer.vocab, np.float32)
+    for parameter in model.parameters():
+        parameter.assign_(parameter.numpy() * np.float32(1 + seed))
+    checkpoint.save(directory, name, model=model.state(), optimizer={}, state=stored(tokenizer=tokenizer.to_json(), **state))
     return str(directory)
 
 
@@ -64,7 +72,7 @@ def drawn(logits, **options):
     return counts / counts.sum()
 
 
-def brute_force(logits, temperature=1.0, top_k=None, top_p=1.0):
+def brute_force(logits, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
     """The same distribution, by trying every set of tokens."""
     logits = logits.astype(np.float64)
     kept = list(range(len(logits)))
@@ -75,6 +83,7 @@ def brute_force(logits, temperature=1.0, top_k=None, top_p=1.0):
     sets = (s for n in range(1, len(kept) + 1) for s in itertools.combinations(range(len(kept)), n))
     enough = [s for s in sets if p[list(s)].sum() >= top_p - 1e-12]
     smallest = min(enough, key=lambda s: (len(s), -p[list(s)].sum()))
+    smallest = tuple(i for i in smallest if p[i] >= min_p * p.max())
     result = np.zeros(len(logits))
     for i in smallest:
         result[kept[i]] = p[i] / p[list(smallest)].sum()
@@ -84,6 +93,7 @@ def brute_force(logits, temperature=1.0, top_k=None, top_p=1.0):
 @pytest.mark.parametrize("options", [
     {}, dict(temperature=0.3), dict(temperature=4.0), dict(top_k=1), dict(top_k=3), dict(top_k=100), dict(top_p=0.5),
     dict(top_p=0.9), dict(top_p=1e-9), dict(top_p=0.7, top_k=4, temperature=1.7),
+    dict(min_p=0.2), dict(min_p=0.05, temperature=3.0), dict(min_p=1.0), dict(min_p=0.3, top_k=5, top_p=0.95),
 ])
 def test_choose_draws_the_distribution(options):
     logits = np.random.default_rng(3).normal(size=7).astype(np.float32) * 1.5
@@ -91,16 +101,17 @@ def test_choose_draws_the_distribution(options):
 
 
 @given(logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9), uniform=st.floats(0, 1, exclude_max=True),
-       temperature=st.floats(0, 1e3), top_k=st.none() | st.integers(1, 20), top_p=st.floats(1e-9, 1))
-def test_choose_never_leaves_what_is_allowed(logits, uniform, temperature, top_k, top_p):
+       temperature=st.floats(0, 1e3), top_k=st.none() | st.integers(1, 20), top_p=st.floats(1e-9, 1), min_p=st.floats(0, 1))
+def test_choose_never_leaves_what_is_allowed(logits, uniform, temperature, top_k, top_p, min_p):
     logits = np.array(logits, np.float32)
-    chosen = choose(logits, uniform, temperature, top_k, top_p)
+    chosen = choose(logits, uniform, temperature, top_k, top_p, min_p)
     assert (logits > logits[chosen]).sum() < (top_k or len(logits))
     if temperature == 0 or top_k == 1:
         assert chosen == np.argmax(logits)
     if temperature > 0:
         # less likely than 2**-53 times the likeliest is never drawn
-        assert (logits.max() - np.float64(logits[chosen])) / temperature < 40
+        below = (logits.max() - np.float64(logits[chosen])) / temperature
+        assert below < 40 and np.exp(-below) >= min_p * (1 - 1e-12)
 
 
 def test_choose_by_hand():
@@ -111,10 +122,49 @@ def test_choose_by_hand():
     assert choose(np.zeros(4), 0.99, temperature=0) == 0  # the first of equals
 
 
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("logits, token", [([1.0, np.nan, 2.0], 1), ([np.inf, 0.0], 0), ([-np.inf, -np.inf], 0)])
+def test_what_is_no_number_is_not_drawn_from(logits, token, temperature):
+    with pytest.raises(RunError, match=f"gives token {token} the logit"):
+        choose(np.array(logits), 0.5, temperature)
+    assert choose(np.array([-np.inf, 0.0]), 0.0, temperature) == 1  # a token that cannot come
+
+
+def test_repetition_penalty_is_that_of_the_paper():
+    """Keskar et al., the last equation of section 4.1: p_i = exp(x_i / (T I(i in g))) / sum, I = penalty or 1."""
+    logits, seen = np.array([2.0, 1.0, 3.0, 0.5]), np.array([True, False, True, False])
+    weights = np.exp(logits / (0.7 * np.where(seen, 1.3, 1.0)))
+    np.testing.assert_allclose(drawn(penalise(logits, seen, 1.3), temperature=0.7), weights / weights.sum(), atol=2e-3)
+    np.testing.assert_array_equal(penalise(-logits, seen, 2.0), [-4.0, -1.0, -6.0, -0.5])  # less likely, never more
+    np.testing.assert_array_equal(penalise(logits, seen, 1.0), logits)
+
+
 # -- generate
 
 
-@pytest.mark.parametrize("variant", mixers.variants())
+def test_every_token_of_prompt_and_text_is_penalised_once():
+    """The penalty that generate applies, against the logits of the whole sequence."""
+    model = build("transformer", 11)
+    ids = [1, 5, 5]
+    written = list(generate(model, np.array(ids), 5, Random(0), temperature=0, repetition_penalty=1.8))
+    assert written != list(generate(model, np.array(ids), 5, Random(0), temperature=0))
+    for token in written:
+        logits = model(np.array([ids])).numpy()[0, -1]
+        once = [x if i not in ids else x / 1.8 if x > 0 else x * 1.8 for i, x in enumerate(logits)]
+        assert token == np.argmax(once)
+        ids.append(token)
+
+
+def test_a_prompt_without_ids_and_a_model_without_numbers_are_sentences():
+    model = build("transformer", 11)
+    with pytest.raises(UserError, match="give at least one id"):
+        next(generate(model, np.array([], int), 5, Random(0)))
+    model.embed.weight.assign_(np.full(model.embed.weight.shape, np.nan))
+    with pytest.raises(RunError, match="no token can be drawn"):
+        next(generate(model, np.array([1]), 5, Random(0)))
+
+
+@pytest.mark.parametrize("variant", CAUSAL)
 @pytest.mark.parametrize("prompt", [1, 5, 8, 13])
 def test_the_state_gives_what_the_whole_sequence_gives(variant, prompt):
     """Greedy, past the end of the context: the same tokens as a full forward over what the model sees."""
@@ -132,7 +182,7 @@ def test_the_state_gives_what_the_whole_sequence_gives(variant, prompt):
 
 
 def test_a_context_of_one_token():
-    model = build("transformer", 11, model=dataclasses.replace(MODEL, context=1))
+    model = build("transformer", 11, context=1)
     written = list(generate(model, np.array([3, 4]), 6, Random(0), temperature=0))
     for before, token in zip([4, *written], written, strict=False):
         assert token == np.argmax(model(np.array([[before]])).numpy()[0, -1])
@@ -156,6 +206,13 @@ def test_same_seed_same_text(run):
     texts = [text_of(run, tokens=60, seed=seed, temperature=3.0) for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
     assert len(texts[0]) == 60 and set(texts[0]) <= set(CHARACTERS.characters)
+
+
+def test_several_texts_have_the_seeds_that_follow(run):
+    options = SampleOptions(count=3, seed=4, tokens=20, temperature=3.0)
+    texts = [(seed, "".join(pieces)) for seed, pieces in streams(run, options)]
+    assert texts == [(seed, text_of(run, seed=seed, tokens=20, temperature=3.0)) for seed in (4, 5, 6)]
+    assert len({text for _, text in texts}) == 3
 
 
 def test_the_first_pieces_do_not_wait_for_the_last(run):
@@ -244,21 +301,43 @@ def test_mistakes(run, capsys, argv, sentence):
     assert out == "" and err.startswith("minitv: error: " + sentence.format(run=run)) and err.count("\n") == 1
 
 
-def stored(config=None, drop=None, **state):
-    """The state of a sound run with some of it replaced or dropped; save signs it."""
-    sound = dict(variant="transformer", model=to_json(MODEL), mixer={"heads": 4}, run={})
-    result = {"config": {**sound, **(config or {})}, "tokenizer": CHARACTERS.to_json(), **state}
-    return {key: value for key, value in result.items() if key != drop}
+def test_the_command_writes_several_texts_apart(run, capsys):
+    assert main(["sample", run, "--prompt", "ab", "--tokens", "9", "--seed", "4", "--count", "2"]) == 0
+    parts = [f"--- text {n} of 2, seed {seed} ---\n" + ("ab" + text_of(run, prompt="ab", tokens=9, seed=seed)).rstrip("\n")
+             for n, seed in ((1, 4), (2, 5))]
+    out = capsys.readouterr().out
+    assert out.startswith(parts[0] + "\n") and out.rstrip("\n").endswith(parts[1])
+
+
+def test_one_checkpoint_of_a_run(tmp_path, capsys):
+    folder = write(tmp_path, CHARACTERS)
+    write(tmp_path, CHARACTERS, name="best", seed=3)
+    texts = {}
+    for words in (["{}"], ["{}", "--checkpoint", "best"], ["{}/best"], ["{}/best", "--checkpoint", "best"], ["{}/last"]):
+        assert main(["sample", *(word.format(folder) for word in words), "--tokens", "30", "--temperature", "3"]) == 0
+        texts[" ".join(words)] = capsys.readouterr().out
+    assert texts["{}"] == texts["{}/last"] != texts["{}/best"]
+    assert texts["{}/best"] == texts["{} --checkpoint best"] == texts["{}/best --checkpoint best"]
+    assert main(["sample", f"{folder}/best", "--checkpoint", "last"]) == 2
+    assert "--checkpoint last: " in capsys.readouterr().err
+
+
+def test_a_terminal_is_asked_for_the_prompt(run, capsys, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO(b"ab"))
+    stdin.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert main(["sample", run, "--prompt", "-", "--tokens", "9"]) == 0
+    assert "type the prompt, and end it with Ctrl-" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("state, sentence", [
-    (stored(config={"variant": "mystery"}), "cannot read the checkpoint's options"),
-    (stored(config={"model": {**to_json(MODEL), "width": 32}}), "the model does not fit: wrong shape: "),
-    (stored(config={"model": {**to_json(MODEL), "layers": 2}}), "the model does not fit: missing: blocks.1."),
-    (stored(config={"model": {**to_json(MODEL), "colour": 2}}), "colour"),
+    (stored(config={"variant": "mystery"}), "unknown variant 'mystery'"),
+    (stored(config={"model": {**MODEL, "width": 32}}), "the model does not fit: wrong shape: "),
+    (stored(config={"model": {**MODEL, "layers": 2}}), "the model does not fit: missing: blocks.1."),
+    (stored(config={"model": {**MODEL, "colour": 2}}), "colour"),
     (stored(tokenizer={"kind": "words"}), "the stored tokenizer is not one that minitv writes"),
-    (stored(drop="config"), "cannot read the checkpoint's options"),
-    (stored(drop="tokenizer"), "cannot read the checkpoint's options"),
+    (stored(drop="config"), "config"),
+    (stored(drop="tokenizer"), "the checkpoint has no tokenizer"),
 ])
 def test_a_checkpoint_of_another_program(tmp_path, capsys, state, sentence):
     arrays = build("transformer", CHARACTERS.vocab, np.float32).state()
