@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 
 from autograd import Tensor, assert_close, layer_norm
 from autograd.errors import DomainError, ShapeError
-from autograd.random import Random
-from minitv import mixers
+from minitv import variants
 from minitv.decode import FEW, HALVES, Decoder, FusedDecoder, cpu, cpu_aft, cpu_rwkv, cpu_transformer, decoder
-from minitv.models.lm import LanguageModel
 from minitv.nn import ACTIVATIONS, NORMS
 from minitv.ops import wkv
 from minitv.ops.long_conv import online
 from minitv.ops.wkv import EMPTY
-from minitv.options import ModelOptions
+from tests.minitv import models
 
 VOCAB = 11
 OPTIONS = {
@@ -32,8 +30,7 @@ TERMS = {"retnet": 10_000}  # where q · k is near 0, the norm of heads makes it
 
 def build(variant="transformer", dtype=np.float64, seed=0, own=(), **options):
     """A model whose weights, norms and biases are large enough that everything counts."""
-    options = ModelOptions(**{"context": 24, "layers": 2, "width": 16, **options})
-    model = LanguageModel(variant, options, mixers.options(variant)(**dict(own)), VOCAB, Random(seed), dtype)
+    model = models.build(variant, VOCAB, dtype, seed, **{"context": 24, "layers": 2, "width": 16, **options, **dict(own)})
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():
         noise = 0.3 * rng.normal(size=parameter.shape)
@@ -50,13 +47,13 @@ def expected(model, ids):
 def own_options(variant):
     """Options of the variant with the values to draw, which fit every width above: an integer's smallest and its default."""
     known = {"heads": (1, 2, 5), "value_width": (1.5, 2.0)}
-    for field in fields(mixers.options(variant)):
+    for field in fields(variants.load(variant).options):
         kinds = {bool: (False, True), int: [(field.metadata["low"] or 0) + more for more in (0, 1, 2, 7)] + [field.default]}
         if choices := known.get(field.name) or field.metadata["choices"] or kinds.get(type(field.default)):
             yield field.name, (*choices, None) if field.default is None else choices
 
 
-@pytest.mark.parametrize("variant", mixers.variants())
+@pytest.mark.parametrize("variant", models.NAMES)
 @settings(max_examples=30)
 @given(st.data())
 def test_every_step_gives_the_logits_of_the_model(variant, data):
@@ -99,7 +96,7 @@ def test_blocks_of_hyena_of_all_sizes(first, dtype, monkeypatch):
 
 @pytest.mark.parametrize("choice", range(4))
 @pytest.mark.parametrize("length", [1, FEW, FEW + 1, 40])
-@pytest.mark.parametrize("variant", mixers.variants())
+@pytest.mark.parametrize("variant", models.NAMES)
 def test_a_prefill_starts_over(variant, length, choice):
     own = {name: values[choice % len(values)] for name, values in own_options(variant)}
     model = build(variant, own=own, width=20, context=40)
@@ -112,7 +109,7 @@ def test_a_prefill_starts_over(variant, length, choice):
             assert_close(reader.step(ids[position]), expected(model, ids[: position + 1]), terms=200)
 
 
-@pytest.mark.parametrize("variant", mixers.variants())
+@pytest.mark.parametrize("variant", models.NAMES)
 def test_without_kernels_a_decoder_takes_the_models_own_step(variant):
     model, ids = build(variant), [1, 5, 2, 2, 7]
     reader = Decoder(model)
@@ -124,7 +121,7 @@ def test_without_kernels_a_decoder_takes_the_models_own_step(variant):
 
 
 @pytest.mark.parametrize("first", [3, 5000])
-@pytest.mark.parametrize("variant", [v for v in mixers.variants() if not build(v).bounded])
+@pytest.mark.parametrize("variant", [v for v in models.NAMES if not build(v).bounded])
 def test_a_sequence_may_be_longer_than_the_context(variant, first):
     model, exact = build(variant, np.float32), build(variant)
     exact.load(model.state())
