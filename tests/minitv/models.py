@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from autograd import Tensor, cross_entropy
@@ -9,6 +11,7 @@ from autograd.device import beside
 from autograd.random import Random
 from minitv import variants
 from minitv.experiment import Experiment
+from minitv.task import Task
 
 NAMES = list(variants.variants())
 
@@ -28,3 +31,12 @@ def mean_loss(model, ids, labels, rng=None) -> Tensor:
     """The mean cross-entropy in nats of the tokens that follow each position."""
     logits = model(ids, rng)
     return cross_entropy(logits, beside(labels, logits.data))
+
+
+class Ids(Task):
+    """Ids below ``vocab`` as inputs and answers, for a Trainer that gets its batches from a test."""
+
+    baselines: ClassVar[dict[str, float]] = {}
+
+    def __init__(self, vocab: int):
+        self.vocab = vocab
