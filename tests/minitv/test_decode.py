@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 
 from autograd import Tensor, assert_close, layer_norm
 from autograd.errors import DomainError, ShapeError
-from autograd.random import Random
 from minitv import variants
 from minitv.decode import FEW, HALVES, Decoder, FusedDecoder, cpu, cpu_aft, cpu_rwkv, cpu_transformer, decoder
 from minitv.nn import ACTIVATIONS, NORMS
 from minitv.ops import wkv
 from minitv.ops.long_conv import online
 from minitv.ops.wkv import EMPTY
-from minitv.options import ModelOptions
+from tests.minitv import models
 
 VARIANTS = [name for name in variants.variants() if variants.load(name).fused]
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
@@ -33,10 +32,7 @@ TERMS = {"retnet": 10_000}  # where q · k is near 0, the norm of heads makes it
 
 def build(variant="transformer", dtype=np.float64, seed=0, own=(), **options):
     """A model whose weights, norms and biases are large enough that everything counts."""
-    record = variants.load(variant)
-    instead = {k: v for k, v in record.overrides.items() if k in ("positions", "embed_norm")}
-    options = ModelOptions(**{"context": 24, "layers": 2, "width": 16, **instead, **options})
-    model = record.build(options, record.options(**dict(own)), VOCAB, Random(seed), dtype)
+    model = models.build(variant, VOCAB, dtype, seed, **{"context": 24, "layers": 2, "width": 16, **options, **dict(own)})
     rng = np.random.default_rng(seed)
     for name, parameter in model.named_parameters():
         noise = 0.3 * rng.normal(size=parameter.shape)

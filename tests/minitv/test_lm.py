@@ -8,35 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autograd import Tensor, cross_entropy, no_grad
+from autograd import Tensor, no_grad
 from autograd.errors import ShapeError
 from autograd.random import Random
 from minitv import variants
 from minitv.errors import UserError
 from minitv.nn import Module, Parameter
-from minitv.options import ModelOptions
 from tests.conftest import examples
+from tests.minitv import models
+from tests.minitv.models import mean_loss
 
-VOCAB, CONTEXT, BATCH = 11, 12, 3
-SMALL = ModelOptions(context=CONTEXT, layers=2, width=16, bias=True)
+VOCAB, CONTEXT, BATCH, WIDTH, LAYERS = 11, 12, 3, 16, 2
+SMALL = dict(context=CONTEXT, layers=LAYERS, width=WIDTH, bias=True)
 TOLERANCE = dict(rtol=1e-9, atol=1e-11)
 
-every_variant = pytest.mark.parametrize("variant", [name for name in variants.variants() if variants.load(name).causal])
+every_variant = pytest.mark.parametrize("variant", models.NAMES)
 
 
-def wanted(record, model):
-    """The options with what the variant reads instead of learned positions."""
-    return dataclasses.replace(model, **{k: v for k, v in record.overrides.items() if k in ("positions", "embed_norm")})
-
-
-def loss(model, ids, labels):
-    return cross_entropy(model(ids), labels)
-
-
-def build(variant, model=SMALL, dtype=np.float64, seed=0, vocab=VOCAB, spread=True):
+def build(variant, dtype=np.float64, seed=0, vocab=VOCAB, spread=True, **options):
     """A small model; ``spread`` makes its weights large, so that attention and gates are far from uniform."""
-    record = variants.load(variant)
-    made = record.build(wanted(record, model), record.options(), vocab, Random(seed), dtype)
+    made = models.build(variant, vocab, dtype, seed, **{**SMALL, **options})
     if spread:
         rng = np.random.default_rng(seed)
         for parameter in made.parameters():
@@ -97,7 +88,7 @@ def test_steps_are_the_call(variant, prefilled):
 @every_variant
 def test_the_mixer_alone_keeps_the_protocol(variant):
     mixer = build(variant).blocks[0].mixer
-    x = Tensor(np.random.default_rng(0).normal(size=(2, 7, SMALL.width)))
+    x = Tensor(np.random.default_rng(0).normal(size=(2, 7, WIDTH)))
     y, _ = mixer.prefill(x, mixer.init_state(2))
     np.testing.assert_allclose(y.numpy(), mixer(x).numpy(), **TOLERANCE)
     state = mixer.init_state(2)
@@ -125,7 +116,7 @@ def test_the_cache_of_the_transformer_has_the_size_it_promises():
     assert sum(array.size for array in arrays(state.blocks)) == 0
     for length in (1, 5):
         _, after = model.prefill(tokens(length), state)
-        assert sum(array.size for array in arrays(after.blocks)) == 2 * BATCH * length * SMALL.width * SMALL.layers
+        assert sum(array.size for array in arrays(after.blocks)) == 2 * BATCH * length * WIDTH * LAYERS
         assert {array.dtype for array in arrays(after.blocks)} == {np.dtype(np.float64)}
 
 
@@ -165,7 +156,7 @@ def test_sequences_of_a_batch_do_not_meet(variant):
 @every_variant
 def test_every_parameter_is_used(variant):
     model, ids = build(variant), tokens(CONTEXT + 1)
-    loss(model, ids[:, :-1], ids[:, 1:]).backward()
+    mean_loss(model, ids[:, :-1], ids[:, 1:]).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and np.abs(parameter.grad.numpy()).max() > 0, name
 
@@ -174,7 +165,7 @@ def test_every_parameter_is_used(variant):
 def test_the_gradient_is_the_slope(variant):
     model, ids = build(variant), tokens(8)
     inputs, labels = ids[:, :-1], ids[:, 1:]
-    loss(model, inputs, labels).backward()
+    mean_loss(model, inputs, labels).backward()
     rng = np.random.default_rng(0)
     before = model.state()
     gradients = {name: p.grad.numpy() for name, p in model.named_parameters()}
@@ -184,7 +175,7 @@ def test_the_gradient_is_the_slope(variant):
 
     def along(h):
         model.load({name: value + h * direction[name] for name, value in before.items()})
-        return loss(model, inputs, labels).item()
+        return mean_loss(model, inputs, labels).item()
 
     h = 1e-5
     slope = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
@@ -196,7 +187,7 @@ def test_the_gradient_is_the_slope(variant):
 
 @every_variant
 def test_tied_weights_are_one_object(variant):
-    tied, free = build(variant), build(variant, dataclasses.replace(SMALL, tied=False))
+    tied, free = build(variant, tied=True), build(variant, tied=False)
     assert tied.head.weight is tied.embed.weight
     assert free.head.weight is not free.embed.weight
     assert not np.array_equal(free.head.weight.numpy(), free.embed.weight.numpy())
@@ -207,19 +198,19 @@ def test_tied_weights_are_one_object(variant):
 
 @every_variant
 def test_names_are_distinct_and_in_order(variant):
-    model = build(variant)
+    model = build(variant, tied=True)
     names = [name for name, _ in model.named_parameters()]
     assert len(set(names)) == len(names) and names[0] == "embed.weight"
     kinds = [name.split(".")[0] for name in names]
     assert [k for i, k in enumerate(kinds) if k not in kinds[:i]] == \
         ["embed", *(part for part in ("embed_norm", "positions") if getattr(model, part) is not None), "blocks", "norm"]
-    assert names == [name for name, _ in build(variant, seed=5).named_parameters()]
+    assert names == [name for name, _ in build(variant, tied=True, seed=5).named_parameters()]
     layers = [int(name.split(".")[1]) for name in names if name.startswith("blocks.")]
     assert layers == sorted(layers) and set(layers) == {0, 1}
 
 
 def test_the_names_of_the_transformer():
-    names = [name for name, _ in build("transformer", dataclasses.replace(SMALL, layers=1)).named_parameters()]
+    names = [name for name, _ in build("transformer", layers=1).named_parameters()]
     block = ("norm1.weight", "norm1.bias", "mixer.qkv.weight", "mixer.qkv.bias", "mixer.out.weight", "mixer.out.bias",
              "norm2.weight", "norm2.bias", "ffn.up.weight", "ffn.up.bias", "ffn.down.weight", "ffn.down.bias")
     assert names == ["embed.weight", "positions", *(f"blocks.0.{name}" for name in block), "norm.weight", "norm.bias"]
@@ -264,9 +255,8 @@ def test_modules_in_lists_and_shared_modules():
 
 @pytest.mark.parametrize("given, base", [(None, 0.02 * math.sqrt(6)), (0.03, 0.03)], ids=["by width", "given"])
 def test_initial_weights_of_the_transformer(given, base):
-    wide = ModelOptions(context=64, layers=3, width=128, bias=True, init_std=given)
-    model = build("transformer", wide, np.float32, vocab=200, spread=False)
-    residual = base / math.sqrt(2 * wide.layers)
+    model = build("transformer", np.float32, vocab=200, spread=False, context=64, layers=3, width=128, init_std=given)
+    residual = base / math.sqrt(2 * 3)
     for name, parameter in model.named_parameters():
         value = parameter.numpy().astype(np.float64)
         assert value.dtype == np.float64 and parameter.dtype == np.float32
@@ -284,29 +274,28 @@ def test_initial_weights_of_the_transformer(given, base):
 @pytest.mark.parametrize("std", [1e-3, 0.02, None])
 def test_the_first_loss_is_that_of_guessing(variant, std):
     """A normalised row times a row of the head with length s gives logits from N(0, s²), which cost s² / 2 nats."""
-    options = dataclasses.replace(SMALL, init_std=std, tied=False)  # where blocks start as the identity, a tied head echoes
-    model = build(variant, options, vocab=VOCAB, spread=False)
+    # Where blocks start as the identity, a tied head echoes.
+    model = build(variant, spread=False, init_std=std, tied=False)
     ids = tokens(CONTEXT + 1, batch=200)
     expected = math.log(VOCAB) + np.square(model.head.weight.numpy()).sum(axis=1).mean() / 2
-    assert loss(model, ids[:, :-1], ids[:, 1:]).item() == pytest.approx(expected, abs=0.1)
+    assert mean_loss(model, ids[:, :-1], ids[:, 1:]).item() == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize("change", [dict(bias=False), dict(norm="rms_norm"), dict(activation="relu_squared"),
                                     dict(activation="silu"), dict(activation="gelu_tanh"), dict(ffn_multiple=1)])
 def test_model_options_change_the_model(change):
-    model, plain = build("transformer", dataclasses.replace(SMALL, **change)), build("transformer")
+    model, plain = build("transformer", **change), build("transformer")
     ids = tokens(CONTEXT + 1)
-    loss(model, ids[:, :-1], ids[:, 1:]).backward()
+    mean_loss(model, ids[:, :-1], ids[:, 1:]).backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert loss(model, ids[:, :-1], ids[:, 1:]).item() != loss(plain, ids[:, :-1], ids[:, 1:]).item()
+    assert mean_loss(model, ids[:, :-1], ids[:, 1:]).item() != mean_loss(plain, ids[:, :-1], ids[:, 1:]).item()
     if "bias" in change:
         assert not [name for name, _ in model.named_parameters() if "bias" in name]
 
 
 def test_heads_must_divide_the_width():
-    record = variants.load("transformer")
     with pytest.raises(UserError, match="--heads: 3 heads do not divide the width 16"):
-        record.build(SMALL, record.options(heads=3), VOCAB, Random(0))
+        build("transformer", heads=3)
 
 
 # -- dropout
@@ -314,7 +303,7 @@ def test_heads_must_divide_the_width():
 
 @every_variant
 def test_dropout_only_with_a_random_source(variant):
-    dropped = build(variant, dataclasses.replace(SMALL, dropout=0.5))
+    dropped = build(variant, dropout=0.5)
     plain, ids = build(variant), tokens(CONTEXT)
     plain.load(dropped.state())
     expected = plain(ids).numpy()
@@ -328,8 +317,8 @@ def test_dropout_only_with_a_random_source(variant):
 @every_variant
 def test_layers_drop_independently(variant):
     """The masks of two layers with equal weights and inputs differ."""
-    model = build(variant, dataclasses.replace(SMALL, dropout=0.5))
-    x = Tensor(np.random.default_rng(0).normal(size=(2, 5, SMALL.width)))
+    model = build(variant, dropout=0.5)
+    x = Tensor(np.random.default_rng(0).normal(size=(2, 5, WIDTH)))
     block, rng = model.blocks[0], Random(7)
     assert not np.allclose(block(x, rng.split(1, 0)).numpy(), block(x, rng.split(1, 1)).numpy())
 
@@ -340,4 +329,5 @@ def test_every_variant_has_a_page(variant):
     rows = variants.describe(record)
     assert [label for label, _ in rows[:4]] == ["paper", "formula", "cost", "state"] and rows[-1][0] == "the review"
     assert all(text.strip() and "\n" not in text and "|" not in text for _, text in rows)
-    assert record.page.operators and {label for label, _ in rows} >= {*record.page.operators, "equals"}
+    operators = record.page.operators
+    assert operators and {label for label, _ in rows} >= {*operators, "equals"}

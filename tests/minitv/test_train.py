@@ -9,24 +9,24 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from minitv.train import Trainer
 
 from autograd import GraphError, NonFiniteError, check_mode, distance, no_grad, use
 from autograd.cpu import gemm
 from autograd.metric import TOLERANCE
+from autograd.random import Random
 from autograd.routes import Kernel
-from minitv import checkpoint, mixers
-from minitv import train as training
+from minitv import checkpoint
 from minitv.cli import main
 from minitv.data import Batches
+from minitv.experiment import WEIGHTS, Experiment
 from minitv.log import LOG, read_log
-from minitv.models.lm import LanguageModel
-from minitv.options import ModelOptions, TrainOptions
+from minitv.task import Batch
+from minitv.trainer import Trainer
+from tests.minitv.models import Ids, configure, mean_loss
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--context", "8", "--width", "16", "--layers", "1", "--heads", "2", "--batch", "5", "--sample-tokens", "20"]
@@ -51,13 +51,13 @@ def start(*argv, cwd, script=""):
     before = f"""
 import os, signal, sys, time
 from minitv import checkpoint
-from minitv.train import Trainer
+from minitv.trainer import Trainer
 taken = Trainer.step
 def in_step(number, call):
-    def step(self, inputs, labels, step):
+    def step(self, batch, step):
         if step == number:
             call()
-        return taken(self, inputs, labels, step)
+        return taken(self, batch, step)
     Trainer.step = step
 def send(*numbers):
     for number in numbers:
@@ -102,6 +102,7 @@ def lines(run):
     """The log, without what depends on the clock and the folder."""
     header, records = read_log(run)
     header["config"]["run"].pop("out")
+    header.pop("started")
     measured = ("tokens_per_s", "elapsed_s", "peak_mb")
     return [header, *({k: v for k, v in record.items() if k not in measured} for record in records)]
 
@@ -184,10 +185,10 @@ def test_stopped_and_resumed_without_evaluation_is_the_same_run(whole, tmp_path,
     run, options, _ = whole
     step = Trainer.step
 
-    def stopping(self, inputs, labels, number):
+    def stopping(self, batch, number):
         if number == 6:
             signal.raise_signal(signal.SIGTERM)
-        return step(self, inputs, labels, number)
+        return step(self, batch, number)
 
     monkeypatch.setattr(Trainer, "step", stopping)
     assert quickly(*options, "--eval-every", "0", "--out", "run")[0] == 143
@@ -197,7 +198,8 @@ def test_stopped_and_resumed_without_evaluation_is_the_same_run(whole, tmp_path,
     expected, got = arrays(run)[0], arrays("run")[0]
     assert all(expected[key].tobytes() == got[key].tobytes() for key in expected)
     assert not checkpoint.exists("run", "best")
-    assert [{k: v for k, v in line.items() if k != "val_loss"} for line in lines(run)[1:]] == lines("run")[1:]
+    trained = [line for line in lines(run)[1:] if line["step"]]  # without the evaluation before training
+    assert [{k: v for k, v in line.items() if k not in ("val_loss", "val_bpc")} for line in trained] == lines("run")[1:]
 
 
 def test_another_seed_is_another_run(text, quickly):
@@ -213,7 +215,10 @@ def test_log_schema(whole, text):
     run, options, _ = whole
     objects = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
     header, records = objects[0], objects[1:]
-    assert header.keys() >= {"config", "variant", "parameters", "corpus", "ngram_bpc", "versions", "tokens_per_char"}
+    assert header.keys() >= {"config", "variant", "task", "metric", "baselines", "parameters", "corpus", "ngram_bpc",
+                             "versions", "tokens_per_char", "started"}
+    assert header["metric"] == {"name": "bits per character", "key": "bpc", "rising": False}
+    assert list(header["baselines"].values()) == header["ngram_bpc"]
     assert header["config"]["model"]["width"] == 16 and header["config"]["run"]["seed"] == 7
     assert header["config"]["mixer"] == {"heads": 2}
     data = Path(text).read_bytes()
@@ -228,21 +233,25 @@ def test_log_schema(whole, text):
     assert tokens == (len(data) if "byte" in options else len(data.decode()))
 
     keys = {"step", "loss", "bpc", "tokens_per_s", "elapsed_s", "lr", "grad_norm"}
-    assert [record["step"] for record in records] == list(range(1, 21))
-    for record in records:
-        assert record.keys() == keys | ({"val_loss", "peak_mb"} if record["step"] in (10, 20) else set())
+    assert [record["step"] for record in records] == list(range(21))
+    assert records[0].keys() == {"step", "val_loss", "val_bpc"}
+    assert records[0]["val_loss"] == pytest.approx(math.log(checkpoint.load(run).state["vocab"]), abs=0.3)  # guessing
+    for record in records[1:]:
+        assert record.keys() == keys | ({"val_loss", "val_bpc", "peak_mb"} if record["step"] in (10, 20) else set())
         assert all(math.isfinite(value) and value >= 0 for value in record.values())
         seen = data[:header["corpus"]["training_tokens"]].decode(errors="ignore") if "byte" in options else None
         per_char = header["corpus"]["training_tokens"] / len(seen) if seen else 1
         assert record["bpc"] == pytest.approx(record["loss"] / math.log(2) * per_char, rel=1e-12)
-    assert records[0]["lr"] == pytest.approx(3e-3 / 4) and max(r["lr"] for r in records) == 3e-3
-    elapsed = [record["elapsed_s"] for record in records]
+        if "val_loss" in record:
+            assert record["val_bpc"] / record["val_loss"] == pytest.approx(records[0]["val_bpc"] / records[0]["val_loss"])
+    assert records[1]["lr"] == pytest.approx(3e-3 / 4) and max(r["lr"] for r in records[1:]) == 3e-3
+    elapsed = [record["elapsed_s"] for record in records[1:]]
     assert elapsed == sorted(elapsed)
 
 
 def test_best_is_the_lowest_held_out_loss(whole):
     run, *_ = whole
-    losses = {r["step"]: r["val_loss"] for r in read_log(run)[1] if "val_loss" in r}
+    losses = {r["step"]: r["val_loss"] for r in read_log(run)[1] if "val_loss" in r and r["step"]}
     best = checkpoint.load(run, "best").state
     assert best["step"] == min(losses, key=losses.get) and best["best_loss"] == min(losses.values())
 
@@ -265,8 +274,8 @@ def test_it_learns(text, quickly):
     assert code == 0, err
     header, records = read_log("run")
     losses = [record["val_loss"] for record in records if "val_loss" in record]
-    assert losses[1] < losses[0] < records[0]["loss"]
-    assert losses[1] / math.log(2) < header["ngram_bpc"][0] - 0.5
+    assert losses[2] < losses[1] < losses[0] and losses[0] == pytest.approx(records[1]["loss"], abs=0.1)
+    assert losses[2] / math.log(2) < header["ngram_bpc"][0] - 0.5
     assert "better than the n-gram of order " in err
     # a stop text, a prompt: the run can be read back
     assert main(["sample", "run", "--prompt", "the ", "--tokens", "20"]) == 0
@@ -315,10 +324,10 @@ def test_two_interrupts_stop_at_once(text, tmp_path):
 def test_an_interrupt_in_the_last_step_is_a_finished_run(text, tmp_path, quickly, monkeypatch):
     step = Trainer.step
 
-    def interrupted(self, inputs, labels, number):
+    def interrupted(self, batch, number):
         if number == 19:
             signal.raise_signal(signal.SIGINT)
-        return step(self, inputs, labels, number)
+        return step(self, batch, number)
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(Trainer, "step", interrupted)
@@ -335,10 +344,10 @@ def test_divergence_names_the_operator_and_keeps_the_good_checkpoint(text, quick
     good = arrays("run")
     step = Trainer.step
 
-    def corrupted(self, inputs, labels, number):
+    def corrupted(self, batch, number):
         if number == 22:
             self.model.blocks[0].ffn.up.weight.data[3, 5] = math.nan
-        return step(self, inputs, labels, number)
+        return step(self, batch, number)
 
     monkeypatch.setattr(Trainer, "step", corrupted)
     said = sentence(quickly("--resume", "run", "--steps", "30"), 1)
@@ -437,7 +446,8 @@ def corrupt(path, position):
 
 @pytest.mark.parametrize("damage, argv, said", [
     (None, ["--steps", "20"], "--steps: this run has done 20 steps; to continue it, ask for more than that"),
-    (None, ["--steps", "30", "--data", "other.txt"], "other.txt is not the text this run began with; give that one ("),
+    (None, ["--steps", "30", "--data", "other.txt"],
+     "other.txt is not the text this run began with; give that one with --data"),
     (None, ["--resume", "nowhere"], "nowhere: there is no such folder"),
     (None, ["--steps", "30", "--width", "32"], "--resume run: --width is 16 in this run and cannot become 32"),
     (lambda run: corrupt(run / "last" / "model.safetensors", -1), ["--steps", "30"], "was changed or damaged"),
@@ -460,8 +470,8 @@ def test_resume_with_more_steps_and_a_moved_text(copied, text, quickly):
     shutil.copy(text, "moved.txt")
     code, err = quickly("--resume", "run", "--steps", "25", "--data", "moved.txt", "--threads", "1")
     assert code == 0, err
-    assert [record["step"] for record in read_log("run")[1]] == list(range(1, 26))
-    elapsed = [record["elapsed_s"] for record in read_log("run")[1]]
+    assert [record["step"] for record in read_log("run")[1]] == list(range(26))
+    elapsed = [record["elapsed_s"] for record in read_log("run")[1][1:]]
     assert elapsed == sorted(elapsed)
 
 
@@ -496,51 +506,61 @@ def test_a_text_of_one_character(quickly):
     Path("t.txt").write_text("a" * 300)
     code, err = quickly("--data", "t.txt", *TINY, "--steps", "2", "--out", "run")
     assert code == 0, err
-    assert lines("run")[1]["loss"] == 0
+    assert [record["step"] for record in lines("run")[1:]] == [0, 1, 2]
+    assert lines("run")[1]["val_loss"] == lines("run")[2]["loss"] == 0
 
 
 # -- the Trainer
 
 
-def trainer(monkeypatch, dtype=np.float64, micro=None, **run):
-    """A trainer of a small float64 model."""
-    monkeypatch.setattr(training, "LanguageModel", partial(LanguageModel, dtype=dtype))
-    model = ModelOptions(context=6, layers=2, width=8, bias=True)
-    options = TrainOptions(**dict(dict(batch=7, steps=10, warmup=0, seed=3), **run))
-    made = Trainer("transformer", model, mixers.options("transformer")(heads=2), options, 9)
+@pytest.fixture
+def exact(monkeypatch):
+    """Models of experiments in float64."""
+    def build(self, vocab):
+        return self.variant.build(self.model, self.mixer, vocab, Random(self.run.seed).split(WEIGHTS), np.float64)
+
+    monkeypatch.setattr(Experiment, "build", build)
+
+
+SMALL = dict(context=6, layers=2, width=8, bias=True, heads=2, batch=7, steps=10, warmup=0, seed=3)
+
+
+def trainer(micro=None, **options):
+    """A trainer of a small model."""
+    made = Trainer(configure("transformer", **{**SMALL, **options}), Ids(9))
     if micro:
         made.MICRO_BATCH_TOKENS = micro
     return made
 
 
-def batch(seed=0):
-    ids = np.random.default_rng(seed).integers(0, 9, (7, 7))
-    return ids[:, :-1], ids[:, 1:]
+def batch(seed=0, sequences=7):
+    ids = np.random.default_rng(seed).integers(0, 9, (sequences, 7))
+    return Batch(ids[:, :-1], ids[:, 1:])
 
 
-def gradient(made, *data):
-    loss = made.step(*data, 0)
+def gradient(made, data):
+    loss = made.step(data, 0)
     return loss, made.optimizer.buffers[0].flat.copy()
 
 
 @pytest.mark.parametrize("micro, threads", [(6, 1), (12, 1), (20, 1), (10**9, 2), (10**9, 3), (6, 7), (12, 3), (6, 50)])
-def test_parts_of_a_batch_add_up_to_the_batch(monkeypatch, micro, threads):
-    whole = trainer(monkeypatch, threads=1, micro=10**9)
-    parts = trainer(monkeypatch, threads=threads, micro=micro)
-    assert len(whole._slices(7, 6)) == 1 and len(parts._slices(7, 6)) > 1
+def test_parts_of_a_batch_add_up_to_the_batch(exact, micro, threads):
+    whole = trainer(threads=1, micro=10**9)
+    parts = trainer(threads=threads, micro=micro)
+    assert len(whole._slices(batch())) == 1 and len(parts._slices(batch())) > 1
     try:
-        (loss, expected), (other, got) = gradient(whole, *batch()), gradient(parts, *batch())
-        model = LanguageModel("transformer", ModelOptions(context=6, layers=2, width=8, bias=True),
-                              mixers.options("transformer")(heads=2), 9, training.Random(3).split(training.WEIGHTS),
-                              np.float64)
-        value = model.loss(*batch())
+        (loss, expected), (other, got) = gradient(whole, batch()), gradient(parts, batch())
+        model = configure("transformer", **SMALL).build(9)
+        value = mean_loss(model, *batch())
         value.backward()
         norm = math.sqrt(sum((p.grad.numpy() ** 2).sum() for p in model.parameters()))
         assert loss == pytest.approx(value.item(), rel=1e-13) and other == pytest.approx(loss, rel=1e-13)
         np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-14)
         assert whole.grad_norm == pytest.approx(norm, rel=1e-12) and parts.grad_norm == pytest.approx(norm, rel=1e-12)
-        assert whole.evaluate(*batch(1)) == pytest.approx(parts.evaluate(*batch(1)), rel=1e-9)
-        assert whole.evaluate(*batch(1)) == pytest.approx(whole.model.loss(*batch(1)).item(), rel=1e-12)
+        sums = whole.evaluate(batch(1))
+        assert sums == pytest.approx(parts.evaluate(batch(1)), rel=1e-9) and sums[1] == 42
+        assert sums[0] / 42 == pytest.approx(mean_loss(whole.model, *batch(1)).item(), rel=1e-12)
+        assert sums[2] == (whole.model(batch(1).inputs).numpy().argmax(-1) == batch(1).labels).sum()
         assert whole.parameters == sum(p.size for p in model.parameters())
     finally:
         whole.close()
@@ -550,49 +570,49 @@ def test_parts_of_a_batch_add_up_to_the_batch(monkeypatch, micro, threads):
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("micro", [1, 6, 12, 10**9])
 @pytest.mark.parametrize("sequences", [1, 2, 7, 13])
-def test_slices_cover_the_batch_once(monkeypatch, threads, micro, sequences):
-    made = trainer(monkeypatch, threads=threads, micro=micro)
+def test_slices_cover_the_batch_once(threads, micro, sequences):
+    made = trainer(threads=threads, micro=micro)
     made.close()
-    slices = made._slices(sequences, 6)
+    slices = made._slices(batch(sequences=sequences))
     assert [i for part in slices for i in range(part.start, part.stop)] == list(range(sequences))
     assert all((part.stop - part.start) * 6 <= max(micro, 6) for part in slices)
 
 
-def test_switches_hold_in_the_worker_threads(monkeypatch):
+def test_switches_hold_in_the_worker_threads(exact, monkeypatch):
     """No kernel runs under use(kernel="none"), no gradient is made under no_grad, and check mode finds what is not finite."""
-    made = trainer(monkeypatch, threads=2, micro=6)
+    made = trainer(threads=2, micro=6)
     ran = []
     run = Kernel.run
     monkeypatch.setattr(Kernel, "run", lambda self, *call: ran.append(self.op.name) or run(self, *call))
     try:
-        made.step(*batch(), 0)
+        made.step(batch(), 0)
         assert len(ran) > 10
         ran.clear()
         with use(kernel="none"):
-            made.step(*batch(), 1)
+            made.step(batch(), 1)
         assert ran == []
         with no_grad(), pytest.raises(GraphError, match="does not depend on anything that requires a gradient"):
-            made.step(*batch(), 2)
+            made.step(batch(), 2)
         weight = made.model.blocks[1].mixer.out.weight
         weight.assign_(np.full(weight.shape, math.inf))
         with check_mode(), pytest.raises(NonFiniteError, match="the output of linear"):
             with np.errstate(invalid="ignore"):
-                made.step(*batch(), 3)
+                made.step(batch(), 3)
     finally:
         made.close()
 
 
-def test_a_loss_that_is_not_finite_changes_nothing_and_is_forgotten(monkeypatch):
-    made, fresh = trainer(monkeypatch, threads=2), trainer(monkeypatch, threads=2)
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_forgotten(exact):
+    made, fresh = trainer(threads=2), trainer(threads=2)
     try:
-        assert made.find_nonfinite(*batch(), 0) is None
+        assert made.find_nonfinite(batch(), 0) is None
         weight = made.model.blocks[1].mixer.out.weight
         before = weight.numpy().copy()
         weight.assign_(np.where(np.arange(weight.size).reshape(weight.shape) == 0, math.inf, before))
-        assert not math.isfinite(made.step(*batch(), 0)) and math.isnan(made.grad_norm)
-        assert made.find_nonfinite(*batch(), 0).startswith("the output of linear")
+        assert not math.isfinite(made.step(batch(), 0)) and math.isnan(made.grad_norm)
+        assert made.find_nonfinite(batch(), 0).startswith("the output of linear")
         weight.assign_(before)
-        assert made.step(*batch(), 0) == fresh.step(*batch(), 0)
+        assert made.step(batch(), 0) == fresh.step(batch(), 0)
         assert np.array_equal(made.optimizer.param, fresh.optimizer.param)
     finally:
         made.close()
@@ -602,13 +622,12 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_forgotten(monkeypatch)
 def test_200_steps_with_kernels_follow_those_in_plain_numpy(monkeypatch):
     """The same losses within the tolerance of float32, dropout included, for sizes at which every kernel is used."""
     def losses():
-        model = ModelOptions(context=33, layers=2, width=48, dropout=0.1, bias=True)
-        options = TrainOptions(batch=9, steps=200, warmup=20, seed=3, threads=2)
-        made = Trainer("transformer", model, mixers.options("transformer")(heads=3), options, 65)
+        options = dict(context=33, layers=2, width=48, dropout=0.1, bias=True, heads=3, batch=9, steps=200, warmup=20, lr=3e-3)
+        made = Trainer(configure("transformer", **options, seed=3, threads=2), Ids(65))
         ids = np.random.default_rng(0).integers(0, 65, 40).repeat(40)[:1500]
-        batches = Batches(ids, options.batch, model.context, 5)
+        batches = Batches(ids, batch=9, context=33, seed=5)
         try:
-            return np.array([made.step(*batches.batch(step), step) for step in range(200)])
+            return np.array([made.step(Batch(*batches.batch(step)), step) for step in range(200)])
         finally:
             made.close()
 
