@@ -14,6 +14,7 @@ from autograd.random import Random
 
 from . import checkpoint
 from .errors import CheckpointError, RunError, UserError, device_errors, naming
+from .evaluate import Evaluation, evaluate
 from .experiment import Experiment, from_checkpoint
 from .models.lm import LanguageModel
 from .options import SampleOptions
@@ -105,6 +106,32 @@ class Trained(NamedTuple):
     saved: dict[str, Any]
     step: int
 
+    @property
+    def tokenizer(self) -> Any:
+        """What turns text into ids and back; UserError where the task has no text."""
+        return self.experiment.task.stored_tokenizer(self.saved)
+
+    def evaluate(self, text: str) -> Evaluation:
+        """How well the model predicts a text: ``loss`` in nats per token, ``bits_per_character``, each character's surprise."""
+        return evaluate(self.model, self.tokenizer, self.tokenizer.encode(text))
+
+    def loss(self, text: str) -> float:
+        """The mean surprise of the model at a text, in nats per token after the first."""
+        return self.evaluate(text).loss
+
+    def write(self, prompt: str = "", tokens: int = 200, **options: Any) -> str:
+        """The text that the model continues a prompt with; ``options`` are those of ``minitv sample``, such as temperature."""
+        return "".join(self._pieces(SampleOptions(prompt=prompt, tokens=tokens, **options)))
+
+    def _pieces(self, options: SampleOptions, seed: int | None = None) -> Iterator[str]:
+        """The text of one seed, in pieces; it ends before ``options.stop``."""
+        with naming("--prompt"):
+            prompt = self.tokenizer.encode(options.prompt) if options.prompt else self.tokenizer.start()
+        rng = Random(options.seed if seed is None else seed)
+        ids = generate(self.model, prompt, options.tokens, rng, temperature=options.temperature, top_k=options.top_k,
+                       top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
+        return _until(options.stop, _decoded(self.tokenizer.decoder(), ids))
+
 
 def load(directory: str, name: str = "last") -> Trained:
     """The experiment and the model of a run's checkpoint."""
@@ -142,13 +169,9 @@ def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Itera
 
     The seeds are ``options.seed`` and those after it. A text ends before ``options.stop``.
     """
-    run, tokenizer = open_run(directory, options.checkpoint, options.device, "write")
-    with naming("--prompt"):
-        prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
+    run, _ = open_run(directory, options.checkpoint, options.device, "write")
     for seed in range(options.seed, options.seed + options.count):
-        ids = generate(run.model, prompt, options.tokens, Random(seed), temperature=options.temperature, top_k=options.top_k,
-                       top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
-        yield seed, _until(options.stop, _decoded(tokenizer.decoder(), ids))
+        yield seed, run._pieces(options, seed)
 
 
 def stream(directory: str, options: SampleOptions) -> Iterator[str]:

@@ -1,0 +1,66 @@
+"""What `import minitv` offers to Python."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import minitv
+from minitv.errors import UserError
+
+TEXT = "the quick brown fox jumps over the lazy dog\n" * 20
+SMALL = dict(context=8, layers=1, width=16, batch=4, eval_every=3, sample_tokens=4, threads=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("api") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def test_nothing_but_what_is_offered_is_seen_and_nothing_heavy_is_loaded():
+    assert dir(minitv) == sorted(minitv.__all__)
+    code = ("import sys, minitv; names = {'numpy', 'numba', 'cupy'} & set(sys.modules); assert not names, names;"
+            "minitv.build, minitv.load, minitv.train")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_build_gives_a_model_with_the_options_of_the_command_line():
+    model = minitv.build("rwkv", vocab=7, width=16, layers=1)
+    assert model(np.zeros((2, 5), np.intp)).shape == (2, 5, 7)
+    with pytest.raises(UserError, match="unknown option 'heads'; it is an option of .*transformer"):
+        minitv.build("rwkv", vocab=7, heads=2)
+    with pytest.raises(UserError, match="unknown variant 'rwvk'.*did you mean rwkv"):
+        minitv.build("rwvk", vocab=7)
+
+
+def test_a_run_is_trained_watched_stopped_and_read(data, tmp_path):
+    seen = []
+
+    def watch(record):
+        seen.append(record["step"])
+        return record["step"] < 5
+
+    run = minitv.train("retnet", data=str(data), heads=2, steps=9, out=str(tmp_path / "run"), on_step=watch, **SMALL)
+    assert seen == [1, 2, 3, 4, 5] and run.step == 5
+    again = minitv.load(str(tmp_path / "run"))
+    assert again.loss(TEXT) == run.loss(TEXT) == pytest.approx(run.evaluate(TEXT).surprise.mean())
+    text = again.write("the ", tokens=6, temperature=0)
+    assert len(text) == 6 and text == run.write("the ", tokens=6, temperature=0)
+    with pytest.raises(UserError, match="holds a run already"):
+        minitv.train("retnet", data=str(data), heads=2, steps=9, out=str(tmp_path / "run"), **SMALL)
+
+
+def test_a_run_goes_on_from_the_weights_of_another_one(data, tmp_path):
+    first = minitv.train("rwkv", data=str(data), steps=3, out=str(tmp_path / "first"), **SMALL)
+    other = tmp_path / "other.txt"
+    other.write_text("dog lazy the over jumps fox brown quick the\n" * 20)
+    again = minitv.train("rwkv", data=str(other), steps=3, init_from=str(tmp_path / "first"), lr=1e-9,
+                         out=str(tmp_path / "second"), **SMALL)
+    assert again.tokenizer.to_json() == first.tokenizer.to_json()
+    assert again.loss(TEXT) == pytest.approx(first.loss(TEXT), abs=1e-5)
+    wide = SMALL | dict(width=32)
+    with pytest.raises(UserError, match="--init-from .*first: the model does not fit: wrong shape"):
+        minitv.train("rwkv", data=str(other), steps=3, init_from=str(tmp_path / "first"), out=str(tmp_path / "third"), **wide)
