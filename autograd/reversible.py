@@ -13,7 +13,8 @@ al. 2017, arXiv 1707.04585) and of Reformer (Kitaev et al. 2020, arXiv 2001.0445
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from types import SimpleNamespace
 
@@ -57,7 +58,20 @@ class _Chain:
 
     def __init__(self, functions: list[Callable]):
         self.functions = functions
+        self.uses = switches().uses
         self.last = self.at = None
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Functions compute here what they computed before, by the forms and kernels that were asked for then."""
+        token = _replaying.set(True)
+        try:
+            with ExitStack() as entered:
+                for request in self.uses:
+                    entered.enter_context(request)
+                yield
+        finally:
+            _replaying.reset(token)
 
     def pair(self, k: int):
         """x_k and x_{k+1}; usually backward has just come to them."""
@@ -78,8 +92,7 @@ class _Rule:
         if create_graph:
             raise GraphError("reversible: there is no second derivative; add the functions up without it")
         chain, k, parameters = saved
-        token = _replaying.set(True)
-        try:
+        with chain.again():
             a, b = chain.pair(k)
             x = Tensor.wrap(a, requires_grad=True)
             sums = {id(t): Sum() for t in (x, *parameters)}
@@ -95,8 +108,6 @@ class _Rule:
                 y = chain.functions[k - 1](x)
             if y.requires_grad:
                 walk([(place_of(y), grads[0])], receive)
-        finally:
-            _replaying.reset(token)
         chain.at = (k - 1, b - y.data, a)
         return [grads[0], *(total.value for total in sums.values())]
 

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from autograd import GraphError, Random, Tensor, assert_close, dropout, gradients, linear, no_grad, sum, tanh
+from autograd import GraphError, Random, Tensor, assert_close, dropout, gradients, layer_norm, linear, no_grad, sum, tanh, use
 from autograd.reversible import replaying, reversible
+from autograd.routes import Kernel
 
 WIDTH = 6
 
@@ -124,6 +125,17 @@ def test_a_function_knows_that_it_runs_again():
     x = Tensor(np.ones(3), requires_grad=True)
     sum(reversible([(f, ())] * 2, x, x)[1]).backward()
     assert seen == [False, False, True, True] and not replaying()
+
+
+def test_the_forms_that_were_asked_for_run_again(monkeypatch):
+    ran, run = [], Kernel.run
+    monkeypatch.setattr(Kernel, "run", lambda self, *call: ran.append(self.op.name) or run(self, *call))
+    x = Tensor(np.random.default_rng(0).normal(size=(2, WIDTH)), requires_grad=True)
+    for request, expected in (({"kernel": "none"}, 0), ({"kernel": "cpu"}, 4)):
+        with use("layer_norm", **request):
+            loss = sum(reversible([(layer_norm, ())] * 2, x, x)[1])
+        loss.backward()
+        assert ran.count("layer_norm") == expected
 
 
 def test_what_would_be_lost_or_wrong_is_refused():
