@@ -28,12 +28,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from minitv.train import Trainer
 from rounds import ROOT, save
 from train import VOCAB, batches, settings
 
 from autograd import DeviceError
 from autograd.device import gpu, select
-from minitv.train import Trainer
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 KERNEL_TESTS = "kernel or attention or words or dropout or adamw"
