@@ -9,7 +9,7 @@ from typing import Any
 
 from autograd.random import Random
 
-from . import tasks, variants
+from . import room, tasks, variants
 from .config import Options, choose, from_json, settings, shown, to_json
 from .errors import UserError
 from .options import DEFAULT_PRESET, PRESETS, ModelOptions, TrainOptions
@@ -63,8 +63,18 @@ class Experiment:
         seed = Random(self.run.seed).split(BATCHES).seed
         return self.task(self.data, self.model.context, self.run.batch, seed, saved)
 
+    def size(self, vocab: int) -> int:
+        """The bytes of the model's weights and tables; UserError if the machine cannot hold them."""
+        size = room.measured(lambda: self._build(vocab))
+        room.check(size, "the model")
+        return size
+
     def build(self, vocab: int) -> Any:
-        """A new model, with the weights that follow from the seed."""
+        """A new model, with the weights that follow from the seed; UserError if the machine cannot hold it."""
+        self.size(vocab)
+        return self._build(vocab)
+
+    def _build(self, vocab: int) -> Any:
         return self.variant.build(self.model, self.mixer, vocab, Random(self.run.seed).split(WEIGHTS))
 
     def to_json(self) -> dict[str, Any]:

@@ -33,7 +33,10 @@ from autograd.errors import ShapeError
 from autograd.random import Random
 from autograd.reversible import replaying
 
+from . import room
+
 M = TypeVar("M", bound="Module")
+T = TypeVar("T", bound=Tensor)
 
 ACTIVATIONS: dict[str, Callable] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu_squared": relu_squared, "silu": silu}
 
@@ -219,14 +222,26 @@ def _add(totals: dict[Module, tuple], module: Module, values: tuple) -> None:
     totals[module] = values if before is None else tuple(a + b for a, b in zip(before, values, strict=True))
 
 
+def made(kind: type[T], shape: tuple[int, ...], dtype, make: Callable[[], np.ndarray], **kwargs: Any) -> T:
+    """A parameter or a buffer [shape] of the new array that ``make()`` gives; UserError if the machine cannot hold it."""
+    tensor = kind(np.zeros((), dtype), **kwargs)
+    tensor.data = room.array(shape, dtype, make)
+    return tensor
+
+
 def normal(rng: Random, shape: tuple[int, ...], std: float, dtype) -> Parameter:
     """A parameter drawn from N(0, std²)."""
-    return Parameter((rng.normal(shape, np.float64) * std).astype(dtype))
+    return made(Parameter, shape, dtype, lambda: rng.normal(shape, np.float64) * std)
 
 
 def uniform(rng: Random, shape: tuple[int, ...], bound: float, dtype) -> Parameter:
     """A parameter drawn from [-bound, bound)."""
-    return Parameter(((2 * rng.uniform(shape, np.float64) - 1) * bound).astype(dtype))
+    return made(Parameter, shape, dtype, lambda: (2 * rng.uniform(shape, np.float64) - 1) * bound)
+
+
+def full(shape: tuple[int, ...], value: float, dtype) -> Parameter:
+    """A parameter that starts from one value everywhere."""
+    return made(Parameter, shape, dtype, lambda: np.full(shape, value, dtype))
 
 
 class Stateful(Module):
@@ -259,7 +274,7 @@ class Linear(Module):
                  bias: bool = True, dtype=np.float32):
         shape = outputs, inputs
         self.weight = normal(rng, shape, std, dtype) if bound is None else uniform(rng, shape, bound, dtype)
-        self.bias = Parameter(np.zeros(outputs, dtype)) if bias else None
+        self.bias = full((outputs,), 0, dtype) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -279,8 +294,8 @@ class LayerNorm(Module):
     """Rows to mean 0 and variance 1, times a gain that starts at 1, plus an offset that starts at 0."""
 
     def __init__(self, width: int, *, bias: bool = True, eps: float = 1e-5, dtype=np.float32):
-        self.weight = Parameter(np.ones(width, dtype))
-        self.bias = Parameter(np.zeros(width, dtype)) if bias else None
+        self.weight = full((width,), 1, dtype)
+        self.bias = full((width,), 0, dtype) if bias else None
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -291,7 +306,7 @@ class RMSNorm(Module):
     """Rows divided by their root mean square, times a gain that starts at 1."""
 
     def __init__(self, width: int, *, bias: bool = False, eps: float = 1e-5, dtype=np.float32):
-        self.weight = Parameter(np.ones(width, dtype))
+        self.weight = full((width,), 1, dtype)
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:

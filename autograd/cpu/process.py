@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from contextlib import contextmanager, suppress
+from functools import cache
 
 
 def cores() -> int:
@@ -21,6 +22,22 @@ def peak_mb() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+@cache
+def memory() -> int:
+    """The bytes of memory that this process can ever have; those of 47 address bits where the system does not tell."""
+    sizes = [2**47]
+    with suppress(AttributeError, ValueError, OSError):  # Windows
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:  # a container's
+        sizes.append(int(file.read()))
+    with suppress(ImportError):
+        import resource
+
+        if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+            sizes.append(limit)
+    return min(size for size in sizes if size > 0)
 
 
 @contextmanager

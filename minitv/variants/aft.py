@@ -48,9 +48,10 @@ import numpy as np
 from autograd import Tensor, concat, linear, mean, split, std
 from autograd.random import Random
 
+from .. import room
 from ..config import check, option
 from ..errors import UserError
-from ..nn import Dropout, Linear, Parameter, Stateful, normal
+from ..nn import Dropout, Linear, Stateful, full, normal
 from ..ops import aft_conv, aft_full, aft_local, aft_simple, banded_product
 from ..options import ModelOptions
 from ..variant import Page, Variant
@@ -147,6 +148,8 @@ class AFTFull(AFT):
     def __init__(self, rng: Random, model: ModelOptions, options: AFTFullOptions, layer: int = 0, dtype=np.float32):
         super().__init__(rng, model, model.width, options.output_projection, dtype)
         shape = model.context, options.rank
+        pairs = room.bytes_of((model.context, model.context), dtype)
+        room.check(pairs, f"aft-full's bias for every pair of {model.context} positions")
         self.pos_u = normal(rng.split(2), shape, options.position_std, dtype)
         self.pos_v = normal(rng.split(3), shape, options.position_std, dtype)
 
@@ -242,7 +245,7 @@ class AFTConv(AFT):
             raise UserError(f"--heads: {self.heads} heads do not divide the width {model.width}")
         super().__init__(rng, model, self.heads, options.output_projection, dtype)
         self.conv_weight = normal(rng.split(2), (self.heads, self.window), 1.0, dtype)
-        self.conv_gain, self.conv_bias = (Parameter(np.zeros(self.heads, dtype)) for _ in range(2))
+        self.conv_gain, self.conv_bias = (full((self.heads,), 0, dtype) for _ in range(2))
 
     def filters(self) -> Tensor:
         """The biases w[heads window]."""

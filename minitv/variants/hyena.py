@@ -28,7 +28,7 @@ from autograd.errors import ShapeError
 from autograd.random import Random
 
 from ..config import check, option
-from ..nn import Buffer, Dropout, Linear, Module, Parameter, Stateful, normal
+from ..nn import Buffer, Dropout, Linear, Module, Stateful, full, made, normal, uniform
 from ..ops import long_conv
 from ..ops.long_conv import online
 from ..options import ModelOptions
@@ -76,23 +76,30 @@ class Filters(Module):
         hidden, depth, bands, std = options.filter_width, options.filter_depth, options.filter_bands, options.filter_std
         self.count = count
         position = np.arange(context)[:, None]
-        angles = np.linspace(1e-4, max(bands - 1, 1e-4), bands) * 2 * np.pi * position / context
         time = position / max(context - 1, 1)
-        features = np.concatenate([time, np.cos(angles), -np.sin(angles)], axis=1).astype(dtype)
+
+        def features() -> np.ndarray:
+            angles = np.linspace(1e-4, max(bands - 1, 1e-4), bands) * 2 * np.pi * position / context
+            return np.concatenate([time, np.cos(angles), -np.sin(angles)], axis=1)
+
         self._features_lr = options.features_lr
         if options.features_lr:
-            self.features = Parameter(np.zeros(features.shape, dtype))  # what training adds
+            self.features = full((context, 2 * bands + 1), 0, dtype)  # what training adds
         sizes = [2 * bands + 1, *[hidden] * (depth - 1)]
         self.layers = [Linear(rng.split(i), a, b, std=std, dtype=dtype) for i, (a, b) in enumerate(itertools.pairwise(sizes))]
         self.out = Linear(rng.split(depth), hidden, count * width, std=std, bias=False, dtype=dtype)
-        self.frequency = Parameter(np.full(hidden, options.sine_frequency, dtype))
-        slow, fast = (-math.log(0.01) / part for part in (options.slow_decay, options.fast_decay))
-        decay = np.linspace(slow, fast, count * width)
-        if options.window_order == "channels":
-            decay = decay.reshape(width, count).T.reshape(-1)
-        self.table = Buffer(features, saved=False)  # [T F]
-        window = np.exp(-time * decay) + options.window_shift
-        self.window = Buffer(window.astype(dtype), saved=False) if options.window else None  # [T count·D]
+        self.frequency = full((hidden,), options.sine_frequency, dtype)
+
+        def window() -> np.ndarray:
+            slow, fast = (-math.log(0.01) / part for part in (options.slow_decay, options.fast_decay))
+            decay = np.linspace(slow, fast, count * width)
+            if options.window_order == "channels":
+                decay = decay.reshape(width, count).T.reshape(-1)
+            return np.exp(-time * decay) + options.window_shift
+
+        self.table = made(Buffer, (context, 2 * bands + 1), dtype, features, saved=False)  # [T F]
+        shape = context, count * width
+        self.window = made(Buffer, shape, dtype, window, saved=False) if options.window else None  # [T count·D]
 
     def __call__(self, length: int) -> tuple[Tensor, ...]:
         x = Tensor.wrap(self.table.data[:length])
@@ -122,9 +129,8 @@ class Hyena(Stateful):
         self.context, self.order, self.bidirectional = model.context, order, bidirectional
         self.project = Linear(rng.split(0), width, (order + 1) * width, std=std, bias=model.bias, dtype=dtype)
         limit = 1 / math.sqrt(options.short_filter)
-        taps = rng.split(1).uniform(((order + 1) * width, options.short_filter), np.float64)
-        self.short = Parameter((limit * (2 * taps - 1)).astype(dtype))
-        self.short_bias = Parameter(np.zeros((order + 1) * width, dtype)) if model.bias else None
+        self.short = uniform(rng.split(1), ((order + 1) * width, options.short_filter), limit, dtype)
+        self.short_bias = full(((order + 1) * width,), 0, dtype) if model.bias else None
         count = (order - 1) * (1 + bidirectional)
         self.filters = Filters(rng.split(2), model.context, width, count, options, dtype)
         self.skip = normal(rng.split(3), ((order - 1) * width,), 1.0, dtype)

@@ -25,7 +25,7 @@ from autograd import Tensor, exp, linear
 from autograd.random import Random
 
 from ..config import check, option
-from ..nn import ACTIVATIONS, Dropout, Parameter, Stateful
+from ..nn import ACTIVATIONS, Dropout, Parameter, Stateful, full, made, uniform
 from ..ops import gated, token_shift, wkv
 from ..ops.wkv import EMPTY
 from ..options import ModelOptions
@@ -60,14 +60,12 @@ class ChannelState(NamedTuple):
 
 def orthogonal(rng: Random, outputs: int, inputs: int, gain: float, dtype) -> Parameter:
     """A matrix [outputs inputs] with orthogonal rows or columns of length gain · √(outputs / inputs), at least gain."""
-    q, r = np.linalg.qr(rng.normal((max(outputs, inputs), min(outputs, inputs)), np.float64))
-    q = q * np.where(np.diag(r) < 0, -1, 1)  # without this, the signs are not uniform
-    q = q if outputs >= inputs else q.T
-    return Parameter((q * gain * math.sqrt(max(1.0, outputs / inputs))).astype(dtype))
+    def draw() -> np.ndarray:
+        q, r = np.linalg.qr(rng.normal((max(outputs, inputs), min(outputs, inputs)), np.float64))
+        q = q * np.where(np.diag(r) < 0, -1, 1)  # without this, the signs are not uniform
+        return (q if outputs >= inputs else q.T) * gain * math.sqrt(max(1.0, outputs / inputs))
 
-
-def _zeros(outputs: int, inputs: int, dtype) -> Parameter:
-    return Parameter(np.zeros((outputs, inputs), dtype))
+    return made(Parameter, (outputs, inputs), dtype, draw)
 
 
 def _depth(model: ModelOptions, layer: int) -> float:
@@ -77,8 +75,10 @@ def _depth(model: ModelOptions, layer: int) -> float:
 
 def _mix(model: ModelOptions, layer: int, dtype, power: float = 1.0, plus: float = 0.0) -> Parameter:
     """The share of the present token in each channel: higher channels and later layers look back less."""
-    share = np.arange(model.width) / model.width
-    return Parameter((share ** (power * (1 - layer / model.layers)) + plus).astype(dtype))
+    def share() -> np.ndarray:
+        return (np.arange(model.width) / model.width) ** (power * (1 - layer / model.layers)) + plus
+
+    return made(Parameter, (model.width,), dtype, share)
 
 
 class ChannelMix(Stateful):
@@ -88,8 +88,8 @@ class ChannelMix(Stateful):
         width, hidden = model.width, max(1, round((options.ffn_width or model.ffn_multiple) * model.width))
         self.mix_k, self.mix_r = _mix(model, layer, dtype), _mix(model, layer, dtype)
         self.key = orthogonal(rng.split(0), hidden, width, 1.0, dtype)
-        self.receptance = _zeros(width, width, dtype)
-        self.value = _zeros(width, hidden, dtype)
+        self.receptance = full((width, width), 0, dtype)
+        self.value = full((width, hidden), 0, dtype)
         self.activation = ACTIVATIONS[model.activation]
         self.dropout = Dropout(model.dropout)
 
@@ -113,17 +113,17 @@ class TimeMix(Stateful):
     """x[B T D] -> y[B T D] by time mixing; state size 4 B D, and B D of channel mixing."""
 
     def __init__(self, rng: Random, model: ModelOptions, options: RWKVOptions, layer: int = 0, dtype=np.float32):
-        width, depth, channel = model.width, _depth(model, layer), np.arange(model.width)
+        width, depth = model.width, _depth(model, layer)
         self.mix_k = _mix(model, layer, dtype)
         self.mix_v = _mix(model, layer, dtype, plus=0.3 * depth)
         self.mix_r = _mix(model, layer, dtype, power=0.5)
-        self.key = _zeros(width, width, dtype)
+        self.key = full((width, width), 0, dtype)
         self.value = orthogonal(rng.split(0), width, width, 1.0, dtype)
-        self.receptance = _zeros(width, width, dtype)
-        self.out = _zeros(width, width, dtype)
-        decay = -5 + 8 * (channel / max(1, width - 1)) ** (0.7 + 1.3 * depth)
-        self.time_decay = Parameter(decay.astype(dtype))
-        self.time_first = Parameter((math.log(0.3) + 0.5 * ((channel + 1) % 3 - 1)).astype(dtype))
+        self.receptance = full((width, width), 0, dtype)
+        self.out = full((width, width), 0, dtype)
+        self.time_decay = made(Parameter, (width,), dtype, lambda: (
+            -5 + 8 * (np.arange(width) / max(1, width - 1)) ** (0.7 + 1.3 * depth)))
+        self.time_first = made(Parameter, (width,), dtype, lambda: math.log(0.3) + 0.5 * ((np.arange(width) + 1) % 3 - 1))
         self.dropout = Dropout(model.dropout)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
@@ -145,7 +145,7 @@ class TimeMix(Stateful):
 
 def init_tables(rng: Random, model: ModelOptions, vocab: int, dtype) -> tuple[Parameter, Parameter]:
     """The embedding, tiny because its norm enlarges it, and the head, where each has a matrix of its own."""
-    embed = Parameter(((2 * rng.split(0).uniform((vocab, model.width), np.float64) - 1) * 1e-4).astype(dtype))
+    embed = uniform(rng.split(0), (vocab, model.width), 1e-4, dtype)
     return embed, orthogonal(rng.split(1), vocab, model.width, 0.5, dtype)
 
 
