@@ -28,7 +28,7 @@ import numpy as np
 
 from . import ngram
 from .data import check_length
-from .errors import UserError
+from .errors import UserError, plain
 from .kept import LIMIT, Kept
 from .report import count
 from .sources import Document, Reader, Source
@@ -216,4 +216,4 @@ def _name(kind: str, *depends: Any) -> str:
 
 
 def _note(text: str) -> None:
-    print(f"note      {text}", file=sys.stderr, flush=True)
+    print(f"note      {plain(text)}", file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-PIECE = 2**13  # tokens that follow one another in a sample of a text
+PIECE = 2**13  # so many tokens at most follow one another in a sample of a text
 
 
 def ngram_bpc(train_ids: np.ndarray, held_ids: np.ndarray, vocab: int, max_order: int = 5) -> list[float]:
@@ -64,10 +64,10 @@ def _number(keys: np.ndarray, number: type) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def sample(ids: np.ndarray, tokens: int) -> np.ndarray:
-    """The ids, or where there are more than ``tokens`` of them, that many in evenly spaced pieces of ``PIECE``, in order."""
+    """The ids, or where there are more than ``tokens`` of them, about that many in evenly spaced pieces, in order."""
     if len(ids) <= tokens:
         return ids
-    pieces = max(1, tokens // PIECE)
-    size = min(PIECE, tokens)
+    pieces = -(-tokens // PIECE)
+    size = tokens // pieces
     starts = np.linspace(0, len(ids) - size, pieces).astype(np.int64)
     return np.concatenate([ids[start:start + size] for start in starts])

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from . import checkpoint
 from .config import did_you_mean
-from .errors import RunError, UserError
-from .log import LOG
+from .errors import RunError, UserError, quoted
+from .log import DAMAGED, LOG
 from .picture import CURVE
 
 Block = TypeVar("Block", str, bytes)
@@ -180,7 +180,7 @@ class Reader:
             with self._reading(f" {folder}"):
                 written = _written_beside(folder, runs, folders, files)
             if folder == root and _is_run(root):
-                written |= {LOG, CURVE}
+                written |= {LOG, DAMAGED, CURVE}
                 links += checkpoint.NAMES
             folders[:] = [name for name in folders if name not in runs and name not in links]
             leave("file that minitv wrote", "files that minitv wrote",
@@ -332,7 +332,7 @@ def check_encoding(name: str) -> str:
     except (LookupError, ValueError):
         pass
     known = {word.replace("_", "-") for pair in encodings.aliases.aliases.items() for word in pair}
-    raise UserError(f"--encoding: {name[:80]!r} is unknown, allowed are the text encodings of Python, such as utf-8, utf-16, "
+    raise UserError(f"--encoding: {quoted(name)} is unknown, allowed are the text encodings of Python, such as utf-8, utf-16, "
                     f"latin-1 and cp1252{did_you_mean(name.replace('_', '-'), sorted(known))}")
 
 

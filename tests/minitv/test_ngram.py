@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitv.data import load_text, split
+from minitv.corpus import open_corpus
 from minitv.ngram import ngram_bpc
-from minitv.tokenizer import CharTokenizer
 
 SHAKESPEARE = Path(os.environ.get("MINITV_TINYSHAKESPEARE") or "tinyshakespeare.txt")
 
@@ -81,8 +80,8 @@ def test_inputs_are_left_alone_and_narrow_ids_do_not_overflow():
 
 @pytest.mark.skipif(not SHAKESPEARE.is_file(), reason="no tinyshakespeare.txt: give it by MINITV_TINYSHAKESPEARE")
 def test_tinyshakespeare():
-    text = load_text(str(SHAKESPEARE)).text
-    tokenizer = CharTokenizer.train(text)
-    assert tokenizer.vocab == 65
-    got = ngram_bpc(*split(tokenizer.encode(text), 64), tokenizer.vocab)
+    corpus = open_corpus(str(SHAKESPEARE), context=64)
+    assert corpus.tokenizer.vocab == 65
+    got = ngram_bpc(corpus.training, corpus.held_out, 65)
+    assert got == corpus.baselines
     assert got == pytest.approx([4.829, 3.586, 2.956, 2.559, 2.408, 2.450], abs=0.0006)
