@@ -31,7 +31,7 @@ from autograd.random import Random
 from . import checkpoint, files, tasks, variants
 from .config import Options, Sweep, encode, shown, table
 from .errors import CheckpointError, UserError, naming
-from .experiment import DEFAULT_TASK, Experiment, combine, elsewhere, from_checkpoint, namespace, preset_layers
+from .experiment import DEFAULT_TASK, Experiment, combine, elsewhere, from_checkpoint, namespace, preset_layers, suits
 from .log import read_log
 from .options import DEFAULT_PRESET
 from .picture import Line, about, curves, draw, look
@@ -51,7 +51,7 @@ class Plan:
             raise UserError(f"{max(names, key=names.count)} is given twice")
         self.task, self.preset = tasks.load(task or DEFAULT_TASK), preset or DEFAULT_PRESET
         every = [variants.load(name) for name in names or variants.variants()]
-        self.variants = every if names else [variant for variant in every if variant.causal == self.task.causal]
+        self.variants = every if names else [variant for variant in every if suits(variant, self.task)]
         self._namespaces = {variant.name: namespace(variant, self.task) for variant in self.variants}
         self._layers = {variant.name: preset_layers(variant, self.task, self.preset) for variant in self.variants}
         self.options = Options.union(self._namespaces.values(), without=("resume", "init_from", "sample_tokens"),

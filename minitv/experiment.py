@@ -97,18 +97,21 @@ class Experiment:
 
 def namespace(variant: Variant, task: type[Task]) -> Options:
     """The options that a variant has on a task."""
-    if task.causal and not variant.causal:
-        raise UserError(f"--task {task.name}: {variant.name} sees the whole sequence at once, and the answers of this task "
-                        f"stand in it; tasks for it: {', '.join(possible(variant))}")
-    if variant.causal and not task.causal:
-        raise UserError(f"--task {task.name}: {variant.name} sees the past alone, and this task asks for what both sides say; "
-                        f"tasks for it: {', '.join(possible(variant))}")
+    if not suits(variant, task):
+        reason = ("sees the whole sequence at once, and the answers of this task stand in it" if task.causal
+                  else "sees the past alone, and this task asks for what both sides say")
+        raise UserError(f"--task {task.name}: {variant.name} {reason}; tasks for it: {', '.join(possible(variant))}")
     return Options(ModelOptions, variant.options, task.Options, TrainOptions, without=variant.without, elsewhere=elsewhere)
+
+
+def suits(variant: Variant, task: type[Task]) -> bool:
+    """Whether a variant can be trained for a task."""
+    return task.causal in (None, variant.causal)
 
 
 def possible(variant: Variant) -> list[str]:
     """The tasks that a variant can be trained for."""
-    return [name for name in tasks.tasks() if tasks.load(name).causal == variant.causal]
+    return [name for name in tasks.tasks() if suits(variant, tasks.load(name))]
 
 
 def default_task(variant: Variant) -> str:
@@ -116,7 +119,8 @@ def default_task(variant: Variant) -> str:
     names = possible(variant)
     if not names:
         raise UserError(f"{variant.name}: there is no task for it, it sees the whole sequence at once")
-    return DEFAULT_TASK if DEFAULT_TASK in names else names[0]
+    names.sort(key=lambda name: (name != DEFAULT_TASK, tasks.load(name).causal is None))
+    return names[0]
 
 
 def elsewhere(name: str) -> str:

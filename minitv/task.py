@@ -38,7 +38,7 @@ class Task:
     name: ClassVar[str]
     summary: ClassVar[str]
     Options: ClassVar[type]  # a dataclass of options, see config.py
-    causal: ClassVar[bool] = True  # whether an answer may depend on the past alone
+    causal: ClassVar[bool | None] = True  # whether an answer may depend on the past alone; None: on the past or on both sides
     defaults: ClassVar[dict[str, Any]] = {}  # of the options that all tasks share, such as context and steps
     metric: ClassVar[str] = "accuracy"  # the figure that ``value`` gives, with its unit
     unit: ClassVar[str] = "accuracy"  # the same, as short as the status line needs it

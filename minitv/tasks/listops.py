@@ -66,6 +66,7 @@ class ListOps(Drawn, name="listops", summary="the value of an expression of nest
     """An expression, the sign =, at which its value is asked for, and padding up to the longest length."""
 
     Options = ListOpsOptions
+    causal = None
     vocab = len(WORDS)
 
     def prepare(self, context: int) -> None:

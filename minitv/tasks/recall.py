@@ -111,7 +111,7 @@ class MQAROptions(DrawnOptions):
     symbols: int = option(128, "different tokens: one that fills, keys in the lower half, values in the upper half", low=4,
                           high=2**14)
     length: int | None = option(None, LENGTH, low=4, high=2**20)
-    power: float = option(0.01, "distances from pair to question follow a power law with this exponent less 1; 1 = uniform",
+    power: float = option(0.01, "a question at the g-th place after the pairs has the weight g^(power - 1); 1 = all alike",
                           above=0, high=1)
     random_fillers: bool = option(False, "between the questions stand tokens of any kind instead of one that fills")
 

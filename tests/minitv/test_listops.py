@@ -11,7 +11,10 @@ import pytest
 
 from autograd import Tensor
 from autograd.random import Random
+from minitv import tasks, variants
+from minitv.compare import Plan
 from minitv.errors import UserError
+from minitv.experiment import default_task, namespace, possible
 from minitv.task import NOTHING
 from minitv.tasks.listops import EQUALS, RULE_EXAMPLES, RULES, WORDS, ListOps, write
 
@@ -139,3 +142,14 @@ def test_an_expression_is_shown_with_both_answers():
 def test_lengths_that_no_expression_has_are_refused(context, values, words):
     with pytest.raises(UserError, match=words):
         task(context, **values)
+
+
+def test_it_is_for_models_of_the_past_and_of_both_sides():
+    for variant in (variants.load("rwkv"), variants.load("encoder")):
+        assert "listops" in possible(variant) and namespace(variant, ListOps)
+    assert default_task(variants.load("encoder")) == "masked" and default_task(variants.load("rwkv")) == "text"
+    with pytest.raises(UserError, match="--task masked: rwkv sees the past alone"):
+        namespace(variants.load("rwkv"), tasks.load("masked"))
+    with pytest.raises(UserError, match="--task text: encoder sees the whole sequence"):
+        namespace(variants.load("encoder"), tasks.load("text"))
+    assert {variant.name for variant in Plan(task="listops").variants} == set(variants.variants())

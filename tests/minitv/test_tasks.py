@@ -1,0 +1,49 @@
+"""Every task in a whole run, from the command line, with two variants where there are two: an interrupted run ends the same."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from minitv import checkpoint, cli, variants
+from minitv.experiment import suits
+from minitv.tasks import load, tasks
+
+
+def couple(task: str) -> list[str]:
+    """Up to two variants that a task is for."""
+    return [name for name in ("transformer", "rwkv", "encoder") if suits(variants.load(name), load(task))][:2]
+
+
+def records(folder) -> tuple[dict, list[dict]]:
+    first, *rest = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return first, rest
+
+
+@pytest.mark.parametrize(("task", "variant"), [(task, variant) for task in tasks() for variant in couple(task)])
+def test_a_run_that_is_interrupted_ends_as_one_that_is_not(task, variant, tmp_path, capsys):
+    data = tmp_path / "text.txt"
+    data.write_text("the cat sat on the mat and the dog ate the cake of the cat; " * 60)
+    cls = load(task)
+    few = ["--data", str(data), "--eval-tokens", "200"] if hasattr(cls.Options(), "data") else ["--eval-examples", "20"]
+    run = ["train", variant, "--task", task, "--width", "8", "--layers", "1", "--batch", "4", "--threads", "1", "--warmup", "1",
+           *few]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli.main([*run, "--steps", "6", "--eval-every", "3", "--out", str(whole)]) == 0
+    printed = capsys.readouterr().err
+    assert all(name in printed for name in ("task ", "model ", f" {cls.unit}") if task != "text" or name != "task ")
+
+    assert cli.main([*run, "--steps", "6", "--eval-every", "3", "--minutes", "1e-9", "--out", str(parts)]) == 0
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", str(parts), "--minutes", "none"]) == 0
+    one, other = (checkpoint.load(str(folder)).model for folder in (whole, parts))
+    assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+    header, lines = records(whole)
+    assert header["task"] == task and header["baselines"] and header["metric"]["rising"] == cls.rising
+    values = [line[f"val_{cls.key}"] for line in lines if f"val_{cls.key}" in line]
+    assert len(values) >= 2 and all(math.isfinite(value) for value in values)
+    assert values[-1] == next(line[f"val_{cls.key}"] for line in records(parts)[1] if line["step"] == 6)
