@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from autograd import no_grad
+from autograd.cpu.process import blas_threads
 from autograd.random import Random
 
 from . import checkpoint, tasks, variants
@@ -34,6 +36,7 @@ from .errors import UserError
 from .experiment import DEFAULT_TASK, Experiment, combine, elsewhere, from_checkpoint, namespace, preset_layers
 from .options import DEFAULT_PRESET
 from .report import count, curves, draw, read_log
+from .sample import generate, load
 from .task import Task
 
 DIRECTORY = "runs/compare"  # unless another is asked for
@@ -231,11 +234,6 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def _writing(directory: Path) -> tuple[int, float]:
-    from autograd import no_grad
-    from autograd.cpu.process import blas_threads
-
-    from .sample import generate, load
-
     model = load(str(directory)).model
     context = model.context
     with no_grad(), blas_threads(1):

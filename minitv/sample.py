@@ -13,7 +13,7 @@ from autograd.device import select
 from autograd.random import Random
 
 from . import checkpoint
-from .errors import UserError, device_errors
+from .errors import CheckpointError, UserError, device_errors
 from .experiment import Experiment, from_checkpoint
 from .models.lm import LanguageModel
 from .options import SampleOptions
@@ -79,7 +79,10 @@ def load(directory: str, name: str = "last") -> Trained:
     """The experiment and the model of a run's checkpoint."""
     stored = checkpoint.load(directory, name)
     experiment = from_checkpoint(stored.state.get("config"), directory)
-    model = experiment.build(experiment.task.stored_vocab(stored.state))
+    try:
+        model = experiment.build(experiment.task.stored_vocab(stored.state))
+    except UserError as error:
+        raise CheckpointError(f"{directory}: {error}") from None
     checkpoint.check_arrays(model.state(), stored.model, f"{directory}: the model")
     model.load(stored.model)
     return Trained(experiment, model, stored.state)

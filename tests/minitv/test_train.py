@@ -446,7 +446,7 @@ def corrupt(path, position):
 
 @pytest.mark.parametrize("damage, argv, said", [
     (None, ["--steps", "20"], "--steps: this run has done 20 steps; to continue it, ask for more than that"),
-    (None, ["--steps", "30", "--data", "other.txt"], "other.txt is not the text this run began with; give that one with --data"),
+    (None, ["--steps", "30", "--data", "other.txt"], "other.txt is not the text this run began with; give that one with"),
     (None, ["--resume", "nowhere"], "nowhere: there is no such folder"),
     (None, ["--steps", "30", "--width", "32"], "--resume run: --width is 16 in this run and cannot become 32"),
     (lambda run: corrupt(run / "last" / "model.safetensors", -1), ["--steps", "30"], "was changed or damaged"),
