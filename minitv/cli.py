@@ -134,7 +134,7 @@ def _train(argv: list[str]) -> int:
         _only_resumable(resume, kept[0][1], layers, options)
     experiment, origins = experiments.combine(variant, task, *kept, *layers)
     if print_config:
-        _write(table(experiment.rows({**sources, **origins})))
+        _write(table(experiment.rows({**origins, **sources})))
         return 0
     from .training import train
 

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from autograd import no_grad
+from autograd.cpu.process import blas_threads
 from autograd.random import Random
 
 from . import checkpoint, files, tasks, variants
@@ -36,6 +38,7 @@ from .log import read_log
 from .options import DEFAULT_PRESET
 from .picture import Line, about, curves, draw, look
 from .report import count
+from .sample import generate, load
 from .schema import RunState
 from .task import Task
 
@@ -234,11 +237,6 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def _writing(directory: Path) -> tuple[int, float]:
-    from autograd import no_grad
-    from autograd.cpu.process import blas_threads
-
-    from .sample import generate, load
-
     model = load(str(directory)).model
     context = model.context
     with no_grad(), blas_threads(1):

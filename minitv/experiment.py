@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autograd.random import Random
 
@@ -15,7 +15,9 @@ from .errors import UserError
 from .options import DEFAULT_PRESET, PRESETS, ModelOptions, TrainOptions
 from .schema import RunConfig
 from .task import Task
-from .variant import Variant
+
+if TYPE_CHECKING:
+    from .variant import Variant
 
 DEFAULT_VARIANT, DEFAULT_TASK = "transformer", "text"
 PARTS = ("model", "mixer", "data", "run")  # the groups of options, as checkpoints name them

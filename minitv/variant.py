@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from autograd.random import Random
 
 from . import blocks, nn, stack
+from .experiment import Experiment, merge
 from .models.lm import LanguageModel
-
-if TYPE_CHECKING:
-    from .experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,6 @@ class Variant:
 
     def configure(self, preset: str | None = None, *, task: str | None = None, **values: Any) -> Experiment:
         """All options of a run: the defaults, then the preset, then ``values``; UserError names what does not fit."""
-        from .experiment import merge
-
         return merge(self, task, preset, ("arguments", values))[0]
 
     def build(self, model: Any, options: Any, vocab: int, rng: Random, dtype: Any = np.float32) -> Any:

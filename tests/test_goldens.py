@@ -7,22 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from minitv.mixers.hyena import HyenaOptions
-from minitv.mixers.hyena import Mixer as HyenaMixer
-from minitv.mixers.retnet import EPS, RetNetOptions
-from minitv.mixers.rwkv import RWKVOptions
-from minitv.mixers.transformer import TransformerOptions
 
 from autograd import Random, Tensor, distance, no_grad, use
 from autograd.device import move
 from autograd.metric import TOLERANCE
 from autograd.verify import DTYPES, PLACES, compute, differentiate, dtypes, floats, routes
-from minitv.models.lm import LanguageModel
 from minitv.nn import Module, Parameter, RMSNorm
 from minitv.optim import AdamW
 from minitv.options import ModelOptions
+from minitv.variants.hyena import Hyena, HyenaOptions
+from minitv.variants.retnet import EPS
 from tests.autograd.operator_checks import marks
 from tests.conftest import operators
+from tests.minitv import models
+from tests.minitv.models import mean_loss
 
 FOLDER = Path(__file__).parent / "goldens"
 FILES = ("ops", "sdpa", "retention", "wkv", "aft", "long_conv")  # with calls of operators
@@ -113,10 +111,10 @@ def verify_call(call, golden, route, dtype):
 
 
 # -- whole models ------------------------------------------------------------------------------------------------------
-def load(golden, variant, options, own, dtype):
+def load(golden, variant, dtype, **options):
     """The language model of a file, which calls the embedding and the head by their short names."""
     weights = {name: w.astype(dtype) for name, w in long_names(golden.below("param/")).items()}
-    model = LanguageModel(variant, options, own, len(weights["embed.weight"]), Random(0), dtype)
+    model = models.build(variant, len(weights["embed.weight"]), dtype, **options)
     model.load(weights)
     return model
 
@@ -133,7 +131,7 @@ def verify(golden, model, dtype):
     """Logits, loss and the gradients of all parameters."""
     ids = golden["ids"]
     close(model(ids).numpy(), golden["logits"], dtype, "logits")
-    loss = model.loss(ids, golden["labels"])
+    loss = mean_loss(model, ids, golden["labels"])
     close(loss.numpy(), golden["loss"], dtype, "loss")
     loss.backward()
     gradients, parameters = long_names(golden.below("grad/")), dict(model.named_parameters())
@@ -145,9 +143,8 @@ def verify(golden, model, dtype):
 def transformer(golden, activation, dtype):
     """GPT-2, every size from the shapes of its weights."""
     context, width = golden["param/positions"].shape
-    options = ModelOptions(context=context, layers=layers(golden, "mixer.qkv.weight"), width=width, activation=activation,
-                           bias=True)
-    return load(golden, "transformer", options, TransformerOptions(heads=golden["heads"].item()), dtype)
+    return load(golden, "transformer", dtype, context=context, layers=layers(golden, "mixer.qkv.weight"), width=width,
+                activation=activation, bias=True, heads=golden["heads"].item())
 
 
 def verify_gpt2(golden, dtype, place="cpu"):
@@ -155,7 +152,7 @@ def verify_gpt2(golden, dtype, place="cpu"):
     verify(golden, transformer(golden, "gelu_tanh", dtype).to(place), dtype)
     exact = transformer(golden, "gelu", dtype).to(place)
     close(exact(golden["ids"]).numpy(), golden["logits_erf"], dtype, "logits with the exact gelu")
-    close(exact.loss(golden["ids"], golden["labels"]).numpy(), golden["loss_erf"], dtype, "loss with the exact gelu")
+    close(mean_loss(exact, golden["ids"], golden["labels"]).numpy(), golden["loss_erf"], dtype, "loss with the exact gelu")
     assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
 
 
@@ -163,11 +160,10 @@ def retnet(golden, dtype, **options):
     """torchscale's model, every size from the shapes of its weights."""
     width, values, hidden = (golden[f"param/{name}"].shape[axis]
                              for name, axis in (("embed", 1), ("blocks.0.mixer.v.weight", 0), ("blocks.0.ffn.up.weight", 0)))
-    own = RetNetOptions(heads=golden["heads"].item(), value_width=values / width, head_norm="rms_norm", ffn="glu",
-                        ffn_width=hidden / width, **options)
     assert EPS == RMSNorm(1).eps == golden["eps"]
-    model = ModelOptions(layers=layers(golden, "mixer.v.weight"), width=width, norm="rms_norm", tied=False)
-    return load(golden, "retnet", model, own, dtype)
+    return load(golden, "retnet", dtype, layers=layers(golden, "mixer.v.weight"), width=width, norm="rms_norm", tied=False,
+                heads=golden["heads"].item(), value_width=values / width, head_norm="rms_norm", ffn="glu",
+                ffn_width=hidden / width, **options)
 
 
 def verify_retnet(golden, dtype, place="cpu"):
@@ -178,8 +174,8 @@ def verify_retnet(golden, dtype, place="cpu"):
 def rwkv(golden, dtype):
     """The model of transformers, every size from the shapes of its weights."""
     hidden, width = golden["param/blocks.0.ffn.key"].shape
-    options = ModelOptions(layers=layers(golden, "time_decay"), width=width, activation="relu_squared", bias=True, tied=False)
-    return load(golden, "rwkv", options, RWKVOptions(ffn_width=hidden / width), dtype)
+    return load(golden, "rwkv", dtype, layers=layers(golden, "time_decay"), width=width, activation="relu_squared", bias=True,
+                tied=False, ffn_width=hidden / width)
 
 
 def verify_rwkv(golden, dtype, place="cpu"):
@@ -314,7 +310,7 @@ def hyena(golden, case, dtype):
     hidden, depth = weights["filters.frequency"].size, 1 + sum("layers" in name for name in weights) // 2
     options = HyenaOptions(order=1 + weights["skip"].size // width, filter_width=hidden, filter_depth=depth,
                            filter_bands=features // 2, features_lr=1.0, window_order=HYENA[case])
-    mixer = HyenaMixer(Random(0), ModelOptions(context=context, width=width, bias=True), options, dtype=dtype)
+    mixer = Hyena(Random(0), ModelOptions(context=context, width=width, bias=True), options, dtype=dtype)
     mixer.load({**weights, "filters.features": np.zeros((context, features), dtype)})
     return mixer
 

@@ -32,8 +32,12 @@ def imports(module: str) -> dict[str, bool]:
     tree = ast.parse(path.read_text("utf-8"))
     late = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             for inner in ast.walk(node)}
+    unseen = {id(inner) for node in ast.walk(tree)  # these names are for annotations, nothing is imported
+              if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" for inner in ast.walk(node)}
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
         if isinstance(node, ast.ImportFrom):
             base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
             base = ".".join(filter(None, [base, node.module]))

@@ -15,7 +15,6 @@ from functools import cache, partial
 
 import numpy as np
 import pytest
-from minitv.mixers.transformer import TransformerOptions
 
 import autograd as ag
 from autograd import (
@@ -33,7 +32,6 @@ from autograd import (
 from autograd.cpu.compile import FLAGS
 from autograd.draw import Draw, draw_inputs
 from autograd.laws import Case
-from autograd.random import Random
 from autograd.verify import (
     check_gradients,
     check_values,
@@ -49,11 +47,11 @@ from autograd.verify import (
     unflat,
 )
 from autograd.verify import kernels as kernels_of
-from minitv.models.lm import LanguageModel
 from minitv.ops import aft_simple, attention, gated
-from minitv.options import ModelOptions
 from tests.autograd.operator_checks import awkward_calls, each, marks, specimen, tried
 from tests.conftest import full, operators
+from tests.minitv import models
+from tests.minitv.models import mean_loss
 
 DTYPES = (np.float32, np.float64)
 COMPILED = DTYPES if full() else DTYPES[:1]  # the dtypes in which kernels are tried
@@ -888,14 +886,14 @@ def test_what_nothing_cannot_give(error, words, function, shape):
 
 
 def test_a_language_model_takes_no_sequence_and_no_step():
-    model = LanguageModel("transformer", ModelOptions(context=4, layers=1, width=8), TransformerOptions(), 5, Random(0))
+    model = models.build("transformer", 5, np.float32, context=4, layers=1, width=8)
     for route in (forms, kernels):
         for shape in ((0, 3), (2, 0), (0, 0)):
             ids = np.zeros(shape, np.uint8)
             model.zero_grad()
             with route():
                 assert model(ids).shape == (*shape, 5)
-                loss = model.loss(ids, ids)
+                loss = mean_loss(model, ids, ids)
                 loss.backward()
             assert loss.item() == 0 and loss.dtype == np.float32
             assert not any(p.grad is not None and p.grad.data.any() for p in model.parameters())

@@ -10,13 +10,10 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from minitv.mixers.transformer import TransformerOptions
-from minitv.train import Trainer
 
 import autograd as ag
 from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, use
@@ -36,14 +33,17 @@ from autograd.verify import (
     draw_cotangents,
     forms,
 )
-from minitv import checkpoint, cli, mixers
-from minitv.models.lm import LanguageModel
+from minitv import checkpoint, cli
+from minitv.experiment import Experiment
 from minitv.ops import attention
 from minitv.optim import AdamW
-from minitv.options import ModelOptions, TrainOptions
+from minitv.task import Batch
+from minitv.trainer import Trainer
 from tests.autograd import emulator, fake_cupy, nvrtc
 from tests.autograd.operator_checks import awkward_calls, marks
 from tests.conftest import operators
+from tests.minitv import models
+from tests.minitv.models import Ids, configure, mean_loss
 
 OPERATORS = operators()
 FUSED = [op for op in OPERATORS if "cuda" in op.kernels]
@@ -501,7 +501,7 @@ def test_gradients_find_their_card(cupy):
 
 
 def test_modules_move(double):
-    model = LanguageModel("transformer", ModelOptions(context=8, layers=1, width=8), TransformerOptions(heads=2), 5, Random(0))
+    model = models.build("transformer", 5, np.float32, context=8, layers=1, width=8, heads=2)
     before, tied = model.state(), model.head.weight is model.embed.weight
     assert model.to("cuda") is model and tied and model.head.weight is model.embed.weight
     assert {p.device for p in model.parameters()} == {"cuda:0"}
@@ -617,24 +617,24 @@ def test_tf32_is_an_option(double, monkeypatch):
 
 
 # -- optimizer and training --------------------------------------------------------------------------------------------
-MODEL = ModelOptions(context=24, layers=2, width=48, dropout=0.2, bias=True)
-MIXER, RUN = TransformerOptions(heads=3), TrainOptions(batch=4, steps=100, warmup=2, lr=1e-3, threads=1)
+MODEL = dict(context=24, layers=2, width=48, dropout=0.2, bias=True)
+RUN = configure("transformer", **MODEL, heads=3, batch=4, steps=100, warmup=2, lr=1e-3, threads=1)
 
 
 def batches(count):
     rng = np.random.default_rng(0)
     windows = [(np.cumsum(rng.integers(1, 4, (4, 25)), axis=1)) % 31 for _ in range(count)]
-    return [(w[:, :-1], w[:, 1:]) for w in windows]
+    return [Batch(w[:, :-1], w[:, 1:]) for w in windows]
 
 
-def losses(run, steps, model=MODEL):
-    """Losses and norms of the first steps, and how often the host read in each; the loss on other text; the trainer."""
-    trainer, found = Trainer("transformer", model, MIXER, run, 31), []
+def losses(experiment: Experiment, steps):
+    """Losses and norms of the first steps, and how often the host read in each; the scores on other text; the trainer."""
+    trainer, found = Trainer(experiment, Ids(31)), []
     try:
         for i, batch in enumerate(batches(steps)):
             before = fake_cupy.state.reads
-            found.append((trainer.step(*batch, i), trainer.grad_norm, fake_cupy.state.reads - before))
-        return np.array(found).T, trainer.evaluate(*batches(steps + 1)[-1]), trainer
+            found.append((trainer.step(batch, i), trainer.grad_norm, fake_cupy.state.reads - before))
+        return np.array(found).T, trainer.evaluate(batches(steps + 1)[-1]), trainer
     finally:
         trainer.close()
 
@@ -646,7 +646,7 @@ def test_losses_on_a_gpu_follow_those_on_the_cpu(place):
     (expected, norms, _), expected_held_out, _ = losses(RUN, steps)
     with PLACES[place]():
         fake_cupy.state.mode = "fast"
-        (found, found_norms, reads), held_out, trainer = losses(replace(RUN, device="cuda"), steps)
+        (found, found_norms, reads), held_out, trainer = losses(RUN.replace(device="cuda"), steps)
         np.testing.assert_allclose(found, expected, rtol=2e-5)
         np.testing.assert_allclose(found_norms, norms, rtol=1e-3)
         assert place == "card" or (reads == 1).all()
@@ -657,10 +657,10 @@ def test_losses_on_a_gpu_follow_those_on_the_cpu(place):
 @pytest.mark.full
 def test_micro_batches_on_a_gpu_add_up(cupy, monkeypatch):
     fake_cupy.state.mode = "fast"
-    model = replace(MODEL, dropout=0.0)
-    (whole, norms, _), *_ = losses(replace(RUN, device="cuda"), 2, model)
+    experiment = RUN.replace(dropout=0.0, device="cuda")
+    (whole, norms, _), *_ = losses(experiment, 2)
     monkeypatch.setattr(Trainer, "MICRO_BATCH_TOKENS_GPU", 24)
-    (parts, found, reads), *_ = losses(replace(RUN, device="cuda"), 2, model)
+    (parts, found, reads), *_ = losses(experiment, 2)
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
     np.testing.assert_allclose(found, norms, rtol=1e-4)
     assert (reads == 1).all()
@@ -669,20 +669,20 @@ def test_micro_batches_on_a_gpu_add_up(cupy, monkeypatch):
 @pytest.mark.full
 def test_what_is_not_finite_changes_nothing_on_a_gpu(cupy):
     fake_cupy.state.mode = "fast"
-    trainer = Trainer("transformer", MODEL, MIXER, replace(RUN, device="cuda"), 31)
+    trainer = Trainer(RUN.replace(device="cuda"), Ids(31))
     good = trainer.model.state()
     trainer.model.embed.weight.data[3, 0] = math.nan
     before = trainer.optimizer.param.get()
-    assert not math.isfinite(trainer.step(*batches(1)[0], 0)) and math.isnan(trainer.grad_norm)
+    assert not math.isfinite(trainer.step(batches(1)[0], 0)) and math.isnan(trainer.grad_norm)
     assert trainer.optimizer.steps == 0
     np.testing.assert_array_equal(trainer.optimizer.param.get(), before)
-    assert "embedding" in trainer.find_nonfinite(*batches(1)[0], 0)
+    assert "embedding" in trainer.find_nonfinite(batches(1)[0], 0)
     trainer.model.load(good)
-    assert math.isfinite(trainer.step(*batches(1)[0], 0)) and trainer.optimizer.steps == 1
+    assert math.isfinite(trainer.step(batches(1)[0], 0)) and trainer.optimizer.steps == 1
     trainer.close()
 
 
-@pytest.mark.parametrize("variant", mixers.variants())
+@pytest.mark.parametrize("variant", models.NAMES)
 @pytest.mark.full
 def test_every_variant_on_a_gpu_is_that_of_the_cpu(variant, cupy):
     """Loss and gradients with dropout; logits token by token."""
@@ -690,8 +690,8 @@ def test_every_variant_on_a_gpu_is_that_of_the_cpu(variant, cupy):
     inputs, labels = batches(1)[0]
 
     def run(move_to):
-        model = LanguageModel(variant, MODEL, mixers.options(variant)(), 31, Random(0)).to(move_to)
-        loss = model.loss(inputs, labels, Random(1))
+        model = models.build(variant, 31, np.float32, **MODEL).to(move_to)
+        loss = mean_loss(model, inputs, labels, Random(1))
         loss.backward()
         logits, state = model.prefill(inputs[:, :3], model.init_state(len(inputs)))
         for t in range(3, 6):
@@ -710,7 +710,7 @@ def test_every_variant_on_a_gpu_is_that_of_the_cpu(variant, cupy):
 @each_place
 def test_adamw_on_a_gpu_is_that_of_the_cpu(place):
     def run(move_to):
-        model = LanguageModel("transformer", replace(MODEL, width=12), MIXER, 31, Random(0)).to(move_to)
+        model = RUN.replace(width=12).build(31).to(move_to)
         optimizer, rng = AdamW(model, clip=0.5, buffers=2), np.random.default_rng(0)
         norms = []
         for _ in range(3):
@@ -829,7 +829,7 @@ def benchmark(monkeypatch):
 @pytest.mark.full
 def test_the_benchmark_compares_losses(benchmark, cupy):
     fake_cupy.state.mode = "fast"
-    found = benchmark.losses(argparse.Namespace(device="cuda"), (replace(MODEL, width=12), MIXER, RUN), 3)
+    found = benchmark.losses(argparse.Namespace(device="cuda"), RUN.replace(width=12), 3)
     assert found["passed"] and max(found["largest_differences"]) < 1e-5 and len(found["last"]) == 2
 
 

@@ -949,9 +949,7 @@ import numpy as np
 from autograd.cpu import compile, gemm
 from autograd.random import Random
 from minitv.decode import decoder
-from minitv.mixers import options
-from minitv.models.lm import LanguageModel
-from minitv.options import ModelOptions
+from minitv.variants import load
 
 print(compile.unavailable())
 gemm.prepare()
@@ -959,6 +957,6 @@ random = Random(5)
 print((random.uniform((2**17,), np.float64)[-1], random.words(2**17)[-1]))
 ones = np.ones((2, 3), np.float32)
 print(2 * gemm.product(ones, ones.T).sum() / 2)
-model = LanguageModel("transformer", ModelOptions(layers=1, width=8, context=4), options("transformer")(heads=2), 5, Random(0))
+model = load("transformer").configure(layers=1, width=8, context=4, heads=2).build(5)
 print(type(decoder(model)).__name__)
 """

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from minitv.mixers import aft_conv as conv_mixer
-from minitv.mixers import aft_simple as simple_mixer
 
 from autograd import NonFiniteError, Random, assert_close, check_mode, explain, no_grad
 from autograd.verify import check_gradients, check_values, compute, differentiate, forms
 from minitv.ops import aft_conv, aft_full, aft_local, aft_simple
 from minitv.options import ModelOptions
+from minitv.variants.aft import AFTConv, AFTConvOptions, AFTSimple, AFTSimpleOptions
 
 OPERATORS = {op.name: op for op in (aft_simple, aft_full, aft_local, aft_conv)}
 LENGTHS = {"aft_full": 600}  # of others 4096
@@ -109,8 +108,8 @@ MODEL = ModelOptions(context=12, layers=1, width=8)
 
 def test_aft_conv_begins_as_aft_simple():
     """Its gains and biases are 0 at first; then the filters' gains learn, and the raw filters do not yet."""
-    conv = conv_mixer.Mixer(Random(3), MODEL, conv_mixer.AftConvOptions(window=4), dtype=np.float64)
-    simple = simple_mixer.Mixer(Random(3), MODEL, simple_mixer.AftSimpleOptions(), dtype=np.float64)
+    conv = AFTConv(Random(3), MODEL, AFTConvOptions(window=4), dtype=np.float64)
+    simple = AFTSimple(Random(3), MODEL, AFTSimpleOptions(), dtype=np.float64)
     x = np.random.default_rng(0).normal(size=(2, 12, 8))
     with no_grad():
         assert_close(conv(x).numpy(), simple(x).numpy(), terms=12)
@@ -119,7 +118,7 @@ def test_aft_conv_begins_as_aft_simple():
 
 
 def test_filters_are_standardised():
-    mixer = conv_mixer.Mixer(Random(3), MODEL, conv_mixer.AftConvOptions(heads=2, window=5), dtype=np.float64)
+    mixer = AFTConv(Random(3), MODEL, AFTConvOptions(heads=2, window=5), dtype=np.float64)
     mixer.conv_gain.data[:], mixer.conv_bias.data[:] = [2.0, 3.0], [1.0, -1.0]
     filters = mixer.filters().numpy()
     np.testing.assert_allclose(filters.mean(axis=1), [1, -1])

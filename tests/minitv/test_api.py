@@ -30,9 +30,9 @@ def test_nothing_but_what_is_offered_is_seen_and_nothing_heavy_is_loaded():
 def test_build_gives_a_model_with_the_options_of_the_command_line():
     model = minitv.build("rwkv", vocab=7, width=16, layers=1)
     assert model(np.zeros((2, 5), np.intp)).shape == (2, 5, 7)
-    with pytest.raises(UserError, match="unknown option 'heads'; it is an option of .*transformer"):
+    with pytest.raises(UserError, match=r"unknown option 'heads'; it is an option of .*transformer"):
         minitv.build("rwkv", vocab=7, heads=2)
-    with pytest.raises(UserError, match="unknown variant 'rwvk'.*did you mean rwkv"):
+    with pytest.raises(UserError, match=r"unknown variant 'rwvk'.*did you mean rwkv"):
         minitv.build("rwvk", vocab=7)
 
 
@@ -62,5 +62,5 @@ def test_a_run_goes_on_from_the_weights_of_another_one(data, tmp_path):
     assert again.tokenizer.to_json() == first.tokenizer.to_json()
     assert again.loss(TEXT) == pytest.approx(first.loss(TEXT), abs=1e-5)
     wide = SMALL | dict(width=32)
-    with pytest.raises(UserError, match="--init-from .*first: the model does not fit: wrong shape"):
+    with pytest.raises(UserError, match=r"--init-from .*first: the model does not fit: wrong shape"):
         minitv.train("rwkv", data=str(other), steps=3, init_from=str(tmp_path / "first"), out=str(tmp_path / "third"), **wide)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.minitv.models import configure
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("train", "sample", "list", "info", "explain", "plot")
 
@@ -123,7 +125,7 @@ def test_print_config_tells_where_each_value_came_from(tmp_path):
     assert shown["tied"] == ("false", "command line")
     assert shown["seed"] == ("0", "default")
     assert shown["threads"] == ('"none"', "default")
-    assert shown["out"] == ('"none"', "default, here runs/transformer")
+    assert shown["out"] == ('"none"', "default")
     assert [p.name for p in tmp_path.iterdir()] == ["my.toml"]
 
 
@@ -170,19 +172,10 @@ def test_help_shows_the_defaults_of_the_preset(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     """A folder with a checkpoint of a run that had some options of its own."""
-    from minitv.mixers.transformer import TransformerOptions
-
     from minitv.checkpoint import save
-    from minitv.config import to_json
-    from minitv.options import ModelOptions, TrainOptions
 
-    config = dict(
-        variant="transformer",
-        model=to_json(ModelOptions(layers=3)),
-        mixer=to_json(TransformerOptions(heads=8)),
-        run=to_json(TrainOptions(out="elsewhere", lr=0.01, steps=50)),
-    )
-    save(tmp_path / "run", "last", model={}, optimizer={}, state={"config": config})
+    config = configure("transformer", layers=3, heads=8, out="elsewhere", lr=0.01, steps=50)
+    save(tmp_path / "run", "last", model={}, optimizer={}, state={"config": config.to_json()})
     return tmp_path
 
 
@@ -199,6 +192,8 @@ def test_resume_takes_the_options_of_the_run(run):
     assert shown["threads"] == ("2", "command line")
     assert shown["data"] == ('"moved.txt"', "command line")
     assert shown["out"] == ('"run"', "checkpoint run")
+    assert shown["resume"] == ('"run"', "command line")
+    assert shown["task"] == ('"text"', "checkpoint run")
     (run / "c.toml").write_text(text)
     assert config_of("--config", "c.toml", cwd=run)[0]["steps"] == ("80", "c.toml")
     assert config_of("transformer", "--resume", "run", "--config", "c.toml", cwd=run)[0]["steps"] == ("80", "c.toml")
@@ -217,7 +212,6 @@ def test_resume_takes_the_options_of_the_run(run):
         (["--preset", "small"], "--resume run: --context is 64 in this run and cannot become 256 (preset small)"),
         (["--config", "c.toml"], "--resume run: --seed is 0 in this run and cannot become 5 (c.toml)"),
         (["--resume", "nowhere"], "nowhere: there is no such folder"),
-        (["--resume", "run/last"], "--resume run/last: this is one checkpoint, give the folder of the run"),
     ],
 )
 def test_resume_refuses_another_run(run, quickly_refused, argv, sentence):

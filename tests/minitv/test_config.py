@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from minitv.mixers.hyena import HyenaOptions
 
 from minitv.config import Options, Parser, check, choose, encode, from_json, option, read_toml, settings, table, to_json
 from minitv.errors import UserError
-from minitv.options import PRESETS, RESUMABLE, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
+from minitv.options import PRESETS, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
+from minitv.tasks.text import TextOptions
+from minitv.variants.hyena import HyenaOptions
 
 RUNS = Path("runs")
 
@@ -333,8 +334,9 @@ def test_the_printed_table_is_a_toml_file_of_the_same_values(tmp_path):
 
 
 def test_every_option_has_a_valid_default():
-    ModelOptions(), TrainOptions(), SampleOptions()
-    Options(ModelOptions, TrainOptions).merge(("defaults", to_json(ModelOptions()) | to_json(TrainOptions())))
+    every = ModelOptions(), TrainOptions(), TextOptions()
+    SampleOptions()
+    Options(*map(type, every)).merge(*(("defaults", to_json(options)) for options in every))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -370,8 +372,8 @@ def test_published_setting_of_nanogpt_cpu():
 
 
 def test_names_in_tables_exist():
-    known = {*settings(ModelOptions), *settings(TrainOptions), *settings(SampleOptions), "heads"}
-    assert set(RESUMABLE) <= known
+    known = {name for options in (ModelOptions, TrainOptions, TextOptions, SampleOptions) for name in settings(options)}
+    known.add("heads")
     assert set(SYNONYMS.values()) <= known
     assert not set(SYNONYMS) & known
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from minitv.mixers import hyena
 from scipy.fft import next_fast_len
 
 from autograd import Tensor, assert_close, causal_conv1d, concat, explain, no_grad
@@ -22,6 +21,7 @@ from autograd.verify import DTYPES, check_gradients, check_values, compute, diff
 from minitv.ops import long_conv
 from minitv.ops.long_conv import cpu, online
 from minitv.options import ModelOptions
+from minitv.variants import hyena
 from tests.autograd.operator_checks import marks
 from tests.autograd.test_kernel_math import ARITHMETIC, ROW, assembly, reads_assembly
 from tests.conftest import examples
@@ -142,7 +142,7 @@ def test_reading_in_blocks_is_the_convolution(length, taps, block, skip, cuts, s
 # -- the mixer ---------------------------------------------------------------------------------------------------------
 def mixer(context=24, **options):
     bidirectional = options.pop("bidirectional", False)
-    made = hyena.Mixer(Random(0), ModelOptions(context=context, width=5, bias=True),
+    made = hyena.Hyena(Random(0), ModelOptions(context=context, width=5, bias=True),
                        hyena.HyenaOptions(sine_frequency=2.0, **options), dtype=np.float64, bidirectional=bidirectional)
     rng = np.random.default_rng(0)
     for parameter in made.parameters():

@@ -6,18 +6,16 @@ import math
 
 import numpy as np
 import pytest
-from minitv.mixers.retnet import Mixer, RetNetOptions
 
 from autograd import assert_close, no_grad
 from autograd.random import Random
-from minitv import mixers
-from minitv.config import Options
 from minitv.errors import UserError
-from minitv.models.lm import LanguageModel
-from minitv.options import ModelOptions, TrainOptions
+from minitv.options import ModelOptions
+from minitv.variants.retnet import Retention, RetNetOptions
 from tests.autograd import emulator, fake_cupy
+from tests.minitv import models
+from tests.minitv.models import mean_loss
 
-MODEL = ModelOptions(layers=2, width=64, ffn_multiple=2)
 OPTIONS = {
     "paper": {}, "torchscale": dict(head_norm="rms_norm", ffn="glu", ffn_width=1.6875, value_width=1.6875, out_gain=0.5),
     "experiments": dict(decay="range", normalization="decay"), "fla": dict(rotation="rope", normalization="none"),
@@ -27,7 +25,7 @@ each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 def build(options, dtype=np.float64):
-    return LanguageModel("retnet", MODEL, RetNetOptions(**options), 11, Random(0), dtype)
+    return models.build("retnet", 11, dtype, **{"layers": 2, "width": 64, **options})
 
 
 @each_option
@@ -54,7 +52,7 @@ def test_on_a_gpu_the_model_is_the_same(options):
     def run(put, device):
         model = build(options, np.float32)
         model.to(device)
-        loss = model.loss(put(ids), put(np.roll(ids, -1, 1)))
+        loss = mean_loss(model, put(ids), put(np.roll(ids, -1, 1)))
         loss.backward()
         with no_grad():
             _, state = model.prefill(put(ids[:, :66]), model.init_state(2))
@@ -69,7 +67,7 @@ def test_on_a_gpu_the_model_is_the_same(options):
 
 
 def test_both_schedules_of_decays():
-    mixers = (Mixer(Random(0), ModelOptions(width=48), RetNetOptions(heads=3, decay=kind), dtype=np.float64)
+    mixers = (Retention(Random(0), ModelOptions(width=48), RetNetOptions(heads=3, decay=kind), dtype=np.float64)
               for kind in ("powers", "range"))
     powers, between = (mixer.decay.numpy() for mixer in mixers)
     assert_close(powers, np.array([31 / 32, 63 / 64, 127 / 128]))
@@ -78,25 +76,12 @@ def test_both_schedules_of_decays():
 
 def test_first_weights_are_those_of_torchscale():
     wide, bound = ModelOptions(layers=2, width=256, ffn_multiple=2), 2**-2.5 * math.sqrt(6 / 512)
-    plain, other = (Mixer(Random(0), wide, RetNetOptions(**options)) for options in ({}, dict(out_gain=0.5, deepnet=True)))
+    plain, other = (Retention(Random(0), wide, RetNetOptions(**options)) for options in ({}, dict(out_gain=0.5, deepnet=True)))
     assert 0.99 * bound < np.abs(plain.qk.weight.numpy()).max() <= bound
     assert 0.99 * math.sqrt(6 / 768) < np.abs(plain.out.weight.numpy()).max() <= math.sqrt(6 / 768)
     factor = (8 * wide.layers) ** -0.25
     for name, ratio in dict(qk=1, v=factor, gate=1, out=0.5 * factor).items():
         assert_close(getattr(other, name).weight.numpy(), np.float32(ratio) * getattr(plain, name).weight.numpy())
-
-
-@pytest.mark.parametrize("preset", ["nanogpt-cpu", "small"])
-@pytest.mark.parametrize("options", [{}, {"ffn": "glu"}])
-def test_as_many_parameters_as_the_transformer(preset, options):
-    def parameters(variant, **given):
-        found = Options(ModelOptions, mixers.options(variant), TrainOptions)
-        own = {k: v for k, v in mixers.preset(variant, preset).items() if k in found.settings}
-        values, _ = found.merge((preset, own), ("given", given))
-        model, mixer, _ = found.build(values)
-        return sum(p.size for p in LanguageModel(variant, model, mixer, 65, Random(0)).parameters())
-
-    assert abs(parameters("retnet", **options) / parameters("transformer") - 1) < 0.05
 
 
 @pytest.mark.parametrize(("options", "sentence"), [

@@ -6,21 +6,17 @@ import math
 
 import numpy as np
 import pytest
-from minitv.mixers.rwkv import RWKVOptions, orthogonal
 
 from autograd.random import Random
-from minitv import mixers
-from minitv.config import Options
-from minitv.models.lm import LanguageModel
-from minitv.options import ModelOptions, TrainOptions
+from minitv.variants.rwkv import orthogonal
+from tests.minitv import models
 from tests.minitv.test_lm import tokens
 
 LAYERS, WIDTH, VOCAB = 3, 12, 11
 
 
 def build(**options):
-    model = ModelOptions(**{"layers": LAYERS, "width": WIDTH, "bias": True, "tied": False, **options})
-    return LanguageModel("rwkv", model, RWKVOptions(), VOCAB, Random(0), np.float64)
+    return models.build("rwkv", VOCAB, **{"layers": LAYERS, "width": WIDTH, "ffn_width": None, **options})
 
 
 def test_blocks_start_as_the_identity():
@@ -73,13 +69,3 @@ def test_a_layer_keeps_five_vectors():
         assert list(vectors) == ["time_x", "a", "b", "p", "channel_x"]
         assert all(vector.shape == (3, WIDTH) for vector in vectors.values())
         assert (vectors["b"].numpy() >= 1).all()
-
-
-def test_presets_have_as_many_parameters_as_the_transformer():
-    counts = {}
-    for variant in ("transformer", "rwkv"):
-        options = Options(ModelOptions, mixers.options(variant), TrainOptions)
-        given = {k: v for k, v in mixers.preset(variant, "nanogpt-cpu").items() if k in options.settings}
-        model, own, _ = options.build(options.merge(("preset", given))[0])
-        counts[variant] = sum(p.size for p in LanguageModel(variant, model, own, 65, Random(0)).parameters())
-    assert abs(counts["rwkv"] / counts["transformer"] - 1) < 0.01

@@ -16,17 +16,16 @@ from minitv.errors import CheckpointError, RunError, UserError
 from minitv.options import SampleOptions
 from minitv.sample import choose, generate, penalise, stream, streams
 from minitv.tokenizer import ByteTokenizer, CharTokenizer
+from tests.minitv import models
 
 SMALL = dict(context=8, layers=1, width=16)
 MODEL = variants.load("transformer").configure(**SMALL).to_json()["model"]
-CAUSAL = [name for name in variants.variants() if variants.load(name).causal]
 CHARACTERS = CharTokenizer("".join(sorted("\nabcdefgh éλ")))
 
 
 def build(variant, vocab, dtype=np.float64, **options):
     """A model whose weights are large enough that the next token depends on all before."""
-    run = variants.load(variant).configure(**{**SMALL, **options})
-    made = run.variant.build(run.model, run.mixer, vocab, Random(0), dtype)
+    made = models.build(variant, vocab, dtype, **{**SMALL, **options})
     rng = np.random.default_rng(0)
     for parameter in made.parameters():
         parameter.assign_((parameter.numpy() + rng.normal(size=parameter.shape)).astype(dtype))
@@ -164,7 +163,7 @@ def test_a_prompt_without_ids_and_a_model_without_numbers_are_sentences():
         next(generate(model, np.array([1]), 5, Random(0)))
 
 
-@pytest.mark.parametrize("variant", CAUSAL)
+@pytest.mark.parametrize("variant", models.NAMES)
 @pytest.mark.parametrize("prompt", [1, 5, 8, 13])
 def test_the_state_gives_what_the_whole_sequence_gives(variant, prompt):
     """Greedy, past the end of the context: the same tokens as a full forward over what the model sees."""
