@@ -16,7 +16,7 @@ import pytest
 
 from minitv import compare
 from minitv.cli import main
-from minitv.report import read_log
+from minitv.log import read_log
 from minitv.tasks.text import Text
 
 SMALL = ["--context", "8", "--width", "16", "--layers", "1", "--batch", "4", "--steps", "6", "--eval-every", "3",

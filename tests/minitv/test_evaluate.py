@@ -14,7 +14,8 @@ from minitv.errors import RunError, UserError
 from minitv.evaluate import evaluate, surprise
 from minitv.tokenizer import ByteTokenizer, CharTokenizer
 
-from .test_sample import CAUSAL, CHARACTERS, build, stored
+from .models import NAMES
+from .test_sample import CHARACTERS, build, stored
 
 
 def by_hand(model, ids):
@@ -29,7 +30,7 @@ def by_hand(model, ids):
     return np.array(nats)
 
 
-@pytest.mark.parametrize("variant", CAUSAL)
+@pytest.mark.parametrize("variant", NAMES)
 @pytest.mark.parametrize("length", [2, 8, 9, 10, 41])
 def test_every_token_is_predicted_from_its_window(variant, length):
     model = build(variant, 11)
