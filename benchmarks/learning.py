@@ -19,7 +19,7 @@ from rounds import RESULTS, ROOT, save
 
 from autograd.cpu.process import cores
 from minitv import mixers
-from minitv.compare import PICTURE, TABLE
+from minitv.files import PICTURE, TABLE
 from minitv.options import PRESETS
 
 

@@ -34,6 +34,7 @@ from . import checkpoint, files, tasks, variants
 from .config import Options, Sweep, encode, shown, table
 from .errors import CheckpointError, UserError, naming
 from .experiment import DEFAULT_TASK, Experiment, combine, elsewhere, from_checkpoint, namespace, preset_layers, suits
+from .files import PICTURE, TABLE
 from .log import read_log
 from .options import DEFAULT_PRESET
 from .picture import Line, about, curves, draw, look
@@ -43,7 +44,6 @@ from .schema import RunState
 from .task import Task
 
 DIRECTORY = "runs/compare"  # unless another is asked for
-TABLE, PICTURE = "compare.json", "compare.png"
 
 
 class Plan:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from .errors import RunError, plain
 
+TABLE, PICTURE = "compare.json", "compare.png"  # what compare writes beside the folders of its runs
+
 
 def read(path: str | os.PathLike, *, pipes: bool = False) -> bytes:
     """The bytes of a file. OSError for a device, and for a pipe unless ``pipes`` allows one: it may have no end."""

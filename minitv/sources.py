@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 from . import checkpoint
 from .config import did_you_mean
 from .errors import RunError, UserError, quoted
+from .files import PICTURE, TABLE
 from .log import DAMAGED, LOG
 from .picture import CURVE
 
@@ -361,8 +362,6 @@ def _is_run(folder: Path) -> bool:
 
 def _written_beside(folder: Path, runs: list[str], folders: list[str], files: list[str]) -> set[str]:
     """Names of files that compare writes beside the folders of its runs."""
-    from .compare import PICTURE, TABLE
-
     def written(name: str) -> bool:
         stem, suffix = os.path.splitext(name)
         return suffix == ".toml" and (stem in runs or (stem in folders and _is_empty(folder / stem)))  # a run to come

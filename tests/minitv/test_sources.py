@@ -16,6 +16,7 @@ import pytest
 
 from minitv import sources
 from minitv.errors import RunError, UserError
+from minitv.files import PICTURE, TABLE
 from minitv.sources import EMBEDDED_BYTES, Reader, check_encoding, rank
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such pipes and devices")
@@ -252,8 +253,6 @@ def test_other_files_called_log_are_text(file, tmp_path):
 
 
 def test_files_of_compare_are_no_text_at_any_moment(file, tmp_path):
-    from minitv.compare import PICTURE, TABLE
-
     file(b"text\n")
     file(b"text = 1\n", "settings.toml")
     before = load(tmp_path, any_bytes=True).data
@@ -263,7 +262,7 @@ def test_files_of_compare_are_no_text_at_any_moment(file, tmp_path):
     assert load(tmp_path, any_bytes=True).data == before
     file(RECORD, "runs/compare/rwkv-0/log.jsonl")
     assert load(tmp_path, any_bytes=True).data == before
-    file(json.dumps({"runs": []}, indent=1).encode(), f"runs/compare/{TABLE}")
+    file(json.dumps({"metric": {"name": "accuracy"}, "runs": [], "variants": []}, indent=1).encode(), f"runs/compare/{TABLE}")
     file(b"\x89PNG", f"runs/compare/{PICTURE}")
     found = load(tmp_path, any_bytes=True)
     assert found.data == before
