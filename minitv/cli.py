@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import os
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            with Stop():
+            with contextlib.redirect_stderr(_Unheard(sys.stderr)), Stop():
                 code = _dispatch(sys.argv[1:] if argv is None else list(argv))
         except SystemExit as end:  # argparse, after --help
             code = end.code if isinstance(end.code, int) else 0
@@ -50,8 +51,33 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"minitv: error: {plain(str(message))}", file=sys.stderr)
+    print(f"minitv: error: {plain(str(message))}", file=_Unheard(sys.stderr))
     return code
+
+
+class _Unheard:
+    """A stream for messages. When its reader leaves, as `head` does, what is written goes nowhere, and the command goes on."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._heard(self._stream.write, text)
+
+    def flush(self) -> None:
+        self._heard(self._stream.flush)
+
+    def _heard(self, call: Callable, *arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            return call(*arguments)
 
 
 def _dispatch(argv: list[str]) -> int:

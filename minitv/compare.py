@@ -35,7 +35,8 @@ from .config import Options, Sweep, encode, shown, table
 from .errors import CheckpointError, UserError, naming
 from .experiment import DEFAULT_TASK, Experiment, combine, elsewhere, from_checkpoint, namespace, preset_layers, suits
 from .files import PICTURE, TABLE
-from .log import read_log
+from .lock import held
+from .log import LOG, read_log
 from .options import DEFAULT_PRESET
 from .picture import Line, about, curves, draw, look
 from .report import count
@@ -182,11 +183,15 @@ def _wait(child: subprocess.Popen) -> int:
 
 def compare(runs: list[Run], directory: Path) -> int:
     """Train all runs, print and save the table, draw the curves; returns 0, 1 if a run failed, 130 if it was stopped."""
+    with held(directory):  # each run holds its own folder
+        return _compare(runs, directory)
+
+
+def _compare(runs: list[Run], directory: Path) -> int:
     saved = any(run.done() for run in runs)
     data = runs[0].experiment.begin() if saved else None
     for run in runs:
         run.check(data)
-    directory.mkdir(parents=True, exist_ok=True)
     failed = []
     for number, run in enumerate(runs, 1):
         print(f"run {number} of {len(runs)}: {run.name}, folder {run.directory}", file=sys.stderr, flush=True)
@@ -223,6 +228,8 @@ def measure(run: Run) -> dict[str, Any]:
     """What one finished run gave: the log's figures, the state's size after a full context, and the speed of writing."""
     task = run.experiment.task
     header, records = read_log(run.directory)
+    if header.get("parameters") is None:  # of a log that was damaged, for example
+        raise CheckpointError(f"{run.directory / LOG}: the header has no parameters; begin again with --overwrite")
     values = [value for _, value in curves(run.directory).held_out]
     losses = [record["val_loss"] for record in records if record.get("val_loss") is not None]
     speeds = [record["tokens_per_s"] for record in records if record.get("tokens_per_s") and record["step"] > 1]

@@ -7,7 +7,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from autograd.random import Random
 from . import __version__, checkpoint
 from .errors import CheckpointError, RunError, UserError, device_errors, naming, quoted
 from .experiment import SHOWN, Experiment, from_checkpoint
-from .lock import held
+from .lock import LOCK, held
 from .log import DAMAGED, LOG, Log
 from .optim import cosine
 from .picture import CURVE, plot
@@ -48,27 +49,30 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
     ``on_step(record)`` sees what each step gave, and ends the run when it returns False. UserError tells a user's mistake.
     """
     started, run = time.perf_counter(), experiment.run
-    with Stop() as stop, device_errors():
+    with Stop() as stop, device_errors(), ExitStack() as lock:
         select(run.device)
-        resumed = checkpoint.load_run(run.resume) if run.resume else None
+        resumed = None
+        if run.resume:
+            directory = checkpoint.run_folder(run.resume)
+            lock.enter_context(held(directory))  # before the checkpoint is read: another run may still write it
+            resumed = checkpoint.load_run(run.resume)
         origin = checkpoint.load_run(run.init_from) if run.init_from and resumed is None else None
         task = _begin(experiment, resumed, origin)
         for label, text in task.about():
             print(f"{label:<9} {text}", file=sys.stderr)
-        directory = _folder(experiment) if resumed is None else checkpoint.run_folder(run.resume)
+        if resumed is None:
+            directory = _folder(experiment)
+            lock.enter_context(_new(directory, run.overwrite))
         experiment = experiment.replace(out=str(directory))
-        with held(directory):
-            if resumed is None:
-                _check_free(directory, run.overwrite)
-            trainer = Trainer(experiment, task)
-            try:
-                if origin is not None:
-                    checkpoint.check_arrays(trainer.model.state(), origin.model, f"--init-from {run.init_from}: the model")
-                    trainer.model.load(origin.model)
-                session = _Session(experiment, task, trainer, directory, started, stop, on_step)
-                return Outcome(directory, session.go(resumed))
-            finally:
-                trainer.close()
+        trainer = Trainer(experiment, task)
+        try:
+            if origin is not None:
+                checkpoint.check_arrays(trainer.model.state(), origin.model, f"--init-from {run.init_from}: the model")
+                trainer.model.load(origin.model)
+            session = _Session(experiment, task, trainer, directory, started, stop, on_step)
+            return Outcome(directory, session.go(resumed))
+        finally:
+            trainer.close()
 
 
 def _begin(experiment: Experiment, resumed: checkpoint.Checkpoint | None, origin: checkpoint.Checkpoint | None) -> Task:
@@ -100,14 +104,22 @@ def _occupied(folder: Path) -> bool:
     """Whether a folder, or a file of its name, holds anything of a run."""
     if folder.exists() and not folder.is_dir():
         return True
-    return any((folder / name).exists() for name in (*checkpoint.NAMES, LOG)) or any(
+    return any((folder / name).exists() for name in (*checkpoint.NAMES, LOG, LOCK)) or any(
         checkpoint.exists(folder, name) for name in checkpoint.NAMES)
+
+
+@contextmanager
+def _new(directory: Path, overwrite: bool) -> Iterator[None]:
+    """Hold the folder of a new run; UserError if that would write over another run, or over what is not a run."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--out {directory}: this is a file, a folder is needed")
+    with held(directory):
+        _check_free(directory, overwrite)
+        yield
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
     """Refuse to write over another run, or over what is not a run."""
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"--out {directory}: this is a file, a folder is needed")
     saved = [name for name in checkpoint.NAMES if checkpoint.exists(directory, name)]
     foreign = [directory / name for name in checkpoint.NAMES if (directory / name).exists() and name not in saved]
     if foreign:
