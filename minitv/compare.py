@@ -230,17 +230,26 @@ def measure(run: Run) -> dict[str, Any]:
     header, records = read_log(run.directory)
     if header.get("parameters") is None:  # of a log that was damaged, for example
         raise CheckpointError(f"{run.directory / LOG}: the header has no parameters; begin again with --overwrite")
-    values = [value for _, value in curves(run.directory).held_out]
+    points = curves(run.directory).held_out
+    values = [value for _, value in points]
     losses = [record["val_loss"] for record in records if record.get("val_loss") is not None]
     speeds = [record["tokens_per_s"] for record in records if record.get("tokens_per_s") and record["step"] > 1]
     state, speed = _writing(run.directory) if run.experiment.variant.causal else (None, None)
     return {"variant": run.variant, "seed": run.seed, "swept": run.swept, "parameters": header["parameters"],
             "steps": run.steps, "lr": run.experiment.run.lr,
             field(task): values[-1] if values else None, "val_loss": losses[-1] if losses else None,
+            "steps_to_goal": first_step(points, task),
             "ngram_bpc": header.get("ngram_bpc"), "baselines": header.get("baselines") or {},
             "tokens_per_s": statistics.median(speeds) if speeds else None,
             "peak_mb": max((record.get("peak_mb") or 0 for record in records), default=0) or None,
             "state_bytes": state, "decode_tokens_per_s": speed}
+
+
+def first_step(points: Sequence[tuple[int, float]], task: type[Task]) -> int | None:
+    """The first of the steps (step, metric) at which the metric reached the task's goal; None if it never did."""
+    if task.goal is None:
+        return None
+    return next((step for step, value in points if (value >= task.goal if task.rising else value <= task.goal)), None)
 
 
 def _writing(directory: Path) -> tuple[int, float]:
@@ -286,6 +295,8 @@ def summary(results: list[dict[str, Any]], task: type[Task]) -> list[dict[str, A
         for name in ("parameters", "lr", "tokens_per_s", "peak_mb", "state_bytes", "decode_tokens_per_s"):
             numbers = [run[name] for run in best if run[name] is not None]
             row[name] = statistics.median(numbers) if numbers else None
+        steps = statistics.median(run.get("steps_to_goal") or math.inf for run in best)
+        row["steps_to_goal"] = steps if math.isfinite(steps) else None
         rows.append(row)
     sign = -1 if task.rising else 1
     return sorted(rows, key=lambda row: math.inf if row[key] is None else sign * row[key])
@@ -303,12 +314,16 @@ def text(rows: list[dict[str, Any]], baselines: Mapping[str, float], task: type[
     """The table as a reader wants it, the best variant first, the baselines on the same data below."""
     key = field(task)
     lines = [["variant", *rows[0]["swept"], "parameters", task.unit, "tokens/s", "peak MB", "state kB", "generated tokens/s"]]
+    if task.goal is not None:
+        lines[0].append(f"steps to {task.goal:g}")
     for row in rows:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
         lines.append([row["variant"], *_swept(row["swept"]), count(row["parameters"]),
                       _cell(row[key], lambda value: f"{value:.3f}") + spread, _cell(row["tokens_per_s"], count),
                       _cell(row["peak_mb"], count), _cell(row["state_bytes"], lambda size: f"{size / 1e3:.1f}"),
                       _cell(row["decode_tokens_per_s"], count)])
+        if task.goal is not None:
+            lines[-1].append(_cell(row["steps_to_goal"], count))
     lines += [[name, *("" for _ in rows[0]["swept"]), "", f"{value:.3f}"] for name, value in baselines.items()]
     return _aligned(lines)
 

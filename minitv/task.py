@@ -44,6 +44,7 @@ class Task:
     unit: ClassVar[str] = "accuracy"  # the same, as short as the status line needs it
     key: ClassVar[str] = "accuracy"  # its name in the log
     rising: ClassVar[bool] = True  # whether more of it is better
+    goal: ClassVar[float | None] = None  # a value of the metric; compare says after how many steps each variant reached it
     after: ClassVar[str] = "what it learned is in {directory}"  # what can be done after a run
 
     vocab: int  # ids are 0 ... vocab - 1

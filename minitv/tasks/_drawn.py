@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class DrawnOptions:
 
 class Drawn(Task):
     """A task that ``draw`` defines; the sequences of a step come from the seed and the step, held-out ones from elsewhere."""
+
+    defaults: ClassVar[dict[str, Any]] = {"batch": 64, "steps": 1000, "eval_every": 100}
 
     def __init__(self, options: Any, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         self.options, self._count, self._random = options, batch, Random(seed)
@@ -72,8 +74,3 @@ def fitting_length(length: int | None, context: int) -> int:
         raise UserError(f"--length: sequences of {length} tokens do not fit --context {context}: "
                         "give shorter sequences, or a longer --context")
     return length or context
-
-
-def first_step(points: Iterable[tuple[int, float]], level: float = 0.9) -> int | None:
-    """The first step of (step, accuracy) at which the accuracy reaches a level; None when it never does."""
-    return next((step for step, accuracy in points if accuracy >= level), None)

@@ -34,6 +34,8 @@ EVERY_TOKEN = "train on every next token of the sequence, not on the answer alon
 class Recall(Drawn):
     """What the tasks of this module share: baselines and how a sequence is shown."""
 
+    goal = 0.9
+
     values: int  # how many different answers there are
 
     def seen(self, inputs: np.ndarray) -> np.ndarray:

@@ -10,11 +10,12 @@ import pytest
 
 from autograd import Tensor
 from autograd.random import Random
+from minitv.compare import first_step
 from minitv.config import to_json
 from minitv.errors import UserError
 from minitv.task import NOTHING
 from minitv.tasks import load, tasks
-from minitv.tasks._drawn import choose, first_step
+from minitv.tasks._drawn import choose
 from minitv.tasks.recall import MQAR, AssociativeRecall, Copy, Induction, Recall, SelectiveCopy
 
 NAMES = [name for name, entry in tasks().items() if entry.module.endswith(".recall")]
@@ -263,5 +264,6 @@ def test_a_task_is_declared_where_it_is_found(cls):
 
 
 def test_the_first_step_that_reaches_an_accuracy():
-    points = [(100, 0.2), (200, 0.9), (300, 0.85), (400, 0.99)]
-    assert first_step(points) == 200 and first_step(points, 0.95) == 400 and first_step(points, 0.999) is None
+    assert first_step([(100, 0.2), (200, 0.9), (300, 0.85), (400, 0.99)], MQAR) == 200
+    assert first_step([(100, 0.2), (200, 0.89)], MQAR) is None
+    assert first_step([(100, 9.0)], load("text")) is None  # which has no goal
