@@ -19,7 +19,7 @@ from autograd.device import gpu
 from autograd.draw import Draw
 from autograd.registry import operators_of
 
-FEW, MANY = 4, 30  # examples of a property
+FEW, MANY = 3, 30  # examples of a property
 LEFT_OUT = pytest.StashKey[int]()
 
 

@@ -91,14 +91,14 @@ def test_an_input_has_the_same_gradient_when_the_others_need_none(op, route, dat
     check_gradients(op, route, args, params, draw_cotangents(op, args, params, draw), wanted=[chosen])
 
 
-@each("op, route", ((op, route) for op in DIFFERENTIABLE for route in forms(op)))
+@each("op, route", ((op, route) for op in DIFFERENTIABLE for route in forms(op)), group=lambda op, route: op)
 @given(st.data())
 def test_gradients_are_derivatives(op, route, data):
     args, params = draw_call(op, route, HypothesisDraw(data))
     check_derivative(op, route, args, params)
 
 
-@each("op, route", ((op, route) for op in DIFFERENTIABLE for route in forms(op)))
+@each("op, route", ((op, route) for op in DIFFERENTIABLE for route in forms(op)), group=lambda op, route: op)
 @examples(10)
 @given(st.data())
 def test_second_derivatives_are_derivatives_of_gradients(op, route, data):
@@ -121,7 +121,7 @@ def test_linear_operators_are_recognised():
 
 
 @each("op, route, law", ((op, route, law) for op in OPERATORS for law in op.laws for route in routes(op)
-      if law.holds_for(route)))
+      if law.holds_for(route)), group=lambda op, route, law: (op, law))
 @given(st.data())
 def test_laws(op, route, law, data):
     draw, args, params = drawn(data, op, route)

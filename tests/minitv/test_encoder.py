@@ -15,6 +15,7 @@ from minitv.errors import UserError
 from minitv.models.encoder import Encoder, sines
 from minitv.options import ModelOptions
 
+pytestmark = pytest.mark.usefixtures("either_way")
 MODEL, VOCAB = ModelOptions(context=12, layers=2, width=16), 11
 
 

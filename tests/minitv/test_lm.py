@@ -18,6 +18,7 @@ from tests.conftest import examples
 from tests.minitv import models
 from tests.minitv.models import mean_loss
 
+pytestmark = pytest.mark.usefixtures("either_way")
 VOCAB, CONTEXT, BATCH, WIDTH, LAYERS = 11, 12, 3, 16, 2
 SMALL = dict(context=CONTEXT, layers=LAYERS, width=WIDTH, bias=True)
 TOLERANCE = dict(rtol=1e-9, atol=1e-11)

@@ -17,6 +17,7 @@ from minitv.nn import Linear, Stateful
 from minitv.options import ModelOptions
 from minitv.stack import Reversible, Stack, cycle
 
+pytestmark = pytest.mark.usefixtures("either_way")
 MODEL = ModelOptions(context=12, layers=3, width=16, bias=True)
 VOCAB, BATCH = 11, 2
 BLOCKS = [PreNorm, PostNorm, Parallel, Macaron]
