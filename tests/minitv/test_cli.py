@@ -1,5 +1,6 @@
 """The command line as a user runs it: a subprocess, its output and its exit code."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -220,7 +221,7 @@ def test_resume_takes_the_options_of_the_run(run):
         (["--overwrite"], "--resume run: --overwrite is off in this run and cannot become on (command line)"),
         (["--preset", "small"], "--resume run: --context is 64 in this run and cannot become 256 (preset small)"),
         (["--config", "c.toml"], "--resume run: --seed is 0 in this run and cannot become 5 (c.toml)"),
-        (["--resume", "nowhere"], "nowhere: there is no such folder"),
+        (["--resume", "nowhere"], "--resume nowhere: nowhere: there is no such folder"),
     ],
 )
 def test_resume_refuses_another_run(run, quickly_refused, argv, sentence):
@@ -244,13 +245,16 @@ def test_list(tmp_path):
     assert (code, err) == (0, "")
     assert all(f"\n  {preset} " in out for preset in ("tiny", "nanogpt-cpu", "small"))
     from minitv import tasks, variants
+    from minitv.errors import UserError
 
     lines = [" ".join(line.split()) for line in out.splitlines()]
     for name in variants.variants():
         row = lines.index(f"{name} {variants.load(name).summary}")
         assert lines[row + 1] == variants.load(name).paper and lines[row + 2].startswith("tasks: ")
-        for task in lines[row + 2].removeprefix("tasks: ").split(", "):
-            assert tasks.load(task).causal == variants.load(name).causal
+        listed = lines[row + 2].removeprefix("tasks: ").split(", ")
+        for task in tasks.tasks():
+            with contextlib.nullcontext() if task in listed else pytest.raises(UserError):
+                variants.load(name).configure(task=task)
     for name, entry in tasks.tasks().items():
         assert f"{name} {entry.summary}" in lines
 
