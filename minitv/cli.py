@@ -318,10 +318,11 @@ def _eval(argv: list[str]) -> int:
         "minitv eval",
         synonyms=SYNONYMS,
         usage="minitv eval DIR (--data PATH | --text TEXT) [options]",
-        description="Say how well a trained model predicts a text: its loss in nats per token, and bits per character. Every\n"
-        "token after the first is predicted from those before it in its window of the model's context, as in training.\n"
-        "With --per-character each character of the text stands in a line with its surprise: the bits that it cost,\n"
-        "-log2 of the probability that the model gave it. 0 bits: the model was sure; 1 bit: it gave it one half.",
+        description="Say how well a trained model predicts a text: its loss in nats per token, and bits per character.\n"
+        "Every token after the first is predicted from those before it in its window of the model's\n"
+        "context, as in training. With --per-character each character of the text stands in a line with\n"
+        "its surprise: the bits that it cost, -log2 of the probability that the model gave it. 0 bits: the\n"
+        "model was sure; 1 bit: it gave the character one half.",
         epilog="examples:\n  minitv eval runs/mine --data other.txt\n"
         '  minitv eval runs/mine/best --text "def main(self):" --per-character',
     )
@@ -362,13 +363,13 @@ def _list(argv: list[str]) -> int:
     _plain("list", "List the variants with their paper and their tasks, the tasks, and the presets.", argv)
     from .experiment import possible
 
-    print("variants (minitv train VARIANT)")
+    _heading("variants (minitv train VARIANT)")
     for name in variants.variants():
         variant = variants.load(name)
         _columns([(name, variant.summary), ("", variant.paper), ("", f"tasks: {', '.join(possible(variant))}")])
-    print("\ntasks (--task NAME)")
+    _heading("\ntasks (--task NAME)")
     _columns((name, entry.summary) for name, entry in tasks.tasks().items())
-    print("\npresets (--preset NAME)")
+    _heading("\npresets (--preset NAME)")
     for name, preset in PRESETS.items():
         known = Options(ModelOptions, TrainOptions)
         values, _ = known.merge(("preset", {k: v for k, v in preset.items() if k in known.settings}))
@@ -482,7 +483,7 @@ def _explain(argv: list[str]) -> int:
         return 0
     if name in variants.variants():
         variant = variants.load(name)
-        print(wrap(f"{name}: {variant.summary}", columns(sys.stdout), rest="  ") + "\n")
+        _heading(f"{name}: {variant.summary}\n")
         _columns([*variants.describe(variant), ("writing", _writing(variant))])
         return 0
     if name not in REGISTRY:
@@ -491,13 +492,12 @@ def _explain(argv: list[str]) -> int:
         hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all operators, `minitv list` all variants"
         raise UserError(f"unknown variant or operator {name!r}; {hint}")
     op = REGISTRY[name]
-    width = columns(sys.stdout)
-    print(wrap(f"{op.name}: {op.signature}", width, rest="  ") + "\n")
+    _heading(f"{op.name}: {op.signature}\n")
     page = inspect.getmodule(op.definition)
     alone = sum(other.definition.__module__ == page.__name__ for other in REGISTRY.values()) <= 2
     for text in (op.__doc__, page.__doc__ if alone else None):  # a page that many share speaks of none of them
         if text:
-            print(reflow(inspect.cleandoc(text), width) + "\n")
+            print(reflow(inspect.cleandoc(text), columns(sys.stdout)) + "\n")
     rows = [
         ("page", inspect.getsourcefile(op.definition) or "none"),
         ("options", ", ".join(f"{key}={value}" for key, value in op.params.items()) or "none"),
@@ -527,8 +527,8 @@ def _plot(argv: list[str]) -> int:
     parser = Parser(
         "minitv plot",
         usage="minitv plot DIR [DIR ...] [--out FILE]",
-        description="Draw the curves of a run from DIR/log.jsonl, beside its baselines: the training loss, smoothed, and the\n"
-        "held-out data with its best step. Of several runs, the held-out curves are drawn in one picture.",
+        description="Draw the curves of a run from DIR/log.jsonl, beside its baselines: the training data, smoothed,\n"
+        "and the held-out data with its best step. Of several runs, the held-out curves share a picture.",
         epilog="examples:\n  minitv plot runs/transformer\n  minitv plot runs/rwkv runs/retnet --out both.svg",
     )
     parser.add_argument("directories", metavar="DIR", nargs="+", help="the folders of runs")
@@ -557,12 +557,16 @@ def _write(text: str) -> None:
         print(text)
 
 
+def _heading(text: str) -> None:
+    print(reflow(text, columns(sys.stdout)))
+
+
 def _columns(rows: Any) -> None:
-    """Print (name, text) rows in two columns, or each text below its name where the terminal is too narrow for that."""
+    """Print (name, text) rows in two columns; below its name stands a text for which the terminal is too narrow."""
     rows, width = list(rows), columns(sys.stdout)
     column = max([14, *(len(name) for name, _ in rows)])
     for name, text in rows:
-        if width is not None and width < column + 30:
+        if width is not None and width - column - 4 < max([26, *map(len, text.split())]):
             print("\n".join([f"  {name}"] * bool(name) + [wrap(text, width, "    ", "    ")]))
         else:
             print(wrap(text, width, f"  {name:<{column}}  ", " " * (column + 4)))

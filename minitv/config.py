@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 from . import files
 from .errors import VALUE, UserError, naming, plain, quoted
+from .report import reflow
 
 T = TypeVar("T")
 
@@ -375,6 +376,13 @@ class _Flag(argparse.Action):
         setattr(namespace, self.dest, not option_string.startswith("--no-"))
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Descriptions are paragraphs and indented examples, broken to the width of the terminal."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return reflow(text, width)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that raises UserError sentences, accepts ``--eval_every`` for ``--eval-every``, and suggests names.
 
@@ -383,7 +391,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, *, synonyms: Mapping[str, str] | None = None, **kwargs: Any):
         width = min(shutil.get_terminal_size().columns - 2, 110)
-        formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=width)
+        formatter = functools.partial(_Formatter, max_help_position=28, width=width)
         super().__init__(
             prog,
             allow_abbrev=False,

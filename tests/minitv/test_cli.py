@@ -1,7 +1,9 @@
 """The command line as a user runs it: a subprocess, its output and its exit code."""
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from tests.minitv.models import configure
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "sample", "list", "info", "explain", "plot")
+COMMANDS = ("train", "compare", "sample", "eval", "list", "info", "explain", "plot")
 
 
 def minitv(*argv, cwd, input=b"", env=None):
@@ -72,17 +74,23 @@ def test_help_needs_no_numpy():
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        (["trian"], "unknown command 'trian', allowed: train, compare, sample, list, info, explain, plot; did you mean train?"),
+        (["trian"], f"unknown command 'trian', allowed: {', '.join(COMMANDS)}; did you mean train?"),
         (["--vresion"], "unknown option --vresion; did you mean --version?"),
         (["--steps", "5", "train"], "unknown option --steps; the command comes first, as in minitv train --steps 100"),
         (["sample"], "missing: DIR; see minitv sample --help"),
         (["plot"], "missing: DIR; see minitv plot --help"),
+        (["eval"], "missing: DIR; see minitv eval --help"),
+        (["plot", "nowhere", "./nowhere"], "DIR: a folder is named twice"),
         (["list", "everything"], "'everything' is out of place, usage: minitv list"),
         (["sample", "a", "b"], "'b' is out of place, usage: minitv sample DIR [options]"),
         (["sample", "x", "--temprature", "1"], "unknown option --temprature; did you mean --temperature?"),
         (["sample", "x", "--max_new_tokens=5"], "unknown option --max-new-tokens; here it is --tokens"),
         (["sample", "x", "--temperature", "-1"], "--temperature: -1.0 is too small, allowed: a number from 0"),
         (["sample", "x", "--top-p", "1.5"], "--top-p: 1.5 is too large, allowed: a number above 0 up to 1"),
+        (["sample", "x", "--min-p", "2"], "--min-p: 2.0 is too large, allowed: a number from 0 up to 1"),
+        (["sample", "x", "--repetition-penalty", "0"], "--repetition-penalty: 0.0 is too small, allowed: a number above 0"),
+        (["sample", "x", "--count", "0"], "--count: 0 is too small, allowed: an integer from 1"),
+        (["sample", "x", "--seed", str(2**63 - 1), "--count", "2"], "--count: 2 seeds from 9223372036854775807 on end above"),
         (["sample", "x", "--stop", ""], "--stop: an empty text is everywhere, give at least one character"),
         (["plot", "nowhere"], f"nowhere{os.sep}log.jsonl: No such file or directory; a folder of a run is needed"),
         (["train", "transfomer"], "unknown variant 'transfomer'"),
@@ -134,7 +142,8 @@ def test_print_config_is_a_config_file(tmp_path):
     (tmp_path / "again.toml").write_text(text)
     second, _ = config_of("--config", "again.toml", cwd=tmp_path)
     assert {name: value for name, (value, _) in first.items()} == {name: value for name, (value, _) in second.items()}
-    assert {source.partition(",")[0] for _, source in second.values()} == {"again.toml"}
+    of_file = {source.partition(",")[0] for name, (_, source) in second.items() if name not in ("resume", "init_from")}
+    assert of_file == {"again.toml"}
 
 
 def test_a_config_file_may_choose_variant_and_preset(tmp_path):
@@ -174,8 +183,9 @@ def run(tmp_path):
     """A folder with a checkpoint of a run that had some options of its own."""
     from minitv.checkpoint import save
 
-    config = configure("transformer", layers=3, heads=8, out="elsewhere", lr=0.01, steps=50)
-    save(tmp_path / "run", "last", model={}, optimizer={}, state={"config": config.to_json()})
+    config = configure("transformer", layers=3, heads=8, out="elsewhere", lr=0.01, steps=50).to_json()
+    state = {"config": config, "step": 50, "best_loss": None, "elapsed_s": 1.0, "threads": 1}
+    save(tmp_path / "run", "last", model={}, optimizer={}, state=state)
     return tmp_path
 
 
@@ -211,7 +221,7 @@ def test_resume_takes_the_options_of_the_run(run):
         (["--overwrite"], "--resume run: --overwrite is off in this run and cannot become on (command line)"),
         (["--preset", "small"], "--resume run: --context is 64 in this run and cannot become 256 (preset small)"),
         (["--config", "c.toml"], "--resume run: --seed is 0 in this run and cannot become 5 (c.toml)"),
-        (["--resume", "nowhere"], "nowhere: there is no such folder"),
+        (["--resume", "nowhere"], "--resume nowhere: nowhere: there is no such folder"),
     ],
 )
 def test_resume_refuses_another_run(run, quickly_refused, argv, sentence):
@@ -233,8 +243,53 @@ def test_resume_refuses_another_variant(run):
 def test_list(tmp_path):
     code, out, err = minitv("list", cwd=tmp_path)
     assert (code, err) == (0, "")
-    assert "\n  transformer " in out
     assert all(f"\n  {preset} " in out for preset in ("tiny", "nanogpt-cpu", "small"))
+    from minitv import tasks, variants
+    from minitv.errors import UserError
+
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    for name in variants.variants():
+        row = lines.index(f"{name} {variants.load(name).summary}")
+        assert lines[row + 1] == variants.load(name).paper and lines[row + 2].startswith("tasks: ")
+        listed = lines[row + 2].removeprefix("tasks: ").split(", ")
+        for task in tasks.tasks():
+            with contextlib.nullcontext() if task in listed else pytest.raises(UserError):
+                variants.load(name).configure(task=task)
+    for name, entry in tasks.tasks().items():
+        assert f"{name} {entry.summary}" in lines
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
+@pytest.mark.parametrize("argv", [["list"], ["explain"], ["explain", "aft-conv"], ["explain", "attention"], ["info"]])
+@pytest.mark.parametrize("width", [20, 44, 80])
+def test_a_terminal_gets_whole_words(tmp_path, argv, width):
+    """What a pseudo-terminal of that width receives, against what a pipe receives: the same words, in lines that fit."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    plain = minitv(*argv, cwd=tmp_path)[1].split()
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    process = subprocess.Popen([sys.executable, "-m", "minitv", *argv], cwd=tmp_path, stdout=slave, stderr=subprocess.PIPE,
+                               env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"})
+    os.close(slave)
+    received = b""
+    while True:
+        try:
+            received += os.read(master, 65536)
+        except OSError:  # Linux says so when the other end is closed
+            break
+    os.close(master)
+    process.stderr.close()
+    assert process.wait() == 0
+    text = received.decode().replace("\r\n", "\n")
+    assert max(map(len, text.split("\n"))) <= width
+    assert sorted("".join(text.split())) == sorted("".join(plain))  # two libraries of BLAS come in any order
+    longest = width - 4  # below the name, indented
+    words = [word for word in text.split() if len(word) < longest]
+    assert [word for word in plain if len(word) < longest and word not in words] == []
 
 
 def test_info(tmp_path):
@@ -257,6 +312,25 @@ def test_explain(tmp_path):
     assert rows["differentiable"] == "yes"
 
 
+def test_explain_says_how_a_variant_writes(tmp_path, monkeypatch, capsys):
+    from minitv import variants
+    from minitv.cli import main
+    from minitv.decode import FusedDecoder, decoder
+
+    for name in variants.variants():
+        variant = variants.load(name)
+        assert main(["explain", name]) == 0
+        (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  writing "))
+        if not variant.causal:
+            assert "not at all" in row
+        else:
+            model = variant.configure(width=16, layers=1, context=8).build(5)
+            assert ("fused kernels on the CPU" in row) == isinstance(decoder(model), FusedDecoder)
+    monkeypatch.setattr("autograd.cpu.compile.unavailable", lambda: "it is not here")
+    assert main(["explain", "rwkv"]) == 0
+    assert "prefill, one position at a time: the fused kernels need Numba (it is not here)" in capsys.readouterr().out
+
+
 def test_plot(tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "run").mkdir()
@@ -265,6 +339,10 @@ def test_plot(tmp_path):
     assert minitv("plot", "run", cwd=tmp_path) == (0, f"{Path('run', 'curve.png')}\n", "")
     assert minitv("plot", "run", "--out", "x.pdf", cwd=tmp_path) == (0, "x.pdf\n", "")
     assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    assert minitv("plot", "run", "again", cwd=tmp_path) == (0, "curves.png\n", "")
+    assert minitv("plot", "run", "again", "--out", "y.png", cwd=tmp_path) == (0, "y.png\n", "")
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "y.png"))
     code, _, err = minitv("plot", "run", "--out", "no/such/folder/x.png", cwd=tmp_path)
     assert code == 2 and "there is no folder no/such/folder" in err and err.count("\n") == 1
 
@@ -272,6 +350,15 @@ def test_plot(tmp_path):
 def test_a_prompt_from_standard_input_must_be_text(tmp_path):
     sentence = refused("sample", "x", "--prompt", "-", cwd=tmp_path, input=b"ab\xff")
     assert sentence == "--prompt -: standard input is not UTF-8 at byte 2"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a descriptor that cannot be read")
+def test_a_prompt_from_standard_input_that_cannot_be_read(tmp_path):
+    command = f'"{sys.executable}" -m minitv sample x --prompt - 0> written'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, shell=True, capture_output=True, text=True)
+    sentence = sentence_of(done.returncode, done.stdout, done.stderr)
+    assert sentence == "--prompt -: standard input cannot be read: Bad file descriptor"
 
 
 def test_output_that_the_terminal_cannot_show_is_no_crash(tmp_path):
