@@ -17,10 +17,9 @@ import time
 import numpy as np
 from rivals import language_model, transformer
 from rounds import alternate, known, median, ratios, run, save, warn_if_busy
-from train import SHAPES, VOCAB, experiment
+from train import SHAPES, VOCAB, experiment, writers
 
 from autograd.cpu.process import cores
-from minitv import variants
 
 RIVALS = {"eager": "PyTorch eager", "operators": "through our operators"}
 
@@ -100,7 +99,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/decode.json")
     parser.add_argument("--worker", choices=["minitv", *RIVALS], help="measure this contender here and print one JSON line")
     arguments = parser.parse_args()
-    names = known(arguments.variants or ["transformer"], variants.variants(), parser, "VARIANT")
+    names = known(arguments.variants or ["transformer"], writers(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
     if arguments.worker:
         print(json.dumps(work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds)))

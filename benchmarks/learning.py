@@ -18,7 +18,6 @@ from pathlib import Path
 from rounds import RESULTS, ROOT, save
 
 from autograd.cpu.process import cores
-from minitv import variants
 from minitv.compare import PICTURE, TABLE
 from minitv.options import PRESETS
 
@@ -30,9 +29,8 @@ def main() -> int:
     parser.add_argument("--preset", choices=list(PRESETS), default="nanogpt-cpu", help="default: nanogpt-cpu")
     parser.add_argument("--out", default=str(ROOT / "runs" / "learning"), help="folder of the runs (default: runs/learning)")
     arguments = parser.parse_args()
-    names = arguments.variants or list(variants.variants())
-    command = [sys.executable, "-m", "minitv", "compare", *names, "--data", arguments.data, "--preset", arguments.preset,
-               "--out", arguments.out]
+    command = [sys.executable, "-m", "minitv", "compare", *arguments.variants, "--data", arguments.data,
+               "--preset", arguments.preset, "--out", arguments.out]
     if code := subprocess.run(command).returncode:
         return code
     found = json.loads((Path(arguments.out) / TABLE).read_text(encoding="utf-8"))

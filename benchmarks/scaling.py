@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 from rounds import RESULTS, known, run, save, warn_if_busy
-from train import VOCAB, Random
+from train import VOCAB, Random, writers
 
 from autograd.cpu.process import blas_threads, cores
 from minitv import variants
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/scaling.json and scaling.png")
     parser.add_argument("--worker", action="store_true", help="measure in this process and print one JSON line")
     arguments = parser.parse_args()
-    names = known(arguments.variants or ["all"], variants.variants(), parser, "VARIANT")
+    names = known(arguments.variants or ["all"], writers(), parser, "VARIANT")
     lengths = [int(length) for length in arguments.lengths.split(",")]
     if arguments.worker:
         (variant,) = names

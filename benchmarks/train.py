@@ -40,6 +40,11 @@ SHAPES = (*PRESETS, "untuned")
 RIVALS = {"eager": "PyTorch eager", "compile": "PyTorch compile"}
 
 
+def writers() -> list[str]:
+    """The variants that can write, which all have rivals and read text."""
+    return [name for name, entry in variants.variants().items() if entry.load().causal]
+
+
 class Random(Task):
     """Random tokens, which cost what real ones do."""
 
@@ -289,7 +294,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/train.json, or without.json")
     parser.add_argument("--worker", choices=["minitv", *RIVALS, *TECHNIQUES], help="measure this contender in this process")
     arguments = parser.parse_args()
-    names = known(arguments.variants or ["transformer"], variants.variants(), parser, "VARIANT")
+    names = known(arguments.variants or ["transformer"], writers(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
     try:
         select(arguments.device)
