@@ -17,10 +17,9 @@ import time
 import numpy as np
 from rivals import language_model, transformer
 from rounds import alternate, known, median, ratios, run, save, warn_if_busy
-from train import SHAPES, VOCAB, settings
+from train import SHAPES, VOCAB, experiment, writers
 
 from autograd.cpu.process import cores
-from minitv import mixers
 
 RIVALS = {"eager": "PyTorch eager", "operators": "through our operators"}
 
@@ -30,33 +29,31 @@ def minitv(variant: str, preset: str, fused: bool = True):
     from autograd.cpu.process import blas_threads
     from autograd.random import Random
     from minitv import decode, sample
-    from minitv.models.lm import LanguageModel
 
     if not fused:
         decode.decoder = decode.Decoder
 
-    model, mixer, _ = settings(variant, preset)
-    made = LanguageModel(variant, model, mixer, VOCAB, Random(0))
+    model = experiment(variant, preset).build(VOCAB)
     blas_threads(1).__enter__()
-    return lambda index: sum(1 for _ in sample.generate(made, np.array([1]), model.context - 1, Random(index)))
+    return lambda index: sum(1 for _ in sample.generate(model, np.array([1]), model.context - 1, Random(index)))
 
 
 def pytorch(preset: str, threads: int):
     import torch
 
     torch.set_num_threads(threads)
-    model, mixer, _ = settings("transformer", preset)
-    made = language_model(torch, "transformer", model, mixer, VOCAB).eval()
-    caches = transformer.cache(torch, model, mixer)
+    of = experiment("transformer", preset)
+    made = language_model(torch, "transformer", of.model, of.mixer, VOCAB).eval()
+    caches, context = transformer.cache(torch, of.model, of.mixer), of.model.context
 
     @torch.inference_mode()
     def write(index: int) -> int:
         torch.manual_seed(index)
         token = torch.ones((1, 1), dtype=torch.long)
-        for position in range(model.context - 1):
+        for position in range(context - 1):
             logits = made(token, start=position, caches=caches)[0, -1]
             token = torch.multinomial(torch.softmax(logits, -1), 1)[None]
-        return model.context - 1
+        return context - 1
 
     return write
 
@@ -102,13 +99,13 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/decode.json")
     parser.add_argument("--worker", choices=["minitv", *RIVALS], help="measure this contender here and print one JSON line")
     arguments = parser.parse_args()
-    variants = known(arguments.variants or ["transformer"], mixers.variants(), parser, "VARIANT")
+    names = known(arguments.variants or ["transformer"], writers(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
     if arguments.worker:
-        print(json.dumps(work(arguments.worker, variants[0], presets[0], arguments.threads, arguments.seconds)))
+        print(json.dumps(work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds)))
         return
     warn_if_busy()
-    report = {variant: {preset: compare(variant, preset, arguments) for preset in presets} for variant in variants}
+    report = {variant: {preset: compare(variant, preset, arguments) for preset in presets} for variant in names}
     result = {"benchmark": "decode", "threads": arguments.threads, "rounds": arguments.rounds, "variants": report}
     if arguments.save:
         save("decode", result, "variants")

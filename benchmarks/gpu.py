@@ -2,7 +2,7 @@
 
     pip install -e ".[test,cuda13]" && python benchmarks/gpu.py [--data tinyshakespeare.txt] [--device cuda] [--only PART ...]
 
-    tests      pytest --full -m gpu: every operator, form and kernel on the card
+    tests      pytest -m gpu: every operator, form and kernel on the card
     sanitizer  the kernels' tests under each tool of compute-sanitizer (from the CUDA toolkit)
     losses     the first 100 losses of the preset `small` on the CPU and on the GPU
     small      minitv train --preset small: 5000 steps
@@ -24,16 +24,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from minitv.train import Trainer
 from rounds import ROOT, save
-from train import VOCAB, batches, settings
+from train import Random, batches, experiment
 
 from autograd import DeviceError
 from autograd.device import gpu, select
+from minitv.experiment import Experiment
+from minitv.trainer import Trainer
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 KERNEL_TESTS = "kernel or attention or words or dropout or adamw"
@@ -56,7 +56,7 @@ def command(*words: str, **environment: str) -> tuple[int, str]:
 
 
 def tests(arguments) -> dict:
-    code, text = command(sys.executable, "-m", "pytest", "--full", "-m", "gpu", "-q")
+    code, text = command(sys.executable, "-m", "pytest", "-m", "gpu", "-q")
     return {"passed": code == 0, "summary": text.strip().splitlines()[-1]}
 
 
@@ -67,27 +67,26 @@ def sanitizer(arguments) -> dict:
     found = {}
     for tool in TOOLS:  # without CuPy's pool every array is an allocation of its own, whose ends the tools know
         code, text = command(program, "--tool", tool, "--error-exitcode", "99", "--target-processes", "all", sys.executable,
-                             "-m", "pytest", "--full", "-m", "gpu", "-q", "-k", KERNEL_TESTS, MINITV_GPU_POOL="off")
+                             "-m", "pytest", "-m", "gpu", "-q", "-k", KERNEL_TESTS, MINITV_GPU_POOL="off")
         errors = re.findall(r"ERROR SUMMARY: (.*)", text)
         found[tool] = {"passed": code == 0, "summary": errors[-1] if errors else text.strip().splitlines()[-1]}
     return {"passed": all(tool["passed"] for tool in found.values()), **found}
 
 
-def first_losses(options: tuple, device: str, steps: int) -> list[float]:
+def first_losses(made: Experiment, device: str, steps: int) -> list[float]:
     """The losses of the first steps, with the micro-batches of a GPU, so that dropout draws the same masks."""
-    model, mixer, run = options
-    trainer = Trainer("transformer", model, mixer, replace(run, device=device, threads=1), VOCAB)
+    trainer = Trainer(made.replace(device=device, threads=1), Random())
     trainer.MICRO_BATCH_TOKENS = Trainer.MICRO_BATCH_TOKENS_GPU
     try:
-        data = batches(model, run)
-        return [trainer.step(*data[i % len(data)], i) for i in range(steps)]
+        data = batches(made)
+        return [trainer.step(data[i % len(data)], i) for i in range(steps)]
     finally:
         trainer.close()
 
 
-def losses(arguments, options: tuple | None = None, steps: int = 100) -> dict:
-    options = options or settings("transformer", "small")
-    ours, theirs = (np.array(first_losses(options, device, steps)) for device in (arguments.device, "cpu"))
+def losses(arguments, made: Experiment | None = None, steps: int = 100) -> dict:
+    made = made or experiment("transformer", "small")
+    ours, theirs = (np.array(first_losses(made, device, steps)) for device in (arguments.device, "cpu"))
     difference = np.abs(ours - theirs) / theirs
     found = float(difference[:steps // 2].max()), float(difference.max())
     print(f"losses on {arguments.device} and on the CPU differ by at most {found[0]:.2g} in the first {steps // 2} steps, by "

@@ -1,9 +1,11 @@
-"""What every variant learns of one text in the same number of steps: ``minitv compare``, its table and picture kept.
+"""What every variant learns in the same number of steps: ``minitv compare``, its table and its picture kept.
 
-    python benchmarks/learning.py --data tinyshakespeare.txt [VARIANT ...] [--preset nanogpt-cpu] [--out runs/learning]
+    python benchmarks/learning.py --data tinyshakespeare.txt --lr 1e-3,3e-3 --seeds 3
+    python benchmarks/learning.py transformer rwkv retnet --task mqar --out runs/mqar
 
-Parameters, batches, tokens and schedule are the same for all. Runs are kept in ``--out``: the same command goes on from
-there. The result goes to benchmarks/results/learning.json, the curves to learning.png beside it.
+Batches, tokens and schedule are the same for all. All options are those of ``minitv compare``. Runs are kept in ``--out``: the same
+command goes on from there. The result goes to benchmarks/results/learning.json, or to TASK.json with another task than text,
+and the curves to a picture of the same name beside it.
 """
 
 from __future__ import annotations
@@ -18,29 +20,31 @@ from pathlib import Path
 from rounds import RESULTS, ROOT, save
 
 from autograd.cpu.process import cores
-from minitv import mixers
+from minitv.experiment import DEFAULT_TASK
 from minitv.files import PICTURE, TABLE
-from minitv.options import PRESETS
+from minitv.log import read_log
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="names of `minitv list` (default: all)")
-    parser.add_argument("--data", required=True, help="text file")
-    parser.add_argument("--preset", choices=list(PRESETS), default="nanogpt-cpu", help="default: nanogpt-cpu")
+    parser.add_argument("--task", default=DEFAULT_TASK, metavar="NAME", help="what the models are trained for (default: text)")
+    parser.add_argument("--preset", default="nanogpt-cpu", metavar="NAME", help="default: nanogpt-cpu")
     parser.add_argument("--out", default=str(ROOT / "runs" / "learning"), help="folder of the runs (default: runs/learning)")
-    arguments = parser.parse_args()
-    variants = arguments.variants or list(mixers.variants())
-    command = [sys.executable, "-m", "minitv", "compare", *variants, "--data", arguments.data, "--preset", arguments.preset,
+    arguments, more = parser.parse_known_args()
+    command = [sys.executable, "-m", "minitv", "compare", *more, "--task", arguments.task, "--preset", arguments.preset,
                "--out", arguments.out]
     if code := subprocess.run(command).returncode:
         return code
-    found = json.loads((Path(arguments.out) / TABLE).read_text(encoding="utf-8"))
-    save("learning", {"benchmark": "learning", "threads": cores(), "preset": arguments.preset, "rounds": 1,
-                      "data": Path(arguments.data).name, "steps": found["runs"][0]["steps"],
-                      "ngram_bpc": found["runs"][0]["ngram_bpc"], "variants": found["variants"]})
+    table = json.loads((Path(arguments.out) / TABLE).read_text(encoding="utf-8"))
+    first = table["runs"][0]
+    header, _ = read_log(Path(arguments.out) / first["folder"])
+    name = "learning" if arguments.task == DEFAULT_TASK else arguments.task
+    save(name, {"benchmark": name, "threads": cores(), "preset": arguments.preset, "rounds": 1, "options": more,
+                "data": (header.get("corpus") or {}).get("description", arguments.task), "metric": table["metric"],
+                "steps": first["steps"], "ngram_bpc": first["ngram_bpc"], "baselines": first["baselines"],
+                "variants": table["variants"], "runs": table["runs"]})
     if (picture := Path(arguments.out) / PICTURE).exists():
-        shutil.copy(picture, RESULTS / "learning.png")
+        shutil.copy(picture, RESULTS / f"{name}.png")
     return 0
 
 

@@ -117,12 +117,12 @@ def without() -> str:
 
 def variants() -> str:
     """A page for every variant, folded up."""
-    from minitv import mixers
+    from minitv import variants
 
     pages = []
-    for name, title in mixers.variants().items():
-        rows = "".join(f"| {label} | {text} |\n" for label, text in mixers.describe(name))
-        pages.append(f"<details><summary><b>{name}</b>: {title}</summary>\n\n| | |\n|---|---|\n{rows}\n</details>\n\n")
+    for name, entry in variants.variants().items():
+        rows = "".join(f"| {label} | {text} |\n" for label, text in variants.describe(entry.load()))
+        pages.append(f"<details><summary><b>{name}</b>: {entry.summary}</summary>\n\n| | |\n|---|---|\n{rows}\n</details>\n\n")
     return "".join(pages)
 
 

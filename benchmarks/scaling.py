@@ -18,53 +18,45 @@ import time
 
 import numpy as np
 from rounds import RESULTS, known, run, save, warn_if_busy
-from train import VOCAB
+from train import VOCAB, Random, writers
 
 from autograd.cpu.process import blas_threads, cores
-from minitv import mixers
-from minitv.config import Options
-from minitv.options import ModelOptions, TrainOptions
+from minitv import variants
+from minitv.experiment import Experiment
+from minitv.task import Batch
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 
 
-def model_options(variant: str, length: int, batch: int):
-    options = Options(ModelOptions, mixers.options(variant), TrainOptions)
-    own = {k: v for k, v in mixers.preset(variant, "tiny").items() if k in options.settings}
-    values, _ = options.merge(("preset", own), ("length", dict(context=length, layers=2, width=128, batch=batch)))
-    return tuple(options.build(values))
+def experiment(variant: str, length: int, **values: int) -> Experiment:
+    return variants.load(variant).configure("tiny", context=length, layers=2, width=128, **values)
 
 
 def training(variant: str, lengths: list[int], threads: int) -> dict[int, float]:
     """Microseconds per token of a step."""
-    from dataclasses import replace
-
-    from minitv.train import Trainer
+    from minitv.trainer import Trainer
 
     tokens, times = max(lengths), {length: [] for length in lengths}
     steps = {}
     for length in lengths:
-        model, mixer, run = model_options(variant, length, max(tokens // length, threads))
-        trainer = Trainer(variant, model, mixer, replace(run, threads=threads), VOCAB)
-        ids = np.random.default_rng(0).integers(0, VOCAB, (run.batch, length + 1))
-        steps[length] = trainer, ids[:, :-1].copy(), ids[:, 1:].copy()
-        trainer.step(*steps[length][1:], 0)
+        batch = max(tokens // length, threads)
+        trainer = Trainer(experiment(variant, length, batch=batch, threads=threads), Random())
+        ids = np.random.default_rng(0).integers(0, VOCAB, (batch, length + 1))
+        steps[length] = trainer, Batch(ids[:, :-1].copy(), ids[:, 1:].copy())
+        trainer.step(steps[length][1], 0)
     for index in range(1, 4):
-        for length, (trainer, inputs, labels) in steps.items():
+        for length, (trainer, batch) in steps.items():
             start = time.perf_counter()
-            trainer.step(inputs, labels, index)
-            times[length].append(1e6 * (time.perf_counter() - start) / inputs.size)
+            trainer.step(batch, index)
+            times[length].append(1e6 * (time.perf_counter() - start) / batch.inputs.size)
     return {length: min(found) for length, found in times.items()}
 
 
 def writing(variant: str, lengths: list[int]) -> dict[int, float]:
     """Microseconds for the next token after so many."""
-    from autograd.random import Random
     from minitv.decode import decoder
-    from minitv.models.lm import LanguageModel
 
-    model, mixer, _ = model_options(variant, max(lengths) + 64, 1)
-    reader = decoder(LanguageModel(variant, model, mixer, VOCAB, Random(0)))
+    reader = decoder(experiment(variant, max(lengths) + 64).build(VOCAB))
     found = {}
     with blas_threads(1):
         for length in lengths:
@@ -78,19 +70,17 @@ def writing(variant: str, lengths: list[int]) -> dict[int, float]:
     return found
 
 
-def picture(variants: dict[str, dict], lengths: list[int]) -> None:
+def picture(results: dict[str, dict], lengths: list[int]) -> None:
     """Both times over the length, on logarithmic axes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    from minitv.picture import look
+    from minitv.compare import COLOURS
 
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
     for axes, part in zip(figure.subplots(1, 2), ("training", "writing"), strict=True):
-        for variant, found in variants.items():
-            style = look(variant)
-            axes.plot(lengths, [found[part][str(length)] for length in lengths], marker=style.marker, color=style.colour,
-                      linestyle=(0, style.dashes) if style.dashes else "solid", label=variant)
+        for colour, (variant, found) in zip(COLOURS, results.items(), strict=False):
+            axes.plot(lengths, [found[part][str(length)] for length in lengths], marker="o", color=colour, label=variant)
         axes.set(xscale="log", yscale="log", xlabel="length of the sequence", title=f"{part}: microseconds per token")
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -110,15 +100,15 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/scaling.json and scaling.png")
     parser.add_argument("--worker", action="store_true", help="measure in this process and print one JSON line")
     arguments = parser.parse_args()
-    variants = known(arguments.variants or ["all"], mixers.variants(), parser, "VARIANT")
+    names = known(arguments.variants or ["all"], writers(), parser, "VARIANT")
     lengths = [int(length) for length in arguments.lengths.split(",")]
     if arguments.worker:
-        (variant,) = variants
+        (variant,) = names
         print(json.dumps({"training": training(variant, lengths, arguments.threads), "writing": writing(variant, lengths)}))
         return
     warn_if_busy()
     report: dict[str, dict] = {}
-    for variant in variants:
+    for variant in names:
         rounds = [run(__file__, [variant, "--worker", "--lengths", arguments.lengths, "--threads", arguments.threads],
                       arguments.threads) for _ in range(arguments.rounds)]
         report[variant] = {}

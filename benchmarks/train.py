@@ -20,7 +20,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from rivals import language_model
@@ -29,9 +28,10 @@ from rounds import alternate, known, median, ratios, run, save, warn_if_busy
 from autograd import DeviceError
 from autograd.cpu.process import cores, peak_mb
 from autograd.device import select
-from minitv import mixers
-from minitv.config import Options
-from minitv.options import PRESETS, ModelOptions, TrainOptions
+from minitv import config, variants
+from minitv.experiment import Experiment
+from minitv.options import PRESETS
+from minitv.task import Batch, Task
 
 VOCAB = 65
 WARMUP_S = 1.0
@@ -40,34 +40,41 @@ SHAPES = (*PRESETS, "untuned")
 RIVALS = {"eager": "PyTorch eager", "compile": "PyTorch compile"}
 
 
-def settings(variant: str, preset: str) -> tuple:
-    """The options of a preset: of the model, the mixer and the run."""
-    options = Options(ModelOptions, mixers.options(variant), TrainOptions)
-    given = UNTUNED if preset == "untuned" else mixers.preset(variant, preset)
-    values, _ = options.merge((f"preset {preset}", {k: v for k, v in given.items() if k in options.settings}))
-    return tuple(options.build(values))
+def writers() -> list[str]:
+    """The variants that can write, which all have rivals and read text."""
+    return [name for name, entry in variants.variants().items() if entry.load().causal]
 
 
-def batches(model: ModelOptions, run: TrainOptions, count: int = 16) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and labels [B T] that are the same for all contenders: random tokens cost what real ones do."""
-    windows = np.random.default_rng(0).integers(0, VOCAB, (count, run.batch, model.context + 1))
-    return [(w[:, :-1].copy(), w[:, 1:].copy()) for w in windows]
+class Random(Task):
+    """Random tokens, which cost what real ones do."""
+
+    vocab = VOCAB
+
+
+def experiment(variant: str, preset: str, **values: object) -> Experiment:
+    """A variant in a preset, or in the shape that nothing was tuned for."""
+    record = variants.load(variant)
+    if preset != "untuned":
+        return record.configure(preset, **values)
+    heads = config.settings(record.options).keys() & {"heads"}
+    shape = {name: value for name, value in UNTUNED.items() if name != "heads" or heads}
+    return record.configure("small", **shape, **values)
+
+
+def batches(made: Experiment, count: int = 16) -> list[Batch]:
+    """Batches [B T] that are the same for all contenders."""
+    windows = np.random.default_rng(0).integers(0, VOCAB, (count, made.run.batch, made.model.context + 1))
+    return [Batch(w[:, :-1].copy(), w[:, 1:].copy()) for w in windows]
 
 
 # -- contenders: each returns (number of parameters, step(index) -> loss) --------------------------------------------
 def minitv(variant: str, preset: str, threads: int, device: str = "cpu") -> tuple[int, Callable[[int], float]]:
     """Our training step, as ``minitv train`` takes it."""
-    from minitv.train import Trainer
+    from minitv.trainer import Trainer
 
-    model, mixer, run = settings(variant, preset)
-    trainer = Trainer(variant, model, mixer, replace(run, threads=threads, device=device), VOCAB)
-    data = batches(model, run)
-
-    def step(index: int) -> float:
-        inputs, labels = data[index % len(data)]
-        return trainer.step(inputs, labels, index)
-
-    return trainer.parameters, step
+    made = experiment(variant, preset, threads=threads, device=device)
+    trainer, data = Trainer(made, Random()), batches(made)
+    return trainer.parameters, lambda index: trainer.step(data[index % len(data)], index)
 
 
 def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str = "cpu") -> tuple[int, Callable[[int], float]]:
@@ -76,8 +83,9 @@ def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    options, mixer, run = settings(variant, preset)
-    model = language_model(torch, variant, options, mixer, VOCAB).to(device)
+    made = experiment(variant, preset)
+    run = made.run
+    model = language_model(torch, variant, made.model, made.mixer, VOCAB).to(device)
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": run.weight_decay},
@@ -85,7 +93,7 @@ def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str
     ]
     optimizer = torch.optim.AdamW(groups, fused=True, lr=run.lr, betas=(run.beta1, run.beta2))
     forward = torch.compile(model) if compiled else model
-    data = [tuple(map(torch.from_numpy, pair)) for pair in batches(options, run)]
+    data = [tuple(map(torch.from_numpy, pair)) for pair in batches(made)]
 
     def step(index: int) -> float:
         for group in optimizer.param_groups:
@@ -102,13 +110,13 @@ def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str
 
 # -- techniques: how to do without each ------------------------------------------------------------------------------
 def _without_memory() -> None:
-    import minitv.train
+    import minitv.trainer
 
-    minitv.train.keep_memory = lambda: None
+    minitv.trainer.keep_memory = lambda: None
 
 
 def _without_micro_batches() -> None:
-    from minitv.train import Trainer
+    from minitv.trainer import Trainer
 
     Trainer.MICRO_BATCH_TOKENS = 10**9
 
@@ -186,8 +194,8 @@ def work(contender: str, variant: str, preset: str, threads: int, seconds: float
         count += 1
     if not math.isfinite(loss):
         raise SystemExit(f"{contender}, {variant}, {preset}: the loss is {loss}")
-    model, _, run = settings(variant, preset)
-    return {"tokens_per_s": count * run.batch * model.context / elapsed, "ms_per_step": 1e3 * elapsed / count,
+    made = experiment(variant, preset)
+    return {"tokens_per_s": count * made.run.batch * made.model.context / elapsed, "ms_per_step": 1e3 * elapsed / count,
             "first_step_s": first, "parameters": parameters, "loss": loss, "peak_mb": peak_mb()}
 
 
@@ -198,7 +206,7 @@ def profile(variant: str, preset: str, seconds: float) -> None:
     from autograd import Op
     from autograd.routes import Form, Kernel
     from minitv.optim import AdamW, GradientBuffer
-    from minitv.train import Trainer
+    from minitv.trainer import Trainer
 
     times: dict[str, list] = defaultdict(lambda: [0.0, 0])
     inner: list[float] = [0.0]  # the time of the calls within a call, innermost last
@@ -286,7 +294,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/train.json, or without.json")
     parser.add_argument("--worker", choices=["minitv", *RIVALS, *TECHNIQUES], help="measure this contender in this process")
     arguments = parser.parse_args()
-    variants = known(arguments.variants or ["transformer"], mixers.variants(), parser, "VARIANT")
+    names = known(arguments.variants or ["transformer"], writers(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
     try:
         select(arguments.device)
@@ -295,11 +303,11 @@ def main() -> None:
     if arguments.rounds < 1 or arguments.threads < 1 or arguments.seconds < 0:
         parser.error("--rounds and --threads start at 1, --seconds at 0")
     if arguments.worker:
-        found = work(arguments.worker, variants[0], presets[0], arguments.threads, arguments.seconds, arguments.device)
+        found = work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds, arguments.device)
         print(json.dumps(found), flush=True)
         return
     if arguments.profile:
-        for variant in variants:
+        for variant in names:
             for preset in presets:
                 profile(variant, preset, arguments.seconds)
         return
@@ -310,7 +318,7 @@ def main() -> None:
     print(f"{arguments.threads} threads, {arguments.rounds} rounds of {arguments.seconds:g} s")
     print(f"{'variant':<12} {'preset':<12} {'':<38} {'tokens/s':>8} {'range':>18} {'ms/step':>8} {'first s':>8} "
           f"{'peak MB':>8}  ours / theirs")
-    report = {variant: {preset: compare(variant, preset, contenders, arguments) for preset in presets} for variant in variants}
+    report = {variant: {preset: compare(variant, preset, contenders, arguments) for preset in presets} for variant in names}
     name = ("without" if techniques else "train") + "_gpu" * (arguments.device != "cpu")
     result = {"benchmark": name, "device": arguments.device, "threads": arguments.threads, "rounds": arguments.rounds,
               "seconds": arguments.seconds, "variants": report}

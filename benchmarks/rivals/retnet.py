@@ -46,7 +46,7 @@ OPERATORS = {"retention": {"chunkwise": chunkwise, "parallel": parallel}}
 
 
 def mixer(torch, model, options, layer):
-    """The mixer of minitv/mixers/retnet.py with its default options, by the parallel form, as torchscale trains."""
+    """The mixer of minitv/variants/retnet.py with its default options, by the parallel form, as torchscale trains."""
     nn, F = torch.nn, torch.nn.functional
     width, heads, values = model.width, options.heads, round(options.value_width * model.width)
     head_dim = width // heads
