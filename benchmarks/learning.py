@@ -3,9 +3,9 @@
     python benchmarks/learning.py --data tinyshakespeare.txt --lr 1e-3,3e-3 --seeds 3
     python benchmarks/learning.py transformer rwkv retnet --task mqar --out runs/mqar
 
-Batches, tokens and schedule are the same for all. All options are those of ``minitv compare``. Runs are kept in ``--out``: the same
-command goes on from there. The result goes to benchmarks/results/learning.json, or to TASK.json with another task than text,
-and the curves to a picture of the same name beside it.
+Batches, tokens and schedule are the same for all. All options are those of ``minitv compare``. Runs are kept in ``--out``:
+the same command goes on from there. The result goes to benchmarks/results/learning.json, or to TASK.json with another task
+than text, and the curves to a picture of the same name beside it.
 """
 
 from __future__ import annotations

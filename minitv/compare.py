@@ -235,8 +235,8 @@ def measure(run: Run) -> dict[str, Any]:
     losses = [record["val_loss"] for record in records if record.get("val_loss") is not None]
     speeds = [record["tokens_per_s"] for record in records if record.get("tokens_per_s") and record["step"] > 1]
     state, speed = _writing(run.directory) if run.experiment.variant.causal else (None, None)
-    return {"variant": run.variant, "folder": run.directory.name, "seed": run.seed, "swept": run.swept, "parameters": header["parameters"],
-            "steps": run.steps, "lr": run.experiment.run.lr,
+    return {"variant": run.variant, "folder": run.directory.name, "seed": run.seed, "swept": run.swept,
+            "parameters": header["parameters"], "steps": run.steps, "lr": run.experiment.run.lr,
             field(task): values[-1] if values else None, "val_loss": losses[-1] if losses else None,
             "steps_to_goal": first_step(points, task),
             "ngram_bpc": header.get("ngram_bpc"), "baselines": header.get("baselines") or {},
