@@ -28,6 +28,7 @@ from minitv.log import read_log
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default=DEFAULT_TASK, metavar="NAME", help="what the models are trained for (default: text)")
+    parser.add_argument("--name", help="of the result's file (default: learning, or the task)")
     parser.add_argument("--preset", default="nanogpt-cpu", metavar="NAME", help="default: nanogpt-cpu")
     parser.add_argument("--out", default=str(ROOT / "runs" / "learning"), help="folder of the runs (default: runs/learning)")
     arguments, more = parser.parse_known_args()
@@ -38,7 +39,7 @@ def main() -> int:
     table = json.loads((Path(arguments.out) / TABLE).read_text(encoding="utf-8"))
     first = table["runs"][0]
     header, _ = read_log(Path(arguments.out) / first["folder"])
-    name = "learning" if arguments.task == DEFAULT_TASK else arguments.task
+    name = arguments.name or ("learning" if arguments.task == DEFAULT_TASK else arguments.task)
     save(name, {"benchmark": name, "threads": cores(), "preset": arguments.preset, "rounds": 1, "options": more,
                 "data": (header.get("corpus") or {}).get("description", arguments.task), "metric": table["metric"],
                 "steps": first["steps"], "ngram_bpc": first["ngram_bpc"], "baselines": first["baselines"],

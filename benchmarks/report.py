@@ -1,4 +1,4 @@
-"""Write the tables of README.md and benchmarks/README.md from benchmarks/results/*.json.
+"""Write the tables of all README.md from benchmarks/results/*.json and from the records of the variants.
 
     python benchmarks/report.py [--check]
 
@@ -14,8 +14,10 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from minitv.config import shown
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGES = [ROOT / folder / "README.md" for folder in ("", "benchmarks", "minitv/variants")]
 MARKED = re.compile(r"(?P<begin><!-- results: (?P<name>\w+) -->\n).*?(?P<end><!-- end -->)", re.S)
 
 
@@ -40,7 +42,8 @@ def where(result: dict) -> str:
     versions = ", ".join(f"{label} {host[key]}" for key, label in (("numpy", "NumPy"), ("numba", "Numba"), ("torch", "PyTorch"))
                          if key in host)
     rounds = f"median of {result['rounds']} rounds (smallest to largest)" if result["rounds"] > 1 else "one run each"
-    return f"\n{host['processor']}, {result['threads']} threads, {versions}, {host['date']}: {rounds}.\n"
+    width = f", {host['vectors']}" if "vectors" in host else ""  # of registers
+    return f"\n{host['processor']}{width}, {result['threads']} threads, {versions}, {host['date']}: {rounds}.\n"
 
 
 def train() -> str:
@@ -89,16 +92,33 @@ def scaling() -> str:
 
 
 def learning() -> str:
-    """What each variant learns in the same steps, the best first."""
-    result = results("learning")
-    rows = [[row["variant"], f"{row['parameters']:,}", f"{row['lr']:g}", f"{row['bits_per_char']:.3f}",
-             f"{row['tokens_per_s']:,.0f}", f"{row['peak_mb']:,.0f} MB", f"{row['state_bytes'] / 1e3:,.1f} kB",
-             f"{row['decode_tokens_per_s']:,.0f}"]
-            for row in result["variants"]]
-    rows += [[f"n-grams of order {order}", "", "", f"{bits:.3f}", *[""] * 4] for order, bits in enumerate(result["ngram_bpc"])]
-    header = [f"`{result['data']}`, `{result['preset']}`, {result['steps']} steps", "parameters", "learning rate",
-              "bits per character", "tokens/s", "memory", "state", "written tokens/s"]
-    return table(header, rows) + where(result)
+    """What each variant learns of a text in the same steps, the best first."""
+    return learned("learning", f"held-out text, `{results('learning')['preset']}`")
+
+
+def mqar() -> str:
+    """What each variant recalls."""
+    return learned("mqar", "multi-query associative recall")
+
+
+def learned(name: str, title: str) -> str:
+    """The table of ``minitv compare`` that benchmarks/learning.py kept, and the baselines below it."""
+    result = results(name)
+    key, unit = result["metric"]["key"], result["metric"]["name"]
+    swept = [name for name in result["variants"][0]["swept"] if name != "lr"]
+    rows = []
+    for row in result["variants"]:
+        spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
+        rows.append([row["variant"], *(shown(row["swept"][name]) for name in swept), f"{row['parameters']:,}", f"{row['lr']:g}",
+                     f"{row[key]:.3f}{spread}", f"{row['tokens_per_s']:,.0f}", f"{row['state_bytes'] / 1e3:,.1f} kB",
+                     f"{row['decode_tokens_per_s']:,.0f}"])
+    blank = [""] * (2 + len(swept))
+    rows += [[name, *blank, f"{value:.3f}", *[""] * 3] for name, value in result["baselines"].items()]
+    seeds = result["variants"][0]["seeds"]
+    header = [f"{title}, {result['steps']} steps", *swept, "parameters", "learning rate", unit, "trained tokens/s", "state",
+              "generated tokens/s"]
+    of_seeds = f"Means of {seeds} seeds ± their standard deviation" if seeds > 1 else "One seed"
+    return table(header, rows) + where(result).replace("one run each.", f"{of_seeds}; the rate of the lowest held-out loss.")
 
 
 def without() -> str:
@@ -127,7 +147,7 @@ def variants() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (train, decode, ops, scaling, learning, without, variants)}
+    made.__name__: made for made in (train, decode, ops, scaling, learning, mqar, without, variants)}
 
 
 def filled(text: str) -> str:

@@ -66,13 +66,20 @@ def ratios(ours: list[dict], theirs: list[dict], key: str) -> list[float]:
 
 def host() -> dict:
     """What the figures depend on."""
-    processor = platform.processor()
+    processor, vectors = platform.processor(), {}
     if os.path.exists("/proc/cpuinfo"):
-        names = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        processor = names[0] if names else processor
+        facts = {}  # of the first core
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+        if "model name" in facts:  # names alike hide different processors, their numbers do not
+            processor = f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
+        flags = facts.get("flags", "").split()
+        vectors = {"vectors": next((f"{bits}-bit vectors" for flag, bits in (("avx512f", 512), ("avx2", 256)) if flag in flags),
+                                   "128-bit vectors")} if flags else {}
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch")
                 if importlib.util.find_spec(name)}
-    return {"processor": processor, "cores": cores(), "system": platform.system(), "python": platform.python_version(),
+    return {"processor": processor, **vectors, "cores": cores(), "system": platform.system(), "python": platform.python_version(),
             "date": time.strftime("%Y-%m-%d"), **versions}
 
 

@@ -1,4 +1,4 @@
-"""What the README, the docstrings and the examples say is executed."""
+"""What the documents, the docstrings and the examples say is executed."""
 
 import doctest
 import importlib
@@ -17,12 +17,15 @@ import minitv
 from minitv import cli
 
 ROOT = Path(__file__).parent.parent
+PAGES = [path for folder in (".", "autograd", "minitv", "minitv/variants", "benchmarks")
+         if (path := ROOT / folder / "README.md").exists()]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EVERY = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
 EXAMPLES = {"01_scalar_graph": [], "02_char_lm": ["2"], "03_write_an_operator": []}
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```$", EVERY, re.M | re.S)
 
 
 def commands():
@@ -56,12 +59,22 @@ def test_docstrings(name):
 
 
 def test_the_readme_has_what_these_tests_look_for():
-    assert README.count(">>> ") >= 4 and len(commands()) >= 6
+    assert EVERY.count(">>> ") >= 4 and len(commands()) >= 6
     assert 'pip install -e ".[test]" && pytest' in README and "pip install -e . && minitv train" in README
 
 
-def test_python_in_the_readme():
-    assert doctest.testfile(str(ROOT / "README.md"), module_relative=False, encoding="utf-8").failed == 0
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_in_the_documents(page):
+    assert doctest.testfile(str(page), module_relative=False, encoding="utf-8").failed == 0
+
+
+def test_what_the_readme_shows_of_python_runs(tmp_path, monkeypatch):
+    """The block without prompts, with a small text and few steps."""
+    (block,) = re.findall(r"^```python\n(import minitv\n.*?)^```$", README, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("The end is near.\n" * 200)
+    block = block.replace("steps=500", "steps=2, eval_every=0, context=8, layers=1, width=16")
+    exec(compile(block, "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize("command", commands())
@@ -77,12 +90,15 @@ def test_commands_in_the_readme_are_understood(command, tmp_path, monkeypatch, c
     assert capsys.readouterr().out
 
 
-def test_tables_of_the_readme_are_what_the_results_say():
+def test_tables_of_the_documents_are_what_the_results_say():
     result = subprocess.run([sys.executable, ROOT / "benchmarks" / "report.py", "--check"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_files_named_in_the_readme_exist():
-    named = re.findall(r"`((?:autograd|minitv|tests|examples|benchmarks)/[\w./]*)`", README)
-    for path in named + re.findall(r"\]\(([\w./]+)\)", README):
-        assert (ROOT / path).exists(), path
+def test_files_named_in_the_documents_exist():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(r"`((?:autograd|minitv|tests|examples|benchmarks)/[\w./]*)`", text):
+            assert (ROOT / path).exists(), path
+        for path in re.findall(r"\]\(([\w./]+)\)", text):
+            assert (page.parent / path).exists(), path
