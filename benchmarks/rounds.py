@@ -79,8 +79,8 @@ def host() -> dict:
                                    "128-bit vectors")} if flags else {}
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch")
                 if importlib.util.find_spec(name)}
-    return {"processor": processor, **vectors, "cores": cores(), "system": platform.system(), "python": platform.python_version(),
-            "date": time.strftime("%Y-%m-%d"), **versions}
+    return {"processor": processor, **vectors, "cores": cores(), "system": platform.system(),
+            "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"), **versions}
 
 
 def save(name: str, result: dict, part: str | None = None) -> dict:
