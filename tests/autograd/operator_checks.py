@@ -31,7 +31,7 @@ PLACES["emulator"] = _emulator
 def marks(route: str, dtype=np.float32) -> list:
     """Of a test that goes along a route: when to leave it out. Kernels are compiled for each dtype, which takes a while."""
     wide = [pytest.mark.full] if route.startswith("kernel") and dtype is np.float64 else []
-    return {"host": wide, "card": [pytest.mark.gpu],
+    return {"host": wide, "card": [pytest.mark.full, pytest.mark.gpu],
             "emulator": [pytest.mark.full, pytest.mark.skipif(bool(emulator.missing), reason=str(emulator.missing))],
             }[parsed(route)[2]]
 
