@@ -16,6 +16,7 @@ from . import __version__, tasks, variants
 from .config import Options, Parser, Setting, choose, encode, read_toml, settings, shown, table, to_json
 from .errors import CheckpointError, UserError, naming, plain
 from .options import DEFAULT_PRESET, PRESETS, SYNONYMS, EvalOptions, ModelOptions, SampleOptions, TrainOptions
+from .picture import plot
 from .report import columns, count, reflow, wrap
 from .signals import Stop
 
@@ -535,8 +536,6 @@ def _plot(argv: list[str]) -> int:
     text = "picture to write: .png, .svg or .pdf (default: curve.png in the folder; of several runs, curves.png here)"
     parser.add_argument("--out", metavar="FILE", help=text)
     given = parser.parse(argv)
-    from .picture import plot
-
     print(plot(given["directories"], given.get("out")))
     return 0
 
