@@ -536,7 +536,6 @@ def _plot(argv: list[str]) -> int:
     text = "picture to write: .png, .svg or .pdf (default: curve.png in the folder; of several runs, curves.png here)"
     parser.add_argument("--out", metavar="FILE", help=text)
     given = parser.parse(argv)
-
     print(plot(given["directories"], given.get("out")))
     return 0
 

@@ -74,6 +74,19 @@ def reflow(text: str, width: int | None) -> str:
     return "\n".join(wrap(block.strip(), width, block[:len(block) - len(block.lstrip())], rest) for rest, block in blocks)
 
 
+def tell(text: str, label: str = "", stream: TextIO | None = None) -> None:
+    """Print a line for a person on stderr, unless another stream is named; on a terminal it breaks between words."""
+    stream = stream or sys.stderr
+    _print(wrap(text, columns(stream), label, " " * len(label)), stream)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:  # the reader is gone: the run goes on without it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class _Above(io.TextIOBase):
     """What other code writes to a terminal with a status line: whole lines, above it."""
 
@@ -140,20 +153,14 @@ class Progress:
             self._bar.update(step - self._bar.n)
         elif now - self._printed >= self.interval or step >= self.steps:
             self._printed = now
-            self._print(_fitting(number, loss, metric, tokens_per_s, left, None)[0])
+            _print(_fitting(number, loss, metric, tokens_per_s, left, None)[0], self.stream)
 
     def text(self, text: str) -> None:
         """Print above the status line: a sample, the result of an evaluation, a message."""
         if self._bar is None:
-            self._print(text)
+            _print(text, self.stream)
         else:
             self._bar.write(text, file=self.stream)
-
-    def _print(self, text: str) -> None:
-        try:
-            print(text, file=self.stream, flush=True)
-        except OSError:  # the reader is gone: the run goes on without it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def close(self) -> None:
         """Leave the last status line as it is, and the cursor below it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,7 @@ from .lock import LOCK, held
 from .log import DAMAGED, LOG, Log
 from .optim import cosine
 from .picture import CURVE, plot
-from .report import Progress, count, duration
+from .report import Progress, count, duration, tell
 from .signals import Stop
 from .task import Task
 from .trainer import Trainer
@@ -59,7 +58,7 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
         origin = checkpoint.load_run(run.init_from) if run.init_from and resumed is None else None
         task = _begin(experiment, resumed, origin)
         for label, text in task.about():
-            print(f"{label:<9} {text}", file=sys.stderr)
+            tell(text, f"{label:<9} ")
         if resumed is None:
             directory = _folder(experiment)
             lock.enter_context(_new(directory, run.overwrite))
@@ -163,7 +162,7 @@ class _Session:
                        f"it never reaches --lr {run.lr:g}")
         workers = f"{trainer.workers} worker thread{'s' * (trainer.workers > 1)}" if run.device == "cpu" else run.device
         name, size = self.experiment.variant.name, count(trainer.parameters)
-        print(f"model     {name}, {size} parameters, {workers}, folder {self.directory}", file=sys.stderr)
+        tell(f"{name}, {size} parameters, {workers}, folder {self.directory}", "model     ")
         with compiler.at_compilation(self._announce_compilation):
             if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
                 if run.overwrite and (reason := trainer.find_nonfinite(self.task.batch(0), 0)):
@@ -223,7 +222,7 @@ class _Session:
                 self._warn_if_long((time.perf_counter() - timed) / TIMED_STEPS * (run.steps - done))
             if done < run.steps and (stopped or reason):
                 because = "" if stopped else f": {reason}"
-                progress.text(f"stopped after step {done}{because}; continue with: minitv train --resume {self.directory}")
+                tell(f"stopped after step {done}{because}; continue with: minitv train --resume {self.directory}")
                 if stopped:
                     return 128 + stopped
                 break
@@ -266,8 +265,7 @@ class _Session:
     def _report(self, step: int, record: Mapping[str, Any]) -> None:
         task, value = self.task, record[f"val_{self.task.key}"]
         self.last_value = value
-        self.progress.text(f"step {step}: held-out loss {record['val_loss']:.4f} nats, {value:.3f} {task.metric}, "
-                           f"{task.verdict(value)}")
+        tell(f"step {step}: held-out loss {record['val_loss']:.4f} nats, {value:.3f} {task.metric}, {task.verdict(value)}")
         if text := task.show(self.trainer.model, Random(self.run.seed).split(SHOWN, step)):
             self.progress.text("\n".join("    " + line for line in text.split("\n")))
 
@@ -283,10 +281,7 @@ class _Session:
                        "--resume, and --minutes or --steps end it earlier")
 
     def _note(self, text: str, label: str = "note      ") -> None:
-        if self.progress is None:
-            print(label + text, file=sys.stderr, flush=True)
-        else:
-            self.progress.text(label + text)
+        tell(text, label)
 
     def _note_jump(self, resumed: checkpoint.Checkpoint, first: int) -> None:
         """Say how the learning rate jumps when more steps than before stretch its schedule."""
@@ -359,12 +354,11 @@ class _Session:
 
     def _finish(self) -> None:
         task = self.task
-        print(f"done in {duration(self._elapsed())}; {task.after.format(directory=self.directory)}", file=sys.stderr)
+        tell(f"done in {duration(self._elapsed())}; {task.after.format(directory=self.directory)}")
         if self.best_step and math.isfinite(self.best_value) and self.best_value != self.last_value:
-            print(f"note      the held-out loss was lowest at step {self.best_step} ({self.best_value:.3f} {task.metric}, "
-                  f"{self.last_value:.3f} at the end); those weights are the checkpoint 'best': --checkpoint best",
-                  file=sys.stderr)
+            self._note(f"the held-out loss was lowest at step {self.best_step} ({self.best_value:.3f} {task.metric}, "
+                       f"{self.last_value:.3f} at the end); those weights are the checkpoint 'best': --checkpoint best")
         try:
-            print(f"curve: {plot([self.directory])}", file=sys.stderr)
+            tell(f"curve: {plot([self.directory])}")
         except UserError as error:
-            print(f"no picture of the curve: {error}", file=sys.stderr)
+            tell(f"no picture of the curve: {error}")

@@ -224,6 +224,15 @@ def test_lines_break_between_words(width):
         assert words == ["name", *text.split()]
 
 
+def test_a_message_breaks_on_a_terminal_alone(monkeypatch):
+    terminal, pipe = Terminal(), io.StringIO()
+    monkeypatch.setattr(report, "columns", lambda stream: 30 if stream.isatty() else None)
+    for stream in (terminal, pipe):
+        report.tell("transformer, 14.4k parameters, folder w", "model     ", stream)
+    assert terminal.getvalue() == "model     transformer, 14.4k\n          parameters, folder w\n"
+    assert pipe.getvalue() == "model     transformer, 14.4k parameters, folder w\n"
+
+
 def test_without_a_width_a_line_stays_as_it_is():
     assert wrap("a  b " * 99, None, "> ") == "> " + "a  b " * 99
     assert wrap("", 20, "  x  ") == "  x"
