@@ -52,20 +52,28 @@ def cpu_kernel(function: Callable) -> Callable:
 
 
 class Inner(CPUDispatcher):
-    """A function that only kernels call. Numba compiles no entry for Python, and one version for constants and variables."""
+    """A function that only kernels call: without an entry for Python and, unless said, without versions for constants."""
 
     def get_call_template(self, args, kws):
-        """As Numba's, which would make one version for each combination of constant arguments."""
-        return super().get_call_template([types.unliteral(kind) for kind in args], kws)
+        """As Numba's, which makes a version for each combination of constant arguments."""
+        return super().get_call_template(args if self.constants else [types.unliteral(kind) for kind in args], kws)
 
     def __call__(self, *args):
         raise TypeError(f"{self.__name__} is for use inside kernels")
 
 
-def inner(function: Callable, **flags) -> Callable:
-    """Compile a function that only kernels call."""
-    flags = {**FLAGS, "nopython": True, "no_cpython_wrapper": True, **flags}
-    return function if unavailable() else Inner(function, targetoptions=flags)
+def inner(function: Callable | None = None, *, constants: bool = False, **flags) -> Callable:
+    """Compile a function that only kernels call, with ``constants`` once for each combination of constant arguments.
+
+    A loop whose steps are known is faster, but each version takes the compiler a quarter of a second.
+    """
+    if function is None:
+        return lambda function: inner(function, constants=constants)
+    if unavailable():
+        return function
+    made = Inner(function, targetoptions={**FLAGS, "nopython": True, "no_cpython_wrapper": True, **flags})
+    made.constants = constants
+    return made
 
 
 def inline(function: Callable | None = None, *, exact: bool = False) -> Callable:

@@ -34,7 +34,7 @@ def accumulate(out, o, a, x, row, term, b, c, rows, terms):
     raise TypeError("for use inside kernels")
 
 
-@overload(accumulate, jit_options=FLAGS)
+@overload(accumulate, jit_options={**FLAGS, "forceinline": True})
 def _(out, o, a, x, row, term, b, c, rows, terms):
     return _accumulate_tiles if TILES and out.dtype == types.float32 else _accumulate_loops
 
@@ -74,7 +74,7 @@ def _accumulate_loops(out, o, a, x, row, term, b, c, rows, terms):
                 out[i + e + L3] = s3
 
 
-@inner
+@inner(constants=True)
 def copy(out, o, row, a, i, step, rows, columns, scale):
     """out[o + row r + c] = scale * a[i + step r + c], for r < rows and c < columns <= 32.
 
@@ -149,7 +149,7 @@ def transpose(out, panels, spare):
             out[j], out[j + U1] = x0, x1
 
 
-@inner
+@inline
 def _weigh(out, o, a, x, row, term, b, c, rows, terms, sound):
     """`accumulate` for weights `a`. Unless `b` is `sound`, all finite, a zero hides its row: 0 * NaN and 0 * inf count as 0."""
     if sound:
