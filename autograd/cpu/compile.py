@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator
 
 import llvmlite.binding as llvm
 import numba
+from numba import types
 from numba.core.event import Listener, install_listener
+from numba.core.registry import CPUDispatcher
 
 from .disk import Kept, cache_directory
 
 FLAGS = {
     "nogil": True,
+    "no_cfunc_wrapper": True,  # nobody calls them from C
     "boundscheck": False,
     "error_model": "numpy",
     "fastmath": {"contract", "nsz", "reassoc"},
@@ -48,14 +51,39 @@ def cpu_kernel(function: Callable) -> Callable:
     return kernel
 
 
+class Inner(CPUDispatcher):
+    """A function that only kernels call: without an entry for Python and, unless said, without versions for constants."""
+
+    def get_call_template(self, args, kws):
+        """As Numba's, which makes a version for each combination of constant arguments."""
+        return super().get_call_template(args if self.constants else [types.unliteral(kind) for kind in args], kws)
+
+    def __call__(self, *args):
+        raise TypeError(f"{self.__name__} is for use inside kernels")
+
+
+def inner(function: Callable | None = None, *, constants: bool = False, **flags) -> Callable:
+    """Compile a function that only kernels call, with ``constants`` once for each combination of constant arguments.
+
+    A loop whose steps are known is faster, but each version takes the compiler a quarter of a second.
+    """
+    if function is None:
+        return lambda function: inner(function, constants=constants)
+    if unavailable():
+        return function
+    made = Inner(function, targetoptions={**FLAGS, "nopython": True, "no_cpython_wrapper": True, **flags})
+    made.constants = constants
+    return made
+
+
 def inline(function: Callable | None = None, *, exact: bool = False) -> Callable:
-    """A helper that disappears into the kernels that call it.
+    """A function that disappears into the kernels that call it.
 
     With ``exact`` no sum in it is regrouped, not with those around it either: for differences whose digits count.
     """
     if function is None:
         return lambda function: inline(function, exact=exact)
-    return numba.njit(forceinline=True, **(EXACT if exact else FLAGS))(function)
+    return inner(function, forceinline=True, fastmath=(EXACT if exact else FLAGS)["fastmath"])
 
 
 class _First(Listener):

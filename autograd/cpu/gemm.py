@@ -33,7 +33,7 @@ import numba
 import numpy as np
 from numba import types
 
-from .compile import WIDE_VECTORS, cpu_kernel, inline, unavailable
+from .compile import WIDE_VECTORS, cpu_kernel, inline, inner, unavailable
 from .vectors import repeat, vectorized
 
 AVAILABLE = (not unavailable() and all(map(llvm.get_host_cpu_features().get, ("avx2", "fma")))
@@ -108,7 +108,7 @@ def _vectors(columns):
     return 2 if whole == 4 else min(3, max(1, whole))
 
 
-@cpu_kernel
+@inner
 def _panel(to, width, depth, columns, b, b_row, b_column, zeros):
     """Copy b[:depth, :columns] to a panel [depth, width], with zeros beyond; then the panel is one vector wide."""
     whole, deep = columns // LANES * LANES, depth // LANES * LANES
@@ -125,7 +125,7 @@ def _panel(to, width, depth, columns, b, b_row, b_column, zeros):
     _copy(depth, columns - whole, to + 4 * whole, 4 * width, b + whole * b_column, b_row, b_column)
 
 
-@cpu_kernel
+@inner
 def _strips(to, depth, rows, a, a_row, a_column, zeros):
     """Copy a[:rows, :depth] to strips [rows / ROWS, depth, ROWS], with zeros in the rows beyond."""
     r = 0

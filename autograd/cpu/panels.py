@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import overload
 
 from . import gemm
-from .compile import FLAGS, cpu_kernel, inline
+from .compile import FLAGS, inline, inner
 from .gemm import ROWS, tile
 
 LANES = 32  # numbers in a panel's row: two 512-bit vectors of float32
@@ -34,7 +34,7 @@ def accumulate(out, o, a, x, row, term, b, c, rows, terms):
     raise TypeError("for use inside kernels")
 
 
-@overload(accumulate, jit_options=FLAGS)
+@overload(accumulate, jit_options={**FLAGS, "forceinline": True})
 def _(out, o, a, x, row, term, b, c, rows, terms):
     return _accumulate_tiles if TILES and out.dtype == types.float32 else _accumulate_loops
 
@@ -74,7 +74,7 @@ def _accumulate_loops(out, o, a, x, row, term, b, c, rows, terms):
                 out[i + e + L3] = s3
 
 
-@cpu_kernel
+@inner(constants=True)
 def copy(out, o, row, a, i, step, rows, columns, scale):
     """out[o + row r + c] = scale * a[i + step r + c], for r < rows and c < columns <= 32.
 
@@ -92,7 +92,7 @@ def copy(out, o, row, a, i, step, rows, columns, scale):
             out[o + r * row + c] = a[i + r * step + c] * scale
 
 
-@cpu_kernel
+@inner
 def load(panels, pitch, x, b, h, t, rows, width, scale):
     """Copy `rows` rows of a matrix [B H T d], from position t of head h of sequence b on, times `scale`, into panels of
     `pitch` rows, with zeros in the rows beyond. x is what `flat` gives.
@@ -104,7 +104,7 @@ def load(panels, pitch, x, b, h, t, rows, width, scale):
         panels[left * pitch + rows * LANES : (left + LANES) * pitch] = 0
 
 
-@cpu_kernel
+@inner
 def store(x, b, h, t, panels, pitch, rows, width, scale):
     """Copy panels of `pitch` rows, times `scale`, into `rows` rows of a matrix [B H T d] as `load` reads it."""
     out, (by_sequence, by_head, by_row) = x
@@ -113,7 +113,7 @@ def store(x, b, h, t, panels, pitch, rows, width, scale):
         copy(out, start + left, by_row, panels, left * pitch, LANES, rows, min(LANES, width - left), scale)
 
 
-@cpu_kernel
+@inner
 def finite(panels):
     """Whether all numbers are finite."""
     zero = panels.dtype.type(0)
@@ -123,7 +123,7 @@ def finite(panels):
     return check == 0
 
 
-@cpu_kernel
+@inner
 def transpose(out, panels, spare):
     """Panels of 32 rows, [width / 32, 32, 32], to their transpose [width, 32].
 
@@ -149,7 +149,7 @@ def transpose(out, panels, spare):
             out[j], out[j + U1] = x0, x1
 
 
-@cpu_kernel
+@inline
 def _weigh(out, o, a, x, row, term, b, c, rows, terms, sound):
     """`accumulate` for weights `a`. Unless `b` is `sound`, all finite, a zero hides its row: 0 * NaN and 0 * inf count as 0."""
     if sound:
@@ -163,7 +163,7 @@ def _weigh(out, o, a, x, row, term, b, c, rows, terms, sound):
                     out[o + LANES * r + e] += weight * b[c + LANES * t + e]
 
 
-@cpu_kernel
+@inner
 def add_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, columns, sound):
     """out[r, c] += sum over t < depth of a[r, t] * b[t, c], for r < rows and c < columns; all three are panels.
 
@@ -176,7 +176,7 @@ def add_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, columns, so
             _weigh(out, right * out_pitch, a, left * a_pitch, LANES, 1, b, right * b_pitch + left * LANES, rows, terms, sound)
 
 
-@cpu_kernel
+@inner
 def add_adjoint_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, columns, sound):
     """out[r, c] += sum over t < depth of a[t, r] * b[t, c], as `add_product` with `a` transposed and any number of rows."""
     for right in range(0, columns, LANES):
@@ -185,14 +185,14 @@ def add_adjoint_product(out, out_pitch, a, a_pitch, b, b_pitch, rows, depth, col
             _weigh(out, at, a, down * a_pitch, 1, LANES, b, right * b_pitch, some, padded(depth, 4), sound)
 
 
-@cpu_kernel
+@inner
 def product(out, a, pitch, b, rows, width):
     """out[r, e] = sum over c < width of a[r, c] * b[c, e], for r < rows and e < 32; `a` is in panels."""
     out[: rows * LANES] = 0
     add_product(out, rows, a, pitch, b, width, rows, width, LANES, True)
 
 
-@cpu_kernel
+@inner
 def scale_rows(panels, pitch, rows, width, factors):
     """panels[r, c] *= factors[r]; up to 3 rows more than `rows` change too."""
     for left in range(U(0), U(width), L1):
@@ -203,7 +203,7 @@ def scale_rows(panels, pitch, rows, width, factors):
                 panels[i + e], panels[i + e + L1], panels[i + e + L2], panels[i + e + L3] = x0 * f0, x1 * f1, x2 * f2, x3 * f3
 
 
-@cpu_kernel
+@inner
 def add_rows(out, panel, rows, factors):
     """out[e] += sum of factors[r] * panel[r, e], for r < rows and e < 32; rows up to a multiple of 4 are zero."""
     for r in range(U(0), U(rows), U4):
@@ -213,7 +213,7 @@ def add_rows(out, panel, rows, factors):
             out[e] += f0 * x0 + f1 * x1 + f2 * x2 + f3 * x3
 
 
-@cpu_kernel
+@inner
 def dot(a, b):
     """The sum of all a[i] * b[i]."""
     total = a.dtype.type(0)
@@ -222,7 +222,7 @@ def dot(a, b):
     return total
 
 
-@cpu_kernel
+@inner
 def dot_rows(out, a, b, pitch, rows, width):
     """out[r] = sum over c < width of a[r, c] * b[r, c], for r < rows; both are panels of `pitch` rows."""
     for r in range(rows):
@@ -232,7 +232,7 @@ def dot_rows(out, a, b, pitch, rows, width):
             out[r] += dot(a[at : at + LANES], b[at : at + LANES])
 
 
-@cpu_kernel
+@inner
 def dot_columns(out, a, b, width):
     """out[e] = sum over c < width of a[c, e] * b[c, e], for e < 32, in the order of `product`: where the numbers are the same,
     both sums have the same bits.

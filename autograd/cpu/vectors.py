@@ -26,7 +26,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compile import EXACT, cpu_kernel
+from .compile import EXACT, inner
 
 BYTES = 64  # of a vector
 LONG, FLOAT = ir.IntType(64), ir.FloatType()
@@ -219,7 +219,7 @@ def copy_rows(to, o, to_row, source, i, source_row, rows):
     repeat(rows, [], body)
 
 
-@cpu_kernel
+@inner
 def scratch(size, like):
     """``size`` zeros on a 64-byte boundary, so that no vector straddles two cache lines."""
     raw = np.zeros(size + BYTES // like.itemsize, like.dtype)

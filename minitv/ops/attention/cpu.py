@@ -20,7 +20,7 @@ import math
 
 import numpy as np
 
-from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.compile import cpu_kernel, inner
 from autograd.cpu.math import exp
 from autograd.cpu.panels import (
     L1,
@@ -47,7 +47,7 @@ TILE = 128  # keys a tile; its scores (16 KiB in float32) stay in the first-leve
 INF = math.inf
 
 
-@cpu_kernel
+@inner
 def _hide(scores, first, keys, S, last, mask, mask_start, mask_strides, queries):
     """Set hidden scores to -inf: keys past the end, keys past what causality allows, and where the mask is False.
 
@@ -66,7 +66,7 @@ def _hide(scores, first, keys, S, last, mask, mask_start, mask_strides, queries)
                     scores[key * L1 + e] = -INF
 
 
-@cpu_kernel
+@inner
 def _draw(keep, drop, head, query, first, keys):
     """The dropout factors of a tile, 0 or 1 / (1 - p).
 
@@ -85,7 +85,7 @@ def _draw(keep, drop, head, query, first, keys):
             row[e + 3 * LANES] = factor if w3 >= threshold else zero
 
 
-@cpu_kernel
+@inner
 def _softmax(scores, keys, top, shift, fade, total):
     """exp(score - maximum) in place, with the running maximum `top` and sum `total` of each lane.
 

@@ -19,7 +19,7 @@ import functools
 import numpy as np
 
 from autograd.cpu import fft
-from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.compile import cpu_kernel, inner
 from autograd.cpu.fft import Complex
 from autograd.cpu.vectors import BYTES, copy_rows, scratch, vectorized
 from autograd.ops.causal_conv1d.cpu import convolve, correlate, widened
@@ -72,7 +72,7 @@ def _correlate_single(total, work, signal, i):
         total.store(part, total.load(part) + work.load(part) * signal.load(part))
 
 
-@cpu_kernel
+@inner
 def _load(work, lanes, x, start, re, im, width, rows):
     """Two vectors of channels as the real and imaginary parts of the first points; the others are 0."""
     copy_rows(work, 0, 2 * lanes, x, start + re, width, rows)
@@ -80,14 +80,14 @@ def _load(work, lanes, x, start, re, im, width, rows):
     work[2 * lanes * rows :] = 0
 
 
-@cpu_kernel
+@inner
 def _store(y, start, re, im, width, work, point, lanes, rows):
     """The points from ``point`` on as two vectors of channels."""
     copy_rows(y, start + re, width, work, 2 * lanes * point, 2 * lanes, rows)
     copy_rows(y, start + im, width, work, 2 * lanes * point + lanes, 2 * lanes, rows)
 
 
-@cpu_kernel
+@inner
 def _load_taps(work, lanes, taps, first, re, im, width, plan, pairs, row):
     """The transform of two vectors of filters, split into a and b. Lags below 0 are the last points."""
     past = taps.size // width + first

@@ -23,7 +23,7 @@ import math
 
 import numpy as np
 
-from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.compile import cpu_kernel, inner
 from autograd.cpu.panels import (
     LANES,
     add_adjoint_product,
@@ -49,7 +49,7 @@ BLOCK = LANES * LANES
 NONE, DECAY, PAPER = range(len(NORMALIZATIONS))
 
 
-@cpu_kernel
+@inner
 def _tables(decay, tiny, power, slope, total, weight, weight_slope):
     """decay^i, i decay^(i-1) and the sum of decay^0 .. decay^i; for weights by lag, [lag + 31], which are 0 below lag 0."""
     p, before, s = 1.0, 0.0, 0.0
@@ -62,7 +62,7 @@ def _tables(decay, tiny, power, slope, total, weight, weight_slope):
             p = 0.0
 
 
-@cpu_kernel
+@inner
 def _decay_scores(scores, weights):
     """scores *= weights, elementwise; a weight of 0 hides what is not seen, which may be NaN."""
     zero = scores.dtype.type(0)
@@ -70,7 +70,7 @@ def _decay_scores(scores, weights):
         scores[i] = scores[i] * weights[i] if weights[i] != zero else zero
 
 
-@cpu_kernel
+@inner
 def _fade(out, a, factor, tiny):
     """out = factor * a, without subnormal numbers."""
     zero, least = out.dtype.type(0), out.dtype.type(tiny)
@@ -79,7 +79,7 @@ def _fade(out, a, factor, tiny):
         out[i] = x if abs(x) >= least else zero
 
 
-@cpu_kernel
+@inner
 def _row_scores(out, scores, keys, across, z, power, ones):
     """q · z of 32 queries: the sums of their decayed scores, and what comes from the state."""
     out[:] = 0
@@ -158,7 +158,7 @@ def _forward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, inverse
         count_end[head] = n
 
 
-@cpu_kernel
+@inner
 def _add_carried(gk, keys_k, pitch, width, gz, power, slope, m):
     """gK from the next state: add gz', decay; returns what it says of the decay."""
     found = 0.0
@@ -176,7 +176,7 @@ def _add_carried(gk, keys_k, pitch, width, gz, power, slope, m):
     return found
 
 
-@cpu_kernel
+@inner
 def _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes, of_decay):
     """A and gA from the scores and G Vᵀ, 0 where a decay is; adds to `lanes` what they say of the decay, if that is wanted."""
     zero = scores.dtype.type(0)
@@ -197,7 +197,7 @@ def _decay_both(scores, grads, keys, query, weight, weight_slope, r, lanes, of_d
                 grad[e] = g * factors[e] if factors[e] != zero else zero
 
 
-@cpu_kernel
+@inner
 def _begun(gq, across, z, r, power, slope, lanes):
     """gQᵀ from the state before: decay it, with r z; adds to `lanes` what it says of the decay."""
     for k in range(z.size):

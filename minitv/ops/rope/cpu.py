@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.compile import cpu_kernel, inner
 from autograd.cpu.panels import U1, U, flat
 
 from . import turns
 
 
-@cpu_kernel
+@inner
 def _adjacent(out, row, cos, sin, scale, sign):
     for j in range(U(cos.size)):
         i = U(2) * j
@@ -16,7 +16,7 @@ def _adjacent(out, row, cos, sin, scale, sign):
         out[i], out[i + U1] = a * cos[j] - b * s, a * s + b * cos[j]
 
 
-@cpu_kernel
+@inner
 def _half(out, row, cos, sin, scale, sign):
     pairs = U(cos.size)
     for j in range(pairs):
