@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autograd import GraphError, NonFiniteError, check_mode, distance, no_grad, use
+from autograd import GraphError, NonFiniteError, check_mode, cross_entropy, distance, no_grad, use
 from autograd.cpu import gemm
 from autograd.metric import TOLERANCE
 from autograd.random import Random
@@ -24,7 +25,7 @@ from minitv.cli import main
 from minitv.data import Batches
 from minitv.experiment import WEIGHTS, Experiment
 from minitv.log import LOG, read_log
-from minitv.task import Batch
+from minitv.task import NOTHING, Batch
 from minitv.trainer import Trainer
 from tests.minitv.models import Ids, configure, mean_loss
 
@@ -565,6 +566,64 @@ def test_parts_of_a_batch_add_up_to_the_batch(exact, micro, threads):
     finally:
         whole.close()
         parts.close()
+
+
+def test_answers_count_alike_in_small_and_in_large_parts_of_a_batch(exact):
+    """Half of the labels ask for nothing, and parts with 0 to all answers give the loss and the gradient of the whole."""
+    inputs, labels = batch()
+    labels = np.where(np.random.default_rng(1).random(labels.shape) < 0.5, labels, NOTHING)
+    labels[2] = NOTHING
+    asked = labels != NOTHING
+    model = configure("transformer", **SMALL).build(9)
+    value = cross_entropy(model(inputs, at=np.flatnonzero(asked)), labels[asked])
+    value.backward()
+    norm = math.sqrt(sum((p.grad.numpy() ** 2).sum() for p in model.parameters()))
+    found = []
+    for micro, threads in ((10**9, 1), (6, 1), (12, 1), (18, 1), (10**9, 4), (6, 4)):
+        made = trainer(threads=threads, micro=micro)
+        try:
+            sums = made.evaluate(Batch(inputs, labels))
+            loss, gradients = gradient(made, Batch(inputs, labels))
+            found.append((gradients, made.optimizer.param.copy()))
+        finally:
+            made.close()
+        assert loss == pytest.approx(value.item(), rel=1e-13) and made.grad_norm == pytest.approx(norm, rel=1e-12)
+        assert sums[1] == asked.sum() and sums[0] / sums[1] == pytest.approx(value.item(), rel=1e-13)
+    for gradients, weights in found[1:]:
+        np.testing.assert_allclose(gradients, found[0][0], rtol=1e-9, atol=1e-14)
+        np.testing.assert_allclose(weights, found[0][1], rtol=1e-7, atol=1e-10)
+
+
+def test_a_batch_without_answers_changes_no_weights(exact):
+    made, data = trainer(threads=2, micro=6, weight_decay=0.0), batch()
+    before = made.optimizer.param.copy()
+    try:
+        assert made.step(Batch(data.inputs, np.full_like(data.labels, NOTHING)), 0) == 0 and made.grad_norm == 0
+        assert np.array_equal(made.optimizer.param, before)
+    finally:
+        made.close()
+
+
+@posix
+def test_a_trainer_works_after_a_fork(exact):
+    """The child has none of the worker threads: it starts its own, and takes the step that the parent takes."""
+    made = trainer(threads=2, micro=6)
+    try:
+        made.step(batch(), 0)
+        ours, theirs = multiprocessing.get_context("fork").Pipe()
+
+        def child():
+            theirs.send(made.step(batch(1), 1))
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        arrived = ours.poll(60)
+        process.kill()
+        process.join()
+        assert arrived, "the step of the child does not end"
+        assert ours.recv() == made.step(batch(1), 1)
+    finally:
+        made.close()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
