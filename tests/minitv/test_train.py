@@ -22,10 +22,13 @@ from autograd.random import Random
 from autograd.routes import Kernel
 from minitv import checkpoint
 from minitv.cli import main
+from minitv.config import settings
 from minitv.data import Batches
 from minitv.experiment import WEIGHTS, Experiment
 from minitv.log import LOG, read_log
+from minitv.options import ModelOptions, TrainOptions
 from minitv.task import NOTHING, Batch
+from minitv.tasks.text import TextOptions
 from minitv.trainer import Trainer
 from tests.minitv.models import Ids, configure, mean_loss
 
@@ -201,6 +204,48 @@ def test_stopped_and_resumed_without_evaluation_is_the_same_run(whole, tmp_path,
     assert not checkpoint.exists("run", "best")
     trained = [line for line in lines(run)[1:] if line["step"]]  # without the evaluation before training
     assert [{k: v for k, v in line.items() if k not in ("val_loss", "val_bpc")} for line in trained] == lines("run")[1:]
+
+
+def as_before_there_were_tasks(folder):
+    """Write a checkpoint as earlier versions did: without a task, with the text's options among those of the run."""
+    saved = checkpoint.load(folder)
+    config = saved.state["config"]
+    text = {name: value for name, value in config.pop("data").items() if not settings(TextOptions)[name].newer}
+    known = settings(ModelOptions) | settings(TrainOptions)
+    for part in ("model", "run"):
+        config[part] = {name: value for name, value in config[part].items() if not known[name].newer}
+    config["run"] |= text
+    del config["task"]
+    state = {key: value for key, value in saved.state.items() if key not in ("vocab", "best_step")}
+    checkpoint.save(folder, "last", model=saved.model, optimizer=saved.optimizer, state=state)
+
+
+@posix
+@pytest.mark.parametrize("variant", ["transformer", "rwkv", "hyena"])
+def test_a_checkpoint_of_an_earlier_version_is_resumed_and_writes(text, quickly, monkeypatch, capsys, variant):
+    options = [variant, "--data", text, "--context", "8", "--width", "16", "--layers", "1", "--batch", "5", "--steps", "8",
+               "--eval-every", "4", "--sample-tokens", "0", "--dropout", "0.2", "--tokenizer", "byte"]
+    assert quickly(*options, "--out", "whole")[0] == 0
+    step = Trainer.step
+
+    def stopping(self, batch, number):
+        if number == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    assert quickly(*options, "--out", "run")[0] == 143
+    monkeypatch.setattr(Trainer, "step", step)
+    assert main(["sample", "run", "--tokens", "30"]) == 0
+    written = capsys.readouterr().out
+    as_before_there_were_tasks("run")
+    assert set(checkpoint.load("run").state["config"]) == {"variant", "model", "mixer", "run"}
+    assert main(["sample", "run", "--tokens", "30"]) == 0
+    assert capsys.readouterr().out == written
+    code, err = quickly("--resume", "run")
+    assert code == 0, err
+    (expected, _), (got, steps) = arrays("whole"), arrays("run")
+    assert steps == 8 and all(expected[key].tobytes() == got[key].tobytes() for key in expected)
 
 
 def test_another_seed_is_another_run(text, quickly):
