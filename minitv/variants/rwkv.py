@@ -37,7 +37,7 @@ class RWKVOptions:
     """rwkv"""
 
     ffn_width: float | None = option(
-        None, "hidden size of channel mixing, in widths; none = --ffn-multiple, 4 in the paper", above=0
+        None, "hidden size of channel mixing, in widths; none = 4, as in the paper", above=0
     )
 
     __post_init__ = check
@@ -159,6 +159,7 @@ RWKV = Variant(
     tables=init_tables,
     # As in the paper, but for hidden layers of 3.5 widths, which make up for the head of its own and the receptances.
     overrides=dict(positions="none", embed_norm=True, ffn_width=3.5, activation="relu_squared", bias=True, tied=False),
+    without=("ffn_multiple", "init_std"),  # it has --ffn-width and a rule for every weight
     fused="rwkv",
     page=Page(
         formula="y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (Σ_{i<t} e^((t-1-i) w + k_i) + e^(u + k_t)) in "

@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -14,17 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autograd import GraphError, NonFiniteError, check_mode, distance, no_grad, use
+from autograd import GraphError, NonFiniteError, check_mode, cross_entropy, distance, no_grad, use
 from autograd.cpu import gemm
 from autograd.metric import TOLERANCE
 from autograd.random import Random
 from autograd.routes import Kernel
 from minitv import checkpoint
 from minitv.cli import main
+from minitv.config import settings
 from minitv.data import Batches
 from minitv.experiment import WEIGHTS, Experiment
 from minitv.log import LOG, read_log
-from minitv.task import Batch
+from minitv.options import ModelOptions, TrainOptions
+from minitv.task import NOTHING, Batch
+from minitv.tasks.text import TextOptions
 from minitv.trainer import Trainer
 from tests.minitv.models import Ids, configure, mean_loss
 
@@ -200,6 +204,48 @@ def test_stopped_and_resumed_without_evaluation_is_the_same_run(whole, tmp_path,
     assert not checkpoint.exists("run", "best")
     trained = [line for line in lines(run)[1:] if line["step"]]  # without the evaluation before training
     assert [{k: v for k, v in line.items() if k not in ("val_loss", "val_bpc")} for line in trained] == lines("run")[1:]
+
+
+def as_before_there_were_tasks(folder):
+    """Write a checkpoint as earlier versions did: without a task, with the text's options among those of the run."""
+    saved = checkpoint.load(folder)
+    config = saved.state["config"]
+    text = {name: value for name, value in config.pop("data").items() if not settings(TextOptions)[name].newer}
+    known = settings(ModelOptions) | settings(TrainOptions)
+    for part in ("model", "run"):
+        config[part] = {name: value for name, value in config[part].items() if not known[name].newer}
+    config["run"] |= text
+    del config["task"]
+    state = {key: value for key, value in saved.state.items() if key not in ("vocab", "best_step")}
+    checkpoint.save(folder, "last", model=saved.model, optimizer=saved.optimizer, state=state)
+
+
+@posix
+@pytest.mark.parametrize("variant", ["transformer", "rwkv", "hyena"])
+def test_a_checkpoint_of_an_earlier_version_is_resumed_and_writes(text, quickly, monkeypatch, capsys, variant):
+    options = [variant, "--data", text, "--context", "8", "--width", "16", "--layers", "1", "--batch", "5", "--steps", "8",
+               "--eval-every", "4", "--sample-tokens", "0", "--dropout", "0.2", "--tokenizer", "byte"]
+    assert quickly(*options, "--out", "whole")[0] == 0
+    step = Trainer.step
+
+    def stopping(self, batch, number):
+        if number == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    assert quickly(*options, "--out", "run")[0] == 143
+    monkeypatch.setattr(Trainer, "step", step)
+    assert main(["sample", "run", "--tokens", "30"]) == 0
+    written = capsys.readouterr().out
+    as_before_there_were_tasks("run")
+    assert set(checkpoint.load("run").state["config"]) == {"variant", "model", "mixer", "run"}
+    assert main(["sample", "run", "--tokens", "30"]) == 0
+    assert capsys.readouterr().out == written
+    code, err = quickly("--resume", "run")
+    assert code == 0, err
+    (expected, _), (got, steps) = arrays("whole"), arrays("run")
+    assert steps == 8 and all(expected[key].tobytes() == got[key].tobytes() for key in expected)
 
 
 def test_another_seed_is_another_run(text, quickly):
@@ -565,6 +611,64 @@ def test_parts_of_a_batch_add_up_to_the_batch(exact, micro, threads):
     finally:
         whole.close()
         parts.close()
+
+
+def test_answers_count_alike_in_small_and_in_large_parts_of_a_batch(exact):
+    """Half of the labels ask for nothing, and parts with 0 to all answers give the loss and the gradient of the whole."""
+    inputs, labels = batch()
+    labels = np.where(np.random.default_rng(1).random(labels.shape) < 0.5, labels, NOTHING)
+    labels[2] = NOTHING
+    asked = labels != NOTHING
+    model = configure("transformer", **SMALL).build(9)
+    value = cross_entropy(model(inputs, at=np.flatnonzero(asked)), labels[asked])
+    value.backward()
+    norm = math.sqrt(sum((p.grad.numpy() ** 2).sum() for p in model.parameters()))
+    found = []
+    for micro, threads in ((10**9, 1), (6, 1), (12, 1), (18, 1), (10**9, 4), (6, 4)):
+        made = trainer(threads=threads, micro=micro)
+        try:
+            sums = made.evaluate(Batch(inputs, labels))
+            loss, gradients = gradient(made, Batch(inputs, labels))
+            found.append((gradients, made.optimizer.param.copy()))
+        finally:
+            made.close()
+        assert loss == pytest.approx(value.item(), rel=1e-13) and made.grad_norm == pytest.approx(norm, rel=1e-12)
+        assert sums[1] == asked.sum() and sums[0] / sums[1] == pytest.approx(value.item(), rel=1e-13)
+    for gradients, weights in found[1:]:
+        np.testing.assert_allclose(gradients, found[0][0], rtol=1e-9, atol=1e-14)
+        np.testing.assert_allclose(weights, found[0][1], rtol=1e-7, atol=1e-10)
+
+
+def test_a_batch_without_answers_changes_no_weights(exact):
+    made, data = trainer(threads=2, micro=6, weight_decay=0.0), batch()
+    before = made.optimizer.param.copy()
+    try:
+        assert made.step(Batch(data.inputs, np.full_like(data.labels, NOTHING)), 0) == 0 and made.grad_norm == 0
+        assert np.array_equal(made.optimizer.param, before)
+    finally:
+        made.close()
+
+
+@posix
+def test_a_trainer_works_after_a_fork(exact):
+    """The child has none of the worker threads: it starts its own, and takes the step that the parent takes."""
+    made = trainer(threads=2, micro=6)
+    try:
+        made.step(batch(), 0)
+        ours, theirs = multiprocessing.get_context("fork").Pipe()
+
+        def child():
+            theirs.send(made.step(batch(1), 1))
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        arrived = ours.poll(60)
+        process.kill()
+        process.join()
+        assert arrived, "the step of the child does not end"
+        assert ours.recv() == made.step(batch(1), 1)
+    finally:
+        made.close()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
