@@ -41,7 +41,8 @@ def cache_directory() -> Path | None:
     """Where compiled kernels are kept, or None if no folder will do. NUMBA_CACHE_DIR decides where, if set."""
     root = Path(__file__).resolve().parents[1]
     stamp = hashlib.sha256()
-    for source in sorted({*root.glob("cpu/*.py"), *root.rglob("cpu*.py"), *root.parent.glob("minitv/**/cpu*.py")}):
+    for source in sorted({*root.glob("cpu/*.py"), *root.rglob("cpu*.py"), *root.parent.glob("minitv/**/cpu*.py"),
+                          *root.parent.glob("minitv/decode/*.py")}):
         stamp.update(source.read_bytes())
     machine = numba.__version__, platform.python_version(), numba.config.CPU_NAME, numba.config.CPU_FEATURES
     stamp.update(repr(machine).encode())

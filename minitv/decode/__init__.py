@@ -1,10 +1,15 @@
 """Decoder: a model that reads token after token, in two kernel calls a layer.
 
-A token needs each weight once, in a few small products: a step through the operators spends ten times as long in Python as
+A token needs each weight once, in a few small products: a step through the operators spends several times as long in Python as
 it does on arithmetic. The model's own ``prefill`` defines what the kernels compute, and takes their place where there are none.
+
+A variant's record names its page here, a module with the kernels of its halves of a block, beside the weights and states that
+they take: HALVES, subclasses of shared.Half, each of which says what it computes.
 """
 
 from __future__ import annotations
+
+import importlib
 
 import numpy as np
 
@@ -16,8 +21,6 @@ from autograd.errors import DomainError, ShapeError
 from ..blocks import PreNorm
 from ..models.lm import LanguageModel
 from ..stack import Stack
-from . import cpu
-from .halves import HALVES, Head, normed
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
 
@@ -51,23 +54,20 @@ class Decoder:
 
 
 class FusedDecoder(Decoder):
-    """A Decoder whose steps are kernel calls."""
+    """A Decoder whose steps are kernel calls, of a model that ``unread`` has nothing against."""
 
     def __init__(self, model: LanguageModel):
-        super().__init__(model)
-        self._blocks = [[HALVES[type(module)](norm, module, model) for norm, module in ((b.norm1, b.mixer), (b.norm2, b.ffn))]
-                        for b in model.blocks]
-        self._halves = [half for block in self._blocks for half in block]
-        self._embedding, self._head, self._position = model.embed.weight.data, Head(model), 0
-        self._embed_norm = None if model.embed_norm is None else normed(model.embed_norm)
-        self._x, self._spare = (np.empty(size, self._embedding.dtype) for size in (self._embedding.shape[1], 2))
+        from . import shared
 
-    @staticmethod
-    def reads(model: LanguageModel) -> bool:
-        """Whether the model is made of what kernels know, and they can be compiled."""
-        return (type(model.blocks) is Stack and model.encoding in ("learned", "none")
-                and all(type(b) is PreNorm and type(b.mixer) in HALVES and type(b.ffn) in HALVES for b in model.blocks)
-                and not is_cupy(model.embed.weight.data) and not unavailable())
+        super().__init__(model)
+        self._blocks = [[_half(model, module)(norm, module, model) for norm, module in halves] for halves in _halves(model)]
+        self._halves = [half for block in self._blocks for half in block]
+        self._embedding, self._head, self._position = model.embed.weight.data, shared.Head(model), 0
+        self._x, self._spare = (np.empty(size, self._embedding.dtype) for size in (self._embedding.shape[1], 2))
+        self._embed_norm = None
+        if model.embed_norm is not None:
+            norm = shared.norm_of(model.embed_norm)
+            self._embed_norm = shared.bound(shared.norm, self._x, norm, self._x, self._spare), norm
 
     @property
     def position(self) -> int:
@@ -81,7 +81,7 @@ class FusedDecoder(Decoder):
             logits, self._position = super().prefill(ids), len(ids)
         for halves, states in zip(self._blocks, self._state.blocks, strict=True):
             for half, state in zip(halves, states, strict=True):
-                half.load(state)
+                half.load(state, self._position)
         if few:
             for token in ids:
                 logits = self.step(token)
@@ -95,7 +95,8 @@ class FusedDecoder(Decoder):
             raise DomainError(f"the model knows the tokens 0 .. {len(self._embedding) - 1}, got {token}")
         x[:] = self._embedding[token]
         if self._embed_norm is not None:
-            cpu.norm(x, *self._embed_norm, x, self._spare)
+            compute, norm = self._embed_norm
+            compute(x, norm, x, self._spare)
         if model.positions is not None:
             x += model.positions.data[position]
         for half in self._halves:
@@ -104,6 +105,33 @@ class FusedDecoder(Decoder):
         return self._head(x)
 
 
+def _halves(model: LanguageModel) -> list[list[tuple]]:
+    """The norm and the module of every half of every block."""
+    return [[(norm, module) for norm, module in ((b.norm1, b.mixer), (b.norm2, b.ffn)) if module is not None] for b in model.blocks]
+
+
+def _half(model: LanguageModel, module):
+    """The class on the variant's page that computes a module, or None."""
+    page = importlib.import_module(f".{model.variant.fused}", __package__)
+    return next((half for half in page.HALVES if half.computes(module)), None)
+
+
+def unread(model: LanguageModel) -> str | None:
+    """Why no kernels can read a model, or None."""
+    if model.variant.fused is None:
+        return f"there are none for {model.variant.name}"
+    if reason := unavailable():
+        return reason
+    if is_cupy(model.embed.weight.data):
+        return "they run on the CPU"
+    if model.encoding not in ("learned", "none"):
+        return f"they know learned positions and none, not {model.encoding}"
+    if type(model.blocks) is not Stack or any(type(block) is not PreNorm for block in model.blocks):
+        return "they know stacks of blocks x + f(norm(x)) alone"
+    unknown = (module for halves in _halves(model) for _, module in halves if _half(model, module) is None)
+    return next((f"they do not know the module {type(module).__name__} with its options" for module in unknown), None)
+
+
 def decoder(model: LanguageModel) -> Decoder:
     """The fastest Decoder of a model."""
-    return FusedDecoder(model) if FusedDecoder.reads(model) else Decoder(model)
+    return Decoder(model) if unread(model) else FusedDecoder(model)

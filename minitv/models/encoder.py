@@ -33,7 +33,7 @@ class Encoder(Module):
     """
 
     def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32):
-        self.context = model.context
+        self.variant, self.context = variant, model.context
         std = model.init_std
         norm = NORMS[model.norm]
         self.embed = Embedding(rng.split(0), vocab, model.width, std=std, dtype=dtype)

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from autograd import Tensor, assert_close, layer_norm
 from autograd.errors import DomainError, ShapeError
 from minitv import variants
-from minitv.decode import FEW, HALVES, Decoder, FusedDecoder, cpu, cpu_aft, cpu_rwkv, cpu_transformer, decoder
+from minitv.decode import FEW, Decoder, FusedDecoder, decoder, retnet, shared, unread
 from minitv.nn import ACTIVATIONS, NORMS
 from minitv.ops import wkv
 from minitv.ops.long_conv import online
+from minitv.ops.aft import cpu_step as aft_step
+from minitv.ops.attention import cpu as attention_cpu
 from minitv.ops.wkv import EMPTY
+from minitv.ops.wkv import cpu as wkv_cpu
 from tests.minitv import models
 
 VARIANTS = [name for name in variants.variants() if variants.load(name).fused]
@@ -143,8 +146,8 @@ def test_retention_turns_by_large_angles(rotation):
     (block, same), rng = (model.blocks[0], exact.blocks[0]), np.random.default_rng(0)
     past = same.mixer.init_state(1)
     state = type(past)(*(Tensor(rng.uniform(1, 2, part.shape)) for part in past[:3]), 10**6 + 1)
-    half = HALVES[type(block.mixer)](block.norm1, block.mixer, model)
-    half.load(state)
+    half = retnet.Retention(block.norm1, block.mixer, model)
+    half.load(state, state.position)
     x = rng.normal(size=16).astype(np.float32)
     y = x.astype(np.float64) + same.mixer.prefill(same.norm1(Tensor(x[None, None].astype(np.float64))), state)[0].numpy()[0, 0]
     half(x, 10**6 + 1)
@@ -214,7 +217,7 @@ def test_a_constant_added_to_all_keys_changes_nothing_in_rwkv(dtype):
     def outputs(keys):
         a, b, p, y = np.zeros(width, dtype), np.zeros(width, dtype), np.full(width, EMPTY, dtype), np.empty_like(k)
         for t in range(len(k)):
-            cpu_rwkv._wkv(keys[t], v[t], w, u, a, b, p, y[t])
+            wkv_cpu.step(keys[t], v[t], w, u, a, b, p, y[t])
         return y
 
     exact = wkv.definition(*(x.astype(np.float64) for x in (k[None], v[None], w, u)))[0][0]
@@ -227,10 +230,10 @@ def test_a_constant_added_to_all_keys_changes_nothing_in_aft(dtype):
     width, keys, values = 5, multiples(4, 20, 5, dtype=dtype), multiples(5, 20, 5, dtype=dtype)
 
     def mean(keys):
-        a, b, top = np.zeros(width, dtype), np.ones(width, dtype), np.full(width, -np.inf, dtype)
+        state = np.array([np.zeros(width), np.ones(width), np.full(width, -np.inf)], dtype)
         for t in range(0, len(keys), 4):  # lags count back from the newest
-            cpu_aft._join(keys[t : t + 4][::-1].copy(), values[t : t + 4], 3, a, b, top, np.empty(width, dtype))
-        return a / b
+            aft_step.join(keys[t : t + 4][::-1].copy(), values[t : t + 4], 3, state, np.empty(width, dtype))
+        return state[0] / state[1]
 
     weights = np.exp(keys.astype(np.float64))
     assert_close(mean(keys), (weights * values).sum(0) / weights.sum(0), terms=16)
@@ -244,7 +247,7 @@ def test_a_constant_added_to_all_keys_changes_nothing_in_attention(dtype):
 
     def mean(keys):
         y = np.empty(4, dtype)
-        cpu_transformer._attend(query, keys, values, 20, dtype(0.25), y, np.empty(20, dtype))
+        attention_cpu.step(query, keys, values, 20, dtype(0.25), y, np.empty(20, dtype))
         return y
 
     weights = np.exp(0.25 * (query.astype(np.float64) @ keys))
@@ -257,7 +260,7 @@ def test_a_constant_added_to_all_keys_changes_nothing_in_attention(dtype):
 def test_the_norm_of_values_far_from_0(dtype, mean):
     x, affine = (mean + np.random.default_rng(0).normal(size=40)).astype(dtype), np.ones((2, 40), dtype)
     y = np.empty_like(x)
-    cpu.norm(x, affine, 1e-5, True, y, np.empty(2, dtype))
+    shared.norm(x, shared.Norm(*affine, 1e-5, True), y, np.empty(2, dtype))
     assert_close(y, layer_norm.definition(x.astype(np.float64), *affine), terms=40)
 
 
@@ -266,7 +269,7 @@ def test_the_norm_of_values_far_from_0(dtype, mean):
 def test_activations_of_infinities(name, dtype):
     x = np.array([-np.inf, -1, 0, 1, np.inf, np.nan], dtype)
     y = np.empty_like(x)
-    cpu.activate(x, getattr(cpu, name.upper()), y, np.empty_like(x))
+    shared.activate(x, getattr(shared, name.upper()), y, np.empty_like(x))
     with np.errstate(all="ignore"):
         assert_close(y, ACTIVATIONS[name](Tensor(x)))
     assert y[0] == 0 and y[4] == np.inf and np.isnan(y[5])

@@ -216,6 +216,31 @@ def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats,
         store(gv, b, h, 0, sums_v, pitch, S, V, one)
 
 
+@cpu_kernel
+def step(query, keys, values, seen, scale, y, scores):
+    """One query of a head: y = softmax(scale · query · keys[:, :seen]) values[:seen] with keys[K S], values[S V], seen > 0."""
+    zero, one = query.dtype.type(0), query.dtype.type(1)
+    for j in range(seen):
+        scores[j] = zero
+    for c in range(query.size):
+        row, factor = keys[c], query[c] * scale
+        for j in range(seen):
+            scores[j] += factor * row[j]
+    top, total = scores[0], zero
+    for j in range(seen):
+        top = scores[j] if scores[j] > top else top
+    for j in range(seen):
+        weight = exp(scores[j] - top)
+        scores[j] = weight
+        total += weight
+    for c in range(y.size):
+        y[c] = zero
+    for j in range(seen):
+        row, weight = values[j], scores[j] * (one / total)
+        for c in range(y.size):
+            y[c] += weight * row[c]
+
+
 def _flat_mask(mask):
     """The mask as one flat array with element strides over B, H, T and S, which are 0 where it broadcasts."""
     if mask is None:

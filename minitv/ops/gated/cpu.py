@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.compile import cpu_kernel, inline
 from autograd.cpu.math import exp
 
 FAR = 1e4  # beyond, a sigmoid is 0 or 1 and its slope 0; infinities must not meet zeros
@@ -15,12 +15,18 @@ def sigmoid_row(x, gate, y):
         y[i] = x[i] / (one + exp(-gate[i]))
 
 
+@inline
+def swish(x, gate):
+    """x · gate · sigmoid(gate)"""
+    far = type(x)(FAR)
+    v = -far if gate < -far else gate
+    return x * v / (type(x)(1) + exp(-v))
+
+
 @cpu_kernel
 def swish_row(x, gate, y):
-    one, far = x.dtype.type(1), x.dtype.type(FAR)
     for i in range(x.size):
-        v = -far if gate[i] < -far else gate[i]
-        y[i] = x[i] * v / (one + exp(-v))
+        y[i] = swish(x[i], gate[i])
 
 
 @cpu_kernel

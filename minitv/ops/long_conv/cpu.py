@@ -162,6 +162,15 @@ def _setting(points: int, dtype, width: int):
     return plan.arguments, pairs, singles, channels
 
 
+@cpu_kernel
+def step(taps, inputs, newest, count, y):
+    """y += Σ_{s < count} taps_s inputs_{newest - s}, of one position; rows of inputs are counted modulo their number."""
+    for s in range(count):
+        row = newest - s if newest >= s else newest - s + len(inputs)
+        for c in range(y.size):
+            y[c] += taps[s, c] * inputs[row, c]
+
+
 def _arguments(x, taps, first, points):
     """What both FFT kernels take, with the filter scaled for the inverse transform."""
     wide = widened(x)

@@ -318,6 +318,37 @@ def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, invers
         gcount[head] = gn
 
 
+@cpu_kernel
+def step(q, k, v, decay, S, z, n, kind, y):
+    """One position of all heads, with their vectors one after the other: y, and the state S[H K V], z[H K], n[H] after it.
+
+    y = (decay q S + (q · k) v) / divisor. q · k by itself: where it is small, its rounding is the same factor for all values of
+    a head, and a norm that follows drops it.
+    """
+    (heads, keys, values), zero, one = S.shape, y.dtype.type(0), y.dtype.type(1)
+    for h in range(heads):
+        stays, present, score = decay[h], zero, zero
+        for c in range(keys):
+            query, key = q[h * keys + c], k[h * keys + c]
+            z[h, c] = stays * z[h, c] + key
+            present += query * key
+            score += query * z[h, c]
+        for j in range(values):
+            y[h * values + j] = present * v[h * values + j]
+        for c in range(keys):
+            query, key = q[h * keys + c], k[h * keys + c]
+            for j in range(values):
+                past = stays * S[h, c, j]
+                y[h * values + j] += query * past
+                S[h, c, j] = past + key * v[h * values + j]
+        n[h] = stays * n[h] + one
+        if kind != NONE:
+            root = y.dtype.type(math.sqrt(n[h]))
+            factor = one / (max(abs(score), root) if kind == PAPER else root)
+            for j in range(values):
+                y[h * values + j] *= factor
+
+
 def supports(q):
     return None if q.shape[3] else "needs at least one channel in q and k"
 

@@ -1,5 +1,7 @@
 """rope on the CPU: one pass over the vectors, all heads of a position with the same turns; backward turns the other way."""
 
+import math
+
 import numpy as np
 
 from autograd.cpu.compile import cpu_kernel, inner
@@ -25,7 +27,15 @@ def _half(out, row, cos, sin, scale, sign):
 
 
 @cpu_kernel
-def _rotate(x_in, shape, cos, sin, adjacent, scale, sign, y):
+def turn(position, angles, cos, sin):
+    """Cosine and sine of every angle at one position, as ``turns`` makes them."""
+    for j in range(angles.size):
+        angle = position * angles[j]  # in float64: positions have no bound
+        cos[j], sin[j] = math.cos(angle), math.sin(angle)
+
+
+@cpu_kernel
+def rotate(x_in, shape, cos, sin, adjacent, scale, sign, y):
     x, strides = x_in
     B, H, T, K = shape
     for b in range(B):
@@ -46,7 +56,7 @@ def _apply(x, turned, pairing, scale, sign):
     B, H, T, K = x.shape
     y, number = np.empty((B, T, H, K), x.dtype), x.dtype.type
     if x.size:
-        _rotate(flat(x), x.shape, *turned, pairing == "adjacent", number(scale), number(sign), y.reshape(-1))
+        rotate(flat(x), x.shape, *turned, pairing == "adjacent", number(scale), number(sign), y.reshape(-1))
     return y.transpose(0, 2, 1, 3)
 
 

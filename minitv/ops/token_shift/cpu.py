@@ -7,15 +7,21 @@ from autograd.cpu.compile import cpu_kernel
 
 
 @cpu_kernel
+def mixed(x, before, mix, y):
+    """y = mix x + (1 - mix) before, of one position."""
+    one = x.dtype.type(1)
+    for c in range(x.size):
+        y[c] = mix[c] * x[c] + (one - mix[c]) * before[c]
+
+
+@cpu_kernel
 def _forward(x, mix, last, reset, y):
     """``last`` holds the position before the first, and the last one afterwards."""
     batch, length, width = x.shape
-    one, nothing = x.dtype.type(1), np.zeros(width, x.dtype)
+    nothing = np.zeros(width, x.dtype)
     for b in range(batch):
         for t in range(length):
-            row, out, before = x[b, t], y[b, t], nothing if reset[b, t] else x[b, t - 1] if t else last[b]
-            for c in range(width):
-                out[c] = mix[c] * row[c] + (one - mix[c]) * before[c]
+            mixed(x[b, t], nothing if reset[b, t] else x[b, t - 1] if t else last[b], mix, y[b, t])
         if length:
             last[b] = x[b, length - 1]
 

@@ -132,6 +132,17 @@ def _forward(k, v, w, u, reset, size, y, final, states, lags):
                 final[2, i, first + c] = s[TOP, c] + s[LAG, c] * s[W, c]
 
 
+@cpu_kernel
+def step(k, v, w, u, a, b, p, y):
+    """One position of all channels: y, and the state a, b, p after it, each [C]."""
+    zero = k.dtype.type(0)
+    for c in range(k.size):
+        past, present = _shares(_excess(p[c], zero, w[c], k[c], u[c]), b[c])
+        y[c] = past * a[c] + present * v[c]
+        a[c], b[c], top, lag, _, _ = _advance(a[c], b[c], p[c], zero, w[c], k[c], v[c])
+        p[c] = top + lag * w[c]
+
+
 @inline
 def _record(s, records, h, k, v, i, t, first, n, alone):
     """Let the state meet a token, and record it; if not ``alone``, ``past`` is p - (u + k) for now."""

@@ -1,0 +1,125 @@
+"""RWKV: its two halves of a block for one token. The state is that of the operator wkv, and what each half last read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from autograd.cpu.compile import cpu_kernel
+
+from ..ops.gated.cpu import sigmoid_row
+from ..ops.token_shift.cpu import mixed
+from ..ops.wkv.cpu import step
+from ..variants import rwkv
+from .shared import Half, Linear, Norm, activate, activation_of, linear, norm, take
+
+
+class Shift(NamedTuple):
+    """y = W (mix x + (1 - mix) x_{t-1})."""
+
+    mix: np.ndarray  # [D]
+    linear: Linear
+
+
+class TimeWeights(NamedTuple):
+    norm: Norm
+    key: Shift
+    value: Shift
+    receptance: Shift
+    out: Linear
+    w: np.ndarray  # [D]
+    u: np.ndarray  # [D]
+
+
+class ChannelWeights(NamedTuple):
+    norm: Norm
+    key: Shift
+    receptance: Shift
+    value: Linear
+    activation: int
+
+
+@cpu_kernel
+def _shifted(x, before, shift, spare, y):
+    mixed(x, before, shift.mix, spare)
+    linear(shift.linear, spare, y, False)
+
+
+@cpu_kernel
+def time_mix(x, position, weights, state, memory):
+    h, at = take(memory, 0, x.size)
+    y, at = take(memory, at, x.size)
+    k, at = take(memory, at, x.size)
+    v, at = take(memory, at, x.size)
+    r, at = take(memory, at, x.size)
+    norm(x, weights.norm, h, memory[at:])
+    _shifted(h, state.time_x, weights.key, y, k)
+    _shifted(h, state.time_x, weights.value, y, v)
+    _shifted(h, state.time_x, weights.receptance, y, r)
+    state.time_x[:] = h
+    step(k, v, weights.w, weights.u, state.a, state.b, state.p, y)
+    sigmoid_row(y, r, k)
+    linear(weights.out, k, x, True)
+
+
+@cpu_kernel
+def channel_mix(x, position, weights, state, memory):
+    hidden = len(weights.key.linear.weight)
+    h, at = take(memory, 0, x.size)
+    y, at = take(memory, at, x.size)
+    r, at = take(memory, at, x.size)
+    wide, at = take(memory, at, hidden)
+    activated, at = take(memory, at, hidden)
+    norm(x, weights.norm, h, memory[at:])
+    _shifted(h, state.channel_x, weights.key, y, wide)
+    _shifted(h, state.channel_x, weights.receptance, y, r)
+    state.channel_x[:] = h
+    activate(wide, weights.activation, activated, memory[at:])
+    linear(weights.value, activated, y, False)
+    sigmoid_row(y, r, h)
+    for c in range(x.size):
+        x[c] += h[c]
+
+
+class Mix(Half):
+    """What both have: linear layers without biases, some of which read a shifted input, and states of vectors."""
+
+    def _linear(self, weight) -> Linear:
+        return Linear(weight.data, np.zeros(len(weight), self.dtype))
+
+    def load(self, state, position):
+        for row, part in zip(self.state, state, strict=True):
+            row[:] = part.data[0]
+
+
+class TimeMix(Mix):
+    module = rwkv.TimeMix
+    kernel = staticmethod(time_mix)
+
+    def wire(self, norm, module, model):
+        weights = TimeWeights(norm, Shift(module.mix_k.data, self._linear(module.key)),
+                              Shift(module.mix_v.data, self._linear(module.value)),
+                              Shift(module.mix_r.data, self._linear(module.receptance)), self._linear(module.out),
+                              -np.exp(module.time_decay.data), module.time_first.data)
+        return weights, rwkv.State(*np.empty((4, self.width), self.dtype))
+
+    def memory(self, module, model):
+        return 5 * self.width
+
+
+class ChannelMix(Mix):
+    module = rwkv.ChannelMix
+    kernel = staticmethod(channel_mix)
+
+    def wire(self, norm, module, model):
+        weights = ChannelWeights(norm, Shift(module.mix_k.data, self._linear(module.key)),
+                                 Shift(module.mix_r.data, self._linear(module.receptance)), self._linear(module.value),
+                                 activation_of(module))
+        return weights, rwkv.ChannelState(np.empty(self.width, self.dtype))
+
+    def memory(self, module, model):
+        return 3 * self.width + 3 * len(module.key)
+
+
+HALVES = TimeMix, ChannelMix

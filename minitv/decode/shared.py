@@ -1,0 +1,209 @@
+"""What the pages of all variants share: kernels of a linear layer, a norm, the feed-forward network and the head; and Half.
+
+A kernel is kernel(x, position, weights, state, memory): it adds half a block, f(norm(x)), to x[D] of one token. ``weights`` and
+``state`` are named tuples of arrays and numbers, the weights being the model's own; ``memory`` is scratch memory. A layer that
+is not there is a Linear without rows, so that a kernel is compiled once for all options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import numba
+import numpy as np
+
+from autograd.cpu.compile import cpu_kernel
+from autograd.ops.gelu.cpu import gelu_row, gelu_tanh_row
+from autograd.ops.layer_norm.cpu import layer_norm_rows
+from autograd.ops.relu_squared.cpu import relu_squared_row
+from autograd.ops.rms_norm.cpu import rms_norm_rows
+
+from .. import blocks, nn
+from ..models.lm import LanguageModel
+from ..ops.gated.cpu import swish
+
+GELU, GELU_TANH, RELU_SQUARED, SILU = range(4)
+
+
+class Linear(NamedTuple):
+    """y = W x + b."""
+
+    weight: np.ndarray  # [outputs inputs]
+    bias: np.ndarray  # [outputs]
+
+
+class Norm(NamedTuple):
+    """layer_norm if ``centered``, else rms_norm."""
+
+    weight: np.ndarray  # [D]
+    bias: np.ndarray  # [D]
+    eps: float
+    centered: bool
+
+
+class FeedForwardWeights(NamedTuple):
+    norm: Norm
+    up: Linear
+    gate: Linear
+    down: Linear
+    activation: int
+
+
+class HeadWeights(NamedTuple):
+    norm: Norm
+    linear: Linear
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+@cpu_kernel
+def take(memory, at, size):
+    """The next ``size`` numbers of the scratch memory, and where they end."""
+    return memory[at : at + size], at + size
+
+
+@cpu_kernel
+def linear(layer, x, y, add):
+    """y = W x + b, added to y if ``add``."""
+    weight, bias, zero = layer.weight, layer.bias, x.dtype.type(0)
+    for i in range(weight.shape[0]):
+        total = zero
+        for j in range(weight.shape[1]):
+            total += weight[i, j] * x[j]
+        y[i] = total + bias[i] + (y[i] if add else zero)
+
+
+@cpu_kernel
+def norm(x, of, y, spare):
+    """y = norm(x); two numbers of scratch memory."""
+    width = x.size
+    row, out, shifts, scales = x.reshape(1, width), y.reshape(1, width), spare[:1], spare[1:2]
+    if of.centered:
+        layer_norm_rows(row, of.weight, of.bias, of.eps, out, shifts, scales)
+    else:
+        rms_norm_rows(row, of.weight, of.eps, out, scales)
+
+
+@cpu_kernel
+def activate(x, activation, y, spare):
+    """y = f(x), the feed-forward network's function."""
+    if activation == GELU:
+        gelu_row(x, y, spare)
+    elif activation == GELU_TANH:
+        gelu_tanh_row(x, y, spare)
+    elif activation == RELU_SQUARED:
+        relu_squared_row(x, y)
+    else:
+        for i in range(x.size):
+            y[i] = swish(x.dtype.type(1), x[i])
+
+
+@cpu_kernel
+def feed_forward(x, position, weights, state, memory):
+    """x += W₂ f(W₁ h), or W₂ (f(W₁ h) · W₃ h), with h = norm(x)."""
+    hidden = len(weights.up.weight)
+    h, at = take(memory, 0, x.size)
+    wide, at = take(memory, at, hidden)
+    activated, at = take(memory, at, hidden)
+    norm(x, weights.norm, h, memory[at:])
+    linear(weights.up, h, wide, False)
+    activate(wide, weights.activation, activated, memory[at:])
+    if len(weights.gate.weight):
+        linear(weights.gate, h, wide, False)
+        for i in range(hidden):
+            activated[i] *= wide[i]
+    linear(weights.down, activated, x, True)
+
+
+@cpu_kernel
+def head(x, weights, logits, memory):
+    h, at = take(memory, 0, x.size)
+    norm(x, weights.norm, h, memory[at:])
+    linear(weights.linear, h, logits, False)
+
+
+def bound(kernel: Callable, *arguments: Any) -> Callable:
+    """The machine code of a kernel for arguments of these types: to look for it at every call costs as much as an array."""
+    return kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
+
+
+# -- wiring ------------------------------------------------------------------------------------------------------------
+def linear_of(module: nn.Module) -> Linear:
+    """A layer's weights; zeros for a bias that is not there."""
+    weight, bias = module.weight.data, getattr(module, "bias", None)
+    return Linear(weight, np.zeros(len(weight), weight.dtype) if bias is None else bias.data)
+
+
+def norm_of(module: nn.Module) -> Norm:
+    return Norm(*linear_of(module), module.eps, isinstance(module, nn.LayerNorm))
+
+
+def activation_of(module: nn.Module) -> int:
+    return globals()[module.activation.name.upper()]
+
+
+class Half:
+    """Half of a block for one token after the other: ``half(x, position)`` adds f(norm(x)) to x[D].
+
+    It is made of the weights as they are. A subclass says which module it computes, and has the kernel that does it.
+    """
+
+    module: ClassVar[type]
+    kernel: ClassVar[Callable]
+
+    def __init__(self, norm: nn.Module, module: Any, model: LanguageModel):
+        self.width, self.dtype = model.embed.weight.shape[1], model.embed.weight.dtype
+        self.weights, self.state = self.wire(norm_of(norm), module, model)
+        self._arguments = self.weights, self.state, np.empty(self.memory(module, model) + 2, self.dtype)  # 2 for ``norm``
+        self._compute = bound(self.kernel, np.empty(self.width, self.dtype), 0, *self._arguments)
+
+    @classmethod
+    def computes(cls, module: Any) -> bool:
+        """Whether it computes this module, with its options."""
+        return type(module) is cls.module
+
+    def wire(self, norm: Norm, module: Any, model: LanguageModel) -> tuple[NamedTuple, NamedTuple | None]:
+        """The kernel's weights and its state."""
+        raise NotImplementedError
+
+    def memory(self, module: Any, model: LanguageModel) -> int:
+        """How many numbers of scratch memory the kernel takes."""
+        raise NotImplementedError
+
+    def load(self, state: Any, position: int) -> None:
+        """Go on from the module's state of one sequence, which has read ``position`` tokens."""
+
+    def __call__(self, x: np.ndarray, position: int) -> None:
+        self._compute(x, position, *self._arguments)
+
+    def none(self) -> Linear:
+        """Stands for a linear layer that is not there."""
+        return Linear(np.empty((0, self.width), self.dtype), np.empty(0, self.dtype))
+
+
+class FeedForward(Half):
+    module = blocks.FeedForward
+    kernel = staticmethod(feed_forward)
+
+    def wire(self, norm, module, model):
+        gate = getattr(module, "gate", None)
+        return FeedForwardWeights(norm, linear_of(module.up), self.none() if gate is None else linear_of(gate),
+                                  linear_of(module.down), activation_of(module)), None
+
+    def memory(self, module, model):
+        return self.width + 3 * len(module.up.weight)
+
+
+class Head:
+    """The logits [V] of x[D], valid until the next call."""
+
+    def __init__(self, model: LanguageModel):
+        weights = HeadWeights(norm_of(model.norm), linear_of(model.head))
+        vocab, width = weights.linear.weight.shape
+        self._logits, memory = np.empty(vocab, weights.linear.weight.dtype), np.empty(width + 2, weights.linear.weight.dtype)
+        self._arguments = weights, self._logits, memory
+        self._compute = bound(head, np.empty(width, self._logits.dtype), *self._arguments)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        self._compute(x, *self._arguments)
+        return self._logits

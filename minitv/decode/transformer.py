@@ -1,0 +1,70 @@
+"""The Transformer: attention of one token, with the cache of keys and values."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from autograd.cpu.compile import cpu_kernel
+
+from ..ops.attention.cpu import step
+from ..variants import transformer
+from .shared import FeedForward, Half, Linear, Norm, linear, linear_of, norm, take
+
+
+class Weights(NamedTuple):
+    norm: Norm
+    qkv: Linear
+    out: Linear
+
+
+class Cache(NamedTuple):
+    """Keys are kept transposed, so that the scores of a query are sums of whole vectors."""
+
+    keys: np.ndarray  # [H head_dim context]
+    values: np.ndarray  # [H context head_dim]
+
+
+@cpu_kernel
+def attend(x, position, weights, cache, memory):
+    """x += W attention(q, k, v) with q, k, v = W' norm(x); k and v join the cache."""
+    width, (heads, size, _) = x.size, cache.keys.shape
+    scale = x.dtype.type(1 / np.sqrt(size))
+    h, at = take(memory, 0, width)
+    y, at = take(memory, at, width)
+    qkv, at = take(memory, at, 3 * width)
+    norm(x, weights.norm, h, memory[at:])
+    linear(weights.qkv, h, qkv, False)
+    for b in range(heads):
+        k, v = qkv[width + b * size : width + (b + 1) * size], qkv[2 * width + b * size : 2 * width + (b + 1) * size]
+        for c in range(size):
+            cache.keys[b, c, position] = k[c]
+            cache.values[b, position, c] = v[c]
+        part = slice(b * size, (b + 1) * size)
+        step(qkv[part], cache.keys[b], cache.values[b], position + 1, scale, y[part], memory[at:])
+    linear(weights.out, y, x, True)
+
+
+class Attention(Half):
+    module = transformer.Attention
+    kernel = staticmethod(attend)
+
+    @classmethod
+    def computes(cls, module):
+        return super().computes(module) and module.angles is None
+
+    def wire(self, norm, module, model):
+        heads, context, size = module.heads, model.context, self.width // module.heads
+        cache = Cache(np.zeros((heads, size, context), self.dtype), np.zeros((heads, context, size), self.dtype))
+        return Weights(norm, linear_of(module.qkv), linear_of(module.out)), cache
+
+    def memory(self, module, model):
+        return 5 * self.width + model.context
+
+    def load(self, state, position):
+        self.state.keys[:, :, :position] = state.keys.data[0].swapaxes(1, 2)
+        self.state.values[:, :position] = state.values.data[0]
+
+
+HALVES = Attention, FeedForward
