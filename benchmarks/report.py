@@ -110,13 +110,11 @@ def learned(name: str, title: str) -> str:
     for row in result["variants"]:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
         rows.append([row["variant"], *(shown(row["swept"][name]) for name in swept), f"{row['parameters']:,}", f"{row['lr']:g}",
-                     f"{row[key]:.3f}{spread}", f"{row['tokens_per_s']:,.0f}", f"{row['state_bytes'] / 1e3:,.1f} kB",
-                     f"{row['decode_tokens_per_s']:,.0f}"])
+                     f"{row[key]:.3f}{spread}", f"{row['state_bytes'] / 1e3:,.1f} kB"])
     blank = [""] * (2 + len(swept))
-    rows += [[name, *blank, f"{value:.3f}", *[""] * 3] for name, value in result["baselines"].items()]
+    rows += [[name, *blank, f"{value:.3f}", ""] for name, value in result["baselines"].items()]
     seeds = result["variants"][0]["seeds"]
-    header = [f"{title}, {result['steps']} steps", *swept, "parameters", "learning rate", unit, "trained tokens/s", "state",
-              "generated tokens/s"]
+    header = [f"{title}, {result['steps']} steps", *swept, "parameters", "learning rate", unit, "state"]
     of_seeds = f"Means of {seeds} seeds ± their standard deviation" if seeds > 1 else "One seed"
     return table(header, rows) + where(result).replace("one run each.", f"{of_seeds}; the rate of the lowest held-out loss.")
 

@@ -107,7 +107,8 @@ class FusedDecoder(Decoder):
 
 def _halves(model: LanguageModel) -> list[list[tuple]]:
     """The norm and the module of every half of every block."""
-    return [[(norm, module) for norm, module in ((b.norm1, b.mixer), (b.norm2, b.ffn)) if module is not None] for b in model.blocks]
+    return [[(norm, module) for norm, module in ((block.norm1, block.mixer), (block.norm2, block.ffn)) if module is not None]
+            for block in model.blocks]
 
 
 def _half(model: LanguageModel, module):

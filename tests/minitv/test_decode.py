@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from autograd import Tensor, assert_close, layer_norm
 from autograd.errors import DomainError, ShapeError
 from minitv import variants
-from minitv.decode import FEW, Decoder, FusedDecoder, decoder, retnet, shared, unread
+from minitv.decode import FEW, Decoder, FusedDecoder, decoder, retnet, shared
 from minitv.nn import ACTIVATIONS, NORMS
 from minitv.ops import wkv
-from minitv.ops.long_conv import online
 from minitv.ops.aft import cpu_step as aft_step
 from minitv.ops.attention import cpu as attention_cpu
+from minitv.ops.long_conv import online
 from minitv.ops.wkv import EMPTY
 from minitv.ops.wkv import cpu as wkv_cpu
 from tests.minitv import models
