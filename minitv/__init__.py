@@ -14,13 +14,32 @@ from typing import Any as _Any
 
 __all__ = ["__version__", "build", "load", "train"]
 
-# Another package on the public index is also called autograd. Found without importing it, so that help is immediate.
-_spec = _find_spec("autograd")
-if _spec is None or not any(_Path(p, "dispatch.py").exists() for p in _spec.submodule_search_locations or ()):
-    raise ImportError(
-        f"minitv brings its own package named autograd, but Python found {_spec.origin if _spec else 'none'}.\n"
-        "Uninstall the other one (pip uninstall autograd) and reinstall minitv, or use a separate virtual environment."
-    )
+
+def _check_autograd() -> None:
+    """Another package on the public index is also called autograd: ImportError says how both can be had.
+
+    It is found without being imported, so that help is immediate. Where pip put both into one folder, one of them has
+    overwritten the other's first file.
+    """
+    spec = _find_spec("autograd")
+    folders = [_Path(path) for path in spec.submodule_search_locations or ()] if spec else []
+    ours = next((folder for folder in folders if (folder / "dispatch.py").exists()), None)
+    if ours is None:
+        raise ImportError(
+            f"minitv brings its own package named autograd, but Python found {spec.origin if spec else 'none'}.\n"
+            "Uninstall the other one (pip uninstall autograd) and reinstall minitv, or use a separate virtual environment."
+        )
+    first = ours / "__init__.py"
+    whole = first.exists() and "from .dispatch import" in first.read_text(encoding="utf-8", errors="replace")
+    if not whole or (ours / "tracer.py").exists():
+        raise ImportError(
+            f"minitv brings its own package named autograd, and another package of that name was put into the same folder,\n"
+            f"{ours}, where each overwrites files of the other.\n"
+            "Remove both (pip uninstall autograd minitv), and install each in a virtual environment of its own."
+        )
+
+
+_check_autograd()
 
 __version__ = "0.1.0"
 

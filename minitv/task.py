@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -84,9 +85,16 @@ class Task:
         """The metric on a training batch, where the mean loss in nats says it; None elsewhere."""
         return None
 
-    def verdict(self, value: float) -> str:
-        """How a value of the metric compares with the baselines, as a part of a sentence."""
-        beaten = [name for name, base in self.baselines.items() if (value > base) == self.rising and value != base]
+    def verdict(self, value: float, answers: int) -> str:
+        """How a value of the metric, from so many answers, compares with the baselines, as a part of a sentence.
+
+        An accuracy is better when it is so by two standard errors of guessing at the baseline's rate.
+        """
+        def margin(base: float) -> float:
+            return 2 * math.sqrt(base * (1 - base) / answers) if self.key == "accuracy" else 0.0
+
+        sign = 1 if self.rising else -1
+        beaten = [name for name, base in self.baselines.items() if sign * (value - base) > margin(base)]
         if len(beaten) == len(self.baselines):
             return "better than every baseline"
         best = (max if self.rising else min)(beaten, key=self.baselines.__getitem__, default=None)

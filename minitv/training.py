@@ -145,6 +145,7 @@ class _Session:
         self.run, self.directory, self.started, self.stop, self.on_step = experiment.run, directory, started, stop, on_step
         self.best, self.best_step, self.best_value = math.inf, 0, math.nan  # the lowest held-out loss, in nats an answer
         self.last_value = math.nan  # of the metric, at the last evaluation
+        self.answers = 0  # that are asked of the held-out data
         self.elapsed_before = 0.0
         self.progress: Progress | None = None
 
@@ -244,6 +245,7 @@ class _Session:
         loss = float(sums[0] / sums[1])
         if not math.isfinite(loss):  # before these weights replace the last good checkpoint
             raise self._nonfinite(self.trainer.find_nonfinite(held_out, step) or "the held-out loss", step)
+        self.answers = int(sums[1])
         return {"val_loss": loss, f"val_{self.task.key}": self.task.value(sums)}
 
     def _training_value(self, loss: float) -> dict[str, float]:
@@ -265,7 +267,8 @@ class _Session:
     def _report(self, step: int, record: Mapping[str, Any]) -> None:
         task, value = self.task, record[f"val_{self.task.key}"]
         self.last_value = value
-        tell(f"step {step}: held-out loss {record['val_loss']:.4f} nats, {value:.3f} {task.metric}, {task.verdict(value)}")
+        verdict = task.verdict(value, self.answers)
+        tell(f"step {step}: held-out loss {record['val_loss']:.4f} nats, {value:.3f} {task.metric}, {verdict}")
         if text := task.show(self.trainer.model, Random(self.run.seed).split(SHOWN, step)):
             self.progress.text("\n".join("    " + line for line in text.split("\n")))
 

@@ -62,6 +62,8 @@ class Encoder(Module):
 
     def embedded(self, ids: np.ndarray, start: int) -> Tensor:
         """What the first block reads, [B T D], of ids [B T] at the positions from ``start`` on."""
+        if not hasattr(ids, "ndim"):  # a list
+            ids = np.asarray(ids)
         if ids.ndim != 2:
             raise ShapeError(f"ids are [B T], the tokens of B sequences; got an array of shape {ids.shape}"
                              + (": ids[None] is one sequence" if ids.ndim == 1 else ""))

@@ -60,7 +60,7 @@ class Text(OnText, name="text", summary="the next character (or byte) of a text"
     def baselines(self) -> dict[str, float]:
         return {f"n-gram order {order}": bits for order, bits in enumerate(self.corpus.baselines)}
 
-    def verdict(self, value: float) -> str:
+    def verdict(self, value: float, answers: int) -> str:
         beaten = [name for name, bits in self.baselines.items() if value < bits]
         if len(beaten) == len(self.baselines):
             return "better than every n-gram"

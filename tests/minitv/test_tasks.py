@@ -10,6 +10,7 @@ import pytest
 
 from minitv import checkpoint, cli, variants
 from minitv.experiment import suits
+from minitv.task import Task
 from minitv.tasks import load, tasks
 
 
@@ -47,3 +48,13 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(task, variant, tmp_pa
     values = [line[f"val_{cls.key}"] for line in lines if f"val_{cls.key}" in line]
     assert len(values) >= 2 and all(math.isfinite(value) for value in values)
     assert values[-1] == next(line[f"val_{cls.key}"] for line in records(parts)[1] if line["step"] == 6)
+
+
+def test_an_accuracy_that_chance_explains_is_no_better_than_the_baseline():
+    class Guessing(Task):
+        baselines = {"chance": 0.125}  # noqa: RUF012
+
+    task = Guessing()
+    assert task.verdict(0.132, 2000) == "no better than any baseline yet"
+    assert task.verdict(0.132, 20_000) == task.verdict(0.2, 2000) == "better than every baseline"
+    assert task.verdict(0.1, 20_000) == "no better than any baseline yet"
