@@ -227,12 +227,22 @@ class Options:
 
     @classmethod
     def union(cls, every: Iterable[Options], without: Sequence[str] = (), **kwargs: Any) -> Options:
-        """The options that at least one of several namespaces has, for one command line."""
-        union = cls(**kwargs)
+        """The options that at least one of several namespaces has, for one command line.
+
+        An option that means different things in several of them stands under a heading of its own, with every meaning.
+        """
+        union, meanings = cls(**kwargs), {}
         for options in every:
             for name, setting in options.settings.items():
                 if name not in without:
-                    union.settings.setdefault(name, setting)
+                    meanings.setdefault(name, {}).setdefault((setting.group, setting.help), setting)
+        for name, several in meanings.items():
+            first, *others = several.values()
+            if others:
+                text = "; ".join(f"{group}: {text}" for group, text in several)
+                optional = any(setting.optional for setting in several.values())
+                first = dataclasses.replace(first, group="options with a meaning for each variant", help=text, optional=optional)
+            union.settings[name] = first
         return union
 
     def merge(self, *layers: tuple[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -18,11 +18,11 @@ class ModelOptions:
     """model: every variant"""
 
     context: int = option(64, "characters (tokens) the model sees at once", low=1, high=2**20)
-    layers: int = option(2, "blocks", low=1, high=10_000)
+    layers: int = option(2, "number of blocks", low=1, high=10_000)
     width: int = option(128, "size of the vector of one token", low=1, high=2**20)
     ffn_multiple: int = option(4, "hidden size of the feed-forward network, in widths", low=1, high=1024)
     activation: str = option(
-        "gelu", "of the feed-forward network", choices=("gelu", "gelu_tanh", "relu_squared", "silu")
+        "gelu", "activation function of the feed-forward network", choices=("gelu", "gelu_tanh", "relu_squared", "silu")
     )
     norm: str = option("layer_norm", "normalisation", choices=("layer_norm", "rms_norm"))
     positions: str = option(
@@ -75,7 +75,7 @@ class TrainOptions:
                         resumable=True)
     batch: int = option(16, "sequences in a step", low=1, high=2**20, group=STEPS)
     seed: int = option(
-        0, "of the weights, the batches and dropout: same seed, same run", low=0, high=2**63 - 1, group=STEPS
+        0, "seed of the weights, the batches and dropout: the same seed gives the same run", low=0, high=2**63 - 1, group=STEPS
     )
     eval_every: int = option(
         250,

@@ -1,5 +1,7 @@
 """Options from dataclasses: types, ranges, layers, files, sentences."""
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from minitv import cli, tasks, variants
 from minitv.config import Options, Parser, check, choose, encode, from_json, option, read_toml, settings, table, to_json
 from minitv.errors import UserError
 from minitv.options import PRESETS, SYNONYMS, ModelOptions, SampleOptions, TrainOptions
@@ -383,3 +386,25 @@ def test_the_lowest_learning_rate_follows_the_highest():
     assert TrainOptions(lr=1e-3, min_lr=0.0).min_lr == 0
     with pytest.raises(UserError, match=r"min-lr: 0\.1 is above --lr"):
         TrainOptions(lr=0.01, min_lr=0.1)
+
+
+def test_an_option_of_several_variants_stands_with_every_meaning():
+    text = run_help(["compare", "--help"])
+    heading, rest = "options with a meaning for each variant", text.split("options with a meaning for each variant")[1]
+    assert text.count(heading) == 1 and text.count("--heads") == 1
+    shown = " ".join(rest.split("--heads")[1].split("\n  --")[0].split())
+    assert "transformer: attention heads" in shown and "retnet: retention heads" in shown and "aft-conv: groups" in shown
+
+
+def test_help_texts_are_phrases_of_their_own():
+    classes = [ModelOptions, TrainOptions, SampleOptions, *(entry.load().options for entry in variants.variants().values()),
+               *(entry.load().Options for entry in tasks.tasks().values())]
+    for cls in classes:
+        for name, setting in settings(cls).items():
+            assert not setting.help.startswith(("of ", "the same of", "its ")), (cls.__name__, name, setting.help)
+
+
+def run_help(argv):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main(argv) == 0
+    return out.getvalue()
