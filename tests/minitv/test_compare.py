@@ -28,7 +28,21 @@ def text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = np.random.default_rng(0).choice(["the", "fox", "jumps", "over"], 600)
     Path("text.txt").write_text(" ".join(words) + "\n")
-    return ["--data", "text.txt"]
+    return TEXT
+
+
+TEXT = ["--data", "text.txt"]
+
+
+@pytest.fixture
+def finished(text, capfd):
+    """One run of six steps."""
+    code, _, err = said(capfd, "transformer", *text, *SMALL)
+    assert code == 0, err
+
+
+def files(folder):
+    return {str(path): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def said(capfd, *argv):
@@ -59,6 +73,66 @@ def test_two_seeds_of_a_variant(text, capfd):
     assert code == 2 and "transformer-5 holds a run in which heads is 2, not 4" in err
     code, _, err = said(capfd, "transformer", *text, *SMALL, "--heads", "4", "--seed", "5", "--overwrite")
     assert code == 0 and read_log("runs/compare/transformer-5")[0]["config"]["mixer"] == {"heads": 4}
+
+
+@pytest.mark.parametrize(("argv", "sentence"), [
+    (["--data", "other.txt"], "holds a run on other data (its corpus_sha256 differs)"),
+    (["--steps", "9"], "holds a run in which steps is 6, not 9"),
+    (["--steps", "3"], "holds a run in which steps is 6, not 3"),
+    (["--eval-tokens", "50"], "holds a run in which eval_tokens is 100000, not 50"),
+    (["--eval-every", "2"], "holds a run in which eval_every is 3, not 2"),
+    (["--lr", "0.01"], "holds a run in which lr is 0.003, not 0.01"),
+    (["--task", "copy"], "holds a run in which the task is text, not copy"),
+])
+def test_a_finished_run_of_another_experiment_is_refused(finished, capfd, argv, sentence):
+    """All that the results depend on: the table would call it what it is not."""
+    Path("other.txt").write_text(Path("text.txt").read_text()[::-1])
+    before = files("runs")
+    options = [*SMALL, *([] if "--task" in argv else TEXT), *argv]
+    code, out, err = said(capfd, "transformer", *options)
+    assert (code, out) == (2, "") and f"runs/compare/transformer-0 {sentence}" in err and "--overwrite" in err
+    assert files("runs") == before
+
+
+def test_what_no_result_depends_on_may_differ(finished, capfd):
+    Path("moved.txt").write_bytes(Path("text.txt").read_bytes())
+    code, out, err = said(capfd, "transformer", *SMALL, "--data", "moved.txt", "--log-every", "5", "--threads", "1")
+    assert code == 0 and out and "step" not in err
+
+
+def test_a_sweep_shows_every_run_and_the_best_a_variant(text, capfd):
+    code, out, err = said(capfd, "transformer", "rwkv", *text, *SMALL, "--lr", "1e-3,3e-1", "--warmup", "0", "--seeds", "2")
+    assert code == 0, err
+    found = json.loads(Path("runs/compare/compare.json").read_text())
+    runs = found["runs"]
+    assert sorted((run["variant"], run["swept"]["lr"], run["seed"]) for run in runs) == \
+        [(variant, lr, seed) for variant in ("rwkv", "transformer") for lr in (0.001, 0.3) for seed in (0, 1)]
+    assert [row["variant"] for row in sorted(found["variants"], key=lambda row: row["bits_per_char"])] == \
+        [row["variant"] for row in found["variants"]]
+    for row in found["variants"]:
+        tried = {lr: statistics.mean(run["val_loss"] for run in runs
+                                     if (run["variant"], run["swept"]["lr"]) == (row["variant"], lr)) for lr in (0.001, 0.3)}
+        assert row["swept"] == {"lr": min(tried, key=tried.get)} and row["seeds"] == 2
+        lrs = {run["lr"] for run in runs if run["variant"] == row["variant"] and run["swept"] == row["swept"]}
+        assert lrs == {row["lr"]} == {row["swept"]["lr"]}
+    table, every = out.split("\nall runs\n")
+    assert "lr" in table.splitlines()[0].split() and len(every.strip().splitlines()) == 9
+    assert read_log("runs/compare/rwkv-lr-0.3-1")[0]["config"]["run"]["lr"] == 0.3
+
+
+def test_a_task_and_its_options(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    argv = ["--task", "copy", "--symbols", "5", "--context", "16", "--width", "16", "--layers", "1", "--batch", "4",
+            "--steps", "4", "--eval-every", "2"]
+    code, out, err = said(capfd, "transformer", "aft-simple", *argv)
+    assert code == 0, err
+    found = json.loads(Path("runs/compare/compare.json").read_text())
+    assert found["metric"] == {"name": "accuracy", "key": "accuracy", "rising": True}
+    accuracy = [row["accuracy"] for row in found["variants"]]
+    assert accuracy == sorted(accuracy, reverse=True) and "accuracy" in out.splitlines()[0]
+    assert {read_log(f"runs/compare/{name}-0")[0]["config"]["data"]["symbols"] for name in ("transformer", "aft-simple")} == {5}
+    code, _, err = said(capfd, "transformer", "aft-simple", *argv, "--symbols", "6")
+    assert code == 2 and "holds a run in which symbols is 5, not 6" in err
 
 
 def test_a_run_that_fails_does_not_lose_the_others(text, capfd, monkeypatch):
