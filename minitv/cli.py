@@ -468,7 +468,7 @@ def _explain(argv: list[str]) -> int:
     parser = Parser(
         "minitv explain",
         usage="minitv explain [NAME]",
-        description="Show a variant: its formula, cost and state, what it equals, where paper and code differ.\n"
+        description="Show a variant: what its paper says, its cost, its state, and where paper and code differ.\n"
         "Or an operator: its formula, shapes, forms and kernels. Without NAME, list all operators.",
         epilog="examples:\n  minitv explain transformer\n  minitv explain layer_norm",
     )
@@ -485,6 +485,8 @@ def _explain(argv: list[str]) -> int:
     if name in variants.variants():
         variant = variants.load(name)
         _heading(f"{name}: {variant.summary}\n")
+        if page := sys.modules[variants.variants()[name].module].__doc__:
+            print(reflow(inspect.cleandoc(page), columns(sys.stdout)) + "\n")
         _columns([*variants.describe(variant), ("writing", _writing(variant))])
         return 0
     if name not in REGISTRY:

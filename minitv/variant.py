@@ -20,12 +20,12 @@ class Page:
     """What a variant's page in the documents says; forms, kernels and laws come from the operators themselves."""
 
     formula: str
-    cost: str  # as the paper states it
-    state: str  # numbers a layer and sequence that writing one more token needs
+    cost: str  # time and memory of training and of generating, projections included
+    state: str  # what generating one more token needs, and how many numbers that is in a layer
     operators: tuple[str, ...]
     golden: str  # what the tests compare it with
     discrepancies: tuple[str, ...]  # between the paper, its code and other code, and what is done here
-    review: str  # what the review article says of it, and whether that is right
+    review: str  # what the review article that this library follows says of the variant, and whether that is right
 
 
 @dataclass(frozen=True)

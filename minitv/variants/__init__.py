@@ -33,7 +33,7 @@ def load(name: str) -> Variant:
 
 
 def describe(variant: Variant) -> list[tuple[str, str]]:
-    """The page of a variant as (label, text) rows."""
+    """What is declared of a variant for its readers, as (label, text) rows."""
     import minitv.ops  # noqa: F401 - declares the operators
     from autograd import REGISTRY
 
@@ -46,4 +46,4 @@ def describe(variant: Variant) -> list[tuple[str, str]]:
         rows.append((name, f"forms: {', '.join(op.forms)}{kernels}{laws}"))
     rows.append(("equals", page.golden))
     rows += [("note", text) for text in page.discrepancies]
-    return [*rows, ("the review", page.review)]
+    return [*rows, ("the review", f"the review article on Transformer variants that this library follows: {page.review}")]

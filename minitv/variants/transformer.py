@@ -1,10 +1,89 @@
-"""Causal multi-head attention, as in GPT-2 (Vaswani et al. 2017, arXiv 1706.03762; Radford et al. 2019).
+"""The Transformer: every token looks at all others at once, in one step (Vaswani et al. 2017, arXiv 1706.03762).
 
-    q, k, v = split(x Wqkvᵀ + b)          one fused (3D, D) matrix, in this order
-    y = merge(attention(q, k, v)) Woᵀ + b  heads of size D / heads, causal, scaled by 1/√head_dim
+The variant ``transformer`` is the decoder alone, a language model as GPT-2 (Radford et al. 2019). The variant ``encoder`` sees
+both directions, as BERT (Devlin et al. 2018, arXiv 1810.04805).
 
-Weights from N(0, init_std²), the output projection from N(0, (init_std/√(2 layers))²), biases 0: GPT-2's. While training, the
-attention weights and the output are dropped with the model's probability. The state is the cache of keys and values.
+The problem. A recurrent network reads one token after the other, so a long text trains slowly. And what it knows of a far token
+has passed through every state in between, all of the same small size. A convolution reads all tokens at once, but each layer
+sees a few neighbours only.
+
+The idea. Each token asks, and the tokens that it sees answer. Token i makes a query q_i, token j a key k_j and a value v_j. The
+score q_i · k_j tells how well the key fits the query. The softmax turns the scores of a query into weights, and the output is
+the mean of the values with these weights. Any two tokens are one step apart, and a layer is a few large matrix products.
+
+- Why query, key and value are three functions of a token: what a token looks for, by what it is found and what it hands over
+  are different things. With q = k the scores would be symmetric, and a token would usually fit itself best.
+- Why the softmax: its weights are positive and sum to 1, so the output is a mean of values and stays in their range, whether 10
+  or 1000 tokens answer. And exp lets one token that fits well outweigh many that do not.
+- Why 1/√K: if the K channels of q and k are independent with variance 1, q · k has the variance K. Large scores make a softmax
+  that is nearly 1 at one token and 0 elsewhere, with hardly any gradient (section 3.2.1, footnote 4).
+- Why several heads: one softmax gives one mean, so it can follow one relation. H heads follow H relations at once. Each has
+  K = D / H channels, so that together they cost as much as one head with D channels (section 3.2.2).
+- Why a causal mask: a language model learns to guess token t + 1 from the tokens up to t. The mask hides what comes later, so
+  one pass over a text of T tokens trains T guesses, and none of them can see its answer.
+- Why positions: without a mask, attention does not depend on the order of the keys at all. So each position adds a vector to x:
+  a learned one, or sines (section 3.5). --positions rope turns queries and keys instead: minitv/ops/rope/__init__.py.
+- Why a feed-forward network: attention only averages values of tokens. The network then computes with each token on its own. It
+  holds two thirds of a layer's weights.
+- Why x + f(norm(x)): the sum carries x and its gradient through all layers unchanged, and each layer adds a correction. The
+  norm keeps what a layer reads at one scale.
+
+The encoder has no mask. It sees the next token, so guessing that token would teach it nothing. Instead a share of the tokens is
+hidden and asked for (the task ``masked``). It reads a text from both sides, and cannot generate one from left to right.
+
+What it costs. Every query meets every key, so time grows with T². To generate, the model keeps the keys and values of all
+tokens so far, a cache that grows with every token. In return nothing fades: the last token can read the first one exactly.
+
+    ours                                                       the paper's
+    B T D H             batch, tokens, width, heads            -, n, d_model, h
+    K = D / H           channels of a query, key or value      d_k = d_v, 64 in its experiments
+    S                   keys: those of the past and T new ones n
+    x [B T D]           input of the layer                     X
+    W [outputs inputs]  a matrix of weights, used as x Wᵀ      W [inputs outputs], used as X W
+    Wqkv [3D D]         all queries, then all keys, all values W_i^Q, W_i^K, W_i^V of each head i
+    Wo [D D]            weights of the output                  W^O
+    q_i k_j v_j [K]     query of token i, key, value of j      rows of Q, K and V
+    P [T S]             weights of the values, rows sum to 1   softmax(Q Kᵀ / √d_k)
+
+The layer:
+
+    q, k, v = split(x Wqkvᵀ + b)                               section 3.2.2, for all heads
+    y = softmax(q kᵀ / √K) v in each head                      (1), over j ≤ i alone in ``transformer``
+    out = merge(y) Woᵀ + b                                     section 3.2.2: heads side by side, then one matrix
+    ffn(x) = f(x W₁ᵀ + b₁) W₂ᵀ + b₂, hidden width 4 D          (2); f is gelu in GPT-2, max(0, x) in 2017
+    x ← x + layer(norm(x)),   x ← x + ffn(norm(x))             GPT-2's order; norm(x + layer(x)) in 2017 (section 3.1)
+
+The biases b exist with --bias. minitv/ops/attention/__init__.py has (1) with its masks and gradients, minitv/blocks.py (2) and
+the sums, minitv/models/encoder.py the positions of section 3.5 and the output layer of section 3.4.
+
+Three tokens. One head with K = 2 and V = 1. The scale is ln 2 here in place of 1/√K, so that exp(scale · q · k) = 2^(q · k).
+
+    >>> import numpy as np
+    >>> q, k, v = np.array([[1., 0], [1, 1], [0, 2]]), np.array([[1., 0], [0, 1], [1, 1]]), np.array([[4.], [8], [2]])
+    >>> weights = np.tril(2 ** (q @ k.T))  # causal: token i sees tokens j ≤ i
+    >>> print(weights)
+    [[2. 0. 0.]
+     [2. 2. 0.]
+     [1. 4. 4.]]
+    >>> P = weights / weights.sum(axis=1, keepdims=True)
+    >>> print((P @ v).ravel().round(3))  # (1)
+    [4.    6.    4.889]
+
+Token 0 sees itself alone. Keys 0 and 1 fit query 1 equally well: (4 + 8) / 2 = 6. Keys 1 and 2 fit query 2 better than key 0,
+with weights 4 to 1: (1 · 4 + 4 · 8 + 4 · 2) / 9 = 4.889. The operator computes the same, and without the mask an encoder's
+outputs:
+
+    >>> from minitv.ops import attention
+    >>> for causal in (True, False):
+    ...     y = attention(*(x[None, None] for x in (q, k, v)), scale=np.log(2), causal=causal)
+    ...     print(y.numpy().ravel().round(3))
+    [4.    6.    4.889]
+    [4.    4.    4.889]
+
+A cache generates the same: the last query meets the keys and values of all tokens.
+
+    >>> attention(q[None, None, 2:], k[None, None], v[None, None], scale=np.log(2)).numpy().ravel().round(3)
+    array([4.889])
 """
 
 from __future__ import annotations
@@ -38,17 +117,19 @@ class TransformerOptions:
 
 
 class State(NamedTuple):
-    """The past: keys and values [B H S head_dim]."""
+    """The cache: keys and values of all past tokens, each [B H S K]."""
 
     keys: Tensor
     values: Tensor
 
 
 class Attention(Stateful):
-    """x[B T D] -> y[B T D] by causal attention; state size 2 B T D, growing with the sequence.
+    """out = merge(softmax(q kᵀ / √K) v) Woᵀ for x[B T D], causal, equation (1) and section 3.2.2; state size 2 B T D.
 
-    With ``--positions rope`` q and k are turned by their position (Su et al. 2021, arXiv 2104.09864), and the cache holds
-    turned keys.
+    With ``--positions rope`` queries and keys are turned by their position, and the cache holds turned keys. The first weights
+    are GPT-2's: normal with deviation init_std, and init_std / √(2 layers) for the output, because a model adds 2 · layers
+    outputs to x; biases are 0. While training, the weights P and the output are dropped with the model's probability. UserError
+    if the heads do not divide the width, or if rope gets a head with an odd number of channels.
     """
 
     without_rope = None
@@ -72,7 +153,7 @@ class Attention(Stateful):
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         q, k, v = self._heads(x, 0)
         if rng is None or not self.dropout.p:
-            return self.out(merge_heads([attention(q, k, v, causal=self.causal)]))
+            return self.out(merge_heads([attention(q, k, v, causal=self.causal)]))  # (1) [B H T K], section 3.2.2 [B T D]
         y = attention(q, k, v, causal=self.causal, dropout=self.dropout.p, seed=rng.split(0).seed)
         return self.dropout(self.out(merge_heads([y])), rng.split(1))
 
@@ -82,11 +163,11 @@ class Attention(Stateful):
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         q, k, v = self._heads(x, state.keys.shape[2])
-        state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))
+        state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))  # [B H S K]
         return self.out(merge_heads([attention(q, *state)])), state
 
     def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v [B H T head_dim] of positions from ``start`` on."""
+        """q, k and v [B H T K] of positions from ``start`` on."""
         q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
         if self.angles is None:
             return q, k, v
@@ -94,7 +175,7 @@ class Attention(Stateful):
 
 
 class Bidirectional(Attention):
-    """x[B T D] -> y[B T D] by attention to all positions; there is no state, every output depends on the whole sequence."""
+    """The same without a mask: every output depends on all tokens, so there is no state and nothing to continue."""
 
     causal = False
 
@@ -107,18 +188,27 @@ TRANSFORMER = Variant(
     options=TransformerOptions,
     fused="transformer",
     page=Page(
-        formula="y_i = Σ_{j ≤ i} softmax_j(q_i · k_j / √head_dim) v_j in every head; q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",
-        cost="O(T² D) time and, without ever storing the T × T scores, O(T D) memory; O(t D) for token t when writing",
-        state="2 t D: keys and values of all t tokens read so far",
+        formula="y_i = Σ_{j ≤ i} softmax_j(q_i · k_j / √K) v_j in every head; q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",
+        cost="training, for each layer and sequence: O(T D²) for the projections, which have 4 D² weights, and for the "
+             "feed-forward network, which has 8 D²; O(T² D) for attention. Memory: O(T D), because the kernels never store the "
+             "T × T weights; O(T D + T² H) in the form that does. Generating token t: O(D²) for the matrices and O(t D) for "
+             "attention",
+        state="2 t D numbers in each layer: keys and values of all t tokens so far",
         operators=("attention",),
         golden="PyTorch's scaled_dot_product_attention, and a whole GPT-2 of the package transformers with all gradients",
         discrepancies=(
-            "GPT-2's initial weights (0.02) are for width 768; here they scale with √(768/width), --init-std 0.02 gives its "
-            "own",
+            "the paper of 2017 translates with an encoder and a decoder; GPT-2, and this variant, is a decoder alone, without "
+            "the attention from decoder to encoder (section 3.2.3)",
+            "in 2017 a norm follows each sum, the feed-forward network has max(0, x) and the positions are sines; GPT-2 has "
+            "the norm before each layer and once more at the end, gelu and learned positions; here GPT-2's are the default, "
+            "and --positions sinusoidal gives the sines",
+            "GPT-2 has biases in all linear layers and norms; here --bias switches them on",
+            "GPT-2's first weights have the deviation 0.02 for width 768; here it grows with √(768/width) for narrower models, "
+            "--init-std 0.02 gives GPT-2's",
             "GPT-2 uses the tanh approximation of gelu, nanoGPT the exact one: --activation, the default is exact",
         ),
-        review="its time is given as O(T log T d), which is wrong: O(T² d); the space is right for the form that stores all "
-               "scores",
+        review="it gives the time O(T log T d), which is wrong: it is O(T² d); its space O(T² + T d) is right for the form "
+               "that stores all weights",
     ),
 )
 
@@ -130,15 +220,17 @@ ENCODER = Variant(
     options=TransformerOptions,
     model=Encoder,
     page=Page(
-        formula="y_i = Σ_j softmax_j(q_i · k_j / √head_dim) v_j in every head, over all positions j; "
-                "q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",
-        cost="O(T² D) time and, without ever storing the T × T scores, O(T D) memory",
-        state="none: it sees a whole sequence at once, and does not write",
+        formula="y_i = Σ_j softmax_j(q_i · k_j / √K) v_j in every head, over all positions j; q, k, v = split(x Wᵀ), "
+                "out = merge(y) Wᵀ",
+        cost="training, for each layer and sequence: O(T D²) for the projections, which have 4 D² weights, and for the "
+             "feed-forward network, which has 8 D²; O(T² D) for attention. Memory: O(T D), because the kernels never store the "
+             "T × T weights; O(T D + T² H) in the form that does. It does not generate",
+        state="none: it sees a whole sequence at once",
         operators=("attention",),
         golden="PyTorch's scaled_dot_product_attention without a mask",
         discrepancies=(
-            "BERT normalises after each sum, and has a second objective with pairs of sentences; here the blocks are the "
-            "Transformer's, and masked tokens are the only objective",
+            "BERT has a norm after each sum and a second objective with pairs of sentences; here the blocks are those of "
+            "transformer, and hidden tokens are the only objective",
         ),
         review="it does not speak of encoders",
     ),

@@ -1,7 +1,9 @@
 """The mixer protocol, for every variant: all ways through a model compute the same."""
 
 import dataclasses
+import inspect
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from autograd import Tensor, no_grad
 from autograd.errors import ShapeError
 from autograd.random import Random
-from minitv import variants
+from minitv import cli, variants
 from minitv.errors import UserError
 from minitv.nn import Module, Parameter
 from tests.conftest import examples
@@ -326,8 +328,11 @@ def test_layers_drop_independently(variant):
 
 
 @every_variant
-def test_every_variant_has_a_page(variant):
+def test_every_variant_has_a_page(variant, capsys):
     record = variants.load(variant)
+    assert cli.main(["explain", variant]) == 0
+    taught = inspect.getdoc(sys.modules[record.mixer.__module__])
+    assert taught and taught in capsys.readouterr().out
     rows = variants.describe(record)
     assert [label for label, _ in rows[:4]] == ["paper", "formula", "cost", "state"] and rows[-1][0] == "the review"
     assert all(text.strip() and "\n" not in text and "|" not in text for _, text in rows)

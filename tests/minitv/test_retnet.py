@@ -19,7 +19,7 @@ from tests.minitv.models import mean_loss
 OPTIONS = {
     "paper": {}, "torchscale": dict(head_norm="rms_norm", ffn="glu", ffn_width=1.6875, value_width=1.6875, out_gain=0.5),
     "experiments": dict(decay="range", normalization="decay"), "fla": dict(rotation="rope", normalization="none"),
-    "deepnet": dict(deepnet=True, heads=2),
+    "deepnet": dict(deepnet=True, heads=2), "pairs": dict(heads=32),
 }
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -82,6 +82,13 @@ def test_first_weights_are_those_of_torchscale():
     factor = (8 * wide.layers) ** -0.25
     for name, ratio in dict(qk=1, v=factor, gate=1, out=0.5 * factor).items():
         assert_close(getattr(other, name).weight.numpy(), np.float32(ratio) * getattr(plain, name).weight.numpy())
+
+
+def test_a_head_of_two_channels_turns_by_one_radian_as_in_torchscale():
+    """The exponent j / (K/2 - 1) is 0/0 there; torchscale's angles are 1 / 10000^linspace(0, 1, K/2)."""
+    for heads in (32, 16, 8):
+        mixer = Retention(Random(0), ModelOptions(width=64), RetNetOptions(heads=heads))
+        assert_close(np.array(mixer.rotation["angles"]), 1 / 10_000 ** np.linspace(0, 1, 32 // heads))
 
 
 @pytest.mark.parametrize(("options", "sentence"), [

@@ -1,12 +1,20 @@
-"""rope: rotary position embedding. Su et al. 2021, arXiv 2104.09864, section 3.2.
+"""rope: rotary position embedding (Su et al. 2021, arXiv 2104.09864, section 3.2, RoFormer).
 
-A pair of channels (a, b) at position m is turned by the angle m θ:
+Attention and retention compare a query with a key by their product, and this product does not know where the two stand. RoPE
+tells it without an extra input: the channels form pairs, and position m turns pair (a, b) by the angle m θ, as a clock turns
+its hand.
 
     (a, b) -> (a cos mθ - b sin mθ, a sin mθ + b cos mθ)
 
-Rotated alike, a query at m and a key at n have a product that depends on m - n only. Which channels are a pair, and which
-angle turns it, differs between models, and weights of one do not fit another: adjacent pairs (2j, 2j + 1) in RoFormer, GPT-J
-and RetNet, pairs (j, j + K/2) of two halves in GPT-NeoX and Hugging Face's LLaMA. ``rope_angles`` makes the usual angles.
+A query at position m and a key at position n are turned alike. The turns of both leave their lengths as they are, and only the
+difference (m - n) θ remains in their product. So a head can look for a content at a distance, wherever in the text it is.
+
+The pairs turn at different speeds. Fast pairs tell neighbours apart, slow pairs tell distant regions apart. With one speed
+alone, two distances that differ by a full turn would look the same.
+
+Models differ in which two channels are a pair and how fast each pair turns, and the weights of one do not fit another.
+``pairing`` "adjacent" pairs channels 2j and 2j + 1, as RoFormer, GPT-J and RetNet do. "half" pairs channels j and j + K/2, as
+GPT-NeoX and Hugging Face's LLaMA do. ``rope_angles`` makes the usual angles.
 """
 
 from __future__ import annotations
@@ -19,7 +27,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import namespace, to_numpy
 from autograd.errors import DomainError, ShapeError
-from autograd.laws import identity, independent
+from autograd.laws import independent, law
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, reshape, stack
@@ -28,10 +36,10 @@ PAIRINGS = ("adjacent", "half")
 
 
 def rope_angles(width: int, base: float = 10_000.0, *, closed: bool = False) -> tuple[float, ...]:
-    """The angle in radians per position of each of width / 2 pairs j: base^(-2j / width), RoFormer's.
+    """The angles in radians per position of the pairs j = 0, 1, .. of ``width`` channels: base^(-2j / width), as in RoFormer.
 
-    ``closed`` reaches 1/base at the last pair, base^(-j / (width/2 - 1)): RetNet's, which are xPos' without its magnitudes
-    (torchscale; arXiv 2212.10554). An odd width raises ShapeError.
+    With ``closed`` they are base^(-j / (width/2 - 1)), which go from 1 to 1/base and include both, as in RetNet's code
+    (torchscale). A single pair has the angle 1 in both cases. An odd width raises ShapeError.
     """
     if width % 2 or width < 0:
         raise ShapeError(f"rope_angles: the width must be even, got {width}")
@@ -57,40 +65,13 @@ def turns(angles, start, length, positions, dtype):
     return _turned(angles, to_numpy(positions), dtype)
 
 
-def _keeps_lengths(case, draw):
-    y, x = case().y, case.x
-    assert_close(np.sum(y * y, axis=3), np.sum(x * x, axis=3) * x.dtype.type(case.scale**2),
-                 "rope changes the length of vectors", terms=16)
-
-
-def _relative(case, draw):
-    other, shift = draw.floats(*case.x.shape), draw.integer(1, 50)  # products m θ are rounded, the more the farther
-
-    def products(start):
-        a, b = (case(x=x, positions=None, start=start).y for x in (case.x, other))
-        return a @ np.swapaxes(b, 2, 3)
-
-    assert_close(products(shift), products(0), "products of rotated vectors depend on where they start", terms=64)
-
-
-def _pairings_are_orders(case, draw):
-    pairs = case.x.shape[3] // 2
-    x, angles = case.x[..., : 2 * pairs], tuple(1 / (1 + j) for j in range(pairs))
-    order = np.arange(2 * pairs).reshape(pairs, 2).T.ravel()
-    adjacent = case(x=x, angles=angles, pairing="adjacent").y
-    half = case(x=x[..., order], angles=angles, pairing="half").y
-    assert_close(half, adjacent[..., order], "the pairings are not one another's order of channels", terms=16)
-
-
-@op("x[B H T K], positions?:int[B T] -> y[B H T K]", analytic=True,
-    laws=[independent("B H"), identity("lengths are kept", _keeps_lengths),
-          identity("products depend on differences of positions only", _relative),
-          identity("one pairing is the other's order of channels", _pairings_are_orders)])
+@op("x[B H T K], positions?:int[B T] -> y[B H T K]", analytic=True, laws=[independent("B H")])
 def rope(x, positions=None, *, angles=(), pairing="adjacent", scale=1.0, start=0):
     """y = scale · x with pair j of the channels of x[B H T K] turned by position · angles[j], in radians.
 
-    ``angles`` are at most K/2; channels beyond 2 len(angles) are only scaled. Positions are start, start + 1, ... unless
-    given as positions[B T]. ``pairing`` is "adjacent" (2j, 2j + 1) or "half" (j, len(angles) + j).
+    ``angles`` are at most K/2; channels beyond 2 len(angles) are only scaled. Positions are start, start + 1, .. without
+    positions[B T]. ``pairing`` is "adjacent" (2j, 2j + 1) or "half" (j, len(angles) + j). Another name, too many angles or a
+    start that is no integer raise DomainError.
     """
     y = x * x.dtype.type(scale)
     for b, h, t, j in np.ndindex(*x.shape[:3], len(angles)):
@@ -139,3 +120,31 @@ def _(draw):
     return (draw.floats(*shape), positions), {
         "angles": angles, "pairing": draw.choice(PAIRINGS), "scale": draw.choice((1.0, 0.3)),
         "start": draw.choice((0, 5, 10**6))}
+
+
+@law(rope, "lengths are kept")
+def _(case, draw):
+    y, x = case().y, case.x
+    assert_close(np.sum(y * y, axis=3), np.sum(x * x, axis=3) * x.dtype.type(case.scale**2),
+                 "rope changes the length of vectors", terms=16)
+
+
+@law(rope, "products depend on differences of positions only")
+def _(case, draw):
+    other, shift = draw.floats(*case.x.shape), draw.integer(1, 50)  # products m θ are rounded, the more the farther
+
+    def products(start):
+        a, b = (case(x=x, positions=None, start=start).y for x in (case.x, other))
+        return a @ np.swapaxes(b, 2, 3)
+
+    assert_close(products(shift), products(0), "products of rotated vectors depend on where they start", terms=64)
+
+
+@law(rope, "one pairing is the other's order of channels")
+def _(case, draw):
+    pairs = case.x.shape[3] // 2
+    x, angles = case.x[..., : 2 * pairs], tuple(1 / (1 + j) for j in range(pairs))
+    order = np.arange(2 * pairs).reshape(pairs, 2).T.ravel()
+    adjacent = case(x=x, angles=angles, pairing="adjacent").y
+    half = case(x=x[..., order], angles=angles, pairing="half").y
+    assert_close(half, adjacent[..., order], "the pairings are not one another's order of channels", terms=16)
