@@ -1,7 +1,12 @@
-"""gated: a value times a function of its gate, as in gated linear units (Shazeer 2020, arXiv 2002.05202).
+"""gated: a value times a function of a gate (gated linear units: Shazeer 2020, arXiv 2002.05202).
 
-The sigmoid is RWKV's receptance (Peng et al. 2023, arXiv 2305.13048, eq. 17); the swish (Ramachandran et al. 2017, arXiv
-1710.05941) stands after RetNet's heads (Sun et al. 2023, arXiv 2307.08621, eq. 8).
+    y = x ∘ s(gate)                 s(z) = sigmoid(z) = 1 / (1 + e^-z), or swish(z) = z sigmoid(z); ∘ is elementwise
+    dx = g ∘ s(gate)                where g is the gradient of y
+    dgate = g ∘ x ∘ s'(gate)        sigmoid' = s (1 - s),    swish' = sigmoid(z) (1 + z (1 - sigmoid(z)))
+
+A gate lets the present token decide how much of a result passes. The sigmoid lies between 0 and 1: it is the receptance of RWKV
+(Peng et al. 2023, arXiv 2305.13048, equations (17) and (18)). The swish (Ramachandran et al. 2017, arXiv 1710.05941) has no
+upper limit: it stands after RetNet's heads (Sun et al. 2023, arXiv 2307.08621, equation (8)).
 """
 
 from __future__ import annotations
@@ -17,7 +22,10 @@ FUNCTIONS = ("sigmoid", "swish")
 
 @op("x[... D], gate[... D] -> y[... D]", laws=[linear_in("x"), non_finite()])
 def gated(x, gate, *, function="sigmoid"):
-    """y = x · sigmoid(gate), elementwise; with ``function="swish"`` y = x · silu(gate)."""
+    """y = x ∘ sigmoid(gate) for x[... D] and gate[... D]; with ``function="swish"`` y = x ∘ gate ∘ sigmoid(gate).
+
+    Another ``function`` raises DomainError.
+    """
     activation = silu if function == "swish" else sigmoid
     return scalar_loop(lambda v, g: v * g, x, activation.definition(gate))
 

@@ -1,18 +1,51 @@
-"""wkv and bidirectional_wkv: RWKV's weighted mean of the past. Peng et al. 2023, arXiv 2305.13048, eq. 16 (RWKV-4).
+"""wkv: a weighted mean of the past whose weights fade (RWKV-4: Peng et al. 2023, arXiv 2305.13048, section 3.1.2).
 
-Every channel by itself:
+Every channel is a sequence of its own, so k_t, v_t, w and u are numbers in these formulas, and positions count from 0:
 
-    y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (Σ_{i<t} e^((t-1-i) w + k_i) + e^(u + k_t))
+    y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (Σ_{i<t} e^((t-1-i) w + k_i) + e^(u + k_t))        (16)
 
-The weight of a token falls by e^w a step, w <= 0, from the second step on: the token before is not decayed yet. The present
-one has a bonus u of its own, which the later ones never see. The paper writes w >= 0 and subtracts it; its code learns
-time_decay and uses w = -e^time_decay.
+The weight of token t-1 is e^k_{t-1}: it has not faded yet. The weight of an older token is smaller by the factor e^w for every
+further step, where w ≤ 0. The paper has the opposite sign: it subtracts w ≥ 0. The present token has a factor e^u of its own,
+and no later output sees this factor. All weights are positive and are divided by their sum. So y_t is a mean: it lies between
+the smallest and the largest value so far, and adding a number to all keys changes nothing. minitv/variants/rwkv.py tells why
+RWKV wants such a mean.
 
-The state are the two sums over all tokens so far, numerator and denominator, with the largest exponent p taken out:
+As attention. y = softmax(E) v with the exponents E[T T] of (16), which no query can change. This costs O(T²) per channel:
 
-    p = max_i ((t-1-i) w + k_i)    a = Σ_i e^((t-1-i) w + k_i - p) v_i    b = Σ_i e^((t-1-i) w + k_i - p)
+    E_ti = (t-1-i) w + k_i for i < t,    E_tt = u + k_t,    E_ti = -∞ for i > t
 
-so that b >= 1 and nothing overflows. p is no more than a unit of a and b, but like every output it has a gradient.
+As a recurrence, O(T) per channel. Since e^((t-1-i) w) is multiplied by e^w at every step, two sums are all that must be kept:
+
+    A_{-1} = B_{-1} = 0                                                     (19)
+    y_t = (A_{t-1} + e^(u + k_t) v_t) / (B_{t-1} + e^(u + k_t))             (20)
+    A_t = e^w A_{t-1} + e^k_t v_t                                           (21)
+    B_t = e^w B_{t-1} + e^k_t                                               (22)
+
+e^k is too large for float32 from k = 89 on. So the state holds the sums in units of their largest term: p is the largest
+exponent so far, A = a e^p and B = b e^p. The same recurrence for a, b and p, where no exponent is above 0:
+
+    q = max(p_{t-1}, u + k_t)                                                                                       (23)
+    y_t = (e^(p_{t-1} - q) a_{t-1} + e^(u + k_t - q) v_t) / (e^(p_{t-1} - q) b_{t-1} + e^(u + k_t - q))             (24)
+    p_t = max(p_{t-1} + w, k_t)                                                                               (25), (28)
+    a_t = e^(p_{t-1} + w - p_t) a_{t-1} + e^(k_t - p_t) v_t                                                         (26)
+    b_t = e^(p_{t-1} + w - p_t) b_{t-1} + e^(k_t - p_t)                                                             (27)
+
+One term of b is e^0, so b ≥ 1 after the first token, and no division needs a small number to keep it from 0.
+
+In chunks. Two neighbouring stretches of tokens, the right one n tokens long, have states (a, b, p) and (a', b', p') of their
+own. Together they have the state with p" = max(p + n w, p') and a" = e^(p + n w - p") a + e^(p' - p") a', and b" alike. This
+rule is associative, so the states of chunks can be computed next to each other and joined afterwards. It is not in the paper.
+
+Gradients. Let g_t be the gradient of y_t, h_t = g_t / (B_{t-1} + e^(u + k_t)), and α_t and β_t the gradients of A_t and B_t
+through all later outputs. They start as the gradients of the final state, and run from the last token to the first:
+
+    dv_t = e^(u + k_t) h_t + e^k_t α_t                      α_{t-1} = e^w α_t + h_t
+    dk_t = e^(u + k_t) h_t (v_t - y_t) + e^k_t (α_t v_t + β_t)
+    du = Σ_t e^(u + k_t) h_t (v_t - y_t)                    β_{t-1} = e^w β_t - h_t y_t
+    dw = Σ_t e^w (α_t A_{t-1} + β_t B_{t-1})
+
+α_{-1} and β_{-1} are the gradients of the state that came in. cpu.py computes the same in units of e^p. p only chooses the unit
+of a and b, but it is an output too, and has the gradient of a maximum.
 """
 
 from __future__ import annotations
@@ -24,7 +57,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import namespace
 from autograd.errors import ShapeError
-from autograd.laws import causal, identity, independent, linear_in, shift_invariant, streams
+from autograd.laws import causal, independent, law, linear_in, shift_invariant, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, exp, matmul, maximum, reshape, softmax, stack, swapaxes, where
@@ -32,46 +65,14 @@ from autograd.ops import concat, exp, matmul, maximum, reshape, softmax, stack, 
 EMPTY = -1e38  # p of an empty state: e^(EMPTY - anything) is 0, and no difference overflows in float32
 
 
-# -- laws --------------------------------------------------------------------------------------------------------------
-def _mean(case, draw):
-    y = case(v=1.0, a=case.b).y
-    assert_close(y, np.ones_like(y), "weights do not sum to 1", terms=16)
-
-
-def _running_mean(case, draw):
-    y = case.anew(w=0.0, u=0.0, reset=None).y
-    weights = np.exp(case.k - case.k.max(axis=1, keepdims=True, initial=EMPTY))
-    total = np.cumsum(weights, axis=1)
-    seen = total > 1e-3  # before, everything is far below the largest key, and this simple formula has no digits left
-    expected = np.cumsum(weights * case.v, axis=1) / np.where(seen, total, 1)
-    assert_close(np.where(seen, y, 0), np.where(seen, expected, 0), "wkv: w = u = 0 is not AFT-simple", terms=1e6)
-
-
-def _restart(case, draw):
-    k, v, reset = case.k, case.v, case.reset
-    if not k.shape[1]:
-        return
-    cut = draw.integer(0, k.shape[1] - 1)
-    reset = np.zeros(k.shape[:2], bool) if reset is None else reset.copy()
-    reset[:, cut] = True
-    past = {name: np.concatenate([np.full_like(x[:, :cut], draw.choice((2, np.nan, np.inf))), x[:, cut:]], axis=1)
-            for name, x in case.present("k v").items()}
-    whole, anew = case(**past, reset=reset), case.anew(k=k[:, cut:], v=v[:, cut:], reset=reset[:, cut:])
-    for name, x, y in zip("yabp", (whole.y[:, cut:], *whole[1:]), anew, strict=True):
-        assert_close(x, y, f"wkv: {name} remembers what came before a reset", terms=64)
-
-
 @op("k[B T C], v[B T C], w[C], u[C], a?[B C], b?[B C], p?[B C], reset?:bool[B T] -> y[B T C], a[B C], b[B C], p[B C]",
-    laws=[causal("k v"), independent("B C"), linear_in("v"), streams(),
-          shift_invariant("k p", "all keys", moves="p"),
-          identity("weights sum to one", _mean),
-          identity("with w = u = 0 it is the running mean of AFT-simple", _running_mean),
-          identity("a reset forgets what came before", _restart)])
+    laws=[causal("k v"), independent("B C"), linear_in("v"), streams(), shift_invariant("k p", "all keys", moves="p")])
 def wkv(k, v, w, u, a=None, b=None, p=None, reset=None):
-    """y_t = the mean of the v so far, weighted by e^((t-1-i) w + k_i), by e^(u + k_t) for the present; and the state after.
+    """y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (the same sums without the v), and the state a, b, p.
 
-    k, v[B T C], w[C] <= 0 and u[C] in nats; a, b, p[B C] are what an earlier call returned, all or none; reset[B T] is
-    True where a sequence begins, before which everything is forgotten. The page's first lines have the formulas.
+    k, v[B T C] are keys and values, w[C] ≤ 0 is the logarithm of the decay, and u[C] that of the present token's factor.
+    a, b, p[B C] are what an earlier call returned; ShapeError if only some of them are there. reset[B T] is True where a new
+    sequence begins, for which the state is empty. The page above has the formulas; equations (16) to (28) of the paper.
     """
     y, state = np.empty(k.shape, k.dtype), np.zeros((3, k.shape[0], k.shape[2]), k.dtype)
     for n, c in np.ndindex(state.shape[1:]):
@@ -80,8 +81,8 @@ def wkv(k, v, w, u, a=None, b=None, p=None, reset=None):
             key, value = k[n, t, c].item(), v[n, t, c].item()
             past = [] if reset is not None and reset[n, t] else past
             _, numerator, denominator = _total([*past, (u[c].item() + key, value, 1.0)])
-            y[n, t, c] = np.divide(numerator, denominator)  # 0/0 where all keys are -∞
-            past = [*((e + w[c].item(), s, z) for e, s, z in past), (key, value, 1.0)]
+            y[n, t, c] = np.divide(numerator, denominator)  # (16); 0/0 where all keys are -∞
+            past = [*((e + w[c].item(), s, z) for e, s, z in past), (key, value, 1.0)]  # every older exponent falls by w
         state[:, n, c] = _total(past)
     return y, state[1], state[2], state[0]
 
@@ -94,7 +95,7 @@ def _total(terms):
 
 # -- forms -------------------------------------------------------------------------------------------------------------
 def _empty(like, *shape):
-    """The state before the first token."""
+    """The state before the first token, equation (19)."""
     xp = namespace(like.data)
     return tuple(Tensor.wrap(xp.full(shape, value, like.dtype)) for value in (0.0, 0.0, EMPTY))
 
@@ -107,20 +108,20 @@ def _forget(state, reset):
 
 
 def _join(a, b, p, value, weight, exponent):
-    """The state of two sets of tokens together: both sums in the unit of the larger exponent."""
-    top = maximum(p, exponent)
+    """The sums of two sets of tokens together, in the unit of the larger exponent."""
+    top = maximum(p, exponent)  # (23), (25)
     one, other = exp(p - top), exp(exponent - top)
     return one * a + other * value, one * b + other * weight, top
 
 
 def _read(k, v, u, state):
-    """y of a token after this state."""
+    """y of a token after this state, equations (23) and (24)."""
     numerator, denominator, _ = _join(*state, v, 1.0, u + k)
-    return numerator / denominator
+    return numerator / denominator  # (24)
 
 
 def _advance(k, v, w, state):
-    """The state after one more token."""
+    """The state after one more token, equations (25) to (28)."""
     a, b, p = state
     return _join(a, b, p + w, v, 1.0, k)
 
@@ -131,8 +132,11 @@ def _reset(reset, part):
 
 @wkv.form
 def recurrent(k, v, w, u, a, b, p, reset):
-    """One token after the other, O(T): RWKV's own algorithm, as in training on a GPU and in generation."""
-    state = _empty(k, k.shape[0], k.shape[2]) if p is None else (a, b, p)
+    """Equations (23) to (28), one token after the other: time O(T) per channel, as the paper trains and generates.
+
+    The state has three numbers per channel and does not grow. Channels and sequences run next to each other.
+    """
+    state = _empty(k, k.shape[0], k.shape[2]) if p is None else (a, b, p)  # each [B C]
     ys = [k[:, :0]]
     for t in range(k.shape[1]):
         state = _forget(state, _reset(reset, np.s_[:, t]))
@@ -143,14 +147,14 @@ def recurrent(k, v, w, u, a, b, p, reset):
 
 @wkv.form(tuning={"chunk_size": 32})
 def chunkwise(k, v, w, u, a, b, p, reset, chunk_size):
-    """All chunks at once, position after position; then one chunk after the other: chunk_size + T / chunk_size steps.
+    """The same in 2 chunk_size + T / chunk_size steps, of which each does many positions at once.
 
-    Joining two stretches of tokens is associative: with n tokens on the right, the left one's p becomes p + n w. So every
-    chunk is first summed up by itself, the states before the chunks follow from one another, and from those the outputs.
+    First every chunk computes the state of its own tokens, all chunks at once. Then the state before each chunk follows from
+    the one before it and the chunk's own. At last all chunks compute their outputs, again at once.
     """
     (batch, length, width), size = k.shape, chunk_size
     count, rest = length // size, length // size * size
-    chunks = [reshape(x[:, :rest], (batch, count, size, width)) for x in (k, v)]
+    chunks = [reshape(x[:, :rest], (batch, count, size, width)) for x in (k, v)]  # each [B chunks size C]
     starts = None if reset is None else reset[:, :rest].reshape(batch, count, size)
     alone = _empty(k, batch, count, width)
     for i in range(size):
@@ -202,7 +206,7 @@ def _(draw):
     a, b, p = draw.floats(batch, width), draw.floats(batch, width, low=1.0, high=3.0), draw.floats(batch, width)
     carried = draw.boolean()
     reset = draw.layout(draw.generator().random((batch, length)) < 0.2) if draw.boolean() else None
-    # The p that comes out is a maximum, with a kink where two exponents are equal: raise what gives it above the others.
+    # The p that comes out is a maximum, which has no derivative where two exponents are equal: its winner is raised by 1.
     k, p = (x if x.flags.writeable else x.copy() for x in (k, p))
     top, winner = p.copy() if carried else np.full_like(p, EMPTY), np.full((batch, width), -1)
     for t in range(length):
@@ -215,32 +219,14 @@ def _(draw):
 
 
 # -- both directions ---------------------------------------------------------------------------------------------------
-def _reversal(case, draw):
-    back = case(k=case.k[:, ::-1], v=case.v[:, ::-1]).y
-    assert_close(back[:, ::-1], case().y, "bidirectional_wkv: reversing the tokens does more than reverse the result", terms=64)
-
-
-def _last_position(case, draw):
-    assert_close(case().y[:, -1:], case.defined_by(wkv).y[:, -1:],
-                 "bidirectional_wkv at the last position is not wkv", terms=64)
-
-
-def _bidirectional_mean(case, draw):
-    y = case(v=1.0).y
-    assert_close(y, np.ones_like(y), "weights do not sum to 1", terms=16)
-
-
 @op("k[B T C], v[B T C], w[C], u[C] -> y[B T C]",
-    laws=[independent("B C"), linear_in("v"),
-          identity("reversing the tokens reverses the result", _reversal),
-          identity("the last position is that of wkv", _last_position),
-          shift_invariant("k", "all keys"),
-          identity("weights sum to one", _bidirectional_mean)])
+    laws=[independent("B C"), linear_in("v"), shift_invariant("k", "all keys")])
 def bidirectional_wkv(k, v, w, u):
-    """y_t = the mean of all v, weighted by e^((|t-i|-1) w + k_i), by e^(u + k_t) for the present: WKV for encoders.
+    """y_t = (Σ_{i≠t} e^((|t-i|-1) w + k_i) v_i + e^(u + k_t) v_t) / (the same sums without the v): wkv in both directions.
 
-    k, v[B T C], w[C] and u[C] in nats. Vision-RWKV (Duan et al. 2024, arXiv 2403.02308, eq. 5) divides a learned w by T and
-    does not force its sign; here w is what counts for a step, and may be positive.
+    k, v[B T C], w[C] and u[C] as in wkv, but a model that is not causal sees the tokens after t as well. Vision-RWKV (Duan et
+    al. 2024, arXiv 2403.02308) divides a learned w by T and does not force its sign. Here w is the change of the exponent for
+    one step, and may be positive.
     """
     y = np.empty(k.shape, k.dtype)
     for n, t, c in np.ndindex(k.shape):
@@ -253,7 +239,7 @@ def bidirectional_wkv(k, v, w, u):
 
 @bidirectional_wkv.form
 def parallel(k, v, w, u):
-    """All weights at once, a [B C T T] array: attention whose scores are distances and keys."""
+    """y = softmax(E) v with E_ti = (|t-i|-1) w + k_i for i ≠ t, E_tt = u + k_t: time and memory O(T²) per channel."""
     xp, (batch, length, width) = namespace(k.data), k.shape
     step = xp.arange(length)
     distance = xp.abs(step[:, None] - step)
@@ -265,20 +251,19 @@ def parallel(k, v, w, u):
 
 @bidirectional_wkv.form
 def scans(k, v, w, u):
-    """The state of all tokens before and that of all tokens after, O(T), joined with the present one."""
+    """The states of the tokens before t and of those after t, joined with token t: time and memory O(T) per channel."""
     def states(order):
-        found, state = [], _empty(k, k.shape[0], k.shape[2])
+        each, state = [], _empty(k, k.shape[0], k.shape[2])
         for t in order:
-            found.append(state)
+            each.append(state)
             state = _advance(k[:, t], v[:, t], w, state)
-        return found
+        return each
 
     length = k.shape[1]
     before, after = states(range(length)), states(reversed(range(length)))[::-1]
     ys = [reshape(_read(k[:, t], v[:, t], u, _join(*before[t], *after[t])), (k.shape[0], 1, k.shape[2]))
           for t in range(length)]
     return concat([k[:, :0], *ys], axis=1)
-
 
 
 bidirectional_wkv.kernel("cpu", prefix="bidirectional_")
@@ -290,3 +275,53 @@ def _(draw):
     batch, length, width = draw.size(0, 2), draw.size(0, 7), draw.size(0, 3)
     return (_keys(draw, batch, length, width), draw.floats(batch, length, width), _rates(draw, width),
             draw.floats(width, low=-2.0, high=2.0)), {}
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+@law(wkv, "weights sum to one")
+def _(case, draw):
+    y = case(v=1.0, a=case.b).y
+    assert_close(y, np.ones_like(y), "weights do not sum to 1", terms=16)
+
+
+@law(wkv, "with w = u = 0 it is the running mean of AFT-simple")
+def _(case, draw):
+    y = case.anew(w=0.0, u=0.0, reset=None).y
+    weights = np.exp(case.k - case.k.max(axis=1, keepdims=True, initial=EMPTY))
+    total = np.cumsum(weights, axis=1)
+    seen = total > 1e-3  # before, everything is far below the largest key, and this simple formula has no digits left
+    expected = np.cumsum(weights * case.v, axis=1) / np.where(seen, total, 1)
+    assert_close(np.where(seen, y, 0), np.where(seen, expected, 0), "wkv: w = u = 0 is not AFT-simple", terms=1e6)
+
+
+@law(wkv, "a reset forgets what came before")
+def _(case, draw):
+    k, v, reset = case.k, case.v, case.reset
+    if not k.shape[1]:
+        return
+    cut = draw.integer(0, k.shape[1] - 1)
+    reset = np.zeros(k.shape[:2], bool) if reset is None else reset.copy()
+    reset[:, cut] = True
+    past = {name: np.concatenate([np.full_like(x[:, :cut], draw.choice((2, np.nan, np.inf))), x[:, cut:]], axis=1)
+            for name, x in case.present("k v").items()}
+    whole, anew = case(**past, reset=reset), case.anew(k=k[:, cut:], v=v[:, cut:], reset=reset[:, cut:])
+    for name, x, y in zip("yabp", (whole.y[:, cut:], *whole[1:]), anew, strict=True):
+        assert_close(x, y, f"wkv: {name} remembers what came before a reset", terms=64)
+
+
+@law(bidirectional_wkv, "reversing the tokens reverses the result")
+def _(case, draw):
+    back = case(k=case.k[:, ::-1], v=case.v[:, ::-1]).y
+    assert_close(back[:, ::-1], case().y, "bidirectional_wkv: reversing the tokens does more than reverse the result", terms=64)
+
+
+@law(bidirectional_wkv, "the last position is that of wkv")
+def _(case, draw):
+    assert_close(case().y[:, -1:], case.defined_by(wkv).y[:, -1:],
+                 "bidirectional_wkv at the last position is not wkv", terms=64)
+
+
+@law(bidirectional_wkv, "weights sum to one")
+def _(case, draw):
+    y = case(v=1.0).y
+    assert_close(y, np.ones_like(y), "weights do not sum to 1", terms=16)
