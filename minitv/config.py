@@ -241,7 +241,8 @@ class Options:
             if others:
                 text = "; ".join(f"{group}: {text}" for group, text in several)
                 optional = any(setting.optional for setting in several.values())
-                first = dataclasses.replace(first, group="options with a meaning for each variant", help=text, optional=optional)
+                group = "options with a meaning for each variant"
+                first = dataclasses.replace(first, group=group, help=text, optional=optional)
             union.settings[name] = first
         return union
 
