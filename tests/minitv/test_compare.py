@@ -51,6 +51,7 @@ def said(capfd, *argv):
     return code, out, err
 
 
+@pytest.mark.full
 def test_two_seeds_of_a_variant(text, capfd):
     code, out, err = said(capfd, "transformer", *text, *SMALL, "--heads", "2", "--seeds", "2", "--seed", "5")
     assert code == 0, err
@@ -209,6 +210,7 @@ def test_the_table_puts_the_best_first():
     assert table[-1].split() == ["n-gram", "order", "1", "3.500"]
 
 
+@pytest.mark.full
 def test_curves_are_drawn(text, capfd):
     pytest.importorskip("matplotlib")
     code, _, err = said(capfd, "transformer", *text, *SMALL, "--seeds", "2")

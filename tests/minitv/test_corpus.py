@@ -381,6 +381,7 @@ print(json.dumps([len(large.training), before, peak()]))
 """
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such figure")
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 def test_memory_does_not_grow_with_the_text(folder, tmp_path, tokenizer):

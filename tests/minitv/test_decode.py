@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autograd import Tensor, assert_close, layer_norm
+from autograd import Tensor, assert_close, layer_norm, use
 from autograd.errors import DomainError, ShapeError
 from minitv import variants
 from minitv.decode import FEW, Decoder, FusedDecoder, decoder, retnet, shared
@@ -20,6 +20,7 @@ from minitv.ops.attention import cpu as attention_cpu
 from minitv.ops.long_conv import online
 from minitv.ops.wkv import EMPTY
 from minitv.ops.wkv import cpu as wkv_cpu
+from tests.conftest import full
 from tests.minitv import models
 
 VARIANTS = [name for name in variants.variants() if variants.load(name).fused]
@@ -45,8 +46,9 @@ def build(variant="transformer", dtype=np.float64, seed=0, own=(), **options):
 
 
 def expected(model, ids):
-    """The logits after the last of these tokens, by the whole model at once."""
-    return model(np.array(ids)[None]).numpy()[0, -1]
+    """The logits after the last of these tokens, by the whole model at once and without kernels."""
+    with use(kernel="none"):
+        return model(np.array(ids)[None]).numpy()[0, -1]
 
 
 def own_options(variant):
@@ -61,7 +63,7 @@ def own_options(variant):
 @each_variant
 @given(st.data())
 def test_every_step_gives_the_logits_of_the_model(variant, data):
-    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    dtype = data.draw(st.sampled_from([np.float32, np.float64] if full() else [np.float32]))
     without = variants.load(variant).without
     options = {name: data.draw(st.sampled_from(values)) for name, values in OPTIONS.items() if name not in without}
     options["own"] = {name: data.draw(st.sampled_from(values)) for name, values in own_options(variant)}
@@ -83,7 +85,7 @@ def test_every_step_gives_the_logits_of_the_model(variant, data):
     assert reader.position == len(ids)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.full)])
 @pytest.mark.parametrize("first", [1, 100, 256])
 def test_blocks_of_hyena_of_all_sizes(first, dtype, monkeypatch):
     """300 positions are blocks of 8, 16, ... 256, which end while reading at once, while writing, or never."""
@@ -99,6 +101,7 @@ def test_blocks_of_hyena_of_all_sizes(first, dtype, monkeypatch):
         assert_close(np.array(logits), exact(ids[None]).numpy()[0, first - 1 :], terms=200)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("choice", range(4))
 @pytest.mark.parametrize("length", [1, FEW, FEW + 1, 40])
 @each_variant
@@ -118,10 +121,11 @@ def test_a_prefill_starts_over(variant, length, choice):
 def test_without_kernels_a_decoder_takes_the_models_own_step(variant):
     model, ids = build(variant), [1, 5, 2, 2, 7]
     reader = Decoder(model)
-    reader.prefill(ids[:2])
-    for position in range(2, 5):
-        logits = reader.step(ids[position])
-        assert_close(logits, expected(model, ids[: position + 1]), terms=200)
+    with use(kernel="none"):
+        reader.prefill(ids[:2])
+        for position in range(2, 5):
+            logits = reader.step(ids[position])
+            assert_close(logits, expected(model, ids[: position + 1]), terms=200)
     assert reader.position == 5
 
 

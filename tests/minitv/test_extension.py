@@ -144,6 +144,7 @@ def test_the_paper_is_trained_on_text_and_writes(extended, capsys):
     assert capsys.readouterr().out.startswith("the ")
 
 
+@pytest.mark.full
 def test_the_task_is_learned_by_the_variants_that_exist(extended, capsys):
     directory = extended / "compare"
     assert cli.main(["compare", "transformer", "mean-of-past", "--task", "parity", *SMALL, "--out", str(directory)]) == 0
