@@ -1,14 +1,19 @@
-"""long_conv position by position: each output as soon as its input is known, the state an explicit value.
+"""long_conv position by position, as a model generates: each output as soon as its input is known.
 
-The *direct* way sums over all inputs for each output: t products a channel at position t. The *relaxed* way (van der Hoeven
-2002, doi 10.1006/jsco.2002.0562; in language models Oncescu et al. 2024, arXiv 2410.12982) keeps the past in blocks whose
-sizes are the binary digits of t. A block has ready what its inputs add to as many positions after it:
+A convolution has no state of fixed size: every input meets every later output, each pair with a tap of its own. There are two
+ways. The *direct* sum Σ_s filter_s x_{t-s} costs t products per channel at position t, O(T²) for T positions. The *relaxed*
+convolution (van der Hoeven 2002, doi 10.1006/jsco.2002.0562; in language models Oncescu et al. 2024, arXiv 2410.12982) costs
+O(T log² T). It cuts the past into blocks whose sizes are the binary digits of t. A block of n inputs adds something to each of
+the n outputs after it, and all these sums are computed at once, by one Fourier transform, when the block is formed:
 
-    t = 11 = 1011₂     x₀ … x₇ | x₈ x₉ | x₁₀ |     y₁₁ = filter₀ x₁₁ + a value that each of the three blocks has ready
+    t = 11 = 8 + 2 + 1     x₀ ... x₇ | x₈ x₉ | x₁₀ |     y₁₁ = filter₀ x₁₁ + one number that each of the three blocks has ready
 
-With x₁₁, the blocks of 2 and 1 become one of 4, by one convolution. Every input meets every later output in exactly one
-block, and T positions take T log² T. Here sizes are multiples of ``block``, and the inputs since the last multiple are summed
-directly: with a block as long as the sequence, all are.
+Once x₁₁ is there, t is 12 = 8 + 4. So x₁₁ and the blocks of 1 and 2 become one block of 4, which computes its sums for y₁₂ to
+y₁₅; the block of 8 had its sums for y₈ to y₁₅ ready from the start. In this way every input meets every later output once.
+A block of n is formed once in 2 n positions and costs O(n log n), so each of the log T sizes costs O(log T) per position.
+
+Transforms of few points are slower than direct sums. So the sizes here are multiples of ``block``, and the inputs since the
+last multiple are summed directly. With a block as long as the sequence, all of them are.
 """
 
 from __future__ import annotations
@@ -21,38 +26,39 @@ import numpy as np
 from autograd import Tensor, concat, flip, getitem, sum
 from autograd.device import namespace
 
-BLOCK = 64  # inputs that are summed one by one, those before in blocks; where a CPU is fastest
+BLOCK = 64  # the smallest block; on a CPU this size was the fastest
 
 
 class Block(NamedTuple):
-    """Inputs [B n D], and what they add to the n outputs after them, [B n D]."""
+    """A block of n inputs, and the sums that they add to the n outputs after them."""
 
-    inputs: Tensor
-    ahead: Tensor
+    inputs: Tensor  # [B n D]
+    ahead: Tensor  # [B n D]
 
 
 class Past(NamedTuple):
-    """What has been read: blocks, the largest first, and the inputs [B r D] after them."""
+    """All inputs so far: blocks, the largest first, and the inputs after them, which are fewer than ``block``."""
 
     blocks: tuple[Block, ...]
-    recent: Tensor
+    recent: Tensor  # [B r D]
 
     @property
     def position(self) -> int:
-        """How many inputs have been read."""
+        """The number of inputs so far."""
         return self.recent.shape[1] + int(np.sum([block.inputs.shape[1] for block in self.blocks], dtype=int))
 
 
 def begin(batch: int, filter: Tensor) -> Past:
-    """Nothing has been read; what will be is of the filter's width and dtype, on its device."""
+    """The past before the first input, with the width, dtype and device of the filter [L D]."""
     taps = filter.data
     return Past((), Tensor(namespace(taps).zeros((batch, 0, taps.shape[1]), taps.dtype)))
 
 
 def read(x: Tensor, past: Past, filter: Tensor, skip: Tensor | None = None, *, convolve: Callable,
          block: int) -> tuple[Tensor, Past]:
-    """The outputs for the next inputs x[B T D], and the past with them: ``convolve``, long_conv or one of its forms, over all
-    inputs, cut anywhere.
+    """The outputs y[B T D] for the next inputs x[B T D], and the past with these inputs.
+
+    A text may be cut into calls anywhere. ``convolve`` is long_conv or one of its forms; filter[L D], skip[D].
     """
     if x.shape[1] == 1:
         return _read_one(x, past, filter, skip, block, convolve)
@@ -71,7 +77,7 @@ def read(x: Tensor, past: Past, filter: Tensor, skip: Tensor | None = None, *, c
 def _read_one(x, past, filter, skip, block, convolve):
     blocks, recent = past.blocks, concat([past.recent, x], axis=1)
     taps = min(recent.shape[1], filter.shape[0])
-    y = sum(_rows(recent, recent.shape[1] - taps, None) * flip(filter[:taps], axis=0), axis=1, keepdims=True)
+    y = sum(_rows(recent, recent.shape[1] - taps, None) * flip(filter[:taps], axis=0), axis=1, keepdims=True)  # [B 1 D]
     if skip is not None:
         y = y + skip * x
     after = recent.shape[1] - 1  # positions between a block and this one
@@ -88,7 +94,7 @@ def _read_one(x, past, filter, skip, block, convolve):
 
 
 def close(inputs: Tensor, filter: Tensor, convolve: Callable) -> Block:
-    """The block of these inputs."""
+    """The block of inputs[B n D], with the sums for the n outputs after it: n inputs of 0 follow."""
     nothing = Tensor(namespace(inputs.data).zeros_like(inputs.data))
     return Block(inputs, convolve(nothing, filter, None, None, inputs)[0])
 
