@@ -279,3 +279,12 @@ def non_finite(*values: float) -> Law:
 def identity(name: str, statement: Callable) -> Law:
     """A named identity: ``statement(case, draw)`` raises AssertionError when it fails."""
     return Law(name, statement)
+
+
+def law(op, name: str) -> Callable:
+    """Declare a named identity of ``op`` below its algorithm: ``statement(case, draw)`` raises AssertionError when it fails."""
+    def declare(statement: Callable) -> Callable:
+        op.laws += (identity(name, statement),)
+        return statement
+
+    return declare
