@@ -1,4 +1,7 @@
-"""banded_product: the bias of aft_local from its factors."""
+"""banded_product: the bias of aft_local, the part of u vᵀ that lies in the window.
+
+    du_t = Σ_j g_tj v_s,    dv_s = Σ g_tj u_t over all (t, j) that belong to s           g is the gradient of the bias
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from autograd.ops import matmul, pad, swapaxes, where
 def banded_product(u, v, *, window=32, causal=True):
     """The part of u vᵀ that aft_local takes for its bias: bias[t, j] = u_t · v_s for the lags j of the window.
 
-    Causal: s = t + S - T - j for j = 0 .. window-1; else s = t + S - T + window - 1 - j for j = 0 .. 2 window - 2.
-    The last of u belongs to the last of v. Where there is no row s, the bias is 0.
+    u[T R], v[S R]; the last row of u belongs to the last of v. With ``causal`` s = t + S - T - j for j = 0 .. window-1, else
+    s = t + S - T + window - 1 - j for j = 0 .. 2 window - 2. Where v has no row s, the bias is 0. A window below 1 raises
+    DomainError.
     """
     ahead = 0 if causal else window - 1
     bias = np.zeros((len(u), window + ahead), u.dtype)

@@ -1,4 +1,10 @@
-"""aft_conv2d: aft_conv for the pixels of an image."""
+"""aft_conv2d: aft_conv for the pixels of an image, the form that the paper evaluates (Zhai et al. 2021, 2105.14103, eq. 6).
+
+    y_p = sigmoid(q_p) Σ_r e^(k_r + w_{p-r}) v_r / Σ_r e^(k_r + w_{p-r})       over all pixels r, in each channel of a head
+
+w_{p-r} is 0 where r is not in the M × N pixels around p. minitv/ops/aft/__init__.py has the gradients and what all AFT
+operators share.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import numpy as np
 
 from autograd.device import namespace
 from autograd.errors import ShapeError
-from autograd.laws import identity, independent, linear_in, shift_invariant
+from autograd.laws import independent, law, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import reshape, transpose, where
@@ -26,23 +32,13 @@ from .common import (
 from .conv import aft_conv
 
 
-def _one_row_is_conv(case, draw):
-    if not case.q.shape[1]:
-        return
-    row = {name: x[:, :1] for name, x in case.present("q k v mask").items()}
-    flat = {name: x[:, 0] for name, x in row.items()}
-    conv = case.defined_by(aft_conv, **flat, bias=case.bias[:, case.bias.shape[1] // 2], causal=False).y
-    assert_close(case(**row).y[:, 0], conv, "an image of one row is not aft_conv", terms=16)
-
-
 @op("q[B Y X C], k[B Y X H], v[B Y X C], bias[H M N], mask?:bool[B Y X] -> y[B Y X C]",
     laws=[independent("B"), linear_in("v"), masked,
-          within_the_values("v"), shift_invariant("k", "all keys"),
-          identity("an image of one row, aft_conv", _one_row_is_conv)])
+          within_the_values("v"), shift_invariant("k", "all keys")])
 def aft_conv2d(q, k, v, bias, mask=None):
-    """aft_conv for the pixels of an image, all of which are seen: bias[h, i, j] for the key at (y + M//2 - i, x + N//2 - j).
+    """aft_conv for the pixels of an image: bias[h, i, j] belongs to the key at (y + M//2 - i, x + N//2 - j); all keys are seen.
 
-    q, v [B Y X C], k[B Y X H], bias[H M N] with odd M and N, mask[B Y X].
+    q, v [B Y X C], k[B Y X H], bias[H M N], mask[B Y X]. An even M or N, and an H that does not divide C, raise ShapeError.
     """
     k, v = everything(k, v, mask)
     (_, rows, columns, channels), (heads, height, width), out = q.shape, bias.shape, np.zeros_like(q)
@@ -54,13 +50,13 @@ def aft_conv2d(q, k, v, bias, mask=None):
                 exponents[at] += bias[h, i, j]
         part = slice(h * channels // heads, (h + 1) * channels // heads)
         mean, _ = mean_of(exponents.ravel().tolist(), v[b, :, :, part].reshape(rows * columns, -1))
-        out[b, y, x, part] = gate(q[b, y, x, part]) * mean
+        out[b, y, x, part] = gate(q[b, y, x, part]) * mean  # (6)
     return out
 
 
 @aft_conv2d.form
 def parallel(q, k, v, bias, mask):
-    """All pairs of pixels, a [B Y·X Y·X H] array."""
+    """A softmax over all pairs of pixels, [B Y·X Y·X H]: O((Y X)²) time and memory."""
     xp, (batch, rows, columns) = namespace(q.data), q.shape[:3]
     k, v = joined(k, v, mask)
     pixels, wide = xp.arange(rows * columns), max(columns, 1)
@@ -74,6 +70,16 @@ def parallel(q, k, v, bias, mask):
 
 aft_conv2d.kernel("cpu", prefix="conv2d_")
 aft_conv2d.kernel("cuda", prefix="conv2d_")
+
+
+@law(aft_conv2d, "an image of one row is aft_conv")
+def _(case, draw):
+    if not case.q.shape[1]:
+        return
+    row = {name: x[:, :1] for name, x in case.present("q k v mask").items()}
+    flat = {name: x[:, 0] for name, x in row.items()}
+    conv = case.defined_by(aft_conv, **flat, bias=case.bias[:, case.bias.shape[1] // 2], causal=False).y
+    assert_close(case(**row).y[:, 0], conv, "an image of one row is not aft_conv", terms=16)
 
 
 @aft_conv2d.validate
