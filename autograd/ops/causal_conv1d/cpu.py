@@ -58,8 +58,8 @@ def _correlate(x, g, first, shape, gtaps):
         c = min(left, width - lanes)
         sums[:] = 0
         for b in range(batch):
-            for to, source in ((panel, x), (panel_g, g)):
-                copy_rows(to, PAD * lanes, lanes, source, b * length * width + c, width, length)
+            copy_rows(panel, PAD * lanes, lanes, x, b * length * width + c, width, length)
+            copy_rows(panel_g, PAD * lanes, lanes, g, b * length * width + c, width, length)
             for u in range(0, count, ROWS):
                 lag = u + first
                 low, high = max(0, lag), min(length, length + lag + PAD)  # beyond, x is 0
