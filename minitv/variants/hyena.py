@@ -291,10 +291,10 @@ HYENA = Variant(
         formula="v ← h_o * a + d_o ∘ a with a = x^(N-1-o) ∘ v for o = 0 .. N-2, then y = (x⁰ ∘ v) Wᵀ; x⁰ … x^(N-1), v = "
                 "split(short(u Wᵀ)); * is a causal convolution over all of T, h_o(i) = window(i) network(i)",
         cost="training, for each layer and sequence: O(N T D²) for the projections, which have (N + 2) D² weights; O(N T D "
-             "log T) for the convolutions. Once for the whole batch: O(T M (M + N D)) for the filters, whose network has M "
-             "hidden units. Memory: O(N T D), filters and activations; the paper states none. Generating: for token t, O(N "
-             "D²) for the projections and O((N - 1) t D) for the convolutions by direct sums, or O((N - 1) D log² t) on "
-             "average in blocks",
+             "log T) for the convolutions. Once for the whole batch: O(T M (M + N D)) for the filters, whose network of four "
+             "matrices has M (2 K + 1 + 2 M + (N - 1) D) weights. Memory: O(N T D), filters and activations; the paper states "
+             "none. Generating: for token t, O(N D²) for the projections and O((N - 1) t D) for the convolutions by direct "
+             "sums, or O((N - 1) D log² t) on average in blocks",
         state="2 (N - 1) t D + 2 (N + 1) D numbers: past inputs, their sums for later positions, and the past of a short "
               "filter of 3 taps; with the N - 1 filters themselves, (N - 1) D numbers for every position of the context",
         operators=("long_conv", "causal_conv1d"),

@@ -16,7 +16,8 @@ run on all positions at once. What remains serial is a few numbers per channel.
 - Why the exponential of the key: it makes every weight positive, and one token can outweigh thousands.
 - Why the weights fade: the sums have a fixed size. Without fading, a new token would drown in the sum of all old ones.
 - Why each channel fades at its own rate: some channels remember the last letters, others the last sentences. At the start,
-  the rates -w range from e^-5, which fades to 1/e in 148 tokens, to e^3, which keeps the token before alone. w is learned.
+  the rates -w range from e^-5, which fades to 1/e in 148 tokens, to e^3, which keeps the token before alone. They are
+  learned: w = -e^time_decay is negative for every time_decay, so no weight can grow with the distance.
 - Why u exists: fading starts at the token before, whose weight is e^k. The present token is no part of the past, and w should
   not have to serve it too. A channel that carries old text should give it less weight, a channel about the last letter more.
   So the present token has a factor e^u of its own.

@@ -69,8 +69,8 @@ def _kept(whole, filter):
 def long_conv(x, filter, skip=None, reverse=None, history=None):
     """y_t = Σ_s filter_s x_{t-s} + skip x_t + Σ_s reverse_s x_{t+s} in every channel, and the last L - 1 inputs.
 
-    x[B T D], filter[L D], skip[D], reverse[R D], history[B S D]: inputs before x_0. The page above has the formulas; equation
-    (1) of the paper.
+    x[B T D], filter[L D], skip[D], reverse[R D], history[B S D]: inputs before x_0. The page has the formulas; the first
+    sum is equation (1) of the paper.
     """
     past = np.zeros((len(x), 0, x.shape[2]), x.dtype) if history is None else history
     whole, y = np.concatenate([past, x], axis=1), np.zeros_like(x)

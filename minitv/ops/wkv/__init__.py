@@ -72,7 +72,7 @@ def wkv(k, v, w, u, a=None, b=None, p=None, reset=None):
 
     k, v[B T C] are keys and values, w[C] ≤ 0 is the logarithm of the decay, and u[C] that of the present token's factor.
     a, b, p[B C] are what an earlier call returned; ShapeError if only some of them are there. reset[B T] is True where a new
-    sequence begins, for which the state is empty. The page above has the formulas; equations (16) to (28) of the paper.
+    sequence begins, for which the state is empty. The page has the formulas, equations (16) to (28) of the paper.
     """
     y, state = np.empty(k.shape, k.dtype), np.zeros((3, k.shape[0], k.shape[2]), k.dtype)
     for n, c in np.ndindex(state.shape[1:]):
