@@ -47,7 +47,7 @@ reaches 1.130 test bits per character, AFT-local 1.154, and AFT-simple 1.209 (Ta
     U, V [context rank]       factors of w, pos_u and pos_v in the code       u, v
     f [H window]              AFT-conv's filters, the bias of each lag        w
     raw [H window], gain [H], shift [H]: conv_weight, conv_gain, conv_bias    w, γ, β
-    a_ts [D]                  weight of s in the mean for t                   a
+    a_ts [D]                  weight of s in the mean for t                   a, without the factor of the gate
     m_t, y_t [D]              mean, and output of the mixing                  -, Y_t
     ∘, and / and e^ of arrays on each element                                 ⊙
 
@@ -428,8 +428,8 @@ AFT_SIMPLE = Variant(
         discrepancies=(
             OUTPUT, DROPOUT,
             "aft-pytorch 0.2.2 has no causal mask and subtracts no maximum, so its exponentials overflow; labml-nn subtracts "
-            "the largest key of the whole sequence, in causal use too, which leaves 0/0 where keys rise by 100: here a running "
-            "maximum is subtracted",
+            "the largest key of the whole sequence, in causal use too, which leaves 0/0 where keys rise by more than 104: here "
+            "a running maximum is subtracted",
         ),
         review="it gives O(T d) time and space, which is the paper's Table 1, and right",
     ),

@@ -15,7 +15,7 @@ Outside the window the bias is 0 and not -∞: distant positions still count, wi
 
 Large exponents. In float32 e^k overflows from k = 89 on. A constant subtracted from all exponents of one mean cancels, so every
 form subtracts the largest exponent of what it adds. One maximum for the whole sequence is not enough in causal use: where keys
-rise by 100 along the sequence, the weights of the first positions relative to it are all 0, and their mean is 0/0.
+rise by more than 104 along the sequence, the weights of the first positions relative to it are all 0, and their mean is 0/0.
 
 The sum of (6). The paper adds all keys with weight e^k, and then those of the window with e^k (e^w - 1). If w is very negative,
 this subtracts numbers that are equal in float32: for w = -15, values near 1 are wrong by 0.4. Here all terms are positive: the
@@ -29,7 +29,7 @@ position, with ``average`` as its value and ``logsum`` as its key. The newest ``
 because the next position still sees them in its window; a key that does not exist yet is -∞.
 
 Gradients. Let g_t be the gradient of y_t, a_ts = e^(k_s + w_ts) / Σ_s e^(k_s + w_ts) the weight of s in m_t, and
-r_t = g_t sigmoid(q_t) the gradient of m_t. A weight gains as far as its value is above the mean:
+r_t = g_t sigmoid(q_t) the gradient of m_t. More weight for v_s moves m_t towards v_s, hence the factor v_s - m_t:
 
     dq_t = g_t m_t sigmoid(q_t) (1 - sigmoid(q_t))
     dv_s = Σ_t a_ts r_t                                 dk_s = Σ_t a_ts r_t (v_s - m_t)
