@@ -7,6 +7,6 @@ from autograd import use
 
 @pytest.fixture(scope="module", params=[pytest.param("cpu", marks=pytest.mark.full), "none"], ids=["kernels", "forms"])
 def either_way(request):
-    """Models run through kernels and through forms; in float64 through forms alone without --full."""
+    """For the mark of a whole module, whose models are float64: kernels and forms; forms alone without --full."""
     with use(kernel=request.param):
         yield

@@ -81,7 +81,6 @@ def train(trainer, steps=3):
     return [np.array(losses), *trainer.model.state().values()]
 
 
-@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("stack", ["residual", "reversible"])
 def test_one_worker_and_four_agree(make, stack):
     changes = dict(mixer=counting(variants.load("transformer").mixer), options=dict(stack=stack))
@@ -130,7 +129,6 @@ def test_a_resumed_run_draws_the_same(make):
                zip(through.model.state().values(), resumed.model.state().values(), strict=True))
 
 
-@pytest.mark.usefixtures("either_way")
 def test_the_reversible_stack_trains_as_the_plain_sums_do(make, monkeypatch):
     options = dict(stack="reversible", dropout=0.2)
     reversible = train(make(threads=3, micro=CONTEXT, options=options))
