@@ -4,13 +4,14 @@ import dataclasses
 import inspect
 import math
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autograd import Tensor, no_grad
+from autograd import Tensor, check_mode, no_grad
 from autograd.errors import ShapeError
 from autograd.random import Random
 from minitv import cli, variants
