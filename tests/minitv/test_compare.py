@@ -185,7 +185,7 @@ def test_a_signal_waits_until_the_run_has_saved(number, code):
     (["transformer", "--seeds", "0"], "--seeds: 0 is too small, allowed: an integer from 1 up to 1000"),
     (["transformer", "--stepz", "3"], "unknown option --stepz; did you mean --steps?"),
     (["transformer", "--preset", "large"], "unknown preset 'large'"),
-    (["rwkv", "--heads", "4"], "unknown option --heads; it is an option of aft-conv, retnet, transformer"),
+    (["rwkv", "--heads", "4"], "unknown option --heads; it is an option of aft-conv, encoder, retnet, transformer"),
     (["rwkv", "transformer", "--heads", "3"], "transformer: --heads: 3 heads do not divide the width 128"),
 ])
 def test_mistakes_are_sentences(argv, sentence, capfd, tmp_path, monkeypatch):
