@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 
 import numpy as np
 import pytest
 
+from autograd import check_mode
 from autograd.random import Random
 from minitv import variants
 from minitv.config import settings
@@ -14,7 +16,8 @@ from minitv.errors import UserError
 from minitv.experiment import default_task, namespace
 from minitv.options import PRESETS, ModelOptions
 from minitv.tasks import load as load_task
-from tests.minitv.models import configure
+from tests.minitv import models
+from tests.minitv.models import configure, mean_loss
 
 EVERY = list(variants.variants())
 SMALL = dict(context=12, layers=2, width=16, dropout=0.3)
@@ -92,3 +95,17 @@ WITHOUT = [(variant, name) for variant in EVERY for name in variants.load(varian
 def test_what_a_variant_is_without_does_nothing(variant, name):
     setting, value = settings(ModelOptions)[name], getattr(configure(variant, **SMALL).model, name)
     assert not any(changed(variant, name, other) for other in others(setting, value))
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_check_mode_changes_no_gradient(variant):
+    """Kernels then read arrays that are locked against writing."""
+    model, ids = models.build(variant, 11, np.float32, context=8, layers=1, width=16), np.random.default_rng(0).integers(0, 11, (3, 9))
+    gradients = []
+    for checked in (False, True):
+        model.zero_grad()
+        with check_mode() if checked else nullcontext():
+            mean_loss(model, ids[:, :-1], ids[:, 1:]).backward()
+        gradients.append({name: p.grad.numpy() for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        np.testing.assert_array_equal(gradients[1][name], gradient, err_msg=name)
