@@ -100,7 +100,8 @@ def test_what_a_variant_is_without_does_nothing(variant, name):
 @pytest.mark.parametrize("variant", EVERY)
 def test_check_mode_changes_no_gradient(variant):
     """Kernels then read arrays that are locked against writing."""
-    model, ids = models.build(variant, 11, np.float32, context=8, layers=1, width=16), np.random.default_rng(0).integers(0, 11, (3, 9))
+    model = models.build(variant, 11, np.float32, context=8, layers=1, width=16)
+    ids = np.random.default_rng(0).integers(0, 11, (3, 9))
     gradients = []
     for checked in (False, True):
         model.zero_grad()
