@@ -498,6 +498,21 @@ def test_sums_of_an_exact_helper_are_not_regrouped_and_a_kernel_s_own_are():
     assert compiler.inline(difference).targetoptions["fastmath"] == compiler.FLAGS["fastmath"]
 
 
+def test_a_function_for_kernels_is_compiled_once_for_constants_and_variables_and_refuses_python():
+    def add(x, y):
+        return x + y
+
+    def both(n):
+        return function(function(n, 1), function(2, n))
+
+    for constants, versions in ((False, 1), (True, 3)):
+        function = compiler.inner(constants=constants)(add)
+        assert numba.njit(**compiler.FLAGS)(both)(5) == 13
+        assert len(function.overloads) == versions
+        with pytest.raises(TypeError, match="add is for use inside kernels"):
+            function(1, 2)
+
+
 def test_a_kernel_sees_nan_and_infinity():
     @uncached
     def count(x):
@@ -537,7 +552,7 @@ def kernel_sources():
     for path in (*ROOT.glob("autograd/**/*.py"), *ROOT.glob("minitv/**/*.py")):
         nodes = ast.walk(ast.parse(path.read_text("utf-8")))
         decorators = [ast.unparse(d).partition("(")[0] for n in nodes for d in getattr(n, "decorator_list", ())]
-        if {"cpu_kernel", "inline", "vectorized", "overload", "intrinsic", "numba.njit"} & set(decorators):
+        if {"cpu_kernel", "inner", "inline", "vectorized", "overload", "intrinsic", "numba.njit"} & set(decorators):
             found.append(path.relative_to(ROOT).as_posix())
     return sorted(found)
 

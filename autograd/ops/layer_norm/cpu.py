@@ -24,6 +24,12 @@ def _deviation(x, first, shift):
     return x - first - shift
 
 
+@inline(exact=True)
+def _normal(x, first, scale, offset):
+    """(x - mean) scale, with the shift times the scale as offset."""
+    return (x - first) * scale - offset
+
+
 @cpu_kernel
 def layer_norm_rows(x, weight, bias, eps, y, shifts, scales):
     rows, width = x.shape
@@ -50,14 +56,13 @@ def layer_norm_rows(x, weight, bias, eps, y, shifts, scales):
 def _backward(x, weight, shifts, scales, g, gx, gweight, gbias):
     rows, width = x.shape
     share = x.dtype.type(1 / width)
-    zero, normal = x.dtype.type(0), np.empty(width, x.dtype)
+    zero = x.dtype.type(0)
     for i in range(rows):
         row, grad, out = x[i], g[i], gx[i]
         first, shift, scale, g_first = row[0], shifts[i], scales[i], grad[0] * weight[0]
-        a, b = zero, zero
+        a, b, offset = zero, zero, shift * scale
         for j in range(width):
-            h = _deviation(row[j], first, shift) * scale
-            normal[j] = h
+            h = _normal(row[j], first, scale, offset)
             p = grad[j] * weight[j]
             out[j] = p  # with two uses, it does not become one instruction with the difference, which would not be 0
             d = _less(p, g_first)
@@ -66,7 +71,7 @@ def _backward(x, weight, shifts, scales, g, gx, gweight, gbias):
         a *= share
         b *= share
         for j in range(width):
-            h = normal[j]
+            h = _normal(row[j], first, scale, offset)
             gweight[j] += grad[j] * h
             gbias[j] += grad[j]
             out[j] = (_deviation(out[j], g_first, a) - h * b) * scale
