@@ -1,18 +1,18 @@
 """retention on the CPU, a chunk at a time, forward and backward: O(T), every product in register tiles.
 
-Matrices are in the panels of autograd/cpu/panels.py. Within a chunk of m positions, 32 queries at a time meet all keys
-before them; what lies before the chunk is in the state S, z, n that came in. With A = (Q Kᵀ) * D, D[i, j] = decay^(i-j) for
-i >= j, else 0, and the decays f_i = decay^(i+1) since that state and l_j = decay^(m-1-j) until the next one:
+Matrices are in the panels of autograd/cpu/panels.py. Within a chunk of M positions, 32 queries at a time meet all keys
+before them; what lies before the chunk is in the state S, z, n that came in. Γ, ξ and ζ are the decays of equation (7), see the
+page; A = (Q Kᵀ) ∘ Γ, S' and z' are the state after the chunk, and gX is the gradient of X:
 
-    forward    Y = (A V + f (Q S)) / divisor      S' = decay^m S + Kᵀ (l V)
-               rows of A + f (Q z) are q · z      z' = decay^m z + sum of l K
-    backward   G = gY / divisor, r of q · z        gA = D * (G Vᵀ + r)
-               gQ = gA K + f (G Sᵀ + r z)         gS = decay^m gS' + Qᵀ (f G)
-               gK = gAᵀ Q + l (V gS'ᵀ + gz')      gz = decay^m gz' + Qᵀ (f r)
-               gV = Aᵀ G + l (K gS')
+    forward    Y = (A V + ξ ∘ (Q S)) / divisor                   S' = γ^M S + Kᵀ (ζ ∘ V)
+               q · z = sum of a row of A, plus ξ ∘ (Q z)         z' = γ^M z + sum of the rows of ζ ∘ K
+    backward   G = gY / divisor, r = the gradient of q · z       gA = Γ ∘ (G Vᵀ + r)
+               gQ = gA K + ξ ∘ (G Sᵀ + r z)                      gS = γ^M gS' + Qᵀ (ξ ∘ G)
+               gK = gAᵀ Q + ζ ∘ (V gS'ᵀ + gz')                   gz = γ^M gz' + Qᵀ (ξ ∘ r)
+               gV = Aᵀ G + ζ ∘ (K gS')
 
 A and gA are kept transposed, [key, query], and so is gQ, for which S is then needed as it is. The gradient of the decay is
-the same sums with i decay^(i-1) in place of each decay^i.
+the same sums with i γ^(i-1) in place of each γ^i.
 
 Saved for backward: S before each chunk, in panels [V / 32, K, 32] with K and V rounded up to 32; z before each chunk; for
 each position n, and the inverse of q · z, or 0 where √n is larger. Powers of the decay come from float64, and are 0 where
