@@ -152,8 +152,11 @@ def draw_call(op: Op, route: str, draw: Draw):
         return args, params
     way = declared(op, route)
     for letter, size in getattr(way, "sizes", {}).items():
-        args = tuple(x if x is None or letter not in a.dims else np.take(x, [0] * size, axis=a.dims.index(letter) - len(a.dims))
-                     for a, x in zip(op.signature.inputs, args, strict=True))
+        axes = [a.dims.index(letter) - len(a.dims) if letter in a.dims else None for a in op.signature.inputs]
+        while any(at is not None and x is not None and not x.shape[at] for at, x in zip(axes, args, strict=True)):
+            args, params = draw_inputs(op, draw)  # there is nothing to repeat
+        args = tuple(x if x is None or at is None else np.take(x, [0] * size, axis=at)
+                     for at, x in zip(axes, args, strict=True))
     return args, {**params, **{name: draw.choice((1, 2, 3, default)) for name, default in way.tuning.items()}}
 
 

@@ -41,8 +41,7 @@ def attend(x, position, weights, cache, memory):
         for c in range(size):
             cache.keys[b, c, position] = k[c]
             cache.values[b, position, c] = v[c]
-        part = slice(b * size, (b + 1) * size)
-        step(qkv[part], cache.keys[b], cache.values[b], position + 1, scale, y[part], memory[at:])
+    step(qkv[:width], cache.keys, cache.values, position + 1, scale, y, memory[at:])
     linear(weights.out, y, x, True)
 
 

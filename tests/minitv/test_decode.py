@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from autograd import Tensor, assert_close, layer_norm, use
 from autograd.errors import DomainError, ShapeError
+from autograd.random import Random
 from minitv import variants
-from minitv.decode import FEW, Decoder, FusedDecoder, decoder, retnet, shared
+from minitv.decode import FEW, Decoder, FusedDecoder, decoder, retnet, shared, unread
 from minitv.nn import ACTIVATIONS, NORMS
 from minitv.ops import wkv
 from minitv.ops.aft import cpu_step as aft_step
@@ -20,6 +21,7 @@ from minitv.ops.attention import cpu as attention_cpu
 from minitv.ops.long_conv import online
 from minitv.ops.wkv import EMPTY
 from minitv.ops.wkv import cpu as wkv_cpu
+from minitv.options import PRESETS
 from tests.conftest import full
 from tests.minitv import models
 
@@ -177,11 +179,15 @@ def test_what_the_model_cannot_read_is_refused():
             reader.prefill([token])
 
 
-@pytest.mark.parametrize("options", [dict(positions="rope"), dict(positions="sinusoidal"), dict(stack="reversible")], ids=str)
-def test_what_no_kernel_knows_takes_the_models_own_step(options):
+@pytest.mark.parametrize(("options", "reason"), [
+    (dict(positions="rope"), "they know learned positions and none, not rope"),
+    (dict(positions="sinusoidal"), "they know learned positions and none, not sinusoidal"),
+    (dict(stack="reversible"), "they know stacks of blocks x + f(norm(x)) alone"),
+    (dict(token_shift=True), "they do not know the module Shifted with its options")], ids=str)
+def test_what_no_kernel_knows_takes_the_models_own_step(options, reason):
     model, ids = build(**options), [1, 5, 2, 2, 7]
     reader = decoder(model)
-    assert type(reader) is Decoder
+    assert type(reader) is Decoder and reason in unread(model)
     reader.prefill(ids[:2])
     for position in range(2, 5):
         assert_close(reader.step(ids[position]), expected(model, ids[: position + 1]), terms=200)
@@ -192,6 +198,26 @@ def test_positions_that_no_kernel_needs():
     reader = decoder(model)
     assert type(reader) is FusedDecoder
     assert_close(reader.prefill(ids), expected(model, ids), terms=200)
+
+
+def test_a_window_longer_than_the_context_is_kept_where_there_are_no_positions():
+    model = build("aft-conv", positions="none", context=4, own={"window": 7})
+    reader, plain, ids = decoder(model), Decoder(model), np.random.default_rng(0).integers(0, VOCAB, 30)
+    assert type(reader) is FusedDecoder
+    for first in (1, 20):
+        for each in (reader, plain):
+            each.prefill(ids[:first])
+        for token in ids[first:]:
+            assert_close(reader.step(token), plain.step(token), terms=200)
+
+
+@each_variant
+def test_every_page_serves_every_preset(variant):
+    for preset in PRESETS:
+        made = variants.load(variant).configure(preset)
+        small = replace(made.model, layers=1)
+        model = made.variant.build(small, made.mixer, VOCAB, Random(0))
+        assert unread(model) is None
 
 
 def test_another_block_takes_the_models_own_step():

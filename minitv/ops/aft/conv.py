@@ -84,6 +84,7 @@ def parallel(q, k, v, bias, mask, average, logsum, keys, values, causal):
     return over_pairs(q, k, v, whole, seen_keys(q, k, causal)), *past_after(k, v, bias.shape[1] - 1 - ahead)
 
 
+aft_conv.kernel("cpu", name="step", module="minitv.ops.aft.cpu_step", prefix="conv_", sizes={"T": 1})
 aft_conv.kernel("cpu", prefix="conv_")
 aft_conv.kernel("cuda", prefix="conv_")
 

@@ -2,13 +2,21 @@
 
     a = Σ e^(k_s + w_ts - top) v_s        b = Σ e^(k_s + w_ts - top)        y_t = sigmoid(q_t) a / b
 
-Exponents x = k + w join it in blocks. Before the first a = 0, b = 1 and top = -∞: what is finite counts it e^-∞ times.
+Exponents x = k + w join it in blocks. Before the first a = b = 0 and top is LOWEST, so that x = -∞ is no key; where all x are
+finite, a mean that nothing has joined may have b = 1 and top = -∞.
 """
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from autograd.cpu.compile import cpu_kernel
 from autograd.cpu.math import exp
+
+from . import common
+from .cpu import LOWEST
 
 
 @cpu_kernel
@@ -47,3 +55,63 @@ def gated_mean(q, mean, y):
     a, b, one = mean[0], mean[1], y.dtype.type(1)
     for c in range(y.size):
         y[c] = a[c] / (b[c] * (one + exp(-q[c])))
+
+
+def _mean(exponents, v):
+    """a, b and top [3 B C] of everything, x and v[B S C] from the oldest to the newest."""
+    mean = np.zeros((3, len(v), v.shape[2]), v.dtype)
+    mean[2] = LOWEST
+    highest, newest_first, v = np.empty(v.shape[2], v.dtype), np.ascontiguousarray(exponents[:, ::-1]), np.ascontiguousarray(v)
+    for b in range(len(v)):
+        state = np.ascontiguousarray(mean[:, b])
+        join(newest_first[b], v[b], v.shape[1] - 1, state, highest)
+        mean[:, b] = state
+    return mean
+
+
+def _read(q, exponents, v):
+    """y[B 1 C], which is 0 where there is no key, and the mean."""
+    mean, y = _mean(exponents, v), np.empty(q.shape, q.dtype)
+    there = mean[1] > 0
+    gated_mean(np.ascontiguousarray(q).reshape(-1), np.where(there, mean, 1).reshape(3, -1), y.reshape(-1))
+    return np.where(there[:, None], y, 0), mean
+
+
+def _state(mean):
+    """average and logsum [B C]."""
+    a, b, top = mean
+    with np.errstate(divide="ignore"):
+        return np.divide(a, b, out=np.zeros_like(a), where=b > 0), np.log(b) + top
+
+
+def simple_forward(q, k, v, mask, average, logsum):
+    k, v = common.everything(k, v, mask, average, logsum)
+    y, mean = _read(q, k, v)
+    return (y, *_state(mean)), None
+
+
+def full_forward(q, k, v, bias, mask):
+    k, v = common.everything(k, v, mask)
+    return _read(q, k + bias[0, :, None], v)[0], None
+
+
+def local_forward(q, k, v, bias, mask, average, logsum, keys, values):
+    """Also aft_conv's: bias[H W] for every head, where 1 may stand for H."""
+    bias = bias.T  # [W H]
+    k, v = common.everything(k, v, mask, average, logsum, keys, values)
+    near, reach, size = min(len(bias), k.shape[1]), len(bias) - 1, v.shape[2] // k.shape[2]
+    exponents = k.copy()
+    exponents[:, k.shape[1] - near :] += bias[:near][::-1]
+    y, _ = _read(q, np.repeat(exponents, size, axis=2), v)
+    left = max(k.shape[1] - reach, 0)
+    average, logsum = _state(_mean(np.repeat(k[:, :left], size, axis=2), v[:, :left]))
+    return (y, average, logsum[:, ::size], common.newest(k, reach, -math.inf), common.newest(v, reach, 0)), None
+
+
+def local_supports(v, causal):
+    if not v.shape[2]:
+        return "needs at least one channel"
+    return None if causal else "a window that looks ahead"
+
+
+conv_forward, conv_supports = local_forward, local_supports

@@ -95,6 +95,7 @@ def _tile(k, v, bias, seen):
     return over_seen(k, v, bias[..., None], seen)
 
 
+aft_full.kernel("cpu", name="step", module="minitv.ops.aft.cpu_step", prefix="full_", sizes={"T": 1})
 aft_full.kernel("cpu", prefix="full_", tuning={"chunk_size": 64})
 aft_full.kernel("cuda", prefix="full_")
 

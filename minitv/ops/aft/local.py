@@ -82,6 +82,7 @@ def parallel(q, k, v, bias, mask, average, logsum, keys, values, causal):
     return over_pairs(q, k, v, whole, seen_keys(q, k, causal)), *past_after(k, v, bias.shape[1] - 1 - ahead)
 
 
+aft_local.kernel("cpu", name="step", module="minitv.ops.aft.cpu_step", prefix="local_", sizes={"T": 1})
 aft_local.kernel("cpu", prefix="local_")
 aft_local.kernel("cuda", prefix="local_")
 

@@ -87,6 +87,7 @@ def parallel(q, k, v, mask, average, logsum, causal):
     return over_pairs(q, k, v, None, seen_keys(q, k, causal)), *past_after(k, v, 0)[:2]
 
 
+aft_simple.kernel("cpu", name="step", module="minitv.ops.aft.cpu_step", prefix="simple_", sizes={"T": 1})
 aft_simple.kernel("cpu", prefix="simple_")
 aft_simple.kernel("cuda", prefix="simple_")
 

@@ -107,6 +107,7 @@ def parallel(q, k, v, mask, causal, scale, dropout, seed):
     return weighted(weights, v, seen)  # (1) [B H T V]
 
 
+attention.kernel("cpu", name="step", prefix="step_", sizes={"T": 1})
 attention.kernel("cpu")
 attention.kernel("cuda")
 

@@ -217,28 +217,34 @@ def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats,
 
 
 @cpu_kernel
-def step(query, keys, values, seen, scale, y, scores):
-    """One query of a head: y = softmax(scale · query · keys[:, :seen]) values[:seen] with keys[K S], values[S V], seen > 0."""
-    zero, one = query.dtype.type(0), query.dtype.type(1)
-    for j in range(seen):
-        scores[j] = zero
-    for c in range(query.size):
-        row, factor = keys[c], query[c] * scale
+def step(q, keys, values, seen, scale, y, scores):
+    """One query of every head: y = softmax(scale · q · keys[:, :, :seen]) values[:, :seen].
+
+    q[H·K] and y[H·V] are the vectors of all heads, keys[H K S], values[H S V]; ``seen`` is at least 1, scores[S] is memory.
+    """
+    (heads, width, _), out = keys.shape, values.shape[2]
+    zero, one = q.dtype.type(0), q.dtype.type(1)
+    for h in range(heads):
+        query, mean = q[h * width : (h + 1) * width], y[h * out : (h + 1) * out]
         for j in range(seen):
-            scores[j] += factor * row[j]
-    top, total = scores[0], zero
-    for j in range(seen):
-        top = scores[j] if scores[j] > top else top
-    for j in range(seen):
-        weight = exp(scores[j] - top)
-        scores[j] = weight
-        total += weight
-    for c in range(y.size):
-        y[c] = zero
-    for j in range(seen):
-        row, weight = values[j], scores[j] * (one / total)
-        for c in range(y.size):
-            y[c] += weight * row[c]
+            scores[j] = zero
+        for c in range(width):
+            row, factor = keys[h, c], query[c] * scale
+            for j in range(seen):
+                scores[j] += factor * row[j]
+        top, total = scores[0], zero
+        for j in range(seen):
+            top = scores[j] if scores[j] > top else top
+        for j in range(seen):
+            weight = exp(scores[j] - top)
+            scores[j] = weight
+            total += weight
+        for c in range(out):
+            mean[c] = zero
+        for j in range(seen):
+            row, weight = values[h, j], scores[j] * (one / total)
+            for c in range(out):
+                mean[c] += weight * row[c]
 
 
 def _flat_mask(mask):
@@ -284,3 +290,18 @@ def backward(saved, g):
         stats = np.require(stats, requirements="W")  # to Numba, a read-only array is another type
         _backward(*given, flat(y), stats, flat(g), *map(flat, found))
     return found
+
+
+def step_supports(k, mask, dropout):
+    if not k.shape[2]:
+        return "needs at least one key"
+    return None if mask is None and dropout == 0 else "takes no mask and no dropout"
+
+
+def step_forward(q, k, v, scale):
+    B, H, S, K = k.shape
+    keys, values = np.ascontiguousarray(k.swapaxes(2, 3)).reshape(B * H, K, S), np.ascontiguousarray(v).reshape(B * H, S, -1)
+    y = np.empty((B, H, 1, v.shape[3]), q.dtype)
+    factor, _ = _options(q.dtype, K, scale, 0, 0)
+    step(np.ascontiguousarray(q).reshape(-1), keys, values, S, factor, y.reshape(-1), np.empty(S, q.dtype))
+    return y, None

@@ -137,6 +137,7 @@ def relaxed(x, filter, skip, reverse, history):
     return _both_ways(causal, x, filter, skip, reverse, history)
 
 
+long_conv.kernel("cpu", name="step", prefix="step_", sizes={"T": 1})
 for _device in ("cpu", "cuda"):
     long_conv.kernel(_device, name="direct", prefix="direct_")
     long_conv.kernel(_device, name="fft", prefix="fft_")

@@ -197,3 +197,16 @@ def _fft_backward(x, taps, first, points, g):
 direct_forward, direct_backward = common.direct(convolve, correlate)
 direct_defers = common.defers(DIRECT)
 fft_forward, fft_backward = common.transformed(_fft, _fft_backward)
+
+
+def step_supports(reverse):
+    return None if reverse is None else "takes no filter that looks ahead"
+
+
+def step_forward(x, filter, skip, history):
+    whole = np.ascontiguousarray(x if history is None else np.concatenate([history, x], axis=1))
+    length, keep = whole.shape[1], max(len(filter) - 1, 0)
+    y, taps = np.zeros(x.shape, x.dtype) if skip is None else x * skip, np.ascontiguousarray(filter)
+    for inputs, row in zip(whole, y, strict=True):
+        step(taps, inputs, length - 1, min(len(taps), length), row[0])
+    return (y, whole[:, max(length - keep, 0) :]), None

@@ -167,6 +167,7 @@ def chunkwise(q, k, v, decay, state, z, count, normalization, chunk_size):
     return concat(ys, axis=2), state, z, count
 
 
+retention.kernel("cpu", name="step", prefix="step_", sizes={"T": 1})
 retention.kernel("cpu", tuning={"chunk_size": 64})
 retention.kernel("cuda", tuning={"chunk_size": 64})
 

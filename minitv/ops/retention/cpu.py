@@ -391,3 +391,15 @@ def backward(saved, g_y, g_state, g_z, g_count, needs):
               gdecay.reshape(-1), flat(gstate), gz.reshape(-1), gcount.reshape(-1), "decay" in needs)
     passed = [x if there else None for x, there in zip((gstate, gz, gcount), has, strict=True)]
     return gq, gk, gv, gdecay.sum(0).astype(dtype) if "decay" in needs else None, *passed
+
+
+step_supports = supports
+
+
+def step_forward(q, k, v, decay, state, z, count, normalization):
+    (B, H, _, K), V, dtype = q.shape, v.shape[3], q.dtype
+    q, k, v = (np.ascontiguousarray(x).reshape(-1) for x in (q, k, v))
+    y, S = np.empty((B, H, 1, V), dtype), _row(state, (B, H, K, V), dtype).reshape(B * H, K, V)
+    z, count = _row(z, (B, H, K), dtype).reshape(B * H, K), _row(count, (B, H), dtype)
+    step(q, k, v, np.tile(decay, B), S, z, count, NORMALIZATIONS.index(normalization), y.reshape(-1))
+    return (y, S.reshape(B, H, K, V), z.reshape(B, H, K), count.reshape(B, H)), None

@@ -178,6 +178,7 @@ def chunkwise(k, v, w, u, a, b, p, reset, chunk_size):
     return concat([*ys, y], axis=1), *state
 
 
+wkv.kernel("cpu", name="step", prefix="step_", sizes={"T": 1})
 wkv.kernel("cpu", tuning={"chunk_size": 32})  # positions from one kept state to the next
 wkv.kernel("cuda")
 

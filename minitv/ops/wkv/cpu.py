@@ -299,6 +299,17 @@ def backward(saved, g_y, g_a, g_b, g_p):
     return *grads, *(gfinal if carried else (None, None, None)),
 
 
+def step_forward(k, v, w, u, a, b, p, reset):
+    batch, _, width = k.shape
+    state = np.empty((3, batch, width), k.dtype)
+    state[0], state[1], state[2] = (0, 0, EMPTY) if p is None else (a, b, p)
+    if reset is not None:
+        state[:, reset[:, 0]] = np.array([0, 0, EMPTY])[:, None, None]
+    y, rates = np.empty(k.shape, k.dtype), (np.tile(x, batch) for x in (w, u))
+    step(*(np.ascontiguousarray(x).reshape(-1) for x in (k, v)), *rates, *state.reshape(3, -1), y.reshape(-1))
+    return (y, *state), None
+
+
 def bidirectional_forward(k, v, w, u):
     inputs, y = tuple(map(np.ascontiguousarray, (k, v, w, u))), np.empty(k.shape, k.dtype)
     _bidirectional_forward(*inputs, y)
