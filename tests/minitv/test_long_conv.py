@@ -221,6 +221,7 @@ def test_filters_fade_to_a_hundredth_where_the_options_say():
 
 
 # -- machine code ------------------------------------------------------------------------------------------------------
+@pytest.mark.full
 @reads_assembly
 def test_vectors_are_packed_instructions():
     def products(x, y, z, count):

@@ -45,6 +45,7 @@ def test_the_kernel_with_several_panels(dtype, data):
     check_gradients(retention, "kernel cpu", args, params, draw_cotangents(retention, args, params, draw))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("route", "normalization"), [("form parallel", "paper"), *(
     (route, kind) for route in ("form chunkwise", "kernel cpu") for kind in NORMALIZATIONS)])
 def test_4096_positions_in_float32(route, normalization):
@@ -169,6 +170,7 @@ LOOPS = {  # kernels that other kernels call, the types of their arguments, and 
 }
 
 
+@pytest.mark.full
 @reads_assembly
 @pytest.mark.parametrize("kernel", LOOPS, ids=lambda kernel: kernel.__name__)
 def test_inner_loops_are_packed(kernel):

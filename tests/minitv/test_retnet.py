@@ -43,6 +43,7 @@ def test_every_option_agrees_in_chunks_and_in_steps(options):
     assert_close(np.concatenate(parts, axis=1), expected, terms=10_000)
 
 
+@pytest.mark.full
 @each_option
 def test_on_a_gpu_the_model_is_the_same(options):
     if emulator.missing:

@@ -163,6 +163,7 @@ def test_a_prompt_without_ids_and_a_model_without_numbers_are_sentences():
         next(generate(model, np.array([1]), 5, Random(0)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variant", models.NAMES)
 @pytest.mark.parametrize("prompt", [1, 5, 8, 13])
 def test_the_state_gives_what_the_whole_sequence_gives(variant, prompt):

@@ -130,6 +130,7 @@ LOOPS = {  # the types of arguments, and how many packed operations and exponent
 }
 
 
+@pytest.mark.full
 @reads_assembly
 @pytest.mark.parametrize("kernel", LOOPS, ids=lambda kernel: kernel.__name__)
 def test_inner_loops_are_packed(kernel):
