@@ -523,8 +523,8 @@ def _writing(variant: Any) -> str:
         return "the model's prefill, one position at a time: there are no fused kernels for it"
     if reason := unavailable():
         return f"the model's prefill, one position at a time: the fused kernels need Numba ({reason})"
-    return (f"fused kernels on the CPU (minitv/decode/{variant.fused}.py); on a GPU, or with options that they do not know, "
-            "the model's prefill, one position at a time")
+    return (f"fused kernels on the CPU (minitv/decode/{variant.fused}.py); on a GPU, or with options that they do not "
+            "know, the model's prefill, one position at a time")
 
 
 def _plot(argv: list[str]) -> int:

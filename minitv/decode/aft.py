@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autograd import no_grad
-from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.compile import cpu_kernel, inner
 
 from ..ops.aft.cpu_step import gated_mean, join, place
 from ..variants import aft
@@ -37,7 +37,7 @@ class State(NamedTuple):
     mean: np.ndarray  # [3 D], a, b and top of what no bias concerns any more
 
 
-@cpu_kernel
+@inner
 def _project(x, weights, memory):
     """q, k and v, [1 D] each, a vector of scratch memory, and where what is left of that begins."""
     width = x.size
@@ -48,7 +48,7 @@ def _project(x, weights, memory):
     return qkv[:width], qkv[width : 2 * width].reshape(1, width), qkv[2 * width :].reshape(1, width), h, at
 
 
-@cpu_kernel
+@inner
 def _add(q, mean, out, y, x):
     """x ← x + W (sigmoid(q) a / b) + bias."""
     gated_mean(q, mean, y)
@@ -66,7 +66,7 @@ def simple(x, position, weights, state, memory):
     _add(q, state.mean, weights.out, h, x)
 
 
-@cpu_kernel
+@inner
 def _exponents(keys, newest, weights, position, lag, x):
     """k_s + w_ts for s = position - lag, position - lag - 1, ..., the first of which has the newest key."""
     by_lag = len(weights.filters) > 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.compile import cpu_kernel, inner
 
 from ..ops.gated.cpu import sigmoid_row
 from ..ops.token_shift.cpu import mixed
@@ -40,7 +40,7 @@ class ChannelWeights(NamedTuple):
     activation: int
 
 
-@cpu_kernel
+@inner
 def _shifted(x, before, shift, spare, y):
     mixed(x, before, shift.mix, spare)
     linear(shift.linear, spare, y, False)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numba
 import numpy as np
 
-from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.compile import cpu_kernel, inner
 from autograd.ops.gelu.cpu import gelu_row, gelu_tanh_row
 from autograd.ops.layer_norm.cpu import layer_norm_rows
 from autograd.ops.relu_squared.cpu import relu_squared_row
@@ -56,13 +56,13 @@ class HeadWeights(NamedTuple):
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------
-@cpu_kernel
+@inner
 def take(memory, at, size):
     """The next ``size`` numbers of the scratch memory, and where they end."""
     return memory[at : at + size], at + size
 
 
-@cpu_kernel
+@inner
 def linear(layer, x, y, add):
     """y = W x + b, added to y if ``add``."""
     weight, bias, zero = layer.weight, layer.bias, x.dtype.type(0)

@@ -12,14 +12,14 @@ import math
 
 import numpy as np
 
-from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.compile import cpu_kernel, inner
 from autograd.cpu.math import exp
 
 from . import common
 from .cpu import LOWEST
 
 
-@cpu_kernel
+@inner
 def place(newest, lag, size):
     """Where in a ring of that size lies what came ``lag`` positions before the newest."""
     return newest - lag if newest >= lag else newest - lag + size

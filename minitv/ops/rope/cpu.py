@@ -26,7 +26,7 @@ def _half(out, row, cos, sin, scale, sign):
         out[j], out[j + pairs] = a * cos[j] - b * s, a * s + b * cos[j]
 
 
-@cpu_kernel
+@inner
 def turn(position, angles, cos, sin):
     """Cosine and sine of every angle at one position, as ``turns`` makes them."""
     for j in range(angles.size):
