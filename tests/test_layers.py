@@ -53,7 +53,8 @@ def imports(module: str) -> dict[str, bool]:
             name = name if name in SOURCES else name.partition(".")[0]
             if name != module:
                 found[name] = found.get(name, True) and id(node) in late
-    if path.name == "__init__.py" and any(isinstance(node, ast.For) for node in tree.body):  # which imports all its modules
+    if path.name == "__init__.py" and any(isinstance(node, ast.For) and "import_module" in ast.unparse(node)
+                                           for node in tree.body):  # which imports all its modules
         children = [other for other in SOURCES if other.startswith(f"{module}.") and "." not in other[len(module) + 1 :]]
         found.update(dict.fromkeys(children, False))
     return found

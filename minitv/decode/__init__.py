@@ -21,6 +21,7 @@ from autograd.errors import DomainError, ShapeError
 from ..blocks import PreNorm
 from ..models.lm import LanguageModel
 from ..stack import Stack
+from . import shared
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
 
@@ -57,8 +58,6 @@ class FusedDecoder(Decoder):
     """A Decoder whose steps are kernel calls, of a model that ``unread`` has nothing against."""
 
     def __init__(self, model: LanguageModel):
-        from . import shared
-
         super().__init__(model)
         self._blocks = [[_half(model, module)(norm, module, model) for norm, module in halves] for halves in _halves(model)]
         self._halves = [half for block in self._blocks for half in block]

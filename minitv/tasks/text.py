@@ -15,6 +15,7 @@ from autograd.random import Random
 from ..config import option
 from ..data import Batches, windows
 from ..options import STEPS
+from ..sample import generate
 from ..task import Batch
 from ._text import CorpusOptions, OnText
 
@@ -77,8 +78,6 @@ class Text(OnText, name="text", summary="the next character (or byte) of a text"
         return {**super().header(), "tokens_per_char": self.tokens_per_char, "ngram_bpc": self.corpus.baselines}
 
     def show(self, model: Any, rng: Random) -> str:
-        from ..sample import generate
-
         if not self.options.sample_tokens:
             return ""
         ids = generate(model, self.tokenizer.start(), self.options.sample_tokens, rng, temperature=0.8)
