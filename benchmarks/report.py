@@ -97,8 +97,13 @@ def learning() -> str:
 
 
 def mqar() -> str:
-    """What each variant recalls."""
-    return learned("mqar", "multi-query associative recall")
+    """What each variant recalls with the token shift."""
+    return learned("mqar", "multi-query associative recall, `--token-shift`")
+
+
+def mqar_without_shift() -> str:
+    """What each variant recalls without it."""
+    return learned("mqar_without_shift", "multi-query associative recall")
 
 
 def learned(name: str, title: str) -> str:
@@ -145,7 +150,7 @@ def variants() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (train, decode, ops, scaling, learning, mqar, without, variants)}
+    made.__name__: made for made in (train, decode, ops, scaling, learning, mqar, mqar_without_shift, without, variants)}
 
 
 def filled(text: str) -> str:
