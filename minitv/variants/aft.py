@@ -1,7 +1,8 @@
 """AFT: attention without products of queries and keys (Zhai et al. 2021, arXiv 2105.14103).
 
 The problem. In attention the weight of token s for token t is a softmax of the product q_t · k_s. Every head and every sequence
-needs T² such products, and to generate a token the model goes through the keys and values of all tokens before it.
+needs T² such products, and to generate a token the model goes through the keys and values of all tokens before it. Numbers in
+brackets name the paper's equations.
 
 The idea. The weight does not depend on the query. It has two factors: e^(k_s), which token s computes from itself alone, and
 e^(w_ts), where w_ts is a learned bias of the two positions, whichever tokens stand there. The mean of the values with these
@@ -9,7 +10,9 @@ weights takes the place of what attention reads. The query only decides, in each
 
     m_t = Σ_{s ≤ t} e^(k_s + w_ts) v_s / Σ_{s ≤ t} e^(k_s + w_ts),    y_t = sigmoid(q_t) ∘ m_t
 
-This happens in each channel on its own. The four variants differ in the bias w: the less freedom it has, the less they cost.
+This happens in each channel on its own. The four variants differ in the bias w. The less freedom it has, the less time the
+means of T tokens take: O(T² D) in AFT-full, O(T window D) in AFT-local and AFT-conv, O(T D) in AFT-simple. To generate,
+AFT-full keeps all keys and values, and the other three have a state of fixed size.
 
 - Why an exponential: weights are positive, so m_t lies between the smallest and the largest value, and y cannot grow with the
   length of the text. One large key is enough for a token to outweigh all others, for as long as no larger key comes.
@@ -55,9 +58,10 @@ The layer, in a Transformer's block with the Transformer's position embedding an
 
     [q, k, v] = x Wqkvᵀ,   y = mix(q, k, v),   out = y Woᵀ       then  x ← x + out  after a norm of x, as attention does
 
-The first weights are from N(0, init_std²), those of Wo from N(0, (init_std / √(2 layers))²), as in the Transformer.
+The first weights are from N(0, init_std²), those of Wo from N(0, (init_std / √(2 layers))²), as in the Transformer. U and V are
+from N(0, 0.01²), so w starts near 0, and a new model is nearly AFT-simple.
 
-AFT-full (2): a bias for every pair of positions. With E_ts = e^(w_ts) for s ≤ t, else 0, it is two matrix products:
+AFT-full (2): a bias for every pair of positions. E_ts is e^(w_ts) for s ≤ t, else 0, and both sums are products with E:
 
     w = U Vᵀ (section 3.2),    Y = sigmoid(Q) ∘ (E (e^K ∘ V)) / (E e^K)        the rows of Q, K, V [T D] are positions
 

@@ -1,8 +1,9 @@
 """Hyena: gates and convolutions as long as the sequence, filters made by a network (Poli et al. 2023, arXiv 2302.10866).
 
-The problem. Attention (3) costs O(T²) time for T tokens. The cheaper operators before this paper were as good as attention
-only together with some layers of attention. The paper asks what attention has that they lack, and names three properties: its
-weights depend on the data, its number of parameters does not grow with T, and every token can reach every later one.
+The problem. Attention (3) costs O(T²) time for T tokens. The cheaper operators before this paper were as good as attention only
+together with some layers of attention. The paper asks what attention has that they lack, and names three properties: its
+weights depend on the data, its number of parameters does not grow with T, and every token can reach every later one. Numbers in
+brackets name the paper's equations.
 
 The idea. Hyena takes turns with two cheap operations. A convolution (1) with a filter h as long as the sequence lets every
 token reach every later one, with weights that depend on the distance alone. An elementwise product with a projection x of the
@@ -11,8 +12,9 @@ input, called a gate, makes these weights depend on the data. With two gates x�
     y_t = x⁰_t Σ_{s≤t} h_{t-s} x¹_s v_s
 
 So the weight of token s for token t is x⁰_t x¹_s h_{t-s}: a query times a key, as in attention, times a function of the
-distance; and every channel has its own. Order N has N gates. A Fourier transform turns each convolution into a product, which
-costs O(T log T), and no matrix of T² weights is ever made.
+distance; and every channel has its own. Order N has N gates and N - 1 filters. From order 3 on, the weight of s for t is a sum
+over the tokens between them, so it depends on these tokens as well. A Fourier transform turns each convolution into a product,
+which costs O(T log T), and no matrix of T² weights is ever made.
 
 - Why no softmax: to divide by the sum of the weights, one would have to compute them all. Here they may be negative, and
   nothing limits their size.
@@ -26,7 +28,7 @@ costs O(T log T), and no matrix of T² weights is ever made.
 - Why a window: the network's filters are as strong far away as nearby. The factor e^(-δ i) makes them fade, at another rate δ
   in every channel, so that some channels look at the last tokens and others at the whole context (figure 3.1).
 - Why the short filter: a projection sees one token. To find what stood behind an earlier "a", a key must tell that the token
-  before it was "a". A convolution of 3 taps over all projections lets keys and queries see their two neighbours.
+  before it was "a". A convolution of 3 taps over all projections shows keys and queries the two tokens before them.
 - Why the term d: it adds the input of a convolution to its output, so a channel passes its own token on before the filter has
   learned much.
 
@@ -60,7 +62,8 @@ The filters (algorithm 2), for lags i = 0 ... T-1 and frequencies k, which are K
 
 δ goes over the channels from ln 100 / slow_decay to ln 100 / fast_decay, so the windows reach 1 % after 1.5 down to 0.3
 contexts. T is the context here: a shorter sequence takes the first taps of the same filters. The layers of the network share
-the vector f, which is trained, and so are the features, slowly.
+one vector f. Training changes f, and the features too, at a smaller rate. shift is 0 unless --window-shift is given: with a
+positive one, no window fades to nothing.
 
 As matrices, in one channel: D_x is the diagonal matrix of x, and S_h [T T] is the lower triangular matrix (2) that has h_{t-s}
 in row t and column s, and d more on its diagonal. H3 (5), (6) was such a product of two D and two S, whose filters came from a

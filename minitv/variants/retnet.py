@@ -3,6 +3,7 @@
 The problem. Attention compares every token with all tokens before it. This costs O(T²) time to train on T tokens. To generate,
 every new token costs O(T) time, and a cache of all keys and values that grows with T. A recurrent network has a state of fixed
 size and generates at the same cost per token for ever, but it must be trained one position after the other, which is slow.
+Numbers in brackets name the paper's equations.
 
 The idea. What keeps attention from being a recurrence is the softmax: the weight of token s for token t is exp(q_t · k_s),
 divided by the sum over all s, and neither the exp nor the sum can be split into a factor of t and a factor of s. Without the
@@ -10,8 +11,10 @@ softmax the weight is the product q_t · k_s alone, and the query leaves the sum
 
     Σ_s (q_t · k_s) v_s = q_t (Σ_s k_sᵀ v_s) = q_t S_t
 
-S_t is a matrix of fixed size. It is all that the model keeps of the past, and the next token only adds its own k_tᵀ v_t. So
-one function has two algorithms: the sum over s trains on all positions at once, and the state generates at a constant cost.
+S_t is a matrix of fixed size. It is all that the model keeps of the past, and the next token only adds its own k_tᵀ v_t. So one
+function has three algorithms. The sum over s computes all positions at once, in O(T²) time. The state generates at a constant
+cost. Chunks of M tokens join the two: the sum runs over the tokens of a chunk, and the state holds all tokens before it. For a
+fixed M this takes O(T) time, and only the chunks wait for one another. Models train in chunks here.
 
 - Why the memory fades: a softmax lets the tokens of a row compete. Without it nothing pushes old tokens aside, and they would
   pile up in a state of fixed size. So every position multiplies the state by γ < 1. γ is a constant, it is not learned.
@@ -25,8 +28,9 @@ one function has two algorithms: the sum over s trains on all positions at once,
   for all heads, its size would hide the others. The perplexity without this norm is 27.54.
 - Why the scores may be scaled, although no softmax makes weights sum to 1: the norm removes every positive factor c of a row,
   norm(c y) = norm(y). So a row may be divided by a number that keeps it in the range of floating point, and the layer's output
-  stays as it is. This is exact if the norm's eps is 0, and nearly exact where y is large compared with √eps. The divisors are
-  √K, because a product of K channels grows with K, then √n_t and |q_t · z_t|, which grow with the number of tokens in the sum.
+  stays as it is. This is exact if the norm's eps is 0, and nearly exact where y is large compared with √eps. The keys are
+  divided by √K, because the product of a query and a key grows with the number K of channels. Then each row is divided by √n_t
+  or |q_t · z_t|, whichever is larger, because both grow with the number of tokens in the sum.
 - Why a gate: without the softmax, retention is only products of linear functions of x, and then a norm. The factor
   swish(x Wgᵀ), with swish(g) = g · sigmoid(g), makes the layer more non-linear. The perplexity without it is 27.84.
 - Why values are twice as wide as keys: wider values make the state larger. The layer then has 8 D² weights instead of a
@@ -50,7 +54,7 @@ which attention can do. In the paper RetNet is worse than a Transformer of 1.3 b
     z_t [K], n_t        Σ_s γ^(t-s) k_s, and Σ_s γ^(t-s)       q_t · z_t = Σ_m (Q Kᵀ ∘ D)_nm, n_t = Σ_m D_nm
 
 Where retention comes from (section 2.1). A linear recurrence writes each token into a state and reads from the state (1).
-Queries and keys depend on the token (2). The matrix A has eigenvalues γ e^(iθ), each a length γ and an angle θ. Wq and Wk
+Queries and keys depend on the token (2). Each eigenvalue of the matrix A is γ e^(iθ), with a length γ and an angle θ. Wq and Wk
 absorb its eigenvectors, and A^(t-s) becomes a factor of t times a factor of s (3). With one γ for all channels of a head this
 is (4). † is the conjugate transpose, so the angles subtract, and (t-s) θ remains.
 

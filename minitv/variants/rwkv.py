@@ -3,21 +3,22 @@
 The problem. Attention compares every token with all tokens before it: O(T²) time to train on T tokens, and a cache of all keys
 and values that grows with every token of a generated text. A recurrent network has a state of fixed size. But an LSTM (1)-(6)
 multiplies its state by matrices at every position, so that it must be trained one position after the other, which is slow.
+Numbers in brackets name the paper's equations.
 
 The idea. Attention (7) is a mean of the values, (8): the weight of token i for token t is e^(q_t · k_i), divided by the sum of
 all weights. The exponential ties q_t and k_i together, so the weights must be computed anew for every pair. AFT (9) drops the
-query: the weight is e^(w_ti + k_i), with a learned number w_ti for each pair of positions. RWKV makes w_ti a slope, -(t-i) w
-(10). From one position to the next, the weights of all old tokens then fall by the same factor. So two sums per channel are
-enough: a new token multiplies both by this factor and adds its own term. All matrix products stand outside this recurrence and
-run on all positions at once. What remains serial is a few numbers per channel.
+query: the weight is e^(w_ti + k_i), with a learned number w_ti for each pair of positions. RWKV makes w_ti a slope: it is
+(t-i) w with one learned w < 0 in each channel (10). From one position to the next, the weights of all old tokens then fall by
+the same factor. So two sums per channel are enough: a new token multiplies both by this factor and adds its own term. All
+matrix products stand outside this recurrence and run on all positions at once. Only a few numbers per channel remain serial.
 
 - Why a mean: the weights are divided by their sum, so the result stays between the smallest and the largest value whatever the
   keys are, and the gradients of Wk and Wv have bounds that do not grow with T (appendix H, (32) and (33)).
 - Why the exponential of the key: it makes every weight positive, and one token can outweigh thousands.
 - Why the weights fade: the sums have a fixed size. Without fading, a new token would drown in the sum of all old ones.
-- Why each channel fades at its own rate: some channels remember the last letters, others the last sentences. At the start,
-  the rates -w range from e^-5, which fades to 1/e in 148 tokens, to e^3, which keeps the token before alone. They are
-  learned: w = -e^time_decay is negative for every time_decay, so no weight can grow with the distance.
+- Why each channel fades at its own rate: some channels remember the last letters, others the last sentences. At the start, the
+  rates -w range from e^-5, which fades to 1/e in 148 tokens, to e^3, with which only the token before and the present one
+  count. They are learned: w = -e^time_decay is negative for every time_decay, so no weight can grow with the distance.
 - Why u exists: fading starts at the token before, whose weight is e^k. The present token is no part of the past, and w should
   not have to serve it too. A channel that carries old text should give it less weight, a channel about the last letter more.
   So the present token has a factor e^u of its own.
@@ -25,9 +26,12 @@ run on all positions at once. What remains serial is a few numbers per channel.
   the present token: sigmoid(r_t) says, channel by channel, how much of the mean passes. It is what is left of the query.
 - Why the token shift: k, v and r of a token would depend on this token alone. Mixed with the token before it, they can describe
   a pair, such as a letter and its successor, for the cost of two multiplications per number.
-- Why the channel mixing: it is the feed-forward network of a Transformer, with a token shift and a gate. Its activation
+- Why the channel mixing: time mixing takes means over tokens, in each channel on its own. Channel mixing then computes with all
+  channels of a token together. It is the feed-forward network of a Transformer, with a token shift and a gate. Its activation
   max(x, 0)² is the squared ReLU of Primer (So et al. 2021, arXiv 2109.08668).
-- Why most matrices start at 0: each block then starts as the identity, and learning begins without noise from random weights.
+- Why most matrices start at 0: Wo and W'v are 0, so each block starts as the identity, and learning begins without noise from
+  random weights. Wr, Wk and W'r are 0 too: all keys are equal and all gates half open. Wv and W'k are orthogonal, so that Wo
+  and W'v have a gradient at once. The other weights of a block have one as soon as Wo and W'v are no longer 0.
 - Why the embedding starts near 0 and has a norm: a step of the optimiser can turn a tiny vector into any direction, and the
   norm enlarges it. The embedding leaves its random start at once (section 3.4).
 

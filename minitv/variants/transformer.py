@@ -5,14 +5,14 @@ both directions, as BERT (Devlin et al. 2018, arXiv 1810.04805).
 
 The problem. A recurrent network reads one token after the other, so a long text trains slowly. And what it knows of a far token
 has passed through every state in between, all of the same small size. A convolution reads all tokens at once, but each layer
-sees a few neighbours only.
+sees a few neighbours only. Numbers in brackets name the paper's equations.
 
 The idea. Each token asks, and the tokens that it sees answer. Token i makes a query q_i, token j a key k_j and a value v_j. The
 score q_i · k_j tells how well the key fits the query. The softmax turns the scores of a query into weights, and the output is
 the mean of the values with these weights. Any two tokens are one step apart, and a layer is a few large matrix products.
 
-- Why query, key and value are three functions of a token: what a token looks for, by what it is found and what it hands over
-  are different things. With q = k the scores would be symmetric, and a token would usually fit itself best.
+- Why query, key and value are three functions of a token: what a token looks for, how others find it and what it hands over are
+  three different things. With q = k the scores would be symmetric, and a token would usually fit itself best.
 - Why the softmax: its weights are positive and sum to 1, so the output is a mean of values and stays in their range, whether 10
   or 1000 tokens answer. And exp lets one token that fits well outweigh many that do not.
 - Why 1/√K: if the K channels of q and k are independent with variance 1, q · k has the variance K. Large scores make a softmax
@@ -52,6 +52,8 @@ The layer:
     out = merge(y) Woᵀ + b                                     section 3.2.2: heads side by side, then one matrix
     ffn(x) = f(x W₁ᵀ + b₁) W₂ᵀ + b₂, hidden width 4 D          (2); f is gelu in GPT-2, max(0, x) in 2017
     x ← x + layer(norm(x)),   x ← x + ffn(norm(x))             GPT-2's order; norm(x + layer(x)) in 2017 (section 3.1)
+    logits = norm(x) Eᵀ                                        section 3.4: with --tied, E is the embedding [tokens D]
+    loss = mean of -ln softmax(logits_t)[answer of t]          the answer is token t + 1, or the hidden token in ``encoder``
 
 The biases b exist with --bias. minitv/ops/attention/__init__.py has (1) with its masks and gradients, minitv/blocks.py (2) and
 the sums, minitv/models/encoder.py the positions of section 3.5 and the output layer of section 3.4.
