@@ -300,7 +300,8 @@ def step_supports(k, mask, dropout):
 
 def step_forward(q, k, v, scale):
     B, H, S, K = k.shape
-    keys, values = np.ascontiguousarray(k.swapaxes(2, 3)).reshape(B * H, K, S), np.ascontiguousarray(v).reshape(B * H, S, -1)
+    keys = np.ascontiguousarray(k.swapaxes(2, 3)).reshape(B * H, K, S)
+    values = np.ascontiguousarray(v).reshape(B * H, S, v.shape[3])
     y = np.empty((B, H, 1, v.shape[3]), q.dtype)
     factor, _ = _options(q.dtype, K, scale, 0, 0)
     step(np.ascontiguousarray(q).reshape(-1), keys, values, S, factor, y.reshape(-1), np.empty(S, q.dtype))
