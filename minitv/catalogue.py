@@ -37,20 +37,20 @@ def entries(package: str, path: list[str]) -> dict[str, Entry]:
     for folder in filter(None, os.environ.get("MINITV_PATH", "").split(os.pathsep)):
         if (more := os.path.join(os.path.abspath(folder), package.rpartition(".")[2])) not in path:
             path.append(more)  # so that its modules can be imported as well
-    found: dict[str, Entry] = {}
+    table: dict[str, Entry] = {}
     for module in pkgutil.iter_modules(path):
         if not module.name.startswith("_"):
             source = Path(module.module_finder.path, f"{module.name}.py")
             for entry in _read(str(source), source.stat().st_mtime_ns, f"{package}.{module.name}"):
-                if entry.name in found:
-                    raise TypeError(f"{entry.name!r} is declared in {found[entry.name].module} and in {entry.module}")
-                found[entry.name] = entry
-    return dict(sorted(found.items()))
+                if entry.name in table:
+                    raise TypeError(f"{entry.name!r} is declared in {table[entry.name].module} and in {entry.module}")
+                table[entry.name] = entry
+    return dict(sorted(table.items()))
 
 
 @functools.cache
 def _read(source: str, changed: int, module: str) -> tuple[Entry, ...]:
-    found = []
+    declarations = []
     for statement in ast.parse(Path(source).read_text(encoding="utf-8")).body:
         match statement:
             case ast.Assign(targets=[ast.Name(id=attribute)], value=ast.Call(keywords=keywords)):
@@ -61,5 +61,5 @@ def _read(source: str, changed: int, module: str) -> tuple[Entry, ...]:
                 continue
         texts = {k.arg: k.value.value for k in keywords if isinstance(k.value, ast.Constant) and isinstance(k.value.value, str)}
         if "name" in texts:
-            found.append(Entry(texts["name"], texts.get("summary", ""), module, attribute))
-    return tuple(found)
+            declarations.append(Entry(texts["name"], texts.get("summary", ""), module, attribute))
+    return tuple(declarations)

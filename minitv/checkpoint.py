@@ -114,8 +114,8 @@ def load(directory: str | os.PathLike, name: str = "last") -> Checkpoint:
 def load_run(directory: str | os.PathLike, name: str = "last") -> Checkpoint:
     """``load`` a checkpoint that a training run saved: its state is a RunState, as schema.py declares it."""
     def read(folder: Path) -> Checkpoint:
-        found = _read_checkpoint(folder)
-        return replace(found, state=read_state(found.state, str(folder / STATE)))
+        checkpoint = _read_checkpoint(folder)
+        return replace(checkpoint, state=read_state(checkpoint.state, str(folder / STATE)))
     return _read(directory, name, read)
 
 
@@ -160,10 +160,10 @@ def check_arrays(expected: Arrays, loaded: Arrays, what: str) -> None:
         "wrong dtype": [f"{key} {loaded[key].dtype} instead of {expected[key].dtype}"
                         for key in both if loaded[key].dtype != expected[key].dtype],
     }
-    found = [f"{problem}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    lines = [f"{problem}: {', '.join(names[:8])}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
              for problem, names in problems.items() if names]
-    if found:
-        raise CheckpointError(f"{what} does not fit: " + "; ".join(found))
+    if lines:
+        raise CheckpointError(f"{what} does not fit: " + "; ".join(lines))
 
 
 def _target(directory: str | os.PathLike, name: str) -> Path:
@@ -181,8 +181,8 @@ def _aside(target: Path) -> Path:
 def _encode(path: Path, arrays: Arrays) -> bytes:
     for key, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype not in [np.dtype(dtype) for dtype in DTYPES]:
-            given = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
-            raise CheckpointError(f"{path}: {key!r} is {given}, allowed are arrays of {', '.join(DTYPES)}")
+            kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+            raise CheckpointError(f"{path}: {key!r} is {kind}, allowed are arrays of {', '.join(DTYPES)}")
         if key == "__metadata__":
             raise CheckpointError(f"{path}: the name '__metadata__' is reserved by safetensors")
     try:
@@ -254,21 +254,21 @@ def _remove(path: Path) -> None:
 def _read(directory: str | os.PathLike, name: str, read: Callable[[Path], T]) -> T:
     """``read(folder of the checkpoint)``, again when a save replaced the folder meanwhile."""
     while True:
-        seen = _identity(directory, name)
+        identity = _identity(directory, name)
         try:
             return read(_find(directory, name))
         except CheckpointError:
-            if _identity(directory, name) == seen:
+            if _identity(directory, name) == identity:
                 raise
 
 
 def _identity(directory: str | os.PathLike, name: str) -> tuple[Path, int, int] | None:
     try:
         folder = _find(directory, name)
-        found = os.stat(folder)
+        status = os.stat(folder)
     except (CheckpointError, OSError):
         return None
-    return folder, found.st_ino, found.st_mtime_ns
+    return folder, status.st_ino, status.st_mtime_ns
 
 
 def _find(directory: str | os.PathLike, name: str) -> Path:

@@ -111,13 +111,13 @@ def _train(argv: list[str]) -> int:
     early = _train_parser()
     for name in ("--resume", "--init-from"):
         early.add_argument(name)
-    seen = early.peek(argv)  # what decides which other options exist
-    file = read_toml(seen["config"]) if "config" in seen else {}
+    choices = early.peek(argv)  # what decides which other options exist
+    file = read_toml(choices["config"]) if "config" in choices else {}
     values, sources = {}, {}
     for name in ("variant", "task", "preset", "resume", "init_from"):
-        value, source = file.pop(name, None), seen.get("config", "")
-        if name in seen or (name == "variant" and words):
-            value, source = seen.get(name, words and words[0]), "command line"
+        value, source = file.pop(name, None), choices.get("config", "")
+        if name in choices or (name == "variant" and words):
+            value, source = choices.get(name, words and words[0]), "command line"
         values[name], sources[name] = value, source if value is not None else "default"
     resume, origin = (_folder_option(name, values[name], sources[name]) for name in ("resume", "init_from"))
 
@@ -146,7 +146,7 @@ def _train(argv: list[str]) -> int:
         layers.append((where, {k: v for k, v in fixed.items() if k in options.settings and k != "data"}))
         layers.append((sources["init_from"], {"init_from": origin}))
     if file:
-        layers.append((seen["config"], file))
+        layers.append((choices["config"], file))
     kept = [(where, {k: v for k, v in stored.values.items() if k in options.settings}
              | dict(out=str(run_folder(resume)), resume=resume, overwrite=False))] if resume else []
     known, _ = options.merge(*kept, *layers)  # for the help
@@ -154,9 +154,9 @@ def _train(argv: list[str]) -> int:
     parser = _train_parser()
     parser.prog += f" {variant.name}"
     parser.add_options(options, known)
-    given = parser.parse(argv)
-    print_config = given.pop("print_config", False)
-    layers.append(("command line", {name: value for name, value in given.items() if name in options.settings}))
+    arguments = parser.parse(argv)
+    print_config = arguments.pop("print_config", False)
+    layers.append(("command line", {name: value for name, value in arguments.items() if name in options.settings}))
     if resume:
         _only_resumable(resume, kept[0][1], layers, options)
     experiment, origins = experiments.combine(variant, task, *kept, *layers)
@@ -201,12 +201,12 @@ def _compare(argv: list[str]) -> int:
 
     plan = Plan(words, task=early.get("task"), preset=early.get("preset"))
     parser.add_options(plan.options, plan.defaults, several=True)
-    given = parser.parse(argv)
+    options = parser.parse(argv)
     for name in ("preset", "task"):
-        given.pop(name, None)
-    number, overwrite = given.pop("seeds", 1), given.pop("overwrite", False)
-    directory = Path(given.pop("out", None) or DIRECTORY)
-    return compare(plan.runs(given, directory=directory, seeds=number, overwrite=overwrite, source="command line"), directory)
+        options.pop(name, None)
+    number, overwrite = options.pop("seeds", 1), options.pop("overwrite", False)
+    directory = Path(options.pop("out", None) or DIRECTORY)
+    return compare(plan.runs(options, directory=directory, seeds=number, overwrite=overwrite, source="command line"), directory)
 
 
 def _preset_option(parser: Parser) -> None:
@@ -286,11 +286,11 @@ def _of_a_run(parser: Parser, kind: type, argv: list[str]) -> tuple[str, Any]:
     parser.add_argument("directory", metavar="DIR", help=text)
     options = Options(kind)
     parser.add_options(options)
-    given = parser.parse(argv)
-    directory = given.pop("directory")
-    values, _ = options.merge(("command line", given))
+    arguments = parser.parse(argv)
+    directory = arguments.pop("directory")
+    values, _ = options.merge(("command line", arguments))
     (config,) = options.build(values)
-    if "checkpoint" in given:
+    if "checkpoint" in arguments:
         from .checkpoint import run_folder
 
         name = Path(directory).name
@@ -417,9 +417,9 @@ def _info(argv: list[str]) -> int:
     state, folder = "compiled" if disk.cached() else "empty: the first run compiles", disk.cache_directory()
     rows.append(("kernel cache", f"{folder} ({state})" if folder else "none: no folder will do, every run compiles"))
     rows.append(("vectors", "512-bit" if compiler.WIDE_VECTORS else "at most 256-bit: the processor has no AVX-512"))
-    own = f"our kernel, in tiles of {gemm.ROWS} x {gemm.WIDE}; BLAS for small ones and in float64"
+    description = f"our kernel, in tiles of {gemm.ROWS} x {gemm.WIDE}; BLAS for small ones and in float64"
     other = "BLAS" if compiler.unavailable() else "BLAS: our kernel is faster with AVX-512 only"
-    rows.append(("products", own if gemm.suits(512, 512, 512) else other))
+    rows.append(("products", description if gemm.suits(512, 512, 512) else other))
     _columns(rows)
     return 0
 
@@ -455,8 +455,8 @@ def _info_gpu() -> int:
                                        f"compute capability {properties['major']}.{properties['minor']}"))
         start = time.perf_counter()
         with cupy.cuda.Device(number), use("gelu", kernel="cuda"):
-            found = gelu(Tensor(x).to(f"cuda:{number}")).numpy()
-        right = bool(np.abs(found - gelu(x).numpy()).max() < 1e-6)
+            result = gelu(Tensor(x).to(f"cuda:{number}")).numpy()
+        right = bool(np.abs(result - gelu(x).numpy()).max() < 1e-6)
         good &= right
         rows.append(("", f"a kernel of ours compiled and run in {time.perf_counter() - start:.2f} s, "
                          f"{'equal to the CPU' if right else 'and WRONG'}"))
@@ -538,8 +538,8 @@ def _plot(argv: list[str]) -> int:
     parser.add_argument("directories", metavar="DIR", nargs="+", help="the folders of runs")
     text = "picture to write: .png, .svg or .pdf (default: curve.png in the folder; of several runs, curves.png here)"
     parser.add_argument("--out", metavar="FILE", help=text)
-    given = parser.parse(argv)
-    print(plot(given["directories"], given.get("out")))
+    arguments = parser.parse(argv)
+    print(plot(arguments["directories"], arguments.get("out")))
     return 0
 
 

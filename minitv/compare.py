@@ -77,23 +77,23 @@ class Plan:
                 raise UserError(f"{source}: unknown option {name!r}{elsewhere(name)}")
         runs = []
         for variant in self.variants:
-            own = {k: v for k, v in values.items() if k in self._namespaces[variant.name].settings}
-            swept = [name for name, value in own.items() if isinstance(value, Sweep)]
-            for combination in itertools.product(*(own[name] for name in swept)):
-                chosen = dict(zip(swept, combination, strict=True))
+            options = {k: v for k, v in values.items() if k in self._namespaces[variant.name].settings}
+            sweeps = [name for name, value in options.items() if isinstance(value, Sweep)]
+            for combination in itertools.product(*(options[name] for name in sweeps)):
+                point = dict(zip(sweeps, combination, strict=True))
                 try:
-                    experiment, sources = combine(variant, self.task, *self._layers[variant.name], (source, {**own, **chosen}))
+                    experiment, sources = combine(variant, self.task, *self._layers[variant.name], (source, {**options, **point}))
                     # What does not fit is found now, not when its turn comes.
                     variant.mixer(Random(0), experiment.model, experiment.mixer)
                 except UserError as error:
                     raise UserError(f"{variant.name}: {error}") from None
-                words = [f"{name.replace('_', '-')}-{shown(value)}" for name, value in chosen.items()]
+                words = [f"{name.replace('_', '-')}-{shown(value)}" for name, value in point.items()]
                 quiet = {"sample_tokens": 0} if "sample_tokens" in sources else {}
                 for seed in range(experiment.run.seed, experiment.run.seed + seeds):
                     folder = directory / "-".join([variant.name, *words, str(seed)])
                     one = experiment.replace(seed=seed, out=str(folder), **quiet)
                     sources |= dict(variant=source, task=source)
-                    runs.append(Run(one, folder, one.rows(sources), chosen, overwrite))
+                    runs.append(Run(one, folder, one.rows(sources), point, overwrite))
         return sorted(runs, key=lambda run: run.seed)
 
 

@@ -439,19 +439,19 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> dict[str, Any]:
         """Only what was given, by name; UserError for anything unknown."""
-        given, extra = self.parse_known_intermixed_args(self._normalise(argv))
+        namespace, extra = self.parse_known_intermixed_args(self._normalise(argv))
         for word in extra:
             if word.startswith("-") and word != "-":
                 raise UserError(f"unknown option {plain(word.split('=')[0], VALUE)}{self._suggest(word)}")
         if extra:
             raise UserError(f"{quoted(extra[0])} is out of place, usage: {self.usage}")
-        return vars(given)
+        return vars(namespace)
 
     def peek(self, argv: Sequence[str]) -> dict[str, Any]:
         """What this parser knows of a command line that has other options too; -h is left for later."""
         argv = [word for word in self._normalise(argv) if word not in ("-h", "--help")]
-        given, _ = self.parse_known_args(argv)
-        return vars(given)
+        namespace, _ = self.parse_known_args(argv)
+        return vars(namespace)
 
     def error(self, message: str) -> typing.NoReturn:
         message = re.sub(r"^argument (\S+?)(/\S+)?: ", r"\1: ", message)

@@ -120,13 +120,13 @@ def open_corpus(data: str = "", val_data: str | None = None, tokenizer: str = "c
 
     if saved is None and kind is CharTokenizer:
         saved = CharTokenizer(kept.value(_name("alphabet", sha256), learn) if kept else learn())
-    made = saved or kind()
-    key = _name("ids", sha256, made.to_json(), [part.cut for part in parts])
-    training, held_out, spelled = _ids(parts, made, kept, key, tell)
+    encoder = saved or kind()
+    key = _name("ids", sha256, encoder.to_json(), [part.cut for part in parts])
+    training, held_out, spelled = _ids(parts, encoder, kept, key, tell)
     tokens = len(training) + len(held_out)
     check_length(training, context, f"the training part ({of_training.format(f'{tokens} tokens')})")
     check_length(held_out, context, f"the held-out part ({of_held_out.format(f'{tokens} tokens')})")
-    return Corpus(training, held_out, made, description, sha256, size, sum(text.characters for text in texts),
+    return Corpus(training, held_out, encoder, description, sha256, size, sum(text.characters for text in texts),
                   (len(training) / max(spelled[0], 1), len(held_out) / max(spelled[1], 1)), kept, key, tell)
 
 

@@ -38,12 +38,12 @@ def held(directory: str | os.PathLike) -> Iterator[None]:
     A folder made here is removed at the end if nothing came into it.
     """
     path = Path(directory) / LOCK
-    made = _make(path.parent)
+    folders = _make(path.parent)
     try:
         with _holding(path):
             yield
     finally:
-        for folder in made:
+        for folder in folders:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 

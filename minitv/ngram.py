@@ -30,21 +30,21 @@ def ngram_bpc(train_ids: np.ndarray, held_ids: np.ndarray, vocab: int, max_order
         grams, gram, count = _number(key[first:trained], number)
         key = key[trained:]
         place = np.searchsorted(grams, key)
-        seen = np.append(grams, -2)[place] == key
+        matches = np.append(grams, -2)[place] == key
 
         histories = history.max(initial=0) + 1
         total = np.bincount(grams // vocab, count, histories)  # N(h)
         distinct = np.bincount(grams // vocab, minlength=histories)  # T(h)
         total, distinct = np.append(total, 0), np.append(distinct, 0)  # what history -1 finds
         n, t = total[history[trained:]], distinct[history[trained:]]
-        hits = np.where(seen, np.append(count, 0)[place], 0)
+        hits = np.where(matches, np.append(count, 0)[place], 0)
         p = np.where(n > 0, (hits + t * p) / np.maximum(n + t, 1), p)
         bits.append(float(-np.log2(p).mean()) + 0.0)
 
         # the grams are the histories of the next order, one token later
         history[:first + 1] = -1
         history[first + 1:trained + 1] = gram[:len(history) - first - 1]
-        history[trained + 1:] = np.where(seen, place, -1)[:-1]
+        history[trained + 1:] = np.where(matches, place, -1)[:-1]
     return bits
 
 

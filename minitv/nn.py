@@ -98,11 +98,11 @@ class Module:
                 yield name, value
 
     def _walk(self) -> Iterator[tuple[str, Module | Parameter | Buffer]]:
-        seen: set[int] = set()
+        identities: set[int] = set()
 
         def visit(name: str, value: Any):
-            if isinstance(value, Module | Parameter | Buffer) and id(value) not in seen:
-                seen.add(id(value))
+            if isinstance(value, Module | Parameter | Buffer) and id(value) not in identities:
+                identities.add(id(value))
                 yield name, value
                 if isinstance(value, Module):
                     for inner, member in value.members():
@@ -126,14 +126,14 @@ class Module:
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         """Overwrite all that ``state`` gives in place; names and shapes must match exactly (ShapeError lists what does not)."""
-        own = dict(self._arrays(saved=True))
-        wrong = [f"{n} is missing" for n in own if n not in arrays]
-        wrong += [f"{n} is unknown" for n in arrays if n not in own]
-        wrong += [f"{n} has shape {arrays[n].shape}, expected {p.shape}" for n, p in own.items()
+        targets = dict(self._arrays(saved=True))
+        wrong = [f"{n} is missing" for n in targets if n not in arrays]
+        wrong += [f"{n} is unknown" for n in arrays if n not in targets]
+        wrong += [f"{n} has shape {arrays[n].shape}, expected {p.shape}" for n, p in targets.items()
                   if n in arrays and arrays[n].shape != p.shape]
         if wrong:
             raise ShapeError("load: " + "; ".join(wrong))
-        for name, array in own.items():
+        for name, array in targets.items():
             array.assign_(arrays[name].astype(array.dtype, copy=False))
 
     def to(self: M, device: str) -> M:

@@ -226,12 +226,12 @@ def draw(path: Path, lines: Sequence[Line], baselines: Mapping[str, float], metr
 
     axes.set_xlim(-0.012 * end, 1.012 * end)
     heights = [height for height, *_ in labels]
-    seen = [value for _, value in points if math.isfinite(value)]
+    numbers = [value for _, value in points if math.isfinite(value)]
     # A baseline is what counting can do: what lies above it is the first few steps, which would squeeze the rest. The value
     # before the first step is shown wherever it lies.
     start = [value for line in lines for step, value in line.points if step == 0 and math.isfinite(value)]
-    top = max([*heights, *start] if baselines and not rising else [*heights, *seen], default=1.0)
-    bottom = min([*heights, *seen], default=0.0)
+    top = max([*heights, *start] if baselines and not rising else [*heights, *numbers], default=1.0)
+    bottom = min([*heights, *numbers], default=0.0)
     margin = 0.06 * max(top - bottom, 0.1)
     axes.set_ylim(bottom - margin, top + margin)
     gap = (top - bottom + 2 * margin) / 26

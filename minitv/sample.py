@@ -52,13 +52,13 @@ def choose(logits: np.ndarray, uniform: float, temperature: float = 1.0, top_k: 
     return int(order[min(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"), len(cumulative) - 1)])
 
 
-def penalise(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
-    """Logits [V] in which every token of the mask ``seen`` [V] is less likely: l / penalty if l > 0, else l · penalty.
+def penalise(logits: np.ndarray, mask: np.ndarray, penalty: float) -> np.ndarray:
+    """Logits [V] in which every token of the ``mask`` [V] is less likely: l / penalty if l > 0, else l · penalty.
 
     Keskar et al. 2019 (arXiv 1909.05858, section 4.1) divide the logits of all tokens in the text so far, however often each is
     there, before the temperature. A negative logit would become more likely by that: it is multiplied, as others do who use it.
     """
-    return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+    return np.where(mask, np.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random, *, temperature: float = 1.0,
@@ -76,7 +76,7 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random,
     if not history:
         raise UserError("prompt: it is empty, and the first token needs one before it: give at least one id")
     limit = model.context if model.bounded else math.inf
-    reader, logits, seen = decoder(model), None, None
+    reader, logits, mask = decoder(model), None, None
     for i in range(tokens):
         if logits is None or reader.position >= limit:
             keep = len(history) if limit == math.inf else model.context if logits is None else -(-model.context // 2)
@@ -87,14 +87,14 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random,
             uniforms = rng.split(i // BLOCK).uniform((BLOCK,), np.float64)
         scores = logits
         if repetition_penalty != 1:
-            if seen is None:
-                seen = np.zeros(len(logits), bool)
-                seen[history] = True
-            scores = penalise(logits, seen, repetition_penalty)
+            if mask is None:
+                mask = np.zeros(len(logits), bool)
+                mask[history] = True
+            scores = penalise(logits, mask, repetition_penalty)
         token = choose(scores, float(uniforms[i % BLOCK]), temperature, top_k, top_p, min_p)
         history.append(token)
-        if seen is not None:
-            seen[token] = True
+        if mask is not None:
+            mask[token] = True
         yield token
 
 

@@ -137,7 +137,7 @@ class Task:
     @staticmethod
     def answers(model: Any, batch: Batch, rng: Random | None = None) -> tuple[Tensor, np.ndarray]:
         """Logits [N V] or [B T V] where an answer is asked, and the labels [N] or [B T] there."""
-        asked = batch.labels != NOTHING
-        if asked.all():
+        questions = batch.labels != NOTHING
+        if questions.all():
             return model(batch.inputs, rng), batch.labels
-        return model(batch.inputs, rng, at=np.flatnonzero(asked)), batch.labels[asked]
+        return model(batch.inputs, rng, at=np.flatnonzero(questions)), batch.labels[questions]

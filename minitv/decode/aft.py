@@ -87,7 +87,7 @@ def _exponents(keys, newest, weights, position, lag, x):
 def windowed(x, position, weights, state, memory):
     """The token's key and value become the newest of the rings, and the oldest leave the window."""
     width, size = x.size, len(state.keys)
-    newest, seen = position % size, min(position + 1, size)
+    newest, rows = position % size, min(position + 1, size)
     q, k, v, h, at = _project(x, weights, memory)
     sums, at = take(memory, at, 3 * width)
     exponents, at = take(memory, at, BLOCK * width)
@@ -95,13 +95,13 @@ def windowed(x, position, weights, state, memory):
     for c in range(width):
         state.keys[newest, c], state.values[newest, c] = k[0, c], v[0, c]
         mean[0, c], mean[1, c], mean[2, c] = state.mean[0, c], state.mean[1, c], state.mean[2, c]
-    for lag in range(0, seen, BLOCK):
-        count, first = min(BLOCK, seen - lag), place(newest, lag, size)
+    for lag in range(0, rows, BLOCK):
+        count, first = min(BLOCK, rows - lag), place(newest, lag, size)
         block = exponents[: count * width].reshape(count, width)
         _exponents(state.keys, first, weights, position, lag, block)
         join(block, state.values, first, mean, h)
     _add(q, mean, weights.out, h, x)
-    if seen == size:
+    if rows == size:
         oldest = place(newest, size - 1, size)
         join(state.keys[oldest : oldest + 1], state.values, oldest, state.mean, h)
 

@@ -14,15 +14,15 @@ def finite(x):
     return bool(namespace(x.data).isfinite(x.data).all())
 
 
-def scores(q, k, seen=None):
+def scores(q, k, mask=None):
     """q[.. T K] and k[.. S K] -> their products [.. T S], which have no meaning where the boolean seen[.. T S] is False."""
-    if seen is None or finite(k):
+    if mask is None or finite(k):
         return matmul(q, swapaxes(k))
-    return sum(q[..., None, :] * where(seen[..., None], k[..., None, :, :], 0.0), axis=-1)
+    return sum(q[..., None, :] * where(mask[..., None], k[..., None, :, :], 0.0), axis=-1)
 
 
-def weighted(weights, v, seen=None):
+def weighted(weights, v, mask=None):
     """weights[.. T S] and v[.. S V] -> the sums over S [.. T V] of what is seen; unseen weights are 0."""
-    if seen is None or finite(v):
+    if mask is None or finite(v):
         return matmul(weights, v)
-    return sum(weights[..., None] * where(seen[..., None], v[..., None, :, :], 0.0), axis=-2)
+    return sum(weights[..., None] * where(mask[..., None], v[..., None, :, :], 0.0), axis=-2)

@@ -80,14 +80,14 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
     def hide(self, ids: np.ndarray, rate: float, random: Random) -> Batch:
         """Windows [B T] in which the same number of tokens is asked for, at least one."""
         places = choose(random.split(0), *ids.shape, max(1, round(rate * ids.shape[1])))  # [B asked]
-        asked = np.take_along_axis(ids, places, axis=1)
-        fate = random.split(1).uniform(asked.shape, np.float64)
-        others = random.split(2).integers(0, self.mask, asked.shape)
+        targets = np.take_along_axis(ids, places, axis=1)
+        fate = random.split(1).uniform(targets.shape, np.float64)
+        others = random.split(2).integers(0, self.mask, targets.shape)
         masked, replaced = self.options.mask_share, self.options.mask_share + self.options.random_share
         inputs, labels = ids.astype(int), np.full(ids.shape, NOTHING)  # [B T]; the mask may not fit the text's own type
-        written = np.where(fate < masked, self.mask, np.where(fate < replaced, others, asked))
+        written = np.where(fate < masked, self.mask, np.where(fate < replaced, others, targets))
         np.put_along_axis(inputs, places, written, axis=1)
-        np.put_along_axis(labels, places, asked, axis=1)
+        np.put_along_axis(labels, places, targets, axis=1)
         return Batch(inputs, labels)
 
     def value(self, sums: np.ndarray) -> float:
@@ -140,10 +140,10 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
         answers = to_numpy(logits.data).argmax(axis=-1).reshape(-1)
         filled = iter(answers.tolist())
         texts = []
-        for ids, asked in zip(batch.inputs, batch.labels, strict=True):
+        for ids, targets in zip(batch.inputs, batch.labels, strict=True):
             text, start = "", 0
-            for place in np.flatnonzero(asked != NOTHING):
-                text += self.tokenizer.decode(ids[start:place]) + self._blank(next(filled), int(asked[place]))
+            for place in np.flatnonzero(targets != NOTHING):
+                text += self.tokenizer.decode(ids[start:place]) + self._blank(next(filled), int(targets[place]))
                 start = place + 1
             texts.append(text + self.tokenizer.decode(ids[start:]))
         right = int((answers == labels.reshape(-1)).sum())
@@ -185,12 +185,12 @@ class Bigrams:
         scores = self.alone(len(left))
         known = np.flatnonzero(left < vocab)
         a = left[known]
-        scores[known] = np.log(self._given(self._after[a].toarray(), self._p, self._total[a, None], self._distinct[a, None]))
+        scores[known] = np.log(self._estimate(self._after[a].toarray(), self._p, self._total[a, None], self._distinct[a, None]))
         known = np.flatnonzero(right < vocab)
         b = right[known]
-        scores[known] += np.log(self._given(self._before[b].toarray(), self._p[b, None], self._total, self._distinct))
+        scores[known] += np.log(self._estimate(self._before[b].toarray(), self._p[b, None], self._total, self._distinct))
         return scores
 
     @staticmethod
-    def _given(counts: np.ndarray, p: np.ndarray, total: np.ndarray, distinct: np.ndarray) -> np.ndarray:
+    def _estimate(counts: np.ndarray, p: np.ndarray, total: np.ndarray, distinct: np.ndarray) -> np.ndarray:
         return np.where(total > 0, (counts + distinct * p) / np.maximum(total + distinct, 1), p)

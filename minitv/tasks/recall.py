@@ -50,9 +50,9 @@ class Recall(Drawn):
     def baselines(self) -> dict[str, float]:
         """A guess among all values, and a guess among those that are commonest in the sequence: 1/K for K distinct ones."""
         batch = self.held_out()
-        seen = self.seen(batch.inputs)
+        places = self.seen(batch.inputs)
         counts = np.zeros((len(batch.inputs), self.vocab), int)  # [B V]
-        np.add.at(counts, (np.nonzero(seen)[0], batch.inputs[seen]), 1)
+        np.add.at(counts, (np.nonzero(places)[0], batch.inputs[places]), 1)
         commonest = counts == counts.max(axis=1, keepdims=True)
         rows, positions = np.nonzero(batch.labels != NOTHING)
         hits = commonest[rows, batch.labels[rows, positions]] / commonest[rows].sum(axis=1)
@@ -163,9 +163,9 @@ class MQAR(Recall, name="mqar", summary="many keys with values, then each key ag
         return Batch(inputs, labels)
 
     def seen(self, inputs: np.ndarray) -> np.ndarray:
-        seen = np.zeros(inputs.shape, bool)
-        seen[:, 1 : 2 * self.options.pairs : 2] = True
-        return seen
+        mask = np.zeros(inputs.shape, bool)
+        mask[:, 1 : 2 * self.options.pairs : 2] = True
+        return mask
 
     def word(self, token: int) -> str:
         half = self.vocab // 2
@@ -211,11 +211,11 @@ class AssociativeRecall(LastAnswer, name="associative-recall", summary="pairs of
         present = np.zeros((count, self._keys), bool)
         np.put_along_axis(present, keys, True, axis=1)
         score = random.split(2).uniform((count, self._keys), np.float64)
-        asked = np.argmax(score if self.options.absent else np.where(present, score, -1), axis=1)  # [B]
+        queries = np.argmax(score if self.options.absent else np.where(present, score, -1), axis=1)  # [B]
         inputs = np.empty((count, 2 * self._pairs + 2), int)  # [B T]
         inputs[:, :-2:2], inputs[:, 1:-2:2] = keys, np.take_along_axis(values, keys, axis=1)
-        inputs[:, -2], inputs[:, -1] = self._arrow, asked
-        answers = np.where(present[rows, asked], values[rows, asked], self._stop)  # [B]
+        inputs[:, -2], inputs[:, -1] = self._arrow, queries
+        answers = np.where(present[rows, queries], values[rows, queries], self._stop)  # [B]
         return Batch(inputs, _following(inputs, answers, self.options.every_token))
 
     def seen(self, inputs: np.ndarray) -> np.ndarray:
@@ -305,9 +305,9 @@ class Copy(Recall, name="copy", summary="write the first part of the sequence ag
         return Batch(inputs, labels)
 
     def seen(self, inputs: np.ndarray) -> np.ndarray:
-        seen = np.zeros(inputs.shape, bool)
-        seen[:, : self._part] = True
-        return seen
+        mask = np.zeros(inputs.shape, bool)
+        mask[:, : self._part] = True
+        return mask
 
     def word(self, token: int) -> str:
         return "|" if token == self.values else _letter(token, self.values)

@@ -105,16 +105,16 @@ def past_after(k, v, reach):
     return merged(average), logsum, padded(k, reach, missing=-INF)[:, length:], merged(padded(v, reach)[:, length:])
 
 
-def over_seen(k, v, bias, seen):
+def over_seen(k, v, bias, mask):
     """The mean [B T H D] and the logsum [B T H] of what each position sees; what it does not may be NaN or infinite."""
-    exponents = where(seen[..., None], k[:, None] if bias is None else k[:, None] + bias, -INF)
-    values = v[:, None] if finite(v) else where(seen[..., None, None], v[:, None], 0.0)
+    exponents = where(mask[..., None], k[:, None] if bias is None else k[:, None] + bias, -INF)
+    values = v[:, None] if finite(v) else where(mask[..., None, None], v[:, None], 0.0)
     return weighted(exponents, values, axis=2)
 
 
-def over_pairs(q, k, v, bias, seen):
+def over_pairs(q, k, v, bias, mask):
     """y by a softmax over all pairs of positions, [B T S H]; the bias is [T S H], or 1 for H, or None."""
-    return sigmoid(q) * merged(over_seen(k, v, bias, seen)[0])
+    return sigmoid(q) * merged(over_seen(k, v, bias, mask)[0])
 
 
 def over_window(q, k, v, bias, causal):

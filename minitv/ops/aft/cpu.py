@@ -318,9 +318,9 @@ def _stateful_backward(saved, g_y, g_average, g_logsum, g_keys, g_values):
         spread[:, ::call.size] = g_logsum
     gq, gk, gv, gbias = call.backward(or_zeros(g_y, call.y), left, _unstate(share, or_zeros(g_average, share[0]), spread))
     near = gk.shape[1] - left
-    for gx, arrived in ((gk, g_keys), (gv, g_values)):
-        if arrived is not None:
-            gx[:, left:] += arrived[:, reach - near:]
+    for gx, gradient in ((gk, g_keys), (gv, g_values)):
+        if gradient is not None:
+            gx[:, left:] += gradient[:, reach - near:]
     gk, gv, *others = _unjoin(gk, gv, mask, carried, reach)
     return gq, gk, gv, gbias, *others
 

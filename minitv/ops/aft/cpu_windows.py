@@ -27,15 +27,15 @@ def _full_weights(bias, start, lag, weights):
     """e^bias relative to the largest of a row, for the first lag + t keys of position t; how far the smallest is below."""
     span = 0.0
     for i in range(weights.shape[0]):
-        seen = min(max(lag + start + i, 0), weights.shape[1])
+        count = min(max(lag + start + i, 0), weights.shape[1])
         row, out = bias[start + i], weights[i]
         high, low = -math.inf, math.inf
-        for s in range(seen):
+        for s in range(count):
             high, low = _wider(high, low, row[s])
         top = bias.dtype.type(high)
-        for s in range(seen):
+        for s in range(count):
             out[s] = exp(row[s] - top)
-        for s in range(seen, out.size):
+        for s in range(count, out.size):
             out[s] = 0
         span = max(span, high - low)
     return span
@@ -102,22 +102,22 @@ class _Tiles:
     def _outside(self):
         """For each side a list of (rows, far, columns that are outside for these rows and were not for those before)."""
         sides, start, stop = ([], []), 0, self.shape[1]
-        for rows, seen, _, far in self.tiles:
-            if seen.start > 0:
-                sides[0].append((rows, far, slice(start, seen.start)))
-                start = seen.start
-        for rows, seen, _, far in reversed(self.tiles if self.both else ()):
-            if seen.stop < self.shape[1]:
-                sides[1].append((rows, far, slice(seen.stop, stop)))
-                stop = seen.stop
+        for rows, span, _, far in self.tiles:
+            if span.start > 0:
+                sides[0].append((rows, far, slice(start, span.start)))
+                start = span.start
+        for rows, span, _, far in reversed(self.tiles if self.both else ()):
+            if span.stop < self.shape[1]:
+                sides[1].append((rows, far, slice(span.stop, stop)))
+                stop = span.stop
         return sides
 
     def apply(self, columns, sound):
         """The sums of all positions."""
         flat = _rows(columns)
         sums = np.empty((self.shape[0], flat.shape[1]), flat.dtype)
-        for rows, seen, weights, _ in self.tiles:
-            (product if sound else _product_of_seen)(weights, flat[seen], sums[rows])
+        for rows, span, weights, _ in self.tiles:
+            (product if sound else _product_of_seen)(weights, flat[span], sums[rows])
         for side in self._outside():
             total = np.zeros(flat.shape[1], flat.dtype)
             for rows, far, new in side:
@@ -129,8 +129,8 @@ class _Tiles:
         """The gradient of the columns."""
         flat = _rows(g)
         out = np.zeros((self.shape[1], flat.shape[1]), flat.dtype)
-        for rows, seen, weights, _ in self.tiles:
-            product(weights.T, flat[rows], out=out[seen], accumulate=True)
+        for rows, span, weights, _ in self.tiles:
+            product(weights.T, flat[rows], out=out[span], accumulate=True)
         for side in self._outside():
             total = np.zeros(flat.shape[1], flat.dtype)
             for rows, far, new in reversed(side):
@@ -150,16 +150,16 @@ class Full(_Tiles):
         lag = keys - len(bias) + 1 if causal else keys
         for start in range(0, len(bias), chunk_size):
             stop = min(start + chunk_size, len(bias))
-            seen = slice(0, min(max(lag + stop - 1, 0), keys))
-            weights = np.empty((stop - start, seen.stop), bias.dtype)
+            span = slice(0, min(max(lag + stop - 1, 0), keys))
+            weights = np.empty((stop - start, span.stop), bias.dtype)
             self.span = max(self.span, _full_weights(bias, start, lag, weights))
-            self.tiles.append((slice(start, stop), seen, weights, None))
+            self.tiles.append((slice(start, stop), span, weights, None))
 
     def gradient(self, g, columns):
         """The gradient of the bias."""
         out = np.zeros(self.shape, g.dtype)
-        for (rows, seen, weights, _), gweights in self._products(g, columns):
-            np.multiply(weights, gweights, out=out[rows, seen], where=weights != 0)
+        for (rows, span, weights, _), gweights in self._products(g, columns):
+            np.multiply(weights, gweights, out=out[rows, span], where=weights != 0)
         return out
 
 
@@ -170,17 +170,17 @@ class Local(_Tiles):
         self.newest = keys - queries + (0 if causal else self.window // 2)  # the key of lag 0 for row 0
         for start in range(0, queries, ROWS):
             stop = min(start + ROWS, queries)
-            seen = slice(max(start + self.newest - self.window + 1, 0), min(stop + self.newest, keys))
-            weights, far = np.empty((stop - start, seen.stop - seen.start), bias.dtype), np.empty(stop - start, bias.dtype)
-            first = start + self.newest - seen.start
+            span = slice(max(start + self.newest - self.window + 1, 0), min(stop + self.newest, keys))
+            weights, far = np.empty((stop - start, span.stop - span.start), bias.dtype), np.empty(stop - start, bias.dtype)
+            first = start + self.newest - span.start
             self.span = max(self.span, _local_weights(bias, start, first, causal, weights, far))
-            self.tiles.append((slice(start, stop), seen, weights, far))
+            self.tiles.append((slice(start, stop), span, weights, far))
 
     def gradient(self, g, columns):
         """The gradient of the bias."""
         out = np.zeros((self.shape[0], self.window), g.dtype)
-        for (rows, seen, weights, _), gweights in self._products(g, columns):
-            _local_gradient(weights, gweights, rows.start, rows.start + self.newest - seen.start, out)
+        for (rows, span, weights, _), gweights in self._products(g, columns):
+            _local_gradient(weights, gweights, rows.start, rows.start + self.newest - span.start, out)
         return out
 
 

@@ -72,27 +72,27 @@ def tiled(q, k, v, bias, mask, causal, chunk_size):
     weights relative to it may be 0.
     """
     k, v = joined(k, v, mask)
-    seen, (queries, keys) = seen_keys(q, k, causal), bias.shape
+    pattern, (queries, keys) = seen_keys(q, k, causal), bias.shape
     means = [v[:, :0]]
     for start in range(0, queries, chunk_size):
         rows = slice(start, start + chunk_size)
         last = min(max(start + chunk_size + keys - queries, 0), keys) if causal else keys
-        tiles = [_tile(k[:, at:end], v[:, at:end], bias[rows, at:end], seen[rows, at:end])
+        tiles = [_tile(k[:, at:end], v[:, at:end], bias[rows, at:end], pattern[rows, at:end])
                  for at in range(0, max(last, 1), chunk_size) for end in [min(at + chunk_size, last)]]
         averages, logsums = (stack(list(x)) for x in zip(*tiles, strict=True))
         means.append(weighted(logsums, averages, axis=0)[0])
     return sigmoid(q) * merged(concat(means, axis=1))  # (2) [B T C]
 
 
-def _tile(k, v, bias, seen):
+def _tile(k, v, bias, mask):
     """The mean and the logsum of a tile: by two products, unless all weights relative to the largest may be 0."""
-    if bias.data.size and bool(seen.all()) and bool((bias.data.max(axis=1) - bias.data.min(axis=1) < SPAN).all()):
+    if bias.data.size and bool(mask.all()) and bool((bias.data.max(axis=1) - bias.data.min(axis=1) < SPAN).all()):
         row, channel = bias.data.max(axis=1)[:, None], k.data.max(axis=1, keepdims=True)  # [T 1], [B 1 C]
         if bool((channel > -INF).all()):
             weights, e = exp(bias - row), exp(k - channel)  # E [T S], e^K [B S C]
             total = matmul(weights, e)  # E e^K [B T C]
             return by_head(matmul(weights, e * merged(v)) / total, k.shape[2]), log(total) + (row + channel)
-    return over_seen(k, v, bias[..., None], seen)
+    return over_seen(k, v, bias[..., None], mask)
 
 
 aft_full.kernel("cpu", name="step", module="minitv.ops.aft.cpu_step", prefix="full_", sizes={"T": 1})

@@ -153,9 +153,9 @@ def _backward(saved, g_y, g_average, g_logsum, g_keys=None, g_values=None):
     call, left, share, mask, reach = saved
     gq, gk, gv, gbias = call.backward(or_zeros(g_y, call.q), left, share, g_average, g_logsum)
     near = gk.shape[1] - left
-    for gx, arrived in ((gk, g_keys), (gv, g_values)):
-        if arrived is not None:
-            gx[:, left:] += arrived[:, reach - near:]
+    for gx, gradient in ((gk, g_keys), (gv, g_values)):
+        if gradient is not None:
+            gx[:, left:] += gradient[:, reach - near:]
     past = gk.shape[1] - gq.shape[1]
     present = (x[:, past:] if mask is None else call.xp.where(mask[..., None], x[:, past:], 0) for x in (gk, gv))
     state = (gv[:, 0], gk[:, 0], gk[:, 1:past], gv[:, 1:past]) if past else (None,) * 4

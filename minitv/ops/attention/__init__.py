@@ -78,13 +78,13 @@ def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
     scale = _scale(scale, width)
-    seen = visible(queries, keys, causal, mask)
-    seen = np.broadcast_to(True if seen is None else seen, (batch, heads, queries, keys))
-    kept = keep_weights(seen.shape, dropout, seed) if dropout else np.ones(seen.shape, bool)
+    pattern = visible(queries, keys, causal, mask)
+    pattern = np.broadcast_to(True if pattern is None else pattern, (batch, heads, queries, keys))
+    kept = keep_weights(pattern.shape, dropout, seed) if dropout else np.ones(pattern.shape, bool)
     y = np.zeros((batch, heads, queries, v.shape[3]), q.dtype)
     for b, h, i in np.ndindex(batch, heads, queries):
         scores = {j: scale * sum(q[b, h, i, c].item() * k[b, h, j, c].item() for c in range(width))
-                  for j in range(keys) if seen[b, h, i, j]}
+                  for j in range(keys) if pattern[b, h, i, j]}
         top = max(scores.values(), default=0.0)  # exp(s - top) cannot overflow
         total = sum(math.exp(s - top) for s in scores.values())
         for j, s in scores.items():
@@ -99,12 +99,12 @@ def parallel(q, k, v, mask, causal, scale, dropout, seed):
     xp = namespace(q.data)
     width = q.shape[-1]
     scale = _scale(scale, width)
-    seen = visible(q.shape[2], k.shape[2], causal, mask, xp)
-    weights = softmax(scores(q * scale, k, seen), seen)  # P [B H T S]
+    pattern = visible(q.shape[2], k.shape[2], causal, mask, xp)
+    weights = softmax(scores(q * scale, k, pattern), pattern)  # P [B H T S]
     if dropout:
         kept = xp.asarray(keep_weights(weights.shape, dropout, seed))
         weights = where(kept, weights / (1 - dropout) if dropout < 1 else weights, 0.0)
-    return weighted(weights, v, seen)  # (1) [B H T V]
+    return weighted(weights, v, pattern)  # (1) [B H T V]
 
 
 attention.kernel("cpu", name="step", prefix="step_", sizes={"T": 1})
@@ -140,9 +140,9 @@ def _(draw):
 @law(attention, "weights sum to one")
 def _(case, draw):
     y, shape = case(v=1.0, dropout=0.0).y, (*case.q.shape[:3], case.k.shape[2])
-    seen = visible(*shape[2:], case.causal, case.mask)
-    seen = np.broadcast_to(True if seen is None else seen, shape).any(-1, keepdims=True)
-    assert_close(y, np.broadcast_to(seen, y.shape).astype(y.dtype), "weights do not sum to 1", terms=16)
+    pattern = visible(*shape[2:], case.causal, case.mask)
+    pattern = np.broadcast_to(True if pattern is None else pattern, shape).any(-1, keepdims=True)
+    assert_close(y, np.broadcast_to(pattern, y.shape).astype(y.dtype), "weights do not sum to 1", terms=16)
 
 
 @law(attention, "without a causal mask, the order of keys does not matter")

@@ -217,31 +217,31 @@ def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats,
 
 
 @cpu_kernel
-def step(q, keys, values, seen, scale, y, scores):
+def step(q, keys, values, length, scale, y, scores):
     """One query of every head: y = softmax(scale · q · keys[:, :, :seen]) values[:, :seen].
 
-    q[H·K] and y[H·V] are the vectors of all heads, keys[H K S], values[H S V]; ``seen`` is at least 1, scores[S] is memory.
+    q[H·K] and y[H·V] are the vectors of all heads, keys[H K S], values[H S V]; ``length`` is at least 1, scores[S] is memory.
     """
     (heads, width, _), out = keys.shape, values.shape[2]
     zero, one = q.dtype.type(0), q.dtype.type(1)
     for h in range(heads):
         query, mean = q[h * width : (h + 1) * width], y[h * out : (h + 1) * out]
-        for j in range(seen):
+        for j in range(length):
             scores[j] = zero
         for c in range(width):
             row, factor = keys[h, c], query[c] * scale
-            for j in range(seen):
+            for j in range(length):
                 scores[j] += factor * row[j]
         top, total = scores[0], zero
-        for j in range(seen):
+        for j in range(length):
             top = scores[j] if scores[j] > top else top
-        for j in range(seen):
+        for j in range(length):
             weight = exp(scores[j] - top)
             scores[j] = weight
             total += weight
         for c in range(out):
             mean[c] = zero
-        for j in range(seen):
+        for j in range(length):
             row, weight = values[h, j], scores[j] * (one / total)
             for c in range(out):
                 mean[c] += weight * row[c]
@@ -274,22 +274,22 @@ def forward(q, k, v, mask, causal, scale, dropout, seed):
     make = np.empty if min(shape) else np.zeros  # without queries, keys or channels there is nothing to compute
     y = by_position(B, H, T, V, q.dtype, make)
     stats = make((B * H, 2, T), q.dtype)  # the largest score and the inverse of the sum, for each query
-    given = flat(q), flat(k), flat(v), *_flat_mask(mask), shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal)
+    arguments = flat(q), flat(k), flat(v), *_flat_mask(mask), shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal)
     if min(shape):
-        _forward(*given, flat(y), stats)
-    return y, (given, y, stats)
+        _forward(*arguments, flat(y), stats)
+    return y, (arguments, y, stats)
 
 
 def backward(saved, g):
     """The gradients of q, k and v; they are laid out like y."""
-    given, y, stats = saved
-    B, H, T, S, K, V = shape = given[5]
+    arguments, y, stats = saved
+    B, H, T, S, K, V = shape = arguments[5]
     make = np.empty if min(shape) else np.zeros
-    found = [by_position(B, H, rows, d, y.dtype, make) for rows, d in ((T, K), (S, K), (S, V))]
+    gradients = [by_position(B, H, rows, d, y.dtype, make) for rows, d in ((T, K), (S, K), (S, V))]
     if min(shape):
         stats = np.require(stats, requirements="W")  # to Numba, a read-only array is another type
-        _backward(*given, flat(y), stats, flat(g), *map(flat, found))
-    return found
+        _backward(*arguments, flat(y), stats, flat(g), *map(flat, gradients))
+    return gradients
 
 
 def step_supports(k, mask, dropout):

@@ -51,8 +51,8 @@ def _kernel(compute: Callable, differentiate: Callable) -> tuple[Callable, Calla
         length = whole.shape[1]
         taps = _taps(filter, skip, reverse, length)
         y = compute(whole, *taps) if whole.size else whole
-        given = [a if a is None else len(a) for a in (filter, skip, reverse, history)]
-        return (y[:, earlier:], whole[:, max(length - keep, 0) :]), (whole, taps, earlier, given)
+        lengths = [a if a is None else len(a) for a in (filter, skip, reverse, history)]
+        return (y[:, earlier:], whole[:, max(length - keep, 0) :]), (whole, taps, earlier, lengths)
 
     def backward(saved, g_y, g_history):
         x, taps, earlier, (filter_length, skip, reverse_length, history) = saved

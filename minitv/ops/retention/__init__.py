@@ -102,11 +102,11 @@ def _chunk(q, k, v, decay, state, z, count, normalization):
 
     step = xp.arange(length)
     lag = step[:, None] - step
-    seen = lag >= 0
-    gamma = where(seen, fade(xp.maximum(lag, 0)), 0.0)  # Γ [H M M]
+    mask = lag >= 0
+    gamma = where(mask, fade(xp.maximum(lag, 0)), 0.0)  # Γ [H M M]
     xi, zeta = fade(step[:, None] + 1), fade(length - 1 - step[:, None])  # [H M 1]
-    pairs, faded = where(seen, scores(q, k, seen), 0.0) * gamma, k * zeta  # (Q Kᵀ) ∘ Γ [B H M M], ζ ∘ K [B H M K]
-    y = weighted(pairs, v, seen)  # (7), inner part [B H M V]
+    pairs, faded = where(mask, scores(q, k, mask), 0.0) * gamma, k * zeta  # (Q Kᵀ) ∘ Γ [B H M M], ζ ∘ K [B H M K]
+    y = weighted(pairs, v, mask)  # (7), inner part [B H M V]
     y = y if state is None else y + xi * matmul(q, state)  # (7), cross part
     counts = sum(gamma, axis=2, keepdims=True)  # n [H M 1]
     counts = counts if count is None else counts + xi * reshape(count, (*count.shape, 1, 1))

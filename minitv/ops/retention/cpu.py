@@ -134,11 +134,11 @@ def _forward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, inverse
                 if kind == PAPER:
                     _row_scores(lanes, scores, keys, across, z_now, begun, ones)
                 for e in range(some):
-                    seen = total[query + e] + begun[e] * n
-                    top, inverse = like.dtype.type(math.sqrt(seen)), zero
+                    mass = total[query + e] + begun[e] * n
+                    top, inverse = like.dtype.type(math.sqrt(mass)), zero
                     if kind == PAPER and abs(lanes[e]) > top:
                         inverse = one / lanes[e]
-                    counts[head, first + query + e], inverses[head, first + query + e] = seen, inverse
+                    counts[head, first + query + e], inverses[head, first + query + e] = mass, inverse
                     factors[e] = one / top if inverse == 0 else abs(inverse)
                 if kind != NONE:
                     scale_rows(sums, LANES, some, V, factors)
@@ -161,7 +161,7 @@ def _forward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, inverse
 @inner
 def _add_carried(gk, keys_k, pitch, width, gz, power, slope, m):
     """gK from the next state: add gz', decay; returns what it says of the decay."""
-    found = 0.0
+    total = 0.0
     for left in range(0, width, LANES):
         part = gz[left : left + LANES]
         for j in range(m):
@@ -172,8 +172,8 @@ def _add_carried(gk, keys_k, pitch, width, gz, power, slope, m):
                 x = row[e] + part[e]
                 s += x * key[e]
                 row[e] = x * factor
-            found += slope[m - 1 - j] * s
-    return found
+            total += slope[m - 1 - j] * s
+    return total
 
 
 @inner
@@ -234,7 +234,7 @@ def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, invers
             load(gS, wide_k, state_end, b, h, 0, K, V, one)
         for c in range(K):
             gz_now[c] = z_end[head * K + c]
-        gn, found = float(count_end[head]), 0.0
+        gn, gradient = float(count_end[head]), 0.0
         for i in range((T - 1) // chunk, -1, -1):
             first = i * chunk
             m = min(chunk, T - first)
@@ -250,11 +250,11 @@ def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, invers
                 add_product(sums_v, pitch, keys_k, pitch, gS, wide_k, padded(m, 8), K, V, True)
                 add_product(sums_k, pitch, keys_v, pitch, gS_across, wide_v, padded(m, 8), V, K, True)
                 if begun_before and of_decay:
-                    found += slope[m] * dot(gS, S)
+                    gradient += slope[m] * dot(gS, S)
             for j in range(m):
                 left[j] = power[m - 1 - j]
             scale_rows(sums_v, pitch, m, V, left)
-            found += _add_carried(sums_k, keys_k, pitch, K, gz_now, power, slope, m) + slope[m] * dot(gz_now, z)
+            gradient += _add_carried(sums_k, keys_k, pitch, K, gz_now, power, slope, m) + slope[m] * dot(gz_now, z)
             _fade(gS, gS, power[m], tiny)
             _fade(gz_now, gz_now, power[m], tiny)
             for query in range(0, m, LANES):
@@ -268,10 +268,10 @@ def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, invers
                     load(rows_y, LANES, y, b, h, first + query, some, V, one)
                     dot_rows(dots, rows_g, rows_y, LANES, some, V)
                     for e in range(some):
-                        seen, inverse = counts[head, first + query + e], inverses[head, first + query + e]
+                        mass, inverse = counts[head, first + query + e], inverses[head, first + query + e]
                         if inverse == 0:
-                            factors[e] = one / like.dtype.type(math.sqrt(seen))
-                            gcounts[query + e] = -half * dots[e] / seen
+                            factors[e] = one / like.dtype.type(math.sqrt(mass))
+                            gcounts[query + e] = -half * dots[e] / mass
                         else:
                             factors[e] = abs(inverse)
                             r[e] = -dots[e] * inverse
@@ -291,7 +291,7 @@ def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, invers
                 if sound:
                     add_adjoint_product(across_gq, wide_k, keys_k, pitch, grads, keys, K, keys, LANES, True)
                 for e in range(LANES):
-                    found += lanes[e]
+                    gradient += lanes[e]
                 if begun_before:
                     scale_rows(rows_g, LANES, some, V, begun)
                     add_adjoint_product(gS, wide_k, rows_q, LANES, rows_g, LANES, K, some, V, True)
@@ -306,11 +306,11 @@ def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, invers
             for e in range(m - 1, -1, -1):
                 at = first + e
                 gn += gcounts[e]
-                found += gn * (counts[head, at - 1] if at > 0 else count[head])
+                gradient += gn * (counts[head, at - 1] if at > 0 else count[head])
                 gn *= decay[h]
             store(gk, b, h, first, sums_k, pitch, m, K, one)
             store(gv, b, h, first, sums_v, pitch, m, V, one)
-        gdecay[head] = found
+        gdecay[head] = gradient
         if state[0].size > 0:
             store(gstate, b, h, 0, gS, wide_k, K, V, one)
         for c in range(K):
@@ -374,20 +374,20 @@ def forward(q, k, v, decay, state, z, count, normalization, chunk_size):
     states, zs = np.empty((B * H, chunks + 1, wide_k * wide_v), dtype), np.empty((B * H, chunks + 1, wide_k), dtype)
     # Smaller numbers become 0: their products with others might be subnormal.
     settings = (B, H, T, K, V), NORMALIZATIONS.index(normalization), float(np.finfo(dtype).tiny) * 2.0**24, chunk_size
-    given = flat(q), flat(k), flat(v), np.array(decay, order="C"), start, *settings, flat(y), counts, inverses, states, zs
-    _forward(*given, (flat(ends[0]), ends[1].reshape(-1), ends[2].reshape(-1)))
-    return (y, *ends), (given, tuple(x is not None for x in (state, z, count)))
+    arguments = flat(q), flat(k), flat(v), np.array(decay, order="C"), start, *settings, flat(y), counts, inverses, states, zs
+    _forward(*arguments, (flat(ends[0]), ends[1].reshape(-1), ends[2].reshape(-1)))
+    return (y, *ends), (arguments, tuple(x is not None for x in (state, z, count)))
 
 
 def backward(saved, g_y, g_state, g_z, g_count, needs):
     """The gradients of q, k and v are laid out like y."""
-    given, has = saved
-    (B, H, T, K, V), dtype = given[5], given[3].dtype
+    arguments, has = saved
+    (B, H, T, K, V), dtype = arguments[5], arguments[3].dtype
     ends = _matrices(g_state, dtype), _row(g_z, (B, H, K), dtype), _row(g_count, (B, H), dtype)
     gq, gk, gv = (by_position(B, H, T, d, dtype) for d in (K, K, V))
     gstate, gz, gcount = np.zeros((B, H, K, V), dtype), np.zeros((B, H, K), dtype), np.zeros((B, H), dtype)
     gdecay = np.zeros((B, H))
-    _backward(*given, flat(np.zeros((B, H, T, V), dtype) if g_y is None else g_y), ends, flat(gq), flat(gk), flat(gv),
+    _backward(*arguments, flat(np.zeros((B, H, T, V), dtype) if g_y is None else g_y), ends, flat(gq), flat(gk), flat(gv),
               gdecay.reshape(-1), flat(gstate), gz.reshape(-1), gcount.reshape(-1), "decay" in needs)
     passed = [x if there else None for x, there in zip((gstate, gz, gcount), has, strict=True)]
     return gq, gk, gv, gdecay.sum(0).astype(dtype) if "decay" in needs else None, *passed

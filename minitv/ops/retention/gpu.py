@@ -48,18 +48,18 @@ class _Call:
                       parts, self.rows, *self.times, width, inner.shape[2], first, summing, parts.shape[1], offset)
         return out.transpose(0, 2, 1, 3)
 
-    def state(self, given, *shape):
-        return self.xp.zeros(shape, "float32") if given is None else contiguous(given)
+    def state(self, value, *shape):
+        return self.xp.zeros(shape, "float32") if value is None else contiguous(value)
 
 
 def forward(q, k, v, decay, state, z, count, normalization, chunk_size):
     call = _Call(q, v, decay, normalization, chunk_size)
     B, H, T, K, V, W = call.B, call.H, call.T, call.K, call.V, call.W
     start = call.state(state, B, H, K, V), call.state(z, B, H, K), call.state(count, B, H)
-    given = tuple(x is not None for x in (state, z, count))
+    inputs = tuple(x is not None for x in (state, z, count))
     y = call.empty(B, T, H, V)  # heads of a position side by side: merging them is a reshape
     if not call.rows:
-        return (y.transpose(0, 2, 1, 3), *(x.copy() for x in start)), (call, given, None)
+        return (y.transpose(0, 2, 1, 3), *(x.copy() for x in start)), (call, inputs, None)
     keys, values = call.pack(k, K), call.pack(v, W, ones=True)
     queries, added = call.pack(q, K), matmul(_turned(call.pack(k, K, fading=True)), values)
     states, counts, ends = call.empty(call.stack, K, W), call.empty(call.stack), [call.empty(*x.shape) for x in start]
@@ -67,26 +67,26 @@ def forward(q, k, v, decay, state, z, count, normalization, chunk_size):
                   call.heads, *call.times, K, V, W)
     scores = matmul(queries, _turned(keys))
     SOURCE.launch("mtv_retention_decay", elements(scores.size), scores, call.tables, scores.size, H, call.N, call.L)
-    seen, inverses = call.empty(call.rows), call.empty(call.rows)
+    masses, inverses = call.empty(call.rows), call.empty(call.rows)
     SOURCE.launch("mtv_retention_finish", warps(call.rows), matmul(scores, values), matmul(queries, states), scores,
-                  values, call.tables, counts, y, seen, inverses, call.rows, *call.times, V, W, call.kind)
-    return (y.transpose(0, 2, 1, 3), *ends), (call, given, (queries, keys, values, states, counts, y, seen, inverses))
+                  values, call.tables, counts, y, masses, inverses, call.rows, *call.times, V, W, call.kind)
+    return (y.transpose(0, 2, 1, 3), *ends), (call, inputs, (queries, keys, values, states, counts, y, masses, inverses))
 
 
 def backward(saved, g_y, g_state, g_z, g_count):
     """The gradients of q, k and v are laid out like y."""
-    call, given, arrays = saved
+    call, inputs, arrays = saved
     shapes = (call.B, call.H, call.K, call.V), (call.B, call.H, call.K), (call.B, call.H)
     g_ends = [call.state(x, *shape) for x, shape in zip((g_state, g_z, g_count), shapes, strict=True)]
     g_y = call.state(g_y, call.B, call.H, call.T, call.V)
     if arrays is None:
         nothing = [call.xp.zeros((call.B, call.H, call.T, width), "float32") for width in (call.K, call.K, call.V)]
-        return *nothing, call.xp.zeros(call.H, "float32"), *(x if has else None for x, has in zip(g_ends, given, strict=True))
-    queries, keys, values, states, counts, y, seen, inverses = arrays
+        return *nothing, call.xp.zeros(call.H, "float32"), *(x if has else None for x, has in zip(g_ends, inputs, strict=True))
+    queries, keys, values, states, counts, y, masses, inverses = arrays
     T, K, V, W, stack_rows = call.T, call.K, call.V, call.W, call.stack * call.L
     grads, faded, slopes = call.empty(call.stack, call.L, W), call.empty(call.stack, call.L, W), call.empty(call.rows)
     g_y, strides = strided(g_y)
-    SOURCE.launch("mtv_retention_rows", warps(stack_rows), g_y, y, call.tables, seen, inverses, grads, faded, slopes,
+    SOURCE.launch("mtv_retention_rows", warps(stack_rows), g_y, y, call.tables, masses, inverses, grads, faded, slopes,
                   stack_rows, *call.times, V, W, call.kind, *strides)
     scores, gscores = matmul(queries, _turned(keys)), matmul(grads, _turned(values))
     inside, outside = call.N * call.L, K * W
@@ -105,4 +105,4 @@ def backward(saved, g_y, g_state, g_z, g_count):
     gk = call.gradient(gscores, queries, to_end, keys, parts, inside + T, K, False, True)
     gv = call.gradient(scores, grads, matmul(keys, gstates), values, parts, 0, V, False, False)
     gdecay = parts.reshape(call.B, call.H, pitch).sum(axis=(0, 2))
-    return gq, gk, gv, gdecay, *(x if has else None for x, has in zip(gstart, given, strict=True))
+    return gq, gk, gv, gdecay, *(x if has else None for x, has in zip(gstart, inputs, strict=True))

@@ -13,11 +13,11 @@ def _turned(x, positions, angles, pairing, scale, start, sign):
     """y is laid out [B T H K], as are gradients."""
     xp, (B, H, T, K), pairs = namespace(x), x.shape, len(angles)
     y = xp.empty((B, T, H, K), "float32")
-    given = positions is not None
-    positions = contiguous(positions).astype("int64") if given else None
+    presence = positions is not None
+    positions = contiguous(positions).astype("int64") if presence else None
     x, strides = strided(x)
     SOURCE.launch("mtv_rope", elements(B * T * (K - pairs)), x, xp.asarray(np.array(angles, "float64")), positions, y, B, H,
-                  T, K, pairs, pairing == "adjacent", given, start, scale, sign, *strides)
+                  T, K, pairs, pairing == "adjacent", presence, start, scale, sign, *strides)
     return y.transpose(0, 2, 1, 3)
 
 

@@ -15,14 +15,14 @@ def forward(x, mix, last, reset):
     xp = namespace(x)
     B, T, C = x.shape
     x, mix, first, reset = (contiguous(a) for a in (x, mix, last, reset))
-    given = last is not None, reset is not None
+    presence = last is not None, reset is not None
     y = xp.empty_like(x)
-    SOURCE.launch("mtv_token_shift_forward", elements(y.size), x, mix, first, reset, y, y.size, T, C, *given)
+    SOURCE.launch("mtv_token_shift_forward", elements(y.size), x, mix, first, reset, y, y.size, T, C, *presence)
     if T:
         after = x[:, -1].copy()
     else:
         after = xp.zeros((B, C), np.float32) if last is None else first.copy()
-    return (y, after), (x, mix, first, reset, given)
+    return (y, after), (x, mix, first, reset, presence)
 
 
 def backward(saved, g_y, g_last):

@@ -290,9 +290,9 @@ def _(case, draw):
     y = case.anew(w=0.0, u=0.0, reset=None).y
     weights = np.exp(case.k - case.k.max(axis=1, keepdims=True, initial=EMPTY))
     total = np.cumsum(weights, axis=1)
-    seen = total > 1e-3  # before, everything is far below the largest key, and this simple formula has no digits left
-    expected = np.cumsum(weights * case.v, axis=1) / np.where(seen, total, 1)
-    assert_close(np.where(seen, y, 0), np.where(seen, expected, 0), "wkv: w = u = 0 is not AFT-simple", terms=1e6)
+    mask = total > 1e-3  # before, everything is far below the largest key, and this simple formula has no digits left
+    expected = np.cumsum(weights * case.v, axis=1) / np.where(mask, total, 1)
+    assert_close(np.where(mask, y, 0), np.where(mask, expected, 0), "wkv: w = u = 0 is not AFT-simple", terms=1e6)
 
 
 @law(wkv, "a reset forgets what came before")

@@ -156,19 +156,19 @@ def _record(s, records, h, k, v, i, t, first, n, alone):
 
 
 @inline
-def _retreat(s, records, h, v, y, g, gk, gv, i, t, first, n, own):
+def _retreat(s, records, h, v, y, g, gk, gv, i, t, first, n, owner):
     """From the gradients of y and of the state after a token to gk, gv, GW, GU and those of the state before it.
 
-    The first direction, or the only one, is ``own``: it has what y owes to the token itself; the other adds to gk and gv.
+    The first direction, or the only one, is the ``owner``: it has what y owes to the token itself; the other adds to gk and gv.
     """
     for c in range(n):
         value, out, grad, alpha, beta = v[i, t, first + c], y[i, t, first + c], g[i, t, first + c], s[ALPHA, c], s[BETA, c]
         a, b, stays, joins = records[h, c], records[h + 1, c], records[h + 2, c], records[h + 3, c]
         pulled, now = records[h + 4, c] * grad, records[h + 5, c] * grad
         bonus = records[h + 5, c] * pulled * (b * value - a)
-        gv[i, t, first + c] = now + joins * alpha if own else gv[i, t, first + c] + joins * alpha
+        gv[i, t, first + c] = now + joins * alpha if owner else gv[i, t, first + c] + joins * alpha
         change = bonus + joins * (alpha * value + beta)
-        gk[i, t, first + c] = change if own else gk[i, t, first + c] + change
+        gk[i, t, first + c] = change if owner else gk[i, t, first + c] + change
         s[GW, c] += stays * (alpha * a + beta * b)
         s[GU, c] += bonus
         s[ALPHA, c] = stays * alpha + pulled
@@ -203,15 +203,15 @@ def _backward(k, v, w, u, reset, size, y, final, states, lags, g, gfinal, gk, gv
             # The gradient of the last p goes to the key that it is, or to the first p, which is also a unit.
             for c in range(n):
                 at, lag = first + c, lags[i, first + c]
-                given = gfinal[2, i, at] - gfinal[0, i, at] * final[0, i, at] - gfinal[1, i, at] * final[1, i, at]
-                s[GW, c] += given * lag
+                share = gfinal[2, i, at] - gfinal[0, i, at] * final[0, i, at] - gfinal[1, i, at] * final[1, i, at]
+                s[GW, c] += share * lag
                 gfinal[2, i, at] = s[ALPHA, c] * states[i, 0, 0, at] + s[BETA, c] * states[i, 1, 0, at]
                 gfinal[0, i, at], gfinal[1, i, at] = s[ALPHA, c], s[BETA, c]
                 t = length - 1 - int(lag)
                 if t < 0:
-                    gfinal[2, i, at] += given
+                    gfinal[2, i, at] += share
                 else:
-                    gk[i, t, at] += given
+                    gk[i, t, at] += share
         for c in range(n):
             gw[first + c], gu[first + c] = s[GW, c], s[GU, c]
 
