@@ -82,7 +82,8 @@ class Plan:
             for combination in itertools.product(*(options[name] for name in sweeps)):
                 point = dict(zip(sweeps, combination, strict=True))
                 try:
-                    experiment, sources = combine(variant, self.task, *self._layers[variant.name], (source, {**options, **point}))
+                    layer = source, {**options, **point}
+                    experiment, sources = combine(variant, self.task, *self._layers[variant.name], layer)
                     # What does not fit is found now, not when its turn comes.
                     variant.mixer(Random(0), experiment.model, experiment.mixer)
                 except UserError as error:
