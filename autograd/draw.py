@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class Draw:
         self.integer = integer
         self.dtype = np.dtype(dtype)
         self._layouts = tuple(layouts)
+        self._least = 0  # of all sizes
         self._sizes: dict[str, int] = {}
 
     @classmethod
@@ -31,7 +33,16 @@ class Draw:
 
     def size(self, low: int = 0, high: int = 4) -> int:
         """A size of an axis; 0 and 1 are legal sizes and are drawn."""
-        return self.integer(low, high)
+        return self.integer(max(low, self._least), max(high, self._least))
+
+    @contextmanager
+    def filled(self) -> Iterator[None]:
+        """No axis that is drawn inside is empty."""
+        self._least = 1
+        try:
+            yield
+        finally:
+            self._least = 0
 
     def choice(self, options: Sequence):
         """One of the options."""

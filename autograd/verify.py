@@ -59,7 +59,7 @@ def parsed(route: str) -> tuple[str, str, str]:
 def declared(op: Op, route: str) -> Route:
     """The Form or the Kernel of a route."""
     kind, name, _ = parsed(route)
-    return next(way for way in op.routes if way.kind == kind and name in (way.name, way.device))
+    return next(way for way in op.routes if way.kind == kind and way.name == name)
 
 
 def dtypes(op: Op, route: str) -> tuple:
@@ -153,8 +153,9 @@ def draw_call(op: Op, route: str, draw: Draw):
     way = declared(op, route)
     for letter, size in getattr(way, "sizes", {}).items():
         axes = [a.dims.index(letter) - len(a.dims) if letter in a.dims else None for a in op.signature.inputs]
-        while any(at is not None and x is not None and not x.shape[at] for at, x in zip(axes, args, strict=True)):
-            args, params = draw_inputs(op, draw)  # there is nothing to repeat
+        if any(at is not None and x is not None and not x.shape[at] for at, x in zip(axes, args, strict=True)):
+            with draw.filled():  # there is nothing to repeat
+                args, params = draw_inputs(op, draw)
         args = tuple(x if x is None or at is None else np.take(x, [0] * size, axis=at)
                      for at, x in zip(axes, args, strict=True))
     return args, {**params, **{name: draw.choice((1, 2, 3, default)) for name, default in way.tuning.items()}}
