@@ -188,7 +188,8 @@ def _compare(argv: list[str]) -> int:
         "the task's metric on held-out data, speed, memory, size of the state, speed of writing. Each run is a process\n"
         "and a folder of its own; the same command continues what was interrupted, and trains nothing twice. With several\n"
         "seeds the table has means, and ± the standard deviation between seeds. An option with several values, as in\n"
-        "--lr 1e-3,3e-3, is a sweep: each variant stands in the table with the value that gave the lowest held-out loss.",
+        "--lr 1e-3,3e-3, is a sweep: each variant stands in the table with the value that gave the lowest held-out loss.\n"
+        "An option that is on or off is swept by both of its forms, as in --bias --no-bias.",
         epilog="examples:\n  minitv compare\n  minitv compare transformer rwkv --preset nanogpt-cpu --data my.txt --seeds 3",
     )
     _preset_option(parser)

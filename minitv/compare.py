@@ -9,7 +9,6 @@ folder holds counts only if it is the same experiment: the same options, the sam
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
@@ -31,7 +30,7 @@ from autograd.cpu.process import blas_threads
 from autograd.random import Random
 
 from . import checkpoint, files, tasks, variants
-from .config import Options, Sweep, encode, shown, table
+from .config import Options, Sweep, encode, shown, table, to_json
 from .errors import CheckpointError, UserError, naming
 from .experiment import DEFAULT_TASK, Experiment, combine, elsewhere, from_checkpoint, namespace, preset_layers, suits
 from .files import PICTURE, TABLE
@@ -42,9 +41,11 @@ from .picture import Line, about, curves, draw, look
 from .report import count
 from .sample import generate, load
 from .schema import RunState
+from .signals import NUMBERS
 from .task import Task
 
 DIRECTORY = "runs/compare"  # unless another is asked for
+BEGIN_AGAIN = "choose another --out, or begin again with --overwrite"
 
 
 class Plan:
@@ -84,8 +85,7 @@ class Plan:
                 try:
                     layer = source, {**options, **point}
                     experiment, sources = combine(variant, self.task, *self._layers[variant.name], layer)
-                    # What does not fit is found now, not when its turn comes.
-                    variant.mixer(Random(0), experiment.model, experiment.mixer)
+                    experiment.size(1)  # what does not fit is told now, not when its turn comes
                 except UserError as error:
                     raise UserError(f"{variant.name}: {error}") from None
                 words = [f"{name.replace('_', '-')}-{shown(value)}" for name, value in point.items()]
@@ -135,25 +135,25 @@ class Run:
         """How many steps are saved and count."""
         return 0 if self._stored is None else self._stored.step
 
-    def check(self, data: Task | None) -> None:
-        """Raise UserError if the folder holds a run that is not this experiment on this data."""
-        if self._stored is None:
-            return
-        begin_again = "choose another --out, or begin again with --overwrite"
+    def check(self) -> None:
+        """Raise UserError if the folder holds a run that is not this experiment."""
         with naming(self.directory, CheckpointError):
             before = from_checkpoint(self._stored.config)
         for (what, new), old in zip((("the variant", self.variant), ("the task", self.experiment.task.name)),
                                     (before.variant.name, before.task.name), strict=True):
             if new != old:
-                raise UserError(f"{self.directory} holds a run in which {what} is {old}, not {new}: {begin_again}")
+                raise UserError(f"{self.directory} holds a run in which {what} is {old}, not {new}: {BEGIN_AGAIN}")
         old = before.identity()
         for name, value in self.experiment.identity().items():
             if old[name] != value:
                 raise UserError(f"{self.directory} holds a run in which {name} is {shown(old[name])}, not {shown(value)}: "
-                                f"{begin_again}")
-        for name, value in (data.state() if data else {}).items():
+                                f"{BEGIN_AGAIN}")
+
+    def check_data(self, data: Mapping[str, Any]) -> None:
+        """Raise UserError if the folder holds a run on other data; ``data`` is what a checkpoint would say of it."""
+        for name, value in data.items():
             if self._stored.task.get(name) != value:
-                raise UserError(f"{self.directory} holds a run on other data (its {name} differs): {begin_again}")
+                raise UserError(f"{self.directory} holds a run on other data (its {name} differs): {BEGIN_AGAIN}")
 
     def train(self) -> int:
         """Train in a process of its own, from where the folder's checkpoint ends; returns the exit code."""
@@ -172,14 +172,29 @@ class Run:
 
 
 def _wait(child: subprocess.Popen) -> int:
-    """The exit code of a training run. A terminal sends Ctrl-C to it as well: it saves and ends, however long that takes."""
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    """The exit code of a training run, or that of a signal which came when the run was just done.
+
+    A terminal sends Ctrl-C to the run as well, other signals are handed on: it saves and ends, however long that takes.
+    """
+    asked: list[int] = []  # the signals that came
+
+    def hand_on(number: int, frame: Any) -> None:
+        asked.append(number)
+        child.send_signal(number)
+
+    numbers = [number for number in NUMBERS if number != signal.SIGINT and signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, hand_on) for number in numbers}
+    code = None
     try:
-        while True:
-            with contextlib.suppress(KeyboardInterrupt):
-                return child.wait()
+        while code is None:
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:
+                asked.append(signal.SIGINT)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code or (128 + asked[0] if asked else 0)
 
 
 def compare(runs: list[Run], directory: Path) -> int:
@@ -189,10 +204,14 @@ def compare(runs: list[Run], directory: Path) -> int:
 
 
 def _compare(runs: list[Run], directory: Path) -> int:
-    saved = any(run.done() for run in runs)
-    data = runs[0].experiment.begin() if saved else None
+    data: dict[str, dict[str, Any]] = {}  # what a checkpoint says of it, by the options that it depends on
     for run in runs:
-        run.check(data)
+        if run.done():
+            run.check()
+            key = json.dumps([to_json(run.experiment.data), run.experiment.model.context])
+            if key not in data:
+                data[key] = run.experiment.begin().state()
+            run.check_data(data[key])
     failed = []
     for number, run in enumerate(runs, 1):
         print(f"run {number} of {len(runs)}: {run.name}, folder {run.directory}", file=sys.stderr, flush=True)
@@ -307,33 +326,40 @@ def _cell(value: Any, form: Any) -> str:
     return "–" if value is None else form(value)
 
 
-def _swept(values: Mapping[str, Any]) -> list[str]:
-    return [f"{value:g}" if isinstance(value, float) else shown(value) for value in values.values()]
+def _swept(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The options that are swept for at least one variant."""
+    return list(dict.fromkeys(name for result in results for name in result["swept"]))
+
+
+def _values(swept: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Cells with the values of swept options; a variant may not have all of them."""
+    texts = {name: f"{value:g}" if isinstance(value, float) else shown(value) for name, value in swept.items()}
+    return [texts.get(name, "") for name in names]
 
 
 def text(rows: list[dict[str, Any]], baselines: Mapping[str, float], task: type[Task]) -> str:
     """The table as a reader wants it, the best variant first, the baselines on the same data below."""
-    key = field(task)
-    lines = [["variant", *rows[0]["swept"], "parameters", task.unit, "tokens/s", "peak MB", "state kB", "generated tokens/s"]]
+    key, swept = field(task), _swept(rows)
+    lines = [["variant", *swept, "parameters", task.unit, "tokens/s", "peak MB", "state kB", "generated tokens/s"]]
     if task.goal is not None:
         lines[0].append(f"steps to {task.goal:g}")
     for row in rows:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
-        lines.append([row["variant"], *_swept(row["swept"]), count(row["parameters"]),
+        lines.append([row["variant"], *_values(row["swept"], swept), count(row["parameters"]),
                       _cell(row[key], lambda value: f"{value:.3f}") + spread, _cell(row["tokens_per_s"], count),
                       _cell(row["peak_mb"], count), _cell(row["state_bytes"], lambda size: f"{size / 1e3:.1f}"),
                       _cell(row["decode_tokens_per_s"], count)])
         if task.goal is not None:
             lines[-1].append(_cell(row["steps_to_goal"], count))
-    lines += [[name, *("" for _ in rows[0]["swept"]), "", f"{value:.3f}"] for name, value in baselines.items()]
+    lines += [[name, *("" for _ in swept), "", f"{value:.3f}"] for name, value in baselines.items()]
     return _aligned(lines)
 
 
 def every(results: list[dict[str, Any]], task: type[Task]) -> str:
     """All runs of a sweep, one a line."""
-    key = field(task)
-    lines = [["variant", *results[0]["swept"], "seed", task.unit]]
-    lines += [[run["variant"], *_swept(run["swept"]), str(run["seed"]), _cell(run[key], lambda value: f"{value:.3f}")]
+    key, swept = field(task), _swept(results)
+    lines = [["variant", *swept, "seed", task.unit]]
+    lines += [[run["variant"], *_values(run["swept"], swept), str(run["seed"]), _cell(run[key], lambda value: f"{value:.3f}")]
               for run in results]
     return _aligned(lines)
 

@@ -35,7 +35,7 @@ T = TypeVar("T")
 NOUNS = {int: "an integer", float: "a number", str: "a text", Path: "a path"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 DOTS = 100  # in a key of a TOML file
-YES_NO = ("true", "false", "yes", "no", "on", "off", "0", "1")
+YES_NO = {"true", "false", "yes", "no", "on", "off", "0", "1"}
 
 
 def option(
@@ -387,6 +387,16 @@ class _Flag(argparse.Action):
         setattr(namespace, self.dest, not option_string.startswith("--no-"))
 
 
+class _Flags(_Flag):
+    """A flag that gives a Sweep where both of its forms stand on the command line."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest, None)
+        super().__call__(parser, namespace, values, option_string)
+        if before is not None and before != (value := getattr(namespace, self.dest)):
+            setattr(namespace, self.dest, before if isinstance(before, Sweep) else Sweep((before, value)))
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Descriptions are paragraphs and indented examples, broken to the width of the terminal."""
 
@@ -418,7 +428,8 @@ class Parser(argparse.ArgumentParser):
     def add_options(self, options: Options, values: Mapping[str, Any] | None = None, *, several: bool = False) -> None:
         """Add every option, grouped; the help shows ``values`` (by default the dataclass defaults) as defaults.
 
-        With ``several``, an option takes several values, separated by commas, and gives a Sweep of them.
+        With ``several``, an option takes several values, separated by commas, and gives a Sweep of them; one that is on or off
+        gives it where both of its forms are written.
         """
         self.elsewhere = options.elsewhere
         groups: dict[str, Any] = {}
@@ -431,7 +442,7 @@ class Parser(argparse.ArgumentParser):
             text = setting.help + (f" ({'; '.join(notes)})" if notes else "")
             kwargs: dict[str, Any] = dict(dest=name, help=text.replace("%", "%%"))
             if setting.type is bool:
-                kwargs["action"] = _Flag
+                kwargs["action"] = _Flags if several else _Flag
             else:
                 metavar = "{" + ",".join(setting.choices) + "}" if setting.choices else METAVARS[setting.type]
                 kwargs.update(type=setting.parse_several if several else setting.parse, metavar=setting.metavar or metavar)
@@ -470,13 +481,14 @@ class Parser(argparse.ArgumentParser):
             name, equals, value = word.partition("=")
             words.append((name.replace("_", "-") if re.fullmatch(r"--\w[\w-]*", name) else name) + equals + value)
         for word, value in itertools.pairwise(words):
-            if isinstance(self._option_string_actions.get(word), _Flag) and value.lower() in YES_NO:
+            if isinstance(self._option_string_actions.get(word), _Flag) and set(value.lower().split(",")) <= YES_NO:
                 raise UserError(self._takes_no_value(word))
         return words
 
     def _takes_no_value(self, flag: str) -> str:
         action = self._option_string_actions[flag]
-        return f"{flag} takes no value: write {' or '.join(action.option_strings)}"
+        both = ", or both to try both" if isinstance(action, _Flags) else ""
+        return f"{flag} takes no value: write {' or '.join(action.option_strings)}{both}"
 
     def _suggest(self, word: str) -> str:
         name = word.split("=")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -121,6 +122,31 @@ def test_a_sweep_shows_every_run_and_the_best_a_variant(text, capfd):
     assert read_log("runs/compare/rwkv-lr-0.3-1")[0]["config"]["run"]["lr"] == 0.3
 
 
+def test_a_sweep_of_what_one_variant_has(text, capfd):
+    code, out, err = said(capfd, "transformer", "rwkv", *text, *SMALL, "--heads", "2,4")
+    assert code == 0, err
+    table, every = out.split("\nall runs\n")
+    for lines, column in ((table.splitlines(), "parameters"), (every.strip().splitlines(), "seed")):
+        header = re.split(" {2,}", lines[0])
+        assert header[:3] == ["variant", "heads", column]
+        cells = {tuple(line.split()[:2]) for line in lines if line.startswith(("transformer", "rwkv"))}
+        assert all(cell in "24" for name, cell in cells if name == "transformer")
+        (rwkv,) = (line for line in lines if line.startswith("rwkv"))
+        assert len(re.split(" {2,}", rwkv)) == len(header) - 1  # an empty cell
+
+
+def test_a_sweep_of_what_is_on_or_off_and_of_the_tokenizer(text, capfd):
+    argv = ["rwkv", *text, *SMALL, "--token-shift", "--no-token-shift", "--tokenizer", "char,byte"]
+    code, _, err = said(capfd, *argv)
+    assert code == 0, err
+    found = json.loads(Path("runs/compare/compare.json").read_text())
+    assert {(run["swept"]["token_shift"], run["swept"]["tokenizer"]) for run in found["runs"]} == \
+        {(shift, kind) for shift in (True, False) for kind in ("char", "byte")}
+    assert read_log("runs/compare/rwkv-token-shift-on-tokenizer-byte-0")[0]["config"]["model"]["token_shift"] is True
+    code, _, err = said(capfd, *argv)
+    assert code == 0 and "step" not in err, err  # each run is compared with its own data
+
+
 def test_a_task_and_its_options(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     argv = ["--task", "copy", "--symbols", "5", "--context", "16", "--width", "16", "--layers", "1", "--batch", "4",
@@ -160,12 +186,13 @@ def test_a_run_that_is_stopped_stops_the_comparison(text, capfd, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_waits_until_the_run_has_saved(number, code):
-    """A terminal sends Ctrl-C to both processes; SIGTERM comes to one and is handed on."""
+    """A terminal sends Ctrl-C to both processes; SIGTERM and SIGHUP come to one and are handed on."""
     saves = ("import signal, time\n"
              "def stop(number, frame):\n    time.sleep(1)\n    raise SystemExit(128 + number)\n"
-             "signal.signal(signal.SIGINT, stop)\nsignal.signal(signal.SIGTERM, stop)\nprint(flush=True)\ntime.sleep(60)")
+             "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n    signal.signal(number, stop)\n"
+             "print(flush=True)\ntime.sleep(60)")
     child = subprocess.Popen([sys.executable, "-c", saves], stdout=subprocess.PIPE)
     child.stdout.readline()
 
@@ -179,6 +206,14 @@ def test_a_signal_waits_until_the_run_has_saved(number, code):
     child.stdout.close()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="sends signals")
+def test_a_signal_while_a_run_ends_stops_the_comparison():
+    """Ctrl-C that reaches compare alone, or the last step of a run, is not forgotten."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    assert compare._wait(child) == 130
+
+
 @pytest.mark.parametrize("argv, sentence", [
     (["transformr"], "unknown variant 'transformr'"),
     (["transformer", "transformer"], "transformer is given twice"),
@@ -187,6 +222,8 @@ def test_a_signal_waits_until_the_run_has_saved(number, code):
     (["transformer", "--preset", "large"], "unknown preset 'large'"),
     (["rwkv", "--heads", "4"], "unknown option --heads; it is an option of aft-conv, encoder, retnet, transformer"),
     (["rwkv", "transformer", "--heads", "3"], "transformer: --heads: 3 heads do not divide the width 128"),
+    (["transformer", "rwkv", "--positions", "rope"], "rwkv: --positions rope: rwkv cannot turn queries and keys"),
+    (["rwkv", "--bias", "on,off"], "--bias takes no value: write --bias or --no-bias, or both to try both"),
 ])
 def test_mistakes_are_sentences(argv, sentence, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
