@@ -303,8 +303,8 @@ def main() -> None:
     if arguments.rounds < 1 or arguments.threads < 1 or arguments.seconds < 0:
         parser.error("--rounds and --threads start at 1, --seconds at 0")
     if arguments.worker:
-        found = work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds, arguments.device)
-        print(json.dumps(found), flush=True)
+        measurement = work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds, arguments.device)
+        print(json.dumps(measurement), flush=True)
         return
     if arguments.profile:
         for variant in names:
