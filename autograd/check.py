@@ -55,7 +55,7 @@ def gradcheck(f: Callable, *inputs, order: int = 1, analytic: bool = False, tole
     (relative tolerance 1e-11), by extrapolated central differences otherwise (2e-7). ``order=2`` then checks the
     gradient of the gradient in the same way. The function must be smooth within 0.02 of the inputs.
     """
-    tensors, given = [], tolerance
+    tensors, limit = [], tolerance
     for x in inputs:
         x = to_numpy(x)
         if x.dtype != np.float64:
@@ -85,10 +85,10 @@ def gradcheck(f: Callable, *inputs, order: int = 1, analytic: bool = False, tole
             direction = generator.standard_normal(x.shape)
             direction /= max(1.0, float(np.abs(direction).max()))  # so that no element moves by more than the step
             expected = derivative(f, tensors, which, direction, cotangents)
-            found = float(np.sum(gradient.data * direction))
+            slope = float(np.sum(gradient.data * direction))
             scale = max(abs(expected), float(np.sqrt(np.sum(gradient.data**2))), 1e-3)
-            if not within(abs(found - expected) / scale, tolerance):
-                raise AssertionError(f"gradient of input {which}: {found!r}, expected {expected!r} "
+            if not within(abs(slope - expected) / scale, tolerance):
+                raise AssertionError(f"gradient of input {which}: {slope!r}, expected {expected!r} "
                                      f"(shape {x.shape}, tolerance {tolerance:g})")
     if order > 1:
         seeds = [Tensor(c) for c in cotangents]
@@ -97,7 +97,7 @@ def gradcheck(f: Callable, *inputs, order: int = 1, analytic: bool = False, tole
             xs = [x if x.requires_grad else Tensor(x.data, requires_grad=True) for x in xs]
             return tuple(gradients(_outputs(f(*xs)), xs, seeds, create_graph=True))
 
-        gradcheck(first, *[t.data for t in tensors], order=order - 1, tolerance=given, seed=seed + 1)
+        gradcheck(first, *[t.data for t in tensors], order=order - 1, tolerance=limit, seed=seed + 1)
 
 
 def adjoint_test(forward: Callable, backward: Callable, x, y) -> None:

@@ -183,9 +183,9 @@ def read(*values) -> list[float]:
     arrays = [x for check in checks for x in check[:2]] + [v for v in values if is_cupy(v)]
     if not arrays:
         return [float(np.reshape(v, ())) for v in values]
-    found = iter(namespace(*arrays).stack([a.reshape(()).astype(np.float64) for a in arrays]).get().tolist())
+    numbers = iter(namespace(*arrays).stack([a.reshape(()).astype(np.float64) for a in arrays]).get().tolist())
     for _, _, low, high, fail in checks:
-        lowest, highest = next(found), next(found)
+        lowest, highest = next(numbers), next(numbers)
         if lowest < low or highest > high:
             fail(int(lowest if lowest < low else highest))
-    return [next(found) if is_cupy(v) else float(np.reshape(v, ())) for v in values]
+    return [next(numbers) if is_cupy(v) else float(np.reshape(v, ())) for v in values]

@@ -28,15 +28,15 @@ class use(Switch):
         self._kind, self._name = ("form", form) if form is not None else ("kernel", kernel)
         self.tuning = tuning
         concerned = [REGISTRY[n] for n in self._ops] or list(REGISTRY.values())
-        found = [[route for route in op.routes if self.allows(route)] for op in concerned]
-        if not all(found) if self._ops else not any(found):
+        choices = [[route for route in op.routes if self.allows(route)] for op in concerned]
+        if not all(choices) if self._ops else not any(choices):
             available = sorted({r.name for op in concerned for r in op.routes if r.kind == self._kind})
             close = difflib.get_close_matches(self._name, available, 1)
             raise KernelError(
                 f"use: {', '.join(sorted(self._ops)) or 'no operator'} has no {self._kind} {self._name!r}"
                 + (f"; did you mean {close[0]!r}?" if close else f", available: {', '.join(available) or 'none'}")
             )
-        for routes in found:
+        for routes in choices:
             for name, value in tuning.items():
                 routes[0].check_tuning(name, value)
 

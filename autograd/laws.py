@@ -84,9 +84,9 @@ class Case:
             return np.full_like(before, value)
         return value
 
-    def has(self, given: dict) -> bool:
+    def has(self, values: dict) -> bool:
         """Whether inputs and parameters are what a law asks for."""
-        return all(self[name] is value for name, value in given.items())
+        return all(self[name] is value for name, value in values.items())
 
     def present(self, names: str) -> dict[str, np.ndarray]:
         """The named inputs, but for those that are absent."""
@@ -130,25 +130,25 @@ def axis(argument, letter: str) -> int:
     return argument.dims.index(letter) - len(argument.dims)
 
 
-def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), **given) -> tuple[Law, Law]:
-    """Output at position t does not depend on the named inputs after t, in calls with the ``given`` inputs and parameters.
+def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), **conditions) -> tuple[Law, Law]:
+    """Output at position t does not depend on the named inputs after t, in calls with these ``conditions``.
 
     An input along another axis is ``name:letter``; its last position belongs to the last of ``letter``. These are two laws:
     later inputs may be other numbers; and they may be NaN or infinite, which 0 times them would show, but not for the forms
     and kernels that ``except_for`` names.
     """
-    places = [(name, own or letter) for name, _, own in (part.partition(":") for part in inputs.split())]
+    places = [(name, symbol or letter) for name, _, symbol in (part.partition(":") for part in inputs.split())]
 
     def check(case, draw, values):
-        if not case.has(given):
+        if not case.has(conditions):
             return
         x, at = case.inputs(letter)[places[0][0]]
         length = x.shape[at]
         if length < 2:
             return
         cut, changes = draw.integer(1, length - 1), {}
-        for name, own in places:
-            x, at = case.inputs(own)[name]
+        for name, symbol in places:
+            x, at = case.inputs(symbol)[name]
             changed = np.moveaxis(changes.get(name, x).copy(), at, 0)
             first = max(len(changed) - (length - cut), 0)
             changed[first:] = values(*changed[first:].shape)
@@ -205,14 +205,14 @@ def linear_in(name: str) -> Law:
     return Law(f"linear in {name}", check)
 
 
-def streams(letter: str = "T", **given) -> Law:
+def streams(letter: str = "T", **conditions) -> Law:
     """Two segments, the state after the first carried into the second, give what one pass gives.
 
-    The law is about calls with the ``given`` inputs and parameters.
+    The law is about calls with these inputs and parameters: the ``conditions``.
     """
 
     def check(case, draw):
-        if not case.has(given):
+        if not case.has(conditions):
             return
         places, outputs, states = case.inputs(letter), case.op.signature.outputs, case.op.signature.states
         cut = draw.integer(0, {x.shape[at] for x, at in places.values()}.pop())
@@ -243,10 +243,10 @@ def shift_invariant(inputs: str, what: str | None = None, *, moves: str = "", la
             return np.rint(x / x.dtype.type(step)) * x.dtype.type(step)
 
         names = " ".join(a.name for a in case.op.signature.inputs if a.kind == "float" and a.name not in fixed)
-        given = {**fixed, **{name: rounded(x) for name, x in case.present(names).items()}}
+        arguments = {**fixed, **{name: rounded(x) for name, x in case.present(names).items()}}
         constant = draw.dtype.type((2.0**13 if draw.dtype.itemsize == 4 else 2.0**40) if large else 3)
-        shifted = {name: given[name] + constant for name in inputs.split() if given.get(name) is not None}
-        for argument, old, new in zip(case.op.signature.outputs, case(**given), case(**given | shifted), strict=True):
+        shifted = {name: arguments[name] + constant for name in inputs.split() if arguments.get(name) is not None}
+        for argument, old, new in zip(case.op.signature.outputs, case(**arguments), case(**arguments | shifted), strict=True):
             assert_close(new, old + constant if argument.name in moves.split() else old,
                          f"{case.op.name}: {argument.name} changes when {constant:g} is added to {what}", terms=64)
 

@@ -30,11 +30,11 @@ def recorded() -> Iterator[list[tuple[float, float]]]:
         _recorders.reset(token)
 
 
-def within(found: float, allowed: float) -> bool:
+def within(error: float, allowed: float) -> bool:
     """Whether an error is allowed; it is recorded."""
     for errors in _recorders.get():
-        errors.append((found, allowed))
-    return found <= allowed
+        errors.append((error, allowed))
+    return error <= allowed
 
 
 def distance(actual, expected) -> float:
@@ -62,8 +62,8 @@ def assert_close(actual, expected, message: str = "values differ", terms: float 
     """AssertionError unless ``distance`` is within the tolerance of ``actual``'s dtype times √terms."""
     dtype = to_numpy(actual).dtype
     limit = TOLERANCE.get(dtype, 0.0) * math.sqrt(max(terms, 1))
-    found = distance(actual, expected)
-    if not within(found, limit):
+    error = distance(actual, expected)
+    if not within(error, limit):
         a, e = to_numpy(actual), to_numpy(expected)
-        detail = f"shapes {a.shape} and {e.shape}" if a.shape != e.shape else f"relative error {found:.3g}, allowed {limit:.3g}"
+        detail = f"shapes {a.shape} and {e.shape}" if a.shape != e.shape else f"relative error {error:.3g}, allowed {limit:.3g}"
         raise AssertionError(f"{message}: {detail} ({dtype})\nactual   {a.ravel()[:8]}\nexpected {e.ravel()[:8]}")

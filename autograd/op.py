@@ -209,19 +209,19 @@ class Op:
         """Arrays become constant tensors of their own dtype, which must be that of the others; Python numbers take the dtype
         and the device of the others; inputs that are not differentiable stay arrays, copied if backward will need them.
         """
-        tensors, arrays, others, like, wanted, alike = list(inputs), [None] * len(inputs), [], None, False, True
+        tensors, arrays, others, like, demand, alike = list(inputs), [None] * len(inputs), [], None, False, True
         for i, argument in enumerate(self.arguments(inputs)):
             value = inputs[i]
             if isinstance(value, Tensor) and argument.kind == "float":
                 array = arrays[i] = value.data
-                wanted |= value.requires_grad
+                demand |= value.requires_grad
                 like = value if like is None else like
                 alike &= array.dtype is like.data.dtype and type(array) is np.ndarray
             elif value is not None:
                 others.append((i, argument))
             elif not argument.optional:
                 raise TypeError(f"{self.name}: argument {argument.name!r} is missing")
-        recording = wanted and self.differentiable and switches().recording
+        recording = demand and self.differentiable and switches().recording
         if others:
             if like is None:
                 like = next((inputs[i] for i, a in others if a.kind == "float" and hasattr(inputs[i], "dtype")), None)
@@ -328,8 +328,8 @@ class Op:
         results = result if type(result) is tuple else (result,)
         for argument, output in zip(self._declared(results), results, strict=True):
             if isinstance(output, Tensor) != (argument.kind == "float" and self.differentiable):
-                wanted = "a Tensor" if argument.kind == "float" else "a plain array"
-                raise AutogradError(f"{self.name}, {form}: {argument.name} is {wanted}, got {type(output).__name__}; several "
+                kind = "a Tensor" if argument.kind == "float" else "a plain array"
+                raise AutogradError(f"{self.name}, {form}: {argument.name} is {kind}, got {type(output).__name__}; several "
                                     "outputs are a tuple")
         return result
 

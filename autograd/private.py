@@ -42,13 +42,13 @@ def first(candidates: Iterable[Path], name: str) -> tuple[Path | None, str]:
 
 def claim(path: Path) -> None:
     """Make sure that only this user writes into a folder, or raise OSError."""
-    if not all(own(look(path)) for look in (os.lstat, os.stat)):  # a link and what it leads to
+    if not all(belongs_to_us(look(path)) for look in (os.lstat, os.stat)):  # a link and what it leads to
         raise PermissionError(0, "belongs to another user")
     if shared(path.stat()):
         path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o022)
 
 
-def own(status: os.stat_result) -> bool:
+def belongs_to_us(status: os.stat_result) -> bool:
     """Whether a file or folder belongs to this user."""
     return not hasattr(os, "getuid") or status.st_uid == os.getuid()  # Windows: folders of a user are private
 

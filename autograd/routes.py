@@ -184,8 +184,8 @@ class Form(Route):
         if self.vjp is None:
             raise GraphError(f"{node.op.name} has no gradient: {self} has no vjp")
         if len(grads) > 1:
-            arrived = next(g for g in grads if g is not None)
-            grads = [zeros(arrived, *like) if g is None else g for g, like in zip(grads, node.outputs, strict=True)]
+            example = next(g for g in grads if g is not None)
+            grads = [zeros(example, *like) if g is None else g for g, like in zip(grads, node.outputs, strict=True)]
         values = dict(saved)  # what is saved may be needed again
         for name, derive in self._derived.items():
             values[name] = derive(node, grads)
@@ -234,13 +234,13 @@ class Kernel(Route):
             loaded, note = {}, "; it sees inputs and parameters through saved only"
             for function in ("forward", "backward", "supports", "defers"):
                 where = f"{self.op.name}, {self}, {self.prefix}{function}"
-                found = self.function(function)
-                if found is not None and function == "backward":
-                    self._asks = "needs" in inspect.signature(found).parameters
-                    found = reader(found, gradients, where, note=note)
-                elif found is not None:
-                    found = reader(found, self.places, where, len(self.op.signature.inputs))
-                loaded[function] = found
+                kernel = self.function(function)
+                if kernel is not None and function == "backward":
+                    self._asks = "needs" in inspect.signature(kernel).parameters
+                    kernel = reader(kernel, gradients, where, note=note)
+                elif kernel is not None:
+                    kernel = reader(kernel, self.places, where, len(self.op.signature.inputs))
+                loaded[function] = kernel
             if loaded["forward"] is None:
                 raise KernelError(f"{self.op.name}, {self}: the module {self.module} has no function {self.prefix}forward")
             self._loaded = loaded

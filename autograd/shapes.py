@@ -118,8 +118,8 @@ def normalize_axes(name: str, axis, ndim: int) -> tuple[int, ...]:
     """``None`` (all), an integer or a tuple (any order, mixed signs, possibly empty) as sorted axes from the front."""
     if axis is None:
         return tuple(range(ndim))
-    given = axis if isinstance(axis, tuple | list) else (axis,)
-    axes = sorted(normalize_axis(name, a, ndim) for a in given)
+    entries = axis if isinstance(axis, tuple | list) else (axis,)
+    axes = sorted(normalize_axis(name, a, ndim) for a in entries)
     if len(set(axes)) != len(axes):
         raise ShapeError(f"{name}: axis {axis!r} names an axis twice")
     return tuple(axes)

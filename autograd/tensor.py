@@ -257,8 +257,8 @@ class Tensor:
 
     def transpose(self, *axes) -> Tensor:
         """The axes in another order, given as a tuple or as numbers; reversed without any."""
-        given = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes or None
-        return REGISTRY["transpose"](self, given)
+        order = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes or None
+        return REGISTRY["transpose"](self, order)
 
 
 def _nothing():
@@ -316,14 +316,14 @@ def gradients(outputs, inputs, seeds=None, *, create_graph: bool = False, retain
     if not create_graph:
         starts = [s.detach() for s in starts]
     reached = [(place_of(o), s) for o, s in zip(outputs, starts, strict=True) if o.requires_grad]
-    found = {key(place_of(x)): Sum() for x in inputs}
+    sums = {key(place_of(x)): Sum() for x in inputs}
 
     def receive(place, gradient):
-        if key(place) in found:
-            found[key(place)].add(gradient, create_graph)
+        if key(place) in sums:
+            sums[key(place)].add(gradient, create_graph)
 
-    walk(reached, receive, retain=retain, create_graph=create_graph, targets=found.keys())
-    results = [found[key(place_of(x))].value for x in inputs]
+    walk(reached, receive, retain=retain, create_graph=create_graph, targets=sums.keys())
+    results = [sums[key(place_of(x))].value for x in inputs]
     return [Tensor.wrap(namespace(x.data).zeros_like(x.data)) if g is None else g if create_graph else Tensor(g.data)
             for x, g in zip(inputs, results, strict=True)]
 

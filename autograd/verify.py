@@ -189,19 +189,19 @@ def compute(op: Op, route: str, args, params) -> tuple:
         return tuple(to_numpy(o) for o in listed(result))
 
 
-def differentiate(op: Op, route: str, args, params, cotangents, wanted=None) -> dict[int, np.ndarray]:
-    """The gradient of <cotangents, outputs> for each float input, or for ``wanted`` when only those need one."""
-    wanted = floats(op, args) if wanted is None else wanted
+def differentiate(op: Op, route: str, args, params, cotangents, targets=None) -> dict[int, np.ndarray]:
+    """The gradient of <cotangents, outputs> for each float input, or for ``targets`` when only those need one."""
+    targets = floats(op, args) if targets is None else targets
     params, tuning = split(op, params)
     with forced(op, route, tuning) as put:
         values = [None if x is None else put(x) for x in flat(op, args)]
         for i in floats(op, args):
-            values[i] = Tensor.wrap(values[i], requires_grad=i in wanted)
+            values[i] = Tensor.wrap(values[i], requires_grad=i in targets)
         outputs = listed(op(*unflat(op, values), **params))
         pairs = [(o, Tensor.wrap(put(c.astype(o.dtype, copy=False)))) for c, o in zip(cotangents, outputs, strict=True)
                  if isinstance(o, Tensor) and c is not None]
-        found = gradients([o for o, _ in pairs], [values[i] for i in wanted], [c for _, c in pairs])
-        return {i: to_numpy(g) for i, g in zip(wanted, found, strict=True)}
+        grads = gradients([o for o, _ in pairs], [values[i] for i in targets], [c for _, c in pairs])
+        return {i: to_numpy(g) for i, g in zip(targets, grads, strict=True)}
 
 
 def draw_cotangents(op: Op, args, params, draw) -> list[np.ndarray | None]:
@@ -245,9 +245,9 @@ def check_outputs(op: Op, route: str, args, outputs) -> None:
         if argument.dims != ("*",):
             lead = bound.get("...")
             bind(op.name, argument, output.shape, bound)
-            own = output.shape[: output.ndim - len(argument.dims) + 1]
-            fits = argument.dims[:1] != ("...",) or own == lead
-            assert fits, f"{op.name}: {argument.name} has leading axes {own}, not {lead}"
+            axes = output.shape[: output.ndim - len(argument.dims) + 1]
+            fits = argument.dims[:1] != ("...",) or axes == lead
+            assert fits, f"{op.name}: {argument.name} has leading axes {axes}, not {lead}"
         if argument.kind == "float":
             assert output.dtype == dtype, f"{op.name} made {output.dtype} of {dtype}"
         else:
@@ -276,15 +276,15 @@ def check_values(op: Op, route: str, args, params, reference: str = "definition"
         assert_close(output, expected, f"{op.name}, {route}, values", terms=_terms(op, *flat(op, args)))
 
 
-def check_gradients(op: Op, route: str, args, params, cotangents, wanted=None, reference: str = "definition") -> None:
-    """The gradients of all inputs, or of ``wanted``, are those of the first form: dtype, shape and values."""
+def check_gradients(op: Op, route: str, args, params, cotangents, targets=None, reference: str = "definition") -> None:
+    """The gradients of all inputs, or of ``targets``, are those of the first form: dtype, shape and values."""
     with unwritten(op, args):
-        found = differentiate(op, route, args, params, cotangents, wanted)
+        grads = differentiate(op, route, args, params, cotangents, targets)
     cotangents = [None if c is None else c.astype(np.float64) for c in cotangents]
     fixed, _ = split(op, params)
     expected = differentiate(op, forms(op)[0], wide(op, args), fixed, cotangents)
     outputs = [o for o in compute(op, reference, wide(op, args), fixed) if o.dtype.kind == "f"]
-    for i, gradient in found.items():
+    for i, gradient in grads.items():
         x, name = flat(op, args)[i], arguments(op, args)[i].name
         assert gradient.shape == x.shape, f"{op.name}: the gradient of {name} {x.shape} has shape {gradient.shape}"
         assert gradient.dtype == x.dtype, f"{op.name}: the gradient of {name} {x.dtype} has dtype {gradient.dtype}"
@@ -298,8 +298,8 @@ def check_gradients(op: Op, route: str, args, params, cotangents, wanted=None, r
 def check_repeatable(op: Op, route: str, args, params, cotangents) -> None:
     """The same call gives the same bits."""
     def bits():
-        found = differentiate(op, route, args, params, cotangents).values() if differentiable(op, route) else ()
-        return [a.tobytes() for a in (*compute(op, route, args, params), *found)]
+        grads = differentiate(op, route, args, params, cotangents).values() if differentiable(op, route) else ()
+        return [a.tobytes() for a in (*compute(op, route, args, params), *grads)]
 
     assert bits() == bits(), f"{op.name}, {route}: two calls differ"
 
@@ -331,8 +331,8 @@ def check_law(op: Op, law, route: str, args, params, draw) -> None:
         return compute(op, route, args, params)
 
     with suppress(_Refused):
-        said = law.check(Case(op, args, params, computed), draw)
-        assert said is None or bool(said), f"{op.name}: {law}: it does not hold"
+        verdict = law.check(Case(op, args, params, computed), draw)
+        assert verdict is None or bool(verdict), f"{op.name}: {law}: it does not hold"
 
 
 def is_linear(op: Op) -> bool:
@@ -452,9 +452,9 @@ def verify(op: Op | str, draws: int = 20, seed: int = 0) -> Report:
                         check(args, params, draw)
                     except Exception as error:  # of whatever kind: a wrong operator fails in many ways
                         row.failure = f"seed {seed + number}, {np.dtype(dtype)}: {type(error).__name__}: {error}"
-                for found, allowed in errors:
-                    if allowed and found * row.allowed >= row.error * allowed:  # exact comparisons have no size
-                        row.error, row.allowed = found, allowed
+                for difference, allowed in errors:
+                    if allowed and difference * row.allowed >= row.error * allowed:  # exact comparisons have no size
+                        row.error, row.allowed = difference, allowed
                 if row.failure:
                     break
     return report
@@ -470,7 +470,7 @@ def _checks(op: Op, route: str, linear: bool) -> Iterator[tuple[str, Callable, b
         yield "gradients", lambda a, p, d: check_gradients(op, route, a, p, draw_cotangents(op, a, p, d)), False
         if op.variadic or len(op.floats) > 1:
             yield ("gradients of one input alone", lambda a, p, d: check_gradients(
-                op, route, a, p, draw_cotangents(op, a, p, d), wanted=[d.choice(floats(op, a))]), False)
+                op, route, a, p, draw_cotangents(op, a, p, d), targets=[d.choice(floats(op, a))]), False)
         if route in forms(op):
             yield "derivative", lambda a, p, d: check_derivative(op, route, a, p), True
             yield "second derivative", lambda a, p, d: check_derivative(op, route, a, p, order=2), True

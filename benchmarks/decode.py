@@ -43,7 +43,7 @@ def pytorch(preset: str, threads: int):
 
     torch.set_num_threads(threads)
     of = experiment("transformer", preset)
-    made = language_model(torch, "transformer", of.model, of.mixer, VOCAB).eval()
+    network = language_model(torch, "transformer", of.model, of.mixer, VOCAB).eval()
     caches, context = transformer.cache(torch, of.model, of.mixer), of.model.context
 
     @torch.inference_mode()
@@ -51,7 +51,7 @@ def pytorch(preset: str, threads: int):
         torch.manual_seed(index)
         token = torch.ones((1, 1), dtype=torch.long)
         for position in range(context - 1):
-            logits = made(token, start=position, caches=caches)[0, -1]
+            logits = network(token, start=position, caches=caches)[0, -1]
             token = torch.multinomial(torch.softmax(logits, -1), 1)[None]
         return context - 1
 
@@ -83,9 +83,9 @@ def compare(variant: str, preset: str, arguments: argparse.Namespace) -> dict:
     speeds = {name: round(median(rows, "tokens_per_s"), 1) for name, rows in results.items()}
     ratio = {name: ratios(results["minitv"], rows, "tokens_per_s") for name, rows in results.items() if name != "minitv"}
     for name, speed in speeds.items():
-        found = "" if name == "minitv" else "{:.2f} ({:.2f} to {:.2f})".format(*ratio[name])
+        quotient = "" if name == "minitv" else "{:.2f} ({:.2f} to {:.2f})".format(*ratio[name])
         print(f"{variant:<12} {preset:<12} {RIVALS.get(name, name):<24} {speed:>10,.0f} tokens/s  "
-              f"{1e6 / speed:>8.0f} us/token  {found}")
+              f"{1e6 / speed:>8.0f} us/token  {quotient}")
     return {"tokens_per_s": speeds, "ratio": ratio, "skipped": skipped}
 
 

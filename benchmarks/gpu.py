@@ -64,34 +64,34 @@ def sanitizer(arguments) -> dict:
     program = shutil.which("compute-sanitizer")
     if program is None:
         return {"passed": False, "summary": "compute-sanitizer is not in PATH: it comes with the CUDA toolkit"}
-    found = {}
+    reports = {}
     for tool in TOOLS:  # without CuPy's pool every array is an allocation of its own, whose ends the tools know
         code, text = command(program, "--tool", tool, "--error-exitcode", "99", "--target-processes", "all", sys.executable,
                              "-m", "pytest", "-m", "gpu", "-q", "-k", KERNEL_TESTS, MINITV_GPU_POOL="off")
         errors = re.findall(r"ERROR SUMMARY: (.*)", text)
-        found[tool] = {"passed": code == 0, "summary": errors[-1] if errors else text.strip().splitlines()[-1]}
-    return {"passed": all(tool["passed"] for tool in found.values()), **found}
+        reports[tool] = {"passed": code == 0, "summary": errors[-1] if errors else text.strip().splitlines()[-1]}
+    return {"passed": all(tool["passed"] for tool in reports.values()), **reports}
 
 
-def first_losses(made: Experiment, device: str, steps: int) -> list[float]:
+def first_losses(setup: Experiment, device: str, steps: int) -> list[float]:
     """The losses of the first steps, with the micro-batches of a GPU, so that dropout draws the same masks."""
-    trainer = Trainer(made.replace(device=device, threads=1), Random())
+    trainer = Trainer(setup.replace(device=device, threads=1), Random())
     trainer.MICRO_BATCH_TOKENS = Trainer.MICRO_BATCH_TOKENS_GPU
     try:
-        data = batches(made)
+        data = batches(setup)
         return [trainer.step(data[i % len(data)], i) for i in range(steps)]
     finally:
         trainer.close()
 
 
-def losses(arguments, made: Experiment | None = None, steps: int = 100) -> dict:
-    made = made or experiment("transformer", "small")
-    ours, theirs = (np.array(first_losses(made, device, steps)) for device in (arguments.device, "cpu"))
+def losses(arguments, setup: Experiment | None = None, steps: int = 100) -> dict:
+    setup = setup or experiment("transformer", "small")
+    ours, theirs = (np.array(first_losses(setup, device, steps)) for device in (arguments.device, "cpu"))
     difference = np.abs(ours - theirs) / theirs
-    found = float(difference[:steps // 2].max()), float(difference.max())
-    print(f"losses on {arguments.device} and on the CPU differ by at most {found[0]:.2g} in the first {steps // 2} steps, by "
-          f"{found[1]:.2g} in {steps}, relatively")
-    return {"passed": found[0] < TOLERANCES[0] and found[1] < TOLERANCES[1], "largest_differences": found,
+    largest = float(difference[:steps // 2].max()), float(difference.max())
+    print(f"losses on {arguments.device} and on the CPU differ by at most {largest[0]:.2g} in the first {steps // 2} steps, by "
+          f"{largest[1]:.2g} in {steps}, relatively")
+    return {"passed": largest[0] < TOLERANCES[0] and largest[1] < TOLERANCES[1], "largest_differences": largest,
             "tolerances": TOLERANCES, "steps": steps, "last": [float(ours[-1]), float(theirs[-1])]}
 
 
@@ -118,17 +118,17 @@ def small(arguments) -> dict:
 def nanogpt(arguments) -> dict:
     if not arguments.data:
         return {"passed": False, "summary": "this needs Tiny Shakespeare: --data FILE"}
-    found = trained(arguments, "--data", arguments.data, "--batch", "64", "--seed", "1337", name="gpu-nanogpt")
-    return {**found, "nanogpt_best_val_loss": NANOGPT}
+    result = trained(arguments, "--data", arguments.data, "--batch", "64", "--seed", "1337", name="gpu-nanogpt")
+    return {**result, "nanogpt_best_val_loss": NANOGPT}
 
 
 def speed(arguments) -> dict:
     code, text = command(sys.executable, "benchmarks/train.py", "--preset", "small", "--device", arguments.device, "--save")
     if code:
         return {"passed": False, "summary": text.strip().splitlines()[-1]}
-    found = json.loads(text.strip().splitlines()[-1])["variants"]["transformer"]["small"]
-    ratio = found["ratio"].get("eager")
-    return {"passed": ratio is not None and ratio[0] >= 1, **found}
+    result = json.loads(text.strip().splitlines()[-1])["variants"]["transformer"]["small"]
+    ratio = result["ratio"].get("eager")
+    return {"passed": ratio is not None and ratio[0] >= 1, **result}
 
 
 PARTS: dict[str, Callable] = {part.__name__: part for part in (tests, sanitizer, losses, small, nanogpt, speed)}
@@ -161,14 +161,14 @@ def main() -> int:
         return 1
     for name in arguments.only:
         try:
-            found = PARTS[name](arguments)
+            outcome = PARTS[name](arguments)
         except Exception as error:  # the other parts may still tell something
-            found = {"passed": False, "summary": f"{type(error).__name__}: {error}"}
-        result["parts"][name] = found
+            outcome = {"passed": False, "summary": f"{type(error).__name__}: {error}"}
+        result["parts"][name] = outcome
         save("gpu", result)
-    for name, found in result["parts"].items():
-        print(f"{name:<10} {'ok' if found['passed'] else 'FAILED'}  {found.get('summary', '')}")
-    return not all(found["passed"] for found in result["parts"].values())
+    for name, outcome in result["parts"].items():
+        print(f"{name:<10} {'ok' if outcome['passed'] else 'FAILED'}  {outcome.get('summary', '')}")
+    return not all(outcome["passed"] for outcome in result["parts"].values())
 
 
 if __name__ == "__main__":

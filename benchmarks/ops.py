@@ -83,8 +83,8 @@ def values(op: Op, arrays) -> int:
 
 def operators() -> list[Op]:
     """Every operator of the engine and of the variants that has a CPU kernel."""
-    found = {**operators_of(autograd.ops.__name__), **operators_of(minitv.ops.__name__)}
-    return [op for op in found.values() if cpu_kernels(op)]
+    table = {**operators_of(autograd.ops.__name__), **operators_of(minitv.ops.__name__)}
+    return [op for op in table.values() if cpu_kernels(op)]
 
 
 def cpu_kernels(op: Op) -> list[str]:
@@ -147,8 +147,8 @@ def routes(names: list[str], known: dict[str, Op], arguments: argparse.Namespace
             arrays, params = LargeDraw.inputs(op, arguments.elements, arguments.seed, np.dtype(arguments.dtype))
             print(f"{name}({described(arrays, params)})")
             fused = cpu_kernels(op)
-            found = [*(("kernel", name) for name in fused), *(("form", form) for form in op.forms)]
-            times = {f"{kind} {label}": measure(op, kind, label, arrays, params, arguments.seconds) for kind, label in found}
+            choices = [*(("kernel", name) for name in fused), *(("form", form) for form in op.forms)]
+            times = {f"{kind} {label}": measure(op, kind, label, arrays, params, arguments.seconds) for kind, label in choices}
             whole = "training_ms" if op.differentiable else "forward_ms"
             for label, row in times.items():
                 training = "" if row["training_ms"] is None else f"{row['training_ms']:.3f}"
@@ -163,11 +163,11 @@ def routes(names: list[str], known: dict[str, Op], arguments: argparse.Namespace
 # -- against PyTorch -------------------------------------------------------------------------------------------------
 def contests() -> dict[str, object]:
     """By operator: the module of benchmarks/rivals that has it in PyTorch."""
-    found = {}
+    table = {}
     for module in pkgutil.iter_modules(rivals.__path__):
         rival = importlib.import_module(f"rivals.{module.name}")
-        found |= dict.fromkeys(getattr(rival, "OPERATORS", {}), rival)
-    return found
+        table |= dict.fromkeys(getattr(rival, "OPERATORS", {}), rival)
+    return table
 
 
 def ours(op: Op, arrays, params, threads: int) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -191,8 +191,8 @@ def ours(op: Op, arrays, params, threads: int) -> tuple[Callable[[], object], Ca
         return gradients([y], inputs, [Tensor.wrap(np.ones_like(y.data))])
 
     def whole():
-        found = list(pool.map(training, parts))
-        return [sum(g.data for g in grads) for grads, by_batch in zip(zip(*found, strict=True), split, strict=False)
+        results = list(pool.map(training, parts))
+        return [sum(g.data for g in grads) for grads, by_batch in zip(zip(*results, strict=True), split, strict=False)
                 if not by_batch]
 
     return lambda: list(pool.map(forward, parts)), whole
@@ -258,7 +258,7 @@ def compare(operator: str, rival, arguments: argparse.Namespace) -> dict:
         if name != "minitv":
             report["ratio"][name] = {key.removesuffix("_ms"): ratios(rows, results["minitv"], key) for key in report[name]}
         print(f"{'':<4} {name:<28} {report[name]['forward_ms']:>9.2f} {report[name]['training_ms']:>11.2f}",
-              *("{:>9.2f} ({:.2f} to {:.2f})".format(*found) for found in report["ratio"].get(name, {}).values()))
+              *("{:>9.2f} ({:.2f} to {:.2f})".format(*quotient) for quotient in report["ratio"].get(name, {}).values()))
     return report
 
 

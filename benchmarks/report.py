@@ -31,9 +31,9 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def ratio(found: list[float]) -> str:
+def ratio(numbers: list[float]) -> str:
     """The median, and the smallest and largest of the rounds."""
-    return "{:.2f} ({:.2f} to {:.2f})".format(*found)
+    return "{:.2f} ({:.2f} to {:.2f})".format(*numbers)
 
 
 def where(result: dict) -> str:
@@ -51,11 +51,11 @@ def train() -> str:
     result = results("train")
     rows = []
     for variant, presets in result["variants"].items():
-        for preset, found in presets.items():
-            memory = max(found["peak_mb"]["minitv"] / peak for name, peak in found["peak_mb"].items() if name != "minitv")
-            rows.append([f"{variant}, `{preset}`", f"{found['tokens_per_s']['minitv']:,.0f}",
-                         *(ratio(found["ratio"][name]) if name in found["ratio"] else "–" for name in ("eager", "compile")),
-                         f"{memory:.2f}", f"{found['cold_first_step_s']:.1f} s, {found['first_step_s']['minitv']:.2f} s"])
+        for preset, numbers in presets.items():
+            memory = max(numbers["peak_mb"]["minitv"] / peak for name, peak in numbers["peak_mb"].items() if name != "minitv")
+            rows.append([f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}",
+                         *(ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in ("eager", "compile")),
+                         f"{memory:.2f}", f"{numbers['cold_first_step_s']:.1f} s, {numbers['first_step_s']['minitv']:.2f} s"])
     header = ["training step", "tokens/s", "× PyTorch eager", "× torch.compile", "memory / theirs", "first step: cold, cached"]
     return table(header, rows) + where(result)
 
@@ -63,9 +63,9 @@ def train() -> str:
 def ops() -> str:
     """Operators against PyTorch, and the time of ours."""
     result = results("ops")
-    rows = [[f"{name}({found['inputs']})", rival, f"{found['minitv']['training_ms']:,.1f} ms", ratio(times["training"]),
+    rows = [[f"{name}({numbers['inputs']})", rival, f"{numbers['minitv']['training_ms']:,.1f} ms", ratio(times["training"]),
              ratio(times["forward"])]
-            for name, found in result["operators"].items() for rival, times in found["ratio"].items()]
+            for name, numbers in result["operators"].items() for rival, times in numbers["ratio"].items()]
     header = ["operator", "PyTorch", "forward and backward, ours", "× theirs", "× theirs, forward alone"]
     return table(header, rows) + where(result)
 
@@ -73,9 +73,9 @@ def ops() -> str:
 def decode() -> str:
     """Writing text, one token at a time."""
     result = results("decode")
-    rows = [[f"{variant}, `{preset}`", f"{found['tokens_per_s']['minitv']:,.0f}",
-             *(ratio(found["ratio"][name]) if name in found["ratio"] else "–" for name in ("eager", "operators"))]
-            for variant, presets in result["variants"].items() for preset, found in presets.items()]
+    rows = [[f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}",
+             *(ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in ("eager", "operators"))]
+            for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
     return table(["writing text, batch 1", "tokens/s", "× PyTorch eager", "× through our operators"], rows) + where(result)
 
 
@@ -84,8 +84,8 @@ def scaling() -> str:
     result = results("scaling")
     short, long = (str(end(result["lengths"])) for end in (min, max))
     rows = [[variant, *(cell for part in ("training", "writing") for cell in
-                        (f"{found[part][short]:,.1f}", f"{found[part][long]:,.1f}", ratio(found[f"{part}_ratio"])))]
-            for variant, found in result["variants"].items()]
+                        (f"{numbers[part][short]:,.1f}", f"{numbers[part][long]:,.1f}", ratio(numbers[f"{part}_ratio"])))]
+            for variant, numbers in result["variants"].items()]
     header = ["µs per token", *(f"{part}, {of}" for part in ("training", "writing")
                                 for of in (f"T = {short}", f"T = {long}", "grows"))]
     return table(header, rows) + where(result)
@@ -128,13 +128,13 @@ def without() -> str:
     """What each technique is worth: speed with it over speed without it, and the same of memory where that differs."""
     result = results("without")
     presets = next(iter(result["variants"].values()))
-    techniques = dict.fromkeys(name for found in presets.values() for name in found["ratio"])
+    techniques = dict.fromkeys(name for numbers in presets.values() for name in numbers["ratio"])
 
-    def cell(found: dict, name: str) -> str:
-        memory = f"{found['peak_mb']['minitv'] / found['peak_mb'][name]:.2f}"
-        return ratio(found["ratio"][name]) + (f", {memory} of the memory" if memory != "1.00" else "")
+    def cell(numbers: dict, name: str) -> str:
+        memory = f"{numbers['peak_mb']['minitv'] / numbers['peak_mb'][name]:.2f}"
+        return ratio(numbers["ratio"][name]) + (f", {memory} of the memory" if memory != "1.00" else "")
 
-    rows = [[name, *(cell(found, name) for found in presets.values())] for name in techniques]
+    rows = [[name, *(cell(numbers, name) for numbers in presets.values())] for name in techniques]
     return table(["a training step with it, × without it", *(f"`{name}`" for name in presets)], rows) + where(result)
 
 
@@ -150,7 +150,7 @@ def variants() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (train, decode, ops, scaling, learning, mqar, mqar_without_shift, without, variants)}
+    writer.__name__: writer for writer in (train, decode, ops, scaling, learning, mqar, mqar_without_shift, without, variants)}
 
 
 def filled(text: str) -> str:

@@ -60,8 +60,8 @@ def median(results: list[dict], key: str) -> float:
 
 def ratios(ours: list[dict], theirs: list[dict], key: str) -> list[float]:
     """Ours over theirs: the median, the smallest and the largest of the rounds."""
-    found = [a[key] / b[key] for a, b in zip(ours, theirs, strict=True)]
-    return [round(value, 3) for value in (statistics.median(found), min(found), max(found))]
+    quotients = [a[key] / b[key] for a, b in zip(ours, theirs, strict=True)]
+    return [round(value, 3) for value in (statistics.median(quotients), min(quotients), max(quotients))]
 
 
 def host() -> dict:

@@ -49,7 +49,7 @@ def training(variant: str, lengths: list[int], threads: int) -> dict[int, float]
             start = time.perf_counter()
             trainer.step(batch, index)
             times[length].append(1e6 * (time.perf_counter() - start) / batch.inputs.size)
-    return {length: min(found) for length, found in times.items()}
+    return {length: min(durations) for length, durations in times.items()}
 
 
 def writing(variant: str, lengths: list[int]) -> dict[int, float]:
@@ -57,7 +57,7 @@ def writing(variant: str, lengths: list[int]) -> dict[int, float]:
     from minitv.decode import decoder
 
     reader = decoder(experiment(variant, max(lengths) + 64).build(VOCAB))
-    found = {}
+    medians = {}
     with blas_threads(1):
         for length in lengths:
             reader.prefill(np.random.default_rng(0).integers(0, VOCAB, length))
@@ -66,8 +66,8 @@ def writing(variant: str, lengths: list[int]) -> dict[int, float]:
                 start = time.perf_counter()
                 reader.step(token)
                 times.append(1e6 * (time.perf_counter() - start))
-            found[length] = statistics.median(times[8:])
-    return found
+            medians[length] = statistics.median(times[8:])
+    return medians
 
 
 def picture(results: dict[str, dict], lengths: list[int]) -> None:
@@ -79,8 +79,8 @@ def picture(results: dict[str, dict], lengths: list[int]) -> None:
 
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
     for axes, part in zip(figure.subplots(1, 2), ("training", "writing"), strict=True):
-        for colour, (variant, found) in zip(COLOURS, results.items(), strict=False):
-            axes.plot(lengths, [found[part][str(length)] for length in lengths], marker="o", color=colour, label=variant)
+        for colour, (variant, numbers) in zip(COLOURS, results.items(), strict=False):
+            axes.plot(lengths, [numbers[part][str(length)] for length in lengths], marker="o", color=colour, label=variant)
         axes.set(xscale="log", yscale="log", xlabel="length of the sequence", title=f"{part}: microseconds per token")
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

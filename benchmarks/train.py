@@ -61,9 +61,9 @@ def experiment(variant: str, preset: str, **values: object) -> Experiment:
     return record.configure("small", **shape, **values)
 
 
-def batches(made: Experiment, count: int = 16) -> list[Batch]:
+def batches(setup: Experiment, count: int = 16) -> list[Batch]:
     """Batches [B T] that are the same for all contenders."""
-    windows = np.random.default_rng(0).integers(0, VOCAB, (count, made.run.batch, made.model.context + 1))
+    windows = np.random.default_rng(0).integers(0, VOCAB, (count, setup.run.batch, setup.model.context + 1))
     return [Batch(w[:, :-1].copy(), w[:, 1:].copy()) for w in windows]
 
 
@@ -72,8 +72,8 @@ def minitv(variant: str, preset: str, threads: int, device: str = "cpu") -> tupl
     """Our training step, as ``minitv train`` takes it."""
     from minitv.trainer import Trainer
 
-    made = experiment(variant, preset, threads=threads, device=device)
-    trainer, data = Trainer(made, Random()), batches(made)
+    setup = experiment(variant, preset, threads=threads, device=device)
+    trainer, data = Trainer(setup, Random()), batches(setup)
     return trainer.parameters, lambda index: trainer.step(data[index % len(data)], index)
 
 
@@ -83,9 +83,9 @@ def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    made = experiment(variant, preset)
-    run = made.run
-    model = language_model(torch, variant, made.model, made.mixer, VOCAB).to(device)
+    setup = experiment(variant, preset)
+    run = setup.run
+    model = language_model(torch, variant, setup.model, setup.mixer, VOCAB).to(device)
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": run.weight_decay},
@@ -93,7 +93,7 @@ def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str
     ]
     optimizer = torch.optim.AdamW(groups, fused=True, lr=run.lr, betas=(run.beta1, run.beta2))
     forward = torch.compile(model) if compiled else model
-    data = [tuple(map(torch.from_numpy, pair)) for pair in batches(made)]
+    data = [tuple(map(torch.from_numpy, pair)) for pair in batches(setup)]
 
     def step(index: int) -> float:
         for group in optimizer.param_groups:
@@ -194,8 +194,8 @@ def work(contender: str, variant: str, preset: str, threads: int, seconds: float
         count += 1
     if not math.isfinite(loss):
         raise SystemExit(f"{contender}, {variant}, {preset}: the loss is {loss}")
-    made = experiment(variant, preset)
-    return {"tokens_per_s": count * made.run.batch * made.model.context / elapsed, "ms_per_step": 1e3 * elapsed / count,
+    setup = experiment(variant, preset)
+    return {"tokens_per_s": count * setup.run.batch * setup.model.context / elapsed, "ms_per_step": 1e3 * elapsed / count,
             "first_step_s": first, "parameters": parameters, "loss": loss, "peak_mb": peak_mb()}
 
 
@@ -303,8 +303,8 @@ def main() -> None:
     if arguments.rounds < 1 or arguments.threads < 1 or arguments.seconds < 0:
         parser.error("--rounds and --threads start at 1, --seconds at 0")
     if arguments.worker:
-        found = work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds, arguments.device)
-        print(json.dumps(found), flush=True)
+        measurement = work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds, arguments.device)
+        print(json.dumps(measurement), flush=True)
         return
     if arguments.profile:
         for variant in names:

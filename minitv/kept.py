@@ -48,7 +48,7 @@ class Kept:
         try:
             with open(path, "rb") as file:
                 status = os.fstat(file.fileno())
-                if not private.own(status) or private.shared(status):
+                if not private.belongs_to_us(status) or private.shared(status):
                     self._tell(f"{path}: a file that others could write is made anew")
                 elif file.read(SEAL) != _seal(file, name):
                     self._tell(f"{path}: a damaged file is made anew")

@@ -71,9 +71,9 @@ def inner(function: Callable | None = None, *, constants: bool = False, **flags)
         return lambda function: inner(function, constants=constants)
     if unavailable():
         return function
-    made = Inner(function, targetoptions={**FLAGS, "nopython": True, "no_cpython_wrapper": True, **flags})
-    made.constants = constants
-    return made
+    dispatcher = Inner(function, targetoptions={**FLAGS, "nopython": True, "no_cpython_wrapper": True, **flags})
+    dispatcher.constants = constants
+    return dispatcher
 
 
 def inline(function: Callable | None = None, *, exact: bool = False) -> Callable:

@@ -60,10 +60,10 @@ def cached() -> bool:
 
 def _places() -> Iterator[Path]:
     """Where the folder may lie, the best place first. A ~ that stays belongs to a home that does not exist."""
-    given = os.path.expanduser(numba.config.CACHE_DIR)
-    if given:
-        if not given.startswith("~"):
-            yield Path(given, "minitv")
+    folder = os.path.expanduser(numba.config.CACHE_DIR)
+    if folder:
+        if not folder.startswith("~"):
+            yield Path(folder, "minitv")
         return
     yield from private.places("minitv")
 
@@ -110,7 +110,7 @@ class Kept(NullCache):
         try:
             with open(path, "rb") as file:
                 status = os.fstat(file.fileno())
-                if not private.own(status) or private.shared(status):
+                if not private.belongs_to_us(status) or private.shared(status):
                     say(f"{self._folder}: a file that others could write is compiled again")
                     return None
                 seal, content = file.read(32), file.read()
@@ -153,19 +153,19 @@ def compiled_in(function: Callable) -> str:
 
     Numba compiles those values in, also where the function's module only imports them. Helpers are followed, libraries not.
     """
-    stamp, seen, waiting = hashlib.sha256(), set(), [(function, frozenset())]
+    stamp, marks, waiting = hashlib.sha256(), set(), [(function, frozenset())]
     while waiting:
         value, names = waiting.pop()
         value = inspect.unwrap(value) if callable(value) else value  # a compiled helper's function
-        found, scope = [], {}
+        references, scope = [], {}
         if isinstance(value, ModuleType | FunctionType):
             mark = id(value), names if isinstance(value, ModuleType) else None
-            if mark in seen:
+            if mark in marks:
                 continue
-            seen.add(mark)
+            marks.add(mark)
         if isinstance(value, ModuleType):
             scope = vars(value)
-            content = found = sorted(names & scope.keys())
+            content = references = sorted(names & scope.keys())
         elif isinstance(value, np.ndarray):
             content = value.dtype.str, value.shape, value.strides, value.tobytes()
         elif isinstance(value, tuple):
@@ -184,12 +184,12 @@ def compiled_in(function: Callable) -> str:
                 waiting += [(part, names) for part in code.co_consts if not isinstance(part, CodeType)]
             enclosing = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
             scope = {**value.__globals__, **{name: cell.cell_contents for name, cell in enclosing}}
-            found = sorted({name for code in codes for name in (*_globals(code), *code.co_freevars)} & scope.keys())
+            references = sorted({name for code in codes for name in (*_globals(code), *code.co_freevars)} & scope.keys())
             names = frozenset(name for code in codes for name in code.co_names)  # attributes of modules among them
-            content = value.__qualname__, _source(value.__code__.co_filename), [code.co_code for code in codes], found
+            content = value.__qualname__, _source(value.__code__.co_filename), [code.co_code for code in codes], references
             waiting.append((value.__defaults__, names))
         stamp.update(repr(content).encode())
-        waiting += [(scope[name], names) for name in found]
+        waiting += [(scope[name], names) for name in references]
     return stamp.hexdigest()
 
 

@@ -203,9 +203,9 @@ def vectorized(function: Callable) -> Callable:
     names = ", ".join(inspect.signature(function).parameters)
     space = {"typed": typed}
     exec(f"def {function.__name__}(context, {names}):\n    return typed(context, {names})", space)
-    made = intrinsic(prefer_literal=True)(space[function.__name__])
-    made.__doc__ = function.__doc__
-    return made
+    operation = intrinsic(prefer_literal=True)(space[function.__name__])
+    operation.__doc__ = function.__doc__
+    return operation
 
 
 @vectorized

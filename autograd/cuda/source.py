@@ -200,7 +200,7 @@ def manifest() -> list[tuple[Source, tuple[str, ...]]]:
 def signatures(text: str, options: tuple[str, ...] = ()) -> dict[str, Signature]:
     """The kernels that a text declares, by name; what is not declared by the rules above raises KernelError."""
     words = dict(_DEFINE.findall(text)) | dict(option.removeprefix("-D").split("=") for option in options)
-    found = {}
+    table = {}
     for threads, name, parameters in _KERNEL.findall(text):
         block = int(words.get(threads, threads))
         if block % 32 or not 32 <= block <= 1024:
@@ -212,10 +212,10 @@ def signatures(text: str, options: tuple[str, ...] = ()) -> dict[str, Signature]
             if dtype is None:
                 raise KernelError(f"{name}: cannot read the parameter {declaration.strip()!r}")
             parsed.append(Parameter(match[4], dtype, bool(match[3]), bool(match[1])))
-        found[name] = Signature(name, block, tuple(parsed))
-    if len(found) != text.count("__global__"):
-        raise KernelError(f"of {text.count('__global__')} kernels, {len(found)} are declared as this module's docstring says")
-    return found
+        table[name] = Signature(name, block, tuple(parsed))
+    if len(table) != text.count("__global__"):
+        raise KernelError(f"of {text.count('__global__')} kernels, {len(table)} are declared as this module's docstring says")
+    return table
 
 
 @cache

@@ -72,22 +72,22 @@ def _assembled(y, like, bias):
 
 def _columns(x, weight, bias, stride, padding, dilation, groups):
     """What all taps see side by side, times one matrix."""
-    seen, matrices = _taps(x, weight, stride, padding, dilation), _matrices(weight, groups)
+    windows, matrices = _taps(x, weight, stride, padding, dilation), _matrices(weight, groups)
     _, taps, channels, out = matrices.shape
-    rows = math.prod(seen[0].shape[:-1])
-    columns = reshape(stack(seen, axis=-2), shape=(rows, taps, groups, channels))
+    rows = math.prod(windows[0].shape[:-1])
+    columns = reshape(stack(windows, axis=-2), shape=(rows, taps, groups, channels))
     columns = reshape(transpose(columns, axes=(2, 0, 1, 3)), shape=(groups, rows, taps * channels))
-    return _assembled(matmul(columns, reshape(matrices, shape=(groups, taps * channels, out))), seen[0], bias)
+    return _assembled(matmul(columns, reshape(matrices, shape=(groups, taps * channels, out))), windows[0], bias)
 
 
 def _tap_by_tap(x, weight, bias, stride, padding, dilation, groups):
     """One product for each tap, added up: without the memory for columns."""
-    seen, matrices = _taps(x, weight, stride, padding, dilation), _matrices(weight, groups)
+    windows, matrices = _taps(x, weight, stride, padding, dilation), _matrices(weight, groups)
     y = None
-    for i, part in enumerate(seen):
+    for i, part in enumerate(windows):
         term = matmul(_by_groups(part, groups), matrices[:, i])
         y = term if y is None else y + term
-    return _assembled(y, seen[0], bias)
+    return _assembled(y, windows[0], bias)
 
 
 @op("x[B T I], weight[O J W], bias?[O] -> y[B S O]", analytic=True,

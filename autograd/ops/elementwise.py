@@ -84,9 +84,9 @@ def binary(name, formula, scalar, array, vjp, *, domains=((None, None), (None, N
         shape = draw.shape()
         pair = []
         for low, high in domains:
-            own = tuple(1 if n and draw.integer(0, 3) == 0 else n for n in shape)
-            own = own[draw.integer(0, len(own)):] if draw.integer(0, 3) == 0 else own
-            pair.append(draw.floats(*own, low=low, high=high))
+            operand = tuple(1 if n and draw.integer(0, 3) == 0 else n for n in shape)
+            operand = operand[draw.integer(0, len(operand)):] if draw.integer(0, 3) == 0 else operand
+            pair.append(draw.floats(*operand, low=low, high=high))
         if separate:  # keep away from x = y, where the derivative jumps
             x, y = np.broadcast_arrays(*pair)
             pair = [np.where(np.abs(x - y) < 0.05, x + y.dtype.type(0.2), x), pair[1]]

@@ -44,13 +44,13 @@ def _key_of(x, key):
     if not is_cupy(x):
         return key
     parts = key if isinstance(key, tuple) else (key,)
-    taken = [getattr(p, "ndim", 0) if getattr(p, "dtype", None) == np.bool_ else int(p is not None and p is not Ellipsis)
+    counts = [getattr(p, "ndim", 0) if getattr(p, "dtype", None) == np.bool_ else int(p is not None and p is not Ellipsis)
              for p in parts]
     axis = 0
-    for part, axes in zip(parts, taken, strict=True):
+    for part, axes in zip(parts, counts, strict=True):
         if getattr(part, "ndim", 0) and part.dtype.kind == "i" and axis < x.ndim:
             _check_indices("getitem", part, x.shape[axis])
-        axis += x.ndim - sum(taken) if part is Ellipsis else axes
+        axis += x.ndim - sum(counts) if part is Ellipsis else axes
     return tuple(beside(p, x) if isinstance(p, np.ndarray) else p for p in parts)
 
 
@@ -228,8 +228,8 @@ def _(g, ids, x_shape, axis):
 @take_along_axis.inputs
 def _(draw):
     shape, axis = _indexed_axis(draw)
-    own = tuple(draw.size(0, 4) if k == axis % len(shape) else n for k, n in enumerate(shape))
-    return (draw.floats(*shape), draw.integers(-shape[axis], shape[axis], *own)), {"axis": axis}
+    sizes = tuple(draw.size(0, 4) if k == axis % len(shape) else n for k, n in enumerate(shape))
+    return (draw.floats(*shape), draw.integers(-shape[axis], shape[axis], *sizes)), {"axis": axis}
 
 
 @op("x[*], ids:int[*], updates[*] -> y[*]")

@@ -110,11 +110,11 @@ def _sizes(equation, terms, shapes) -> dict[str, int]:
     """The size of each letter; a 1 in one operand is repeated to the size in another."""
     sizes: dict = {}
     for i, (term, shape) in enumerate(zip(terms, shapes, strict=True)):
-        own: dict = {}
+        lengths: dict = {}
         for letter, size in zip(term, shape, strict=True):
             name = letter if letter.isalpha() else "an axis of `...`"
-            if own.setdefault(letter, size) != size:
-                raise ShapeError(f"einsum: {name} is {own[letter]} and {size} in operand {i} of {equation!r}")
+            if lengths.setdefault(letter, size) != size:
+                raise ShapeError(f"einsum: {name} is {lengths[letter]} and {size} in operand {i} of {equation!r}")
             if sizes.get(letter, 1) == 1:
                 sizes[letter] = size
             elif size not in (1, sizes[letter]):
@@ -215,8 +215,8 @@ def _(draw):
     sizes = {c: draw.size(0, 3) for c in sorted(set("".join(terms)) - {"."})}
     lead, shapes = draw.shape(0, 2, 3), []
     for term in terms:
-        own = {c: 1 if draw.integer(0, 5) == 0 else n for c, n in sizes.items()}  # an axis of 1 is repeated
+        lengths = {c: 1 if draw.integer(0, 5) == 0 else n for c, n in sizes.items()}  # an axis of 1 is repeated
         letters, dots, rest = term.partition("...")
         middle = [1 if draw.integer(0, 3) == 0 else n for n in lead[draw.integer(0, len(lead)):]] if dots else []
-        shapes.append((*(own[c] for c in letters), *middle, *(own[c] for c in rest)))
+        shapes.append((*(lengths[c] for c in letters), *middle, *(lengths[c] for c in rest)))
     return ([draw.floats(*shape) for shape in shapes],), {"equation": equation}

@@ -138,8 +138,8 @@ def _(x, shape):
 @broadcast_to.inputs
 def _(draw):
     shape = draw.shape(0, 3)
-    own = tuple(1 if draw.boolean() else n for n in shape)
-    return (draw.floats(*own),), {"shape": draw.shape(0, 2, 3) + shape}
+    source = tuple(1 if draw.boolean() else n for n in shape)
+    return (draw.floats(*source),), {"shape": draw.shape(0, 2, 3) + shape}
 
 
 @op("x[*] -> y[*]", view=True, analytic=True, method=True)

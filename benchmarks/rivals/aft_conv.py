@@ -27,10 +27,10 @@ def inputs(rng):
 def mixer(torch, model, options, layer):
     heads = options.heads or model.width
 
-    def mix(own, q, k, v):
-        raw = own.conv_weight
+    def mix(block, q, k, v):
+        raw = block.conv_weight
         unit = (raw - raw.mean(dim=1, keepdim=True)) / raw.std(dim=1, keepdim=True, correction=0)
-        return convolution(torch, q, k, v, own.conv_gain[:, None] * unit + own.conv_bias[:, None])
+        return convolution(torch, q, k, v, block.conv_gain[:, None] * unit + block.conv_bias[:, None])
 
     return module(torch, model, options, heads, mix, conv_weight=torch.randn(heads, options.window),
                   conv_gain=torch.zeros(heads), conv_bias=torch.zeros(heads))

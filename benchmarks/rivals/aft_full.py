@@ -11,8 +11,8 @@ def inputs(rng):
 
 
 def mixer(torch, model, options, layer):
-    def mix(own, q, k, v):
+    def mix(block, q, k, v):
         length = q.shape[1]
-        return products(torch, q, k, v, own.pos_u[:length] @ own.pos_v[:length].T)
+        return products(torch, q, k, v, block.pos_u[:length] @ block.pos_v[:length].T)
 
     return module(torch, model, options, model.width, mix, **position_factors(torch, model, options))

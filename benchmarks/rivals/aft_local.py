@@ -25,9 +25,9 @@ def inputs(rng):
 
 
 def mixer(torch, model, options, layer):
-    def mix(own, q, k, v):
+    def mix(block, q, k, v):
         length = q.shape[1]
         near = _lags(torch, length) < options.window
-        return products(torch, q, k, v, own.pos_u[:length] @ own.pos_v[:length].T * near)
+        return products(torch, q, k, v, block.pos_u[:length] @ block.pos_v[:length].T * near)
 
     return module(torch, model, options, model.width, mix, **position_factors(torch, model, options))

@@ -12,4 +12,4 @@ OPERATORS = {"aft_simple": {"cumulative sums": cumulative}}
 
 
 def mixer(torch, model, options, layer):
-    return module(torch, model, options, model.width, lambda own, q, k, v: cumulative(torch, q, k, v))
+    return module(torch, model, options, model.width, lambda block, q, k, v: cumulative(torch, q, k, v))

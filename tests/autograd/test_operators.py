@@ -88,7 +88,7 @@ def test_gradients_are_those_of_the_first_form(op, route, data):
 def test_an_input_has_the_same_gradient_when_the_others_need_none(op, route, data):
     draw, args, params = drawn(data, op, route)
     chosen = draw.choice(floats(op, args))
-    check_gradients(op, route, args, params, draw_cotangents(op, args, params, draw), wanted=[chosen])
+    check_gradients(op, route, args, params, draw_cotangents(op, args, params, draw), targets=[chosen])
 
 
 @each("op, route", ((op, route) for op in DIFFERENTIABLE for route in forms(op)), group=lambda op, route: op)
