@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from . import variants
+from .request import Request
 from .sample import Trained, load
+from .signals import Stopped
 from .training import OnStep
 from .training import train as _train
 
@@ -21,12 +23,18 @@ def build(variant: str = "transformer", *, vocab: int, preset: str | None = None
     return variants.load(variant).configure(preset, **options).build(vocab)
 
 
-def train(variant: str = "transformer", *, preset: str | None = None, task: str | None = None, on_step: OnStep | None = None,
+def train(variant: str | None = None, *, preset: str | None = None, task: str | None = None, on_step: OnStep | None = None,
           **options: Any) -> Trained:
     """Train as ``minitv train`` does, with its options, and return what it left in the folder of the run.
 
     ``on_step(record)`` sees after each step its number, loss in nats, learning rate and speed, at an evaluation also the
-    held-out loss; the run ends when it returns False. UserError tells a mistake, RunError what went wrong on the way.
+    held-out loss; the run ends when it returns False. UserError tells a mistake, RunError what went wrong on the way. Ctrl-C
+    saves the run, and is then raised as a KeyboardInterrupt.
     """
-    experiment = variants.load(variant).configure(preset, task=task, **options)
-    return load(str(_train(experiment, on_step=on_step).directory))
+    chosen = {"variant": variant, "task": task, "preset": preset, "resume": options.pop("resume", None),
+              "init_from": options.pop("init_from", None)}
+    experiment, _ = Request(chosen).experiment(("arguments", options))
+    outcome = _train(experiment, on_step=on_step)
+    if outcome.signal is not None:
+        raise Stopped(outcome.signal)
+    return load(str(outcome.directory))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, tasks, variants
-from .config import Options, Parser, Setting, choose, encode, read_toml, settings, shown, table, to_json
-from .errors import CheckpointError, UserError, naming, plain
+from .config import Options, Parser, Setting, choose, encode, read_toml, table
+from .errors import UserError, naming, plain
 from .options import DEFAULT_PRESET, PRESETS, SYNONYMS, EvalOptions, ModelOptions, SampleOptions, TrainOptions
 from .picture import plot
 from .report import columns, count, reflow, wrap
@@ -113,68 +113,29 @@ def _train(argv: list[str]) -> int:
         early.add_argument(name)
     choices = early.peek(argv)  # what decides which other options exist
     file = read_toml(choices["config"]) if "config" in choices else {}
-    values, sources = {}, {}
-    for name in ("variant", "task", "preset", "resume", "init_from"):
+    from .request import NAMES, Request
+
+    chosen, sources = {}, {}
+    for name in NAMES:
         value, source = file.pop(name, None), choices.get("config", "")
         if name in choices or (name == "variant" and words):
             value, source = choices.get(name, words and words[0]), "command line"
-        values[name], sources[name] = value, source if value is not None else "default"
-    resume, origin = (_folder_option(name, values[name], sources[name]) for name in ("resume", "init_from"))
-
-    from . import experiment as experiments
-    from .checkpoint import read_run, run_folder
-    from .variants import load
-
-    stored = None
-    if resume or origin:
-        with naming(f"--resume {resume}" if resume else f"--init-from {origin}", CheckpointError):
-            stored = experiments.from_checkpoint(read_run(resume or origin).config)
-        where = f"checkpoint {resume or origin}"
-        for name, fixed in (("variant", stored.variant.name), ("task", stored.task.name)):
-            if resume and sources[name] != "default" and values[name] != fixed:
-                raise UserError(f"--resume {resume}: this is a run of {fixed}, it cannot continue as {values[name]}")
-            if sources[name] == "default" or resume:
-                values[name], sources[name] = fixed, where
-    variant = load(str(values["variant"] or experiments.DEFAULT_VARIANT))
-    task = tasks.load(str(values["task"] or experiments.default_task(variant)))
-    options = experiments.namespace(variant, task)
-    layers: list[tuple[str, dict[str, Any]]] = []
-    if not resume or values["preset"] is not None:
-        layers += experiments.preset_layers(variant, task, str(values["preset"] or DEFAULT_PRESET))
-    if origin and not resume:  # the model is that of the checkpoint
-        fixed = {k: v for part in ("model", "mixer", "data") for k, v in to_json(getattr(stored, part)).items()}
-        layers.append((where, {k: v for k, v in fixed.items() if k in options.settings and k != "data"}))
-        layers.append((sources["init_from"], {"init_from": origin}))
-    if file:
-        layers.append((choices["config"], file))
-    kept = [(where, {k: v for k, v in stored.values.items() if k in options.settings}
-             | dict(out=str(run_folder(resume)), resume=resume, overwrite=False))] if resume else []
-    known, _ = options.merge(*kept, *layers)  # for the help
+        chosen[name], sources[name] = value, source if value is not None else "default"
+    request = Request(chosen, sources, (choices["config"], file) if file else None)
 
     parser = _train_parser()
-    parser.prog += f" {variant.name}"
-    parser.add_options(options, known)
+    parser.prog += f" {request.variant.name}"
+    parser.add_options(request.options, request.values)
     arguments = parser.parse(argv)
     print_config = arguments.pop("print_config", False)
-    layers.append(("command line", {name: value for name, value in arguments.items() if name in options.settings}))
-    if resume:
-        _only_resumable(resume, kept[0][1], layers, options)
-    experiment, origins = experiments.combine(variant, task, *kept, *layers)
+    own = {name: value for name, value in arguments.items() if name in request.options.settings}
+    experiment, origins = request.experiment(("command line", own))
     if print_config:
-        _write(table(experiment.rows({**origins, **sources})))
+        _write(table(experiment.rows(origins)))
         return 0
     from .training import train
 
     return train(experiment).code
-
-
-def _folder_option(name: str, value: Any, source: str) -> str | None:
-    """The folder that an option names, or None."""
-    setting = settings(TrainOptions)[name]
-    value = setting.check(value, setting.flag if source in ("command line", "default") else f"{source}: {name}")
-    if value == "":
-        raise UserError(f"{setting.flag}: an empty text is no folder")
-    return value
 
 
 def _compare(argv: list[str]) -> int:
@@ -235,23 +196,6 @@ def _train_parser() -> Parser:
     text = "print every value and where it came from, and exit; the output is a --config file"
     parser.add_argument("--print-config", action="store_true", help=text)
     return parser
-
-
-def _only_resumable(directory: str, stored: dict, layers: list, options: Options) -> None:
-    """Refuse what would make the resumed run another run."""
-    for source, layer in layers:
-        for name, value in layer.items():
-            setting, old = options.settings[name], stored[name]
-            value = setting.check(value, f"{source}: {name}")
-            if name == "out" and value is not None:
-                value, old = os.path.abspath(value), os.path.abspath(old)
-            if setting.resumable or name == "resume" or value == old or (name == "out" and value is None):
-                continue
-            may = ", ".join(other.flag for other in options.settings.values() if other.resumable)
-            raise UserError(
-                f"--resume {directory}: {setting.flag} is {shown(old)} in this run and cannot become {shown(value)} "
-                f"({source}); what may change: {may}"
-            )
 
 
 def _sample(argv: list[str]) -> int:
@@ -329,7 +273,6 @@ def _eval(argv: list[str]) -> int:
         '  minitv eval runs/mine/best --text "def main(self):" --per-character',
     )
     directory, config = _of_a_run(parser, EvalOptions, argv)
-    from .errors import naming
     from .evaluate import evaluate, read_text
     from .sample import open_run
 

@@ -54,7 +54,8 @@ class Plan:
     def __init__(self, names: Sequence[str] = (), *, task: str | None = None, preset: str | None = None):
         if len(set(names)) < len(names):
             raise UserError(f"{max(names, key=names.count)} is given twice")
-        self.task, self.preset = tasks.load(task or DEFAULT_TASK), preset or DEFAULT_PRESET
+        self.task = tasks.load(DEFAULT_TASK if task is None else task)
+        self.preset = DEFAULT_PRESET if preset is None else preset
         every = [variants.load(name) for name in names or variants.variants()]
         self.variants = every if names else [variant for variant in every if suits(variant, self.task)]
         self._namespaces = {variant.name: namespace(variant, self.task) for variant in self.variants}

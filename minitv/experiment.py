@@ -145,8 +145,8 @@ def preset_layers(variant: Variant, task: type[Task], name: str) -> list[Layer]:
 
 def merge(variant: Variant, task: str | None, preset: str | None, *layers: Layer) -> tuple[Experiment, dict[str, str]]:
     """The experiment of a preset and further layers, the later wins, and where each value came from."""
-    cls = tasks.load(task or default_task(variant))
-    return combine(variant, cls, *preset_layers(variant, cls, preset or DEFAULT_PRESET), *layers)
+    cls = tasks.load(default_task(variant) if task is None else task)
+    return combine(variant, cls, *preset_layers(variant, cls, DEFAULT_PRESET if preset is None else preset), *layers)
 
 
 def combine(variant: Variant, task: type[Task], *layers: Layer) -> tuple[Experiment, dict[str, str]]:

@@ -113,6 +113,7 @@ class Trained(NamedTuple):
 
     def evaluate(self, text: str) -> Evaluation:
         """How well the model predicts a text: ``loss`` in nats per token, ``bits_per_character``, each character's surprise."""
+        self.check_causal("predict the next token")
         return evaluate(self.model, self.tokenizer, self.tokenizer.encode(text))
 
     def loss(self, text: str) -> float:
@@ -121,13 +122,23 @@ class Trained(NamedTuple):
 
     def write(self, prompt: str = "", tokens: int = 200, **options: Any) -> str:
         """The text that the model continues a prompt with; ``options`` are those of ``minitv sample``, such as temperature."""
-        return "".join(self._pieces(SampleOptions(prompt=prompt, tokens=tokens, **options)))
+        config = SampleOptions(prompt=prompt, tokens=tokens, **options)
+        if wrong := [name for name in ("count", "checkpoint", "device") if name in options]:
+            raise UserError(f"write: {wrong[0]} is an option of `minitv sample` alone; a run that is loaded writes one text, "
+                            "with its weights where they are")
+        return "".join(self.pieces(config, config.seed))
 
-    def _pieces(self, options: SampleOptions, seed: int | None = None) -> Iterator[str]:
+    def check_causal(self, purpose: str) -> None:
+        """Raise UserError if the model reads both sides of a position; ``purpose`` says what for it may not."""
+        if not self.experiment.variant.causal:
+            raise UserError(f"{self.experiment.variant.name} sees a whole sequence at once, it cannot {purpose}")
+
+    def pieces(self, options: SampleOptions, seed: int) -> Iterator[str]:
         """The text of one seed, in pieces; it ends before ``options.stop``."""
+        self.check_causal("write")
         with naming("--prompt"):
             prompt = self.tokenizer.encode(options.prompt) if options.prompt else self.tokenizer.start()
-        rng = Random(options.seed if seed is None else seed)
+        rng = Random(seed)
         ids = generate(self.model, prompt, options.tokens, rng, temperature=options.temperature, top_k=options.top_k,
                        top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
         return _until(options.stop, _decoded(self.tokenizer.decoder(), ids))
@@ -156,9 +167,8 @@ def open_run(directory: str, name: str, device: str, purpose: str) -> tuple[Trai
     with device_errors():
         select(device)
     run = load(directory, name)
-    if not run.experiment.variant.causal:
-        raise UserError(f"{directory}: {run.experiment.variant.name} sees a whole sequence at once, it cannot {purpose}")
     with naming(directory):
+        run.check_causal(purpose)
         tokenizer = run.experiment.task.stored_tokenizer(run.saved)
     run.model.to(device)
     return run, tokenizer
@@ -171,13 +181,7 @@ def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Itera
     """
     run, _ = open_run(directory, options.checkpoint, options.device, "write")
     for seed in range(options.seed, options.seed + options.count):
-        yield seed, run._pieces(options, seed)
-
-
-def stream(directory: str, options: SampleOptions) -> Iterator[str]:
-    """Yield pieces of the first text of ``streams``."""
-    _, pieces = next(streams(directory, options))
-    yield from pieces
+        yield seed, run.pieces(options, seed)
 
 
 def _until(stop: str | None, pieces: Iterator[str]) -> Iterator[str]:

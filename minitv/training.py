@@ -36,10 +36,15 @@ OnStep = Callable[[dict[str, Any]], Any]
 
 
 class Outcome(NamedTuple):
-    """Where a run lies, and its exit code: 0, or 130, 143 and 129 when Ctrl-C, SIGTERM or SIGHUP stopped it (saved)."""
+    """Where a run lies, and the signal that stopped it after it was saved, or None."""
 
     directory: Path
-    code: int
+    signal: int | None
+
+    @property
+    def code(self) -> int:
+        """The exit code of the process: 0, or 130, 143 and 129 for Ctrl-C, SIGTERM and SIGHUP."""
+        return 0 if self.signal is None else 128 + self.signal
 
 
 def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
@@ -149,7 +154,8 @@ class _Session:
         self.elapsed_before = 0.0
         self.progress: Progress | None = None
 
-    def go(self, resumed: checkpoint.Checkpoint | None) -> int:
+    def go(self, resumed: checkpoint.Checkpoint | None) -> int | None:
+        """Train to the end; returns the signal that stopped it, or None."""
         from autograd.cpu import compile as compiler  # the compiler, which a thread of the trainer is loading
 
         run, trainer, first = self.run, self.trainer, 0
@@ -178,7 +184,7 @@ class _Session:
                 self.stop.begin()
                 return self._steps(first, log)
 
-    def _steps(self, first: int, log: Log) -> int:
+    def _steps(self, first: int, log: Log) -> int | None:
         run, trainer, task, progress = self.run, self.trainer, self.task, self.progress
         held_out = task.held_out()
         if first == 0 and run.eval_every:
@@ -225,10 +231,10 @@ class _Session:
                 because = "" if stopped else f": {reason}"
                 tell(f"stopped after step {done}{because}; continue with: minitv train --resume {self.directory}")
                 if stopped:
-                    return 128 + stopped
+                    return stopped
                 break
         self._finish()
-        return 0
+        return None
 
     def _step(self, batch, step: int) -> float:
         trainer = self.trainer

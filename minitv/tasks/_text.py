@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import check, option
 from ..corpus import open_corpus
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UserError
 from ..options import DATA, STEPS
 from ..report import count
 from ..sources import check_encoding
@@ -53,6 +53,8 @@ class OnText(Task):
     def __init__(self, options: CorpusOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         self.options, self.context = options, context
         tokenizer, expected = (None, None) if saved is None else (self.stored_tokenizer(saved), saved.get("corpus_sha256"))
+        if tokenizer is not None and tokenizer.kind != options.tokenizer:
+            raise UserError(f"--tokenizer {options.tokenizer}: the model knows tokens of the kind {tokenizer.kind}")
         self.corpus = open_corpus(options.data, options.val_data, options.tokenizer, options.encoding, context=context,
                                   saved=tokenizer, expected=expected)
         self.tokenizer = self.corpus.tokenizer

@@ -1,5 +1,6 @@
 """What `import minitv` offers to Python."""
 
+import signal
 import subprocess
 import sys
 
@@ -61,6 +62,53 @@ def test_a_run_goes_on_from_the_weights_of_another_one(data, tmp_path):
                          out=str(tmp_path / "second"), **SMALL)
     assert again.tokenizer.to_json() == first.tokenizer.to_json()
     assert again.loss(TEXT) == pytest.approx(first.loss(TEXT), abs=1e-5)
+    own = {name: value for name, value in SMALL.items() if name not in ("context", "layers", "width")}
+    like = minitv.train(data=str(other), steps=1, init_from=str(tmp_path / "first"), out=str(tmp_path / "like"), **own)
+    assert like.experiment.variant.name == "rwkv" and like.experiment.model == first.experiment.model
     wide = SMALL | dict(width=32)
     with pytest.raises(UserError, match=r"--init-from .*first: the model does not fit: wrong shape"):
         minitv.train("rwkv", data=str(other), steps=3, init_from=str(tmp_path / "first"), out=str(tmp_path / "third"), **wide)
+
+
+def test_a_resumed_run_has_its_own_options(data, tmp_path):
+    out = str(tmp_path / "run")
+    minitv.train("retnet", data=str(data), heads=2, steps=3, lr=1e-3, warmup=1, out=out, **SMALL)
+    run = minitv.train(resume=out, steps=5)
+    assert run.step == 5 and run.experiment.run.lr == 1e-3 and run.experiment.variant.name == "retnet"
+    with pytest.raises(UserError, match=r"--resume .*: --lr is 0.001 in this run and cannot become 0.002 \(arguments\)"):
+        minitv.train(resume=out, steps=7, lr=2e-3)
+    with pytest.raises(UserError, match="this is a run of retnet, it cannot continue as rwkv"):
+        minitv.train("rwkv", resume=out, steps=7)
+
+
+def test_a_text_is_read_with_the_tokenizer_of_the_model(data, tmp_path):
+    first = str(tmp_path / "first")
+    minitv.train("rwkv", data=str(data), val_data=str(data), steps=1, out=first, **SMALL)
+    with pytest.raises(UserError, match="--tokenizer byte: the model knows tokens of the kind char"):
+        minitv.train(init_from=first, data=str(data), tokenizer="byte", out=str(tmp_path / "second"), steps=1)
+    second = minitv.train(init_from=first, data=str(data), out=str(tmp_path / "second"), steps=1, sample_tokens=0)
+    assert second.experiment.data.val_data is None  # the other run's text is not that of this one
+
+
+def test_ctrl_c_saves_and_is_raised(data, tmp_path):
+    def interrupt(record):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        minitv.train("rwkv", data=str(data), steps=9, out=str(tmp_path / "run"), on_step=interrupt, **SMALL)
+    assert minitv.load(str(tmp_path / "run")).step == 1
+
+
+def test_a_model_of_both_sides_does_not_write(data, tmp_path):
+    options = {name: value for name, value in SMALL.items() if name != "sample_tokens"}
+    run = minitv.train("encoder", data=str(data), heads=2, steps=1, out=str(tmp_path / "run"), **options)
+    with pytest.raises(UserError, match="encoder sees a whole sequence at once, it cannot write"):
+        run.write("the ")
+    with pytest.raises(UserError, match="encoder sees a whole sequence at once, it cannot predict the next token"):
+        run.loss(TEXT)
+
+
+def test_options_of_reading_a_run_are_none_of_writing(data, tmp_path):
+    run = minitv.train("rwkv", data=str(data), steps=1, out=str(tmp_path / "run"), **SMALL)
+    with pytest.raises(UserError, match=r"write: count is an option of `minitv sample` alone"):
+        run.write("the ", count=3)

@@ -14,7 +14,7 @@ from minitv import checkpoint, sample, variants
 from minitv.cli import main
 from minitv.errors import CheckpointError, RunError, UserError
 from minitv.options import SampleOptions
-from minitv.sample import choose, generate, penalise, stream, streams
+from minitv.sample import choose, generate, penalise, streams
 from minitv.tokenizer import ByteTokenizer, CharTokenizer
 from tests.minitv import models
 
@@ -195,11 +195,11 @@ def test_the_seed_decides():
     assert list(generate(model, np.array([1]), 5, Random(0), temperature=5.0)) == texts[0][:5]
 
 
-# -- stream
+# -- streams
 
 
 def text_of(run, **options):
-    return "".join(stream(run, SampleOptions(**options)))
+    return "".join(next(streams(run, SampleOptions(**options)))[1])
 
 
 def test_same_seed_same_text(run):
@@ -216,7 +216,7 @@ def test_several_texts_have_the_seeds_that_follow(run):
 
 
 def test_the_first_pieces_do_not_wait_for_the_last(run):
-    pieces = stream(run, SampleOptions(tokens=10**9))
+    pieces = next(streams(run, SampleOptions(tokens=10**9)))[1]
     assert len("".join(itertools.islice(pieces, 5))) == 5
 
 
@@ -254,7 +254,7 @@ def test_stop_text_is_the_first_occurrence(run, text, stop):
 
 def test_characters_of_several_bytes_arrive_whole(byte_run, monkeypatch):
     scripted(monkeypatch, ByteTokenizer(), "aé€😀b".encode())
-    assert list(stream(byte_run, SampleOptions())) == ["a", "é", "€", "😀", "b"]
+    assert list(next(streams(byte_run, SampleOptions()))[1]) == ["a", "é", "€", "😀", "b"]
 
 
 @pytest.mark.parametrize("data, expected", [
