@@ -125,12 +125,12 @@ def _train(argv: list[str]) -> int:
     from .checkpoint import read_run, run_folder
     from .variants import load
 
-    stored = None
+    base = None
     if resume or origin:
         with naming(f"--resume {resume}" if resume else f"--init-from {origin}", CheckpointError):
-            stored = experiments.from_checkpoint(read_run(resume or origin).config)
+            base = experiments.from_checkpoint(read_run(resume or origin).config)
         where = f"checkpoint {resume or origin}"
-        for name, fixed in (("variant", stored.variant.name), ("task", stored.task.name)):
+        for name, fixed in (("variant", base.variant.name), ("task", base.task.name)):
             if resume and sources[name] != "default" and values[name] != fixed:
                 raise UserError(f"--resume {resume}: this is a run of {fixed}, it cannot continue as {values[name]}")
             if sources[name] == "default" or resume:
@@ -142,24 +142,24 @@ def _train(argv: list[str]) -> int:
     if not resume or values["preset"] is not None:
         layers += experiments.preset_layers(variant, task, str(values["preset"] or DEFAULT_PRESET))
     if origin and not resume:  # the model is that of the checkpoint
-        fixed = {k: v for part in ("model", "mixer", "data") for k, v in to_json(getattr(stored, part)).items()}
+        fixed = {k: v for part in ("model", "mixer", "data") for k, v in to_json(getattr(base, part)).items()}
         layers.append((where, {k: v for k, v in fixed.items() if k in options.settings and k != "data"}))
         layers.append((sources["init_from"], {"init_from": origin}))
     if file:
         layers.append((choices["config"], file))
-    kept = [(where, {k: v for k, v in stored.values.items() if k in options.settings}
+    base_layers = [(where, {k: v for k, v in base.values.items() if k in options.settings}
              | dict(out=str(run_folder(resume)), resume=resume, overwrite=False))] if resume else []
-    known, _ = options.merge(*kept, *layers)  # for the help
+    defaults, _ = options.merge(*base_layers, *layers)  # for the help
 
     parser = _train_parser()
     parser.prog += f" {variant.name}"
-    parser.add_options(options, known)
+    parser.add_options(options, defaults)
     arguments = parser.parse(argv)
     print_config = arguments.pop("print_config", False)
     layers.append(("command line", {name: value for name, value in arguments.items() if name in options.settings}))
     if resume:
-        _only_resumable(resume, kept[0][1], layers, options)
-    experiment, origins = experiments.combine(variant, task, *kept, *layers)
+        _only_resumable(resume, base_layers[0][1], layers, options)
+    experiment, origins = experiments.combine(variant, task, *base_layers, *layers)
     if print_config:
         _write(table(experiment.rows({**origins, **sources})))
         return 0
@@ -237,11 +237,11 @@ def _train_parser() -> Parser:
     return parser
 
 
-def _only_resumable(directory: str, stored: dict, layers: list, options: Options) -> None:
+def _only_resumable(directory: str, values: dict, layers: list, options: Options) -> None:
     """Refuse what would make the resumed run another run."""
     for source, layer in layers:
         for name, value in layer.items():
-            setting, old = options.settings[name], stored[name]
+            setting, old = options.settings[name], values[name]
             value = setting.check(value, f"{source}: {name}")
             if name == "out" and value is not None:
                 value, old = os.path.abspath(value), os.path.abspath(old)
@@ -373,8 +373,8 @@ def _list(argv: list[str]) -> int:
     _columns((name, entry.summary) for name, entry in tasks.tasks().items())
     _heading("\npresets (--preset NAME)")
     for name, preset in PRESETS.items():
-        known = Options(ModelOptions, TrainOptions)
-        values, _ = known.merge(("preset", {k: v for k, v in preset.items() if k in known.settings}))
+        options = Options(ModelOptions, TrainOptions)
+        values, _ = options.merge(("preset", {k: v for k, v in preset.items() if k in options.settings}))
         summary = "context {context}, {layers} layers, width {width}, batch {batch}, {steps} steps".format(**values)
         _columns([(name, summary + (" (the default)" if name == DEFAULT_PRESET else ""))])
     return 0
@@ -491,8 +491,8 @@ def _explain(argv: list[str]) -> int:
         _columns([*variants.describe(variant), ("writing", _writing(variant))])
         return 0
     if name not in REGISTRY:
-        known = [*variants.variants(), *REGISTRY]
-        close = difflib.get_close_matches(name, known, 1)
+        names = [*variants.variants(), *REGISTRY]
+        close = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all operators, `minitv list` all variants"
         raise UserError(f"unknown variant or operator {name!r}; {hint}")
     op = REGISTRY[name]
