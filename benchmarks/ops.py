@@ -137,13 +137,13 @@ def described(arrays, params) -> str:
     return ", ".join([*shapes, *(f"{name}={value}" for name, value in params.items() if name != "seed")])
 
 
-def routes(names: list[str], known: dict[str, Op], arguments: argparse.Namespace) -> None:
+def routes(names: list[str], table: dict[str, Op], arguments: argparse.Namespace) -> None:
     """Print the times of each operator's kernel and forms."""
     report = {}
     print(f"{'operator':<16} {'route':<18} {'forward ms':>11} {'training ms':>12} {'speed-up':>9}")
     with blas_threads(arguments.threads), np.errstate(all="ignore"):
         for name in names:
-            op = known[name]
+            op = table[name]
             arrays, params = LargeDraw.inputs(op, arguments.elements, arguments.seed, np.dtype(arguments.dtype))
             print(f"{name}({described(arrays, params)})")
             fused = cpu_kernels(op)
@@ -263,9 +263,9 @@ def compare(operator: str, rival, arguments: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    known = {op.name: op for op in operators()}
+    table = {op.name: op for op in operators()}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help=f"default: all of {', '.join(known)}")
+    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help=f"default: all of {', '.join(table)}")
     parser.add_argument("--elements", type=int, default=9_000_000, help="values in the arrays (default: 9000000)")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--seconds", type=float, default=0.3, help="time per measurement (default: 0.3)")
@@ -277,11 +277,11 @@ def main() -> None:
     parser.add_argument("--worker", metavar="CONTENDER", help="of --rivals: measure this one in this process")
     arguments = parser.parse_args()
     against = arguments.rivals or arguments.worker
-    known = contests() if against else known
-    if unknown := set(arguments.operators) - set(known):
+    table = contests() if against else table
+    if unknown := set(arguments.operators) - set(table):
         parser.error(f"no operator with a {'rival' if against else 'kernel'} is called {', '.join(sorted(unknown))}, allowed: "
-                     f"{', '.join(known)}")
-    names = arguments.operators or list(known)
+                     f"{', '.join(table)}")
+    names = arguments.operators or list(table)
     arguments.threads = arguments.threads or (cores() if against else 1)
     if arguments.worker:
         print(json.dumps(contend(names[0], arguments.worker, arguments.threads, arguments.seconds)))
@@ -289,12 +289,12 @@ def main() -> None:
         warn_if_busy()
         print(f"{'':<4} {'':<28} {'forward ms':>9} {'training ms':>11}  theirs / ours: forward, training")
         result = {"benchmark": "ops", "threads": arguments.threads, "rounds": arguments.rounds,
-                  "operators": {name: compare(name, known[name], arguments) for name in names}}
+                  "operators": {name: compare(name, table[name], arguments) for name in names}}
         if arguments.save:
             save("ops", result, "operators")
         print(json.dumps(result))
     else:
-        routes(names, known, arguments)
+        routes(names, table, arguments)
 
 
 if __name__ == "__main__":

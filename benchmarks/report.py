@@ -110,16 +110,16 @@ def learned(name: str, title: str) -> str:
     """The table of ``minitv compare`` that benchmarks/learning.py kept, and the baselines below it."""
     result = results(name)
     key, unit = result["metric"]["key"], result["metric"]["name"]
-    swept = [name for name in result["variants"][0]["swept"] if name != "lr"]
+    axes = [name for name in result["variants"][0]["swept"] if name != "lr"]
     rows = []
     for row in result["variants"]:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
-        rows.append([row["variant"], *(shown(row["swept"][name]) for name in swept), f"{row['parameters']:,}", f"{row['lr']:g}",
+        rows.append([row["variant"], *(shown(row["swept"][name]) for name in axes), f"{row['parameters']:,}", f"{row['lr']:g}",
                      f"{row[key]:.3f}{spread}", f"{row['state_bytes'] / 1e3:,.1f} kB"])
-    blank = [""] * (2 + len(swept))
+    blank = [""] * (2 + len(axes))
     rows += [[name, *blank, f"{value:.3f}", ""] for name, value in result["baselines"].items()]
     seeds = result["variants"][0]["seeds"]
-    header = [f"{title}, {result['steps']} steps", *swept, "parameters", "learning rate", unit, "state"]
+    header = [f"{title}, {result['steps']} steps", *axes, "parameters", "learning rate", unit, "state"]
     of_seeds = f"Means of {seeds} seeds ± their standard deviation" if seeds > 1 else "One seed"
     return table(header, rows) + where(result).replace("one run each.", f"{of_seeds}; the rate of the lowest held-out loss.")
 

@@ -43,5 +43,5 @@ for order, baseline in enumerate(corpus.baselines[:4]):
     print(f"  n-gram of order {order}: {baseline:.3f}")
 
 prompt = tokenizer.encode("    def ")
-written = generate(model, prompt, 300, Random(2), temperature=0.8)
-print("    def " + tokenizer.decode(list(written)))
+tokens = generate(model, prompt, 300, Random(2), temperature=0.8)
+print("    def " + tokenizer.decode(list(tokens)))

@@ -95,9 +95,9 @@ def save(directory: str | os.PathLike, name: str, *, model: Arrays, optimizer: A
                 os.rename(aside, target)
         with contextlib.suppress(OSError):
             _remove(temporary)
-        kept = ("; the new checkpoint is in its place, but the disk may forget it" if placed
+        note = ("; the new checkpoint is in its place, but the disk may forget it" if placed
                 else "; a checkpoint saved there earlier is intact" if earlier and exists(directory, name) else "")
-        raise SaveError(f"{target} could not be saved: {error.strerror or error}{kept}") from error
+        raise SaveError(f"{target} could not be saved: {error.strerror or error}{note}") from error
     with contextlib.suppress(OSError):  # the next save tries again
         _remove(aside)
     return target
@@ -321,9 +321,9 @@ def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise CheckpointError(f"{path} has format {version}, this minitv reads up to {FORMAT_VERSION}: update minitv")
     if missing := [key for key in OWN_KEYS if key not in body]:
         raise CheckpointError(f"{path} is incomplete: missing {', '.join(missing)}")
-    stored = body.pop("sha256")
+    digest = body.pop("sha256")
     try:
-        changed = _sha256(json.dumps(body, allow_nan=False).encode()) != stored
+        changed = _sha256(json.dumps(body, allow_nan=False).encode()) != digest
     except ValueError:  # a number so large that it became infinite
         changed = True
     if changed:

@@ -128,8 +128,8 @@ def _train(argv: list[str]) -> int:
     parser.add_options(request.options, request.values)
     arguments = parser.parse(argv)
     print_config = arguments.pop("print_config", False)
-    own = {name: value for name, value in arguments.items() if name in request.options.settings}
-    experiment, origins = request.experiment(("command line", own))
+    layer = {name: value for name, value in arguments.items() if name in request.options.settings}
+    experiment, origins = request.experiment(("command line", layer))
     if print_config:
         _write(table(experiment.rows(origins)))
         return 0
@@ -316,8 +316,8 @@ def _list(argv: list[str]) -> int:
     _columns((name, entry.summary) for name, entry in tasks.tasks().items())
     _heading("\npresets (--preset NAME)")
     for name, preset in PRESETS.items():
-        known = Options(ModelOptions, TrainOptions)
-        values, _ = known.merge(("preset", {k: v for k, v in preset.items() if k in known.settings}))
+        options = Options(ModelOptions, TrainOptions)
+        values, _ = options.merge(("preset", {k: v for k, v in preset.items() if k in options.settings}))
         summary = "context {context}, {layers} layers, width {width}, batch {batch}, {steps} steps".format(**values)
         _columns([(name, summary + (" (the default)" if name == DEFAULT_PRESET else ""))])
     return 0
@@ -434,8 +434,8 @@ def _explain(argv: list[str]) -> int:
         _columns([*variants.describe(variant), ("writing", _writing(variant))])
         return 0
     if name not in REGISTRY:
-        known = [*variants.variants(), *REGISTRY]
-        close = difflib.get_close_matches(name, known, 1)
+        names = [*variants.variants(), *REGISTRY]
+        close = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {close[0]}?" if close else "`minitv explain` lists all operators, `minitv list` all variants"
         raise UserError(f"unknown variant or operator {name!r}; {hint}")
     op = REGISTRY[name]

@@ -66,8 +66,8 @@ class Plan:
     @property
     def defaults(self) -> dict[str, Any]:
         """The value of each option that all variants share, and "by variant" where they differ."""
-        merged = [self._namespaces[v.name].merge(*self._layers[v.name])[0] for v in self.variants]
-        values = {name: [part[name] for part in merged if name in part] for name in self.options.settings}
+        tables = [self._namespaces[v.name].merge(*self._layers[v.name])[0] for v in self.variants]
+        values = {name: [part[name] for part in tables if name in part] for name in self.options.settings}
         return {name: every[0] if all(value == every[0] for value in every) else "by variant"
                 for name, every in values.items()} | {"out": DIRECTORY}
 
@@ -158,11 +158,11 @@ class Run:
 
     def train(self) -> int:
         """Train in a process of its own, from where the folder's checkpoint ends; returns the exit code."""
-        done = self.done()
-        if done >= self.steps:
+        step = self.done()
+        if step >= self.steps:
             return 0
         command = [sys.executable, "-m", "minitv", "train", self.variant]
-        if done:
+        if step:
             command += ["--resume", str(self.directory), "--steps", str(self.steps)]
         else:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -213,16 +213,16 @@ def _compare(runs: list[Run], directory: Path) -> int:
             if key not in data:
                 data[key] = run.experiment.begin().state()
             run.check_data(data[key])
-    failed = []
+    failures = []
     for number, run in enumerate(runs, 1):
         print(f"run {number} of {len(runs)}: {run.name}, folder {run.directory}", file=sys.stderr, flush=True)
         if code := run.train():
             if code in (130, -2, 143, -15, 129, -1):
                 print("stopped; the same command goes on from here", file=sys.stderr)
                 return 130
-            failed.append(run)
+            failures.append(run)
             print(f"{run.name}: failed with exit code {code}; the others go on", file=sys.stderr)
-    results = [measure(run) for run in runs if run not in failed]
+    results = [measure(run) for run in runs if run not in failures]
     if not results:
         return 1
     task = runs[0].experiment.task
@@ -237,7 +237,7 @@ def _compare(runs: list[Run], directory: Path) -> int:
         print(f"curves: {picture(runs, results, rows, directory / PICTURE)}", file=sys.stderr)
     except UserError as error:
         print(f"no picture of the curves: {error}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failures else 0
 
 
 def field(task: type[Task]) -> str:
@@ -282,8 +282,8 @@ def _writing(directory: Path) -> tuple[int, float]:
         rates = []
         for seed in range(4):  # the first compiles
             start = time.perf_counter()
-            written = sum(1 for _ in generate(model, np.zeros(1, np.intp), max(context - 1, 1), Random(seed)))
-            rates.append(written / (time.perf_counter() - start))
+            tokens = sum(1 for _ in generate(model, np.zeros(1, np.intp), max(context - 1, 1), Random(seed)))
+            rates.append(tokens / (time.perf_counter() - start))
     return size, statistics.median(rates[1:])
 
 
@@ -303,11 +303,11 @@ def summary(results: list[dict[str, Any]], task: type[Task]) -> list[dict[str, A
     """
     key, rows = field(task), []
     for variant in dict.fromkeys(result["variant"] for result in results):
-        tried: dict[str, list[dict[str, Any]]] = {}
+        groups: dict[str, list[dict[str, Any]]] = {}
         for result in results:
             if result["variant"] == variant:
-                tried.setdefault(json.dumps(result["swept"]), []).append(result)
-        best = min(tried.values(), key=lambda runs: statistics.mean(
+                groups.setdefault(json.dumps(result["swept"]), []).append(result)
+        best = min(groups.values(), key=lambda runs: statistics.mean(
             math.inf if run["val_loss"] is None else run["val_loss"] for run in runs))
         values = [run[key] for run in best if run[key] is not None]
         row = {"variant": variant, "seeds": len(best), "swept": best[0]["swept"],
@@ -374,11 +374,11 @@ def _aligned(lines: list[list[str]]) -> str:
 def picture(runs: list[Run], results: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> Path:
     """The held-out curves of all variants in one picture: the mean over seeds, and every seed thinly."""
     lines, logs = [], []
-    done = {(result["variant"], json.dumps(result["swept"]), result["seed"]) for result in results}
+    keys = {(result["variant"], json.dumps(result["swept"]), result["seed"]) for result in results}
     for row in rows:
         style, swept = look(row["variant"]), json.dumps(row["swept"])
         seeds = [curves(run.directory) for run in runs
-                 if (run.variant, json.dumps(run.swept)) == (row["variant"], swept) and (run.variant, swept, run.seed) in done]
+                 if (run.variant, json.dumps(run.swept)) == (row["variant"], swept) and (run.variant, swept, run.seed) in keys]
         logs += seeds
         series = [dict(log.held_out) for log in seeds]
         if len(series) > 1:

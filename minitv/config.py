@@ -362,17 +362,17 @@ def shown(value: Any) -> str:
     return plain(str(value), VALUE)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, names: Iterable[str]) -> str:
     """`"; did you mean X?"` for the closest known word, or nothing."""
-    close = difflib.get_close_matches(word[:VALUE].lower(), list(known), 1, 0.66)
+    close = difflib.get_close_matches(word[:VALUE].lower(), list(names), 1, 0.66)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def choose(what: str, word: str, known: Iterable[str]) -> str:
+def choose(what: str, word: str, names: Iterable[str]) -> str:
     """``word`` if it is known, else UserError with what is allowed and the closest match."""
-    known = list(known)
-    if word not in known:
-        raise UserError(f"unknown {what} {quoted(word)}, allowed: {', '.join(known)}{did_you_mean(word, known)}")
+    names = list(names)
+    if word not in names:
+        raise UserError(f"unknown {what} {quoted(word)}, allowed: {', '.join(names)}{did_you_mean(word, names)}")
     return word
 
 
@@ -497,6 +497,6 @@ class Parser(argparse.ArgumentParser):
             return f"; here it is {synonym}"
         if hint := self.elsewhere(name.lstrip("-").replace("-", "_")):
             return hint
-        known = {flag[2:]: flag for flag in self._option_string_actions if flag.startswith("--")}
-        close = difflib.get_close_matches(name[:VALUE].lstrip("-"), known, 1, 0.66)
-        return f"; did you mean {known[close[0]]}?" if close else f", see {self.prog} --help"
+        flags = {flag[2:]: flag for flag in self._option_string_actions if flag.startswith("--")}
+        close = difflib.get_close_matches(name[:VALUE].lstrip("-"), flags, 1, 0.66)
+        return f"; did you mean {flags[close[0]]}?" if close else f", see {self.prog} --help"

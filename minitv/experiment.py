@@ -127,9 +127,9 @@ def default_task(variant: Variant) -> str:
 
 def elsewhere(name: str) -> str:
     """For an error: which variants or tasks have an option of this name."""
-    for what, known in (("", [(entry.name, entry.load().options) for entry in variants.variants().values()]),
+    for what, owners in (("", [(entry.name, entry.load().options) for entry in variants.variants().values()]),
                         ("the tasks ", [(entry.name, entry.load().Options) for entry in tasks.tasks().values()])):
-        if having := [owner for owner, options in known if name in settings(options)]:
+        if having := [owner for owner, options in owners if name in settings(options)]:
             return f"; it is an option of {what}{', '.join(having)}"
     return ""
 

@@ -45,10 +45,10 @@ class Log:
         elif not lines:
             damaged = [f"{self.path}: the header line is missing"]
         if damaged:
-            kept = self.path.with_name(DAMAGED)
-            files.replace(kept, data)
+            copy = self.path.with_name(DAMAGED)
+            files.replace(copy, data)
             more = f", and {len(damaged) - 1} more lines" if len(damaged) > 1 else ""
-            self.note = f"{damaged[0]}{more}: left out; the file as it was is {kept}"
+            self.note = f"{damaged[0]}{more}: left out; the file as it was is {copy}"
         return header, [line for line in lines[1:] if not isinstance(line, CheckpointError)]
 
     def write(self, record: Mapping[str, Any]) -> None:

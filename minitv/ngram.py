@@ -15,7 +15,7 @@ def ngram_bpc(train_ids: np.ndarray, held_ids: np.ndarray, vocab: int, max_order
     distribution; a history never seen gives p(c | h'). All held-out tokens are scored, the first ones with a history
     that reaches into the training text, which they follow. (Witten and Bell 1991, IEEE Trans. Inf. Theory 37(4).)
     """
-    trained = len(train_ids)
+    length = len(train_ids)
     ids = np.concatenate([train_ids, held_ids]).astype(np.min_scalar_type(vocab - 1), copy=False)
     p = np.full(len(held_ids), 1 / vocab)
     number = np.int32 if len(ids) < 2**31 else np.int64
@@ -26,9 +26,9 @@ def ngram_bpc(train_ids: np.ndarray, held_ids: np.ndarray, vocab: int, max_order
         key *= vocab
         key += ids
         key[history < 0] = -1
-        first = min(order, trained)  # the first token with a full history
-        grams, gram, count = _number(key[first:trained], number)
-        key = key[trained:]
+        first = min(order, length)  # the first token with a full history
+        grams, gram, count = _number(key[first:length], number)
+        key = key[length:]
         place = np.searchsorted(grams, key)
         matches = np.append(grams, -2)[place] == key
 
@@ -36,15 +36,15 @@ def ngram_bpc(train_ids: np.ndarray, held_ids: np.ndarray, vocab: int, max_order
         total = np.bincount(grams // vocab, count, histories)  # N(h)
         distinct = np.bincount(grams // vocab, minlength=histories)  # T(h)
         total, distinct = np.append(total, 0), np.append(distinct, 0)  # what history -1 finds
-        n, t = total[history[trained:]], distinct[history[trained:]]
+        n, t = total[history[length:]], distinct[history[length:]]
         hits = np.where(matches, np.append(count, 0)[place], 0)
         p = np.where(n > 0, (hits + t * p) / np.maximum(n + t, 1), p)
         bits.append(float(-np.log2(p).mean()) + 0.0)
 
         # the grams are the histories of the next order, one token later
         history[:first + 1] = -1
-        history[first + 1:trained + 1] = gram[:len(history) - first - 1]
-        history[trained + 1:] = np.where(matches, place, -1)[:-1]
+        history[first + 1:length + 1] = gram[:len(history) - first - 1]
+        history[length + 1:] = np.where(matches, place, -1)[:-1]
     return bits
 
 

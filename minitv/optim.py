@@ -86,11 +86,11 @@ class AdamW:
 
     def squares(self, run: Callable = map, parts: int = 1):
         """The first half of a step: add up the gradients; returns the sum of their squares, on a GPU without waiting."""
-        used = [buffer for buffer in self.buffers if buffer.written] or self.buffers[:1]
-        for buffer in used:
+        sources = [buffer for buffer in self.buffers if buffer.written] or self.buffers[:1]
+        for buffer in sources:
             buffer.finish()
-        self._summed = used[0]
-        flats = [buffer.flat for buffer in used]
+        self._summed = sources[0]
+        flats = [buffer.flat for buffer in sources]
         return sum(run(lambda r: self._kernel().sum_gradients(flats, *r), self._ranges(parts)))
 
     def update(self, lr: float, squares: float, run: Callable = map, parts: int = 1, *, count: int = 1) -> float:

@@ -45,10 +45,10 @@ def choose(logits: np.ndarray, uniform: float, temperature: float = 1.0, top_k: 
     with np.errstate(over="ignore"):  # a tiny temperature: minus infinity, weight 0
         weights = np.exp(below / temperature)  # relative to the likeliest
     cumulative = np.cumsum(weights)
-    kept = int(np.searchsorted(cumulative, top_p * cumulative[-1], side="left")) + 1
+    size = int(np.searchsorted(cumulative, top_p * cumulative[-1], side="left")) + 1
     if min_p:
-        kept = min(kept, int(np.searchsorted(-weights, -min_p, side="right")))
-    cumulative = cumulative[:kept]
+        size = min(size, int(np.searchsorted(-weights, -min_p, side="right")))
+    cumulative = cumulative[:size]
     return int(order[min(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"), len(cumulative) - 1)])
 
 
@@ -146,13 +146,13 @@ class Trained(NamedTuple):
 
 def load(directory: str, name: str = "last") -> Trained:
     """The experiment and the model of a run's checkpoint."""
-    stored = checkpoint.load_run(directory, name)
+    snapshot = checkpoint.load_run(directory, name)
     with naming(directory, CheckpointError):
-        experiment = from_checkpoint(stored.state.config)
-        model = experiment.build(experiment.task.stored_vocab(stored.state.task))
-    checkpoint.check_arrays(model.state(), stored.model, f"{directory}: the model")
-    model.load(stored.model)
-    return Trained(experiment, model, stored.state.task, stored.state.step)
+        experiment = from_checkpoint(snapshot.state.config)
+        model = experiment.build(experiment.task.stored_vocab(snapshot.state.task))
+    checkpoint.check_arrays(model.state(), snapshot.model, f"{directory}: the model")
+    model.load(snapshot.model)
+    return Trained(experiment, model, snapshot.state.task, snapshot.state.step)
 
 
 def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:

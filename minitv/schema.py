@@ -86,9 +86,9 @@ class Header:
 
 def read_state(data: Mapping[str, Any], where: str) -> RunState:
     """The state of a checkpoint."""
-    known = {field.name for field in dataclasses.fields(RunState)} - {"task"}
-    return read(RunState, {**{key: data[key] for key in known & data.keys()},
-                           "task": {key: value for key, value in data.items() if key not in known}}, where)
+    names = {field.name for field in dataclasses.fields(RunState)} - {"task"}
+    return read(RunState, {**{key: data[key] for key in names & data.keys()},
+                           "task": {key: value for key, value in data.items() if key not in names}}, where)
 
 
 def check_header(data: Any, where: str) -> None:

@@ -290,14 +290,14 @@ class Document:
 
     def _decoded(self) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder(self._reader.encoding)()
-        done = 0
+        offset = 0
         try:
             for block in self._bytes():
-                done += len(block)
+                offset += len(block)
                 yield decoder.decode(block)
             yield decoder.decode(b"", True)
         except UnicodeDecodeError as error:
-            first = done - len(error.object) + error.start  # the object begins with what was left of the block before
+            first = offset - len(error.object) + error.start  # the object begins with what was left of the block before
             what = error.object[error.start:max(error.end, error.start + 1)].hex(" ")
             raise self._no_text(f"byte offset {first} holds {what} (hexadecimal), {error.reason}", error.object) from None
         except UnicodeError as error:
@@ -332,9 +332,9 @@ def check_encoding(name: str) -> str:
             return "utf-8" if info.name == "utf-8-sig" else info.name
     except (LookupError, ValueError):
         pass
-    known = {word.replace("_", "-") for pair in encodings.aliases.aliases.items() for word in pair}
+    names = {word.replace("_", "-") for pair in encodings.aliases.aliases.items() for word in pair}
     raise UserError(f"--encoding: {quoted(name)} is unknown, allowed are the text encodings of Python, such as utf-8, utf-16, "
-                    f"latin-1 and cp1252{did_you_mean(name.replace('_', '-'), sorted(known))}")
+                    f"latin-1 and cp1252{did_you_mean(name.replace('_', '-'), sorted(names))}")
 
 
 def rank(path: str) -> bytes:

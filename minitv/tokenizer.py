@@ -50,13 +50,13 @@ class CharTokenizer:
 
     def read(self, document: Document) -> Iterator[np.ndarray]:
         """The ids of a document, block by block."""
-        done = 0
+        offset = 0
         for text in document.texts():
             try:
-                yield self.encode(text, done)
+                yield self.encode(text, offset)
             except UserError as error:
                 raise UserError(f"{document.where}: {error}") from None
-            done += len(text)
+            offset += len(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids."""
@@ -153,17 +153,17 @@ class _ByteDecoder:
 TOKENIZERS: dict[str, type[CharTokenizer] | type[ByteTokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer}
 
 
-def from_json(stored: dict[str, Any]) -> CharTokenizer | ByteTokenizer:
+def from_json(data: dict[str, Any]) -> CharTokenizer | ByteTokenizer:
     """The tokenizer that ``to_json`` described; CheckpointError when it describes none."""
-    kind = stored.get("kind") if isinstance(stored, dict) else None
-    if kind == "byte" and set(stored) == {"kind"}:
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind == "byte" and set(data) == {"kind"}:
         return ByteTokenizer()
-    if kind == "char" and set(stored) == {"kind", "characters"} and isinstance(stored["characters"], str):
+    if kind == "char" and set(data) == {"kind", "characters"} and isinstance(data["characters"], str):
         try:
-            return CharTokenizer(stored["characters"])
+            return CharTokenizer(data["characters"])
         except UserError as error:
             raise CheckpointError(f"the stored tokenizer is damaged: {error}") from None
-    raise CheckpointError(f"the stored tokenizer is not one that minitv writes: {str(stored)[:80]}; allowed are "
+    raise CheckpointError(f"the stored tokenizer is not one that minitv writes: {str(data)[:80]}; allowed are "
                           'the kinds "char", with "characters", and "byte"')
 
 

@@ -82,17 +82,17 @@ class Trainer:
         slices = self._slices(batch)
         buffers, counter = self.optimizer.buffers, itertools.count()
         losses, counts = [math.nan] * len(slices), [0] * len(slices)
-        written, statistics = [threading.Event() for _ in slices], Statistics()
+        events, statistics = [threading.Event() for _ in slices], Statistics()
         self.model.begin_step(step, self._redrawn)
 
         def work(worker: int) -> None:
             while (i := next(counter)) < len(slices):
                 try:
-                    before = written[i - len(buffers)] if i >= len(buffers) else None
+                    before = events[i - len(buffers)] if i >= len(buffers) else None
                     with statistics.part(i):
                         losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffers[i % len(buffers)], before)
                 finally:
-                    written[i].set()
+                    events[i].set()
 
         list(self._map(work, range(self.workers)))
         count = sum(counts)

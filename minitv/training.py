@@ -194,19 +194,19 @@ class _Session:
         for step in range(first, run.steps):
             batch = task.batch(step)
             loss = self._step(batch, step)
-            done, since = step + 1, since + 1
+            number, since = step + 1, since + 1
             rate = since * batch.inputs.size / (time.perf_counter() - clock)
-            record = {"step": done, "loss": loss, **self._training_value(loss), "tokens_per_s": round(rate, 1),
+            record = {"step": number, "loss": loss, **self._training_value(loss), "tokens_per_s": round(rate, 1),
                       "elapsed_s": round(self._elapsed(), 3), "lr": trainer.lr, "grad_norm": trainer.grad_norm}
-            progress.update(done, loss=loss, metric=self._shown_metric(loss), tokens_per_s=rate)
-            evaluate = run.eval_every and (done % run.eval_every == 0 or done == run.steps)
+            progress.update(number, loss=loss, metric=self._shown_metric(loss), tokens_per_s=rate)
+            evaluate = run.eval_every and (number % run.eval_every == 0 or number == run.steps)
             if evaluate:
                 record |= self._evaluate(held_out, step)
                 record["peak_mb"] = peak_mb()
-            if evaluate or done % run.log_every == 0 or done in (1, run.steps):
+            if evaluate or number % run.log_every == 0 or number in (1, run.steps):
                 log.write(record)
             if evaluate:
-                self._report(done, record)
+                self._report(number, record)
             reason = None  # why the run ends here
             if run.patience and evaluate:
                 unimproved = 0 if record["val_loss"] < self.best else unimproved + 1
@@ -217,19 +217,19 @@ class _Session:
             if self.on_step is not None and self.on_step(record) is False:
                 reason = "on_step returned False"
             stopped = self.stop.signal  # read once: a signal after this line is for the next step
-            if evaluate or done == run.steps or stopped or reason or (run.save_every and done % run.save_every == 0):
+            if evaluate or number == run.steps or stopped or reason or (run.save_every and number % run.save_every == 0):
                 if not namespace(trainer.optimizer.param).isfinite(trainer.optimizer.param).all():
                     raise self._nonfinite("the new weights", step)
-                self._save(done, record.get("val_loss"))
-            if evaluate or done % run.log_every == 0 or done == 1:
+                self._save(number, record.get("val_loss"))
+            if evaluate or number % run.log_every == 0 or number == 1:
                 clock, since = time.perf_counter(), 0  # the speed of the steps alone
-            if done == first + 1:
+            if number == first + 1:
                 timed = time.perf_counter()  # the first step compiles
-            elif done == first + 1 + TIMED_STEPS:
-                self._warn_if_long((time.perf_counter() - timed) / TIMED_STEPS * (run.steps - done))
-            if done < run.steps and (stopped or reason):
+            elif number == first + 1 + TIMED_STEPS:
+                self._warn_if_long((time.perf_counter() - timed) / TIMED_STEPS * (run.steps - number))
+            if number < run.steps and (stopped or reason):
                 because = "" if stopped else f": {reason}"
-                tell(f"stopped after step {done}{because}; continue with: minitv train --resume {self.directory}")
+                tell(f"stopped after step {number}{because}; continue with: minitv train --resume {self.directory}")
                 if stopped:
                     return stopped
                 break
@@ -263,11 +263,11 @@ class _Session:
         value = self.task.training_value(loss)
         return self.task.unit, self.last_value if value is None else value
 
-    def _nonfinite(self, reason: str, step: int, kept: str | None = None) -> RunError:
-        if kept is None:
+    def _nonfinite(self, reason: str, step: int, note: str | None = None) -> RunError:
+        if note is None:
             saved = [self.directory / name for name in checkpoint.NAMES if checkpoint.exists(self.directory, name)]
-            kept = f"The last good checkpoint is {saved[0]}. " if saved else "No checkpoint was saved before it. "
-        return RunError(f"step {step + 1} made a number that is not finite, first at {reason}. {kept}"
+            note = f"The last good checkpoint is {saved[0]}. " if saved else "No checkpoint was saved before it. "
+        return RunError(f"step {step + 1} made a number that is not finite, first at {reason}. {note}"
                         "A lower --lr or a smaller --clip often helps")
 
     def _report(self, step: int, record: Mapping[str, Any]) -> None:
@@ -281,8 +281,8 @@ class _Session:
     def _announce_compilation(self) -> None:
         from autograd.cpu.disk import cache_directory
 
-        kept = ", cached for the next run" if cache_directory() else ""
-        self._note(f"compiling kernels, up to 15 s{kept}", label="")
+        note = ", cached for the next run" if cache_directory() else ""
+        self._note(f"compiling kernels, up to 15 s{note}", label="")
 
     def _warn_if_long(self, seconds: float) -> None:
         if seconds > LONG_S:

@@ -78,28 +78,28 @@ class ListOps(Drawn, name="listops", summary="the value of an expression of nest
         if self._longest < options.shortest:
             limit = "--longest" if options.longest else f"one token less than --context {context}, which is"
             raise UserError(f"--shortest: {options.shortest} is more than {limit} {self._longest}")
-        fits = tried = 0
-        while fits < 100 and tried < 100 * RARE:
-            fits += len(self._candidates(TRIAL.split(tried), 2000)[1])
-            tried += 2000
-        if fits * RARE < tried:
+        fits = trials = 0
+        while fits < 100 and trials < 100 * RARE:
+            fits += len(self._candidates(TRIAL.split(trials), 2000)[1])
+            trials += 2000
+        if fits * RARE < trials:
             raise UserError(f"--shortest: fewer than one of {RARE} expressions of this --depth and these --arguments have "
                             f"{options.shortest} to {self._longest} tokens; allow more lengths with --shortest and --longest")
-        self._share = fits / tried
+        self._share = fits / trials
 
     def draw(self, random: Random, count: int) -> Batch:
         inputs = np.full((count, self._longest + 1), PADDING)  # [B T]
         labels = np.full(inputs.shape, NOTHING)
-        done = turn = 0
-        while done < count:
-            levels, roots, sizes, values = self._candidates(random.split(turn), int(1.2 * (count - done) / self._share) + 10)
-            rows = slice(done, min(count, done + len(roots)))
+        start = turn = 0
+        while start < count:
+            levels, roots, sizes, values = self._candidates(random.split(turn), int(1.2 * (count - start) / self._share) + 10)
+            rows = slice(start, min(count, start + len(roots)))
             roots = roots[: rows.stop - rows.start]
             _write(levels, sizes, roots, inputs[rows])
             ends = sizes[0][roots]
             places = np.arange(rows.start, rows.stop)
             inputs[places, ends], labels[places, ends] = EQUALS, values[roots]
-            done, turn = rows.stop, turn + 1
+            start, turn = rows.stop, turn + 1
         return Batch(inputs, labels)
 
     def _candidates(self, random: Random, count: int) -> tuple[list[Level], np.ndarray, list[np.ndarray], np.ndarray]:
@@ -187,7 +187,7 @@ def _write(levels: list[Level], sizes: list[np.ndarray], roots: np.ndarray, out:
             before = np.cumsum(size) - size
             first = (np.cumsum(above.children) - above.children)[level.parent]  # the first of the siblings
             place = place[level.parent] + 1 + before - before[first]
-        used = np.flatnonzero(row[level.tree] >= 0)
-        out[row[level.tree[used]], place[used]] = level.token[used]
-        used = used[level.children[used] > 0]
-        out[row[level.tree[used]], place[used] + size[used] - 1] = CLOSE
+        nodes = np.flatnonzero(row[level.tree] >= 0)
+        out[row[level.tree[nodes]], place[nodes]] = level.token[nodes]
+        nodes = nodes[level.children[nodes] > 0]
+        out[row[level.tree[nodes]], place[nodes] + size[nodes] - 1] = CLOSE

@@ -85,8 +85,8 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
         others = random.split(2).integers(0, self.mask, targets.shape)
         masked, replaced = self.options.mask_share, self.options.mask_share + self.options.random_share
         inputs, labels = ids.astype(int), np.full(ids.shape, NOTHING)  # [B T]; the mask may not fit the text's own type
-        written = np.where(fate < masked, self.mask, np.where(fate < replaced, others, targets))
-        np.put_along_axis(inputs, places, written, axis=1)
+        words = np.where(fate < masked, self.mask, np.where(fate < replaced, others, targets))
+        np.put_along_axis(inputs, places, words, axis=1)
         np.put_along_axis(labels, places, targets, axis=1)
         return Batch(inputs, labels)
 
@@ -183,12 +183,12 @@ class Bigrams:
         """log p(x | left) p(right | x) of every token x [N V]; V stands for a neighbour that is not known."""
         vocab = len(self._p)
         scores = self.alone(len(left))
-        known = np.flatnonzero(left < vocab)
-        a = left[known]
-        scores[known] = np.log(self._estimate(self._after[a].toarray(), self._p, self._total[a, None], self._distinct[a, None]))
-        known = np.flatnonzero(right < vocab)
-        b = right[known]
-        scores[known] += np.log(self._estimate(self._before[b].toarray(), self._p[b, None], self._total, self._distinct))
+        rows = np.flatnonzero(left < vocab)
+        a = left[rows]
+        scores[rows] = np.log(self._estimate(self._after[a].toarray(), self._p, self._total[a, None], self._distinct[a, None]))
+        rows = np.flatnonzero(right < vocab)
+        b = right[rows]
+        scores[rows] += np.log(self._estimate(self._before[b].toarray(), self._p[b, None], self._total, self._distinct))
         return scores
 
     @staticmethod

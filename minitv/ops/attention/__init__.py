@@ -62,8 +62,8 @@ def keep_weights(shape, dropout: float, seed: int) -> np.ndarray:
     blocks = -(-keys // 4)
     head, query, block = np.meshgrid(np.arange(batch * heads), np.arange(queries), np.arange(blocks), indexing="ij")
     words = np.stack(philox(query, block, head, np.ones_like(head), seed), axis=-1)
-    kept = words.reshape(batch, heads, queries, 4 * blocks)[..., :keys]
-    return kept.astype(np.uint64) >= round(dropout * 2**32)
+    draws = words.reshape(batch, heads, queries, 4 * blocks)[..., :keys]
+    return draws.astype(np.uint64) >= round(dropout * 2**32)
 
 
 @op("q[B H T K], k[B H S K], v[B H S V], mask?:bool[...] -> y[B H T V]",
@@ -80,7 +80,7 @@ def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=
     scale = _scale(scale, width)
     pattern = visible(queries, keys, causal, mask)
     pattern = np.broadcast_to(True if pattern is None else pattern, (batch, heads, queries, keys))
-    kept = keep_weights(pattern.shape, dropout, seed) if dropout else np.ones(pattern.shape, bool)
+    survivors = keep_weights(pattern.shape, dropout, seed) if dropout else np.ones(pattern.shape, bool)
     y = np.zeros((batch, heads, queries, v.shape[3]), q.dtype)
     for b, h, i in np.ndindex(batch, heads, queries):
         scores = {j: scale * sum(q[b, h, i, c].item() * k[b, h, j, c].item() for c in range(width))
@@ -88,7 +88,7 @@ def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=
         top = max(scores.values(), default=0.0)  # exp(s - top) cannot overflow
         total = sum(math.exp(s - top) for s in scores.values())
         for j, s in scores.items():
-            if kept[b, h, i, j]:
+            if survivors[b, h, i, j]:
                 y[b, h, i] += math.exp(s - top) / total / (1 - dropout) * v[b, h, j]
     return y
 
@@ -102,8 +102,8 @@ def parallel(q, k, v, mask, causal, scale, dropout, seed):
     pattern = visible(q.shape[2], k.shape[2], causal, mask, xp)
     weights = softmax(scores(q * scale, k, pattern), pattern)  # P [B H T S]
     if dropout:
-        kept = xp.asarray(keep_weights(weights.shape, dropout, seed))
-        weights = where(kept, weights / (1 - dropout) if dropout < 1 else weights, 0.0)
+        survivors = xp.asarray(keep_weights(weights.shape, dropout, seed))
+        weights = where(survivors, weights / (1 - dropout) if dropout < 1 else weights, 0.0)
     return weighted(weights, v, pattern)  # (1) [B H T V]
 
 
