@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -33,25 +35,41 @@ class Entry:
 
 
 def entries(package: str, path: list[str]) -> dict[str, Entry]:
-    """The declarations in the modules of a package by name, in alphabetical order; ``path`` is the package's ``__path__``."""
+    """The declarations in the modules of a package by name, in alphabetical order; ``path`` is the package's ``__path__``.
+
+    UserError where MINITV_PATH names no folder, or a module there is no Python or has a name that is taken.
+    """
     for folder in filter(None, os.environ.get("MINITV_PATH", "").split(os.pathsep)):
+        if not os.path.isdir(folder):
+            raise UserError(f"MINITV_PATH: {folder} is no folder")
         if (more := os.path.join(os.path.abspath(folder), package.rpartition(".")[2])) not in path:
             path.append(more)  # so that its modules can be imported as well
     table: dict[str, Entry] = {}
-    for module in pkgutil.iter_modules(path):
-        if not module.name.startswith("_"):
-            source = Path(module.module_finder.path, f"{module.name}.py")
-            for entry in _read(str(source), source.stat().st_mtime_ns, f"{package}.{module.name}"):
-                if entry.name in table:
-                    raise TypeError(f"{entry.name!r} is declared in {table[entry.name].module} and in {entry.module}")
-                table[entry.name] = entry
+    sources: dict[str, Path] = {}
+    for place, module in ((root, module) for root in path for module in pkgutil.iter_modules([root])):
+        source = Path(place, module.name, "__init__.py") if module.ispkg else Path(place, f"{module.name}.py")
+        if module.name.startswith("_") or not source.is_file():
+            continue
+        if module.name in sources:
+            raise UserError(f"{source}: {sources[module.name]} has this name already: rename one of the two")
+        sources[module.name] = source
+        for entry in _read(str(source), source.stat().st_mtime_ns, f"{package}.{module.name}"):
+            if entry.name in table:
+                other = sources[table[entry.name].module.rpartition(".")[2]]
+                raise UserError(f"{source}: {entry.name!r} is declared in {other} already: give it another name")
+            table[entry.name] = entry
     return dict(sorted(table.items()))
 
 
 @functools.cache
 def _read(source: str, changed: int, module: str) -> tuple[Entry, ...]:
     declarations = []
-    for statement in ast.parse(Path(source).read_text(encoding="utf-8")).body:
+    try:
+        statements = ast.parse(Path(source).read_bytes()).body
+    except (SyntaxError, ValueError) as error:
+        line = f"line {error.lineno}: " if getattr(error, "lineno", None) else ""
+        raise UserError(f"{source}: {line}{getattr(error, 'msg', error)}: this is no Python module") from None
+    for statement in statements:
         match statement:
             case ast.Assign(targets=[ast.Name(id=attribute)], value=ast.Call(keywords=keywords)):
                 pass

@@ -159,7 +159,7 @@ class Run:
     def train(self) -> int:
         """Train in a process of its own, from where the folder's checkpoint ends; returns the exit code."""
         step = self.done()
-        if step >= self.steps:
+        if step >= self.steps or (step and self._stored.ended):
             return 0
         command = [sys.executable, "-m", "minitv", "train", self.variant]
         if step:

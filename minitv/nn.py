@@ -75,7 +75,7 @@ def _buffer(data, saved: bool) -> Buffer:
 
 
 class Module:
-    """A part of a network: its parameters, buffers and modules are its attributes (lists of modules included)."""
+    """A part of a network: its parameters, buffers and modules are its attributes, or stand in lists that are."""
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Every distinct parameter once, with its dotted name, in the order of declaration; tied ones come once."""
@@ -93,7 +93,8 @@ class Module:
         """Names and values in which parameters, buffers and modules are looked for."""
         for name, value in vars(self).items():
             if isinstance(value, list | tuple):
-                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Module))
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value)
+                            if isinstance(item, Module | Parameter | Buffer))
             else:
                 yield name, value
 
@@ -262,8 +263,10 @@ class Stateful(Module):
         return cls
 
     def constant(self, value: float, *shape: int) -> Tensor:
-        """An array for a state, of the parameters' dtype and where they lie."""
-        data = self.parameters()[0].data
+        """An array for a state, of the dtype of the module's parameters or buffers, and where they lie."""
+        data = next((array.data for _, array in self._arrays()), None)
+        if data is None:
+            raise TypeError(f"{type(self).__name__} has no parameter and no buffer that says of which dtype its state is")
         return Tensor(namespace(data).full(shape, value, data.dtype))
 
 

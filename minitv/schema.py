@@ -49,6 +49,8 @@ class RunState:
     threads: Positive
     task: dict[str, Any]  # what else is there: the task itself checks it
     best_step: Count = 0
+    unimproved: Count = 0  # evaluations in a row that did not improve the held-out loss
+    ended: str | None = None  # why a run ended by itself before its last step
     device: str = "cpu"
 
 

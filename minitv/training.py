@@ -148,7 +148,9 @@ class _Session:
                  on_step: OnStep | None):
         self.experiment, self.task, self.trainer = experiment, task, trainer
         self.run, self.directory, self.started, self.stop, self.on_step = experiment.run, directory, started, stop, on_step
-        self.best, self.best_step, self.best_value = math.inf, 0, math.nan  # the lowest held-out loss, in nats an answer
+        self.best, self.best_step = math.inf, 0  # the lowest held-out loss, in nats an answer
+        self.unimproved = 0  # evaluations in a row that did not improve it
+        self.last_loss = math.nan  # the newest one
         self.last_value = math.nan  # of the metric, at the last evaluation
         self.answers = 0  # that are asked of the held-out data
         self.elapsed_before = 0.0
@@ -189,7 +191,7 @@ class _Session:
         held_out = task.held_out()
         if first == 0 and run.eval_every:
             log.write({"step": 0, **self._evaluate(held_out, 0)})
-        unimproved, timed = 0, time.perf_counter()
+        timed = time.perf_counter()
         clock, since, rate = time.perf_counter(), 0, math.nan
         for step in range(first, run.steps):
             batch = task.batch(step)
@@ -209,9 +211,9 @@ class _Session:
                 self._report(number, record)
             reason = None  # why the run ends here
             if run.patience and evaluate:
-                unimproved = 0 if record["val_loss"] < self.best else unimproved + 1
-                if unimproved >= run.patience:
-                    reason = f"the held-out loss has not improved for {unimproved} evaluations (--patience)"
+                self.unimproved = 0 if record["val_loss"] < self.best else self.unimproved + 1
+                if self.unimproved >= run.patience:
+                    reason = f"the held-out loss has not improved for {self.unimproved} evaluations (--patience)"
             if run.minutes is not None and self._elapsed() - self.elapsed_before >= 60 * run.minutes:
                 reason = f"{run.minutes:g} minutes are over (--minutes)"
             if self.on_step is not None and self.on_step(record) is False:
@@ -220,7 +222,7 @@ class _Session:
             if evaluate or number == run.steps or stopped or reason or (run.save_every and number % run.save_every == 0):
                 if not namespace(trainer.optimizer.param).isfinite(trainer.optimizer.param).all():
                     raise self._nonfinite("the new weights", step)
-                self._save(number, record.get("val_loss"))
+                self._save(number, record.get("val_loss"), None if stopped else reason)
             if evaluate or number % run.log_every == 0 or number == 1:
                 clock, since = time.perf_counter(), 0  # the speed of the steps alone
             if number == first + 1:
@@ -272,7 +274,7 @@ class _Session:
 
     def _report(self, step: int, record: Mapping[str, Any]) -> None:
         task, value = self.task, record[f"val_{self.task.key}"]
-        self.last_value = value
+        self.last_loss, self.last_value = record["val_loss"], value
         verdict = task.verdict(value, self.answers)
         tell(f"step {step}: held-out loss {record['val_loss']:.4f} nats, {value:.3f} {task.metric}, {verdict}")
         if text := task.show(self.trainer.model, Random(self.run.seed).split(SHOWN, step)):
@@ -324,10 +326,10 @@ class _Session:
                          "numba": numba.__version__, "scipy": scipy.__version__},
         }
 
-    def _save(self, step: int, loss: float | None) -> None:
+    def _save(self, step: int, loss: float | None, ended: str | None) -> None:
         better = loss is not None and loss < self.best
         if better:
-            self.best, self.best_step, self.best_value = loss, step, self.last_value
+            self.best, self.best_step = loss, step
         state = {
             "config": self.experiment.to_json(),
             **self.task.state(),
@@ -335,6 +337,8 @@ class _Session:
             "step": step,
             "best_loss": self.best if math.isfinite(self.best) else None,
             "best_step": self.best_step,
+            "unimproved": self.unimproved,
+            "ended": ended,
             "elapsed_s": self._elapsed(),
             "threads": self.trainer.workers,
             "device": self.run.device,
@@ -352,8 +356,9 @@ class _Session:
         self.trainer.model.load(resumed.model)
         self.trainer.optimizer.load(resumed.optimizer)
         same = from_checkpoint(state.config).identity("data") == self.experiment.identity("data")
-        if same and state.best_loss is not None:
-            self.best, self.best_step = state.best_loss, state.best_step  # losses on other held-out data do not compare
+        if same and state.best_loss is not None:  # losses on other held-out data do not compare
+            self.best, self.best_step = state.best_loss, state.best_step
+            self.unimproved = state.unimproved if state.unimproved < self.run.patience else 0
         what = "dropout" if self.experiment.model.dropout else "the last bits of the results"
         if state.device != self.run.device:
             self._note(f"this run was on {quoted(state.device)} and is now on {self.run.device}: {what} will differ")
@@ -364,9 +369,9 @@ class _Session:
     def _finish(self) -> None:
         task = self.task
         tell(f"done in {duration(self._elapsed())}; {task.after.format(directory=self.directory)}")
-        if self.best_step and math.isfinite(self.best_value) and self.best_value != self.last_value:
-            self._note(f"the held-out loss was lowest at step {self.best_step} ({self.best_value:.3f} {task.metric}, "
-                       f"{self.last_value:.3f} at the end); those weights are the checkpoint 'best': --checkpoint best")
+        if self.best_step and self.last_loss > self.best:
+            self._note(f"the held-out loss was lowest at step {self.best_step} ({self.best:.4f} nats, {self.last_loss:.4f} at "
+                       "the end); those weights are the checkpoint 'best': --checkpoint best")
         try:
             tell(f"curve: {plot([self.directory])}")
         except UserError as error:

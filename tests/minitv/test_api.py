@@ -81,6 +81,18 @@ def test_a_resumed_run_has_its_own_options(data, tmp_path):
         minitv.train("rwkv", resume=out, steps=7)
 
 
+def test_patience_and_the_best_step_go_on_in_a_resumed_run(data, tmp_path, capsys):
+    options = SMALL | dict(data=str(data), steps=50, eval_every=1, patience=3, lr=1.0, warmup=0, sample_tokens=0)
+    whole = minitv.train("rwkv", out=str(tmp_path / "whole"), **options)
+    assert 3 < whole.step < 50
+    part = str(tmp_path / "part")
+    stopped = minitv.train("rwkv", out=part, on_step=lambda record: record["step"] < whole.step - 1, **options)
+    assert stopped.step == whole.step - 1
+    capsys.readouterr()
+    assert minitv.train(resume=part, data=str(data)).step == whole.step
+    assert f"the held-out loss was lowest at step {whole.step - 3} (" in capsys.readouterr().err
+
+
 def test_a_text_is_read_with_the_tokenizer_of_the_model(data, tmp_path):
     first = str(tmp_path / "first")
     minitv.train("rwkv", data=str(data), val_data=str(data), steps=1, out=first, **SMALL)

@@ -122,6 +122,15 @@ def test_a_sweep_shows_every_run_and_the_best_a_variant(text, capfd):
     assert read_log("runs/compare/rwkv-lr-0.3-1")[0]["config"]["run"]["lr"] == 0.3
 
 
+def test_a_run_that_ended_by_itself_is_finished(text, capfd):
+    argv = ["rwkv", *text, *SMALL, "--steps", "30", "--eval-every", "1", "--lr", "1", "--warmup", "0", "--patience", "2"]
+    code, _, err = said(capfd, *argv)
+    assert code == 0 and "(--patience)" in err, err
+    log = Path("runs/compare/rwkv-0/log.jsonl").read_text()
+    code, _, err = said(capfd, *argv)
+    assert code == 0 and "step" not in err and Path("runs/compare/rwkv-0/log.jsonl").read_text() == log
+
+
 def test_a_sweep_of_what_one_variant_has(text, capfd):
     code, out, err = said(capfd, "transformer", "rwkv", *text, *SMALL, "--heads", "2,4")
     assert code == 0, err

@@ -159,3 +159,28 @@ def test_prefill_in_parts_equals_the_call(extended):
     first, state = model.prefill(ids[:, :2], model.init_state(1))
     second, _ = model.prefill(ids[:, 2:], state)
     np.testing.assert_allclose(np.concatenate([first.numpy(), second.numpy()], axis=1), model(ids).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name, source, sentence", [
+    ("broken.py", "def (", "broken.py: line 1: invalid syntax"),
+    ("latin.py", "x = '\xe9'".encode("latin-1"), "latin.py: line 1: "),
+    ("retnet.py", "", "retnet.py has this name already"),
+    ("other.py", PAPER, "other.py: 'mean-of-past' is declared in"),
+])
+def test_a_module_that_does_not_fit_is_a_sentence(extended, capsys, name, source, sentence):
+    (extended / "variants" / name).write_bytes(source if isinstance(source, bytes) else source.encode())
+    assert cli.main(["list"]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_a_folder_that_is_not_there_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setenv("MINITV_PATH", "nowhere")
+    assert cli.main(["list"]) == 2 and "MINITV_PATH: nowhere is no folder" in capsys.readouterr().err
+
+
+def test_a_paper_may_be_a_package(extended, capsys):
+    folder = extended / "variants" / "mean_of_past"
+    folder.mkdir()
+    (extended / "variants" / "mean_of_past.py").rename(folder / "__init__.py")
+    assert cli.main(["list"]) == 0 and "mean-of-past" in capsys.readouterr().out

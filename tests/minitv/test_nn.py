@@ -14,8 +14,9 @@ from autograd import Tensor, assert_close, no_grad, sum, tanh
 from autograd.errors import ShapeError
 from autograd.random import Random
 from autograd.reversible import reversible
-from minitv.nn import Buffer, Linear, Module, Parameter, Statistics, gather
+from minitv.nn import Buffer, Linear, Module, Parameter, Stateful, Statistics, gather
 from minitv.optim import AdamW
+from minitv.shift import Shifted
 
 
 class Features(Module):
@@ -32,6 +33,25 @@ class Features(Module):
     def redraw(self, step, rng):
         if step % 3 == 0:
             self.features.assign_(rng.normal(self.features.shape, self.features.dtype))
+
+
+class Rows(Stateful):
+    """Parameters in a list."""
+
+    def __init__(self):
+        self.rows = [Parameter(np.full(2, i, float)) for i in range(3)]
+
+
+def test_arrays_in_lists_are_found_and_a_state_needs_one():
+    module = Rows()
+    assert [name for name, _ in module.named_parameters()] == ["rows.0", "rows.1", "rows.2"]
+    module.load({name: array + 1 for name, array in module.state().items()})
+    assert [row.numpy()[0] for row in module.rows] == [1, 2, 3]
+    assert module.constant(2.0, 3).dtype == np.float64
+    shifted = Shifted(Stateful(), 4, np.float32)  # whose mixer has no array
+    assert shifted.constant(0.0, 1).dtype == np.float32
+    with pytest.raises(TypeError, match="Stateful has no parameter and no buffer"):
+        shifted.mixer.constant(0.0, 1)
 
 
 class Pair(Module):
