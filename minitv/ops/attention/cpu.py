@@ -218,7 +218,7 @@ def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats,
 
 @cpu_kernel
 def step(q, keys, values, length, scale, y, scores):
-    """One query of every head: y = softmax(scale · q · keys[:, :, :seen]) values[:, :seen].
+    """One query of every head: y = softmax(scale · q · keys[:, :, :length]) values[:, :length].
 
     q[H·K] and y[H·V] are the vectors of all heads, keys[H K S], values[H S V]; ``length`` is at least 1, scores[S] is memory.
     """
