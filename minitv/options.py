@@ -36,7 +36,7 @@ class ModelOptions:
         newer=True,
     )
     embed_norm: bool = option(False, "the embedding is normalised before the first block", newer=True)
-    bias: bool = option(False, "biases in linear layers and norms")
+    bias: bool = option(False, "biases in linear layers (where the paper has them) and in norms")
     stack: str | None = option(
         None, "how x passes through the layers: residual adds to it; reversible trains in the memory of one layer, and "
         "computes every layer twice; none = as the variant has it", choices=("residual", "reversible"), newer=True,

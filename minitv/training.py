@@ -287,7 +287,7 @@ class _Session:
         self._note(f"compiling kernels, up to 15 s{note}", label="")
 
     def _warn_if_long(self, seconds: float) -> None:
-        if seconds > LONG_S:
+        if seconds > LONG_S and self.run.minutes is None:
             self._note(f"this run will take about {duration(seconds)}; it can be stopped with Ctrl-C and continued with "
                        "--resume, and --minutes or --steps end it earlier")
 

@@ -46,4 +46,4 @@ def describe(variant: Variant) -> list[tuple[str, str]]:
         rows.append((name, f"forms: {', '.join(op.forms)}{kernels}{laws}"))
     rows.append(("equals", page.golden))
     rows += [("note", text) for text in page.discrepancies]
-    return [*rows, ("the review", f"the review article on Transformer variants that this library follows: {page.review}")]
+    return [*rows, ("the review", page.review)]

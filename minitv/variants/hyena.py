@@ -316,7 +316,7 @@ HYENA = Variant(
             "their recipe does not decay the weights of the filters' network; here matrices decay, as in every variant",
             "options of their code that fail or look ahead (num_heads, inner_factor, num_blocks) are left out",
         ),
-        review="the review article on Transformer variants that this library follows gives the time O(N T d (log T + d)), "
+        review="it gives the time O(N T d (log T + d)), "
                "which is right (proposition 3.2). Its space O(T d) is not in the paper and holds for a fixed order. It "
                "repeats that Hyena overtakes attention at 2048 tokens and FlashAttention between 4096 and 8192; this is a "
                "property of the kernels of that time",

@@ -293,7 +293,7 @@ RWKV = Variant(
             "the official kernels drop the gradient of a state that is carried in; here it is exact",
             "with a tied head, which the official code does not have, the embedding starts as in the other variants",
         ),
-        review="the review article on Transformer variants that this library follows gives the time O(T d), which is right for "
+        review="it gives the time O(T d), which is right for "
                "the mean alone: section 3.2 of the paper adds O(T d²) for the projections. Its space O(T d) is not the paper's "
                "O(d), the size of the state. Its max pooling in the channel mixing does not exist: max(k, 0)² is the squared "
                "ReLU of every number",
