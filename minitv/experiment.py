@@ -103,8 +103,8 @@ def namespace(variant: Variant, task: type[Task]) -> Options:
         reason = ("sees the whole sequence at once, and the answers of this task stand in it" if task.causal
                   else "sees the past alone, and this task asks for what both sides say")
         others = [name for name in variants.variants() if suits(variants.load(name), task)]
-        raise UserError(f"--task {task.name}: {variant.name} {reason}; tasks for it: {', '.join(possible(variant))}; variants for "
-                        f"this task: {', '.join(others)}")
+        raise UserError(f"--task {task.name}: {variant.name} {reason}; tasks for it: {', '.join(possible(variant))}; "
+                        f"variants for this task: {', '.join(others)}")
     return Options(ModelOptions, variant.options, task.Options, TrainOptions, without=variant.without, elsewhere=elsewhere)
 
 
