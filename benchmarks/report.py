@@ -121,7 +121,7 @@ def learned(name: str, title: str) -> str:
     seeds = result["variants"][0]["seeds"]
     header = [f"{title}, {result['steps']} steps", *axes, "parameters", "learning rate", unit, "state"]
     of_seeds = f"Means of {seeds} seeds ± their standard deviation" if seeds > 1 else "One seed"
-    return table(header, rows) + where(result).replace("one run each.", f"{of_seeds}; the rate of the lowest held-out loss.")
+    return table(header, rows) + where(result).replace("one run each.", f"{of_seeds}.")
 
 
 def without() -> str:
