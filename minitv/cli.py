@@ -342,7 +342,7 @@ def _info(argv: list[str]) -> int:
         try:
             rows.append((name, version(name)))
         except PackageNotFoundError:
-            rows.append((name, 'not installed; for curve.png: pip install "minitv[plot]"'))
+            rows.append((name, 'not installed; for curve.png: pip install matplotlib'))
     import numpy  # noqa: F401 - loads the BLAS that is shown below
     from threadpoolctl import threadpool_info
 

@@ -191,7 +191,7 @@ def draw(path: Path, lines: Sequence[Line], baselines: Mapping[str, float], metr
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError('a picture needs matplotlib: pip install "minitv[plot]"') from None
+        raise UserError('a picture needs matplotlib: pip install matplotlib') from None
     if not path.name or (path.exists() and not path.is_file()):
         raise UserError(f"--out {path}: this is not a file")
     if not path.parent.is_dir():

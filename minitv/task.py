@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -28,6 +29,11 @@ class Batch(NamedTuple):
         return type(self)(*(array[rows] for array in self))
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """no options"""
+
+
 class Task:
     """A task with ids as inputs and answers; a task of another kind overrides ``loss`` and ``score``.
 
@@ -38,7 +44,7 @@ class Task:
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    Options: ClassVar[type]  # a dataclass of options, see config.py
+    Options: ClassVar[type] = NoOptions  # a dataclass of options, see config.py
     causal: ClassVar[bool | None] = True  # whether an answer may depend on the past alone; None: on the past or on both sides
     defaults: ClassVar[dict[str, Any]] = {}  # of the options that all tasks share, such as context and steps
     metric: ClassVar[str] = "accuracy"  # the figure that ``value`` gives, with its unit

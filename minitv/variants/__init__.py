@@ -1,14 +1,15 @@
 """The variants, a module a paper. Each declares one or several records, as ``RETNET = Variant(name="retnet", ...)``.
 
-A mixer is a Module with
+The name is written out there, as a text: it is read without an import. A mixer is a nn.Stateful with
 
     Mixer(rng, model, options, layer, dtype)  parameters drawn as the paper draws them
     mixer(x[B T D], rng=None) -> y[B T D]  the whole sequence at once; rng drops values
     init_state(batch)         -> state     of an empty past
     prefill(x[B T D], state)  -> y, state  a segment, continuing the state; one position is a segment of length 1
 
-States are explicit values. Every way computes the same: prefill over any split = the call. ``bounded = True`` says that
-sequences end at the model's context. The channel mixer, by default blocks.FeedForward, has the same protocol.
+States are explicit values. Every way computes the same: a sequence that is read in parts by prefill gives what the call gives.
+``bounded = True`` says that sequences end at the model's context. The channel mixer, by default blocks.FeedForward, has the
+same protocol.
 """
 
 from __future__ import annotations
