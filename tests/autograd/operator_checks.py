@@ -89,7 +89,8 @@ class AwkwardDraw(Draw):
         self.chosen, self._limit = tuple(sizes), limit
 
     def size(self, low: int = 0, high: int = 4) -> int:
-        return self.integer(low, high) if high <= 2 else self.choice([n for n in self.chosen if n >= low] or [low])
+        low = max(low, self._least)
+        return self.integer(low, max(low, high)) if high <= 2 else self.choice([n for n in self.chosen if n >= low] or [low])
 
     def _checked(self, shape):
         if np.prod(shape, dtype=float) > self._limit:
