@@ -102,6 +102,7 @@ def test_what_no_result_depends_on_may_differ(finished, capfd):
     assert code == 0 and out and "step" not in err
 
 
+@pytest.mark.full
 def test_a_sweep_shows_every_run_and_the_best_a_variant(text, capfd):
     code, out, err = said(capfd, "transformer", "rwkv", *text, *SMALL, "--lr", "1e-3,3e-1", "--warmup", "0", "--seeds", "2")
     assert code == 0, err
@@ -144,6 +145,7 @@ def test_a_sweep_of_what_one_variant_has(text, capfd):
         assert len(re.split(" {2,}", rwkv)) == len(header) - 1  # an empty cell
 
 
+@pytest.mark.full
 def test_a_sweep_of_what_is_on_or_off_and_of_the_tokenizer(text, capfd):
     argv = ["rwkv", *text, *SMALL, "--token-shift", "--no-token-shift", "--tokenizer", "char,byte"]
     code, _, err = said(capfd, *argv)
@@ -156,6 +158,7 @@ def test_a_sweep_of_what_is_on_or_off_and_of_the_tokenizer(text, capfd):
     assert code == 0 and "step" not in err, err  # each run is compared with its own data
 
 
+@pytest.mark.full
 def test_a_task_and_its_options(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     argv = ["--task", "copy", "--symbols", "5", "--context", "16", "--width", "16", "--layers", "1", "--batch", "4",
@@ -171,6 +174,7 @@ def test_a_task_and_its_options(tmp_path, monkeypatch, capfd):
     assert code == 2 and "holds a run in which symbols is 5, not 6" in err
 
 
+@pytest.mark.full
 def test_a_run_that_fails_does_not_lose_the_others(text, capfd, monkeypatch):
     called = []
 

@@ -209,6 +209,7 @@ def test_a_reader_of_messages_may_leave_at_any_time(here):
     os.close(write)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow UTF-8 alone")
 def test_file_names_that_are_not_utf_8(here):
     name = b"caf\xe9.txt"
