@@ -37,7 +37,6 @@ class Ids(Task):
     """Ids below ``vocab`` as inputs and answers, for a Trainer that gets its batches from a test."""
 
     baselines: ClassVar[dict[str, float]] = {}
-    key = "loss"
 
     def __init__(self, vocab: int):
         self.vocab = vocab
