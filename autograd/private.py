@@ -6,8 +6,9 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 
 def places(name: str) -> Iterator[Path]:
@@ -46,6 +47,23 @@ def claim(path: Path) -> None:
         raise PermissionError(0, "belongs to another user")
     if shared(path.stat()):
         path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o022)
+
+
+def replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Put a file that ``write(file)`` fills, and that nobody else may read or write, in its place at once."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with open(handle, "w+b") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def trusted(status: os.stat_result) -> bool:
+    """Whether this user alone could write a file."""
+    return belongs_to_us(status) and not shared(status)
 
 
 def belongs_to_us(status: os.stat_result) -> bool:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import mmap
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,8 +46,7 @@ class Kept:
         path = self.folder / name
         try:
             with open(path, "rb") as file:
-                status = os.fstat(file.fileno())
-                if not private.belongs_to_us(status) or private.shared(status):
+                if not private.trusted(os.fstat(file.fileno())):
                     self._tell(f"{path}: a file that others could write is made anew")
                 elif file.read(SEAL) != _seal(file, name):
                     self._tell(f"{path}: a damaged file is made anew")
@@ -67,19 +65,16 @@ class Kept:
         if self.folder is None:
             return False
         path = self.folder / name
+
+        def fill(file: BinaryIO) -> None:
+            file.write(bytes(SEAL))
+            write(file)
+            seal = _seal(file, name)
+            file.seek(0)
+            file.write(seal)
+
         try:
-            handle, temporary = tempfile.mkstemp(dir=self.folder)  # which nobody else may read or write
-            try:
-                with open(handle, "w+b") as file:
-                    file.write(bytes(SEAL))
-                    write(file)
-                    seal = _seal(file, name)
-                    file.seek(0)
-                    file.write(seal)
-                os.replace(temporary, path)
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
+            private.replace(path, fill)
         except OSError as error:
             if os.name == "nt" and path.exists():
                 return True  # another process is reading the same

@@ -17,7 +17,6 @@ import pickle
 import platform
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -109,8 +108,7 @@ class Kept(NullCache):
         path = self._path(sig, target_context.codegen())
         try:
             with open(path, "rb") as file:
-                status = os.fstat(file.fileno())
-                if not private.belongs_to_us(status) or private.shared(status):
+                if not private.trusted(os.fstat(file.fileno())):
                     say(f"{self._folder}: a file that others could write is compiled again")
                     return None
                 seal, content = file.read(32), file.read()
@@ -128,14 +126,7 @@ class Kept(NullCache):
             return
         path, content = self._path(sig, data.codegen), dumps(data._reduce())
         try:
-            handle, temporary = tempfile.mkstemp(dir=self._folder)  # which nobody else may read or write
-            try:
-                with open(handle, "wb") as file:
-                    file.write(_seal(path, content) + content)
-                os.replace(temporary, path)
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
+            private.replace(path, lambda file: file.write(_seal(path, content) + content))
         except OSError as error:
             if os.name == "nt" and path.exists():
                 return  # another process is reading the same code

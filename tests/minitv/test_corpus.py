@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -320,7 +321,7 @@ def test_a_full_disk_ends_nothing(read, folder, told, monkeypatch, where):
     if where == "write":
         monkeypatch.setattr(kept, "_seal", refuse)
     else:
-        monkeypatch.setattr(*((kept.tempfile, "mkstemp") if where == "mkstemp" else (os, "replace")), refuse)
+        monkeypatch.setattr(*((tempfile, "mkstemp") if where == "mkstemp" else (os, "replace")), refuse)
     corpus = read(TEXT)
     assert "".join(decode(corpus)) == TEXT and len(corpus.baselines) == 6
     assert told == [f"token ids are kept in memory and not on disk: {folder}: {os.strerror(errno.ENOSPC)}"]
