@@ -13,6 +13,14 @@ from .errors import UserError
 DATA, STEPS, OPTIMIZER, SCREEN = "data and output", "length and evaluation", "optimizer (AdamW)", "machine and screen"
 
 
+def _device(**kwargs: Any) -> Any:
+    return option("cpu", "where to compute: cpu, cuda (an NVIDIA GPU), or cuda:1 for the second one", **kwargs)
+
+
+def _checkpoint() -> Any:
+    return option("last", "the newest weights, or those with the lowest held-out loss", choices=("last", "best"))
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """model: every variant"""
@@ -101,8 +109,7 @@ class TrainOptions:
     weight_decay: float = option(0.1, "per step and learning rate, on matrices only", low=0, group=OPTIMIZER)
     clip: float = option(1.0, "longest gradient, as a norm over all parameters; 0 = no limit", low=0, group=OPTIMIZER)
 
-    device: str = option("cpu", "where to compute: cpu, cuda (an NVIDIA GPU), or cuda:1 for the second one", group=SCREEN,
-                         resumable=True)
+    device: str = _device(group=SCREEN, resumable=True)
     tf32: bool = option(
         False, "matrix products on a GPU round their factors to 10 bits: faster, less exact", group=SCREEN, resumable=True
     )
@@ -147,11 +154,9 @@ class SampleOptions:
     stop: str | None = option(None, "end before this text appears in what is written")
     seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
     count: int = option(1, "texts to write, with the seeds from --seed on", low=1, high=2**20)
-    checkpoint: str = option(
-        "last", "the newest weights, or those with the lowest held-out loss", choices=("last", "best")
-    )
+    checkpoint: str = _checkpoint()
 
-    device: str = option("cpu", "where to compute: cpu, cuda (an NVIDIA GPU), or cuda:1 for the second one")
+    device: str = _device()
 
     def __post_init__(self) -> None:
         check(self)
@@ -171,10 +176,8 @@ class EvalOptions:
     encoding: str = option("utf-8", "how characters are written in --data: utf-8, utf-16, latin-1, cp1252, ...",
                            metavar="NAME")
     per_character: bool = option(False, "list every character of the text with the bits that it cost")
-    checkpoint: str = option(
-        "last", "the newest weights, or those with the lowest held-out loss", choices=("last", "best")
-    )
-    device: str = option("cpu", "where to compute: cpu, cuda (an NVIDIA GPU), or cuda:1 for the second one")
+    checkpoint: str = _checkpoint()
+    device: str = _device()
 
     def __post_init__(self) -> None:
         check(self)
