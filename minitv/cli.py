@@ -276,7 +276,8 @@ def _eval(argv: list[str]) -> int:
     from .evaluate import evaluate, read_text
     from .sample import open_run
 
-    run, tokenizer = open_run(directory, config.checkpoint, config.device, "predict the next token")
+    run = open_run(directory, config.checkpoint, config.device, "predict the next token")
+    tokenizer = run.tokenizer
     if config.text:
         with naming("--text"):
             ids, description, sha256 = tokenizer.encode(config.text), "--text", None

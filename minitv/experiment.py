@@ -65,15 +65,16 @@ class Experiment:
         seed = Random(self.run.seed).split(BATCHES).seed
         return self.task(self.data, self.model.context, self.run.batch, seed, saved)
 
-    def size(self, vocab: int) -> int:
-        """The bytes of the model's weights and tables; UserError if the machine cannot hold them."""
+    def size(self, vocab: int, copies: int = 1) -> int:
+        """The bytes of the model's weights and tables; UserError if the machine cannot hold that, or so many copies of it."""
         size = room.measured(lambda: self._build(vocab))
         room.check(size, "the model")
+        room.check(copies * size, f"training the model ({copies} arrays of its size)")
         return size
 
-    def build(self, vocab: int) -> Any:
-        """A new model, with the weights that follow from the seed; UserError if the machine cannot hold it."""
-        self.size(vocab)
+    def build(self, vocab: int, copies: int = 1) -> Any:
+        """A new model, with the weights that follow from the seed; UserError as of ``size``."""
+        self.size(vocab, copies)
         return self._build(vocab)
 
     def _build(self, vocab: int) -> Any:

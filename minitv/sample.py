@@ -114,7 +114,8 @@ class Trained(NamedTuple):
     def evaluate(self, text: str) -> Evaluation:
         """How well the model predicts a text: ``loss`` in nats per token, ``bits_per_character``, each character's surprise."""
         self.check_causal("predict the next token")
-        return evaluate(self.model, self.tokenizer, self.tokenizer.encode(text))
+        tokenizer = self.tokenizer
+        return evaluate(self.model, tokenizer, tokenizer.encode(text))
 
     def loss(self, text: str) -> float:
         """The mean surprise of the model at a text, in nats per token after the first."""
@@ -136,12 +137,12 @@ class Trained(NamedTuple):
     def pieces(self, options: SampleOptions, seed: int) -> Iterator[str]:
         """The text of one seed, in pieces; it ends before ``options.stop``."""
         self.check_causal("write")
+        tokenizer = self.tokenizer
         with naming("--prompt"):
-            prompt = self.tokenizer.encode(options.prompt) if options.prompt else self.tokenizer.start()
-        rng = Random(seed)
-        ids = generate(self.model, prompt, options.tokens, rng, temperature=options.temperature, top_k=options.top_k,
+            prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
+        ids = generate(self.model, prompt, options.tokens, Random(seed), temperature=options.temperature, top_k=options.top_k,
                        top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
-        return _until(options.stop, _decoded(self.tokenizer.decoder(), ids))
+        return _until(options.stop, _decoded(tokenizer.decoder(), ids))
 
 
 def load(directory: str, name: str = "last") -> Trained:
@@ -162,16 +163,16 @@ def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
     yield decoder.finish()
 
 
-def open_run(directory: str, name: str, device: str, purpose: str) -> tuple[Trained, Any]:
-    """A run's checkpoint with its causal model on a device, and its tokenizer; ``purpose`` says in an error what for."""
+def open_run(directory: str, name: str, device: str, purpose: str) -> Trained:
+    """A run's checkpoint with its causal model on a device, for a task with text; ``purpose`` says in an error what for."""
     with device_errors():
         select(device)
     run = load(directory, name)
     with naming(directory):
         run.check_causal(purpose)
-        tokenizer = run.experiment.task.stored_tokenizer(run.saved)
+        _ = run.tokenizer  # there is one
     run.model.to(device)
-    return run, tokenizer
+    return run
 
 
 def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Iterator[str]]]:
@@ -179,7 +180,7 @@ def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Itera
 
     The seeds are ``options.seed`` and those after it. A text ends before ``options.stop``.
     """
-    run, _ = open_run(directory, options.checkpoint, options.device, "write")
+    run = open_run(directory, options.checkpoint, options.device, "write")
     for seed in range(options.seed, options.seed + options.count):
         yield seed, run.pieces(options, seed)
 

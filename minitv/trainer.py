@@ -28,7 +28,6 @@ from autograd.cuda.blas import allow_tf32
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
 
-from . import room
 from .experiment import BUFFERS, DROPOUT, Experiment
 from .nn import Statistics
 from .optim import AdamW, cosine
@@ -57,10 +56,8 @@ class Trainer:
             self._pool.submit(_load_compiler)
         # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
         buffers = self.workers + (self.workers > 1)
-        if not on_gpu:
-            copies = 3 + buffers  # with the optimizer's two averages and the gradients
-            room.check(copies * experiment.size(task.vocab), f"training the model ({copies} arrays of its size)")
-        self.model = experiment.build(task.vocab).to(run.device)
+        copies = 1 if on_gpu else 3 + buffers  # with the optimizer's two averages and the gradients
+        self.model = experiment.build(task.vocab, copies).to(run.device)
         self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
                                clip=run.clip, buffers=buffers)
         self.grad_norm = self.lr = math.nan

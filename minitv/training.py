@@ -23,6 +23,7 @@ from .experiment import SHOWN, Experiment, from_checkpoint
 from .lock import LOCK, held
 from .log import DAMAGED, LOG, Log
 from .optim import cosine
+from .options import TrainOptions
 from .picture import CURVE, plot
 from .report import Progress, count, duration, tell
 from .signals import Stop
@@ -162,10 +163,11 @@ class _Session:
 
         run, trainer, first = self.run, self.trainer, 0
         if resumed is not None:
-            first = self._restore(resumed)
+            before = from_checkpoint(resumed.state.config)
+            first = self._restore(resumed, before)
             if first >= run.steps:
                 raise UserError(f"--steps: this run has done {first} steps; to continue it, ask for more than that")
-            self._note_jump(resumed, first)
+            self._note_jump(before.run, first)
         if run.steps <= run.warmup:
             self._note(f"the learning rate rises for {run.warmup} steps (--warmup) and this run ends after {run.steps}: "
                        f"it never reaches --lr {run.lr:g}")
@@ -294,9 +296,9 @@ class _Session:
     def _note(self, text: str, label: str = "note      ") -> None:
         tell(text, label)
 
-    def _note_jump(self, resumed: checkpoint.Checkpoint, first: int) -> None:
+    def _note_jump(self, before: TrainOptions, first: int) -> None:
         """Say how the learning rate jumps when more steps than before stretch its schedule."""
-        before, now = from_checkpoint(resumed.state.config).run, self.run
+        now = self.run
         if before.steps != now.steps:
             old, new = (cosine(step, lr=run.lr, min_lr=run.min_lr, warmup=run.warmup, steps=run.steps)
                         for step, run in ((first - 1, before), (first, now)))
@@ -348,14 +350,14 @@ class _Session:
         for name in ("best", "last") if better else ("last",):
             checkpoint.save(self.directory, name, model=model, optimizer=optimizer, state=state)
 
-    def _restore(self, resumed: checkpoint.Checkpoint) -> int:
+    def _restore(self, resumed: checkpoint.Checkpoint, before: Experiment) -> int:
         state, where = resumed.state, str(self.run.resume)
         self.elapsed_before = state.elapsed_s
         checkpoint.check_arrays(self.trainer.model.state(), resumed.model, f"{where}: the model")
         checkpoint.check_arrays(self.trainer.optimizer.state(), resumed.optimizer, f"{where}: the optimizer")
         self.trainer.model.load(resumed.model)
         self.trainer.optimizer.load(resumed.optimizer)
-        same = from_checkpoint(state.config).identity("data") == self.experiment.identity("data")
+        same = before.identity("data") == self.experiment.identity("data")
         if same and state.best_loss is not None:  # losses on other held-out data do not compare
             self.best, self.best_step = state.best_loss, state.best_step
             self.unimproved = state.unimproved if state.unimproved < self.run.patience else 0
