@@ -58,7 +58,7 @@ def counting(kind):
 @pytest.fixture
 def make(monkeypatch):
     """Trainers of small float64 models of a transformer's record with some fields changed."""
-    monkeypatch.setattr(Experiment, "build", lambda self, vocab: self.variant.build(
+    monkeypatch.setattr(Experiment, "build", lambda self, vocab, copies=1: self.variant.build(
         self.model, self.mixer, vocab, Random(self.run.seed).split(WEIGHTS), np.float64))
     made = []
 

@@ -561,7 +561,7 @@ def test_a_text_of_one_character(quickly):
 @pytest.fixture
 def exact(monkeypatch):
     """Models of experiments in float64."""
-    def build(self, vocab):
+    def build(self, vocab, copies=1):
         return self.variant.build(self.model, self.mixer, vocab, Random(self.run.seed).split(WEIGHTS), np.float64)
 
     monkeypatch.setattr(Experiment, "build", build)
