@@ -11,8 +11,10 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import importlib.util
 import os
 import pkgutil
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,15 @@ class Entry:
     attribute: str  # of the module
 
     def load(self) -> Any:
-        """Import the module and return what was declared."""
-        return getattr(importlib.import_module(self.module), self.attribute)
+        """Import the module and return what was declared; UserError if a module of MINITV_PATH cannot be imported."""
+        try:
+            return getattr(importlib.import_module(self.module), self.attribute)
+        except Exception as error:
+            source = importlib.util.find_spec(self.module).origin
+            if isinstance(error, UserError) or Path(source).is_relative_to(Path(__file__).parent):
+                raise
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
+            raise UserError(f"{source}, line {lines[-1]}: {type(error).__name__}: {error}") from error
 
 
 def entries(package: str, path: list[str]) -> dict[str, Entry]:

@@ -198,11 +198,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {},
     "nanogpt-cpu": dict(
         context=64, batch=12, layers=4, heads=4, width=128, dropout=0.0, bias=False, tied=True,
-        steps=2000, lr=1e-3, min_lr=1e-4, warmup=100, beta1=0.9, beta2=0.99, weight_decay=0.1, clip=1.0,
+        steps=2000, lr=1e-3, warmup=100, beta1=0.9, beta2=0.99, weight_decay=0.1, clip=1.0,
     ),
     "small": dict(
         context=256, batch=16, layers=6, heads=6, width=384, dropout=0.2, bias=False, tied=True,
-        steps=5000, lr=1e-3, min_lr=1e-4, warmup=100, beta1=0.9, beta2=0.99, weight_decay=0.1, clip=1.0,
+        steps=5000, lr=1e-3, warmup=100, beta1=0.9, beta2=0.99, weight_decay=0.1, clip=1.0,
     ),
 }
 DEFAULT_PRESET = "tiny"

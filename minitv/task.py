@@ -100,11 +100,14 @@ class Task:
             return 2 * math.sqrt(base * (1 - base) / answers) if self.key == "accuracy" else 0.0
 
         sign = 1 if self.rising else -1
+        ranks = {name: sign * base for name, base in self.baselines.items()}  # larger is better
         beaten = [name for name, base in self.baselines.items() if sign * (value - base) > margin(base)]
-        if len(beaten) == len(self.baselines):
+        ahead = [name for name in ranks if name not in beaten]
+        if not ahead:
             return "better than every baseline"
-        best = (max if self.rising else min)(beaten, key=self.baselines.__getitem__, default=None)
-        return "no better than any baseline yet" if best is None else f"better than {best}"
+        if not beaten:
+            return "no better than any baseline yet"
+        return f"better than {max(beaten, key=ranks.get)}, behind {min(ahead, key=ranks.get)}"
 
     def about(self) -> list[tuple[str, str]]:
         """Lines (label, text) at the beginning of a run: the data and the baselines."""

@@ -61,15 +61,6 @@ class Text(OnText, name="text", summary="the next character (or byte) of a text"
     def baselines(self) -> dict[str, float]:
         return {f"n-gram order {order}": bits for order, bits in enumerate(self.corpus.baselines)}
 
-    def verdict(self, value: float, answers: int) -> str:
-        beaten = [name for name, bits in self.baselines.items() if value < bits]
-        if len(beaten) == len(self.baselines):
-            return "better than every n-gram"
-        if beaten:
-            best = min(beaten, key=self.baselines.__getitem__)
-            return f"better than the {best.replace(' order', ' of order')}"
-        return "no better than counting characters yet"
-
     def about(self) -> list[tuple[str, str]]:
         orders = "  ".join(f"{order}: {bits:.3f}" for order, bits in enumerate(self.corpus.baselines))
         return [*super().about(), ("n-grams", f"bits per character by order  {orders}")]

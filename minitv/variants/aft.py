@@ -370,7 +370,7 @@ class AFTConv(AFT):
 
 
 PAPER = "Zhai et al. 2021, arXiv 2105.14103"
-RATE = dict(lr=3e-3, min_lr=3e-4)  # the largest is the paper's
+RATE = dict(lr=3e-3)  # the paper's
 
 MATRICES = "O(T D²) for the matrices, 4 D² weights in Wqkv and Wo and 8 D² in the feed-forward network"
 TOKEN = "generating a token: O(D²) for the matrices"

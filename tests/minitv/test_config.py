@@ -367,7 +367,6 @@ def test_published_setting_of_nanogpt_cpu():
         weight_decay=0.1,
         clip=1.0,
         lr=1e-3,
-        min_lr=1e-4,
         warmup=100,
         steps=2000,
     )

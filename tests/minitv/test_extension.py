@@ -184,3 +184,10 @@ def test_a_paper_may_be_a_package(extended, capsys):
     folder.mkdir()
     (extended / "variants" / "mean_of_past.py").rename(folder / "__init__.py")
     assert cli.main(["list"]) == 0 and "mean-of-past" in capsys.readouterr().out
+
+
+def test_a_module_that_cannot_be_imported_is_a_sentence_with_its_line(extended, capsys):
+    source = extended / "variants" / "failing.py"
+    source.write_text("import math\nmath.nothing\nX = Variant(name='failing')\n")
+    assert cli.main(["explain", "failing"]) == 2
+    assert f"{source}, line 2: AttributeError: " in (error := capsys.readouterr().err) and error.count("\n") == 1
