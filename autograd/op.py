@@ -48,13 +48,13 @@ class Op:
     """A declared operator. Calling it checks the arguments, chooses a form or kernel, and records a node.
 
     ``view``: outputs may share memory with an input. ``variadic``: the one input is a sequence of arrays. ``analytic``: forms
-    accept complex arrays, so derivatives can be checked by a complex step. ``tolerance``: how much cancellation the formula
-    itself has, as a factor on the metric's tolerance. ``method``: True makes the operator a method of Tensor, names such as
+    accept complex arrays, so derivatives can be checked by a complex step. ``logs``: outputs that are logarithms, and -∞ where
+    there is nothing. ``tolerance``: how much cancellation the formula itself has, as a factor on the metric's tolerance. ``method``: True makes the operator a method of Tensor, names such as
     "matmul __matmul__" those methods; one of two operands brings its reflected one along.
     """
 
     def __init__(self, definition: Callable, signature: str, *, laws=(), differentiable=True, view=False,
-                 variadic=False, analytic=False, tolerance=1.0, method: bool | str = False):
+                 variadic=False, analytic=False, logs: str = "", tolerance=1.0, method: bool | str = False):
         self.name = definition.__name__
         self.signature = Signature.parse(signature)
         self.definition = definition
@@ -66,6 +66,7 @@ class Op:
                 raise AutogradError(f"{self.name}: laws is a list of laws, see autograd.laws; got {law!r} in it")
         self.differentiable = differentiable and any(a.kind == "float" for a in self.signature.outputs)
         self.view, self.variadic, self.analytic, self.tolerance = view, variadic, analytic, tolerance
+        self._logs = {*logs.split(), *self.signature.states}  # an empty state may hold ln 0
         self.routes: list[Route] = []  # in order of preference: the kernels, then the forms
         self.draw: Callable | None = None
         self._validate: Callable | None = None
@@ -378,8 +379,7 @@ class Op:
             array = unscalar(array)
             if argument.dims != ("*",):
                 bind(f"the output of {self.name}", argument, array.shape, bound)
-            state = argument.name in self.signature.states  # an empty one may hold ln 0
-            require_finite(array, f"the output of {self.name}", empty=state)
+            require_finite(array, f"the output of {self.name}", empty=argument.name in self._logs)
 
 
 def op(signature: str, **options) -> Callable[[Callable], Op]:

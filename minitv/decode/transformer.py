@@ -41,7 +41,8 @@ def attend(x, position, weights, cache, memory):
         for c in range(size):
             cache.keys[b, c, position] = k[c]
             cache.values[b, position, c] = v[c]
-    step(qkv[:width], cache.keys, cache.values, position + 1, scale, y, memory[at:])
+    lse, at = take(memory, at, heads)
+    step(qkv[:width], cache.keys, cache.values, position + 1, scale, y, lse, memory[at:])
     linear(weights.out, y, x, True)
 
 
@@ -59,7 +60,7 @@ class Attention(Half):
         return Weights(norm, linear_of(module.qkv), linear_of(module.out)), cache
 
     def memory(self, module, model):
-        return 5 * self.width + model.context
+        return 5 * self.width + module.heads + model.context
 
     def load(self, state, position):
         self.state.keys[:, :, :position] = state.keys.data[0].swapaxes(1, 2)

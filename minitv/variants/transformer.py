@@ -77,14 +77,15 @@ outputs:
 
     >>> from minitv.ops import attention
     >>> for causal in (True, False):
-    ...     y = attention(*(x[None, None] for x in (q, k, v)), scale=np.log(2), causal=causal)
+    ...     y, _ = attention(*(x[None, None] for x in (q, k, v)), scale=np.log(2), causal=causal)
     ...     print(y.numpy().ravel().round(3))
     [4.    6.    4.889]
     [4.    4.    4.889]
 
 A cache generates the same: the last query meets the keys and values of all tokens.
 
-    >>> attention(q[None, None, 2:], k[None, None], v[None, None], scale=np.log(2)).numpy().ravel().round(3)
+    >>> y, _ = attention(q[None, None, 2:], k[None, None], v[None, None], scale=np.log(2))
+    >>> y.numpy().ravel().round(3)
     array([4.889])
 """
 
@@ -155,8 +156,8 @@ class Attention(Stateful):
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         q, k, v = self._heads(x, 0)
         if rng is None or not self.dropout.p:
-            return self.out(merge_heads([attention(q, k, v, causal=self.causal)]))  # (1) [B H T K], section 3.2.2 [B T D]
-        y = attention(q, k, v, causal=self.causal, dropout=self.dropout.p, seed=rng.split(0).seed)
+            return self.out(merge_heads([attention(q, k, v, causal=self.causal)[0]]))  # (1) [B H T K], section 3.2.2 [B T D]
+        y, _ = attention(q, k, v, causal=self.causal, dropout=self.dropout.p, seed=rng.split(0).seed)
         return self.dropout(self.out(merge_heads([y])), rng.split(1))
 
     def init_state(self, batch: int) -> State:
@@ -166,7 +167,7 @@ class Attention(Stateful):
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         q, k, v = self._heads(x, state.keys.shape[2])
         state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))  # [B H S K]
-        return self.out(merge_heads([attention(q, *state)])), state
+        return self.out(merge_heads([attention(q, *state)[0]])), state
 
     def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v [B H T K] of positions from ``start`` on."""

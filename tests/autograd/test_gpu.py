@@ -111,15 +111,16 @@ SHAPES = [  # B, H, T, S, K, V: around the sizes of tiles, of queries, keys and 
 def test_attention_around_the_sizes_of_tiles(shape, place):
     rng = np.random.default_rng(sum(shape))
     batch, heads, queries, keys, width, out = shape
-    q, k, v, g = (rng.standard_normal(s).astype(np.float32) for s in (
-        (batch, queries, heads, width), (batch, keys, heads, width), (batch, heads, keys, out), (batch, heads, queries, out)))
+    q, k, v, *g = (rng.standard_normal(s).astype(np.float32) for s in (
+        (batch, queries, heads, width), (batch, keys, heads, width), (batch, heads, keys, out), (batch, heads, queries, out),
+        (batch, heads, queries)))
     q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)  # read through their strides
     mask = rng.random((batch, 1, queries, keys)) < 0.7
     for params in ({}, {"causal": False}, {"causal": False, "dropout": 0.3, "seed": 2**40 + 3}, {"dropout": 0.3, "seed": 5}):
         for given in (None, mask, mask[:, :, :1], mask[..., :1]):
-            args = q, k, v, given
+            args = q, k, v, given, None, None
             check_values(attention, KERNEL.format(place), args, params, reference="form parallel")
-            check_gradients(attention, KERNEL.format(place), args, params, [g], reference="form parallel")
+            check_gradients(attention, KERNEL.format(place), args, params, g, reference="form parallel")
 
 
 EXTREMES = np.array([0.0, -0.0, 1e-30, -9.0, 9.0, 20.0, -20.0, 1e30, -1e30, 3e38, math.inf, -math.inf, math.nan], np.float32)
@@ -173,10 +174,10 @@ def test_what_attention_hides_may_hold_anything(where, bad, place):
     mask[..., 3] = False
     spoilt = [a.copy() for a in arrays]
     spoilt[where][:, :, [39] if where == 0 else [3, 39]] = bad
-    expected = compute(attention, "form parallel", (*(a.astype(np.float64) for a in arrays[:3]), mask), {})[0]
+    expected = compute(attention, "form parallel", (*(a.astype(np.float64) for a in arrays[:3]), mask, None, None), {})[0]
     with PLACES[place]() as put, use(attention, kernel="cuda"):
         tensors = [Tensor.wrap(put(a), requires_grad=True) for a in spoilt[:3]]
-        y = attention(*tensors, put(mask))
+        y, _ = attention(*tensors, put(mask))
         assert_close(y.numpy()[:, :, :39], expected[:, :, :39], terms=40)
         seed = arrays[3].copy()
         seed[:, :, 39] = 0
@@ -235,9 +236,9 @@ def test_masks_of_dropout_are_those_of_the_cpu(place):
     k = np.zeros((2, 3, 70, 16), np.float32)
     with PLACES[place]() as put:
         found = ag.dropout(put(x), p=0.3, seed=2**63 + 5).numpy()
-        weights = attention(put(q), put(k), put(np.ascontiguousarray(v)), causal=False, dropout=0.3, seed=2**50).numpy()
+        weights = attention(put(q), put(k), put(np.ascontiguousarray(v)), causal=False, dropout=0.3, seed=2**50)[0].numpy()
     assert ((found != 0) == (ag.dropout(x, p=0.3, seed=2**63 + 5).numpy() != 0)).all()
-    expected = attention(q, k, np.ascontiguousarray(v), causal=False, dropout=0.3, seed=2**50).numpy()
+    expected = attention(q, k, np.ascontiguousarray(v), causal=False, dropout=0.3, seed=2**50)[0].numpy()
     assert ((weights != 0) == (expected != 0)).all() and (weights == 0).any()
 
 

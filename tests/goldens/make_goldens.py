@@ -24,12 +24,14 @@ gpt2.npz holds a GPT-2 with random biases and gains (none is 0 or 1), weights [o
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 HERE = Path(__file__).resolve().parent
 
@@ -199,28 +201,47 @@ def adamw(calls: Calls, steps: int = 5) -> None:
 
 
 def sdpa() -> dict[str, np.ndarray]:
-    """attention against torch.nn.functional.scaled_dot_product_attention; every query sees at least one key."""
+    """attention against torch.nn.functional.scaled_dot_product_attention, and with a sink against gpt-oss in transformers.
+
+    The second output is torch.logsumexp of the scores. Every query sees at least one key.
+    """
     calls = Calls(2)
     rng = calls.rng
 
-    def add(variant, shape, *, causal, mask=None, scale=None):
+    def add(variant, shape, *, causal, mask=None, scale=None, groups=None, window=None, sink=False):
         batch, heads, queries, keys, key_dim, value_dim = shape
-        inputs = {"q": calls.normal(batch, heads, queries, key_dim), "k": calls.normal(batch, heads, keys, key_dim),
-                  "v": calls.normal(batch, heads, keys, value_dim)}
+        groups = groups or heads
+        inputs = {"q": calls.normal(batch, heads, queries, key_dim), "k": calls.normal(batch, groups, keys, key_dim),
+                  "v": calls.normal(batch, groups, keys, value_dim)}
         # is_causal aligns T x S masks at the top left; ours continue a cache, so they end at the bottom right.
         triangle = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        seen = triangle if causal else torch.ones(queries, keys, dtype=torch.bool)
+        if window is not None:
+            seen = seen & ~triangle.tril(keys - queries - window)
         if mask is not None:
             inputs["mask"] = mask
-            assert np.all((mask & triangle.numpy() if causal else mask).any(-1))
+            seen = seen & torch.from_numpy(mask)
+        if sink:
+            inputs["sink"] = calls.normal(heads)
+        assert seen.any(-1).all()
+        factor = key_dim**-0.5 if scale is None else scale
 
-        def function(q, k, v, mask=None):
-            seen = triangle if causal and mask is None else (mask & triangle if causal else mask)
-            if causal and mask is None and queries == keys:
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+        def function(q, k, v, mask=None, sink=None):
+            scores = factor * q @ k.repeat_interleave(heads // groups, dim=1).mT
+            scores = scores.masked_fill(~seen, -torch.inf)
+            if sink is not None:
+                scores = torch.cat([scores, sink[:, None, None].expand(*scores.shape[:3], 1)], dim=-1)
+                module = SimpleNamespace(sinks=sink, num_key_value_groups=heads // groups, training=False)
+                added = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -torch.inf)
+                y = eager_attention_forward(module, q, k, v, added, factor)[0].transpose(1, 2)
+            elif causal and mask is None and window is None and queries == keys:
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups != heads)
+            else:
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=groups != heads)
+            return y, torch.logsumexp(scores, dim=-1)
 
-        params = {"causal": causal} if scale is None else {"causal": causal, "scale": scale}
-        calls.add(f"attention.{variant}", function, inputs, **params)
+        params = {"causal": causal, "scale": scale, "window": window}
+        calls.add(f"attention.{variant}", function, inputs, **{name: x for name, x in params.items() if x is not None})
 
     def random_mask(*shape):
         """About half of the keys, and always key 0."""
@@ -237,6 +258,11 @@ def sdpa() -> dict[str, np.ndarray]:
     add("mask", (2, 2, 5, 7, 4, 4), causal=False, mask=random_mask(2, 2, 5, 7))
     add("mask_of_keys", (2, 2, 5, 7, 4, 4), causal=False, mask=random_mask(2, 1, 1, 7))
     add("mask_and_causal", (2, 1, 7, 7, 16, 16), causal=True, mask=random_mask(2, 1, 7, 7))
+    add("groups", (2, 6, 5, 5, 4, 4), causal=True, groups=2)
+    add("one_group", (2, 4, 3, 7, 4, 5), causal=True, groups=1)
+    add("window", (2, 2, 9, 9, 4, 4), causal=True, window=4)
+    add("sink", (2, 2, 5, 7, 4, 4), causal=True, sink=True)
+    add("sink_groups_window", (1, 4, 9, 9, 4, 4), causal=True, groups=2, window=4, sink=True)
     return calls.arrays
 
 

@@ -6,9 +6,27 @@
 
 minitv/variants/transformer.py tells what queries, keys and values are for, and computes three tokens by hand.
 
-What a query sees. A causal mask is aligned at the bottom right: of S keys, the last belongs to the last of T queries, so query
-i sees key j if j ≤ i + S - T. With a cache of past keys, S > T, this is the mask that continues the sequence. ``mask`` hides
-more keys. A query that sees nothing gives zeros, and its gradients are zero.
+What a query sees. Key j stands at position j, and the last of T queries at the position of the last of S keys: query i stands at
+p = i + S - T. With a cache of past keys, S > T, this continues the sequence. Query i sees key j if all of these hold:
+
+    causal             j ≤ p
+    mask               its element is True
+    window             |p - j| < window, or j < sinks: the nearest keys, and besides them the first ones of the sequence
+    segment            ⌊p / segment⌋ = ⌊j / segment⌋: the keys of its own segment
+    dilation           (p mod segment) mod dilation = s_h = (j mod segment) mod dilation; without a segment, p mod dilation.
+                       Head h takes every dilation-th position of a segment, from s_h on; its other queries see nothing.
+                       ``offsets`` gives s_h: "modulo" is h mod dilation, "block" is ⌊h · dilation / H⌋
+
+A query that sees nothing gives zeros, and its gradients are zero.
+
+More scores. ``sink`` is one more logit for each head, a key that all queries see and whose value is 0: a query that finds nothing
+leaves its weight there. ``slopes`` adds slope_h · (j - p) to the scores, which makes far keys weigh less (ALiBi); it is constant.
+
+Groups. If k and v have G heads and q has H, each of them serves the H/G heads of q that follow each other: head h reads head
+⌊h G / H⌋. Their gradients are the sums over these heads.
+
+The second output. lse_i = ln Σ_j exp(S_ij), with the sink among the j, is what the softmax divides by; it is -∞ where nothing is
+seen. With it, the results for two sets of keys can be merged into the result for all of them.
 
 Numbers. The largest score of a row is subtracted before exp, which changes no weight and prevents overflow. The form stores all
 T × S weights. The kernels see a tile of keys at a time and correct the sum when a larger score comes, so they store two numbers
@@ -27,28 +45,47 @@ dropout · 2³². It is then divided by 1 - dropout. The mask is a function of t
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 
 import numpy as np
 
+from autograd import Tensor
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
 from autograd.laws import causal, independent, law, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
-from autograd.ops import softmax, where
+from autograd.ops import broadcast_to, concat, logsumexp, reshape, softmax, where
 from autograd.random import Random, philox
 from autograd.shapes import broadcasts_to
 
 from ..pairs import scores, weighted
 
+OFFSETS = ("modulo", "block")
 
-def visible(queries: int, keys: int, causal: bool, mask, xp=np):
-    """The boolean [.., T, S] array of what each query sees, or None for everything."""
+
+def visible(queries: int, keys: int, causal: bool, mask=None, xp=np, *, heads=1, window=None, sinks=0, segment=None, dilation=1,
+            offsets="modulo"):
+    """The boolean [.. T S] array of what each query sees, or None for everything; with a dilation, [H T S]."""
+    j, p = xp.arange(keys), xp.arange(queries)[:, None] + (keys - queries)  # positions of keys [S] and of queries [T 1]
+    parts = [] if mask is None else [mask]
     if causal:
-        triangle = xp.arange(keys) <= xp.arange(queries)[:, None] + (keys - queries)
-        return triangle if mask is None else triangle & mask
-    return mask
+        parts.append(j <= p)
+    if window is not None:
+        parts.append((xp.abs(p - j) < window) | (j < sinks))
+    if segment is not None:
+        parts.append(p // segment == j // segment)
+    if dilation > 1:
+        start = xp.asarray(offset_of(np.arange(heads), heads, dilation, offsets))[:, None, None]  # s [H 1 1]
+        parts += [(x if segment is None else x % segment) % dilation == start for x in (p, j)]
+    return functools.reduce(operator.and_, parts) if parts else None
+
+
+def offset_of(head, heads: int, dilation: int, offsets: str):
+    """s_h of a head or of an array of them: h mod dilation, or ⌊h · dilation / H⌋."""
+    return head % dilation if offsets == "modulo" else head * dilation // heads
 
 
 def _scale(scale: float | None, width: int) -> float:
@@ -66,45 +103,74 @@ def keep_weights(shape, dropout: float, seed: int) -> np.ndarray:
     return draws.astype(np.uint64) >= round(dropout * 2**32)
 
 
-@op("q[B H T K], k[B H S K], v[B H S V], mask?:bool[...] -> y[B H T V]",
-    laws=[causal("q k:S v:S", causal=True), independent("B H", mask=None, dropout=0.0), linear_in("v"),
-          shift_invariant("k", "all keys", step=0.25, scale=0.25)])  # the same constant for all scores of a query
-def attention(q, k, v, mask=None, *, causal=True, scale=None, dropout=0.0, seed=0):
-    """y_i = Σ_j softmax_j(scale · q_i · k_j) v_j over the keys that query i sees, equation (1); scale defaults to 1/√K.
+LAWS = [causal("q k:S v:S", causal=True), independent("B", mask=None, dropout=0.0), linear_in("v"),
+        # The scores of a query all get the same constant.
+        shift_invariant("k", "all keys", step=0.25, but_for="lse", scale=0.25, sink=None, slopes=None)]
 
-    q[B H T K], k[B H S K], v[B H S V] -> y[B H T V]; mask broadcastable to [B H T S], True where seen. The page above has the
-    rules of masks and dropout. A mask of another shape raises ShapeError, a dropout outside [0, 1] DomainError.
+
+@op("q[B H T K], k[B G S K], v[B G S V], mask?:bool[...], sink?[H], slopes?:const[H] -> y[B H T V], lse[B H T]", logs="lse",
+    laws=LAWS)
+def attention(q, k, v, mask=None, sink=None, slopes=None, *, causal=True, scale=None, dropout=0.0, seed=0, window=None, sinks=0,
+              segment=None, dilation=1, offsets="modulo"):
+    """y_i = Σ_j softmax_j(scale · q_i · k_j) v_j over the keys that query i sees, equation (1), and lse_i, the log of its sum.
+
+    q[B H T K], k[B G S K], v[B G S V] -> y[B H T V], lse[B H T]; G divides H, and head h reads keys and values ⌊h G / H⌋.
+    ``scale`` defaults to 1/√K. mask is broadcastable to [B H T S], True where seen. The page above has the rules of masks,
+    ``window`` and ``sinks``, ``segment``, ``dilation`` and ``offsets``, sink[H], slopes[H] and dropout. Heads that G does not
+    divide and a mask of another shape raise ShapeError; a dropout outside [0, 1], a window, segment or dilation below 1,
+    negative sinks and an unknown rule of offsets raise DomainError.
     """
-    batch, heads, queries, width = q.shape
-    keys = k.shape[2]
-    scale = _scale(scale, width)
-    pattern = visible(queries, keys, causal, mask)
+    (batch, heads, queries, width), (groups, keys), scale = q.shape, k.shape[1:3], _scale(scale, q.shape[3])
+    pattern = visible(queries, keys, causal, mask, heads=heads, window=window, sinks=sinks, segment=segment, dilation=dilation,
+                      offsets=offsets)
     pattern = np.broadcast_to(True if pattern is None else pattern, (batch, heads, queries, keys))
-    survivors = keep_weights(pattern.shape, dropout, seed) if dropout else np.ones(pattern.shape, bool)
-    y = np.zeros((batch, heads, queries, v.shape[3]), q.dtype)
+    survivors = keep_weights(pattern.shape, dropout, seed)
+    y, lse = np.zeros((*q.shape[:3], v.shape[3]), q.dtype), np.full(q.shape[:3], -math.inf, q.dtype)
     for b, h, i in np.ndindex(batch, heads, queries):
-        scores = {j: scale * sum(q[b, h, i, c].item() * k[b, h, j, c].item() for c in range(width))
-                  for j in range(keys) if pattern[b, h, i, j]}
-        top = max(scores.values(), default=0.0)  # exp(s - top) cannot overflow
-        total = sum(math.exp(s - top) for s in scores.values())
+        g, slope = h * groups // heads, 0.0 if slopes is None else slopes[h].item()
+        scores = {j: scale * sum(q[b, h, i, c].item() * k[b, g, j, c].item() for c in range(width))
+                  + slope * (j - (i + keys - queries)) for j in range(keys) if pattern[b, h, i, j]}
+        logits = [*scores.values()] if sink is None else [*scores.values(), sink[h].item()]
+        top = max(logits, default=-math.inf)  # exp(s - top) cannot overflow
+        if top == -math.inf:
+            continue
+        total = sum(math.exp(s - top) for s in logits)
+        lse[b, h, i] = top + math.log(total)
         for j, s in scores.items():
             if survivors[b, h, i, j]:
-                y[b, h, i] += math.exp(s - top) / total / (1 - dropout) * v[b, h, j]
-    return y
+                y[b, h, i] += math.exp(s - top) / total / (1 - dropout) * v[b, g, j]
+    return y, lse
 
 
 @attention.form
-def parallel(q, k, v, mask, causal, scale, dropout, seed):
+def parallel(q, k, v, mask, sink, slopes, causal, scale, dropout, seed, window, sinks, segment, dilation, offsets):
     """Y = softmax(scale · Q Kᵀ) V, equation (1), for all queries at once. Time O(T S (K + V)), memory O(T S) for each head."""
     xp = namespace(q.data)
-    width = q.shape[-1]
-    scale = _scale(scale, width)
-    pattern = visible(q.shape[2], k.shape[2], causal, mask, xp)
-    weights = softmax(scores(q * scale, k, pattern), pattern)  # P [B H T S]
+    (batch, heads, queries, width), (groups, keys) = q.shape, k.shape[1:3]
+    shape = batch, heads, queries, keys
+    pattern = visible(queries, keys, causal, mask, xp, heads=heads, window=window, sinks=sinks, segment=segment,
+                      dilation=dilation, offsets=offsets)
+
+    def by_group(x):
+        """[B H T n] -> [B G (H/G)T n]: the queries of all heads that share keys meet them in one product."""
+        return x if heads == groups else x.reshape(batch, groups, heads // max(groups, 1) * queries, x.shape[-1])
+
+    shared = None if pattern is None or heads == groups else by_group(xp.broadcast_to(pattern, shape))
+    shared = pattern if heads == groups else shared
+    logits = reshape(scores(by_group(q * _scale(scale, width)), k, shared), shape)  # S [B H T S]
+    if slopes is not None:
+        distance = xp.arange(keys) - (xp.arange(queries)[:, None] + (keys - queries))
+        logits = logits + Tensor.wrap((slopes[:, None, None] * distance).astype(q.dtype))
+    if sink is not None:  # one more logit, which every query sees and which has no value
+        logits = concat([logits, broadcast_to(reshape(sink, (heads, 1, 1)), shape=(*shape[:3], 1))], axis=3)
+        always = xp.ones((*shape[:3], 1), bool)
+        pattern = None if pattern is None else xp.concatenate([xp.broadcast_to(pattern, shape), always], axis=3)
+    lse = logsumexp(logits if pattern is None else where(pattern, logits, -math.inf), axis=3)
+    weights = softmax(logits, pattern)[..., :keys]  # P [B H T S]
     if dropout:
         survivors = xp.asarray(keep_weights(weights.shape, dropout, seed))
         weights = where(survivors, weights / (1 - dropout) if dropout < 1 else weights, 0.0)
-    return weighted(weights, v, pattern)  # (1) [B H T V]
+    return reshape(weighted(by_group(weights), v, shared), (*shape[:3], v.shape[3])), lse  # (1) [B H T V]
 
 
 attention.kernel("cpu", name="step", prefix="step_", sizes={"T": 1})
@@ -113,7 +179,10 @@ attention.kernel("cuda")
 
 
 @attention.validate
-def _(q, k, v, mask, causal, scale, dropout, seed):
+def _(q, k, mask, dropout, seed, window, sinks, segment, dilation, offsets):
+    heads, groups = q.shape[1], k.shape[1]
+    if heads != groups and (not groups or heads % groups):
+        raise ShapeError(f"attention: k and v have G = {groups} heads, which do not divide the H = {heads} heads of q")
     if mask is not None:
         target = (*q.shape[:3], k.shape[2])
         if not broadcasts_to(mask.shape, target):
@@ -121,33 +190,57 @@ def _(q, k, v, mask, causal, scale, dropout, seed):
     Random(seed)  # raises unless it is a seed
     if not 0 <= dropout <= 1:
         raise DomainError(f"attention: dropout must be a probability in [0, 1], got {dropout}")
+    for name, value, low in (("window", window, 1), ("sinks", sinks, 0), ("segment", segment, 1), ("dilation", dilation, 1)):
+        if not ((type(value) is int and value >= low) or (value is None and name in ("window", "segment"))):
+            raise DomainError(f"attention: {name} is {value!r}, allowed: an integer of at least {low}"
+                              f"{' or None' if name in ('window', 'segment') else ''}")
+    if offsets not in OFFSETS:
+        raise DomainError(f"attention: offsets is {offsets!r}, allowed: {', '.join(OFFSETS)}")
 
 
 @attention.inputs
 def _(draw):
-    batch, heads, queries, keys = draw.size(0, 2), draw.size(0, 2), draw.size(0, 6), draw.size(0, 6)
-    width, out = draw.size(1, 4), draw.size(0, 3)
+    plain = draw.boolean()  # as in the paper
+    batch, groups, queries, keys = draw.size(0, 2), draw.size(0, 2), draw.size(0, 6), draw.size(0, 6)
+    width, out, heads = draw.size(1, 4), draw.size(0, 3), groups if plain else groups * draw.integer(1, 2)
     shape = (batch, heads, queries, keys)
     mask = None
-    if draw.boolean():
+    if draw.integer(0, 2) == 0:
         mask = draw.mask(*[1 if draw.integer(0, 3) == 0 else n for n in shape][draw.integer(0, 2):])
-    q, k = draw.floats(batch, heads, queries, width), draw.floats(batch, heads, keys, width)
+    q, k = draw.floats(batch, heads, queries, width), draw.floats(batch, groups, keys, width)
+    v = draw.floats(batch, groups, keys, out)
+    sink = draw.floats(heads) if not plain and draw.boolean() else None
+    slopes = draw.floats(heads, low=0.0, high=1.0) if not plain and draw.boolean() else None
     params = {"causal": draw.boolean(), "scale": draw.choice((None, 0.7)), "dropout": draw.choice((0.0, 0.0, 0.4)),
               "seed": draw.integer(0, 2**63)}
-    return (q, k, draw.floats(batch, heads, keys, out), mask), params
+    if not plain:
+        params |= {"window": draw.choice((None, None, 1, 2, 3)), "sinks": draw.integer(0, 2), "offsets": draw.choice(OFFSETS),
+                   "segment": draw.choice((None, None, 2, 3, 5)), "dilation": draw.choice((1, 1, 2, 3))}
+    return (q, k, v, mask, sink, slopes), params
+
+
+def pattern_of(case, **changes):
+    """What the queries of a case see, [B H T S]."""
+    rules = {name: changes.get(name, case[name]) for name in ("window", "sinks", "segment", "dilation", "offsets")}
+    shape = (*case.q.shape[:3], case.k.shape[2])
+    pattern = visible(*shape[2:], changes.get("causal", case.causal), changes.get("mask", case.mask), heads=shape[1], **rules)
+    return np.broadcast_to(True if pattern is None else pattern, shape)
+
+
+WHOLE = {"window": None, "segment": None, "dilation": 1}  # no structure
 
 
 @law(attention, "weights sum to one")
 def _(case, draw):
-    y, shape = case(v=1.0, dropout=0.0).y, (*case.q.shape[:3], case.k.shape[2])
-    pattern = visible(*shape[2:], case.causal, case.mask)
-    pattern = np.broadcast_to(True if pattern is None else pattern, shape).any(-1, keepdims=True)
+    y, pattern = case(v=1.0, dropout=0.0, sink=None).y, pattern_of(case).any(-1, keepdims=True)
     assert_close(y, np.broadcast_to(pattern, y.shape).astype(y.dtype), "weights do not sum to 1", terms=16)
 
 
 @law(attention, "without a causal mask, the order of keys does not matter")
 def _(case, draw):
     order, mask = draw.generator().permutation(case.k.shape[2]), case.mask
-    mask = mask if mask is None or mask.shape[-1] == 1 else mask[..., order]
-    other = case(k=case.k[:, :, order], v=case.v[:, :, order], mask=mask, causal=False, dropout=0.0).y
-    assert_close(other, case(causal=False, dropout=0.0).y, "attention depends on the order of keys", terms=16)
+    mask = mask if mask is None or not mask.ndim or mask.shape[-1] == 1 else mask[..., order]
+    plain = {"causal": False, "dropout": 0.0, "slopes": None, **WHOLE}
+    other = case(k=case.k[:, :, order], v=case.v[:, :, order], mask=mask, **plain)
+    for name, one, two in zip(("y", "lse"), other, case(**plain), strict=True):
+        assert_close(one, two, f"{name} of attention depends on the order of keys", terms=16)

@@ -20,6 +20,7 @@ import math
 
 import numpy as np
 
+from autograd.arrays import or_zeros
 from autograd.cpu.compile import cpu_kernel, inner
 from autograd.cpu.math import exp
 from autograd.cpu.panels import (
@@ -157,7 +158,7 @@ def _forward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats):
 
 
 @cpu_kernel
-def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats, g, gq, gk, gv):
+def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats, g, glse, gq, gk, gv):
     B, H, T, S, K, V = shape
     like, pitch, wide_k, wide_v = y[0], padded(S, 8), padded(K, LANES), padded(V, LANES)
     zero, one = like.dtype.type(0), like.dtype.type(1)
@@ -186,6 +187,8 @@ def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats,
             transpose(across_g, rows_g, weights)
             lanes[:], sums_q[:] = 0, 0  # a lane without a query has inverse 0, so that its weights are 0
             dot_columns(dots, across_g, across_y, V)
+            for e in range(n):
+                dots[e] -= glse[head, query + e]
             for e in range(n):
                 shift[e], inverse[e] = stats[head, 0, query + e], stats[head, 1, query + e]
             for first in range(0, min(S, last + n), TILE):
@@ -217,10 +220,11 @@ def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats,
 
 
 @cpu_kernel
-def step(q, keys, values, length, scale, y, scores):
+def step(q, keys, values, length, scale, y, lse, scores):
     """One query of every head: y = softmax(scale · q · keys[:, :, :length]) values[:, :length].
 
-    q[H·K] and y[H·V] are the vectors of all heads, keys[H K S], values[H S V]; ``length`` is at least 1, scores[S] is memory.
+    q[H·K] and y[H·V] are the vectors of all heads, lse[H] takes the logs of the softmax's sums, keys[H K S], values[H S V];
+    ``length`` is at least 1, scores[S] is memory.
     """
     (heads, width, _), out = keys.shape, values.shape[2]
     zero, one = q.dtype.type(0), q.dtype.type(1)
@@ -239,6 +243,7 @@ def step(q, keys, values, length, scale, y, scores):
             weight = exp(scores[j] - top)
             scores[j] = weight
             total += weight
+        lse[h] = top + math.log(total)
         for c in range(out):
             mean[c] = zero
         for j in range(length):
@@ -264,7 +269,9 @@ def _options(dtype, K, scale, dropout, seed):
     return dtype.type(scale), drop
 
 
-def supports(q, k, v):
+def supports(q, k, v, sink, slopes, window, segment, dilation):
+    if q.shape[1] != k.shape[1] or not (sink is slopes is window is segment is None and dilation == 1):
+        return "takes as many heads of k and v as of q, no structure, no sink and no slopes"
     return None if q.shape[3] else "needs at least one channel in q and k"
 
 
@@ -277,22 +284,29 @@ def forward(q, k, v, mask, causal, scale, dropout, seed):
     arguments = flat(q), flat(k), flat(v), *_flat_mask(mask), shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal)
     if min(shape):
         _forward(*arguments, flat(y), stats)
-    return y, (arguments, y, stats)
+    with np.errstate(divide="ignore"):
+        lse = np.where(stats[:, 1] > 0, stats[:, 0] - np.log(stats[:, 1]), -INF).reshape(B, H, T).astype(q.dtype)
+    if not min(shape):
+        lse[...] = -INF
+    return (y, lse), (arguments, y, stats)
 
 
-def backward(saved, g):
+def backward(saved, g_y, g_lse):
     """The gradients of q, k and v; they are laid out like y."""
     arguments, y, stats = saved
     B, H, T, S, K, V = shape = arguments[5]
     make = np.empty if min(shape) else np.zeros
     gradients = [by_position(B, H, rows, d, y.dtype, make) for rows, d in ((T, K), (S, K), (S, V))]
     if min(shape):
+        glse = np.zeros((B * H, T), y.dtype) if g_lse is None else np.array(g_lse, order="C").reshape(B * H, T)
         stats = np.require(stats, requirements="W")  # to Numba, a read-only array is another type
-        _backward(*arguments, flat(y), stats, flat(g), *map(flat, gradients))
-    return gradients
+        _backward(*arguments, flat(y), stats, flat(or_zeros(g_y, y)), glse, *map(flat, gradients))
+    return *gradients, None
 
 
-def step_supports(k, mask, dropout):
+def step_supports(q, k, mask, dropout, sink, slopes, window, segment, dilation):
+    if q.shape[1] != k.shape[1] or not (sink is slopes is window is segment is None and dilation == 1):
+        return "takes as many heads of k and v as of q, no structure, no sink and no slopes"
     if not k.shape[2]:
         return "needs at least one key"
     return None if mask is None and dropout == 0 else "takes no mask and no dropout"
@@ -302,7 +316,7 @@ def step_forward(q, k, v, scale):
     B, H, S, K = k.shape
     keys = np.ascontiguousarray(k.swapaxes(2, 3)).reshape(B * H, K, S)
     values = np.ascontiguousarray(v).reshape(B * H, S, v.shape[3])
-    y = np.empty((B, H, 1, v.shape[3]), q.dtype)
+    y, lse = np.empty((B, H, 1, v.shape[3]), q.dtype), np.empty((B, H, 1), q.dtype)
     factor, _ = _options(q.dtype, K, scale, 0, 0)
-    step(np.ascontiguousarray(q).reshape(-1), keys, values, S, factor, y.reshape(-1), np.empty(S, q.dtype))
-    return y, None
+    step(np.ascontiguousarray(q).reshape(-1), keys, values, S, factor, y.reshape(-1), lse.reshape(-1), np.empty(S, q.dtype))
+    return (y, lse), None

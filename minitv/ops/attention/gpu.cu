@@ -220,11 +220,12 @@ mtv_attention_forward(const float* __restrict__ q, const float* __restrict__ k, 
     }
 }
 
-// gQ, and in dots [B H, T] the sums of gY Y over channels, which the other kernel needs.
+// gQ, and in dots [B H, T] the sums of gY Y over channels less the gradient of lse, which the other kernel needs.
 extern "C" __global__ void __launch_bounds__(THREADS)
 mtv_attention_backward_queries(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
                                const bool* __restrict__ mask, const float* __restrict__ y, const float* __restrict__ stats,
-                               const float* __restrict__ g, float* __restrict__ gq, float* __restrict__ dots,
+                               const float* __restrict__ g, const float* __restrict__ g_lse, float* __restrict__ gq,
+                               float* __restrict__ dots,
                                int H, int T, int S, int K, int V, int causal, int masked, float scale,
                                int dropping, unsigned long long threshold, float factor, unsigned long long seed,
                                long long q_b, long long q_h, long long q_t, long long k_b, long long k_h, long long k_t,
@@ -251,7 +252,7 @@ mtv_attention_backward_queries(const float* __restrict__ q, const float* __restr
         rest[r] = 0.f;
         if (i < T)
             for (int c = TX; c < V; c += COLUMNS) rest[r] += grads[row][c] * y[(((long long)b * T + i) * H + h) * V + c];
-        rest[r] = warp_sum<COLUMNS>(rest[r]);
+        rest[r] = warp_sum<COLUMNS>(rest[r]) - (i < T ? g_lse[(long long)head * T + i] : 0.f);
         if (TX == 0 && i < T) dots[(long long)head * T + i] = rest[r];
     }
     int end = end_of(rule, query, FEWER);

@@ -2,6 +2,7 @@
 
 import math
 
+from autograd.arrays import or_zeros
 from autograd.cuda.source import Source, Strided, ceil_div, contiguous, float32_only, strided
 from autograd.device import namespace
 
@@ -15,7 +16,9 @@ TILES = {32: (64, 32), 64: (64, 32), 128: (32, 16)}
 SOURCE = Source(__file__, [_variant(width, *tiles) for width, tiles in TILES.items()])
 
 
-def supports(q, k, v):
+def supports(q, k, v, sink, slopes, window, segment, dilation):
+    if q.shape[1] != k.shape[1] or not (sink is slopes is window is segment is None and dilation == 1):
+        return "takes as many heads of k and v as of q, no structure, no sink and no slopes"
     if not 1 <= q.shape[3] <= 128 or v.shape[3] > 128:
         return f"needs 1 to 128 channels in q and k, at most 128 in v, got {q.shape[3]} and {v.shape[3]}"
     return float32_only(q, k, v)
@@ -53,15 +56,17 @@ def forward(q, k, v, mask, causal, scale, dropout, seed):
     y = call.empty(call.B, call.T, call.H, call.V)  # heads of a position side by side: merging them is a reshape
     stats = call.empty(call.B * call.H, 2, call.T)
     call.launch("mtv_attention_forward", call.T, call.tiles[0], y, stats)
-    return y.transpose(0, 2, 1, 3), (call, y, stats)
+    lse = call.xp.where(stats[:, 1] > 0, stats[:, 0] - call.xp.log(stats[:, 1]), -math.inf)
+    return (y.transpose(0, 2, 1, 3), lse.reshape(call.B, call.H, call.T)), (call, y, stats)
 
 
-def backward(saved, g):
+def backward(saved, g_y, g_lse):
     """The gradients of q, k and v; they are laid out like y."""
     call, y, stats = saved
     gq, gk, gv = (call.empty(call.B, rows, call.H, width) for rows, width in (
         (call.T, call.K), (call.S, call.K), (call.S, call.V)))
-    (g, strides), dots = strided(g), call.empty(call.B * call.H, call.T)
-    call.launch("mtv_attention_backward_queries", call.T, call.tiles[0] // 2, y, stats, g, gq, dots, strides=strides)
+    (g, strides), dots = strided(or_zeros(g_y, y.transpose(0, 2, 1, 3))), call.empty(call.B * call.H, call.T)
+    g_lse = contiguous(g_lse) if g_lse is not None else call.xp.zeros((call.B, call.H, call.T), "float32")
+    call.launch("mtv_attention_backward_queries", call.T, call.tiles[0] // 2, y, stats, g, g_lse, gq, dots, strides=strides)
     call.launch("mtv_attention_backward_keys", call.S, call.tiles[1], stats, g, dots, gk, gv, strides=strides)
-    return *(x.transpose(0, 2, 1, 3) for x in (gq, gk, gv)),
+    return *(x.transpose(0, 2, 1, 3) for x in (gq, gk, gv)), None
