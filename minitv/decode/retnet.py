@@ -24,7 +24,7 @@ class Weights(NamedTuple):
     gate: Linear
     out: Linear
     angles: np.ndarray  # [head_dim / 2], radians a position
-    adjacent: bool
+    interleaved: bool
     scale: np.floating  # of keys
     decay: np.ndarray  # [H]
     normalization: int
@@ -57,8 +57,8 @@ def retain(x, position, weights, state, memory):
     turn(position, weights.angles, cos, sin)
     shape, strides, turns = (1, heads, 1, size), (0, size, 0), (cos.reshape(1, 1, pairs), sin.reshape(1, 1, pairs))
     q, k = turned[:width], turned[width:]
-    rotate((qk[:width], strides), shape, turns[0], turns[1], weights.adjacent, one, one, q)
-    rotate((qk[width:], strides), shape, turns[0], turns[1], weights.adjacent, weights.scale, one, k)
+    rotate((qk[:width], strides), shape, turns[0], turns[1], weights.interleaved, one, one, q)
+    rotate((qk[width:], strides), shape, turns[0], turns[1], weights.interleaved, weights.scale, one, k)
     step(q, k, v, weights.decay, state.S, state.z, state.n, weights.normalization, y)
     for b in range(0, values, value_size):
         norm(y[b : b + value_size], weights.head_norm, v[b : b + value_size], memory[at:])
@@ -75,7 +75,7 @@ class Retention(Half):
         size = state.S.shape[2]
         head_norm = Norm(np.ones(size, self.dtype), np.zeros(size, self.dtype), retnet.EPS, module.head_norm == "layer_norm")
         return Weights(norm, linear_of(module.qk), linear_of(module.v), linear_of(module.gate), linear_of(module.out),
-                       np.array(module.rotation["angles"]), module.rotation["pairing"] == "adjacent",
+                       np.array(module.rotation["angles"]), module.rotation["pairing"] == "interleaved",
                        self.dtype.type(module.scale), module.decay.data, NORMALIZATIONS.index(module.normalization),
                        head_norm), state
 

@@ -215,7 +215,7 @@ class Retention(Stateful):
         self.normalization, self.head_norm = options.normalization, options.head_norm
         head_dim, retnet = width // self.heads, options.rotation == "retnet"
         self.scale = 1 / math.sqrt(head_dim)
-        self.rotation = dict(angles=rope_angles(head_dim, closed=retnet), pairing="adjacent" if retnet else "half")
+        self.rotation = dict(angles=rope_angles(head_dim, closed=retnet), pairing="interleaved" if retnet else "half")
         rates = 2.0 ** (-5 - np.arange(self.heads))  # 1 - γ, (8) [H]; in float32, γ is 1 from head 20 on
         if options.decay == "range":  # section 3.1
             rates = np.exp(np.linspace(math.log(1 / 32), math.log(1 / 512), self.heads))

@@ -130,7 +130,7 @@ def test_the_angles_of_published_models():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("route", ["form composed", "kernel cpu"])
-@pytest.mark.parametrize("pairing", ["adjacent", "half"])
+@pytest.mark.parametrize("pairing", ["interleaved", "half"])
 @pytest.mark.parametrize("width", [2, 31, 64, 70])
 def test_rope_of_wide_heads_far_away(dtype, route, pairing, width):
     draw = Draw.seeded(0, dtype)
@@ -141,7 +141,7 @@ def test_rope_of_wide_heads_far_away(dtype, route, pairing, width):
 
 
 @pytest.mark.parametrize(("change", "sentence"), [
-    ({"pairing": "halves"}, "rope: pairing is 'halves', allowed: adjacent, half"),
+    ({"pairing": "halves"}, "rope: pairing is 'halves', allowed: interleaved, half"),
     ({"angles": (1.0, 2.0)}, "rope: angles must be a tuple of at most 1 numbers, one for each pair of 3 channels, got 2"),
     ({"angles": [1.0]}, "rope: angles must be a tuple of at most 1 numbers, one for each pair of 3 channels, got [1.0]"),
     ({"start": 0.5}, "rope: start must be an integer, got 0.5"),
@@ -165,7 +165,7 @@ LOOPS = {  # kernels that other kernels call, the types of their arguments, and 
     panels.add_rows: ((ROW, ROW, INDEX, ROW), 4),
     cpu._add_carried: ((ROW, ROW, INDEX, INDEX, ROW, ROW, ROW, INDEX), 3),
     cpu._begun: ((ROW, ROW, ROW, ROW, ROW, ROW, ROW), 4),
-    rope_cpu._adjacent: ((ROW, ROW, ROW, ROW, NUMBER, NUMBER), 4),
+    rope_cpu._interleaved: ((ROW, ROW, ROW, ROW, NUMBER, NUMBER), 4),
     rope_cpu._half: ((ROW, ROW, ROW, ROW, NUMBER, NUMBER), 4),
 }
 

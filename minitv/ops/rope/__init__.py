@@ -13,82 +13,89 @@ The pairs turn at different speeds. Fast pairs tell neighbours apart, slow pairs
 alone, two distances that differ by a full turn would look the same.
 
 Models differ in which two channels are a pair and how fast each pair turns, and the weights of one do not fit another.
-``pairing`` "adjacent" pairs channels 2j and 2j + 1, as RoFormer, GPT-J and RetNet do. "half" pairs channels j and j + K/2, as
-GPT-NeoX and Hugging Face's LLaMA do. ``rope_angles`` makes the usual angles.
+``pairing`` "interleaved" pairs channels 2j and 2j + 1, as RoFormer, GPT-J, RetNet and Meta's LLaMA do. "half" pairs channels j
+and j + K/2, as GPT-NeoX and Hugging Face's LLaMA do. ``half_order`` is the order of channels that leads from one to the other.
+angles.py makes the usual angles, and those for texts longer than the ones of training.
+
+The operator has four freedoms more than the formula. Channels beyond the pairs stay as they are (partial rotation). ``gain``
+multiplies what is turned, for YaRN. ``growth`` lets pair j grow by exp(growth[j]) with each position, for xPos. And positions
+may be anything: where a sequence starts (``start``), or a number of its own for every token.
+
+Gradients. Turning is a linear map whose transpose turns the other way: the gradient of x is R(-m) g, times the same factors.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from autograd import Tensor
-from autograd.device import namespace, to_numpy
-from autograd.errors import DomainError, ShapeError
+from autograd.device import beside, namespace, to_numpy
+from autograd.errors import DomainError
 from autograd.laws import independent, law
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, reshape, stack
 
-PAIRINGS = ("adjacent", "half")
+from .angles import PAIRINGS, RAMPS, SCALINGS, Scaling, half_order, repaired, rope_angles, xpos_growth
 
-
-def rope_angles(width: int, base: float = 10_000.0, *, closed: bool = False) -> tuple[float, ...]:
-    """The angles in radians per position of the pairs j = 0, 1, .. of ``width`` channels: base^(-2j / width), as in RoFormer.
-
-    With ``closed`` they are base^(-j / (width/2 - 1)), which go from 1 to 1/base and include both, as in RetNet's code
-    (torchscale). A single pair has the angle 1 in both cases. An odd width raises ShapeError.
-    """
-    if width % 2 or width < 0:
-        raise ShapeError(f"rope_angles: the width must be even, got {width}")
-    pairs = width // 2
-    last = max(pairs - 1, 1) if closed else pairs
-    return tuple(base ** (-j / last) for j in range(pairs))
+__all__ = ["PAIRINGS", "RAMPS", "SCALINGS", "Rotation", "Scaling", "half_order", "repaired", "rope", "rope_angles", "turns",
+           "xpos_growth"]
 
 
 @lru_cache(maxsize=8)
-def _counted(angles, start, length, dtype):
-    return _turned(angles, np.arange(start, start + length), dtype)
+def _counted(angles, growth, gain, start, length, dtype):
+    return _turned(angles, growth, gain, np.arange(start, start + length), dtype)
 
 
-def _turned(angles, positions, dtype):
+def _turned(angles, growth, gain, positions, dtype):
     turned = np.multiply.outer(positions, np.array(angles, np.float64))  # in float32, off by 0.05 at position 10⁶
-    return np.cos(turned).astype(dtype), np.sin(turned).astype(dtype)
+    cos, sin = np.cos(turned), np.sin(turned)
+    if growth or gain != 1:
+        size = gain * np.exp(np.multiply.outer(positions, np.array(growth or (0.0,) * len(angles), np.float64)))
+        cos, sin = cos * size, sin * size
+    return cos.astype(dtype), sin.astype(dtype)
 
 
-def turns(angles, start, length, positions, dtype):
-    """Cosine and sine of every angle as NumPy arrays: [1 T len(angles)], or [B T len(angles)] of positions[B T]."""
+def turns(angles, start, length, positions, dtype, growth=(), gain=1.0):
+    """Cosine and sine of every angle, times what the pair is multiplied by, as NumPy arrays: [1 T len(angles)], or
+    [B T len(angles)] of positions[B T].
+    """
     if positions is None:
-        return tuple(x[None] for x in _counted(angles, start, length, dtype))
-    return _turned(angles, to_numpy(positions), dtype)
+        return tuple(x[None] for x in _counted(angles, growth, gain, start, length, dtype))
+    return _turned(angles, growth, gain, to_numpy(positions), dtype)
 
 
 @op("x[B H T K], positions?:int[B T] -> y[B H T K]", analytic=True, laws=[independent("B H")])
-def rope(x, positions=None, *, angles=(), pairing="adjacent", scale=1.0, start=0):
-    """y = scale · x with pair j of the channels of x[B H T K] turned by position · angles[j], in radians.
+def rope(x, positions=None, *, angles=(), pairing="interleaved", scale=1.0, start=0, growth=(), gain=1.0):
+    """y = scale · x, with pair j of the channels of x[B H T K] turned by position · angles[j], in radians.
 
     ``angles`` are at most K/2; channels beyond 2 len(angles) are only scaled. Positions are start, start + 1, .. without
-    positions[B T]. ``pairing`` is "adjacent" (2j, 2j + 1) or "half" (j, len(angles) + j). Another name, too many angles or a
-    start that is no integer raise DomainError.
+    positions[B T]. ``pairing`` is "interleaved" (2j, 2j + 1) or "half" (j, len(angles) + j). Pairs are also multiplied by
+    gain · exp(growth[j] · position), where ``growth`` has a number for each angle, or none. Another pairing, too many angles,
+    a start that is no integer or a pair that grows beyond the dtype raise DomainError.
     """
     y = x * x.dtype.type(scale)
     for b, h, t, j in np.ndindex(*x.shape[:3], len(angles)):
-        angle = (start + t if positions is None else positions[b, t].item()) * angles[j]
-        one, two = (2 * j, 2 * j + 1) if pairing == "adjacent" else (j, len(angles) + j)
+        position = start + t if positions is None else positions[b, t].item()
+        size = scale * gain * math.exp(growth[j] * position if growth else 0.0)
+        cos, sin = size * math.cos(position * angles[j]), size * math.sin(position * angles[j])
+        one, two = (2 * j, 2 * j + 1) if pairing == "interleaved" else (j, len(angles) + j)
         a, b_ = x[b, h, t, one].item(), x[b, h, t, two].item()
-        y[b, h, t, one] = scale * (a * math.cos(angle) - b_ * math.sin(angle))
-        y[b, h, t, two] = scale * (a * math.sin(angle) + b_ * math.cos(angle))
+        y[b, h, t, one], y[b, h, t, two] = a * cos - b_ * sin, a * sin + b_ * cos
     return y
 
 
 @rope.form
-def composed(x, positions, angles, pairing, scale, start):
+def composed(x, positions, angles, pairing, scale, start, growth, gain):
     xp, pairs = namespace(x.data), len(angles)
-    cos, sin = (Tensor.wrap(xp.asarray(t[:, None])) for t in turns(angles, start, x.shape[2], positions, x.dtype))
+    tables = turns(angles, start, x.shape[2], positions, x.dtype, growth, gain)
+    cos, sin = (Tensor.wrap(xp.asarray(table[:, None])) for table in tables)
     rest = x[..., 2 * pairs:]
-    if pairing == "adjacent":
+    if pairing == "interleaved":
         a, b = x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2]
         y = reshape(stack([a * cos - b * sin, a * sin + b * cos], axis=-1), (*x.shape[:3], 2 * pairs))
         return concat([y, rest], axis=-1) * scale
@@ -101,7 +108,7 @@ rope.kernel("cuda")
 
 
 @rope.validate
-def _(x, positions, angles, pairing, scale, start):
+def _(x, positions, angles, pairing, scale, start, growth, gain):
     if pairing not in PAIRINGS:
         raise DomainError(f"rope: pairing is {pairing!r}, allowed: {', '.join(PAIRINGS)}")
     if not isinstance(angles, tuple) or 2 * len(angles) > x.shape[3]:
@@ -109,42 +116,102 @@ def _(x, positions, angles, pairing, scale, start):
                           f"{x.shape[3]} channels, got {angles if not isinstance(angles, tuple) else len(angles)}")
     if isinstance(start, bool) or not isinstance(start, int):
         raise DomainError(f"rope: start must be an integer, got {start!r}")
+    if not growth:
+        return
+    if not isinstance(growth, tuple) or len(growth) != len(angles):
+        raise DomainError(f"rope: growth must be a tuple of a number for each of the {len(angles)} angles, or (), got {growth!r}")
+    ends = np.array((start, start + x.shape[2])) if positions is None else to_numpy(positions)
+    farthest = int(np.abs(ends).max(initial=0))
+    if farthest * max(map(abs, growth)) > math.log(np.finfo(x.dtype).max):
+        raise DomainError(f"rope: at position {farthest}, a growth of {max(growth, key=abs):g} for each position is beyond "
+                          f"{x.dtype}, allowed: positions up to {int(math.log(np.finfo(x.dtype).max) / max(map(abs, growth)))}")
 
 
 @rope.inputs
 def _(draw):
     shape = draw.size(0, 2), draw.size(0, 2), draw.size(0, 4), draw.size(0, 7)
-    pairs = draw.integer(0, shape[3] // 2)
-    angles = tuple(draw.generator().uniform(0, 3, pairs).tolist())
+    pairs, generator = draw.integer(0, shape[3] // 2), draw.generator()
     positions = draw.integers(0, 10**6, shape[0], shape[2]) if draw.boolean() else None
+    start = draw.choice((0, 5, 10**6, -3))
+    farthest = 10**6 if positions is not None else abs(start) + shape[2]
+    growth = tuple((generator.uniform(-1, 1, pairs) / max(farthest, 1)).tolist()) if draw.boolean() else ()
     return (draw.floats(*shape), positions), {
-        "angles": angles, "pairing": draw.choice(PAIRINGS), "scale": draw.choice((1.0, 0.3)),
-        "start": draw.choice((0, 5, 10**6))}
+        "angles": tuple(generator.uniform(0, 3, pairs).tolist()), "pairing": draw.choice(PAIRINGS), "growth": growth,
+        "scale": draw.choice((1.0, 0.3)), "start": start, "gain": draw.choice((1.0, 1.2))}
 
 
 @law(rope, "lengths are kept")
 def _(case, draw):
-    y, x = case().y, case.x
+    y, x = case(growth=(), gain=1.0).y, case.x
     assert_close(np.sum(y * y, axis=3), np.sum(x * x, axis=3) * x.dtype.type(case.scale**2),
                  "rope changes the length of vectors", terms=16)
+
+
+@law(rope, "position 0 is the identity")
+def _(case, draw):
+    none = np.zeros((case.x.shape[0], case.x.shape[2]), np.int64)
+    assert_close(case(positions=none, scale=1.0, gain=1.0).y, case.x, "rope turns at position 0", terms=4)
 
 
 @law(rope, "products depend on differences of positions only")
 def _(case, draw):
     other, shift = draw.floats(*case.x.shape), draw.integer(1, 50)  # products m θ are rounded, the more the farther
+    opposite = tuple(-rate for rate in case.growth)  # of xPos: queries shrink as keys grow
 
     def products(start):
-        a, b = (case(x=x, positions=None, start=start).y for x in (case.x, other))
+        a = case(positions=None, start=start).y
+        b = case(x=other, positions=None, start=start, growth=opposite).y
         return a @ np.swapaxes(b, 2, 3)
 
     assert_close(products(shift), products(0), "products of rotated vectors depend on where they start", terms=64)
 
 
+@law(rope, "turning by m and then by n is turning by m + n")
+def _(case, draw):
+    shape, plain = (case.x.shape[0], case.x.shape[2]), {"scale": 1.0, "gain": 1.0}
+    m, n = draw.integers(-50, 50, *shape), draw.integers(-50, 50, *shape)
+    twice = case(x=case(positions=m, **plain).y, positions=n, **plain).y
+    assert_close(twice, case(positions=m + n, **plain).y, "two turns are not one by the sum of positions", terms=16)
+
+
 @law(rope, "one pairing is the other's order of channels")
 def _(case, draw):
-    pairs = case.x.shape[3] // 2
-    x, angles = case.x[..., : 2 * pairs], tuple(1 / (1 + j) for j in range(pairs))
-    order = np.arange(2 * pairs).reshape(pairs, 2).T.ravel()
-    adjacent = case(x=x, angles=angles, pairing="adjacent").y
-    half = case(x=x[..., order], angles=angles, pairing="half").y
-    assert_close(half, adjacent[..., order], "the pairings are not one another's order of channels", terms=16)
+    order = half_order(case.x.shape[3], 2 * len(case.angles))
+    interleaved = case(pairing="interleaved").y
+    half = case(x=np.ascontiguousarray(case.x[..., order]), pairing="half").y
+    assert_close(half, interleaved[..., order], "the pairings are not one another's order of channels", terms=16)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How a mixer turns its queries and keys [B H T K]: what ``rope`` takes beside them and their positions.
+
+    With a ``growth``, queries have it and keys the opposite one, and positions are counted from ``centre`` on: that changes no
+    product, and keeps both small.
+    """
+
+    angles: tuple[float, ...]
+    pairing: str = "interleaved"
+    gain: float = 1.0
+    growth: tuple[float, ...] = ()
+    centre: int = 0
+
+    def queries(self, q: Tensor, start: int = 0) -> Tensor:
+        """Queries of the positions from ``start`` on."""
+        return rope(q, angles=self.angles, pairing=self.pairing, gain=self.gain, growth=self.growth, start=start - self.centre)
+
+    def keys(self, k: Tensor, start: int = 0, scale: float = 1.0) -> Tensor:
+        """Keys of the positions from ``start`` on, times ``scale``."""
+        return rope(k, angles=self.angles, pairing=self.pairing, gain=self.gain, growth=self._fading, start=start - self.centre,
+                    scale=scale)
+
+    def moved(self, k: Tensor, by: int) -> Tensor:
+        """Keys that are turned already, as if their positions were ``by`` more: R(by) k. A cache whose first keys are forgotten
+        moves the others, by a negative number.
+        """
+        positions = beside(np.full((k.shape[0], k.shape[2]), by, np.int64), k.data)
+        return rope(k, positions, angles=self.angles, pairing=self.pairing, growth=self._fading)
+
+    @property
+    def _fading(self) -> tuple[float, ...]:
+        return tuple(-rate for rate in self.growth)

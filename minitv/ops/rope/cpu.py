@@ -11,7 +11,7 @@ from . import turns
 
 
 @inner
-def _adjacent(out, row, cos, sin, scale, sign):
+def _interleaved(out, row, cos, sin, scale, sign):
     for j in range(U(cos.size)):
         i = U(2) * j
         a, b, s = row[i] * scale, row[i + U1] * scale, sin[j] * sign
@@ -35,7 +35,7 @@ def turn(position, angles, cos, sin):
 
 
 @cpu_kernel
-def rotate(x_in, shape, cos, sin, adjacent, scale, sign, y):
+def rotate(x_in, shape, cos, sin, interleaved, scale, sign, y):
     x, strides = x_in
     B, H, T, K = shape
     for b in range(B):
@@ -44,27 +44,28 @@ def rotate(x_in, shape, cos, sin, adjacent, scale, sign, y):
             for h in range(H):
                 at, to = b * strides[0] + h * strides[1] + t * strides[2], ((b * T + t) * H + h) * K
                 row, out = x[at : at + K], y[to : to + K]
-                if adjacent:
-                    _adjacent(out, row, c, s, scale, sign)
+                if interleaved:
+                    _interleaved(out, row, c, s, scale, sign)
                 else:
                     _half(out, row, c, s, scale, sign)
                 for j in range(2 * c.size, K):
                     out[j] = row[j] * scale
 
 
-def _apply(x, turned, pairing, scale, sign):
+def apply(x, turned, pairing, scale, sign):
+    """scale · x turned by the tables that ``turns`` makes, the other way where the sign is -1; laid out [B T H K]."""
     B, H, T, K = x.shape
     y, number = np.empty((B, T, H, K), x.dtype), x.dtype.type
     if x.size:
-        rotate(flat(x), x.shape, *turned, pairing == "adjacent", number(scale), number(sign), y.reshape(-1))
+        rotate(flat(x), x.shape, *turned, pairing == "interleaved", number(scale), number(sign), y.reshape(-1))
     return y.transpose(0, 2, 1, 3)
 
 
-def forward(x, positions, angles, pairing, scale, start):
+def forward(x, positions, angles, pairing, scale, start, growth, gain):
     """y is laid out [B T H K], as are gradients."""
-    turned = turns(angles, start, x.shape[2], positions, x.dtype)
-    return _apply(x, turned, pairing, scale, 1), (turned, pairing, scale)
+    turned = turns(angles, start, x.shape[2], positions, x.dtype, growth, gain)
+    return apply(x, turned, pairing, scale, 1), (turned, pairing, scale)
 
 
 def backward(saved, g):
-    return (_apply(g, *saved, -1),)
+    return (apply(g, *saved, -1),)
