@@ -21,6 +21,7 @@ from autograd.draw import Draw
 from autograd.registry import operators_of
 
 FEW, MANY = 3, 30  # examples of a property
+PROCESSES = 4  # at most: each compiles what the others compile at the same moment, and holds all of it in memory
 LEFT_OUT = pytest.StashKey[int]()
 
 
@@ -39,6 +40,15 @@ def pytest_configure(config):
         print_blob=True,
     )
     settings.load_profile("minitv")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads them
+def pytest_cmdline_main(config):
+    """The whole suite runs in several processes where pytest-xdist is there; a choice of tests in one, which starts at once."""
+    choice = config.args_source is config.ArgsSource.ARGS or config.option.keyword or config.option.markexpr
+    if not choice and not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", 1) is None:
+        config.option.numprocesses, config.option.maxprocesses = "auto", PROCESSES
+        config.option.dist = "worksteal"  # neighbours stay together, and what they share is made once
 
 
 def full() -> bool:
@@ -69,6 +79,17 @@ def pytest_collection_modifyitems(config, items):
     except DeviceError as error:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=str(error)))
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """One of several processes has ended: each has collected all tests."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
 
 
 def pytest_terminal_summary(terminalreporter, config):

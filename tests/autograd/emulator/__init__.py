@@ -60,11 +60,16 @@ def _folder() -> Path:
     return folder
 
 
+def _aside(path: Path) -> Path:
+    """Where a file is made before it gets its name: another process may be making the same one."""
+    return path.with_suffix(f".{os.getpid()}.tmp")
+
+
 def _built(command: tuple[str, ...], key: str, suffix: str) -> Path:
     """What a compiler makes, from the cache if it was made before."""
     path = _folder() / f"{key}{suffix}"
     if not path.exists():
-        aside = path.with_suffix(f".{os.getpid()}.tmp")  # another process may be at it
+        aside = _aside(path)
         result = subprocess.run([*command, "-o", str(aside)], capture_output=True, encoding="utf-8", errors="replace")
         if result.returncode:
             raise KernelError(f"g++ refuses the kernel:\n{result.stderr}")
@@ -89,7 +94,9 @@ def _library(text: str, options: tuple[str, ...], mode: str) -> tuple[ctypes.PyD
     defines = tuple(option for option in options if option.startswith("-D"))
     key = _key(source, defines, FLAGS, MODES[mode])
     path = _folder() / f"{key}.cpp"
-    path.write_text(source, encoding="utf-8")
+    aside = _aside(path)
+    aside.write_text(source, encoding="utf-8")
+    os.replace(aside, path)
     warnings = "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function"
     runtime = _built(("g++", *FLAGS, *runtime_flags, "-c", str(HERE / "runtime.cpp")), _key(runtime_flags), ".o")
     kernel = _built(("g++", *FLAGS, *kernel_flags, *warnings, *defines, "-c", str(path)), key, ".o")
