@@ -22,7 +22,7 @@ class FeedForward(Stateful):
     """y = f(x W₁ᵀ + b) W₂ᵀ + b at every position, hidden size ``ffn_multiple`` widths; it has no state."""
 
     def __init__(self, rng: Random, model: ModelOptions, options=None, layer: int = 0, dtype=np.float32):
-        hidden = model.ffn_multiple * model.width
+        hidden = max(1, round(model.ffn_multiple * model.width))
         std = model.init_std
         self.up = Linear(rng.split(0), model.width, hidden, std=std, bias=model.bias, dtype=dtype)
         self.down = Linear(rng.split(1), hidden, model.width, std=std / math.sqrt(2 * model.layers), bias=model.bias,

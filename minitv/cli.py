@@ -15,7 +15,7 @@ from typing import Any
 from . import __version__, tasks, variants
 from .config import Options, Parser, Setting, choose, encode, read_toml, table
 from .errors import UserError, naming, plain
-from .options import DEFAULT_PRESET, PRESETS, SYNONYMS, EvalOptions, ModelOptions, SampleOptions, TrainOptions
+from .options import DEFAULT_PRESET, PRESETS, SYNONYMS, ConvertOptions, EvalOptions, ModelOptions, SampleOptions, TrainOptions
 from .picture import plot
 from .report import columns, count, reflow, wrap
 from .signals import Stop
@@ -305,6 +305,24 @@ def _eval(argv: list[str]) -> int:
     return 0
 
 
+def _convert(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv convert",
+        synonyms=SYNONYMS,
+        usage="minitv convert DIR [options]",
+        description="Give a trained Transformer fewer heads of keys and values (grouped-query or multi-query attention), so\n"
+        "that its cache is smaller when it writes. The new model needs a little more training.",
+        epilog="examples:\n  minitv convert runs/transformer --kv-heads 1 --out runs/shared\n"
+        "  minitv train --init-from runs/shared --steps 200 --out runs/shared-trained",
+    )
+    directory, config = _of_a_run(parser, ConvertOptions, argv)
+    from .convert import convert
+
+    out = convert(directory, config)
+    print(f"{out}: heads of keys and values: {config.kv_heads}; train it with: minitv train --init-from {out}")
+    return 0
+
+
 def _list(argv: list[str]) -> int:
     _plain("list", "List the variants with their paper and their tasks, the tasks, and the presets.", argv)
     from .experiment import possible
@@ -524,6 +542,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "compare": (_compare, "train several variants alike, and compare them"),
     "sample": (_sample, "write text with a trained model"),
     "eval": (_eval, "say how well a trained model predicts a text"),
+    "convert": (_convert, "give a trained Transformer fewer heads of keys and values"),
     "list": (_list, "list the variants, tasks and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),
     "explain": (_explain, "show a variant or an operator: formula, cost, forms, kernels"),

@@ -1,4 +1,4 @@
-"""The options of `minitv train`, `sample` and `eval`, and the presets; a variant and a task add their own in their modules."""
+"""The options of the commands, and the presets; a variant and a task add their own in their modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModelOptions:
     context: int = option(64, "characters (tokens) the model sees at once", low=1, high=2**20)
     layers: int = option(2, "number of blocks", low=1, high=10_000)
     width: int = option(128, "size of the vector of one token", low=1, high=2**20)
-    ffn_multiple: int = option(4, "hidden size of the feed-forward network, in widths", low=1, high=1024)
+    ffn_multiple: float = option(4.0, "hidden size of the feed-forward network, in widths", above=0, high=1024)
     activation: str = option(
         "gelu", "activation function of the feed-forward network", choices=("gelu", "gelu_tanh", "relu_squared", "silu")
     )
@@ -184,6 +184,20 @@ class EvalOptions:
         _check_device(self.device)
         if bool(self.data) == bool(self.text):
             raise UserError("--data and --text: give one of them, the text that the model is to predict")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """conversion"""
+
+    kv_heads: int = option(1, "heads of keys and values of the new model; they divide those of the old one", low=1)
+    pool: str = option("mean", "what a new head is made of: the mean of the old heads of its group, the first of them, or "
+                       "random numbers", choices=("mean", "first", "random"))
+    out: str | None = option(None, "folder of the new run; none = DIR-N-kv-heads", metavar="DIR")
+    seed: int = option(0, "seed of random heads and of further training", low=0, high=2**63 - 1)
+    checkpoint: str = _checkpoint()
+
+    __post_init__ = check
 
 
 def _check_device(device: str) -> None:

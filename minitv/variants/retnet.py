@@ -233,8 +233,8 @@ class Retention(Stateful):
         return self._run(x, *state)
 
     def _run(self, x: Tensor, S: Tensor | None, z: Tensor | None, n: Tensor | None, position: int) -> tuple[Tensor, State]:
-        q, k = split_heads(self.qk(x), heads=self.heads, parts=2)  # (2) [B H T K]
-        (v,) = split_heads(self.v(x), heads=self.heads)  # [B H T V]
+        q, k = split_heads(self.qk(x), heads=(self.heads, self.heads))  # (2) [B H T K]
+        (v,) = split_heads(self.v(x), heads=(self.heads,))  # [B H T V]
         q = rope(q, start=position, **self.rotation)  # (4), (5)
         k = rope(k, start=position, scale=self.scale, **self.rotation)  # (4), (5), and the first scaling of section 2.2
         y, S, z, n = retention(q, k, v, self.decay, S, z, n, normalization=self.normalization)  # (5), (6) or (7) [B H T V]

@@ -118,9 +118,13 @@ class TransformerOptions:
 
     __post_init__ = check
 
+    def groups(self, model: ModelOptions, layer: int) -> int:
+        """G, the number of heads of keys and values in a layer: here as many as queries have."""
+        return self.heads
+
 
 class State(NamedTuple):
-    """The cache: keys and values of all past tokens, each [B H S K]."""
+    """The cache: keys and values of all past tokens, each [B G S K]."""
 
     keys: Tensor
     values: Tensor
@@ -142,6 +146,7 @@ class Attention(Stateful):
         width, self.heads = model.width, options.heads
         if width % self.heads:
             raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
+        self.kv_heads = options.groups(model, layer)  # G
         self.angles = None
         if model.positions == "rope":
             if width // self.heads % 2:
@@ -149,7 +154,8 @@ class Attention(Stateful):
                                 f"have {width // self.heads} channels each, allowed: an even number")
             self.angles = rope_angles(width // self.heads)
         std = model.init_std
-        self.qkv = Linear(rng.split(0), width, 3 * width, std=std, bias=model.bias, dtype=dtype)
+        self.parts = self.heads, self.kv_heads, self.kv_heads  # heads of q, k and v
+        self.qkv = Linear(rng.split(0), width, sum(self.parts) * (width // self.heads), std=std, bias=model.bias, dtype=dtype)
         self.out = Linear(rng.split(1), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
 
@@ -161,17 +167,17 @@ class Attention(Stateful):
         return self.dropout(self.out(merge_heads([y])), rng.split(1))
 
     def init_state(self, batch: int) -> State:
-        empty = self.constant(0.0, batch, self.heads, 0, self.out.weight.shape[0] // self.heads)
+        empty = self.constant(0.0, batch, self.kv_heads, 0, self.out.weight.shape[0] // self.heads)
         return State(empty, empty)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         q, k, v = self._heads(x, state.keys.shape[2])
-        state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))  # [B H S K]
+        state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))  # [B G S K]
         return self.out(merge_heads([attention(q, *state)[0]])), state
 
     def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v [B H T K] of positions from ``start`` on."""
-        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
+        """q[B H T K], k[B G T K] and v[B G T K] of positions from ``start`` on."""
+        q, k, v = split_heads(self.qkv(x), heads=self.parts)
         if self.angles is None:
             return q, k, v
         return rope(q, angles=self.angles, start=start), rope(k, angles=self.angles, start=start), v
