@@ -6,14 +6,20 @@ For each head, 32 queries at a time meet a tile of keys at a time. Matrices are 
 The scores of a tile are kept transposed, S^T[key, query]: one lane is one query, so the maximum and the sum of the softmax
 run down the rows, lane by lane, and never across a vector.
 
-    forward    S^T = K Q^T                    P = exp(S - max)           Y = P V / sum
-    backward   S^T = K Q^T    gP^T = V gY^T   gS = P * (gP - rowsum(gY * Y))
+    forward    S^T = K Q^T                    P = exp(S - max)           Y = P V / sum           lse = max + log sum
+    backward   S^T = K Q^T    gP^T = V gY^T   gS = P * (gP - rest)       rest = rowsum(gY * Y) - glse
                gQ = gS K      gK = gS^T Q     gV = P^T gY
 
 All seven products are one and the same routine, `accumulate` of panels.py. The forward pass saves two numbers a query, the
 maximum of its scores and the inverse of the sum (more accurate than their log-sum-exp), from which backward recomputes P.
 
 Hidden scores are -inf, whose exponential is an exact 0; no difference of two infinities is ever formed.
+
+Structures. With segments and a dilation, the rows of one segment that a head reads are every r-th one. They are loaded with a
+stride and are then a short sequence of their own, without gaps, to which the rest applies: `_segment` tells where it lies. Of
+this sequence, 32 queries meet the tiles with sinks and those from the first key of the window on, see `_range`; tiles in between
+are never touched. The logit of a sink is where the running maximum and sum begin. Heads that share keys read them from the same
+panels, and add up the gradients of keys and values there, one head after the other.
 """
 
 import math
@@ -21,7 +27,7 @@ import math
 import numpy as np
 
 from autograd.arrays import or_zeros
-from autograd.cpu.compile import cpu_kernel, inner
+from autograd.cpu.compile import cpu_kernel, inline, inner
 from autograd.cpu.math import exp
 from autograd.cpu.panels import (
     L1,
@@ -45,21 +51,56 @@ from autograd.cpu.vectors import scratch
 from autograd.random import LOW
 
 TILE = 128  # keys a tile; its scores (16 KiB in float32) stay in the first-level cache
-INF = math.inf
+INF, NEVER = math.inf, 2**40  # NEVER: a window that hides nothing
+
+
+@inline
+def _segment(number, head, lengths, rule):
+    """Where one segment of one head lies: its number of keys and of queries, the first key, and the first query's row."""
+    H, T, S = lengths
+    _, _, _, segment, dilation, block = rule
+    offset = head * dilation // H if block else head % dilation
+    start = number * segment + offset
+    end = min(S, (number + 1) * segment) if segment else S
+    keys = -((start - end) // dilation)  # rounded up
+    before = -((start - (S - T)) // dilation)  # keys before the first query
+    if segment:
+        before = max(0, before)
+    return max(0, keys), keys - before, start, start + dilation * before - (S - T)
+
+
+@inline
+def _range(at, queries, keys, sinks, rule):
+    """What `queries` queries see of `keys` keys, the first of them at position `at`: the keys before `ends`, and those from
+    `begin` to before `stop`; the last key that the first query sees without a causal mask's or a window's exception for sinks,
+    and its first recent key. A query that comes e later sees e more, and e fewer.
+    """
+    causal, window, _, _, dilation, _ = rule
+    reach = (window + dilation - 1) // dilation
+    last, recent = at if causal else min(keys, at + reach - 1), at - reach + 1
+    stop = min(keys, last + queries)
+    if not causal:
+        stop = max(stop, min(sinks, keys))
+    begin = max(0, recent) // 8 * 8
+    return min(sinks, begin), begin, stop, last, recent
 
 
 @inner
-def _hide(scores, first, keys, S, last, mask, mask_start, mask_strides, queries):
-    """Set hidden scores to -inf: keys past the end, keys past what causality allows, and where the mask is False.
-
-    `last` is the last key that query 0 may see; query e sees e more.
+def _hide(scores, first, keys, S, last, recent, sinks, causal, mask, mask_start, down, along, queries):
+    """Set hidden scores to -inf: keys past the end, keys past what causality or a window allows, keys before the window that
+    are no sinks, and where the mask is False. `last` and `recent` are those of `_range`.
     """
     for key in range(max(0, min(S, last + 1) - first), keys):
         hidden = LANES if first + key >= S else min(LANES, first + key - last)
+        if not causal and first + key < sinks:
+            hidden = 0
         for e in range(hidden):
             scores[key * LANES + e] = -INF
+    for key in range(max(0, sinks - first), min(keys, recent + LANES - 1 - first)):
+        for e in range(max(0, first + key - recent + 1), LANES):
+            scores[key * LANES + e] = -INF
     if mask is not None:
-        down, along = U(mask_strides[2]), U(mask_strides[3])
+        down, along = U(down), U(along)
         for e in range(U(queries)):
             at = U(mask_start) + U(first) * along + e * down
             for key in range(U(min(keys, S - first))):
@@ -68,13 +109,29 @@ def _hide(scores, first, keys, S, last, mask, mask_start, mask_strides, queries)
 
 
 @inner
-def _draw(keep, drop, head, query, first, keys):
-    """The dropout factors of a tile, 0 or 1 / (1 - p).
+def _slope(scores, slope, distance, keys):
+    """scores[key, query] += slope * (distance + key - query)"""
+    for key in range(keys):
+        row, first = scores[key * LANES : (key + 1) * LANES], scores.dtype.type(distance + key)
+        for e in range(LANES):
+            row[e] += slope * (first - scores.dtype.type(e))
+
+
+@inner
+def _draw(keep, drop, head, query, first, step, keys):
+    """The dropout factors of a tile, 0 or 1 / (1 - p); its queries are `step` apart, from `query` on, its keys from `first` on.
 
     Weight (head, i, j) is kept if word j % 4 of philox(ctr=(i, j // 4, head, 1), key=seed) reaches the threshold.
     """
     threshold, factor, key0, key1 = drop
     zero = factor - factor
+    if step > 1 or first % 4 > 0:
+        for key in range(keys):
+            j, row = first + step * key, keep[key * LANES : (key + 1) * LANES]
+            for e in range(LANES):
+                words = philox(np.uint64(query + step * e), np.uint64(j // 4), np.uint64(head), np.uint64(1), key0, key1)
+                row[e] = factor if words[j % 4] >= threshold else zero
+        return
     for j in range(0, keys, 4):
         row = keep[j * LANES : (j + 4) * LANES]
         for e in range(LANES):
@@ -84,6 +141,13 @@ def _draw(keep, drop, head, query, first, keys):
             row[e + LANES] = factor if w1 >= threshold else zero
             row[e + 2 * LANES] = factor if w2 >= threshold else zero
             row[e + 3 * LANES] = factor if w3 >= threshold else zero
+
+
+@inline
+def _spaced(x, start, step):
+    """The rows start, start + step, ... of a matrix as `load` and `store` take it."""
+    memory, (by_sequence, by_head, by_row) = x
+    return memory[start * by_row :], (by_sequence, by_head, step * by_row)
 
 
 @inner
@@ -118,90 +182,138 @@ def _softmax(scores, keys, top, shift, fade, total):
 
 
 @cpu_kernel
-def _forward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats):
-    B, H, T, S, K, V = shape
-    like, pitch, wide_k, wide_v = y[0], padded(S, 8), padded(K, LANES), padded(V, LANES)
-    zero, one = like.dtype.type(0), like.dtype.type(1)
-    keys_k, keys_v = scratch(pitch * wide_k, like), scratch(pitch * wide_v, like)
+def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes, y, stats, sums_of_rows):
+    B, H, G, T, S, K, V = shape
+    causal, _, sinks, segment, step, _ = rule
+    like, wide_k, wide_v = y[0], padded(K, LANES), padded(V, LANES)
+    zero, one, pitch = like.dtype.type(0), like.dtype.type(1), padded(-(-(min(S, segment) if segment else S) // step), 8)
+    all_k, all_v = scratch(pitch * wide_k, like), scratch(pitch * wide_v, like)
     rows, across, sums = scratch(LANES * wide_k, like), scratch(LANES * wide_k, like), scratch(LANES * wide_v, like)
     scores, keep, lanes = scratch(TILE * LANES, like), scratch(TILE * LANES, like), scratch(4 * LANES, like)
     top, shift, fade, total = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES : 3 * LANES], lanes[3 * LANES :]
-    for head in range(B * H):
-        b, h = head // H, head % H
-        load(keys_k, pitch, k, b, h, 0, S, K, one)
-        load(keys_v, pitch, v, b, h, 0, S, V, one)
-        sound = finite(keys_v)
-        for query in range(0, T, LANES):
-            n = min(LANES, T - query)
-            last = query + S - T if causal else S
-            load(rows, LANES, q, b, h, query, n, K, scale)
+    share, begin, end = H // G, max(0, S - T) // segment if segment else 0, (S - 1) // segment if segment else 0
+    for number in range(B * G * (end - begin + 1) * share):
+        part, h = number // share, number % share
+        b, g, part = part // (end - begin + 1) // G, part // (end - begin + 1) % G, begin + part % (end - begin + 1)
+        h += g * share
+        keys, queries, start, row = _segment(part, h, (H, T, S), rule)
+        if keys <= 0 or queries <= 0:
+            continue
+        pitch, head, first_ones = padded(keys, 8), b * H + h, max(0, -((start - sinks) // step))
+        keys_k, keys_v = all_k[: pitch * wide_k], all_v[: pitch * wide_v]
+        if step > 1 or h % share == 0:
+            load(keys_k, pitch, _spaced(k, start, step), b, g, 0, keys, K, one)
+            load(keys_v, pitch, _spaced(v, start, step), b, g, 0, keys, V, one)
+            sound = finite(keys_v)
+        q_rows, y_rows = _spaced(q, row, step), _spaced(y, row, step)
+        for query in range(0, queries, LANES):
+            n, at = min(LANES, queries - query), query + keys - queries
+            ends, begin_of_window, stop, last, recent = _range(at, n, keys, first_ones, rule)
+            load(rows, LANES, q_rows, b, h, query, n, K, scale)
             transpose(across, rows, scores)
-            top[:], total[:], sums[:] = -INF, 0, 0
-            for first in range(0, min(S, last + n), TILE):  # the keys that at least one of these queries sees
-                keys = padded(min(TILE, min(S, last + n) - first), 8)
-                product(scores, keys_k[first * LANES :], pitch, across, keys, K)
-                at = b * mask_strides[0] + h * mask_strides[1] + query * mask_strides[2]
-                _hide(scores, first, keys, S, last, mask, at, mask_strides, n)
-                _softmax(scores, keys, top, shift, fade, total)
+            top[:], shift[:], total[:], sums[:] = sink[h], zero, zero, 0
+            if sink[h] > -INF:
+                shift[:], total[:] = sink[h], one
+            first, fresh = 0 if ends > 0 else begin_of_window, True
+            while first < stop:
+                limit = ends if first < ends else stop
+                count = padded(min(TILE, limit - first), 8)
+                product(scores, keys_k[first * LANES :], pitch, across, count, K)
+                if slopes[h] != 0:
+                    _slope(scores, slopes[h] * step, first - at, count)
+                mask_start = (b * mask_strides[0] + h * mask_strides[1] + (row + step * query) * mask_strides[2]
+                              + start * mask_strides[3])
+                _hide(scores, first, count, keys, last, recent, first_ones, causal, mask, mask_start,
+                      step * mask_strides[2], step * mask_strides[3], n)
+                _softmax(scores, count, top, shift, fade, total)
                 if drop is not None:
-                    _draw(keep, drop, head, query, first, keys)
-                    for i in range(keys * LANES):
+                    _draw(keep, drop, head, row + step * query, start + step * first, step, count)
+                    for i in range(count * LANES):
                         scores[i] *= keep[i]
-                if first > 0:
+                if not fresh:
                     scale_rows(sums, LANES, n, V, fade)
-                add_adjoint_product(sums, LANES, scores, keys, keys_v[first * LANES :], pitch, n, keys, V, sound)
+                add_adjoint_product(sums, LANES, scores, count, keys_v[first * LANES :], pitch, n, count, V, sound)
+                fresh, first = False, min(first + TILE, limit)
+                if first == ends:
+                    first = begin_of_window
             for e in range(n):
-                fade[e] = zero if total[e] == 0 else one / total[e]
-                stats[head, 0, query + e], stats[head, 1, query + e] = shift[e], fade[e]
+                fade[e], i = zero if total[e] == 0 else one / total[e], row + step * (query + e)
+                stats[head, 0, i], stats[head, 1, i], sums_of_rows[head, i] = shift[e], fade[e], total[e]
             scale_rows(sums, LANES, n, V, fade)
-            store(y, b, h, query, sums, LANES, n, V, one)
+            store(y_rows, b, h, query, sums, LANES, n, V, one)
 
 
 @cpu_kernel
-def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats, g, glse, gq, gk, gv):
-    B, H, T, S, K, V = shape
-    like, pitch, wide_k, wide_v = y[0], padded(S, 8), padded(K, LANES), padded(V, LANES)
-    zero, one = like.dtype.type(0), like.dtype.type(1)
-    keys_k, sums_k = scratch(pitch * wide_k, like), scratch(pitch * wide_k, like)
-    keys_v, sums_v = scratch(pitch * wide_v, like), scratch(pitch * wide_v, like)
+def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes, y, stats, rest, g_y, gq, gk, gv):
+    B, H, G, T, S, K, V = shape
+    causal, _, sinks, segment, step, _ = rule
+    like, wide_k, wide_v = y[0], padded(K, LANES), padded(V, LANES)
+    zero, one, pitch = like.dtype.type(0), like.dtype.type(1), padded(-(-(min(S, segment) if segment else S) // step), 8)
+    all_k, all_sums_k = scratch(pitch * wide_k, like), scratch(pitch * wide_k, like)
+    all_v, all_sums_v = scratch(pitch * wide_v, like), scratch(pitch * wide_v, like)
     rows_q, across_q, sums_q = scratch(LANES * wide_k, like), scratch(LANES * wide_k, like), scratch(LANES * wide_k, like)
     rows_g, across_g, across_y = scratch(LANES * wide_v, like), scratch(LANES * wide_v, like), scratch(LANES * wide_v, like)
     weights, grads, keep = scratch(TILE * LANES, like), scratch(TILE * LANES, like), scratch(TILE * LANES, like)
     lanes = scratch(3 * LANES, like)
     shift, inverse, dots = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES :]
-    for head in range(B * H):
-        b, h = head // H, head % H
-        load(keys_k, pitch, k, b, h, 0, S, K, one)
-        load(keys_v, pitch, v, b, h, 0, S, V, one)
-        keys_sound = finite(keys_k) and finite(keys_v)
-        sums_k[:], sums_v[:] = 0, 0
-        for query in range(0, T, LANES):
-            n = min(LANES, T - query)
-            last = query + S - T if causal else S
-            load(rows_q, LANES, q, b, h, query, n, K, scale)
-            load(rows_g, LANES, y, b, h, query, n, V, one)
+    share, begin, end = H // G, max(0, S - T) // segment if segment else 0, (S - 1) // segment if segment else 0
+    for number in range(B * G * (end - begin + 1) * share):
+        part, h = number // share, number % share
+        b, g, part = part // (end - begin + 1) // G, part // (end - begin + 1) % G, begin + part % (end - begin + 1)
+        h += g * share
+        keys, queries, start, row = _segment(part, h, (H, T, S), rule)
+        if keys <= 0 or queries <= 0:
+            continue
+        pitch, head, first_ones = padded(keys, 8), b * H + h, max(0, -((start - sinks) // step))
+        keys_k, keys_v = all_k[: pitch * wide_k], all_v[: pitch * wide_v]
+        sums_k, sums_v = all_sums_k[: pitch * wide_k], all_sums_v[: pitch * wide_v]
+        k_rows, v_rows, gk_rows, gv_rows = (_spaced(k, start, step), _spaced(v, start, step), _spaced(gk, start, step),
+                                            _spaced(gv, start, step))
+        if step > 1 or h % share == 0:
+            load(keys_k, pitch, k_rows, b, g, 0, keys, K, one)
+            load(keys_v, pitch, v_rows, b, g, 0, keys, V, one)
+            keys_sound = finite(keys_k) and finite(keys_v)
+            if step > 1:  # other heads of the group may have been there
+                load(sums_k, pitch, gk_rows, b, g, 0, keys, K, one)
+                load(sums_v, pitch, gv_rows, b, g, 0, keys, V, one)
+            else:
+                sums_k[:], sums_v[:] = 0, 0
+        q_rows, y_rows, g_rows, gq_rows = (_spaced(q, row, step), _spaced(y, row, step), _spaced(g_y, row, step),
+                                           _spaced(gq, row, step))
+        for query in range(0, queries, LANES):
+            n, at = min(LANES, queries - query), query + keys - queries
+            ends, begin_of_window, stop, last, recent = _range(at, n, keys, first_ones, rule)
+            load(rows_q, LANES, q_rows, b, h, query, n, K, scale)
+            load(rows_g, LANES, y_rows, b, h, query, n, V, one)
             transpose(across_y, rows_g, weights)
-            load(rows_g, LANES, g, b, h, query, n, V, one)
+            load(rows_g, LANES, g_rows, b, h, query, n, V, one)
             sound = keys_sound and finite(rows_q) and finite(rows_g)
             transpose(across_q, rows_q, weights)
             transpose(across_g, rows_g, weights)
             lanes[:], sums_q[:] = 0, 0  # a lane without a query has inverse 0, so that its weights are 0
             dot_columns(dots, across_g, across_y, V)
             for e in range(n):
-                dots[e] -= glse[head, query + e]
-            for e in range(n):
-                shift[e], inverse[e] = stats[head, 0, query + e], stats[head, 1, query + e]
-            for first in range(0, min(S, last + n), TILE):
-                keys, start = padded(min(TILE, min(S, last + n) - first), 8), first * LANES
-                product(weights, keys_k[start:], pitch, across_q, keys, K)
-                product(grads, keys_v[start:], pitch, across_g, keys, V)
-                at = b * mask_strides[0] + h * mask_strides[1] + query * mask_strides[2]
-                _hide(weights, first, keys, S, last, mask, at, mask_strides, n)
+                i = row + step * (query + e)
+                shift[e], inverse[e] = stats[head, 0, i], stats[head, 1, i]
+                dots[e] += rest[head, i]
+                rest[head, i] = dots[e]
+            first = 0 if ends > 0 else begin_of_window
+            while first < stop:
+                limit = ends if first < ends else stop
+                count, panel = padded(min(TILE, limit - first), 8), first * LANES
+                product(weights, keys_k[panel:], pitch, across_q, count, K)
+                product(grads, keys_v[panel:], pitch, across_g, count, V)
+                if slopes[h] != 0:
+                    _slope(weights, slopes[h] * step, first - at, count)
+                mask_start = (b * mask_strides[0] + h * mask_strides[1] + (row + step * query) * mask_strides[2]
+                              + start * mask_strides[3])
+                _hide(weights, first, count, keys, last, recent, first_ones, causal, mask, mask_start,
+                      step * mask_strides[2], step * mask_strides[3], n)
                 if drop is not None:
-                    _draw(keep, drop, head, query, first, keys)
-                    for i in range(keys * LANES):
+                    _draw(keep, drop, head, row + step * query, start + step * first, step, count)
+                    for i in range(count * LANES):
                         grads[i] *= keep[i]
-                for key in range(keys):
+                for key in range(count):
                     weight = weights[key * LANES : (key + 1) * LANES]
                     grad = grads[key * LANES : (key + 1) * LANES]
                     for e in range(LANES):
@@ -209,14 +321,18 @@ def _backward(q, k, v, mask, mask_strides, shape, scale, drop, causal, y, stats,
                         weight[e] = p
                         grad[e] = p * (grad[e] - dots[e]) if p != 0 else zero
                 if drop is not None:
-                    for i in range(keys * LANES):
+                    for i in range(count * LANES):
                         weights[i] *= keep[i]
-                add_adjoint_product(sums_q, LANES, grads, keys, keys_k[start:], pitch, n, keys, K, sound)
-                add_product(sums_k[start:], pitch, grads, keys, rows_q, LANES, keys, LANES, K, sound)
-                add_product(sums_v[start:], pitch, weights, keys, rows_g, LANES, keys, LANES, V, sound)
-            store(gq, b, h, query, sums_q, LANES, n, K, scale)
-        store(gk, b, h, 0, sums_k, pitch, S, K, one)
-        store(gv, b, h, 0, sums_v, pitch, S, V, one)
+                add_adjoint_product(sums_q, LANES, grads, count, keys_k[panel:], pitch, n, count, K, sound)
+                add_product(sums_k[panel:], pitch, grads, count, rows_q, LANES, count, LANES, K, sound)
+                add_product(sums_v[panel:], pitch, weights, count, rows_g, LANES, count, LANES, V, sound)
+                first = min(first + TILE, limit)
+                if first == ends:
+                    first = begin_of_window
+            store(gq_rows, b, h, query, sums_q, LANES, n, K, scale)
+        if step > 1 or h % share == share - 1:
+            store(gk_rows, b, g, 0, sums_k, pitch, keys, K, one)
+            store(gv_rows, b, g, 0, sums_v, pitch, keys, V, one)
 
 
 @cpu_kernel
@@ -269,39 +385,53 @@ def _options(dtype, K, scale, dropout, seed):
     return dtype.type(scale), drop
 
 
-def supports(q, k, v, sink, slopes, window, segment, dilation):
-    if q.shape[1] != k.shape[1] or not (sink is slopes is window is segment is None and dilation == 1):
-        return "takes as many heads of k and v as of q, no structure, no sink and no slopes"
+def _of_heads(x, H, dtype, default):
+    """A number for each head, as the kernels read them."""
+    return np.full(H, default, dtype) if x is None else x.astype(dtype)
+
+
+def supports(q, k, v):
     return None if q.shape[3] else "needs at least one channel in q and k"
 
 
-def forward(q, k, v, mask, causal, scale, dropout, seed):
-    """softmax(scale q k^T over the visible keys) v, for q [B H T K], k [B H S K], v [B H S V] -> y [B H T V]."""
-    shape = B, H, T, _, K, V = *q.shape[:3], *k.shape[2:], v.shape[3]
-    make = np.empty if min(shape) else np.zeros  # without queries, keys or channels there is nothing to compute
-    y = by_position(B, H, T, V, q.dtype, make)
-    stats = make((B * H, 2, T), q.dtype)  # the largest score and the inverse of the sum, for each query
-    arguments = flat(q), flat(k), flat(v), *_flat_mask(mask), shape, *_options(q.dtype, K, scale, dropout, seed), bool(causal)
-    if min(shape):
-        _forward(*arguments, flat(y), stats)
+def forward(q, k, v, mask, sink, slopes, causal, scale, dropout, seed, window, sinks, segment, dilation, offsets):
+    """softmax(scale q k^T over the visible keys) v, and the log of the softmax's sum, for q [B H T K], k [B G S K], v [B G S V]."""
+    B, H, T, K = q.shape
+    G, S, V = v.shape[1:]
+    whole = segment is None and dilation == 1  # else there may be queries and keys that the kernels never touch
+    nothing = not min(B, H, G, T, S, K)  # to compute
+    y = by_position(B, H, T, V, q.dtype, np.empty if whole and not nothing else np.zeros)
+    stats, lse = np.zeros((B * H, 2, T), q.dtype), np.zeros((B * H, T), q.dtype)
+    logits = _of_heads(sink, H, q.dtype, -INF)
+    if sink is not None and (nothing or not whole):
+        lone = np.tile(logits > -INF, B)[:, None]  # a query that sees nothing sees the sink
+        stats[:, 0], stats[:, 1], lse[...] = np.where(lone, np.tile(logits, B)[:, None], 0), lone, lone
+    rule = int(causal), NEVER if window is None else window, sinks, segment or 0, dilation, int(offsets == "block")
+    arguments = (flat(q), flat(k), flat(v), *_flat_mask(mask), (B, H, G, T, S, K, V), rule,
+                 *_options(q.dtype, K, scale, dropout, seed), logits, _of_heads(slopes, H, q.dtype, 0))
+    if not nothing:
+        _forward(*arguments, flat(y), stats, lse)
     with np.errstate(divide="ignore"):
-        lse = np.where(stats[:, 1] > 0, stats[:, 0] - np.log(stats[:, 1]), -INF).reshape(B, H, T).astype(q.dtype)
-    if not min(shape):
-        lse[...] = -INF
-    return (y, lse), (arguments, y, stats)
+        np.log(lse, out=lse)
+    lse += stats[:, 0]
+    return (y, lse.reshape(B, H, T)), (arguments, y, stats, sink is not None, whole and not nothing, nothing)
 
 
 def backward(saved, g_y, g_lse):
-    """The gradients of q, k and v; they are laid out like y."""
-    arguments, y, stats = saved
-    B, H, T, S, K, V = shape = arguments[5]
-    make = np.empty if min(shape) else np.zeros
-    gradients = [by_position(B, H, rows, d, y.dtype, make) for rows, d in ((T, K), (S, K), (S, V))]
-    if min(shape):
-        glse = np.zeros((B * H, T), y.dtype) if g_lse is None else np.array(g_lse, order="C").reshape(B * H, T)
-        stats = np.require(stats, requirements="W")  # to Numba, a read-only array is another type
-        _backward(*arguments, flat(y), stats, flat(or_zeros(g_y, y)), glse, *map(flat, gradients))
-    return *gradients, None
+    """The gradients of q, k and v, which are laid out like y, and of the sink."""
+    arguments, y, stats, sinking, filled, nothing = saved
+    B, H, G, T, S, K, V = arguments[5]
+    make = np.empty if filled else np.zeros
+    gq, gk, gv = (by_position(B, heads, rows, d, y.dtype, make) for heads, rows, d in ((H, T, K), (G, S, K), (G, S, V)))
+    rest = np.zeros((B * H, T), y.dtype) if g_lse is None else np.negative(g_lse, order="C").reshape(B * H, T)
+    stats = np.require(stats, requirements="W")  # to Numba, a read-only array is another type
+    if not nothing:
+        _backward(*arguments, flat(y), stats, rest, flat(or_zeros(g_y, y)), flat(gq), flat(gk), flat(gv))
+    if not sinking:
+        return gq, gk, gv, None
+    logits = np.tile(arguments[9], B)[:, None]
+    weights = np.exp(np.where(logits > -INF, logits - stats[:, 0], -INF)) * stats[:, 1]
+    return gq, gk, gv, -(weights * rest).reshape(B, H, T).sum(axis=(0, 2), dtype=y.dtype)
 
 
 def step_supports(q, k, mask, dropout, sink, slopes, window, segment, dilation):
