@@ -376,6 +376,7 @@ def test_a_chain_of_100_000_nodes_runs_backward_and_is_freed():
     assert early() is None
 
 
+@pytest.mark.full
 def test_a_chain_of_100_000_nodes_that_save_nothing():
     x = h = leaf(1.0)
     for _ in range(100_000):

@@ -42,7 +42,7 @@ from autograd.verify import (
     unflat,
 )
 from tests.autograd.operator_checks import each, specimen, tried
-from tests.conftest import HypothesisDraw, examples, operators
+from tests.conftest import HypothesisDraw, examples, full, operators
 
 OPERATORS = operators()
 DIFFERENTIABLE = [op for op in OPERATORS if op.differentiable]
@@ -213,9 +213,12 @@ def test_draws_are_legal_and_varied(op):
         if not op.variadic:
             for argument, x in zip(op.signature.inputs, args, strict=True):
                 (absent if x is None else present).add(argument.name)
-    assert min(sizes) == 0 and max(sizes) > 3
-    assert op.variadic or present == {a.name for a in op.signature.inputs}
-    assert absent == {a.name for a in op.signature.inputs if a.optional}
+        varied = {"empty": min(sizes) == 0, "large": max(sizes) > 3,
+                  "present": op.variadic or present == {a.name for a in op.signature.inputs},
+                  "absent": absent == {a.name for a in op.signature.inputs if a.optional}}
+        if seed >= 20 and all(varied.values()) and not full():
+            return
+    assert all(varied.values()), varied
 
 
 @each("op", (op for op in OPERATORS if op.kernels))

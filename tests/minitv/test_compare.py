@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +29,34 @@ SMALL = ["--context", "8", "--width", "16", "--layers", "1", "--batch", "4", "--
 @pytest.fixture
 def text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = np.random.default_rng(0).choice(["the", "fox", "jumps", "over"], 600)
-    Path("text.txt").write_text(" ".join(words) + "\n")
+    write_text(tmp_path)
     return TEXT
+
+
+def write_text(folder):
+    words = np.random.default_rng(0).choice(["the", "fox", "jumps", "over"], 600)
+    (folder / "text.txt").write_text(" ".join(words) + "\n")
 
 
 TEXT = ["--data", "text.txt"]
 
 
+@pytest.fixture(scope="module")
+def six_steps(tmp_path_factory):
+    """A folder with a text and one run of six steps."""
+    folder = tmp_path_factory.mktemp("six")
+    write_text(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["compare", "transformer", *TEXT, *SMALL]) == 0
+    return folder
+
+
 @pytest.fixture
-def finished(text, capfd):
-    """One run of six steps."""
-    code, _, err = said(capfd, "transformer", *text, *SMALL)
-    assert code == 0, err
+def finished(six_steps, tmp_path, monkeypatch):
+    """A copy of it, in which a test may work."""
+    shutil.copytree(six_steps, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
 
 
 def files(folder):
@@ -132,6 +149,7 @@ def test_a_run_that_ended_by_itself_is_finished(text, capfd):
     assert code == 0 and "step" not in err and Path("runs/compare/rwkv-0/log.jsonl").read_text() == log
 
 
+@pytest.mark.full
 def test_a_sweep_of_what_one_variant_has(text, capfd):
     code, out, err = said(capfd, "transformer", "rwkv", *text, *SMALL, "--heads", "2,4")
     assert code == 0, err
@@ -198,6 +216,19 @@ def test_a_run_that_is_stopped_stops_the_comparison(text, capfd, monkeypatch):
     assert code == 130 and not out and err.count("run ") == 1 and "the same command goes on from here" in err
 
 
+def once_it_listens(call):
+    """In a thread: ``call()`` as soon as signals are handed on, for an earlier one would end the tests."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def wait():
+        while signal.getsignal(signal.SIGTERM) is before:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        call()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_waits_until_the_run_has_saved(number, code):
@@ -214,7 +245,7 @@ def test_a_signal_waits_until_the_run_has_saved(number, code):
             child.send_signal(number)
         os.kill(os.getpid(), number)
 
-    threading.Timer(0.2, send).start()
+    once_it_listens(send)
     assert compare._wait(child) == code
     child.stdout.close()
 
@@ -222,8 +253,14 @@ def test_a_signal_waits_until_the_run_has_saved(number, code):
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
 def test_a_signal_while_a_run_ends_stops_the_comparison():
     """Ctrl-C that reaches compare alone, or the last step of a run, is not forgotten."""
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
-    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+
+    def end():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        child.stdin.close()
+
+    once_it_listens(end)
     assert compare._wait(child) == 130
 
 

@@ -13,6 +13,9 @@ import pytest
 from minitv.signals import NUMBERS, Stop, Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
+# As a process, one number alone without --full: each of them is tried in this process.
+each_number = pytest.mark.parametrize("number", [pytest.param(number, marks=[] if number == signal.SIGINT else pytest.mark.full)
+                                                 for number in NUMBERS])
 SMALL = ["--layers", "1", "--width", "16", "--context", "8", "--batch", "2", "--eval-every", "0", "--threads", "1"]
 posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX systems")
 
@@ -76,7 +79,7 @@ def start(cwd, *argv):
 
 
 @posix
-@pytest.mark.parametrize("number", NUMBERS)
+@each_number
 def test_a_run_that_takes_steps_is_saved_and_says_how_it_goes_on(number, tmp_path):
     (tmp_path / "text.txt").write_text("hello world\n" * 60)
     run = start(tmp_path, "train", "--data", "text.txt", "--out", "run", "--steps", "1000000", *SMALL)
@@ -93,7 +96,7 @@ def test_a_run_that_takes_steps_is_saved_and_says_how_it_goes_on(number, tmp_pat
 
 
 @posix
-@pytest.mark.parametrize("number", NUMBERS)
+@each_number
 def test_a_run_that_waits_for_its_text_ends_in_a_line(number, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     run = start(tmp_path, "train", "--data", "pipe", "--out", "run", "--steps", "10", *SMALL)

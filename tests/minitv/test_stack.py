@@ -261,6 +261,7 @@ def activations(stack, layers):
         tracemalloc.stop()
 
 
+@pytest.mark.full
 def test_memory_of_a_reversible_stack_does_not_grow_with_its_depth():
     two, twelve = (activations(Reversible, layers) for layers in (2, 12))
     assert twelve < 1.02 * two, (two, twelve)

@@ -14,9 +14,11 @@ from minitv.task import Task
 from minitv.tasks import load, tasks
 
 
-def couple(task: str) -> list[str]:
-    """Up to two variants that a task is for."""
-    return [name for name in ("transformer", "rwkv", "encoder") if suits(variants.load(name), load(task))][:2]
+def couples():
+    """Tasks, each with up to two variants that it is for; the second one with --full."""
+    for task in tasks():
+        suitable = [name for name in ("transformer", "rwkv", "encoder") if suits(variants.load(name), load(task))]
+        yield from (pytest.param(task, name, marks=[pytest.mark.full] * i) for i, name in enumerate(suitable[:2]))
 
 
 def records(folder) -> tuple[dict, list[dict]]:
@@ -24,7 +26,7 @@ def records(folder) -> tuple[dict, list[dict]]:
     return first, rest
 
 
-@pytest.mark.parametrize(("task", "variant"), [(task, variant) for task in tasks() for variant in couple(task)])
+@pytest.mark.parametrize(("task", "variant"), list(couples()))
 def test_a_run_that_is_interrupted_ends_as_one_that_is_not(task, variant, tmp_path, capsys):
     data = tmp_path / "text.txt"
     data.write_text("the cat sat on the mat and the dog ate the cake of the cat; " * 60)

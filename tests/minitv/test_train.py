@@ -134,7 +134,8 @@ def sentence(result, expected=2):
     return last.removeprefix("minitv: error: ")
 
 
-@pytest.fixture(scope="module", params=[("char", 2), ("byte", 1)], ids=lambda p: p[0])
+@pytest.fixture(scope="module", params=[
+    pytest.param(("char", 2), id="char"), pytest.param(("byte", 1), id="byte", marks=pytest.mark.full)])
 def whole(request, text, tmp_path_factory):
     """A run of 20 steps that nothing interrupted: its folder, its options, what it printed."""
     tokenizer, threads = request.param
@@ -159,6 +160,7 @@ def test_killed_and_resumed_is_the_same_run(whole, tmp_path):
 
 
 @posix
+@pytest.mark.full
 def test_killed_between_the_two_checkpoints(whole, tmp_path):
     """Both are good and new when the run is over, whatever the moment."""
     run, options, _ = whole
@@ -722,6 +724,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_is_forgotten(exact):
         fresh.close()
 
 
+@pytest.mark.full
 def test_200_steps_with_kernels_follow_those_in_plain_numpy(monkeypatch):
     """The same losses within the tolerance of float32, dropout included, for sizes at which every kernel is used."""
     def losses():

@@ -59,7 +59,7 @@ def test_the_kernel_of_both_directions_with_several_blocks_of_channels(length, w
     check_gradients(bidirectional_wkv, "kernel cpu", args, {}, cotangents, reference="form parallel")
 
 
-@pytest.mark.parametrize("route", ["form recurrent", "form chunkwise", "kernel cpu"])
+@pytest.mark.parametrize("route", [pytest.param("form recurrent", marks=pytest.mark.full), "form chunkwise", "kernel cpu"])
 def test_4096_positions_in_float32(route):
     compare(route, inputs(0, 1, 4096, 8, np.float32), {"chunk_size": 100})
 
