@@ -34,8 +34,8 @@ from autograd.ops import matmul, reshape, where
 def project(x, weight, seen=None):
     """y_m = Σ_t weight_mt x_t over the positions t that are seen; x[B H T K], weight[G M C], seen[B T] -> y[B H M K].
 
-    Head h reads matrix h · G // H, and of its C columns the first T. All positions are seen unless ``seen`` says less. ShapeError
-    if G does not divide H, or if T is above C.
+    Head h reads matrix h · G // H, and of its C columns the first T. All positions are seen unless ``seen`` says less.
+    ShapeError if G does not divide H, or if T is above C.
     """
     (batch, heads, length, _), (groups, rows, _) = x.shape, weight.shape
     y = np.zeros((*x.shape[:2], rows, x.shape[3]), x.dtype)
