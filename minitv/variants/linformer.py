@@ -90,14 +90,16 @@ same:
 
     >>> from minitv.ops import attention, project
     >>> K, V = project(k[None, None], E[None]), project(v[None, None], F[None])
-    >>> print(attention(q[None, None], K, V, causal=False, scale=np.log(2)).numpy().ravel())
+    >>> y, _ = attention(q[None, None], K, V, causal=False, scale=np.log(2))
+    >>> print(y.numpy().ravel())
     [4.  4.  5.5]
 
 If E and F are the identity, k = T and nothing is lost: this is attention as in the Transformer.
 
     >>> K, V = project(k[None, None], np.eye(3)[None]), project(v[None, None], np.eye(3)[None])
     >>> for keys, values in ((K, V), (k[None, None], v[None, None])):
-    ...     print(attention(q[None, None], keys, values, causal=False, scale=np.log(2)).numpy().ravel().round(3))
+    ...     y, _ = attention(q[None, None], keys, values, causal=False, scale=np.log(2))
+    ...     print(y.numpy().ravel().round(3))
     [4.    4.    4.889]
     [4.    4.    4.889]
 
@@ -362,7 +364,7 @@ class Linformer(Projected):
         """``seen``[B T], booleans, says which rows are text; the others are padding, and change no output of the text."""
         keys, values = self._mixtures(self.E, self.k, x, seen), self._mixtures(self.F, self.v, x, seen)  # K̄, V̄ [B H k K]
         (q,) = self._split(self.q(x))
-        y = attention(q, keys, values, causal=False, **self._dropped(rng and rng.split(0)))  # P V̄ [B H T K]
+        y, _ = attention(q, keys, values, causal=False, **self._dropped(rng and rng.split(0)))  # P V̄ [B H T K]
         return self._joined(y, rng and rng.split(1))
 
     def _mixtures(self, projection: Module, dense: Linear, x: Tensor, seen) -> Tensor:
@@ -421,7 +423,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mixed_keys: Tensor, mixed_values: Te
     mixed = xp.arange(mixed_keys.shape[2]) < past + each * own  # [T N]
     exact = (key // segment == own) & (key <= position)  # [T S]
     seen = xp.concatenate([mixed, exact], axis=1)
-    return attention(q, concat([mixed_keys, k], axis=2), concat([mixed_values, v], axis=2), seen, causal=False, **dropped)
+    y, _ = attention(q, concat([mixed_keys, k], axis=2), concat([mixed_values, v], axis=2), seen, causal=False, **dropped)
+    return y
 
 
 class SegmentAttention(Projected):
