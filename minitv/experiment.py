@@ -101,8 +101,10 @@ class Experiment:
 def namespace(variant: Variant, task: type[Task]) -> Options:
     """The options that a variant has on a task."""
     if not suits(variant, task):
-        reason = ("sees the whole sequence at once, and the answers of this task stand in it" if task.causal
-                  else "sees the past alone, and this task asks for what both sides say")
+        reason = "sees the past alone, and this task asks for what both sides say"
+        if task.causal:
+            reason = "sees the whole sequence at once, and the answers of this task stand in it"
+            reason += variant.not_causal and f"; {variant.not_causal}"
         others = [name for name in variants.variants() if suits(variants.load(name), task)]
         raise UserError(f"--task {task.name}: {variant.name} {reason}; tasks for it: {', '.join(possible(variant))}; "
                         f"variants for this task: {', '.join(others)}")

@@ -262,6 +262,9 @@ class Stateful(Module):
         """The class in a layer, where not all layers are alike; None: the layer has none."""
         return cls
 
+    def join(self, first: Stateful) -> None:
+        """Take over what all layers share from the module of the first layer, which may be this one."""
+
     def constant(self, value: float, *shape: int) -> Tensor:
         """An array for a state, of the dtype of the module's parameters or buffers, and where they lie."""
         data = next((array.data for _, array in self._arrays()), None)

@@ -31,21 +31,21 @@ class Stack(Module):
     """x[B T D] -> y[B T D]: the blocks of all layers, one after the other.
 
     Layer i has the mixer ``variant.mixer.of_layer(options, i)`` and so a mixer of channels, or none. One whose class says
-    ``shared`` is a single object for all layers: counted, saved and optimised once, with the sum of its gradients.
+    ``shared`` is a single object for all layers: counted, saved and optimised once, with the sum of its gradients. Others may
+    share a part of themselves, see nn.Stateful.join.
     """
 
     def __init__(self, rng: Random, variant: Any, model: ModelOptions, options: Any, dtype: Any = np.float32):
-        shared: dict[Any, Stateful] = {}
+        firsts: dict[Any, Stateful] = {}
 
         def make(kind: type[Stateful] | None, stream: int, layer: int, copy: int = 0) -> Stateful | None:
             kind = kind and kind.of_layer(options, layer)
             if kind is None:
                 return None
-            if (kind, copy) in shared:
-                return shared[kind, copy]
+            if kind.shared and (kind, copy) in firsts:
+                return firsts[kind, copy]
             module = kind(rng.split(stream, copy * model.layers + layer), model, options, layer, dtype)
-            if kind.shared:
-                shared[kind, copy] = module
+            module.join(firsts.setdefault((kind, copy), module))
             return module
 
         self.blocks: list[Block] = []

@@ -49,6 +49,7 @@ class Variant:
     model: type[nn.Module] = LanguageModel
     tables: Callable[..., tuple[nn.Parameter, nn.Parameter]] | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)  # defaults of shared options, where the paper has others
+    not_causal: str = ""  # why it cannot be made to see the past alone, where that is no matter of a mask
     without: tuple[str, ...] = ()  # shared options that do nothing here
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what differs from the presets of all
     fused: str | None = None  # the module of minitv/decode with kernels for writing

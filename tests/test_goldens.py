@@ -16,6 +16,7 @@ from minitv.nn import Module, Parameter, RMSNorm
 from minitv.optim import AdamW
 from minitv.options import ModelOptions
 from minitv.variants.hyena import Hyena, HyenaOptions
+from minitv.variants.linformer import Linformer, LinformerOptions
 from minitv.variants.retnet import EPS
 from tests.autograd.operator_checks import marks
 from tests.conftest import operators
@@ -23,7 +24,7 @@ from tests.minitv import models
 from tests.minitv.models import mean_loss
 
 FOLDER = Path(__file__).parent / "goldens"
-FILES = ("ops", "sdpa", "retention", "wkv", "aft", "long_conv")  # with calls of operators
+FILES = ("ops", "sdpa", "retention", "wkv", "aft", "long_conv", "project")  # with calls of operators
 LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 WITHOUT = {"banded_product"}  # a paper's operator has calls in the files, but for this one, which is ours alone
@@ -321,8 +322,12 @@ def hyena(golden, case, dtype):
 
 
 def verify_hyena(golden, case, dtype, place="cpu"):
+    verify_mixer(golden, case, hyena(golden, case, dtype), dtype, place)
+
+
+def verify_mixer(golden, case, mixer, dtype, place="cpu"):
     """The output, and the gradients of the input and of all parameters."""
-    mixer = hyena(golden, case, dtype).to(place)
+    mixer.to(place)
     x, cotangent = (Tensor(move(golden[f"{case}/{name}"].astype(dtype), place), requires_grad=name == "in")
                     for name in ("in", "cotangent"))
     y = mixer(x)
@@ -360,6 +365,35 @@ def test_hyena_position_by_position_equals_torch(case, kernel, dtype):
         for t in range(x.shape[1]):
             y, state = mixer.prefill(Tensor(x[:, t : t + 1]), state)
             close(y.numpy()[:, 0], expected[:, t], dtype, f"output at position {t}")
+
+
+# -- the mixer of Linformer --------------------------------------------------------------------------------------------
+LINFORMER = {"headwise": {}, "short": {}, "none": dict(sharing="none"), "key-value": dict(sharing="key-value"),
+             "convolution": dict(projection="convolution")}
+
+
+def verify_linformer(golden, case, dtype, place="cpu"):
+    golden.only(case)
+    weights = {name: w.astype(dtype) for name, w in golden.below(f"{case}/param/").items()}
+    width, context, heads = len(weights["q.weight"]), golden[f"{case}/context"].item(), golden[f"{case}/heads"].item()
+    rows = context // weights["E.weight"].shape[1] if case == "convolution" else weights["E.weight"].shape[1]
+    options = LinformerOptions(heads=heads, projected_length=rows, **LINFORMER[case])
+    mixer = Linformer(Random(0), ModelOptions(context=context, width=width), options, dtype=dtype)
+    mixer.load(weights)
+    verify_mixer(golden, case, mixer, dtype, place)
+
+
+@each_way
+@pytest.mark.parametrize("case", LINFORMER)
+def test_the_mixer_of_linformer_equals_those_of_two_packages(kernel, case, dtype):
+    with use(kernel=kernel):
+        verify_linformer(Golden("linformer"), case, dtype)
+
+
+@pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
+def test_the_mixer_of_linformer_equals_those_of_two_packages_on_a_gpu(place):
+    with PLACES[place]():
+        verify_linformer(Golden("linformer"), "none", np.float32, "cuda")
 
 
 # -- AdamW -------------------------------------------------------------------------------------------------------------
@@ -423,6 +457,14 @@ def test_a_hyena_that_is_off_is_noticed(entry):
     golden[entry] = golden[entry] * (1 + 1e-9)
     with use(kernel="none"), pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
         verify_hyena(golden, "order3", np.float64)
+
+
+@pytest.mark.parametrize("entry", [key for key in Golden("linformer") if key.startswith(("none/out", "none/grad"))])
+def test_a_linformer_that_is_off_is_noticed(entry):
+    golden = Golden("linformer")
+    golden[entry] = golden[entry] * (1 + 1e-9)
+    with use(kernel="none"), pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+        verify_linformer(golden, "none", np.float64)
 
 
 @pytest.mark.parametrize("entry", ["in/gain", "grad/eps", "out/1", "cotangent/1", "note"])

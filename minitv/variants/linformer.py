@@ -1,0 +1,544 @@
+"""Linformer: attention to k mixtures of the keys instead of all T keys (Wang et al. 2020, arXiv 2006.04768).
+
+The variant ``linformer`` is the paper's: an encoder, trained to guess hidden tokens. The variant ``linformer-segment`` is not
+in the paper. It is a causal relative, which can generate text.
+
+The problem. In attention every query meets every key, so T tokens cost O(T²) time, and a long text is slow.
+
+The idea. The T × T matrix of weights is nearly of low rank: a few of its singular vectors carry most of it. The paper sees this
+in trained models (section 3), and its theorem 1 proves it for the error that a rank of the order log T leaves. So T keys and T
+values are more than is needed. The layer replaces them by k mixtures each. Two matrices E and F of the shape k × T do that, and
+training finds them. A query then meets k mixtures, and time grows as T k. By theorem 2, a k that does not depend on T is
+enough for a given error; it is of the order d log d, where d is the number of channels of a head.
+
+- Why mix along the sequence: the usual matrices mix the channels of one token. E mixes the same channel of all tokens. Row m of
+  E K is a weighted sum of all keys, so it is the key of a pattern over positions, and not of a token.
+- Why a softmax still works: it runs over the k mixtures. Its weights are positive and sum to 1, as before.
+- Why two matrices: keys say what can be found, values what is handed over. But one matrix for both, E = F, does nearly as well.
+- Why sharing is harmless: E mixes positions only, and what is near and what is far is alike in all heads and layers. The paper
+  measures nearly equal results from 2 L H matrices down to a single one, where L is the number of layers.
+- Why k may be smaller in upper layers: their attention has a lower rank (section 4).
+
+What is lost. E has a column for each position. So the longest text is fixed when the model is built, and a shorter text uses
+the first columns of E. And the model is not causal. Every row of E K mixes all T positions, those after the query too. A mask
+over the T × k weights can hide a mixture from a query, but it cannot take one token out of a mixture. One package offers such a
+mask, and its outputs change with tokens that come later. So ``linformer`` refuses every task in which an answer may depend on
+the past alone.
+
+The causal relative. ``linformer-segment`` cuts the text into segments of c tokens. E and F have c columns here, and compress
+each segment into s mixtures as soon as it is complete. A query meets the mixtures of all complete segments before its own, and
+the exact keys of its own segment up to itself, in one softmax. No mixture contains a later token. The text may have any length.
+Time grows as T c + T² s / c, which is least at c = √(T s): this is better than T², and it is not linear.
+
+    ours                                                        the paper's
+    B T D H             batch, tokens, width, heads             -, n, d_m, h
+    K = D / H           channels of a query, key or value       d, d_k
+    k                   number of mixtures, --projected-length  k, the projected dimension
+    x [B T D]           input of the layer                      Q = K = V, before the matrices W
+    Wq Wk Wv Wo [D D]   matrices of weights, used as x Wᵀ       W^Q W^K W^V W^O, used as X W
+    E F [k T]           projections of keys and of values       E_i F_i; section 4 calls them n × k and uses them as k × n
+    P [T k]             weights, rows sum to 1                  P̄
+    c, s                tokens of a segment, and its mixtures   -
+
+The layer of ``linformer``, section 4 of the paper:
+
+    q = x Wqᵀ,   k = x Wkᵀ,   v = x Wvᵀ                         in each head, as in the Transformer
+    K̄ = E k,   V̄ = F v                                         [k K] in each head
+    P = softmax(q K̄ᵀ / √K)                                      [T k]
+    y = P V̄,   out = merge(y) Woᵀ                               heads side by side, then one matrix
+
+Sharing (section 4, "parameter sharing between projections"), for a model of L layers with H heads:
+
+    --sharing none        E and F for every head of every layer     2 L H matrices
+    --sharing headwise    E and F for every layer                   2 L
+    --sharing key-value   E = F for every layer                     L
+    --sharing layerwise   E = F for all layers                      1
+
+Other projections (section 4, "general projections") look at windows of T / k tokens, one after the other: --projection mean and
+max have nothing to learn; convolution multiplies the window's tokens by matrices of K × K numbers, depthwise by one number for
+each channel. They take texts of any length, and the number of mixtures grows with it.
+
+The order of the products. E mixes positions and Wk mixes channels, so E (x Wkᵀ) = (E x) Wkᵀ. The right side is what this code
+computes if all heads share E, because only k rows then meet Wk. With a bias b in the keys (--bias), E (x Wkᵀ + 1 bᵀ) has the
+bias times the sum of each row of E. This is the paper's formula, and --projection-order keys. The code of the authors
+compresses x and then adds b itself: --projection-order input.
+
+Padding. Rows that are no part of the text are set to 0 before E and F. After E no mask could tell them apart any more.
+
+Gradients. Let G be the gradient of K̄ in one head of one text, as attention gives it. Then k has the gradient Eᵀ G, and E has
+the sum of G kᵀ over all texts, and over all heads and layers that share E. The same holds for V̄, F and v.
+
+Three tokens. One head with K = 2 and V = 1, and k = 2. The scale is ln 2 here in place of 1/√K, so that
+exp(scale · q · k) = 2^(q · k). Row 0 of E adds keys 0 and 2, row 1 is key 1. F has the mean of values 0 and 2.
+
+    >>> import numpy as np
+    >>> q, k, v = np.array([[1., 0], [1, 1], [0, 2]]), np.array([[1., 0], [0, 1], [1, 1]]), np.array([[4.], [8], [2]])
+    >>> E, F = np.array([[1., 0, 1], [0, 1, 0]]), np.array([[0.5, 0, 0.5], [0, 1, 0]])
+    >>> print(E @ k, (F @ v).ravel())
+    [[2. 1.]
+     [0. 1.]] [3. 8.]
+    >>> weights = 2 ** (q @ (E @ k).T)
+    >>> print(weights)
+    [[4. 1.]
+     [8. 2.]
+     [4. 4.]]
+    >>> print((weights @ F @ v / weights.sum(axis=1, keepdims=True)).ravel())
+    [4.  4.  5.5]
+
+Token 0 gives (4 · 3 + 1 · 8) / 5 = 4. Every output has some of token 2 in it, the first one too. The operators compute the
+same:
+
+    >>> from minitv.ops import attention, project
+    >>> K, V = project(k[None, None], E[None]), project(v[None, None], F[None])
+    >>> y, _ = attention(q[None, None], K, V, causal=False, scale=np.log(2))
+    >>> print(y.numpy().ravel())
+    [4.  4.  5.5]
+
+If E and F are the identity, k = T and nothing is lost: this is attention as in the Transformer.
+
+    >>> K, V = project(k[None, None], np.eye(3)[None]), project(v[None, None], np.eye(3)[None])
+    >>> for keys, values in ((K, V), (k[None, None], v[None, None])):
+    ...     y, _ = attention(q[None, None], keys, values, causal=False, scale=np.log(2))
+    ...     print(y.numpy().ravel().round(3))
+    [4.    4.    4.889]
+    [4.    4.    4.889]
+
+The causal relative with c = 2 and s = 1, where E = F is the mean of the two tokens of a segment. Tokens 0 and 1 see each other
+as in the Transformer. Token 2 sees the mean of the keys of tokens 0 and 1, with the weight 2^1, and its own key, with 2^2:
+(2 · 6 + 4 · 2) / 6 = 3.333.
+
+    >>> mean = np.array([[0.5, 0.5]])
+    >>> keys, values = np.concatenate([mean @ k[:2], k]), np.concatenate([mean @ v[:2], v])
+    >>> seen = np.array([[0, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]], bool)
+    >>> weights = 2 ** (q @ keys.T) * seen
+    >>> print(weights)
+    [[0. 2. 0. 0.]
+     [0. 2. 2. 0.]
+     [2. 0. 0. 4.]]
+    >>> print((weights @ values / weights.sum(axis=1, keepdims=True)).ravel().round(3))
+    [4.    6.    3.333]
+
+The same from the code of the model's layer:
+
+    >>> from autograd import Tensor
+    >>> part = [Tensor(x[None, None] * factor) for x, factor in ((q, np.log(2) * np.sqrt(2)), (k, 1), (v, 1))]
+    >>> mixtures = [project(x[:, :, :2], mean[None]) for x in part[1:]]
+    >>> print(attend(*part, *mixtures, segment=2, each=1).numpy().ravel().round(3))
+    [4.    6.    3.333]
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from autograd import Tensor, concat, linear, matmul, reshape, where
+from autograd.device import namespace
+from autograd.random import Random
+
+from ..config import check, option
+from ..errors import UserError
+from ..models.encoder import Encoder
+from ..nn import Buffer, Dropout, Linear, Module, Parameter, Stateful, made
+from ..ops import attention, merge_heads, project, split_heads
+from ..options import ModelOptions
+from ..variant import Page, Variant
+
+SHARING = ("none", "headwise", "key-value", "layerwise")
+SUMMARIES = 4  # of a segment, unless it is shorter
+
+
+@dataclass(frozen=True)
+class ProjectionOptions:
+    """linformer"""
+
+    heads: int = option(4, "attention heads; they divide the width", low=1)
+    projection: str = option(
+        "linear", "how tokens become fewer: mixed by matrices E and F, or windows of tokens one after the other, of which the "
+        "mean, the maximum, a convolution over all channels of a head, or one for each channel is taken",
+        choices=("linear", "mean", "max", "convolution", "depthwise"),
+    )
+    sharing: str = option(
+        "headwise", "what a projection is shared by: nothing, the heads of a layer, these for both keys and values, or all "
+        "layers", choices=SHARING,
+    )
+    projection_init: str = option(
+        "xavier", "first weights of E and F: uniform up to √(3/(T + k)), as in fairseq, or up to 1/√k, as in lucidrains' "
+        "package, or normal with variance 1/k, as in the paper's proof", choices=("xavier", "uniform", "normal"),
+    )
+    frozen_projection: bool = option(False, "projections keep their first weights, as fairseq can have it")
+
+
+@dataclass(frozen=True)
+class LinformerOptions(ProjectionOptions):
+    """linformer"""
+
+    projected_length: int | None = option(
+        None, "mixtures that keys and values become, k in the paper; none = a quarter of the context", low=1, high=2**20
+    )
+    layer_lengths: str | None = option(
+        None, "projected length of each layer, such as 32,32,16,16; none = --projected-length in all", metavar="N,N,..."
+    )
+    projection_order: str = option(
+        "keys", "what E and F are applied to: keys and values, as in the paper, or what they are made of, as in fairseq, so "
+        "that biases are added afterwards; without --bias this is the same", choices=("keys", "input"),
+    )
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class SegmentOptions(ProjectionOptions):
+    """linformer-segment"""
+
+    segment: int | None = option(
+        None, "tokens of a segment, which see each other exactly; none = --summaries times a power of two, up to √(context · "
+        "--summaries), where attention costs least", low=1, high=2**20,
+    )
+    summaries: int | None = option(
+        None, f"mixtures that a complete segment becomes; none = {SUMMARIES}, or all of a shorter segment", low=1, high=2**20
+    )
+
+    __post_init__ = check
+
+
+# -- projections -------------------------------------------------------------------------------------------------------
+class Matrix(Module):
+    """Y = E X with E[G k C], for x[B H T K] -> y[B H k K], in each of G groups of heads; T is at most C."""
+
+    def __init__(self, rng: Random, groups: int, rows: int, columns: int, width: int, options: ProjectionOptions, dtype):
+        std, bound = None, math.sqrt(3 / (rows + columns))  # Xavier's with gain 1/√2
+        if options.projection_init == "uniform":
+            bound = 1 / math.sqrt(rows)
+        if options.projection_init == "normal":
+            std = 1 / math.sqrt(rows)
+        self.weight = _drawn(rng, (groups, rows, columns), bound, std, options, dtype)
+
+    def __call__(self, x: Tensor, seen=None) -> Tensor:
+        return project(x, self.weight, seen)
+
+
+class Windows(Module):
+    """x[B H T K] -> y[B H k K]: what ``window`` makes of ``size`` tokens after the other; the last ones may be fewer."""
+
+    def __init__(self, rng: Random, groups: int, rows: int, columns: int, width: int, options: ProjectionOptions, dtype):
+        self.size, self.groups = columns // rows, groups
+
+    def __call__(self, x: Tensor, seen=None) -> Tensor:
+        if seen is not None:
+            x = where(seen[:, None, :, None], x, 0.0)
+        batch, heads, length, width = x.shape
+        whole, parts = length // self.size * self.size, []
+        for part, size in ((x[:, :, :whole], self.size), (x[:, :, whole:], length - whole)):
+            if part.shape[2]:
+                y = self.window(reshape(part, (batch, self.groups, -1, size, width)))  # [B G N K], N windows of a group
+                parts.append(reshape(y, (batch, heads, -1, width)))
+        return parts[0] if len(parts) == 1 else concat(parts, axis=2)
+
+    def window(self, x: Tensor) -> Tensor:
+        """Windows x[B G N size K] -> y[B G N K]."""
+        raise NotImplementedError
+
+
+class Mean(Windows):
+    """The mean of each window."""
+
+    def window(self, x: Tensor) -> Tensor:
+        return x.mean(axis=3)
+
+
+class Max(Windows):
+    """The maximum of each window, channel by channel."""
+
+    def window(self, x: Tensor) -> Tensor:
+        return x.max(axis=3)
+
+
+class Convolution(Windows):
+    """y = Σ_j x_j W_j over the tokens j of each window, W[G size K K]; the first weights are uniform up to 1/√(size K)."""
+
+    def __init__(self, rng: Random, groups: int, rows: int, columns: int, width: int, options: ProjectionOptions, dtype):
+        super().__init__(rng, groups, rows, columns, width, options, dtype)
+        bound = 1 / math.sqrt(self.size * width)
+        self.weight = _drawn(rng, (groups, self.size, width, width), bound, None, options, dtype)
+
+    def window(self, x: Tensor) -> Tensor:
+        batch, groups, count, size, width = x.shape
+        weight = reshape(self.weight[:, :size], (groups, size * width, width))
+        return matmul(reshape(x, (batch, groups, count, size * width)), weight)
+
+
+class Depthwise(Windows):
+    """y = Σ_j w_j x_j over the tokens j of each window, w[G size K]; the first weights are uniform up to 1/√size."""
+
+    def __init__(self, rng: Random, groups: int, rows: int, columns: int, width: int, options: ProjectionOptions, dtype):
+        super().__init__(rng, groups, rows, columns, width, options, dtype)
+        self.weight = _drawn(rng, (groups, self.size, width), 1 / math.sqrt(self.size), None, options, dtype)
+
+    def window(self, x: Tensor) -> Tensor:
+        size, width = x.shape[3:]
+        return (x * reshape(self.weight[:, :size], (self.groups, 1, size, width))).sum(axis=3)
+
+
+PROJECTIONS: dict[str, type[Module]] = {"linear": Matrix, "mean": Mean, "max": Max, "convolution": Convolution,
+                                        "depthwise": Depthwise}
+
+
+def _drawn(rng: Random, shape: tuple[int, ...], bound: float, std: float | None, options: ProjectionOptions, dtype):
+    """Weights of a projection, uniform up to ``bound`` unless there is a deviation; frozen ones are a buffer."""
+    def make() -> np.ndarray:
+        return rng.normal(shape, np.float64) * std if std else (2 * rng.uniform(shape, np.float64) - 1) * bound
+
+    return made(Buffer if options.frozen_projection else Parameter, shape, dtype, make)
+
+
+class Projected(Stateful):
+    """What both variants have: Wq, Wk, Wv and Wo, and the projections E of keys and F of values, shared as --sharing says."""
+
+    without_rope = "a mixture of keys from many positions has no position of its own"
+
+    def __init__(self, rng: Random, model: ModelOptions, options: ProjectionOptions, rows: int, columns: int, names: str,
+                 dtype):
+        width, self.heads, self.sharing = model.width, options.heads, options.sharing
+        if width % self.heads:
+            raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
+        kind = PROJECTIONS[options.projection]
+        if kind is not Matrix and columns % rows:
+            raise UserError(f"{names}: {rows} windows do not divide {columns} positions, allowed with --projection "
+                            f"{options.projection}: a divisor of {columns}")
+        if options.frozen_projection and kind in (Mean, Max):
+            raise UserError(f"--frozen-projection: --projection {options.projection} has no weights, allowed with it: linear, "
+                            "convolution, depthwise")
+        std, dense = model.init_std, dict(bias=model.bias, dtype=dtype)
+        self.q, self.k, self.v = (Linear(rng.split(i), width, width, std=std, **dense) for i in range(3))
+        self.out = Linear(rng.split(3), width, width, std=std / math.sqrt(2 * model.layers), **dense)
+        self.dropout = Dropout(model.dropout)
+        groups = self.heads if self.sharing == "none" else 1
+
+        def projection(stream: int) -> Module:
+            return kind(rng.split(stream), groups, rows, columns, width // self.heads, options, dtype)
+
+        self.E = projection(4)
+        self.F = projection(5) if self.sharing in ("none", "headwise") else self.E
+
+    def join(self, first: Projected) -> None:
+        if self.sharing == "layerwise":
+            self.E = self.F = first.E
+
+    def _split(self, *parts: Tensor) -> list[Tensor]:
+        """Heads side by side, [B H T K] of each [B T D]."""
+        return [split_heads(x, heads=self.heads)[0] for x in parts]
+
+    def _joined(self, y: Tensor, rng: Random | None) -> Tensor:
+        return self.dropout(self.out(merge_heads([y])), rng)
+
+    def _dropped(self, rng: Random | None) -> dict:
+        """What attention needs to know to drop weights."""
+        return {} if rng is None or not self.dropout.p else dict(dropout=self.dropout.p, seed=rng.seed)
+
+
+# -- the paper's -------------------------------------------------------------------------------------------------------
+class Linformer(Projected):
+    """out = merge(softmax(q (E k)ᵀ / √K) (F v)) Woᵀ for x[B T D], section 4 of the paper; there is no state.
+
+    The first weights are those of the Transformer, and of E and F as --projection-init has them. While training, the weights P
+    and the output are dropped with the model's probability. UserError if the heads do not divide the width, if a projected
+    length is above the context, or does not divide it where windows are projected.
+    """
+
+    def __init__(self, rng: Random, model: ModelOptions, options: LinformerOptions, layer: int = 0, dtype=np.float32):
+        rows, names = _projected_length(model, options, layer)
+        super().__init__(rng, model, options, rows, model.context, names, dtype)
+        self.bounded = isinstance(self.E, Matrix)  # a column of E belongs to a position
+        # E (x Wᵀ) = (E x) Wᵀ, and the right side is less work, if one E mixes all channels.
+        self.early = isinstance(self.E, Matrix | Mean) and options.sharing != "none"
+        self.order = options.projection_order
+        if self.order == "input" and not self.early:
+            raise UserError("--projection-order input: it needs one projection for all channels, allowed with --projection "
+                            "linear or mean and with --sharing headwise, key-value or layerwise")
+
+    def __call__(self, x: Tensor, rng: Random | None = None, seen=None) -> Tensor:
+        """``seen``[B T], booleans, says which rows are text; the others are padding, and change no output of the text."""
+        keys, values = self._mixtures(self.E, self.k, x, seen), self._mixtures(self.F, self.v, x, seen)  # K̄, V̄ [B H k K]
+        (q,) = self._split(self.q(x))
+        y, _ = attention(q, keys, values, causal=False, **self._dropped(rng and rng.split(0)))  # P V̄ [B H T K]
+        return self._joined(y, rng and rng.split(1))
+
+    def _mixtures(self, projection: Module, dense: Linear, x: Tensor, seen) -> Tensor:
+        """E (x Wᵀ + b) in every head."""
+        if not self.early:
+            (rows,) = self._split(dense(x))
+            return projection(rows, seen)
+        y = projection(x[:, None], seen)[:, 0]  # E x [B k D]
+        if dense.bias is None or self.order == "input":
+            return self._split(dense(y))[0]
+        ones = self.constant(1.0, *x.shape[:1], 1, x.shape[1], 1)
+        sums = projection(ones, seen)[:, 0]  # of the rows of E [B k 1]
+        return self._split(linear(y, dense.weight) + sums * dense.bias)[0]
+
+
+def _projected_length(model: ModelOptions, options: LinformerOptions, layer: int) -> tuple[int, str]:
+    """k of a layer, and the option that says so."""
+    context, lengths, flag = model.context, options.layer_lengths, "--projected-length"
+    if lengths is None:
+        k = max(1, context // 4) if options.projected_length is None else options.projected_length
+    else:
+        flag, words = "--layer-lengths", lengths.split(",")
+        if not all(word.strip().isdecimal() and int(word) for word in words) or len(words) != model.layers:
+            raise UserError(f"{flag}: {lengths!r} is not a length for each of {model.layers} layers, allowed: {model.layers} "
+                            "positive integers separated by commas")
+        if options.projected_length is not None:
+            raise UserError(f"{flag}: --projected-length says the same for all layers, give one of them")
+        if options.sharing == "layerwise" and len(set(map(int, words))) > 1:
+            raise UserError(f"{flag}: {lengths} are several lengths, and --sharing layerwise has one projection for all layers")
+        k = int(words[layer])
+    if k > context:
+        raise UserError(f"{flag}: {k} mixtures are more than the context of {context} positions, allowed: 1 to {context}")
+    return k, flag
+
+
+# -- the causal relative -----------------------------------------------------------------------------------------------
+class State(NamedTuple):
+    """The mixtures of all complete segments, [B H N K], and the exact keys and values of the last segment, [B H r K], r < c."""
+
+    mixed_keys: Tensor
+    mixed_values: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mixed_keys: Tensor, mixed_values: Tensor, *, segment: int, each: int,
+           past: int = 0, **dropped) -> Tensor:
+    """Causal attention to the mixtures of complete segments and to the exact keys of one's own segment, in one softmax.
+
+    q[B H T K] are the last T positions of k[B H S K] and v[B H S V], which begin with a segment. Mixtures are [B H N K] and
+    [B H N V]: first those of ``past`` mixtures before k, then ``each`` of every segment of k.
+    """
+    xp, keys = namespace(q.data), k.shape[2]
+    key, position = xp.arange(keys), xp.arange(keys - q.shape[2], keys)[:, None]  # of keys [S] and of queries [T 1]
+    own = position // segment
+    mixed = xp.arange(mixed_keys.shape[2]) < past + each * own  # [T N]
+    exact = (key // segment == own) & (key <= position)  # [T S]
+    seen = xp.concatenate([mixed, exact], axis=1)
+    y, _ = attention(q, concat([mixed_keys, k], axis=2), concat([mixed_values, v], axis=2), seen, causal=False, **dropped)
+    return y
+
+
+class SegmentAttention(Projected):
+    """out = merge(softmax(q [K̄; k]ᵀ / √K) [V̄; v]) Woᵀ for x[B T D]: K̄ and V̄ are E k and F v of every complete segment.
+
+    The state has s mixtures of each complete segment, and at most c - 1 exact keys and values. The first weights are those of
+    ``Linformer``, with c columns for T. UserError if the heads do not divide the width, if a segment is longer than the
+    context, or has fewer tokens than mixtures, or a number of them that windows cannot divide.
+    """
+
+    def __init__(self, rng: Random, model: ModelOptions, options: SegmentOptions, layer: int = 0, dtype=np.float32):
+        context, segment, rows = model.context, options.segment, options.summaries
+        if segment is None:
+            least = SUMMARIES if rows is None else rows
+            segment = min(context, least * 2 ** max(0, math.floor(math.log2(context / least) / 2)))
+        if segment > context:
+            raise UserError(f"--segment: {segment} tokens are more than the context of {context}, allowed: 1 to {context}")
+        if rows is None:
+            rows = min(SUMMARIES, segment)
+        if rows > segment:
+            raise UserError(f"--summaries: {rows} mixtures are more than the {segment} tokens of a segment, allowed: 1 to "
+                            f"{segment}")
+        super().__init__(rng, model, options, rows, segment, "--summaries", dtype)
+        self.segment, self.rows = segment, rows
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        q, k, v = self._split(self.q(x), self.k(x), self.v(x))
+        complete = max(0, x.shape[1] - 1) // self.segment  # segments that a later token sees
+        y = attend(q, k, v, self._mixtures(self.E, k, complete), self._mixtures(self.F, v, complete), segment=self.segment,
+                   each=self.rows, **self._dropped(rng and rng.split(0)))
+        return self._joined(y, rng and rng.split(1))
+
+    def init_state(self, batch: int) -> State:
+        empty = self.constant(0.0, batch, self.heads, 0, self.out.weight.shape[0] // self.heads)
+        return State(empty, empty, empty, empty)
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        q, k, v = self._split(self.q(x), self.k(x), self.v(x))
+        k, v = concat([state.keys, k], axis=2), concat([state.values, v], axis=2)  # from the beginning of a segment [B H S K]
+        complete, past = k.shape[2] // self.segment, state.mixed_keys.shape[2]
+        keys, values = (concat([old, self._mixtures(projection, rows, complete)], axis=2) for old, projection, rows in
+                        ((state.mixed_keys, self.E, k), (state.mixed_values, self.F, v)))  # K̄, V̄ [B H N K]
+        y = attend(q, k, v, keys, values, segment=self.segment, each=self.rows, past=past)
+        rest = complete * self.segment
+        return self._joined(y, None), State(keys, values, k[:, :, rest:], v[:, :, rest:])
+
+    def _mixtures(self, projection: Module, x: Tensor, complete: int) -> Tensor:
+        """What becomes of the first segments of x[B H T K], [B H complete·s K]."""
+        batch, heads, _, width = x.shape
+        segments = reshape(x[:, :, : complete * self.segment], (batch, heads * complete, self.segment, width))
+        if not complete:
+            return reshape(segments, (batch, heads, 0, width))
+        return reshape(projection(segments), (batch, heads, complete * self.rows, width))
+
+
+LINFORMER = Variant(
+    name="linformer",
+    summary="Attention in both directions to k mixtures of all keys, in linear time",
+    paper="Wang et al. 2020, arXiv 2006.04768",
+    mixer=Linformer,
+    options=LinformerOptions,
+    model=Encoder,
+    not_causal="every row of E K mixes all positions, so that no mask can hide the later ones; linformer-segment is a relative "
+               "that sees the past alone",
+    page=Page(
+        formula="y = softmax(q (E k)ᵀ / √K) (F v) in every head, with E and F of the shape k × T; q, k, v = x Wᵀ, "
+                "out = merge(y) Woᵀ",
+        cost="training, for each layer and sequence: O(T D²) for the queries, the output and the feed-forward network, O(k D²) "
+             "for keys and values, which are made after E and F where all heads share them, O(T k D) for E and F, and O(T k D) "
+             "for attention; the weights are 4 D² + 8 D², and k T of each E or F. Memory: O(T D), because the kernels never "
+             "store the T × k weights; O(T D + T k H) in the form that does. It does not generate",
+        state="none: it sees a whole sequence at once",
+        operators=("project", "attention"),
+        golden="the LinformerSelfAttention of the package linformer, with all gradients, and full attention when E and F are "
+               "the identity",
+        discrepancies=(
+            "the paper introduces E and F as n × k matrices and multiplies by them as k × n; here they are k × T",
+            "the paper projects keys and values; the code of its authors, in fairseq, projects the input of the layer and then "
+            "multiplies by Wk and Wv, which differs by the biases: --projection-order",
+            "the first weights of E and F are normal in the paper's proof, Xavier's with gain 1/√2 in fairseq, and uniform up "
+            "to 1/√k in lucidrains' package: --projection-init; fairseq can freeze them: --frozen-projection",
+            "share_kv in lucidrains' package also sets Wk = Wv, so that values are the keys; the paper, and --sharing "
+            "key-value, share E = F alone",
+            "the package linformer-pytorch offers causal=True, which masks a triangle of the T × k weights; its early outputs "
+            "change with later tokens. The code of Long Range Arena accepts a causal mask and ignores it",
+            "with a text shorter than the context, E keeps its first columns, as in fairseq and lucidrains' package; K̄ is then "
+            "a sum of fewer terms, so a model works best at the length that it was trained for",
+        ),
+        review="it says that Linformer breaks attention into multiple smaller attentions, which is wrong: every query remains, "
+               "and meets k mixtures of all keys; it is not block attention",
+    ),
+)
+
+LINFORMER_SEGMENT = Variant(
+    name="linformer-segment",
+    summary="Causal attention to the exact keys of one's own segment and to mixtures of the earlier ones",
+    paper="ours, after Wang et al. 2020, arXiv 2006.04768",
+    mixer=SegmentAttention,
+    options=SegmentOptions,
+    page=Page(
+        formula="y_i = softmax(q_i [K̄; k]ᵀ / √K) [V̄; v] in every head, over the mixtures K̄ = E k, V̄ = F v of all complete "
+                "segments before that of i and the keys j ≤ i of its own; q, k, v = x Wᵀ, out = merge(y) Woᵀ",
+        cost="training, for each layer and sequence, with segments of c tokens that become s mixtures: O(T D²) for the "
+             "projections, which have 4 D² weights, and for the feed-forward network, which has 8 D²; O(T s D) for E and F, "
+             "which have s c weights each; O(T (c + T s / c) D) for attention, which is least at c = √(T s). Memory: O(T D). "
+             "Generating token t: O(D²) for the matrices and O((c + t s / c) D) for attention",
+        state="2 D (s t / c + c) numbers in each layer at most: s mixtures of each complete segment, and the exact keys and "
+              "values of the last one",
+        operators=("project", "attention"),
+        golden="full causal attention when E and F are the identity, and a loop over all tokens",
+        discrepancies=(
+            "it is not in the paper, which has no causal model: it is an honest way to use its idea for one. The published "
+            "relative is Transformer-LS (Zhu et al. 2021, arXiv 2107.02192), whose projections depend on the data",
+        ),
+        review="it does not speak of a causal Linformer",
+    ),
+)
