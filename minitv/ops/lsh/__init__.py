@@ -25,7 +25,8 @@ import math
 
 import numpy as np
 
-from autograd.device import beside, check_range, namespace
+from autograd.cuda import blas
+from autograd.device import check_range, is_cupy, namespace
 from autograd.errors import DomainError, ShapeError
 from autograd.laws import independent, law
 from autograd.op import op
@@ -63,17 +64,18 @@ def lsh_buckets(x, rotations, *, factors=None):
 def rotated(x, rotations, factors):
     """All at once: [B H R T F] products, and an argmax for each factor."""
     xp = namespace(x)
-    turned = xp.matmul(x[:, :, None], beside(rotations, x).astype(x.dtype))  # x R [B H R T F]
+    product = blas.matmul if is_cupy(x) else np.matmul
+    turned = product(x[:, :, None], rotations.astype(x.dtype))  # x R [B H R T F]
     buckets, first, below = xp.zeros(turned.shape[:-1], np.intp), 0, 1
     for n in factors or (2 * rotations.shape[3],):
         part = turned[..., first : first + n // 2]
-        buckets += below * xp.argmax(xp.concatenate([part, -part], axis=-1), axis=-1)
+        buckets += below * xp.concatenate([part, -part], axis=-1).argmax(axis=-1)
         first, below = first + n // 2, below * n
     return buckets
 
 
 lsh_buckets.kernel("cpu", prefix="hash_")
-#lsh_buckets.kernel("cuda", prefix="hash_")
+lsh_buckets.kernel("cuda", prefix="hash_")
 
 
 @lsh_buckets.validate
@@ -81,9 +83,8 @@ def _(rotations, factors):
     columns = rotations.shape[3]
     if not columns:
         raise ShapeError(f"lsh_buckets: rotations {rotations.shape} have no column, allowed: at least 1")
-    wrong = factors is not None and (not isinstance(factors, tuple | list) or any(type(n) is not int or n < 2 or n % 2 for n in factors)
-                                     or sum(factors) != 2 * columns)
-    if wrong:
+    even = isinstance(factors, tuple | list) and all(type(n) is int and n > 0 and n % 2 == 0 for n in factors)
+    if factors is not None and not (even and sum(factors) == 2 * columns):
         raise DomainError(f"lsh_buckets: factors {factors!r}, allowed: even integers whose sum is 2 F = {2 * columns}")
 
 
@@ -150,7 +151,7 @@ def argsort(buckets):
 
 
 bucket_order.kernel("cpu", prefix="order_")
-#bucket_order.kernel("cuda", prefix="order_")
+bucket_order.kernel("cuda", prefix="order_")
 
 
 @bucket_order.validate

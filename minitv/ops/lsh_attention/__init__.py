@@ -121,13 +121,13 @@ def counts(buckets, queries: int, chunk, window, across, wrap, causal):
     else:
         piece, at = pairs(places // chunk)
         near = (piece == at) | (piece == at + 1)
-        seen = (near & (across | shared)).astype(np.intp)
+        seen = (near & (shared | across)).astype(np.intp)
         if wrap != "none":
             ends, rounds = places // chunk, buckets.shape[2]
             if wrap == "previous":
                 ends = xp.roll(ends, 1, axis=2)
             at = pairs(ends)[1]
-            counted = across | shared if wrap == "same" or rounds == 1 else xp.full(shared.shape, across)
+            counted = shared | across if wrap == "same" or rounds == 1 else xp.full(shared.shape, across)
             seen = seen + ((piece == 0) & (at == max(length - 1, 0) // chunk) & counted)
     position, key = xp.arange(length - queries, length)[:, None], xp.arange(length)
     return seen * (key < position if causal else key != position)
@@ -178,7 +178,7 @@ def rounds(q, k, v, buckets, chunk, window, across, wrap, correction, causal, sc
 
 lsh_attention.kernel("cpu", name="step", prefix="step_", sizes={"T": 1})
 lsh_attention.kernel("cpu")
-#lsh_attention.kernel("cuda")
+lsh_attention.kernel("cuda")
 
 
 @lsh_attention.validate
