@@ -232,7 +232,7 @@ def unwritten(op: Op, args):
 def check_outputs(op: Op, route: str, args, outputs) -> None:
     """Shapes as the signature's letters say, the dtype of the inputs, and memory of their own."""
     present = [x for x in flat(op, args) if x is not None]
-    dtype = next(x.dtype for x in present if x.dtype.kind == "f")
+    dtype = next((x.dtype for x in present if x.dtype.kind == "f"), None)
     bound: dict = {}
     if not op.variadic:
         for argument, x in zip(op.signature.inputs, args, strict=True):

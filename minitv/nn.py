@@ -208,6 +208,11 @@ class Statistics:
             module.add_statistics(*values)
 
 
+def training() -> bool:
+    """Whether this is a part of a training step, its forward or its backward pass."""
+    return _gathering.get() is not None
+
+
 def gather(module: Module, *sums) -> None:
     """Count numbers or arrays for ``module.add_statistics``: sums over the micro-batch that is trained on.
 

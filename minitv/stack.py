@@ -114,7 +114,7 @@ class Reversible(Stack):
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         steps = [(partial(branch, rng=rng and rng.split(layer)), branch.parameters())
                  for layer, block in enumerate(self.blocks) for branch in block.branches]
-        return _mean(*reversible(steps, x, x))
+        return self.joined(*reversible(steps, x, x))
 
     def prefill(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
         one, two, after = x, x, []
@@ -124,11 +124,11 @@ class Reversible(Stack):
                 y, now = branch.prefill(two, past)
                 one, two, states = two, one + y, states + now
             after.append(states)
-        return _mean(one, two), tuple(after)
+        return self.joined(one, two), tuple(after)
 
-
-def _mean(one: Tensor, two: Tensor) -> Tensor:
-    return (one + two) * 0.5
+    def joined(self, one: Tensor, two: Tensor) -> Tensor:
+        """What becomes of the two streams after the last block: their mean."""
+        return (one + two) * 0.5
 
 
 STACKS: dict[str, type[Stack]] = {"residual": Stack, "reversible": Reversible}

@@ -24,7 +24,6 @@ from tests.minitv import models
 from tests.minitv.models import mean_loss
 
 FOLDER = Path(__file__).parent / "goldens"
-FILES = ("ops", "sdpa", "retention", "wkv", "aft", "long_conv", "project")  # with calls of operators
 LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 WITHOUT = {"banded_product"}  # a paper's operator has calls in the files, but for this one, which is ours alone
@@ -70,11 +69,15 @@ class Golden(dict):
         return self
 
 
-CALLS = {call: name for name in FILES for call in sorted({key.split("/")[0] for key in Golden(name)})}
+# Calls of operators, and the files that hold them; the other files hold layers and models.
+CALLS = {call: path.stem for path in sorted(FOLDER.glob("*.npz"))
+         for call in sorted({key.partition("/in/")[0] for key in Golden(path.stem) if "/in/" in key})}
+FILES = sorted(set(CALLS.values()))
 
 
 def close(actual, expected, dtype, what):
-    assert actual.dtype == dtype and actual.shape == expected.shape, what
+    wanted = dtype if expected.dtype.kind == "f" else expected.dtype
+    assert actual.dtype == wanted and actual.shape == expected.shape, what
     found = distance(actual, expected)
     assert found <= LIMITS[dtype], f"{what}: relative error {found:.3g}, allowed {LIMITS[dtype]:.3g}"
 
@@ -183,7 +186,26 @@ def verify_rwkv(golden, dtype, place="cpu"):
     verify(golden, rwkv(golden, dtype).to(place), dtype)
 
 
-MODELS = {"gpt2": verify_gpt2, "retnet": verify_retnet, "rwkv": verify_rwkv}
+def reformer(golden, dtype, place):
+    """The language model of transformers in training, every size from the shapes of its weights."""
+    axes = [golden[f"param/axial.tables.{a}"].shape[0] for a in range(2)]
+    hidden, width = golden["param/blocks.0.ffn.up.weight"].shape
+    rounds = golden["rotations"].shape[2]
+    weights = long_names(golden.below("param/"))
+    model = models.build("reformer", len(weights["embed.weight"]), dtype, context=axes[0] * axes[1], width=width, tied=False,
+                         layers=layers(golden, "mixer.qkv.weight"), heads=golden["heads"].item(), rounds=rounds, wrap="previous",
+                         chunk=golden["chunk"].item(), buckets=golden["buckets"].item(), attend="chunks", correction=False,
+                         axial=f"{axes[0]}x{axes[1]}", streams="concat", ffn_width=hidden / width)
+    rotations = {f"blocks.{i}.mixer.rotations": r for i, r in enumerate(golden["rotations"])}
+    model.load({name: w.astype(dtype) for name, w in (weights | rotations).items()})
+    return model.to(place)
+
+
+def verify_reformer(golden, dtype, place="cpu"):
+    verify(golden, reformer(golden, dtype, place), dtype)
+
+
+MODELS = {"gpt2": verify_gpt2, "retnet": verify_retnet, "rwkv": verify_rwkv, "reformer": verify_reformer}
 
 
 # -- operators ---------------------------------------------------------------------------------------------------------
@@ -302,6 +324,20 @@ def test_rwkv_equals_the_package_of_its_author():
         logits, state = model.prefill(ids, model.init_state(1))
     close(logits.numpy()[0], golden["logits_rwkv"], np.float32, "logits")
     verify_states(state, {name: value[:, None] for name, value in golden.below("state_rwkv/").items()}, np.float32)
+
+
+# -- Reformer ----------------------------------------------------------------------------------------------------------
+@each_way
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_the_reformer_equals_transformers(kernel, dtype, chunks):
+    """Its reversible chain, and feed-forward networks whose hidden values are computed again."""
+    golden = Golden("reformer")
+    with use(kernel=kernel):
+        model = reformer(golden, dtype, "cpu")
+        for block in model.blocks:
+            block.ffn.chunks = chunks
+        verify(golden, model, dtype)
+    assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
 
 
 # -- Hyena -------------------------------------------------------------------------------------------------------------

@@ -55,10 +55,14 @@ class Encoder(Module):
 
         ``at`` asks for some positions alone, N indices into the B T positions row by row, and gets logits [N V].
         """
-        x = self.blocks(self.dropout(self.embedded(ids, 0), rng and rng.split(0)), rng and rng.split(1))
+        x = self.hidden(ids, rng)
         if at is not None:
             x = embedding(reshape(x, (-1, x.shape[2])), beside(at, x.data))  # [N D]
         return self.logits(x)
+
+    def hidden(self, ids: np.ndarray, rng: Random | None = None) -> Tensor:
+        """What the last block gives, before the norm and the head."""
+        return self.blocks(self.dropout(self.embedded(ids, 0), rng and rng.split(0)), rng and rng.split(1))
 
     def embedded(self, ids: np.ndarray, start: int) -> Tensor:
         """What the first block reads, [B T D], of ids [B T] at the positions from ``start`` on."""

@@ -38,8 +38,8 @@ SIGNATURES = {
 UFUNCS = ("abs add cos equal exp greater greater_equal isfinite isinf isnan less less_equal log log1p logaddexp maximum "
           "minimum not_equal sign sin sqrt tanh").split()
 METHODS = {
-    "all": "axis=None, keepdims=False", "any": "axis=None, keepdims=False", "argsort": "axis=-1, kind=None",
-    "astype": "dtype, order='K', copy=True", "conj": "", "copy": "order='C'",
+    "all": "axis=None, keepdims=False", "any": "axis=None, keepdims=False", "argmax": "axis=None, keepdims=False",
+    "argsort": "axis=-1, kind=None", "astype": "dtype, order='K', copy=True", "conj": "", "copy": "order='C'",
     "max": "axis=None, keepdims=False", "min": "axis=None, keepdims=False", "sum": "axis=None, dtype=None, keepdims=False",
     "view": "dtype=None", "reshape": "*shape", "swapaxes": "axis1, axis2", "transpose": "*axes",
 }

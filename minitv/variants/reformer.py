@@ -1,0 +1,342 @@
+"""PAGE
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from autograd import Tensor, concat, cross_entropy, embedding, reshape, split
+from autograd.device import beside, namespace
+from autograd.random import Random
+from autograd.reversible import noted, recomputed
+
+from .. import blocks
+from ..config import check, option
+from ..errors import UserError
+from ..models.lm import LanguageModel
+from ..nn import NORMS, Buffer, Dropout, Embedding, Linear, Module, Stateful, normal, training
+from ..ops import lsh_attention, lsh_buckets, merge_heads, rope, split_heads
+from ..ops.lsh import factors_of
+from ..ops.lsh_attention import WRAPS
+from ..ops.rope import rope_angles
+from ..options import ModelOptions
+from ..stack import Reversible, cycle
+from ..variant import Page, Variant
+
+
+@dataclass(frozen=True)
+class ReformerOptions:
+    """reformer"""
+
+    heads: int = option(4, "attention heads; they divide the width", low=1)
+    rounds: int = option(2, "rounds of hashing in training", low=1, high=64)
+    eval_rounds: int | None = option(None, "rounds of hashing when the model is evaluated or writes; none = --rounds", low=1,
+                                     high=64)
+    chunk: int = option(64, "length m of a chunk of the sorted positions; it also decides how many buckets there are", low=1)
+    buckets: int | None = option(None, "buckets of a round, an even number; none = 2 context / m", low=2, high=2**20)
+    attend: str = option(
+        "bucket", "keys that a query sees: those of its bucket, as the paper defines it; those of its bucket in its chunk and "
+        "the one before; or all keys in these two chunks, as in the published codes",
+        choices=("bucket", "chunk", "chunks"),
+    )
+    window: int | None = option(None, "most keys of its bucket that a query sees, itself included, with --attend bucket; "
+                                "none = all of them", low=1)
+    wrap: str = option("none", "what the first chunk sees as the one before: nothing, the last chunk of the same round, or of "
+                       "the round before", choices=WRAPS)
+    correction: bool = option(True, "a key that is seen in several rounds counts once")
+    scale: str = option("one", "factor of the products of queries and unit keys: 1, or 1/√K as in reformer-pytorch",
+                        choices=("one", "root"))
+    mixers: str = option("lsh", "attention of the layers, repeated over all of them: names separated by commas, each of lsh, "
+                         "local (the last m tokens) and full (all tokens)")
+    full_below: int = option(0, "so many first positions of a text see all that is before them", low=0)
+    axial: str | None = option(None, "axes of a grid of learned positions, such as 8x8, whose product is the context at least; "
+                               "none = a vector for each position")
+    streams: str = option("mean", "what the head reads of the two streams of a reversible stack: their mean, or both side by "
+                          "side", choices=("mean", "concat"))
+    ffn_width: float | None = option(
+        None, "hidden size of the feed-forward network, in widths; none = --ffn-multiple and a half, for the matrix that shared "
+        "queries and keys save", above=0
+    )
+    ffn_chunks: int = option(1, "parts of the text that the feed-forward network computes one after the other, to save memory",
+                             low=1, harmless=True)
+    loss_chunks: int = option(1, "parts of the text whose loss is computed one after the other, to save memory", low=1,
+                              harmless=True)
+
+    __post_init__ = check
+
+
+class State(NamedTuple):
+    """All past tokens: shared queries and keys [B H S K], values [B H S V], and the bucket in every round, int[B H R S]."""
+
+    keys: Tensor
+    values: Tensor
+    buckets: Any
+
+
+class SharedAttention(Stateful):
+    """out = merge(y) Woᵀ, where y is attention in every head whose queries are its keys, over what ``_rule`` shows.
+
+    The first weights are those of the Transformer here: normal with deviation init_std, and init_std / √(2 layers) for the
+    output. While training, the output is dropped with the model's probability. UserError if the heads do not divide the width.
+    """
+
+    without_rope = None
+    window: int | None = None
+
+    @classmethod
+    def of_layer(cls, options: ReformerOptions, layer: int) -> type[Stateful]:
+        return cycle("--mixers", options.mixers, MIXERS, layer)
+
+    def __init__(self, rng: Random, model: ModelOptions, options: ReformerOptions, layer: int = 0, dtype=np.float32):
+        width, self.heads = model.width, options.heads
+        if width % self.heads:
+            raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
+        size = width // self.heads
+        if model.positions == "rope" and size % 2:
+            raise UserError(f"--positions rope: it turns pairs of channels, and {self.heads} heads of the width {width} have "
+                            f"{size} channels each, allowed: an even number")
+        self.angles = rope_angles(size) if model.positions == "rope" else None
+        std = model.init_std
+        self.qkv = Linear(rng.split(0), width, 2 * width, std=std, bias=model.bias, dtype=dtype)
+        self.out = Linear(rng.split(1), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias, dtype=dtype)
+        self.dropout = Dropout(model.dropout)
+        self.scale = 1 / math.sqrt(size) if options.scale == "root" else 1.0
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        q, k, v, buckets = self._heads(x, 0)
+        return self.dropout(self._attended(q, k, v, buckets), rng)
+
+    def init_state(self, batch: int) -> State:
+        empty = self.constant(0.0, batch, self.heads, 0, self.out.weight.shape[0] // self.heads)
+        return State(empty, empty, namespace(empty.data).zeros((batch, self.heads, self.rounds(), 0), np.intp))
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        q, k, v, buckets = self._heads(x, state.keys.shape[2])
+        joined = namespace(buckets).concatenate([state.buckets, buckets], axis=3)
+        state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2), joined)
+        return self._attended(q, *state), state
+
+    def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """q = k and v [B H T K] of positions from ``start`` on, and their buckets [B H R T]."""
+        q, v = split_heads(self.qkv(x), heads=self.heads, parts=2)
+        buckets = noted(lambda: self.hashed(q))  # of what is not turned; the same when a reversible stack computes it again
+        if self.angles is not None:
+            q = rope(q, angles=self.angles, start=start)
+        return q, q, v, buckets
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, buckets) -> Tensor:
+        """The output [B T D] of the last positions."""
+        return self.out(merge_heads([self.attention(q, k, v, buckets)]))
+
+    def rounds(self) -> int:
+        """How many rounds of hashing there are now."""
+        return 1
+
+    def hashed(self, q: Tensor):
+        """All positions in one bucket."""
+        batch, heads, length, _ = q.shape
+        return namespace(q.data).zeros((batch, heads, 1, length), np.intp)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, buckets) -> Tensor:
+        """y [B H T V] of the last positions."""
+        return lsh_attention(q, k, v, buckets, window=self.window, scale=self.scale)
+
+
+class FullAttention(SharedAttention):
+    """Every token sees all before it."""
+
+
+class LocalAttention(SharedAttention):
+    """Every token sees the m - 1 tokens before it."""
+
+    def __init__(self, rng, model, options, layer=0, dtype=np.float32):
+        super().__init__(rng, model, options, layer, dtype)
+        self.window = options.chunk
+
+
+class LSHAttention(SharedAttention):
+    """Every token sees those that share a bucket with it, or two chunks of the positions sorted by bucket.
+
+    The rotations are drawn anew before every training step, and are part of a checkpoint. UserError for an odd number of
+    buckets, and for options that are about another kind of ``--attend``.
+    """
+
+    def __init__(self, rng: Random, model: ModelOptions, options: ReformerOptions, layer: int = 0, dtype=np.float32):
+        super().__init__(rng, model, options, layer, dtype)
+        count = options.buckets or 2 * max(1, model.context // options.chunk)
+        if count % 2:
+            raise UserError(f"--buckets: {count} is odd, allowed: an even number, half of them for each sign")
+        if options.attend == "bucket" and options.wrap != "none":
+            raise UserError(f"--wrap {options.wrap}: this is about chunks, allowed with --attend bucket: none")
+        if options.attend != "bucket" and options.window:
+            raise UserError(f"--window {options.window}: this is about whole buckets, allowed with --attend {options.attend}: "
+                            "none")
+        self.factors = factors_of(count)
+        self.training_rounds, self.eval_rounds = options.rounds, options.eval_rounds or options.rounds
+        self.full_below, self.window = options.full_below, options.window
+        shape = (self.heads, max(self.training_rounds, self.eval_rounds), model.width // self.heads, sum(self.factors) // 2)
+        self.rotations = Buffer(rng.split(2).normal(shape, dtype))  # R of section 2 [H R K F]
+        self.rule = dict(window=options.window, correction=options.correction, scale=self.scale)
+        if options.attend != "bucket":
+            self.rule |= dict(chunk=options.chunk, across=options.attend == "chunks", wrap=options.wrap)
+
+    def redraw(self, step: int, rng: Random) -> None:
+        self.rotations.assign_(rng.normal(self.rotations.shape, self.rotations.dtype))
+
+    def rounds(self) -> int:
+        return self.training_rounds if training() else self.eval_rounds
+
+    def hashed(self, q: Tensor):
+        return lsh_buckets(q, self.rotations.data[:, : self.rounds()], factors=self.factors)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, buckets) -> Tensor:
+        length, keys = q.shape[2], k.shape[2]
+        first = min(max(self.full_below - (keys - length), 0), length)  # so many queries see all that is before them
+        parts = []
+        if first:
+            seen = keys - length + first
+            parts.append(lsh_attention(q[:, :, :first], k[:, :, :seen], v[:, :, :seen], 0 * buckets[:, :, :1, :seen],
+                                       scale=self.scale))
+        if first < length or not length:
+            parts.append(lsh_attention(q[:, :, first:] if first else q, k, v, buckets, **self.rule))
+        return parts[0] if len(parts) == 1 else concat(parts, axis=2)
+
+
+MIXERS: dict[str, type[Stateful]] = {"lsh": LSHAttention, "local": LocalAttention, "full": FullAttention}
+
+
+class FeedForward(blocks.FeedForward):
+    """y = f(x W₁ᵀ) W₂ᵀ, for parts of the text one after the other (section 3): the hidden values of one part exist at a time.
+
+    With several parts the hidden values are computed again in backward.
+    """
+
+    def __init__(self, rng: Random, model: ModelOptions, options: ReformerOptions, layer: int = 0, dtype=np.float32):
+        super().__init__(rng, model, options, layer, dtype)
+        hidden = max(1, round((options.ffn_width or model.ffn_multiple + 0.5) * model.width))
+        std, bias = model.init_std, model.bias
+        self.up = Linear(rng.split(0), model.width, hidden, std=std, bias=bias, dtype=dtype)
+        self.down = Linear(rng.split(1), hidden, model.width, std=std / math.sqrt(2 * model.layers), bias=bias, dtype=dtype)
+        self.chunks = options.ffn_chunks
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        whole, parts = super().__call__, pieces(x, self.chunks, 1)
+        if len(parts) == 1:
+            return whole(x, rng)
+        return concat([recomputed(partial(whole, rng=rng and rng.split(i)), self.parameters(), part)
+                       for i, part in enumerate(parts)], axis=1)
+
+
+def pieces(x: Tensor, count: int, axis: int) -> tuple[Tensor, ...]:
+    """x cut into parts of nearly one length, ``count`` at most."""
+    count = max(1, min(count, x.shape[axis]))
+    sizes = [(i + 1) * x.shape[axis] // count - i * x.shape[axis] // count for i in range(count)]
+    return (x,) if count == 1 else split(x, sizes=tuple(sizes), axis=axis)
+
+
+class Streams(Reversible):
+    """The reversible stack, whose streams end as their mean or side by side."""
+
+    def __init__(self, rng: Random, variant: Any, model: ModelOptions, options: Any, dtype: Any = np.float32):
+        super().__init__(rng, variant, model, options, dtype)
+        self.concatenated = options.streams == "concat"
+
+    def joined(self, one: Tensor, two: Tensor) -> Tensor:
+        return concat([one, two], axis=2) if self.concatenated else super().joined(one, two)
+
+
+class AxialPositions(Module):
+    """Learned positions on a grid n_1 × n_2 × ...: position p has a vector of each axis, at its digit there, side by side.
+
+    The last axis is that of the lowest digit. There are Σ n_a d_a numbers, with Σ d_a = D, in place of D Π n_a.
+    """
+
+    def __init__(self, rng: Random, axes: tuple[int, ...], width: int, std: float, dtype):
+        self.axes = axes
+        sizes = [width * (a + 1) // len(axes) - width * a // len(axes) for a in range(len(axes))]
+        self.tables = [normal(rng.split(a), (n, d), std, dtype) for a, (n, d) in enumerate(zip(axes, sizes, strict=True))]
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """The vectors [T D] of positions from ``start`` to ``stop`` - 1."""
+        digits = np.unravel_index(np.arange(start, stop), self.axes)
+        return concat([embedding(table, beside(digit, table.data)) for table, digit in zip(self.tables, digits, strict=True)],
+                      axis=1)
+
+
+class ReformerModel(LanguageModel):
+    """A language model that may have axial positions, a head over both streams, and a loss in parts."""
+
+    def __init__(self, variant: Any, model: ModelOptions, options: ReformerOptions, vocab: int, rng: Random,
+                 dtype: Any = np.float32):
+        super().__init__(variant, model, options, vocab, rng, dtype)
+        self.loss_chunks = options.loss_chunks
+        self.axial = None
+        if options.axial is not None:
+            if model.positions != "learned":
+                raise UserError(f"--axial {options.axial}: it is a kind of learned positions, allowed: --positions learned")
+            self.positions = None
+            self.axial = AxialPositions(rng.split(6), _axes(options.axial, model), model.width, model.init_std, dtype)
+        if options.streams == "concat":
+            if model.tied or model.stack is not None:
+                raise UserError("--streams concat: the head reads 2 D channels of a reversible stack, allowed with --no-tied "
+                                "and without --stack")
+            self.norm = NORMS[model.norm](2 * model.width, bias=model.bias, dtype=dtype)
+            self.head = Embedding(rng.split(7), vocab, 2 * model.width, std=model.init_std, dtype=dtype)
+
+    def embedded(self, ids: np.ndarray, start: int) -> Tensor:
+        x = super().embedded(ids, start)
+        return x if self.axial is None else x + self.axial(start, start + ids.shape[1])
+
+    def loss(self, ids: np.ndarray, labels: np.ndarray, nothing: int, rng: Random | None = None) -> tuple[Tensor, int]:
+        """The sum of the cross-entropies where a label is not ``nothing``, and how many there are, a part of them at a time."""
+        x = self.hidden(ids, rng)
+        asked = np.flatnonzero(labels != nothing)
+        x = reshape(x, (-1, x.shape[2]))  # [B T D]
+        if asked.size < labels.size:
+            x = embedding(x, beside(asked, x.data))  # [N D]
+        labels = beside(labels.reshape(-1)[asked], x.data)
+        head = [*self.head.parameters(), *(self.norm.parameters() if self.norm is not None else [])]
+        total, first = None, 0
+        for part in pieces(x, self.loss_chunks, 0):
+            some = labels[first : first + len(part.data)]
+            first += len(some)
+            loss = recomputed(lambda x, some=some: cross_entropy(self.logits(x), some, reduction="sum"), head, part)
+            total = loss if total is None else total + loss
+        return total, asked.size
+
+
+def _axes(text: str, model: ModelOptions) -> tuple[int, ...]:
+    """The axes of a grid such as 8x8."""
+    words = text.lower().split("x")
+    axes = tuple(int(word) if word.isdecimal() else 0 for word in words)
+    if not 2 <= len(axes) <= model.width or min(axes) < 1 or math.prod(axes) < model.context:
+        raise UserError(f"--axial: {text!r}, allowed: two numbers or more such as 8x8, whose product is the context, "
+                        f"{model.context}, at least")
+    return axes
+
+
+REFORMER = Variant(
+    name="reformer",
+    summary="Attention within buckets of similar tokens, in a reversible stack",
+    paper="Kitaev, Kaiser and Levskaya 2020, arXiv 2001.04451",
+    mixer=SharedAttention,
+    options=ReformerOptions,
+    channel=FeedForward,
+    stack=Streams,
+    model=ReformerModel,
+    page=Page(
+        formula="y_i = Σ_j softmax_j(q_i · q_j / |q_j|) v_j over the earlier j with h(q_j) = h(q_i) in one of R rounds, "
+                "h(x) = argmax([x R; -x R])",
+        cost="",
+        state="",
+        operators=("lsh_attention", "lsh_buckets", "bucket_order"),
+        golden="",
+        discrepancies=(),
+        review="",
+    ),
+)
