@@ -1,0 +1,5 @@
+"""Multi-query attention in PyTorch."""
+
+from .transformer import POSITIONS, cache, mixer
+
+__all__ = ["POSITIONS", "cache", "mixer"]
