@@ -49,8 +49,9 @@ class Op:
 
     ``view``: outputs may share memory with an input. ``variadic``: the one input is a sequence of arrays. ``analytic``: forms
     accept complex arrays, so derivatives can be checked by a complex step. ``logs``: outputs that are logarithms, and -∞ where
-    there is nothing. ``tolerance``: how much cancellation the formula itself has, as a factor on the metric's tolerance. ``method``: True makes the operator a method of Tensor, names such as
-    "matmul __matmul__" those methods; one of two operands brings its reflected one along.
+    there is nothing. ``tolerance``: how much cancellation the formula itself has, as a factor on the metric's tolerance.
+    ``method``: True makes the operator a method of Tensor, names such as "matmul __matmul__" those methods; one of two operands
+    brings its reflected one along.
     """
 
     def __init__(self, definition: Callable, signature: str, *, laws=(), differentiable=True, view=False,

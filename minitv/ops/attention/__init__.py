@@ -6,27 +6,28 @@
 
 minitv/variants/transformer.py tells what queries, keys and values are for, and computes three tokens by hand.
 
-What a query sees. Key j stands at position j, and the last of T queries at the position of the last of S keys: query i stands at
-p = i + S - T. With a cache of past keys, S > T, this continues the sequence. Query i sees key j if all of these hold:
+What a query sees. Key j stands at position j. The last of the T queries stands where the last of the S keys does, so query i
+stands at p = i + S - T. With a cache of past keys, S > T, this continues the sequence. Query i sees key j if all of these hold:
 
     causal             j ≤ p
     mask               its element is True
     window             |p - j| < window, or j < sinks: the nearest keys, and besides them the first ones of the sequence
-    segment            ⌊p / segment⌋ = ⌊j / segment⌋: the keys of its own segment
+    segment            ⌊p / segment⌋ = ⌊j / segment⌋: the key is in the query's segment
     dilation           (p mod segment) mod dilation = s_h = (j mod segment) mod dilation; without a segment, p mod dilation.
                        Head h takes every dilation-th position of a segment, from s_h on; its other queries see nothing.
                        ``offsets`` gives s_h: "modulo" is h mod dilation, "block" is ⌊h · dilation / H⌋
 
 A query that sees nothing gives zeros, and its gradients are zero.
 
-More scores. ``sink`` is one more logit for each head, a key that all queries see and whose value is 0: a query that finds nothing
-leaves its weight there. ``slopes`` adds slope_h · (j - p) to the scores, which makes far keys weigh less (ALiBi); it is constant.
+More scores. ``sink`` is one more score for each head, that of a key which all queries see and whose value is 0. A query that
+finds nothing leaves its weight there. ``slopes`` adds slope_h · (j - p) to the scores, which makes far keys weigh less (ALiBi,
+Press et al. 2021). Slopes are constants.
 
-Groups. If k and v have G heads and q has H, each of them serves the H/G heads of q that follow each other: head h reads head
-⌊h G / H⌋. Their gradients are the sums over these heads.
+Groups. If k and v have G heads and q has H, each head of k and v serves H/G neighbouring heads of q: head h reads head ⌊h G /
+H⌋. The gradients of k and v are sums over the heads that they serve. Nothing is copied.
 
-The second output. lse_i = ln Σ_j exp(S_ij), with the sink among the j, is what the softmax divides by; it is -∞ where nothing is
-seen. With it, the results for two sets of keys can be merged into the result for all of them.
+The second output. lse_i = ln Σ_j exp(S_ij), with the sink among the j, is the log of what the softmax divides by. It is -∞
+where nothing is seen. With it, merge_attention makes of the results for two sets of keys the result for all of them.
 
 Numbers. The largest score of a row is subtracted before exp, which changes no weight and prevents overflow. The form stores all
 T × S weights. The kernels see a tile of keys at a time and correct the sum when a larger score comes, so they store two numbers
@@ -34,10 +35,12 @@ for each query in place of a row: the maximum and the inverse of the sum. cpu.py
 
 Gradients. Let g_i be the gradient of y_i, and G the matrix of these rows.
 
-    dV = Pᵀ G      dP = G Vᵀ      dS_ij = P_ij (dP_ij - Σ_k P_ik dP_ik)      dQ = scale · dS K      dK = scale · dSᵀ Q
+    dV = Pᵀ G      dP = G Vᵀ      dS_ij = P_ij (dP_ij - Δ_i + c_i)      dQ = scale · dS K      dK = scale · dSᵀ Q
+    Δ_i = Σ_k P_ik dP_ik = g_i · y_i      dsink = Σ_i P_i,sink (c_i - Δ_i)
 
-The sum over k is equal to g_i · y_i. So the backward pass of a kernel needs y and the two numbers of each row, and computes the
-weights again. With dropout, the dropped weights take the place of P in dV, and dP is dropped in the same places.
+c_i is the gradient of lse_i. The sum over k is equal to g_i · y_i. So the backward pass of a kernel needs y and the two numbers
+of each row, and computes the weights again. With dropout, the dropped weights take the place of P in dV, and dP is dropped in
+the same places.
 
 Dropout. Weight P_ij is kept iff word j mod 4 of Philox4x32-10 at counter (i, j div 4, b H + h, 1) with key ``seed`` is at least
 dropout · 2³². It is then divided by 1 - dropout. The mask is a function of the position, so the backward pass draws it again.
@@ -214,8 +217,9 @@ def _(draw):
     params = {"causal": draw.boolean(), "scale": draw.choice((None, 0.7)), "dropout": draw.choice((0.0, 0.0, 0.4)),
               "seed": draw.integer(0, 2**63)}
     if not plain:
-        params |= {"window": draw.choice((None, None, 1, 2, 3)), "sinks": draw.integer(0, 2), "offsets": draw.choice(OFFSETS),
-                   "segment": draw.choice((None, None, 2, 3, 5)), "dilation": draw.choice((1, 1, 2, 3))}
+        params |= {"window": draw.choice((None, None, 1, 2, 3)), "sinks": draw.choice((0, 1, 2, 9)),
+                   "segment": draw.choice((None, None, 2, 3, 5)), "dilation": draw.choice((1, 1, 2, 3)),
+                   "offsets": draw.choice(OFFSETS)}
     return (q, k, v, mask, sink, slopes), params
 
 

@@ -16,13 +16,14 @@ maximum of its scores and the inverse of the sum (more accurate than their log-s
 Hidden scores are -inf, whose exponential is an exact 0; no difference of two infinities is ever formed.
 
 Structures. With segments and a dilation, the rows of one segment that a head reads are every r-th one. They are loaded with a
-stride and are then a short sequence of their own, without gaps, to which the rest applies: `_segment` tells where it lies. Of
-this sequence, 32 queries meet the tiles with sinks and those from the first key of the window on, see `_range`; tiles in between
+stride and are then a short sequence without gaps, to which the rest applies: `_segment` tells where it lies. Of this
+sequence, 32 queries meet the tiles with sinks and those from the first key of the window on, see `_range`; tiles in between
 are never touched. The logit of a sink is where the running maximum and sum begin. Heads that share keys read them from the same
 panels, and add up the gradients of keys and values there, one head after the other.
 """
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def _range(at, queries, keys, sinks, rule):
     last, recent = at if causal else min(keys, at + reach - 1), at - reach + 1
     stop = min(keys, last + queries)
     if not causal:
-        stop = max(stop, min(sinks, keys))
+        stop = max(stop, sinks)
     begin = max(0, recent) // 8 * 8
     return min(sinks, begin), begin, stop, last, recent
 
@@ -199,7 +200,7 @@ def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes
         keys, queries, start, row = _segment(part, h, (H, T, S), rule)
         if keys <= 0 or queries <= 0:
             continue
-        pitch, head, first_ones = padded(keys, 8), b * H + h, max(0, -((start - sinks) // step))
+        pitch, head, first_ones = padded(keys, 8), b * H + h, min(keys, max(0, -((start - sinks) // step)))
         keys_k, keys_v = all_k[: pitch * wide_k], all_v[: pitch * wide_v]
         if step > 1 or h % share == 0:
             load(keys_k, pitch, _spaced(k, start, step), b, g, 0, keys, K, one)
@@ -264,7 +265,7 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
         keys, queries, start, row = _segment(part, h, (H, T, S), rule)
         if keys <= 0 or queries <= 0:
             continue
-        pitch, head, first_ones = padded(keys, 8), b * H + h, max(0, -((start - sinks) // step))
+        pitch, head, first_ones = padded(keys, 8), b * H + h, min(keys, max(0, -((start - sinks) // step)))
         keys_k, keys_v = all_k[: pitch * wide_k], all_v[: pitch * wide_v]
         sums_k, sums_v = all_sums_k[: pitch * wide_k], all_sums_v[: pitch * wide_v]
         k_rows, v_rows, gk_rows, gv_rows = (_spaced(k, start, step), _spaced(v, start, step), _spaced(gk, start, step),
@@ -385,9 +386,10 @@ def _options(dtype, K, scale, dropout, seed):
     return dtype.type(scale), drop
 
 
-def _of_heads(x, H, dtype, default):
-    """A number for each head, as the kernels read them."""
-    return np.full(H, default, dtype) if x is None else x.astype(dtype)
+@cache
+def _same(H, dtype, number):
+    """One number for all heads, as the kernels read them."""
+    return np.full(H, number, dtype)
 
 
 def supports(q, k, v):
@@ -395,33 +397,33 @@ def supports(q, k, v):
 
 
 def forward(q, k, v, mask, sink, slopes, causal, scale, dropout, seed, window, sinks, segment, dilation, offsets):
-    """softmax(scale q k^T over the visible keys) v, and the log of the softmax's sum, for q [B H T K], k [B G S K], v [B G S V]."""
+    """softmax(scale q k^T over the visible keys) v and the log of its sum, for q [B H T K], k [B G S K], v [B G S V]."""
     B, H, T, K = q.shape
     G, S, V = v.shape[1:]
     whole = segment is None and dilation == 1  # else there may be queries and keys that the kernels never touch
     nothing = not min(B, H, G, T, S, K)  # to compute
-    y = by_position(B, H, T, V, q.dtype, np.empty if whole and not nothing else np.zeros)
-    stats, lse = np.zeros((B * H, 2, T), q.dtype), np.zeros((B * H, T), q.dtype)
-    logits = _of_heads(sink, H, q.dtype, -INF)
-    if sink is not None and (nothing or not whole):
+    make = np.empty if whole and not nothing else np.zeros
+    y, stats, lse = by_position(B, H, T, V, q.dtype, make), make((B * H, 2, T), q.dtype), make((B * H, T), q.dtype)
+    logits = _same(H, q.dtype, -INF) if sink is None else sink.astype(q.dtype)
+    slopes = _same(H, q.dtype, 0) if slopes is None else slopes.astype(q.dtype)
+    if sink is not None and make is np.zeros:
         lone = np.tile(logits > -INF, B)[:, None]  # a query that sees nothing sees the sink
         stats[:, 0], stats[:, 1], lse[...] = np.where(lone, np.tile(logits, B)[:, None], 0), lone, lone
     rule = int(causal), NEVER if window is None else window, sinks, segment or 0, dilation, int(offsets == "block")
     arguments = (flat(q), flat(k), flat(v), *_flat_mask(mask), (B, H, G, T, S, K, V), rule,
-                 *_options(q.dtype, K, scale, dropout, seed), logits, _of_heads(slopes, H, q.dtype, 0))
+                 *_options(q.dtype, K, scale, dropout, seed), logits, slopes)
     if not nothing:
         _forward(*arguments, flat(y), stats, lse)
     with np.errstate(divide="ignore"):
         np.log(lse, out=lse)
     lse += stats[:, 0]
-    return (y, lse.reshape(B, H, T)), (arguments, y, stats, sink is not None, whole and not nothing, nothing)
+    return (y, lse.reshape(B, H, T)), (arguments, y, stats, sink is not None, make, nothing)
 
 
 def backward(saved, g_y, g_lse):
     """The gradients of q, k and v, which are laid out like y, and of the sink."""
-    arguments, y, stats, sinking, filled, nothing = saved
+    arguments, y, stats, sinking, make, nothing = saved
     B, H, G, T, S, K, V = arguments[5]
-    make = np.empty if filled else np.zeros
     gq, gk, gv = (by_position(B, heads, rows, d, y.dtype, make) for heads, rows, d in ((H, T, K), (G, S, K), (G, S, V)))
     rest = np.zeros((B * H, T), y.dtype) if g_lse is None else np.negative(g_lse, order="C").reshape(B * H, T)
     stats = np.require(stats, requirements="W")  # to Numba, a read-only array is another type
