@@ -51,9 +51,9 @@ def noted(make: Callable):
 def reversible(steps: Sequence[Step], x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     """The last two of x_{k+1} = x_{k-1} + f_k(x_k) for steps (f_k, its parameters), in the memory of one step.
 
-    All x_k have one dtype, and shapes that can be added. ``f_k`` must compute the same when it is called again: randomness is a value, see Random.
-    Its parameters are leaves, and it uses no other tensor that requires a gradient: GraphError in backward. There is no second
-    derivative.
+    All x_k have one dtype, and shapes that can be added. ``f_k`` must compute the same when it is called again: randomness is a
+    value, see Random, and what rounding could turn is ``noted``. Its parameters are leaves, and it uses no other tensor that
+    requires a gradient: GraphError in backward. There is no second derivative.
     """
     chain, nodes = _Chain([f for f, _ in steps]), []
     for k, (_, parameters) in enumerate(steps, 1):

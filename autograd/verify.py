@@ -126,6 +126,11 @@ def floats(op: Op, args) -> list[int]:
     return [i for i, (a, x) in enumerate(pairs) if a.kind == "float" and x is not None]
 
 
+def numbers(op: Op, args) -> list[int]:
+    """The flat positions of the arrays that results are computed from: those with a gradient, or all that are present."""
+    return floats(op, args) or [i for i, x in enumerate(flat(op, args)) if x is not None]
+
+
 def wide(op: Op, args) -> tuple:
     """Contiguous copies, the floats in float64."""
     positions = floats(op, args)

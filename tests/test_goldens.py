@@ -193,8 +193,9 @@ def reformer(golden, dtype, place):
     rounds = golden["rotations"].shape[2]
     weights = long_names(golden.below("param/"))
     model = models.build("reformer", len(weights["embed.weight"]), dtype, context=axes[0] * axes[1], width=width, tied=False,
-                         layers=layers(golden, "mixer.qkv.weight"), heads=golden["heads"].item(), rounds=rounds, wrap="previous",
-                         chunk=golden["chunk"].item(), buckets=golden["buckets"].item(), attend="chunks", correction=False,
+                         layers=layers(golden, "mixer.qkv.weight"), heads=golden["heads"].item(), rounds=rounds,
+                         wrap="previous", chunk=golden["chunk"].item(), buckets=golden["buckets"].item(),
+                         attend="chunks", correction=False,
                          axial=f"{axes[0]}x{axes[1]}", streams="concat", ffn_width=hidden / width)
     rotations = {f"blocks.{i}.mixer.rotations": r for i, r in enumerate(golden["rotations"])}
     model.load({name: w.astype(dtype) for name, w in (weights | rotations).items()})

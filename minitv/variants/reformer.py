@@ -1,4 +1,109 @@
-"""PAGE
+"""Reformer: each token looks only at tokens that point the same way (Kitaev, Kaiser and Levskaya 2020, arXiv 2001.04451).
+
+The problem. Attention compares every token with every other one, so time grows with T². And training keeps what every layer
+computed until its gradient is needed, so memory grows with the number of layers. A text of 64 000 tokens fits no memory.
+
+The idea, in three parts. First, the softmax of a row is nearly the sum over the few largest scores. A score q · k is large
+where both vectors point the same way. So a hash puts vectors that point the same way into one bucket, and a token looks only
+into its own bucket (section 2). Second, reversible layers: the input of a layer is computed again from its output, so it need
+not be kept (section 3). Third, the feed-forward network computes a part of the text at a time, so its wide hidden values never
+exist at once.
+
+- Why queries and keys are the same vectors: a query finds a key if both are in one bucket. Two different vectors of a token
+  could be in different buckets, with many queries in a bucket and no key. With q = k a bucket holds both of each of its
+  tokens.
+- Why unit keys: the hash looks at directions alone. A long key would win without being near, so k̂ = q / |q|. The query keeps
+  its length, which decides how sharp its softmax is.
+- Why a token does not see itself: its own key is the one that fits it best, with the score |q|. It would see little else. So
+  it sees itself only where it sees nothing else, as at position 0.
+- Why the hash works: the vector is turned at random, and the bucket is the axis that it then lies nearest to, with its sign.
+  Two vectors with a cosine of 0.9 meet in one of 16 buckets with a probability of about 0.6, two orthogonal ones with about
+  1/16.
+- Why several rounds: one hash separates 4 of 10 such neighbours. With R independent ones they meet in at least one with the
+  probability 1 - 0.4^R. All rounds together are one softmax over the union of what each shows.
+- Why a key counts once: a near neighbour meets the query in many rounds. Without a correction it would count as many times.
+- Why the rotations are drawn anew in every step: with fixed ones, a pair that lies on both sides of a boundary would never
+  meet. When the model is evaluated or writes, they stay as they are. They are saved with the weights.
+- Why more rounds later: a round only adds keys. --eval-rounds 8 makes a model that was trained with 2 rounds see more.
+
+What is lost. A key that fits well is missed with the probability that no round brings it together with the query. The paper's
+models need 8 rounds to be about as good as full attention (Figure 4). And a bucket is a matter of chance: where many tokens
+point the same way, one bucket holds nearly all of them, and the time is again T² (--window bounds it).
+
+    ours                                                       the paper's
+    B T D H             batch, tokens, width, heads            b, l, d_model, n_h
+    K = D / H           channels of a query or a value         d_k
+    m, n                length of a chunk, number of buckets   m, n_b; n = 2 T / m
+    R                   rounds                                 n_rounds, n_r
+    q_i = k_i, v_i [K]  query and key of token i, its value    q_i = k_i, v_i
+    R_r [K n/2]         rotation of a round and a head         R
+    h_r(i)              bucket of token i in round r           h^(r)(q_i)
+    P_i                 tokens that token i sees               P_i, and P_i^(r) in one round
+    x₁, x₂ [B T D]      the two streams of the stack           x_1, x_2
+
+The layer (section 2, appendix A):
+
+    q = x Wqᵀ,   v = x Wvᵀ                                      in all heads; k = q
+    h_r(i) = argmax([q_i R_r ; -q_i R_r])                       the hash, "LSH" for locality-sensitive hashing
+    P_i = {j < i : h_r(j) = h_r(i) in some round r},   {i} if that is empty
+    y_i = Σ_{j ∈ P_i} exp(q_i · k̂_j - z_i) v_j,   k̂_j = q_j / |q_j|,   z_i = ln Σ_{j ∈ P_i} exp(q_i · k̂_j)
+    out = merge(y) Woᵀ
+
+The stack (section 3). Both streams begin as x, and the head reads their mean:
+
+    x₁ ← x₁ + layer(norm(x₂)),   x₂ ← x₂ + ffn(norm(x₁))        forward
+    x₂ ← x₂ - ffn(norm(x₁)),     x₁ ← x₁ - layer(norm(x₂))      back again, while gradients are computed
+
+minitv/ops/lsh/__init__.py has the hash and the order by it, minitv/ops/lsh_attention/__init__.py attention and its gradients,
+autograd/reversible.py the stack. An x that comes back differs in its last digits, and could fall into another bucket. So the
+first pass notes the buckets, and backward reads them.
+
+Chunks. Buckets have any length, which suits no GPU of 2020. So the paper sorts the tokens by (bucket, position) and cuts the
+order into chunks of m. A token sees those of its bucket in its own chunk and in the one before (--attend chunk). The published
+codes let it see both chunks whole (--attend chunks). Where the cuts fall depends on all tokens, those to come included. So
+which of the past a token sees depends on the future, and what such a model writes is not what it was trained on. Here the
+whole bucket is the default (--attend bucket): what a token sees then depends on the past alone, and writing gives what
+training gives.
+
+Four tokens. One head, K = 2, V = 1 and n = 2 buckets: the rotation is one vector r, and the bucket is 0 where q · r ≥ 0, else
+1.
+
+    >>> import numpy as np
+    >>> q, v = np.array([[2., 0], [0, 1], [3, 4], [-1, 0]]), np.array([[4.], [8], [2], [6]])
+    >>> unit = q / np.linalg.norm(q, axis=1, keepdims=True)
+    >>> print((q @ unit.T).round(2))  # all scores; row i belongs to query i
+    [[ 2.   0.   1.2 -2. ]
+     [ 0.   1.   0.8  0. ]
+     [ 3.   4.   5.  -3. ]
+     [-1.   0.  -0.6  1. ]]
+    >>> rotations = np.array([[1., 1], [-1, 2]])  # of two rounds
+    >>> buckets = (q @ rotations.T < 0).T.astype(int)
+    >>> print(buckets)
+    [[0 0 0 1]
+     [1 0 0 0]]
+
+Round 0 puts tokens 0, 1 and 2 together, round 1 tokens 1, 2 and 3. Token 2 sees token 0 in round 0 and token 1 in both, with
+the scores 3 and 4. Token 3 sees 1 and 2 in round 1. Token 0 sees nothing, so it sees itself:
+
+    >>> w = np.exp([3, 4, 0, -0.6])
+    >>> print(((w[0] * 4 + w[1] * 8) / (w[0] + w[1])).round(3), ((w[2] * 8 + w[3] * 2) / (w[2] + w[3])).round(3))
+    6.924 5.874
+
+The operators compute the same:
+
+    >>> from minitv.ops import lsh_attention, lsh_buckets
+    >>> found = lsh_buckets(q[None, None], rotations[None, :, :, None])
+    >>> print(np.array_equal(found[0, 0], buckets))
+    True
+    >>> y = lsh_attention(q[None, None], q[None, None], v[None, None], found, eps=1e-12)
+    >>> print(y.numpy().ravel().round(3))
+    [4.    4.    6.924 5.874]
+
+Without the correction token 1 counts twice for token 2, because it is seen in two rounds:
+
+    >>> y = lsh_attention(q[None, None], q[None, None], v[None, None], found, correction=False, eps=1e-12)
+    >>> print(y.numpy().ravel().round(3), ((w[0] * 4 + 2 * w[1] * 8) / (w[0] + 2 * w[1])).round(3))
+    [4.    4.    7.379 5.874] 7.379
 """
 
 from __future__ import annotations
@@ -6,7 +111,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,8 +164,8 @@ class ReformerOptions:
     streams: str = option("mean", "what the head reads of the two streams of a reversible stack: their mean, or both side by "
                           "side", choices=("mean", "concat"))
     ffn_width: float | None = option(
-        None, "hidden size of the feed-forward network, in widths; none = --ffn-multiple and a half, for the matrix that shared "
-        "queries and keys save", above=0
+        None, "hidden size of the feed-forward network, in widths; none = --ffn-multiple and a half, for the matrix that "
+        "shared queries and keys save", above=0
     )
     ffn_chunks: int = option(1, "parts of the text that the feed-forward network computes one after the other, to save memory",
                              low=1, harmless=True)
@@ -330,13 +435,40 @@ REFORMER = Variant(
     stack=Streams,
     model=ReformerModel,
     page=Page(
-        formula="y_i = Σ_j softmax_j(q_i · q_j / |q_j|) v_j over the earlier j with h(q_j) = h(q_i) in one of R rounds, "
+        formula="y_i = Σ_j softmax_j(q_i · q_j / |q_j|) v_j over the tokens j < i with h(q_j) = h(q_i) in one of R rounds, "
                 "h(x) = argmax([x R; -x R])",
-        cost="",
-        state="",
+        cost="training, for each layer and sequence: O(T D²) for the projections, which have 3 D² weights, and for the "
+             "feed-forward network, which has 9 D²; O(R T D (n_1 + n_2)) for hashing, where n = n_1 n_2 buckets have two "
+             "factors; O(R (T + n) H) for the order; O(R T m D) for attention where buckets hold about m / 2 tokens, up to "
+             "O(R T² D) where one holds all. Everything is computed twice, but for the buckets. Memory: O(T D) for all layers "
+             "together, and what one layer needs. Generating token t: O(D²) for the matrices, O(R t H) comparisons of buckets, "
+             "and O(R m D) for attention",
+        state="2 t D + R H t numbers in each layer: shared queries and keys, values, and the bucket of every token in every "
+              "round and head",
         operators=("lsh_attention", "lsh_buckets", "bucket_order"),
-        golden="",
-        discrepancies=(),
-        review="",
+        golden="transformers: its LSH attention with all gradients, its hashes and orders, and a whole language model with "
+               "its reversible chain; reformer-pytorch 1.4.4: its LSH attention and its full attention with shared queries and keys",
+        discrepancies=(
+            "the paper's definition sees whole buckets, and it computes chunks; the codes see both chunks, whatever bucket: "
+            "--attend, the default is the definition",
+            "the paper counts a key once that several rounds show (appendix A); trax and transformers do not: --no-correction. "
+            "reformer-pytorch can, but counts 0 for pairs that only its wrapped chunk shows, and so adds 20.7 to their scores",
+            "the first chunk of a round sees the last one of the round before in the codes; the paper does not say: --wrap",
+            "trax and transformers use q · k̂ as it is, reformer-pytorch divides by √K: --scale; the paper leaves √d_k out of "
+            "its formulas 'for clarity'",
+            "unit keys are q / √(|q|² + K ε) with ε = 10⁻⁶, as in trax and transformers",
+            "the codes subtract 10⁵ from a token's score with itself; here it sees itself exactly where it sees nothing else, "
+            "which gives the same numbers",
+            "trax and transformers put both streams side by side before the head, reformer-pytorch takes their mean: --streams",
+            "trax drops attention weights with one mask for all chunks; here the output of a layer is dropped",
+            "trax's model for enwik8 has layers with local attention between those with hashes: --mixers "
+            "local,local,lsh,local; local attention here has shared queries and keys too",
+            "transformers uses full attention where a text has at most m tokens; here --full-below L lets the first L tokens "
+            "of any text see all before them, so that writing gives what the call gives",
+        ),
+        review="it gives the time O(T log T d), which is the paper's headline: the order is found by counting here, in O(T), and "
+               "the hash costs O(T² d / m) where the number of buckets grows with T and has one factor, which the paper's log "
+               "does not show; its space O(T log T + T d) is not in the paper, which has max(b l d_model, b n_h l n_r c) "
+               "without a log, for all layers together",
     ),
 )

@@ -21,9 +21,9 @@ from autograd.verify import (
     draw_call,
     draw_cotangents,
     flat,
-    floats,
     forms,
     kernels,
+    numbers,
     refuses,
 )
 from tests.autograd.operator_checks import each, tried
@@ -144,7 +144,7 @@ def calls(op, route, count=200):
             draw = Draw.seeded(seed, tried(op, route)[-1])
             args, params = draw_call(op, route, draw)
             absent = any(x is None for x in flat(op, args))
-            empty = not any(x is not None and x.size for x in (flat(op, args)[i] for i in floats(op, args)))
+            empty = not any(flat(op, args)[i].size for i in numbers(op, args))
             if not (complete and absent) and not empty and not refuses(op, route, args, params):
                 taken = True
                 yield draw, args, params
@@ -212,7 +212,7 @@ def test_a_broken_law_is_noticed(op, law):
     """Outputs to which a square of all inputs, weighted by position, is added obey no law."""
     def broken(args, params):
         excess = sum(float(np.sum(flat(op, args)[i].ravel() ** 2 * np.arange(1, flat(op, args)[i].size + 1)))
-                     for i in floats(op, args))
+                     for i in numbers(op, args))
         with np.errstate(invalid="ignore"):  # -∞, the key of what never was, and its square
             return tuple((o + excess).astype(o.dtype) for o in compute(op, "definition", args, params))
 

@@ -72,7 +72,8 @@ def transformers_attention(causal, count, chunk):
 def lucidrains_attention(causal, count, size, across):
     """reformer-pytorch's, in the same way."""
     def function(q, k, v, buckets):
-        layer = lucidrains.LSHAttention(bucket_size=size, n_hashes=buckets.shape[2], causal=causal, attend_across_buckets=across)
+        layer = lucidrains.LSHAttention(bucket_size=size, n_hashes=buckets.shape[2], causal=causal,
+                                        attend_across_buckets=across)
         layer.hash_vectors = lambda *_, **__: offsets(buckets, count).flatten(0, 1)
         select, keys = lucidrains.batched_index_select, []
 

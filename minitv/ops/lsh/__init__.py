@@ -1,7 +1,8 @@
-"""lsh_buckets and bucket_order: which vectors point the same way, and their order by it (Reformer, arXiv 2001.04451, section 2).
+"""lsh_buckets and bucket_order: which vectors point the same way, and their order by it (Reformer, arXiv 2001.04451).
 
-lsh_buckets is the angular hash of Andoni et al. (2015, arXiv 1509.02897). A random matrix R turns a vector x, and the bucket is
-the axis that the turned vector is nearest to, with its sign. With n buckets R has n/2 columns:
+lsh_buckets is the angular hash of Andoni et al. (2015, arXiv 1509.02897), which Reformer uses in section 2. A random matrix R
+turns a vector x, and the bucket is the axis that the turned vector is nearest to, with its sign. With n buckets R has n/2
+columns:
 
     h(x) = argmax([x R ; -x R])                                   0 ... n - 1, the first of equals
 

@@ -39,5 +39,6 @@ def order_forward(buckets, count):
         buckets, counts = contiguous(buckets), xp.zeros((rows, count * chunks), np.int64)
         sizes = rows * chunks, T, count, chunks
         SOURCE.launch("mtv_lsh_count", elements(rows * chunks), buckets, counts, *sizes)
-        SOURCE.launch("mtv_lsh_order", elements(rows * chunks), buckets, xp.cumsum(counts, axis=1), counts, order, place, *sizes)
+        ends = xp.cumsum(counts, axis=1)
+        SOURCE.launch("mtv_lsh_order", elements(rows * chunks), buckets, ends, counts, order, place, *sizes)
     return (order, place), None

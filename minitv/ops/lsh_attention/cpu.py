@@ -46,7 +46,7 @@ WRAPS = {"none": 0, "same": 1, "previous": 2}
 
 @inner
 def _gather(panels, pitch, x, b, h, positions, start, rows, width, factors):
-    """Rows of a matrix [B H T d], those of the positions from ``start`` on times their factors, into panels of ``pitch`` rows."""
+    """Rows of a matrix [B H T d] that begins at position ``start``, times their factors, into panels of ``pitch`` rows."""
     a, (by_sequence, by_head, by_row) = x
     base = b * by_sequence + h * by_head
     for left in range(0, width, LANES):
@@ -243,7 +243,7 @@ def _forward(q, k, v, buckets, count, shape, rule, scale, eps, y, stats):
     B, H, T, S, K, V, R = shape
     chunk, _, across, wrap, correction, causal = rule
     like, pitch, wide_k, wide_v = stats[0, 0], padded(2 * S, 8), padded(K, LANES), padded(V, LANES)
-    zero, one, start = like.dtype.type(0), like.dtype.type(1), S - T
+    one, start = like.dtype.type(1), S - T
     keys_k, keys_v = scratch(pitch * wide_k, like), scratch(pitch * wide_v, like)
     rows, across_q, sums = scratch(LANES * wide_k, like), scratch(LANES * wide_k, like), scratch(LANES * wide_v, like)
     scores, many, running = scratch(TILE * LANES, like), scratch(TILE * LANES, like), scratch(4 * LANES, like)
@@ -435,18 +435,17 @@ def _step(q, k, v, buckets, window, correction, scale, eps, y, seen, scores):
 
 
 def _labels(buckets):
-    """Buckets [B·H R S] as small numbers, and how many there may be."""
-    count = int(buckets.max(initial=0)) + 1
+    """Buckets [B H R S] as small numbers [B·H R S], and how many there may be."""
+    (B, H, R, S), count = buckets.shape, int(buckets.max(initial=0)) + 1
     if count > LABELS:
         values, buckets = np.unique(buckets, return_inverse=True)
         count = len(values)
-    B, H, R, S = buckets.shape
     return np.ascontiguousarray(buckets).reshape(B * H, R, S), count
 
 
 def forward(q, k, v, buckets, chunk, window, across, wrap, correction, causal, scale, eps):
     """y[B H T V] of q[B H T K], k[B H S K], v[B H S V] and buckets[B H R S]."""
-    shape = B, H, T, S, K, V, _ = *q.shape[:3], *k.shape[2:], v.shape[3], buckets.shape[2]
+    shape = B, H, T, _, _, V, _ = *q.shape[:3], *k.shape[2:], v.shape[3], buckets.shape[2]
     make = np.empty if min(shape) else np.zeros  # without queries, keys or channels there is nothing to compute
     y = by_position(B, H, T, V, q.dtype, make)
     stats = make((B * H, 2, T), q.dtype)  # the largest score and the inverse of the sum, for each query
@@ -475,8 +474,8 @@ def step_supports(chunk):
 def step_forward(q, k, v, buckets, window, correction, scale, eps):
     (B, H, S, K), V = k.shape, v.shape[3]
     y = np.empty((B, H, 1, V), q.dtype)
-    _step(np.ascontiguousarray(q).reshape(B * H, K), np.ascontiguousarray(k).reshape(B * H, S, K),
-          np.ascontiguousarray(v).reshape(B * H, S, V), np.ascontiguousarray(buckets).reshape(B * H, buckets.shape[2], S), window or 0,
-          bool(correction), q.dtype.type(scale), q.dtype.type(eps), y.reshape(B * H, V), np.zeros(S, np.int64),
+    q, k, v, buckets = (np.ascontiguousarray(x) for x in (q, k, v, buckets))
+    _step(q.reshape(B * H, K), k.reshape(B * H, S, K), v.reshape(B * H, S, V), buckets.reshape(B * H, buckets.shape[2], S),
+          window or 0, bool(correction), q.dtype.type(scale), q.dtype.type(eps), y.reshape(B * H, V), np.zeros(S, np.int64),
           np.empty(S, q.dtype))
     return y, None

@@ -24,31 +24,32 @@ __device__ __forceinline__ int source_of(const Head& head, int r) { return head.
 
 __device__ __forceinline__ bool may_see(const Head& head, int query, int key)
 {
-    return key < query || (key > query && !head.causal);
+    return (key < query) | ((key > query) & !head.causal);
 }
 __device__ __forceinline__ bool same_bucket(const Head& head, int r, int query, int key)
 {
-    return !head.checked || head.buckets[(long long)r * head.S + query] == head.buckets[(long long)r * head.S + key];
+    return !head.checked | (head.buckets[(long long)r * head.S + query] == head.buckets[(long long)r * head.S + key]);
 }
 // Whether the stretch before the first piece is of the buckets that a query may see there.
 __device__ __forceinline__ bool wraps_to(const Head& head, int r, int query, int key)
 {
-    return !head.checked || (source_of(head, r) == r && same_bucket(head, r, query, key));
+    return !head.checked | ((source_of(head, r) == r) & same_bucket(head, r, query, key));
 }
-// What a pair's weight is divided by: in how many rounds it is seen, or 1.
-__device__ __forceinline__ float often(const Head& head, int query, int key)
+// What a pair's weight is multiplied by: 1 over the number of rounds in which it is seen, or 1.
+__device__ __forceinline__ float share_of(const Head& head, int query, int key)
 {
     if (!head.counting) return 1.f;
     int count = 0;
+#pragma unroll 1
     for (int r = 0; r < head.R; r++) {
         long long row = (long long)r * head.S;
         int at = head.place[row + key];
-        if (head.first[row + query] <= at && at < head.last[row + query] && same_bucket(head, r, query, key)) count++;
-        if (head.wrap && head.place[row + query] < head.chunk
-            && head.place[(long long)source_of(head, r) * head.S + key] >= tail_of(head) && wraps_to(head, r, query, key))
-            count++;
+        count += (head.first[row + query] <= at) & (at < head.last[row + query]) & same_bucket(head, r, query, key);
+        count += (head.wrap != 0) & (head.place[row + query] < head.chunk) & wraps_to(head, r, query, key)
+            & (head.place[(long long)source_of(head, r) * head.S + key] >= tail_of(head));
     }
-    return (float)max(count, 1);
+    float root = rsqrtf((float)max(count, 1));  // a division would be a function that is called
+    return root * root;
 }
 
 __device__ __forceinline__ Head head_of(const long long* order, const long long* buckets, const int* place, const int* first,
@@ -64,24 +65,28 @@ __device__ __forceinline__ Head head_of(const long long* order, const long long*
 __device__ __forceinline__ float inverse_norm(const float* __restrict__ k, int K, float eps)
 {
     float squares = K * eps;
+#pragma unroll 4
     for (int c = 0; c < K; c++) squares += k[c] * k[c];
     return rsqrtf(squares);
 }
 __device__ __forceinline__ float dot(const float* __restrict__ a, const float* __restrict__ b, int n)
 {
     float sum = 0.f;
+#pragma unroll 4
     for (int c = 0; c < n; c++) sum += a[c] * b[c];
     return sum;
 }
 // A row into memory that the lanes of a warp share.
 __device__ __forceinline__ void share(float* __restrict__ to, const float* __restrict__ from, int n, float scale)
 {
+#pragma unroll 1
     for (int c = threadIdx.x % 32; c < n; c += 32) to[c] = from[c] * scale;
 }
 // sums[g] += the weights of the 32 lanes times channels lane + 32 g of the rows that they point to.
 __device__ __forceinline__ void weigh(float (&sums)[GROUPS], float weight, const float* __restrict__ base, long long stride,
                                       int row, int n)
 {
+#pragma unroll 1
     for (int j = 0; j < 32; j++) {
         float w = __shfl_sync(FULL, weight, j);
         int at = __shfl_sync(FULL, row, j);
@@ -147,23 +152,25 @@ extern "C" __global__ void __launch_bounds__(128)
 mtv_lsh_attention_forward(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
                           const long long* __restrict__ order, const long long* __restrict__ buckets,
                           const int* __restrict__ place, const int* __restrict__ first, const int* __restrict__ last,
-                          float* __restrict__ y, float* __restrict__ stats, long long n, int H, int T, int S, int K, int V, int R,
+                          float* __restrict__ y, float* __restrict__ stats, int H, int T, int S, int K, int V, int R,
                           int chunk, int checked, int wrap, int counting, int causal, float scale, float eps,
                           long long q_b, long long q_h, long long q_t, long long k_b, long long k_h, long long k_t,
                           long long v_b, long long v_h, long long v_t)
 {
     __shared__ float queries[WARPS][WIDE];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    long long i = (long long)blockIdx.x * WARPS + warp, number = i / T;
-    if (i >= n) return;
-    int b = number / H, h = number % H, t = i % T, query = S - T + t;
+    int number = blockIdx.x, i = blockIdx.y * WARPS + warp;
+    if (i >= T) return;
+    int b = number / H, h = number % H, t = i, query = S - T + t;
     Head head = head_of(order, buckets, place, first, last, number, S, R, chunk, checked, wrap, counting, causal);
     k += b * k_b + h * k_h;
     v += b * v_b + h * v_h;
     share(queries[warp], q + (b * q_b + h * q_h + t * q_t), K, scale);
     __syncwarp();
     float top = -INFINITE, total = 0.f, sums[GROUPS] = {};
+#pragma unroll 1
     for (int r = 0; r < R; r++)
+#pragma unroll 1
         for (int wrapped = 0; wrapped < 2; wrapped++) {
             long long row = (long long)r * S;
             int begin = head.first[row + query], end = head.last[row + query], source = r;
@@ -176,13 +183,14 @@ mtv_lsh_attention_forward(const float* __restrict__ q, const float* __restrict__
             for (int base = begin; base < end; base += 32) {
                 int key = base + lane < end ? (int)head.order[(long long)source * S + base + lane] : query;
                 bool seen = may_see(head, query, key);
-                seen = seen && (wrapped ? wraps_to(head, r, query, key) : same_bucket(head, r, query, key));
+                seen = seen & (wrapped ? wraps_to(head, r, query, key) : same_bucket(head, r, query, key));
                 const float* line = k + key * k_t;
-                float score = seen ? dot(queries[warp], line, K) * inverse_norm(line, K, eps) : -INFINITE;
+                float score = dot(queries[warp], line, K) * inverse_norm(line, K, eps);
+                if (!seen) score = -INFINITE;
                 float before = top;
                 top = fmaxf(top, warp_max(score));
                 float shift = top == -INFINITE ? 0.f : top, fade = expf(before - shift);
-                float weight = seen ? expf(score - shift) / often(head, query, key) : 0.f;
+                float weight = seen ? expf(score - shift) * share_of(head, query, key) : 0.f;
                 total = total * fade + warp_sum(weight);
 #pragma unroll
                 for (int g = 0; g < GROUPS; g++) sums[g] *= fade;
@@ -197,8 +205,8 @@ mtv_lsh_attention_forward(const float* __restrict__ q, const float* __restrict__
         if (c < V) y[c] = total == 0.f ? v[query * v_t + c] : sums[g] * inverse;  // itself, where it sees nothing
     }
     if (lane == 0) {
-        stats[2 * number * T + t] = top == -INFINITE ? 0.f : top;
-        stats[(2 * number + 1) * T + t] = inverse;
+        stats[2ll * number * T + t] = top == -INFINITE ? 0.f : top;
+        stats[(2ll * number + 1) * T + t] = inverse;
     }
 }
 
@@ -208,15 +216,15 @@ mtv_lsh_attention_backward_queries(
     const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v, const long long* __restrict__ order,
     const long long* __restrict__ buckets, const int* __restrict__ place, const int* __restrict__ first,
     const int* __restrict__ last, const float* __restrict__ y, const float* __restrict__ stats, const float* __restrict__ g,
-    float* __restrict__ gq, float* __restrict__ dots, long long n, int H, int T, int S, int K, int V, int R, int chunk, int checked,
+    float* __restrict__ gq, float* __restrict__ dots, int H, int T, int S, int K, int V, int R, int chunk, int checked,
     int wrap, int counting, int causal, float scale, float eps, long long q_b, long long q_h, long long q_t, long long k_b,
     long long k_h, long long k_t, long long v_b, long long v_h, long long v_t, long long g_b, long long g_h, long long g_t)
 {
     __shared__ float queries[WARPS][WIDE], grads[WARPS][WIDE];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    long long i = (long long)blockIdx.x * WARPS + warp, number = i / T;
-    if (i >= n) return;
-    int b = number / H, h = number % H, t = i % T, query = S - T + t;
+    int number = blockIdx.x, i = blockIdx.y * WARPS + warp;
+    if (i >= T) return;
+    int b = number / H, h = number % H, t = i, query = S - T + t;
     Head head = head_of(order, buckets, place, first, last, number, S, R, chunk, checked, wrap, counting, causal);
     k += b * k_b + h * k_h;
     v += b * v_b + h * v_h;
@@ -224,10 +232,13 @@ mtv_lsh_attention_backward_queries(
     share(queries[warp], q + (b * q_b + h * q_h + t * q_t), K, scale);
     share(grads[warp], g + (b * g_b + h * g_h + t * g_t), V, 1.f);
     __syncwarp();
-    float own = 0.f, sums[GROUPS] = {}, shift = stats[2 * number * T + t], inverse = stats[(2 * number + 1) * T + t];
+    float own = 0.f, sums[GROUPS] = {}, shift = stats[2ll * number * T + t], inverse = stats[(2ll * number + 1) * T + t];
+#pragma unroll 1
     for (int c = lane; c < V; c += 32) own += grads[warp][c] * y[c];
     own = warp_sum(own);
+#pragma unroll 1
     for (int r = 0; r < R && inverse != 0.f; r++)
+#pragma unroll 1
         for (int wrapped = 0; wrapped < 2; wrapped++) {
             long long row = (long long)r * S;
             int begin = head.first[row + query], end = head.last[row + query], source = r;
@@ -240,14 +251,12 @@ mtv_lsh_attention_backward_queries(
             for (int base = begin; base < end; base += 32) {
                 int key = base + lane < end ? (int)head.order[(long long)source * S + base + lane] : query;
                 bool seen = may_see(head, query, key);
-                seen = seen && (wrapped ? wraps_to(head, r, query, key) : same_bucket(head, r, query, key));
-                float slope = 0.f;
-                if (seen) {
-                    const float* line = k + key * k_t;
-                    float norm = inverse_norm(line, K, eps);
-                    float p = expf(dot(queries[warp], line, K) * norm - shift) * inverse / often(head, query, key);
-                    if (p != 0.f) slope = p * (dot(grads[warp], v + key * v_t, V) - own) * norm;
-                }
+                seen = seen & (wrapped ? wraps_to(head, r, query, key) : same_bucket(head, r, query, key));
+                const float* line = k + key * k_t;  // there is a key to read also where none is seen
+                float norm = inverse_norm(line, K, eps), score = dot(queries[warp], line, K) * norm - shift;
+                float p = seen ? expf(score) * inverse * share_of(head, query, key) : 0.f;
+                float slope = dot(grads[warp], v + key * v_t, V) - own;
+                slope = p != 0.f ? p * slope * norm : 0.f;
                 weigh(sums, slope, k, k_t, key, K);
             }
         }
@@ -257,7 +266,7 @@ mtv_lsh_attention_backward_queries(
         int c = lane + 32 * group;
         if (c < K) gq[c] = sums[group] * scale;
     }
-    if (lane == 0) dots[number * T + t] = own;
+    if (lane == 0) dots[(long long)number * T + t] = own;
 }
 
 extern "C" __global__ void __launch_bounds__(128)
@@ -266,18 +275,18 @@ mtv_lsh_attention_backward_keys(
     const long long* __restrict__ buckets, const int* __restrict__ place, const int* __restrict__ first,
     const int* __restrict__ last, const int* __restrict__ seen_from, const int* __restrict__ seen_to,
     const float* __restrict__ stats, const float* __restrict__ g, const float* __restrict__ dots, float* __restrict__ gk,
-    float* __restrict__ gv, long long n, int H, int T, int S, int K, int V, int R, int chunk, int checked, int wrap, int counting,
+    float* __restrict__ gv, int H, int T, int S, int K, int V, int R, int chunk, int checked, int wrap, int counting,
     int causal, float scale, float eps, long long q_b, long long q_h, long long q_t, long long k_b, long long k_h, long long k_t,
     long long v_b, long long v_h, long long v_t, long long g_b, long long g_h, long long g_t)
 {
     __shared__ float keys[WARPS][WIDE], values[WARPS][WIDE];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    long long i = (long long)blockIdx.x * WARPS + warp, number = i / S;
-    if (i >= n) return;
-    int b = number / H, h = number % H, key = i % S, start = S - T;
+    int number = blockIdx.x, i = blockIdx.y * WARPS + warp;
+    if (i >= S) return;
+    int b = number / H, h = number % H, key = i, start = S - T;
     Head head = head_of(order, buckets, place, first, last, number, S, R, chunk, checked, wrap, counting, causal);
-    seen_from += number * R * S;
-    seen_to += number * R * S;
+    seen_from += (long long)number * R * S;
+    seen_to += (long long)number * R * S;
     q += b * q_b + h * q_h;
     g += b * g_b + h * g_h;
     k += b * k_b + h * k_h + key * k_t;
@@ -286,7 +295,9 @@ mtv_lsh_attention_backward_keys(
     share(values[warp], v + (b * v_b + h * v_h + key * v_t), V, 1.f);
     __syncwarp();
     float sums_k[GROUPS] = {}, sums_v[GROUPS] = {};
+#pragma unroll 1
     for (int r = 0; r < R; r++)
+#pragma unroll 1
         for (int wrapped = 0; wrapped < 2; wrapped++) {
             long long row = (long long)r * S;
             int begin = seen_from[row + key], end = seen_to[row + key];
@@ -297,19 +308,18 @@ mtv_lsh_attention_backward_keys(
             }
             for (int base = begin; base < end; base += 32) {
                 int query = base + lane < end ? (int)head.order[row + base + lane] : key, t = max(query - start, 0);
-                bool seen = query >= start && may_see(head, query, key);
-                seen = seen && (wrapped ? wraps_to(head, r, query, key) : same_bucket(head, r, query, key));
-                float weight = 0.f, slope = 0.f, inverse = seen ? stats[(2 * number + 1) * T + t] : 0.f;
-                if (inverse != 0.f) {
-                    float score = dot(q + t * q_t, keys[warp], K) * scale;
-                    weight = expf(score - stats[2 * number * T + t]) * inverse / often(head, query, key);
-                    if (weight != 0.f) slope = weight * (dot(g + t * g_t, values[warp], V) - dots[number * T + t]) * scale;
-                }
+                bool seen = (query >= start) & may_see(head, query, key);
+                seen = seen & (wrapped ? wraps_to(head, r, query, key) : same_bucket(head, r, query, key));
+                float inverse = stats[(2ll * number + 1) * T + t], score = dot(q + t * q_t, keys[warp], K) * scale;
+                float weight = expf(score - stats[2ll * number * T + t]) * inverse * share_of(head, query, key);
+                weight = seen && inverse != 0.f ? weight : 0.f;
+                float slope = dot(g + t * g_t, values[warp], V) - dots[(long long)number * T + t];
+                slope = weight != 0.f ? weight * slope * scale : 0.f;
                 weigh(sums_k, slope, q, q_t, t, K);
                 weigh(sums_v, weight, g, g_t, t, V);
             }
         }
-    bool alone = key >= start && stats[(2 * number + 1) * T + key - start] == 0.f;
+    bool alone = key >= start && stats[(2ll * number + 1) * T + key - start] == 0.f;
     gk += (((long long)b * S + key) * H + h) * K;
     gv += (((long long)b * S + key) * H + h) * V;
     float along = 0.f;

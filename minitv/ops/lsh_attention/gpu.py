@@ -2,18 +2,21 @@
 
 import numpy as np
 
-from autograd.cuda.source import Source, contiguous, elements, float32_only, strided, warps
+from autograd.cuda.source import Source, ceil_div, contiguous, elements, float32_only, strided
 from autograd.device import namespace
 
 from .cpu import WRAPS
 
 SOURCE = Source(__file__)
+POSITIONS = 2**18 - SOURCE["WARPS"]  # the size of a grid
 
 
 def supports(q, k, v):
     wide = SOURCE["WIDE"]
     if k.shape[3] > wide or v.shape[3] > wide:
         return f"needs at most {wide} channels, got {k.shape[3]} and {v.shape[3]}"
+    if k.shape[2] > POSITIONS:
+        return f"needs at most {POSITIONS} positions, got {k.shape[2]}"
     return float32_only(q, k, v)
 
 
@@ -35,9 +38,9 @@ class _Call:
                         counting, causal, scale, eps, *qs, *ks, *vs)
 
     def launch(self, name, rows, *arrays, strides=()):
-        n = self.B * self.H * rows
-        SOURCE.launch(name, warps(n), self.q, self.k, self.v, self.order, self.buckets, self.place, self.first, self.last, *arrays,
-                      n, *self.options, *strides)
+        grid = self.B * self.H, ceil_div(rows, SOURCE["WARPS"])
+        SOURCE.launch(name, grid, self.q, self.k, self.v, self.order, self.buckets,
+                      self.place, self.first, self.last, *arrays, *self.options, *strides)
 
     def empty(self, *shape):
         return self.xp.empty(shape, "float32")
@@ -57,7 +60,10 @@ def backward(saved, g):
     call, y, stats = saved
     gq, gk, gv = (call.empty(call.B, rows, call.H, width) for rows, width in (
         (call.T, call.K), (call.S, call.K), (call.S, call.V)))
+    if not call.T:
+        return gq.transpose(0, 2, 1, 3), *(call.xp.zeros_like(x).transpose(0, 2, 1, 3) for x in (gk, gv))
     (g, strides), dots = strided(g), call.empty(call.B * call.H, call.T)
     call.launch("mtv_lsh_attention_backward_queries", call.T, y, stats, g, gq, dots, strides=strides)
-    call.launch("mtv_lsh_attention_backward_keys", call.S, call.seen_from, call.seen_to, stats, g, dots, gk, gv, strides=strides)
+    call.launch("mtv_lsh_attention_backward_keys", call.S, call.seen_from, call.seen_to, stats, g, dots, gk, gv,
+                strides=strides)
     return *(x.transpose(0, 2, 1, 3) for x in (gq, gk, gv)),
