@@ -104,8 +104,8 @@ from ..config import check, option
 from ..errors import UserError
 from ..models.encoder import Encoder
 from ..nn import Dropout, Linear, Stateful
-from ..ops import attention, merge_heads, rope, split_heads
-from ..ops.rope import rope_angles
+from ..ops import attention, merge_heads, split_heads
+from ..ops.rope import Rotation, rope_angles
 from ..options import ModelOptions
 from ..variant import Page, Variant
 
@@ -142,12 +142,7 @@ class Attention(Stateful):
         width, self.heads = model.width, options.heads
         if width % self.heads:
             raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
-        self.angles = None
-        if model.positions == "rope":
-            if width // self.heads % 2:
-                raise UserError(f"--positions rope: it turns pairs of channels, and {self.heads} heads of the width {width} "
-                                f"have {width // self.heads} channels each, allowed: an even number")
-            self.angles = rope_angles(width // self.heads)
+        self.rotation = self.turning(width // self.heads, model, options)
         std = model.init_std
         self.qkv = Linear(rng.split(0), width, 3 * width, std=std, bias=model.bias, dtype=dtype)
         self.out = Linear(rng.split(1), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias, dtype=dtype)
@@ -159,6 +154,15 @@ class Attention(Stateful):
             return self.out(merge_heads([attention(q, k, v, causal=self.causal)[0]]))  # (1) [B H T K], section 3.2.2 [B T D]
         y, _ = attention(q, k, v, causal=self.causal, dropout=self.dropout.p, seed=rng.split(0).seed)
         return self.dropout(self.out(merge_heads([y])), rng.split(1))
+
+    def turning(self, width: int, model: ModelOptions, options) -> Rotation | None:
+        """How queries and keys of ``width`` channels are turned by their positions; None: they are not."""
+        if model.positions != "rope":
+            return None
+        if width % 2:
+            raise UserError(f"--positions rope: it turns pairs of channels, and {self.heads} heads of the width {model.width} "
+                            f"have {width} channels each, allowed: an even number")
+        return Rotation(rope_angles(width))
 
     def init_state(self, batch: int) -> State:
         empty = self.constant(0.0, batch, self.heads, 0, self.out.weight.shape[0] // self.heads)
@@ -172,9 +176,9 @@ class Attention(Stateful):
     def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v [B H T K] of positions from ``start`` on."""
         q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
-        if self.angles is None:
+        if self.rotation is None:
             return q, k, v
-        return rope(q, angles=self.angles, start=start), rope(k, angles=self.angles, start=start), v
+        return self.rotation.queries(q, start), self.rotation.keys(k, start), v
 
 
 class Bidirectional(Attention):
