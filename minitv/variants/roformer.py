@@ -64,7 +64,7 @@ Three tokens. One head with K = 2 and an angle of a quarter turn, so that coordi
 are (1, 0) before they are turned. The scale is ln 2 here in place of 1/√K, so that exp(scale · q · k) = 2^(q · k).
 
     >>> import numpy as np
-    >>> from minitv.ops import attention, rope
+    >>> from minitv.ops import rope
     >>> x, v = np.tile([1., 0], (1, 1, 3, 1)), np.array([4., 8, 2]).reshape(1, 1, 3, 1)
     >>> q = k = rope(x, angles=(np.pi / 2,))
     >>> print((q.numpy()[0, 0] + 0).round(3) + 0)  # (14): to the right, up, to the left
@@ -191,7 +191,7 @@ class Rotary(transformer.Attention):
     every way of reading a text gives the same.
     """
 
-    without_rope = TURNED
+    without_rope = without_alibi = TURNED
 
     def turning(self, width: int, model: ModelOptions, options: EncoderOptions) -> Rotation:
         turned = turned_channels(width, model, options)
@@ -245,7 +245,7 @@ class Rotary(transformer.Attention):
             queries = rotation.queries(q[:, :, first : first + last - start], start)
             keys = rotation.keys(k[:, :, :last])
             seed = {"dropout": dropout, "seed": rng.split(length).seed} if rng is not None and dropout else {}
-            parts.append(attention(queries, keys, v[:, :, :last], **seed))
+            parts.append(attention(queries, keys, v[:, :, :last], **seed)[0])
             start = last
         return parts[0] if len(parts) == 1 else concat(parts, axis=2)
 
@@ -279,7 +279,7 @@ class RotaryLinear(Stateful):
     divide the width.
     """
 
-    without_rope = TURNED
+    without_rope = without_alibi = TURNED
 
     def __init__(self, rng: Random, model: ModelOptions, options: LinearOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
