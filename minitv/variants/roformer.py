@@ -209,6 +209,10 @@ class Rotary(transformer.Attention):
         self.scaling = Scaling(turned, options.base, kind, factor, self.trained, options.yarn_ramp)
         if getattr(options, "xpos", False):
             self.growth = xpos_growth(turned, options.xpos_base)
+            most = int(math.log(np.finfo(np.float32).max) / max(map(abs, self.growth)))
+            if model.context > most:
+                raise UserError(f"--xpos: a context of {model.context} positions is too long for it, allowed: up to {most}, "
+                                "where its factors are the largest numbers of float32")
         return self.rotation_of(None)
 
     def rotation_of(self, positions: int | None) -> Rotation:
