@@ -228,7 +228,7 @@ def test_the_files_hold_calls_of_each_operator_and_float64():
         if op.kernels and op.definition.__module__.startswith("minitv."):
             assert (op.name in called) != (op.name in WITHOUT), f"{op.name} has kernels: add calls of it in tests/goldens"
     assert called <= OPERATORS.keys()
-    for name in (*FILES, *MODELS, "hyena"):
+    for name in (*FILES, *MODELS, "hyena", "angles"):
         for key, array in Golden(name).items():
             assert array.dtype in (np.float64, np.int64, np.bool_) or (array.dtype.kind == "U" and "/param/" in key), key
             assert array.dtype != np.float64 or np.isfinite(array).all(), key
