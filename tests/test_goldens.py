@@ -23,7 +23,7 @@ from tests.minitv import models
 from tests.minitv.models import mean_loss
 
 FOLDER = Path(__file__).parent / "goldens"
-FILES = ("ops", "sdpa", "retention", "wkv", "aft", "long_conv")  # with calls of operators
+FILES = ("ops", "sdpa", "retention", "wkv", "aft", "long_conv", "favor")  # with calls of operators
 LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 WITHOUT = {"banded_product"}  # a paper's operator has calls in the files, but for this one, which is ours alone

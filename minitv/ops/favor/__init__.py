@@ -7,7 +7,7 @@ A feature map turns a query or key x of K channels into F positive numbers φ(x)
 
 With x̃ = scale · x and the rows w_f of the projection W[F K], ``features`` names the map:
 
-    "positive"   φ_f(x) = e^(w_f · x̃ - |x̃|²/2)               lemma 1: for w_f from N(0, I) the mean of φ_f(x) φ_f(y) is e^(x̃ · ỹ)
+    "positive"   φ_f(x) = e^(w_f · x̃ - ‖x̃‖²/2)               lemma 1: for w_f from N(0, I) the mean of φ_f(x) φ_f(y) is e^(x̃ · ỹ)
     "relu"       φ_f(x) = max(0, w_f · x̃) + offset           generalised attention
 
 The default scale K^(-1/4), for queries and for keys, makes e^(x̃ · ỹ) the softmax kernel e^(x · y / √K). Hyperbolic features
@@ -15,7 +15,7 @@ are "positive" ones for the rows w_f and -w_f, regularised ones those for rows o
 factor 1/√F of the paper cancels in y and is left out. minitv/variants/performer.py tells why the paper wants all this.
 
 State. φ(q_i) leaves the sums over j, so a head keeps two sums for each feature: Σ_j φ_f(k_j) v_j and Σ_j φ_f(k_j). They may be
-as large as e^(|w_f|²/2), and as small as one likes. What is kept are the mean of the values and the logarithm of the weight:
+as large as e^(‖w_f‖²/2), and as small as one likes. What is kept are the mean of the values and the logarithm of the weight:
 
     logsum_f = ln Σ_j φ_f(k_j)        mean_f = Σ_j φ_f(k_j) v_j / Σ_j φ_f(k_j)          [F] and [F V]; of nothing -∞ and 0
     y_i = Σ_f softmax_f(ln φ_f(q_i) + logsum_f) mean_f
