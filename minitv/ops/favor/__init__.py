@@ -172,14 +172,14 @@ def recurrent(q, k, v, projection, mask, mean, logsum, features, scale, offset, 
 def _chunk(lq, lk, v, mean, logsum):
     """One chunk as matrix products, by the formulas of the page; in halves where a row sum is too small to be divided by."""
     xp, length, dtype = namespace(lq.data), lq.shape[2], lq.dtype
-    tops = xp.maximum(xp.max(lk.data.real, axis=2, keepdims=True), logsum.data.real[:, :, None])
+    tops = xp.maximum(xp.max(lk.data, axis=2, keepdims=True), logsum.data[:, :, None])
     tops = Tensor.wrap(xp.where(xp.isfinite(tops), tops, 0).astype(dtype))  # a [B H 1 F]: a unit, which cancels
     keys, past = exp(lk - tops), swapaxes(exp(logsum[:, :, None] - tops))  # [B H L F], [B H F 1]
     exponents = lq + tops
-    queries = exp(exponents - Tensor.wrap(xp.max(exponents.data.real, axis=3, keepdims=True)))
+    queries = exp(exponents - Tensor.wrap(xp.max(exponents.data, axis=3, keepdims=True)))
     pairs = where(visible(length, length, True, None, xp), matmul(queries, swapaxes(keys)), 0.0)  # A [B H L L]
     total = sum(pairs, axis=3, keepdims=True) + matmul(queries, past)  # [B H L 1]
-    if length > 1 and not (finite(lk) and finite(v) and bool((total.data.real > np.finfo(dtype).tiny**0.5).all())):
+    if length > 1 and not (finite(lk) and finite(v) and bool((total.data > np.finfo(dtype).tiny**0.5).all())):
         half, ys = length // 2, []
         for part in (slice(0, half), slice(half, None)):
             y, mean, logsum = _chunk(lq[:, :, part], lk[:, :, part], v[:, :, part], mean, logsum)
