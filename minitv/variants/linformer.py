@@ -330,7 +330,7 @@ class Projected(Stateful):
 
     def _split(self, *parts: Tensor) -> list[Tensor]:
         """Heads side by side, [B H T K] of each [B T D]."""
-        return [split_heads(x, heads=self.heads)[0] for x in parts]
+        return [split_heads(x, heads=(self.heads,))[0] for x in parts]
 
     def _joined(self, y: Tensor, rng: Random | None) -> Tensor:
         return self.dropout(self.out(merge_heads([y])), rng)

@@ -228,7 +228,7 @@ class SharedAttention(Stateful):
 
     def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor, Any]:
         """q = k and v [B H T K] of positions from ``start`` on, and their buckets [B H R T]."""
-        q, v = split_heads(self.qkv(x), heads=self.heads, parts=2)
+        q, v = split_heads(self.qkv(x), heads=(self.heads,) * 2)
         buckets = noted(lambda: self.hashed(q))  # of what is not turned; the same when a reversible stack computes it again
         if self.angles is not None:
             q = rope(q, angles=self.angles, start=start)

@@ -113,10 +113,9 @@ from . import transformer
 
 
 @dataclass(frozen=True)
-class RotaryOptions:
+class RotaryOptions(transformer.TransformerOptions):
     """roformer-linear"""
 
-    heads: int = option(4, "attention heads; they divide the width", low=1)
     pairing: str = option(
         "interleaved", "which channels of a head are a pair: neighbours, as in the paper, or those half a head apart, as in "
         "GPT-NeoX and transformers' LLaMA",
@@ -227,14 +226,14 @@ class Rotary(transformer.Attention):
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         if not self.dynamic or x.shape[1] <= self.trained:
             return super().__call__(x, rng)
-        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
+        q, k, v = split_heads(self.qkv(x), heads=self.parts)
         y = self.out(merge_heads([self._by_length(q, k, v, 0, rng and rng.split(0))]))
         return self.dropout(y, rng and rng.split(1))
 
     def prefill(self, x: Tensor, state: transformer.State) -> tuple[Tensor, transformer.State]:
         if not self.dynamic:
             return super().prefill(x, state)
-        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
+        q, k, v = split_heads(self.qkv(x), heads=self.parts)
         start = state.keys.shape[2]
         state = transformer.State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))
         return self.out(merge_heads([self._by_length(q, *state, start)])), state
@@ -265,7 +264,7 @@ class Bidirectional(Rotary):
     def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         if not self.dynamic:
             return super()._heads(x, start)
-        rotation, (q, k, v) = self.rotation_of(x.shape[1]), split_heads(self.qkv(x), heads=self.heads, parts=3)
+        rotation, (q, k, v) = self.rotation_of(x.shape[1]), split_heads(self.qkv(x), heads=self.parts)
         return rotation.queries(q), rotation.keys(k), v
 
 
@@ -307,7 +306,7 @@ class RotaryLinear(Stateful):
         return self._run(x, *state)
 
     def _run(self, x: Tensor, S: Tensor | None, z: Tensor | None) -> tuple[Tensor, LinearState]:
-        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)  # [B H T K]
+        q, k, v = split_heads(self.qkv(x), heads=(self.heads,) * 3)  # [B H T K]
         y, S, z = rotary_linear(self._positive(q), self._positive(k), v, S, z, angles=self.angles, pairing=self.pairing)  # (19)
         return self.out(merge_heads([y])), LinearState(S, z)
 
