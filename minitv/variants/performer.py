@@ -205,7 +205,7 @@ class Performer(Stateful):
         return self._run(x, *state)
 
     def _run(self, x: Tensor, mean: Tensor | None, logsum: Tensor | None, position: int) -> tuple[Tensor, State]:
-        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)  # [B H T K]
+        q, k, v = split_heads(self.qkv(x), heads=(self.heads,) * 3)  # [B H T K]
         if self.angles is not None:
             q, k = rope(q, angles=self.angles, start=position), rope(k, angles=self.angles, start=position)
         y, mean, logsum = favor(q, k, v, self.projection.data, None, mean, logsum, **self.kernel)  # section 2.2  [B H T K]
