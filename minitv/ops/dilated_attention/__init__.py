@@ -24,9 +24,9 @@ patterns and therefore count more. Only the form ``counted`` makes the matrix C.
 Cost. A pattern costs T w / r² products: T / r of all positions are active, and each sees w / r of them. If the w_i and r_i both
 grow by a factor a, the sum over the patterns is at most w_1 a / (a - 1) for each position, however long the sequence is.
 
-The kernels take the active positions of a segment out into an array, call the kernels of attention for it, put the outputs
-back, and merge. Nothing is computed for a position that is not active, and no mask is needed: the order of the positions stays,
-so attention's own causal mask is right. The segments of a pattern are one batch; those at both ends may be shorter.
+The kernels are those of attention, called for each pattern. They read the active positions of a segment with a stride, as a
+short sequence without gaps, so nothing is computed for a position that is not active; and they go on with the sums that the
+patterns before have left.
 
 Gradients. Because it is one softmax, so is its gradient. Let g be the gradient of y:
 
@@ -57,7 +57,6 @@ from autograd.ops import concat, log, logsumexp, put_add, softmax, stack, sum, w
 
 from ..attention import OFFSETS, attention, offset_of
 from ..pairs import scores, weighted
-from .patterns import heads_by_offset
 
 
 def counts(heads, queries, keys, segments, dilations, offsets, causal, start) -> np.ndarray:
@@ -163,14 +162,15 @@ def over_ranks(q, k, v, segments, dilations, offsets, causal, scale, start, rank
             begin, end = first // w * w, last if causal else min(-(-last // w) * w, stop)  # of the segments of this part
             p, j, count = np.arange(first, last), np.arange(max(begin, start), end), 0
             y, lse = (Tensor.wrap(xp.zeros((*shape, *more), q.dtype)) for more in ((out,), ()))
-            for s, group in heads_by_offset(heads, r, offsets).items():
+            for s in {offset_of(h, heads, r, offsets): h for h in range(heads)}:
+                group = np.array([h for h in range(heads) if offset_of(h, heads, r, offsets) == s])
                 ask, answer = p[p % w % r == s], j[j % w % r == s]  # what is active; the answers are sorted by their rank
                 seen = ask[:, None] // w == answer // w
                 seen &= (answer <= ask[:, None]) | (not causal)
-                count += len(range(*group.indices(heads))) * int(((answer < first) & (rank > 0) | (answer >= last)).sum())
+                count += len(group) * int(((answer < first) & (rank > 0) | (answer >= last)).sum())
                 new = attention(q[:, group][:, :, ask - past], k[:, group][:, :, answer - start],
                                 v[:, group][:, :, answer - start], xp.asarray(seen), causal=False, scale=scale)
-                y, lse = (x + put_add(part, key=(slice(None), group, ask - first), shape=x.shape)
+                y, lse = (x + put_add(part, key=(slice(None), group[:, None], ask - first), shape=x.shape)
                           for x, part in zip((y, lse), new, strict=True))
             active = p % w % r == offset_of(np.arange(heads), heads, r, offsets)[:, None]  # [H T]
             outputs.append((y, where(xp.asarray(active), lse, -math.inf)))
@@ -181,7 +181,6 @@ def over_ranks(q, k, v, segments, dilations, offsets, causal, scale, start, rank
 
 
 dilated_attention.kernel("cpu")
-dilated_attention.kernel("cuda")
 
 
 @dilated_attention.validate
