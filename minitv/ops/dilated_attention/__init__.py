@@ -126,6 +126,14 @@ def merged(ys, lses) -> tuple[Tensor, Tensor]:
     return sum(shares[..., None] * stack(list(ys), axis=0), axis=0), logsumexp(lses, axis=0)
 
 
+def detached(q, k, v, *, segments, dilations, **params) -> tuple[Tensor, Tensor]:
+    """dilated_attention with another gradient, torchscale's: the weights Z_i / Σ Z count as constants."""
+    parts = [dilated_attention(q, k, v, segments=(w,), dilations=(r,), **params)
+             for w, r in zip(segments, dilations, strict=True)]
+    ys, lses = zip(*parts, strict=True)
+    return merged(ys, [lse.detach() for lse in lses])
+
+
 @dilated_attention.form
 def counted(q, k, v, segments, dilations, offsets, causal, scale, start):
     """One softmax P over all keys that are seen, and each weight times its count. Time O(T S (K + V)), memory O(T S) a head."""
