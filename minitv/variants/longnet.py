@@ -99,7 +99,7 @@ from autograd import Tensor, concat
 from autograd.random import Random
 
 from .. import blocks
-from ..config import check, option
+from ..config import option
 from ..errors import UserError, quoted
 from ..models.encoder import Encoder
 from ..nn import NORMS
@@ -115,13 +115,13 @@ FIRST = 32  # the shortest segment of the default patterns
 
 
 @dataclass(frozen=True)
-class EncoderOptions:
+class EncoderOptions(transformer.TransformerOptions):
     """longnet-encoder"""
 
-    heads: int = option(4, "attention heads; they divide the width", low=1)
     segments: str | None = option(
         None, f"patterns segment:dilation, separated by commas; none = {FIRST}:1,{2 * FIRST}:2,{4 * FIRST}:4 and so on up to "
-        "the context", metavar="W:R,...",
+        "the context",
+        metavar="W:R,...",
     )
     offsets: str = option(
         "modulo", "where the positions begin that head h keeps: the paper's h mod dilation, or the same offset for heads that "
@@ -134,8 +134,6 @@ class EncoderOptions:
     sub_norm: bool = option(
         False, "one more norm inside attention and feed-forward network, before their output matrix, as in the paper's models"
     )
-
-    __post_init__ = check
 
 
 @dataclass(frozen=True)
@@ -185,14 +183,16 @@ class Dilated(transformer.Attention):
         self.segments, self.dilations = patterns(options.segments, model.context)
         self.offsets, self.detaches = options.offsets, options.detach_mixture
         self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype) if options.sub_norm else None
-        width, xpos = model.width // self.heads, getattr(options, "xpos", False)
-        if xpos and model.positions != "rope":
+        self.rotation = self.turning(model.width // self.heads, model, options) if model.positions == "rope" else None
+        if model.positions != "rope" and getattr(options, "xpos", False):
             raise UserError(f"--xpos: it changes how queries and keys are turned, and --positions is {model.positions}, "
                             "allowed: --positions rope")
-        self.rotation = None
-        if model.positions == "rope":  # the distances to the middle of the context keep both growths small
-            self.rotation = Rotation(rope_angles(width), growth=xpos_growth(width) if xpos else (),
-                                     centre=model.context // 2 if xpos else 0)
+
+    def turning(self, width: int, model: ModelOptions, options: EncoderOptions) -> Rotation:
+        """How ``--positions rope`` turns queries and keys of ``width`` channels."""
+        if not getattr(options, "xpos", False):
+            return Rotation(rope_angles(width))
+        return Rotation(rope_angles(width), growth=xpos_growth(width), centre=model.context // 2)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         return self.dropout(self._mixed(*self._heads(x, 0), 0), rng)
@@ -209,7 +209,7 @@ class Dilated(transformer.Attention):
         return y, State(keys[:, :, seen:], values[:, :, seen:], after)
 
     def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = split_heads(self.qkv(x), heads=self.heads, parts=3)
+        q, k, v = split_heads(self.qkv(x), heads=self.parts)
         if self.rotation is None:
             return q, k, v
         return self.rotation.queries(q, start), self.rotation.keys(k, start), v
