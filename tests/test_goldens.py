@@ -17,6 +17,7 @@ from minitv.optim import AdamW
 from minitv.options import ModelOptions
 from minitv.variants.hyena import Hyena, HyenaOptions
 from minitv.variants.linformer import Linformer, LinformerOptions
+from minitv.variants.longnet import Bidirectional, Dilated, LongNetOptions
 from minitv.variants.retnet import EPS
 from tests.autograd.operator_checks import marks
 from tests.conftest import operators
@@ -433,6 +434,34 @@ def test_the_mixer_of_linformer_equals_those_of_two_packages_on_a_gpu(place):
         verify_linformer(Golden("linformer"), "none", np.float32, "cuda")
 
 
+# -- the mixer of LongNet ----------------------------------------------------------------------------------------------
+LONGNET = {"causal": {}, "detached": dict(detach_mixture=True), "xpos": dict(xpos=True, sub_norm=True), "encoder": {}}
+
+
+def verify_longnet(golden, case, dtype, place="cpu"):
+    golden.only(case)
+    weights = {name: w.astype(dtype) for name, w in golden.below(f"{case}/param/").items()}
+    segments = ",".join(f"{w}:{r}" for w, r in zip(golden[f"{case}/segments"], golden[f"{case}/dilations"], strict=True))
+    options = LongNetOptions(heads=golden[f"{case}/heads"].item(), segments=segments, offsets="block", **LONGNET[case])
+    model = ModelOptions(width=len(weights["out.weight"]), bias=True, positions="rope" if case == "xpos" else "none")
+    mixer = (Bidirectional if case == "encoder" else Dilated)(Random(0), model, options, dtype=dtype)
+    mixer.load(weights)
+    verify_mixer(golden, case, mixer, dtype, place)
+
+
+@each_way
+@pytest.mark.parametrize("case", LONGNET)
+def test_the_mixer_of_longnet_equals_that_of_torchscale(kernel, case, dtype):
+    with use(kernel=kernel):
+        verify_longnet(Golden("longnet"), case, dtype)
+
+
+@pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
+def test_the_mixer_of_longnet_equals_that_of_torchscale_on_a_gpu(place):
+    with PLACES[place]():
+        verify_longnet(Golden("longnet"), "xpos", np.float32, "cuda")
+
+
 # -- AdamW -------------------------------------------------------------------------------------------------------------
 @each_way
 def test_five_steps_of_the_optimiser_equal_pytorch(kernel, dtype):
@@ -502,6 +531,14 @@ def test_a_linformer_that_is_off_is_noticed(entry):
     golden[entry] = golden[entry] * (1 + 1e-9)
     with use(kernel="none"), pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
         verify_linformer(golden, "none", np.float64)
+
+
+@pytest.mark.parametrize("entry", [key for key in Golden("longnet") if key.startswith(("detached/out", "detached/grad"))])
+def test_a_longnet_that_is_off_is_noticed(entry):
+    golden = Golden("longnet")
+    golden[entry] = golden[entry] * (1 + 1e-9)
+    with use(kernel="none"), pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+        verify_longnet(golden, "detached", np.float64)
 
 
 @pytest.mark.parametrize("entry", ["in/gain", "grad/eps", "out/1", "cotangent/1", "note"])

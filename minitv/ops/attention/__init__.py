@@ -15,7 +15,7 @@ stands at p = i + S - T. With a cache of past keys, S > T, this continues the se
     segment            ⌊p / segment⌋ = ⌊j / segment⌋: the key is in the query's segment
     dilation           (p mod segment) mod dilation = s_h = (j mod segment) mod dilation; without a segment, p mod dilation.
                        Head h takes every dilation-th position of a segment, from s_h on; its other queries see nothing.
-                       ``offsets`` gives s_h: "modulo" is h mod dilation, "block" is ⌊h · dilation / H⌋
+                       ``offsets`` gives s_h: "modulo" is h mod dilation, "block" is ⌊h / ⌈H / dilation⌉⌋
 
 A query that sees nothing gives zeros, and its gradients are zero.
 
@@ -87,8 +87,8 @@ def visible(queries: int, keys: int, causal: bool, mask=None, xp=np, *, heads=1,
 
 
 def offset_of(head, heads: int, dilation: int, offsets: str):
-    """s_h of a head or of an array of them: h mod dilation, or ⌊h · dilation / H⌋."""
-    return head % dilation if offsets == "modulo" else head * dilation // heads
+    """s_h of a head or of an array of them: h mod dilation, or ⌊h / ⌈H / dilation⌉⌋, as in torchscale."""
+    return head % dilation if offsets == "modulo" else head // max(-(-heads // dilation), 1)
 
 
 def _scale(scale: float | None, width: int) -> float:

@@ -59,8 +59,8 @@ INF, NEVER = math.inf, 2**40  # NEVER: a window that hides nothing
 def _segment(number, head, lengths, rule):
     """Where one segment of one head lies: its number of keys and of queries, the first key, and the first query's row."""
     H, T, S = lengths
-    _, _, _, segment, dilation, block = rule
-    offset = head * dilation // H if block else head % dilation
+    _, _, _, segment, dilation, block, _ = rule
+    offset = head // -(-H // dilation) if block else head % dilation
     start = number * segment + offset
     end = min(S, (number + 1) * segment) if segment else S
     keys = -((start - end) // dilation)  # rounded up
@@ -76,7 +76,7 @@ def _range(at, queries, keys, sinks, rule):
     `begin` to before `stop`; the last key that the first query sees without a causal mask's or a window's exception for sinks,
     and its first recent key. A query that comes e later sees e more, and e fewer.
     """
-    causal, window, _, _, dilation, _ = rule
+    causal, window, _, _, dilation, _, _ = rule
     reach = (window + dilation - 1) // dilation
     last, recent = at if causal else min(keys, at + reach - 1), at - reach + 1
     stop = min(keys, last + queries)
@@ -185,7 +185,7 @@ def _softmax(scores, keys, top, shift, fade, total):
 @cpu_kernel
 def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes, y, stats, sums_of_rows):
     B, H, G, T, S, K, V = shape
-    causal, _, sinks, segment, step, _ = rule
+    causal, _, sinks, segment, step, _, joins = rule
     like, wide_k, wide_v = y[0], padded(K, LANES), padded(V, LANES)
     zero, one, pitch = like.dtype.type(0), like.dtype.type(1), padded(-(-(min(S, segment) if segment else S) // step), 8)
     all_k, all_v = scratch(pitch * wide_k, like), scratch(pitch * wide_v, like)
@@ -215,7 +215,14 @@ def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes
             top[:], shift[:], total[:], sums[:] = sink[h], zero, zero, 0
             if sink[h] > -INF:
                 shift[:], total[:] = sink[h], one
-            first, fresh = 0 if ends > 0 else begin_of_window, True
+            if joins:  # these keys join those of earlier calls
+                load(sums, LANES, y_rows, b, h, query, n, V, one)
+                for e in range(n):
+                    i = row + step * (query + e)
+                    shift[e], total[e] = stats[head, 0, i], sums_of_rows[head, i]
+                    top[e] = -INF if total[e] == 0 else shift[e]
+                scale_rows(sums, LANES, n, V, total)
+            first, fresh = 0 if ends > 0 else begin_of_window, not joins
             while first < stop:
                 limit = ends if first < ends else stop
                 count = padded(min(TILE, limit - first), 8)
@@ -247,7 +254,7 @@ def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes
 @cpu_kernel
 def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes, y, stats, rest, g_y, gq, gk, gv):
     B, H, G, T, S, K, V = shape
-    causal, _, sinks, segment, step, _ = rule
+    causal, _, sinks, segment, step, _, joins = rule
     like, wide_k, wide_v = y[0], padded(K, LANES), padded(V, LANES)
     zero, one, pitch = like.dtype.type(0), like.dtype.type(1), padded(-(-(min(S, segment) if segment else S) // step), 8)
     all_k, all_sums_k = scratch(pitch * wide_k, like), scratch(pitch * wide_k, like)
@@ -274,7 +281,7 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
             load(keys_k, pitch, k_rows, b, g, 0, keys, K, one)
             load(keys_v, pitch, v_rows, b, g, 0, keys, V, one)
             keys_sound = finite(keys_k) and finite(keys_v)
-            if step > 1:  # other heads of the group may have been there
+            if step > 1 or joins:  # other heads of the group, or earlier calls, may have been there
                 load(sums_k, pitch, gk_rows, b, g, 0, keys, K, one)
                 load(sums_v, pitch, gv_rows, b, g, 0, keys, V, one)
             else:
@@ -330,7 +337,11 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
                 first = min(first + TILE, limit)
                 if first == ends:
                     first = begin_of_window
-            store(gq_rows, b, h, query, sums_q, LANES, n, K, scale)
+            if joins:
+                load(rows_q, LANES, gq_rows, b, h, query, n, K, one)
+                for i in range(sums_q.size):
+                    sums_q[i] = sums_q[i] * scale + rows_q[i]
+            store(gq_rows, b, h, query, sums_q, LANES, n, K, one if joins else scale)
         if step > 1 or h % share == share - 1:
             store(gk_rows, b, g, 0, sums_k, pitch, keys, K, one)
             store(gv_rows, b, g, 0, sums_v, pitch, keys, V, one)
@@ -409,7 +420,7 @@ def forward(q, k, v, mask, sink, slopes, causal, scale, dropout, seed, window, s
     if sink is not None and make is np.zeros:
         lone = np.tile(logits > -INF, B)[:, None]  # a query that sees nothing sees the sink
         stats[:, 0], stats[:, 1], lse[...] = np.where(lone, np.tile(logits, B)[:, None], 0), lone, lone
-    rule = int(causal), NEVER if window is None else window, sinks, segment or 0, dilation, int(offsets == "block")
+    rule = int(causal), NEVER if window is None else window, sinks, segment or 0, dilation, int(offsets == "block"), 0
     arguments = (flat(q), flat(k), flat(v), *_flat_mask(mask), (B, H, G, T, S, K, V), rule,
                  *_options(q.dtype, K, scale, dropout, seed), logits, slopes)
     if not nothing:

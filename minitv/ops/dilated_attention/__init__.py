@@ -1,0 +1,256 @@
+"""dilated_attention: attention that is dense near by and thin far away (LongNet, Ding et al. 2023, arXiv 2307.02486).
+
+A pattern (w, r) cuts the sequence into segments of w positions, and keeps every r-th position of a segment. Only the positions
+that are kept ask, and only they answer. A head keeps those from its offset s_h on, so that different heads keep different ones:
+
+    active_h(p):  (p mod w) mod r = s_h                      ``offsets`` "modulo": s_h = h mod r, as in the paper
+                                                             "block": s_h = ⌊h / ⌈H / r⌉⌋, as in torchscale
+    A_h(p) = {j : active_h(j), ⌊j/w⌋ = ⌊p/w⌋}                what an active position p sees, and j ≤ p if causal
+
+Several patterns (w_i, r_i) are mixed. Each gives an output y_i and the sum Z_i of its softmax, and the mixture weights them by
+these sums:
+
+    y_i = Σ_{j ∈ A_i} exp(S_pj) v_j / Z_i,   Z_i = Σ_{j ∈ A_i} exp(S_pj),   S_pj = scale · q_p · k_j
+    y = Σ_i (Z_i / Σ_n Z_n) y_i                              a pattern in which p is not active has Z_i = 0
+    lse = ln Σ_i Z_i                                         -∞, with y = 0, where p is active in no pattern
+
+One softmax. Put the first line into the second, and each Z_i cancels:
+
+    y = Σ_j C_pj exp(S_pj) v_j / Σ_j C_pj exp(S_pj)          C_pj is the number of patterns in which p sees j
+
+So the mixture is one softmax, in which a key counts as often as there are patterns that show it. Near keys are in several
+patterns and therefore count more. Only the form ``counted`` makes the matrix C.
+
+Cost. A pattern costs T w / r² products: T / r of all positions are active, and each sees w / r of them. If the w_i and r_i both
+grow by a factor a, the sum over the patterns is at most w_1 a / (a - 1) for each position, however long the sequence is.
+
+The kernels are those of attention, called for each pattern. They read the active positions of a segment with a stride, as a
+short sequence without gaps, so nothing is computed for a position that is not active; and they go on with the sums that the
+patterns before have left.
+
+Gradients. Because it is one softmax, so is its gradient. Let g be the gradient of y:
+
+    P_pj = exp(S_pj - lse_p)       dS_pj = P_pj (g_p · v_j - g_p · y_p)       with the lse and the y of the mixture
+
+for each pattern that shows j to p, and the gradients of all patterns are added. This is attention's backward pass, which is
+given the sums of the mixture in place of a pattern's own. The weights Z_i / Σ Z need no gradient of their own: it is in there.
+
+A cache. The keys may begin before the queries. ``start`` is the position of the first key, and the last of S keys stands where
+the last of T queries does. So query i stands at p = start + S - T + i. Keys from the beginning of the largest segment on are
+enough; keys that a query could see and that are missing raise DomainError.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+
+import numpy as np
+
+from autograd import Tensor
+from autograd.device import namespace
+from autograd.errors import DomainError, ShapeError
+from autograd.laws import causal, independent, law, linear_in, shift_invariant
+from autograd.metric import assert_close
+from autograd.op import op
+from autograd.ops import concat, log, logsumexp, put_add, softmax, stack, sum, where
+
+from ..attention import OFFSETS, attention, offset_of
+from ..pairs import scores, weighted
+
+
+def counts(heads, queries, keys, segments, dilations, offsets, causal, start) -> np.ndarray:
+    """C [H T S]: the number of patterns in which a query sees a key."""
+    p, j = start + keys - queries + np.arange(queries), start + np.arange(keys)  # positions [T], [S]
+    C = np.zeros((heads, queries, keys), np.intp)
+    for w, r in zip(segments, dilations, strict=True):
+        s = offset_of(np.arange(heads), heads, r, offsets)[:, None]
+        active_p, active_j = p % w % r == s, j % w % r == s  # [H T], [H S]
+        C += active_p[:, :, None] & active_j[:, None] & (p[:, None] // w == j // w)
+    return C * (j <= p[:, None]) if causal else C
+
+
+@op("q[B H T K], k[B H S K], v[B H S V] -> y[B H T V], lse[B H T]", logs="lse",
+    laws=[causal("q k:S v:S", causal=True), independent("B"), linear_in("v"),
+          # Where outputs of patterns are weighted by exp(lse_i - lse), a large lse loses digits.
+          shift_invariant("k", "all keys", step=0.25, but_for="lse", scale=0.25, except_for=("mixture", "distributed"))])
+def dilated_attention(q, k, v, *, segments=(32,), dilations=(1,), offsets="modulo", causal=True, scale=None, start=0):
+    """y_p = Σ_j C_pj exp(S_pj) v_j / Σ_j C_pj exp(S_pj) with S_pj = scale · q_p · k_j, and the log of the sum below.
+
+    q[B H T K], k[B H S K], v[B H S V] -> y[B H T V], lse[B H T]. C_pj is the number of patterns (segments[i], dilations[i]) in
+    which query p sees key j; the page above has the rules of ``offsets`` and ``start``, the position of the first key. A
+    position that is active in no pattern gives y 0 and lse -∞. ``scale`` defaults to 1/√K. Fewer keys than queries raise
+    ShapeError; no pattern, a segment or a dilation below 1, another rule of offsets, and a start after the beginning of a
+    segment of the first query raise DomainError.
+    """
+    (batch, heads, queries, width), keys = q.shape, k.shape[2]
+    scale = _scale(scale, width)
+    C = counts(heads, queries, keys, segments, dilations, offsets, causal, start)
+    y, lse = np.zeros((*q.shape[:3], v.shape[3]), q.dtype), np.full(q.shape[:3], -math.inf, q.dtype)
+    for b, h, i in np.ndindex(batch, heads, queries):
+        seen = [(j, C[h, i, j].item(), scale * _dot(q[b, h, i], k[b, h, j])) for j in range(keys) if C[h, i, j]]
+        top = max((s for _, _, s in seen), default=-math.inf)  # exp(s - top) cannot overflow
+        if top == -math.inf:
+            continue
+        total = builtins.sum(c * math.exp(s - top) for _, c, s in seen)
+        lse[b, h, i] = top + math.log(total)
+        for j, c, s in seen:
+            y[b, h, i] += c * math.exp(s - top) / total * v[b, h, j]
+    return y, lse
+
+
+def _dot(a, b):
+    return builtins.sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
+
+
+def _scale(scale: float | None, width: int) -> float:
+    """1/√width unless a scale is given; without channels all scores are 0."""
+    return scale if scale is not None else 1 / math.sqrt(width) if width else 0.0
+
+
+@dilated_attention.form
+def mixture(q, k, v, segments, dilations, offsets, causal, scale, start):
+    """Attention for each pattern, and the mean of their outputs by the sums of their softmaxes."""
+    parts = []
+    for w, r in zip(segments, dilations, strict=True):
+        skip = max((start + k.shape[2] - q.shape[2]) // w * w - start, 0)  # keys before the segment of the first query
+        parts.append(attention(q, k[:, :, skip:], v[:, :, skip:], causal=causal, scale=scale, segment=w, dilation=r,
+                               offsets=offsets))
+    return merged(*zip(*parts, strict=True))
+
+
+def merged(ys, lses) -> tuple[Tensor, Tensor]:
+    """y = Σ_i (Z_i / Σ Z) y_i and ln Σ_i Z_i from the outputs y_i[B H T V] and lse_i[B H T] = ln Z_i of patterns."""
+    lses = stack(list(lses), axis=0)  # [patterns B H T]
+    shares = softmax(lses, lses.data != -math.inf, axis=0)
+    return sum(shares[..., None] * stack(list(ys), axis=0), axis=0), logsumexp(lses, axis=0)
+
+
+def detached(q, k, v, *, segments, dilations, **params) -> tuple[Tensor, Tensor]:
+    """dilated_attention with another gradient, torchscale's: the weights Z_i / Σ Z count as constants."""
+    parts = [dilated_attention(q, k, v, segments=(w,), dilations=(r,), **params)
+             for w, r in zip(segments, dilations, strict=True)]
+    ys, lses = zip(*parts, strict=True)
+    return merged(ys, [lse.detach() for lse in lses])
+
+
+@dilated_attention.form
+def counted(q, k, v, segments, dilations, offsets, causal, scale, start):
+    """One softmax P over all keys that are seen, and each weight times its count. Time O(T S (K + V)), memory O(T S) a head."""
+    C = namespace(q.data).asarray(counts(*q.shape[1:3], k.shape[2], segments, dilations, offsets, causal, start))
+    seen = C > 0
+    logits = scores(q * _scale(scale, q.shape[3]), k, seen)  # S [B H T S]
+    weights = softmax(logits, seen) * Tensor.wrap(C.astype(q.dtype))
+    total = sum(weights, axis=-1)  # Σ_j C_pj P_pj, 0 where nothing is seen
+    y = weighted(weights / where(total[..., None] == 0, 1.0, total[..., None]), v, seen)
+    return y, logsumexp(where(seen, logits, -math.inf)) + log(where(total == 0, 1.0, total))
+
+
+@dilated_attention.form(tuning={"ranks": 2})
+def distributed(q, k, v, segments, dilations, offsets, causal, scale, start, ranks):
+    """The paper's algorithm for several machines (section 3): each rank has its own part of the sequence."""
+    return over_ranks(q, k, v, segments, dilations, offsets, causal, scale, start, ranks)[:2]
+
+
+def over_ranks(q, k, v, segments, dilations, offsets, causal, scale, start, ranks) -> tuple[Tensor, Tensor, list[list[int]]]:
+    """y, lse, and for each rank and pattern how many numbers it receives from other ranks for a sequence, all heads together.
+
+    Rank n holds queries, keys and values of the n-th part of the positions; the keys of the past are with the first one. For
+    each pattern it keeps the active positions of its own part, and gathers the active keys and values of those segments that
+    its part shares with other ranks. A part that lies in one segment gathers fewer than w / r of them, however long the
+    sequence is; a segment within one part needs nothing. The gradient sends those of keys and values back along the same way.
+    """
+    (batch, heads, queries, width), keys, out = q.shape, k.shape[2], v.shape[3]
+    past, stop, part, xp = start + keys - queries, start + keys, -(-queries // ranks), namespace(q.data)
+    ys, lses, received = [], [], []
+    for rank in range(ranks):
+        first, last = (min(past + n * part, stop) for n in (rank, rank + 1))
+        shape, outputs, numbers = (batch, heads, last - first), [], []
+        for w, r in zip(segments, dilations, strict=True):
+            begin, end = first // w * w, last if causal else min(-(-last // w) * w, stop)  # of the segments of this part
+            p, j, count = np.arange(first, last), np.arange(max(begin, start), end), 0
+            y, lse = (Tensor.wrap(xp.zeros((*shape, *more), q.dtype)) for more in ((out,), ()))
+            for s in {offset_of(h, heads, r, offsets): h for h in range(heads)}:
+                group = np.array([h for h in range(heads) if offset_of(h, heads, r, offsets) == s])
+                ask, answer = p[p % w % r == s], j[j % w % r == s]  # what is active; the answers are sorted by their rank
+                seen = ask[:, None] // w == answer // w
+                seen &= (answer <= ask[:, None]) | (not causal)
+                count += len(group) * int(((answer < first) & (rank > 0) | (answer >= last)).sum())
+                new = attention(q[:, group][:, :, ask - past], k[:, group][:, :, answer - start],
+                                v[:, group][:, :, answer - start], xp.asarray(seen), causal=False, scale=scale)
+                y, lse = (x + put_add(part, key=(slice(None), group[:, None], ask - first), shape=x.shape)
+                          for x, part in zip((y, lse), new, strict=True))
+            active = p % w % r == offset_of(np.arange(heads), heads, r, offsets)[:, None]  # [H T]
+            outputs.append((y, where(xp.asarray(active), lse, -math.inf)))
+            numbers.append(count * (width + out))
+        y, lse = merged(*zip(*outputs, strict=True))
+        ys, lses, received = [*ys, y], [*lses, lse], [*received, numbers]
+    return concat(ys, axis=2), concat(lses, axis=2), received
+
+
+dilated_attention.kernel("cpu")
+
+
+@dilated_attention.validate
+def _(q, k, segments, dilations, offsets, start):
+    queries, keys = q.shape[2], k.shape[2]
+    if keys < queries:
+        raise ShapeError(f"dilated_attention: {keys} keys for {queries} queries, allowed: at least as many keys as queries")
+    for name, values in (("segments", segments), ("dilations", dilations)):
+        if not (isinstance(values, tuple) and values and all(type(n) is int and n >= 1 for n in values)):
+            raise DomainError(f"dilated_attention: {name} is {values!r}, allowed: a tuple of integers of at least 1")
+    if len(segments) != len(dilations):
+        raise DomainError(f"dilated_attention: {len(segments)} segments and {len(dilations)} dilations, allowed: as many of "
+                          "one as of the other")
+    if offsets not in OFFSETS:
+        raise DomainError(f"dilated_attention: offsets is {offsets!r}, allowed: {', '.join(OFFSETS)}")
+    first = start + keys - queries if type(start) is int else 0
+    least = min(first // w * w for w in segments)
+    if type(start) is not int or start < 0 or start > least:
+        raise DomainError(f"dilated_attention: start is {start!r}, allowed: an integer from 0 to {least}, where the largest "
+                          f"segment of the first query, at position {first}, begins")
+
+
+@dilated_attention.inputs
+def _(draw):
+    batch, heads, queries, past = draw.size(0, 2), draw.size(0, 4), draw.size(0, 6), draw.integer(0, 7)
+    width, out, patterns = draw.size(1, 4), draw.size(0, 3), draw.integer(1, 3)
+    segments, dilations = (tuple(draw.integer(1, n) for _ in range(patterns)) for n in (6, 3))
+    start = draw.choice((0, min(past // w * w for w in segments)))
+    q, k, v = (draw.floats(batch, heads, n, d) for n, d in
+               ((queries, width), (past - start + queries, width), (past - start + queries, out)))
+    return (q, k, v), {"segments": segments, "dilations": dilations, "offsets": draw.choice(OFFSETS), "causal": draw.boolean(),
+                       "scale": draw.choice((None, 0.7)), "start": start}
+
+
+@law(dilated_attention, "one segment and no dilation are attention")
+def _(case, draw):
+    whole = case(segments=(case.k.shape[2] + draw.integer(1, 3),), dilations=(1,), start=0)
+    for name, one, two in zip(("y", "lse"), whole, case.defined_by(attention), strict=True):
+        assert_close(one, two, f"{name} of one segment without dilation is not that of attention", terms=16)
+
+
+@law(dilated_attention, "the mixture is the patterns' outputs, weighted by the sums of their softmaxes")
+def _(case, draw):
+    parts = [case(segments=(w,), dilations=(r,)) for w, r in zip(case.segments, case.dilations, strict=True)]
+    y, lse = case()
+    expected = np.logaddexp.reduce([part.lse.astype(np.float64) for part in parts])
+    shares = [np.exp(part.lse - np.where(expected == -math.inf, 0, expected))[..., None] for part in parts]
+    assert_close(lse, expected.astype(lse.dtype), "lse is not that of the patterns together", terms=16)
+    assert_close(y, np.sum([share * part.y for share, part in zip(shares, parts, strict=True)], axis=0).astype(y.dtype),
+                 "the mixture is not the mean of the patterns by their sums", terms=64)
+
+
+@law(dilated_attention, "the order of the patterns does not matter")
+def _(case, draw):
+    order = draw.generator().permutation(len(case.segments)).tolist()
+    other = case(**{name: tuple(case[name][i] for i in order) for name in ("segments", "dilations")})
+    for name, one, two in zip(("y", "lse"), other, case(), strict=True):
+        assert_close(one, two, f"{name} depends on the order of the patterns", terms=16)
+
+
+@law(dilated_attention, "a pattern that is alone may be given twice: y stays, and lse grows by ln 2")
+def _(case, draw):
+    (once, lse), (twice, lse2) = (case(segments=case.segments[:1] * n, dilations=case.dilations[:1] * n) for n in (1, 2))
+    assert_close(twice, once, "y depends on how often its only pattern is given", terms=16)
+    assert_close(lse2, lse + lse.dtype.type(math.log(2)), "lse does not grow by ln 2 when a pattern is given twice", terms=16)
