@@ -261,6 +261,7 @@ class Stateful(Module):
     bounded: ClassVar[bool] = False  # whether it reads no further than the context
     shared: ClassVar[bool] = False  # whether all layers have one object in common
     without_rope: ClassVar[str | None] = "it has no products of queries and keys"  # why not; None: the model may ask for it
+    without_alibi: ClassVar[str | None] = "it has no scores that a softmax takes"  # the same
 
     @classmethod
     def of_layer(cls, options, layer: int) -> type[Stateful] | None:

@@ -35,8 +35,8 @@ class ModelOptions:
     norm: str = option("layer_norm", "normalisation", choices=("layer_norm", "rms_norm"))
     positions: str = option(
         "learned", "what tells the model where a token stands: a learned vector for each position, a vector of sines, queries "
-        "and keys that are turned by their position (rope), or nothing",
-        choices=("learned", "sinusoidal", "rope", "none"), newer=True,
+        "and keys that are turned by their position (rope), scores that fall with the distance (alibi), or nothing",
+        choices=("learned", "sinusoidal", "rope", "alibi", "none"), newer=True,
     )
     token_shift: bool = option(
         False, "a mixer reads half of its channels from the position before, so that one layer can look up what followed "

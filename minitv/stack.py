@@ -51,9 +51,12 @@ class Stack(Module):
         self.blocks: list[Block] = []
         for layer in range(model.layers):
             mixer = make(variant.mixer, MIXERS, layer)
-            if model.positions == "rope" and mixer.without_rope:
-                raise UserError(f"--positions rope: {variant.name} cannot turn queries and keys, because {mixer.without_rope}; "
-                                "allowed: learned, sinusoidal, none")
+            for positions, does, reason in (("rope", "turn queries and keys", mixer.without_rope),
+                                            ("alibi", "add distances to scores", mixer.without_alibi)):
+                if model.positions == positions and reason:
+                    rope = "" if mixer.without_rope else ", rope"
+                    raise UserError(f"--positions {positions}: {variant.name} cannot {does}, because {reason}; allowed: "
+                                    f"learned, sinusoidal{rope}, none")
             if model.token_shift:
                 if not variant.causal:
                     raise UserError(f"--token-shift: {variant.name} sees both sides of a position, the shift is for those that "

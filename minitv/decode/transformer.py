@@ -52,7 +52,7 @@ class Attention(Half):
 
     @classmethod
     def computes(cls, module):
-        return super().computes(module) and module.angles is None
+        return super().computes(module) and module.rotation is None
 
     def wire(self, norm, module, model):
         heads, context, size = module.heads, model.context, self.width // module.heads

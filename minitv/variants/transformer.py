@@ -22,7 +22,8 @@ the mean of the values with these weights. Any two tokens are one step apart, an
 - Why a causal mask: a language model learns to guess token t + 1 from the tokens up to t. The mask hides what comes later, so
   one pass over a text of T tokens trains T guesses, and none of them can see its answer.
 - Why positions: without a mask, attention does not depend on the order of the keys at all. So each position adds a vector to x:
-  a learned one, or sines (section 3.5). --positions rope turns queries and keys instead: minitv/ops/rope/__init__.py.
+  a learned one, or sines (section 3.5). --positions rope turns queries and keys instead, see minitv/ops/rope/__init__.py, and
+  --positions alibi subtracts from each score the distance of query and key times a slope, 2^(-8 h / H) in head h = 1 .. H.
 - Why a feed-forward network: attention only averages values of tokens. The network then computes with each token on its own. It
   holds two thirds of a layer's weights.
 - Why x + f(norm(x)): the sum carries x and its gradient through all layers unchanged, and each layer adds a correction. The
@@ -103,9 +104,9 @@ from autograd.random import Random
 from ..config import check, option
 from ..errors import UserError
 from ..models.encoder import Encoder
-from ..nn import Dropout, Linear, Stateful
-from ..ops import attention, merge_heads, rope, split_heads
-from ..ops.rope import rope_angles
+from ..nn import Buffer, Dropout, Linear, Stateful
+from ..ops import attention, merge_heads, split_heads
+from ..ops.rope import Rotation, rope_angles
 from ..options import ModelOptions
 from ..variant import Page, Variant
 
@@ -130,16 +131,20 @@ class State(NamedTuple):
     values: Tensor
 
 
+BOTH_SIDES = "it sees both sides of a position, and its biases fall towards the past alone"
+
+
 class Attention(Stateful):
     """out = merge(softmax(q kᵀ / √K) v) Woᵀ for x[B T D], causal, equation (1) and section 3.2.2; state size 2 B T D.
 
     With ``--positions rope`` queries and keys are turned by their position, and the cache holds turned keys. The first weights
     are GPT-2's: normal with deviation init_std, and init_std / √(2 layers) for the output, because a model adds 2 · layers
     outputs to x; biases are 0. While training, the weights P and the output are dropped with the model's probability. UserError
-    if the heads do not divide the width, or if rope gets a head with an odd number of channels.
+    if the heads do not divide the width, or if rope gets a head with an odd number of channels. With ``--positions alibi`` head
+    h subtracts slope_h · (i - j) from the score of query i and key j, and cached keys need no position.
     """
 
-    without_rope = None
+    without_rope = without_alibi = None
     causal: ClassVar[bool] = True  # whether a position sees the past alone
 
     def __init__(self, rng: Random, model: ModelOptions, options: TransformerOptions, layer: int = 0, dtype=np.float32):
@@ -147,12 +152,10 @@ class Attention(Stateful):
         if width % self.heads:
             raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
         self.kv_heads = options.groups(model, layer)  # G
-        self.angles = None
-        if model.positions == "rope":
-            if width // self.heads % 2:
-                raise UserError(f"--positions rope: it turns pairs of channels, and {self.heads} heads of the width {width} "
-                                f"have {width // self.heads} channels each, allowed: an even number")
-            self.angles = rope_angles(width // self.heads)
+        self.rotation = self.turning(width // self.heads, model, options)
+        self.slopes = None
+        if model.positions == "alibi":
+            self.slopes = Buffer(np.array(alibi_slopes(self.heads)), dtype=dtype, saved=False)  # [H]
         std = model.init_std
         self.parts = self.heads, self.kv_heads, self.kv_heads  # heads of q, k and v
         self.qkv = Linear(rng.split(0), width, sum(self.parts) * (width // self.heads), std=std, bias=model.bias, dtype=dtype)
@@ -162,9 +165,18 @@ class Attention(Stateful):
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         q, k, v = self._heads(x, 0)
         if rng is None or not self.dropout.p:
-            return self.out(merge_heads([attention(q, k, v, causal=self.causal)[0]]))  # (1) [B H T K], section 3.2.2 [B T D]
-        y, _ = attention(q, k, v, causal=self.causal, dropout=self.dropout.p, seed=rng.split(0).seed)
+            return self.out(merge_heads([self._attend(q, k, v)]))  # section 3.2.2 [B T D]
+        y = self._attend(q, k, v, dropout=self.dropout.p, seed=rng.split(0).seed)
         return self.dropout(self.out(merge_heads([y])), rng.split(1))
+
+    def turning(self, width: int, model: ModelOptions, options) -> Rotation | None:
+        """How queries and keys of ``width`` channels are turned by their positions; None: they are not."""
+        if model.positions != "rope":
+            return None
+        if width % 2:
+            raise UserError(f"--positions rope: it turns pairs of channels, and {self.heads} heads of the width {model.width} "
+                            f"have {width} channels each, allowed: an even number")
+        return Rotation(rope_angles(width))
 
     def init_state(self, batch: int) -> State:
         empty = self.constant(0.0, batch, self.kv_heads, 0, self.out.weight.shape[0] // self.heads)
@@ -173,20 +185,39 @@ class Attention(Stateful):
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         q, k, v = self._heads(x, state.keys.shape[2])
         state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))  # [B G S K]
-        return self.out(merge_heads([attention(q, *state)[0]])), state
+        return self.out(merge_heads([self._attend(q, *state)])), state
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, **dropping) -> Tensor:
+        slopes = None if self.slopes is None else self.slopes.data
+        return attention(q, k, v, slopes=slopes, causal=self.causal, **dropping)[0]  # (1) [B H T K]
 
     def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """q[B H T K], k[B G T K] and v[B G T K] of positions from ``start`` on."""
         q, k, v = split_heads(self.qkv(x), heads=self.parts)
-        if self.angles is None:
+        if self.rotation is None:
             return q, k, v
-        return rope(q, angles=self.angles, start=start), rope(k, angles=self.angles, start=start), v
+        return self.rotation.queries(q, start), self.rotation.keys(k, start), v
 
 
 class Bidirectional(Attention):
     """The same without a mask: every output depends on all tokens, so there is no state and nothing to continue."""
 
     causal = False
+    without_alibi = BOTH_SIDES
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """ALiBi's slopes of the heads, 2^(-8/H), 2^(-16/H), .. 2^-8 (Press et al. 2022, arXiv 2108.12409, section 3).
+
+    Where the number of heads H is no power of 2, they are those of the power n below, and then every other one of 2 n heads, as
+    in its authors' code.
+    """
+    power = 2 ** int(math.log2(heads))
+
+    def slopes(number: int) -> list[float]:
+        return [2 ** (-8 * (h + 1) / number) for h in range(number)]
+
+    return slopes(power) + slopes(2 * power)[::2][: heads - power]
 
 
 TRANSFORMER = Variant(

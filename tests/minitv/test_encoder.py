@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autograd import assert_close, cross_entropy
+from autograd import Tensor, assert_close, cross_entropy
 from autograd.errors import DomainError, ShapeError
 from autograd.random import Random
 from minitv import variants
 from minitv.errors import UserError
 from minitv.models.encoder import Encoder, sines
 from minitv.options import ModelOptions
+from minitv.variants.transformer import alibi_slopes
 
 pytestmark = pytest.mark.usefixtures("either_way")
 MODEL, VOCAB = ModelOptions(context=12, layers=2, width=16), 11
@@ -67,7 +68,7 @@ def test_sines_are_those_of_the_paper():
     assert sines(0, 3, 5, np.dtype(np.float32)).shape == (3, 5)
 
 
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope", "none"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope", "alibi", "none"])
 def test_positions_of_every_kind(positions):
     """Reading in parts is the call; only learned vectors end at the context, and only without any the order is lost."""
     model, ids = build(positions=positions), tokens()
@@ -97,6 +98,27 @@ def test_sinusoidal_positions_suit_every_variant():
     for name in variants.variants():
         if variants.load(name).causal:
             assert np.isfinite(build(name, positions="sinusoidal")(tokens()).numpy()).all()
+
+
+def test_with_alibi_scores_fall_by_the_slopes_of_its_paper():
+    assert alibi_slopes(1) == [2**-8] and alibi_slopes(4) == [2**-2, 2**-4, 2**-6, 2**-8]
+    assert alibi_slopes(6) == [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]
+    model, ids = build(positions="alibi", layers=1), tokens()
+    mixer = model.blocks[0].mixer
+    x = Tensor(np.random.default_rng(0).normal(size=(2, 9, 16)))
+    q, k, v = (part.numpy() for part in mixer._heads(x, 0))
+    distance = np.arange(9)[:, None] - np.arange(9)
+    weights = np.exp(q @ np.swapaxes(k, 2, 3) / 2 - np.array(alibi_slopes(4))[:, None, None] * distance) * (distance >= 0)
+    y = (weights / weights.sum(3, keepdims=True)) @ v
+    assert_close(mixer(x).numpy(), mixer.out(Tensor(y.transpose(0, 2, 1, 3).reshape(2, 9, 16))).numpy(), terms=1000)
+    assert model(ids).shape == (3, 12, VOCAB)
+
+
+def test_alibi_where_there_are_no_scores():
+    with pytest.raises(UserError, match=r"--positions alibi: rwkv cannot .* no scores .* allowed: learned, sinusoidal, none"):
+        build("rwkv", positions="alibi")
+    with pytest.raises(UserError, match=r"--positions alibi: encoder .* both sides .* learned, sinusoidal, rope, none"):
+        build("encoder", positions="alibi")
 
 
 def test_rope_where_nothing_can_be_turned():

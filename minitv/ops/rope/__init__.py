@@ -119,7 +119,8 @@ def _(x, positions, angles, pairing, scale, start, growth, gain):
     if not growth:
         return
     if not isinstance(growth, tuple) or len(growth) != len(angles):
-        raise DomainError(f"rope: growth must be a tuple of a number for each of the {len(angles)} angles, or (), got {growth!r}")
+        raise DomainError(f"rope: growth must be a tuple of a number for each of the {len(angles)} angles, or (), got "
+                          f"{growth!r}")
     ends = np.array((start, start + x.shape[2])) if positions is None else to_numpy(positions)
     farthest = int(np.abs(ends).max(initial=0))
     if farthest * max(map(abs, growth)) > math.log(np.finfo(x.dtype).max):

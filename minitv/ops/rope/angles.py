@@ -1,7 +1,7 @@
-"""How fast the pairs of a rotation turn: RoFormer's angles, and how they are changed for texts longer than those of training.
+"""How fast the pairs of a rotation turn: RoFormer's angles, and how they change for texts longer than those of training.
 
-A model that was trained at a length L has never seen the slow pairs turn far. At s L positions they stand at angles that are new
-to it, and its loss rises. Each of the ``SCALINGS`` changes the angles θ_j = base^(-2j/K) so that a factor s more positions fit:
+A model that was trained at a length L has never seen the slow pairs turn far. At s L positions they stand at angles that it
+does not know, and its loss rises. The ``SCALINGS`` change the angles θ_j = base^(-2j/K), so that s times as many positions fit:
 
     "none"         θ_j
     "linear"       θ_j / s: position m counts as m / s (Chen et al. 2023, arXiv 2306.15595). Neighbours come closer together too
@@ -51,7 +51,10 @@ def rope_angles(width: int, base: float = 10_000.0, *, closed: bool = False) -> 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How the angles of ``width`` turned channels change for ``factor`` times the ``length`` of training; see the page above."""
+    """The angles of ``width`` turned channels for ``factor`` times the ``length`` of training, by one of the SCALINGS above.
+
+    An unknown ``kind`` or ``ramp``, a factor below 1 or a length below 1 raise DomainError.
+    """
 
     width: int
     base: float = 10_000.0
