@@ -1,0 +1,329 @@
+"""Attention sinks: a model that reads and writes without end in a memory of fixed size (Xiao et al. 2023, arXiv 2309.17453).
+
+The paper calls its method StreamingLLM. It changes no weight: a Transformer that is trained already keeps the keys and values of
+its first few tokens and of its most recent ones, and forgets those in between. Numbers in brackets name the paper's equations.
+
+The problem. A Transformer keeps the keys and values of all tokens so far. The cache grows with every token, and beyond the length
+of its training the model fails anyway, because it meets distances that it has never seen. Two remedies are obvious. Window
+attention keeps the last W keys and values: its memory is constant, but the loss explodes as soon as the very first token leaves the
+cache. To compute the last W tokens anew for every token works, and costs O(W²) for each of them.
+
+Why the window fails. The weights of a softmax sum to 1,
+
+    SoftMax(x)_i = exp(x_i) / Σ_j exp(x_j)                                                             (1)
+
+so a query that finds nothing of use must put its weight somewhere. Training lets it put the weight on the first tokens, because
+they are the only ones that all queries see. The paper finds most weight there, above the bottom two layers, whatever these tokens
+say: line breaks in their place do as well. It calls them attention sinks. When they leave the cache, most of the denominator in
+(1) leaves with them, all other weights become far too large, and the output is a mean that the model has never met.
+
+The idea (section 3.2). Keep the keys and values of the first S tokens for ever. S = 4 is enough for models that were trained
+without a token of their own at the start. To the model, what it keeps is a text without a gap: positions are counted in the
+cache, not in the text, so no distance is ever larger than in training.
+
+What is lost. The context does not become longer. The model knows what is in the cache, and nothing of what has left it. This is
+not the same as a model that reads the last W tokens anew, either: the keys in the cache were computed when older tokens were
+still there, and know of them.
+
+Sinks in training (section 3.3). A model can be given a place for the weight that it has no use for: --sink-kind.
+
+- ``first-tokens``: as published, the S first tokens of the text.
+- ``learned-token``: one learned vector before the text, at position 0, which no answer is asked of. Then S = 1 suffices, and it
+  is this vector. The paper recommends it to all who train a model.
+- ``zero``: a key and a value of zeros before the text. Its score is always 0, so the weights may sum to less than 1:
+
+    SoftMax₁(x)_i = exp(x_i) / (1 + Σ_j exp(x_j))                                                       (2)
+
+  In the paper it is no cure: models trained so still lean on the first tokens (table 3).
+- ``logit``: the same with exp(b) in place of 1, b learned for each head and 0 at first, as in gpt-oss. It is not in the paper.
+
+    ours                                                             the paper's
+    S                the first positions, which are never forgotten  sinks, start_size in its code
+    W                recent tokens in the cache                      recent tokens, recent_size
+    C = S + W        tokens in the cache; "4+1020" has C = 1024      cache size
+    t                position of the newest token in the text        -
+    B T D H K        batch, tokens, width, heads, channels a head    -
+    q_t k_j v_j [K]  query of token t, key and value of token j      -
+    R(m)             turns a query or key as at position m (RoPE)    rotary transformation
+    b [H]            learned logits of the sink                      -
+
+The layer. Token t sees itself, the W tokens before it and the S first ones. The newest token comes on top of the cache, so it sees
+C + 1 tokens.
+
+    token t sees token j if j ≤ t, and t - j ≤ W or j < S
+    distance(t, j) = t - j for recent tokens, min(t, C) - j for j < S               positions in the cache
+    score(t, j) = (R(distance) q_t) · k_j / √K
+    y_t = Σ_j softmax_j(score(t, j)) v_j                                            (1), or (2) and its like
+
+The code of the paper keeps keys before they are turned, and turns all of them for every token by their places 0 .. C - 1 in the
+cache. Here no key is turned twice. Recent keys are turned by their position in the text and sinks by 0 .. S - 1, once. The query
+is turned twice, by t for the recent keys and by min(t, C) for the sinks, and the two results are merged by the logs of their
+softmax's sums, which gives one softmax over all (minitv/ops/merge/__init__.py). Because R(m) q · R(n) k depends on m - n alone,
+these are the distances above. Positions in the text are counted from a base that moves on with the window, so that no angle grows
+without end.
+
+This is one function of the text, whichever way it is computed: the mask trains and evaluates all tokens at once, and the cache
+reads and writes one after the other. That holds for any number of layers, because it holds in each. The gradients are those of
+attention and of merging; for the logit, db = -Σ_t P_t (g_t · y_t), where P_t is the weight that token t leaves at the sink and g_t
+the gradient of y_t.
+
+Without --window the cache is as long as the context, so training sees all tokens of its context, as published, and only what is
+read or written beyond is streamed. A smaller --window is used in training too.
+
+Four tokens. W = 1 and S = 1, so C = 2. Queries, keys and values have one channel, and the scale is ln 2, so that exp(score) is
+2^(q k). No position is turned.
+
+    >>> import numpy as np
+    >>> t, j = np.arange(4)[:, None], np.arange(4)
+    >>> seen = (j <= t) & ((t - j <= 1) | (j < 1))
+    >>> print(seen.astype(int))
+    [[1 0 0 0]
+     [1 1 0 0]
+     [1 1 1 0]
+     [1 0 1 1]]
+    >>> q, k, v = np.array([1., 1, 1, 1]), np.array([2., 0, 0, 1]), np.array([0., 6, 12, 3])
+    >>> weights = 2 ** np.outer(q, k) * seen
+    >>> print((weights @ v / weights.sum(axis=1)).round(3))  # (1)
+    [0.    1.2   3.    2.571]
+
+Token 3 does not see token 1. Its weights are 4 for the sink, 1 for token 2 and 2 for itself: (4 · 0 + 1 · 12 + 2 · 3) / 7. Without
+the sink they are 1 and 2, and the output jumps to (12 + 6) / 3 = 6. The operator computes both, with the token itself counted in
+its window:
+
+    >>> from minitv.ops import attention
+    >>> for sinks in (1, 0):
+    ...     y, _ = attention(*(x[None, None, :, None] for x in (q, k, v)), scale=np.log(2), window=2, sinks=sinks)
+    ...     print(y.numpy().ravel().round(3))
+    [0.    1.2   3.    2.571]
+    [0.    1.2   9.    6.   ]
+
+The places of the sink in the cache, min(t, C) - 0, are the distances at which tokens 0 .. 5 see it: the model never meets 3.
+
+    >>> print(np.minimum(np.arange(6), 2))
+    [0 1 2 2 2 2]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from autograd import Tensor, broadcast_to, concat, reshape
+from autograd.device import beside
+from autograd.random import Random
+
+from ..config import check, option
+from ..errors import UserError
+from ..models.lm import LanguageModel
+from ..nn import Buffer, Module, Parameter, Stateful, full, made, normal
+from ..ops import attention, merge, merge_heads, rope
+from ..options import ModelOptions
+from ..variant import Page, Variant
+from . import transformer
+
+SINKS = 4  # first tokens that a model without a sink of its own keeps
+
+
+@dataclass(frozen=True)
+class SinkOptions(transformer.TransformerOptions):
+    """attention-sinks"""
+
+    window: int | None = option(
+        None, "recent tokens in the cache, besides the sinks and the token itself; none = as many as the context has room for",
+        low=1, high=2**20,
+    )
+    sinks: int | None = option(
+        None, f"first positions that are never forgotten; none = {SINKS}, and 1 with a learned token", low=0, high=2**20
+    )
+    sink_kind: str = option(
+        "first-tokens", "where a query leaves the weight that it has no use for: at the first tokens, as published; at a learned "
+        "token before the text; at a key and a value of zeros (SoftMax1); at a learned logit of each head without a value",
+        choices=("first-tokens", "learned-token", "zero", "logit"),
+    )
+
+    __post_init__ = check
+
+    def cache(self, context: int) -> tuple[int, int]:
+        """Window and sinks of a model that is trained with ``context`` tokens; UserError if they do not fit."""
+        learned = self.sink_kind == "learned-token"
+        room = context + learned - 1  # what the last token of the context sees besides itself
+        sinks = self.sinks
+        if sinks is None:
+            sinks = 1 if learned else min(SINKS, room // 2, self.window or room)
+        window = max(room - sinks, 1) if self.window is None else self.window
+        check_cache(window, sinks, max(room, 1))
+        if learned and not sinks:
+            raise UserError("--sinks 0: the token of --sink-kind learned-token stands at the first position, and it is to be "
+                            "kept, allowed: 1 or more")
+        return window, sinks
+
+
+def check_cache(window: int, sinks: int, room: int) -> None:
+    """Raise UserError unless a model that is trained to see ``room`` tokens besides the newest can keep so many."""
+    if sinks > window:
+        raise UserError(f"--sinks {sinks}: the cache would have more sinks than recent tokens (--window {window}), allowed: 0 to "
+                        f"{min(window, room // 2)}")
+    if window + sinks > room:
+        raise UserError(f"--window {window} and --sinks {sinks}: a token would see {window + sinks} others, and in training, by "
+                        f"--context, it sees at most {room}, allowed: a window of 1 to {max(room - sinks, 1)}")
+
+
+class Cache(NamedTuple):
+    """Keys and values [B G n K] of the first tokens and of the most recent ones, at most S and W of them, and how many came.
+
+    Turned keys of recent tokens are turned as if position ``base`` were 0.
+    """
+
+    first_keys: Tensor
+    first_values: Tensor
+    keys: Tensor
+    values: Tensor
+    position: int
+    base: int
+
+
+class Streamed(Stateful):
+    """out = merge(y) Woᵀ for x[B T D], y as above, by the weights of an attention; the state has 2 C G K numbers of a sequence.
+
+    ``layer`` is the attention of transformer.py or one of its kind, ``logit`` [H] the sink's, or None. T tokens at once cost
+    O(T (S + W) D) besides the projections, and memory for T + C keys.
+    """
+
+    without_rope = None
+
+    def __init__(self, layer: transformer.Attention, window: int, sinks: int, logit: Tensor | None = None):
+        self.layer, self.window, self.sinks, self.logit = layer, window, sinks, logit
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        layer, rotation = self.layer, self.layer.rotation
+        if rng is not None and not layer.dropout.p:
+            rng = None
+        q, k, v = layer.project(x)
+        longer = x.shape[1] > self.window + self.sinks + 1  # than what one token sees
+        if longer and rotation is not None:
+            y, _ = self._read(q, k, v, self.init_state(x.shape[0]), rng)
+        else:  # places in the cache are those in the text, or they do not matter
+            if rotation is not None:
+                q, k = rotation.queries(q), rotation.keys(k)
+            mask = {"window": self.window + 1, "sinks": self.sinks} if longer else {}
+            y, _ = attention(q, k, v, sink=self.logit, **mask, **self._dropped(rng, 0))
+        return layer.dropout(layer.out(merge_heads([y])), rng and rng.split(2))  # [B T D]
+
+    def init_state(self, batch: int) -> Cache:
+        empty = self.layer.init_state(batch)
+        return Cache(*empty[:2], *empty[:2], 0, 0)
+
+    def prefill(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
+        y, state = self._read(*self.layer.project(x), state)
+        return self.layer.out(merge_heads([y])), state
+
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, state: Cache, rng: Random | None = None) -> tuple[Tensor, Cache]:
+        """y [B H T K] of queries and keys that are not turned yet, and the cache after them."""
+        rotation, start = self.layer.rotation, state.position
+        first_keys, first_values, keys, values, position, base = state
+        if rotation is not None and start - base > self.window:
+            keys, base = rotation.moved(keys, base - start), start
+        new = min(max(self.sinks - start, 0), q.shape[2])  # tokens that are sinks
+        if new:
+            sinks = k[:, :, :new] if rotation is None else rotation.keys(k[:, :, :new], start)
+            first_keys, first_values = _after(first_keys, sinks), _after(first_values, v[:, :, :new])
+        near = q
+        if rotation is not None:
+            near, k = rotation.queries(q, start - base), rotation.keys(k, start - base)
+        keys, values = _after(keys, k[:, :, new:]), _after(values, v[:, :, new:])
+        y, lse = attention(near, keys, values, sink=self.logit, window=self.window + 1, **self._dropped(rng, 0))
+        if self.sinks:
+            places = np.arange(start, start + q.shape[2])
+            seen = None if start >= self.sinks else beside(np.arange(first_keys.shape[2]) <= places[:, None], q.data)  # [T S]
+            far, sum_far = attention(self._placed(q, np.minimum(places, self.window + self.sinks)), first_keys, first_values,
+                                     seen, causal=False, **self._dropped(rng, 1))
+            y, _ = merge(y, lse, far, sum_far)
+        old = max(keys.shape[2] - self.window, 0)
+        return y, Cache(first_keys, first_values, keys[:, :, old:], values[:, :, old:], start + q.shape[2], base)
+
+    def _placed(self, q: Tensor, places: np.ndarray) -> Tensor:
+        """Queries [B H T K] turned as at ``places`` [T]."""
+        rotation = self.layer.rotation
+        if rotation is None:
+            return q
+        positions = np.broadcast_to(places - rotation.centre, (q.shape[0], len(places)))
+        return rope(q, beside(np.ascontiguousarray(positions), q.data), angles=rotation.angles, pairing=rotation.pairing,
+                    gain=rotation.gain, growth=rotation.growth)
+
+    def _dropped(self, rng: Random | None, part: int) -> dict[str, Any]:
+        """The dropout of the weights of one part of the keys."""
+        return {} if rng is None else {"dropout": self.layer.dropout.p, "seed": rng.split(part).seed}
+
+
+def _after(past: Tensor, new: Tensor) -> Tensor:
+    return concat([past, new], axis=2) if past.shape[2] and new.shape[2] else new if new.shape[2] else past
+
+
+class SinkAttention(Streamed):
+    """The Transformer's attention with the window and the sinks of the options.
+
+    UserError if window and sinks do not fit into the context, or for positions that are added to the tokens of a text.
+    """
+
+    def __init__(self, rng: Random, model: ModelOptions, options: SinkOptions, layer: int = 0, dtype=np.float32):
+        check_positions(model.positions, f"--positions {model.positions}")
+        logit = None
+        if options.sink_kind == "logit":
+            logit = full((options.heads,), 0, dtype)
+        elif options.sink_kind == "zero":
+            logit = made(Buffer, (options.heads,), dtype, lambda: np.zeros(options.heads, dtype), saved=False)
+        super().__init__(transformer.Attention(rng, model, options, layer, dtype), *options.cache(model.context), logit)
+
+
+class Preceded(Module):
+    """The layers of a stack after a learned vector, which stands at position 0 and gives no output."""
+
+    bounded = False
+
+    def __init__(self, stack: Any, token: Parameter):
+        self.stack, self.token = stack, token
+
+    def __len__(self) -> int:
+        return len(self.stack)
+
+    def __getitem__(self, layer: int) -> Any:
+        return self.stack[layer]
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        return self.stack(concat([self._of(x.shape[0]), x], axis=1), rng)[:, 1:]
+
+    def init_state(self, batch: int) -> tuple[Any, ...]:
+        return self.stack.prefill(self._of(batch), self.stack.init_state(batch))[1]
+
+    def prefill(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
+        return self.stack.prefill(x, state)
+
+    def _of(self, batch: int) -> Tensor:
+        """The vector for every sequence, [B 1 D]."""
+        return broadcast_to(reshape(self.token, (1, 1, -1)), shape=(batch, 1, self.token.shape[0]))
+
+
+class SinkModel(LanguageModel):
+    """A language model that begins with a learned token, if the options say so."""
+
+    def __init__(self, variant: Any, model: ModelOptions, options: SinkOptions, vocab: int, rng: Random, dtype: Any = np.float32):
+        super().__init__(variant, model, options, vocab, rng, dtype)
+        if options.sink_kind == "learned-token":
+            self.blocks = Preceded(self.blocks, normal(rng.split(6), (model.width,), model.init_std, dtype))
+
+
+def check_positions(positions: str, label: str) -> None:
+    """Raise UserError for positions that are added to tokens, which begins with ``label``."""
+    if positions in ("learned", "sinusoidal"):
+        raise UserError(f"{label}: a vector for each place of the text is in the keys already when a cache forgets some of them, "
+                        "and cannot be changed to their places in the cache, allowed: rope, none")
+
+
+def streaming(model: LanguageModel, window: int, sinks: int) -> LanguageModel:
+    """A trained model with the same weights, whose attention keeps ``window`` recent tokens and the ``sinks`` first ones.
+
+    UserError if its attention is of another kind, if its positions are learned or sines, or if it was trained with less.
+    """
+    raise NotImplementedError
