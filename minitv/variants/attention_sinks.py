@@ -114,14 +114,23 @@ from autograd import Tensor, broadcast_to, concat, reshape
 from autograd.device import beside
 from autograd.random import Random
 
+from .. import variants
 from ..config import check, option
 from ..errors import UserError
 from ..models.lm import LanguageModel
 from ..nn import Buffer, Module, Parameter, Stateful, full, made, normal
-from ..ops import attention, merge, merge_heads, rope
+from ..ops import attention, merge_heads, rope
 from ..options import ModelOptions
 from ..variant import Page, Variant
 from . import transformer
+
+
+
+def merge(y, lse, y2, lse2):
+    from autograd import exp, logsumexp, stack
+    total = logsumexp(stack([lse, lse2], axis=3), axis=3)
+    return y * exp(lse - total)[..., None] + y2 * exp(lse2 - total)[..., None], total
+
 
 SINKS = 4  # first tokens that a model without a sink of its own keeps
 
@@ -148,12 +157,12 @@ class SinkOptions(transformer.TransformerOptions):
     def cache(self, context: int) -> tuple[int, int]:
         """Window and sinks of a model that is trained with ``context`` tokens; UserError if they do not fit."""
         learned = self.sink_kind == "learned-token"
-        room = context + learned - 1  # what the last token of the context sees besides itself
+        room = max(context - 1, 1) + learned  # what the last token of the context sees besides itself
         sinks = self.sinks
         if sinks is None:
             sinks = 1 if learned else min(SINKS, room // 2, self.window or room)
-        window = max(room - sinks, 1) if self.window is None else self.window
-        check_cache(window, sinks, max(room, 1))
+        window = room - sinks if self.window is None else self.window
+        check_cache(window, sinks, room)
         if learned and not sinks:
             raise UserError("--sinks 0: the token of --sink-kind learned-token stands at the first position, and it is to be "
                             "kept, allowed: 1 or more")
@@ -321,9 +330,77 @@ def check_positions(positions: str, label: str) -> None:
                         "and cannot be changed to their places in the cache, allowed: rope, none")
 
 
+def streams(variant: Variant) -> bool:
+    """Whether a variant's attention can be streamed: it is that of the Transformer, or one of its kind."""
+    return variant.causal and issubclass(variant.mixer, (transformer.Attention, Streamed))
+
+
 def streaming(model: LanguageModel, window: int, sinks: int) -> LanguageModel:
     """A trained model with the same weights, whose attention keeps ``window`` recent tokens and the ``sinks`` first ones.
 
-    UserError if its attention is of another kind, if its positions are learned or sines, or if it was trained with less.
+    UserError if its attention is of another kind, if its positions are learned or sines, or if it was trained to see fewer.
     """
-    raise NotImplementedError
+    if not streams(model.variant):
+        names = [name for name in variants.variants() if streams(variants.load(name))]
+        raise UserError(f"--window: {model.variant.name} has no cache of keys and values that could be cut, allowed: "
+                        f"{', '.join(names)}")
+    check_positions(model.encoding, f"--window: this model was trained with --positions {model.encoding}")
+    learned = isinstance(model.blocks, Preceded)
+    check_cache(window, sinks, max(model.context - 1, 1) + learned)
+    made: dict[int, Any] = {}
+
+    def changed(part: Any) -> Any:
+        """A copy of a module in which every attention is streamed; its arrays are the same."""
+        if isinstance(part, list | tuple):
+            return type(part)(map(changed, part))
+        if not isinstance(part, Module):
+            return part
+        if id(part) not in made:
+            if isinstance(part, Streamed):
+                made[id(part)] = Streamed(part.layer, window, sinks, part.logit)
+            elif isinstance(part, transformer.Attention):
+                made[id(part)] = Streamed(part, window, sinks)
+            else:
+                made[id(part)] = copy = object.__new__(type(part))
+                copy.__dict__.update((name, changed(value)) for name, value in vars(part).items())
+        return made[id(part)]
+
+    return changed(model)
+
+
+ATTENTION_SINKS = Variant(
+    name="attention-sinks",
+    summary="StreamingLLM: attention to the first tokens and to the recent ones, for texts without end in constant memory",
+    paper="Xiao et al. 2023, arXiv 2309.17453",
+    mixer=SinkAttention,
+    options=SinkOptions,
+    model=SinkModel,
+    overrides=dict(positions="rope"),
+    page=Page(
+        formula="y_t = Σ_j softmax_j(R(d) q_t · k_j / √K) v_j in every head over the first S tokens, at the distances "
+                "d = min(t, S + W) - j, and over the W recent ones and the token itself, at d = t - j",
+        cost="training, for each layer and sequence: O(T D²) for the projections, which have 4 D² weights, and for the "
+             "feed-forward network, which has 8 D²; O(T (S + W) D) for attention. Memory: O(T D). Reading or generating a token: "
+             "O(D²) for the matrices and O((S + W) D) for attention, however long the text is",
+        state="2 (S + W) D numbers in each layer, of fixed size: keys and values of the first S tokens and of the W recent ones",
+        operators=("attention", "merge", "rope"),
+        golden="a cache in PyTorch that turns all its keys anew for every token, as the paper's code does, with all gradients; "
+               "gpt-oss's eager attention of the package transformers for the learned logit",
+        discrepancies=(
+            "the paper streams models that were trained as usual, and so does minitv stream with any Transformer whose positions "
+            "are relative; with --window a model here is trained by the same mask that it is streamed by",
+            "the paper's cache of 4+1020 tokens comes besides the newest token, and so does ours; its function for dialogues "
+            "drops tokens before new ones arrive, so that a cache is shorter by them (evict_for_space)",
+            "the paper keeps keys before they are turned, and turns them all for every token; here each is turned once and the "
+            "query twice, which gives the same numbers",
+            "the cache class of the package transformers, removed since, turned kept keys by differences of positions and left "
+            "the newest at its place in the text, so that errors grew (its issues 31581, 33691, 35350)",
+            "the paper's cache may be as long as the training context, so that the newest token sees one distance that training "
+            "has not shown; here the cache and the newest token together are at most the context",
+            "a learned logit for each head is not in the paper: gpt-oss and x-transformers have it",
+        ),
+        review="it says that StreamingLLM is similar to LongNet with learnable sinks at the beginning, which is wrong: there is no "
+               "dilation, there are no segments, nothing needs to be trained, and the sinks are ordinary first tokens; a learned "
+               "token is an option of the paper",
+    ),
+)
