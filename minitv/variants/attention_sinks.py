@@ -119,7 +119,7 @@ from ..config import check, option
 from ..errors import UserError
 from ..models.lm import LanguageModel
 from ..nn import Buffer, Module, Parameter, Stateful, full, made, normal
-from ..ops import attention, merge_heads, rope
+from ..ops import attention, merge_heads, rope, split_heads
 from ..options import ModelOptions
 from ..variant import Page, Variant
 from . import transformer
@@ -200,7 +200,7 @@ class Streamed(Stateful):
     O(T (S + W) D) besides the projections, and memory for T + C keys.
     """
 
-    without_rope = None
+    without_rope = without_alibi = None
 
     def __init__(self, layer: transformer.Attention, window: int, sinks: int, logit: Tensor | None = None):
         self.layer, self.window, self.sinks, self.logit = layer, window, sinks, logit
@@ -209,15 +209,15 @@ class Streamed(Stateful):
         layer, rotation = self.layer, self.layer.rotation
         if rng is not None and not layer.dropout.p:
             rng = None
-        q, k, v = layer.project(x)
+        q, k, v = self._project(x)
         longer = x.shape[1] > self.window + self.sinks + 1  # than what one token sees
-        if longer and rotation is not None:
+        if longer and (rotation is not None or layer.slopes is not None):
             y, _ = self._read(q, k, v, self.init_state(x.shape[0]), rng)
         else:  # places in the cache are those in the text, or they do not matter
             if rotation is not None:
                 q, k = rotation.queries(q), rotation.keys(k)
             mask = {"window": self.window + 1, "sinks": self.sinks} if longer else {}
-            y, _ = attention(q, k, v, sink=self.logit, **mask, **self._dropped(rng, 0))
+            y, _ = attention(q, k, v, sink=self.logit, slopes=self._slopes, **mask, **self._dropped(rng, 0))  # (1), (2)
         return layer.dropout(layer.out(merge_heads([y])), rng and rng.split(2))  # [B T D]
 
     def init_state(self, batch: int) -> Cache:
@@ -225,16 +225,20 @@ class Streamed(Stateful):
         return Cache(*empty[:2], *empty[:2], 0, 0)
 
     def prefill(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
-        y, state = self._read(*self.layer.project(x), state)
+        y, state = self._read(*self._project(x), state)
         return self.layer.out(merge_heads([y])), state
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q[B H T K], k[B G T K] and v[B G T K], not turned yet."""
+        return split_heads(self.layer.qkv(x), heads=self.layer.parts)
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, state: Cache, rng: Random | None = None) -> tuple[Tensor, Cache]:
         """y [B H T K] of queries and keys that are not turned yet, and the cache after them."""
-        rotation, start = self.layer.rotation, state.position
-        first_keys, first_values, keys, values, position, base = state
+        rotation, start, count = self.layer.rotation, state.position, q.shape[2]
+        first_keys, first_values, keys, values, _, base = state
         if rotation is not None and start - base > self.window:
             keys, base = rotation.moved(keys, base - start), start
-        new = min(max(self.sinks - start, 0), q.shape[2])  # tokens that are sinks
+        new = min(max(self.sinks - start, 0), count)  # tokens that are sinks
         if new:
             sinks = k[:, :, :new] if rotation is None else rotation.keys(k[:, :, :new], start)
             first_keys, first_values = _after(first_keys, sinks), _after(first_values, v[:, :, :new])
@@ -242,15 +246,26 @@ class Streamed(Stateful):
         if rotation is not None:
             near, k = rotation.queries(q, start - base), rotation.keys(k, start - base)
         keys, values = _after(keys, k[:, :, new:]), _after(values, v[:, :, new:])
-        y, lse = attention(near, keys, values, sink=self.logit, window=self.window + 1, **self._dropped(rng, 0))
+        y, lse = attention(near, keys, values, sink=self.logit, slopes=self._slopes, window=self.window + 1,
+                           **self._dropped(rng, 0))
         if self.sinks:
-            places = np.arange(start, start + q.shape[2])
-            seen = None if start >= self.sinks else beside(np.arange(first_keys.shape[2]) <= places[:, None], q.data)  # [T S]
-            far, sum_far = attention(self._placed(q, np.minimum(places, self.window + self.sinks)), first_keys, first_values,
-                                     seen, causal=False, **self._dropped(rng, 1))
-            y, _ = merge(y, lse, far, sum_far)
+            places = np.arange(start, start + count)
+            kept = first_keys.shape[2]
+            seen = None if start >= self.sinks else beside(np.arange(kept) <= places[:, None], q.data)  # [T S]
+            places = np.minimum(places, self.window + self.sinks)  # in the cache
+            far, lse_far = attention(self._placed(q, places), first_keys, first_values, seen, slopes=self._slopes, causal=False,
+                                     **self._dropped(rng, 1))
+            if self.layer.slopes is not None:  # the operator has placed query i at i + S - T: all its scores are off by as much
+                lse_far = lse_far + reshape(self.layer.slopes, (-1, 1)) * Tensor.wrap(
+                    beside((np.arange(count) + kept - count - places).astype(q.dtype), q.data))
+            y, _ = merge(y, lse, far, lse_far)
         old = max(keys.shape[2] - self.window, 0)
-        return y, Cache(first_keys, first_values, keys[:, :, old:], values[:, :, old:], start + q.shape[2], base)
+        return y, Cache(first_keys, first_values, keys[:, :, old:], values[:, :, old:], start + count, base)
+
+    @property
+    def _slopes(self) -> Any:
+        """ALiBi's slopes [H], or None."""
+        return None if self.layer.slopes is None else self.layer.slopes.data
 
     def _placed(self, q: Tensor, places: np.ndarray) -> Tensor:
         """Queries [B H T K] turned as at ``places`` [T]."""
@@ -327,12 +342,23 @@ def check_positions(positions: str, label: str) -> None:
     """Raise UserError for positions that are added to tokens, which begins with ``label``."""
     if positions in ("learned", "sinusoidal"):
         raise UserError(f"{label}: a vector for each place of the text is in the keys already when a cache forgets some of them, "
-                        "and cannot be changed to their places in the cache, allowed: rope, none")
+                        "and cannot be changed to their places in the cache, allowed: rope, alibi, none")
 
 
 def streams(variant: Variant) -> bool:
     """Whether a variant's attention can be streamed: it is that of the Transformer, or one of its kind."""
     return variant.causal and issubclass(variant.mixer, (transformer.Attention, Streamed))
+
+
+def cache_of(model: LanguageModel, window: int | None, sinks: int | None) -> tuple[int, int]:
+    """Window and sinks for ``streaming``: where one is None, that of a model which has them, or else what fits its context."""
+    own = next((module for module in model.modules() if isinstance(module, Streamed)), None)
+    room = max(model.context - 1, 1) + isinstance(model.blocks, Preceded)
+    if sinks is None:
+        sinks = min(SINKS if own is None else own.sinks, room // 2, window or room)
+    if window is None:
+        window = max(room - sinks, 1) if own is None or own.sinks != sinks else own.window
+    return window, sinks
 
 
 def streaming(model: LanguageModel, window: int, sinks: int) -> LanguageModel:
@@ -359,6 +385,9 @@ def streaming(model: LanguageModel, window: int, sinks: int) -> LanguageModel:
             if isinstance(part, Streamed):
                 made[id(part)] = Streamed(part.layer, window, sinks, part.logit)
             elif isinstance(part, transformer.Attention):
+                if getattr(part, "dynamic", False):
+                    raise UserError("--window: the keys of --scaling dynamic-ntk turn by other angles when a text grows, and the "
+                                    "text in a cache does not grow, allowed: a model with another scaling")
                 made[id(part)] = Streamed(part, window, sinks)
             else:
                 made[id(part)] = copy = object.__new__(type(part))

@@ -9,7 +9,7 @@ from autograd import Tensor, assert_close, no_grad
 from autograd.random import Random
 from minitv.errors import UserError
 from minitv.nn import full
-from minitv.ops import attention
+from minitv.ops import attention, split_heads
 from minitv.options import ModelOptions
 from minitv.variants.attention_sinks import Cache, SinkOptions, Streamed, streaming
 from minitv.variants.transformer import Attention, TransformerOptions
@@ -42,13 +42,13 @@ class Oracle:
     def __init__(self, window, sinks, positions, logit=None):
         self.window, self.sinks, self.positions, self.logit, self.cache = window, sinks, positions, logit, []
 
-    def step(self, q, k, v):
+    def step(self, q, k, v, slope=0.0):
         cache = [*self.cache, (k, v)]
         keys, values = (np.array(x) for x in zip(*cache, strict=True))
         n, width = keys.shape
         if self.positions == "rope":
             keys, q = turned(keys, np.arange(n), width), turned(q[None], np.array([n - 1]), width)[0]
-        scores = keys @ q / np.sqrt(width)
+        scores = keys @ q / np.sqrt(width) + slope * (np.arange(n) - (n - 1))
         top = scores.max()
         weights = np.exp(scores - top)
         rest = 0.0 if self.logit is None else np.exp(self.logit - top)
@@ -68,8 +68,10 @@ def oracle(model, ids, window, sinks, positions="rope", token=None):
     rows = [model.embed.weight.numpy()[i] for i in ids]
     for x in ([token] if token is not None else []) + rows:
         for block, layer, heads in zip(model.blocks, layers, caches, strict=True):
-            q, k, v = (part.numpy()[0, :, 0] for part in layer.project(block.norm1(Tensor(x[None, None]))))
-            y = np.concatenate([cache.step(q[h], k[h], v[h]) for h, cache in enumerate(heads)])
+            x1 = split_heads(layer.qkv(block.norm1(Tensor(x[None, None]))), heads=layer.parts)
+            q, k, v = (part.numpy()[0, :, 0] for part in x1)
+            share, slopes = layer.heads // layer.kv_heads, [0.0] * layer.heads if layer.slopes is None else layer.slopes.numpy()
+            y = np.concatenate([cache.step(q[h], k[h // share], v[h // share], slopes[h]) for h, cache in enumerate(heads)])
             x = x + layer.out(Tensor(y[None, None])).numpy()[0, 0]
             x = x + block.ffn(block.norm2(Tensor(x[None, None]))).numpy()[0, 0]
         out.append(model.logits(Tensor(x[None, None])).numpy()[0, 0])
@@ -130,7 +132,7 @@ def test_a_zero_sink_is_a_key_and_a_value_of_zeros_before_the_text(window):
     x = np.random.default_rng(0).normal(size=(1, 9, 8)) * 3
     size = window or 9
     ours = Streamed(layer, size, 1, full((2,), 0, np.float64))(Tensor(x)).numpy()
-    q, k, v = (part.numpy()[0] for part in layer.project(Tensor(x)))
+    q, k, v = (part.numpy()[0] for part in split_heads(layer.qkv(Tensor(x)), heads=layer.parts))
     k, v = (np.concatenate([np.zeros((2, 1, 4)), part], axis=1) for part in (k, v))
     t, j = np.arange(9)[:, None], np.arange(-1, 9)
     weights = np.exp(q @ k.transpose(0, 2, 1) / 2) * ((j <= t) & ((t - j <= size) | (j < 1)))  # the zeros are always seen
@@ -215,21 +217,29 @@ def test_the_state_stops_growing():
     assert type(cache) is Cache and cache.position - cache.base <= 4  # angles do not grow either
 
 
-@pytest.mark.parametrize(("variant", "options"), [
-    ("transformer", dict(positions="rope")), ("transformer", dict(positions="none")),
-    ("transformer", dict(positions="rope", token_shift=True)), ("transformer", dict(positions="rope", stack="reversible")),
-    ("attention-sinks", dict(sink_kind="logit")),
-])
-def test_a_trained_model_is_streamed_with_its_own_weights(variant, options):
-    plain, ids = build(variant, **options), np.random.default_rng(1).integers(0, 11, (1, 30))
+STREAMED = {
+    "rope": ("transformer", dict(positions="rope")), "none": ("transformer", dict(positions="none")),
+    "alibi": ("transformer", dict(positions="alibi")), "grouped": ("grouped-query", dict(kv_heads=1, positions="rope")),
+    "shift": ("transformer", dict(positions="rope", token_shift=True)),
+    "reversible": ("transformer", dict(positions="rope", stack="reversible")),
+    "roformer": ("roformer", dict(pairing="half", rotated=0.5)), "xpos": ("roformer", dict(xpos=True, xpos_base=2.0)),
+    "yarn": ("roformer", dict(scaling="yarn", scaling_factor=2.0)), "logit": ("attention-sinks", dict(sink_kind="logit")),
+}
+
+
+@pytest.mark.parametrize("case", STREAMED)
+def test_a_trained_model_is_streamed_with_its_own_weights(case):
+    """Within the cache it is the model, beyond it is the oracle's, read at once or in parts."""
+    variant, options = STREAMED[case]
+    plain, ids = build(variant, **{"layers": 2, **options}), np.random.default_rng(1).integers(0, 11, (1, 26))
     model = streaming(plain, 5, 2)
-    assert not any(isinstance(module, Streamed) for module in plain.modules()) or variant == "attention-sinks"
     assert {id(p) for p in model.parameters()} == {id(p) for p in plain.parameters()}
     with no_grad():
-        assert_close(model(ids[:, :8]).numpy(), plain(ids[:, :8]).numpy(), terms=1000)
-        assert np.abs(model(ids).numpy() - plain(ids).numpy())[:, 9:].max() > 1e-3
+        whole = plain(ids).numpy()
+        assert_close(model(ids[:, :8]).numpy(), whole[:, :8], terms=1000)
+        assert np.abs(model(ids).numpy() - whole)[:, 9:].max() > 1e-3
         assert_close(read(model, ids, [7, 8, 20]), model(ids).numpy(), terms=10_000)
-        if options in (dict(positions="rope"), dict(positions="none")):
+        if case in ("rope", "none", "alibi", "grouped"):
             assert_close(model(ids).numpy()[0], oracle(plain, ids[0], 5, 2, options["positions"]), terms=10_000)
 
 
@@ -262,7 +272,8 @@ def test_wrong_options(options, sentence):
 
 
 @pytest.mark.parametrize(("variant", "options", "window", "sinks", "sentence"), [
-    ("retnet", {}, 4, 2, "--window: retnet has no cache of keys and values that could be cut, allowed: attention-sinks, "),
+    ("retnet", {}, 4, 2, "--window: retnet has no cache of keys and values that could be cut, allowed: "),
+    ("roformer", dict(scaling="dynamic-ntk", scaling_factor=2.0), 4, 2, "--window: the keys of --scaling dynamic-ntk turn by"),
     ("transformer", {}, 4, 2, "--window: this model was trained with --positions learned: a vector for each place"),
     ("transformer", dict(positions="none"), 10, 2, "--window 10 and --sinks 2: a token would see 12 others"),
     ("transformer", dict(positions="none"), 2, 3, "--sinks 3: the cache would have more sinks than recent tokens"),
