@@ -113,10 +113,9 @@ from . import transformer
 
 
 @dataclass(frozen=True)
-class RotaryOptions:
+class RotaryOptions(transformer.TransformerOptions):
     """roformer-linear"""
 
-    heads: int = option(4, "attention heads; they divide the width", low=1)
     pairing: str = option(
         "interleaved", "which channels of a head are a pair: neighbours, as in the paper, or those half a head apart, as in "
         "GPT-NeoX and transformers' LLaMA",
