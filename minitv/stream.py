@@ -87,9 +87,8 @@ class Streams:
 
     def __init__(self, model: LanguageModel, window: int, sinks: int, recompute: int = 0):
         self.model, self.recompute, self.position = model, recompute, 0
-        caches = {WINDOW: streaming(model, window + sinks, 0)}
-        if sinks:
-            caches[SINKS] = streaming(model, window, sinks)
+        kept = streaming(model, window, sinks)
+        caches = {WINDOW: streaming(model, window + sinks, 0), SINKS: kept} if sinks else {WINDOW: kept}
         self.ways: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]] = {DENSE: self._dense}
         self.ways |= {name: _Cached(changed) for name, changed in caches.items()}
         if recompute:
