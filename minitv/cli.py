@@ -15,9 +15,19 @@ from typing import Any
 from . import __version__, tasks, variants
 from .config import Options, Parser, Setting, choose, encode, read_toml, table
 from .errors import UserError, naming, plain
-from .options import DEFAULT_PRESET, PRESETS, SYNONYMS, ConvertOptions, EvalOptions, ModelOptions, SampleOptions, TrainOptions
+from .options import (
+    DEFAULT_PRESET,
+    PRESETS,
+    SYNONYMS,
+    ConvertOptions,
+    EvalOptions,
+    ModelOptions,
+    SampleOptions,
+    StreamOptions,
+    TrainOptions,
+)
 from .picture import plot
-from .report import columns, count, reflow, wrap
+from .report import columns, count, reflow, tell, wrap
 from .signals import Stop
 
 
@@ -323,6 +333,34 @@ def _convert(argv: list[str]) -> int:
     return 0
 
 
+def _stream(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv stream",
+        synonyms=SYNONYMS,
+        usage="minitv stream DIR [options]",
+        description="Read a text of any length in constant memory with a trained Transformer whose positions are relative,\n"
+        "and say how well it predicts each range of positions: with a cache of the recent tokens alone; with the\n"
+        "first tokens kept besides, as in StreamingLLM; and by reading the context anew for every token.\n"
+        "The picture is stream.png in the folder of the run.",
+        epilog="examples:\n  minitv train attention-sinks --data my.txt --out runs/mine\n"
+        "  minitv stream runs/mine --data other.txt --window 59 --sinks 4\n"
+        "  minitv sample runs/mine --window 59 --sinks 4",
+    )
+    directory, config = _of_a_run(parser, StreamOptions, argv)
+    from .stream import stream
+
+    result = stream(directory, config)
+    _columns(result.about())
+    print("\nbits per character, by the number of tokens before\n" + "\n".join(result.table()))
+    try:
+        print(f"picture: {result.draw(config.out)}")
+    except UserError as error:
+        if config.out is not None:
+            raise
+        tell(f"no picture: {error}")
+    return 130 if result.stopped else 0
+
+
 def _list(argv: list[str]) -> int:
     _plain("list", "List the variants with their paper and their tasks, the tasks, and the presets.", argv)
     from .experiment import possible
@@ -543,6 +581,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "sample": (_sample, "write text with a trained model"),
     "eval": (_eval, "say how well a trained model predicts a text"),
     "convert": (_convert, "give a trained Transformer fewer heads of keys and values"),
+    "stream": (_stream, "read a text of any length in constant memory"),
     "list": (_list, "list the variants, tasks and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),
     "explain": (_explain, "show a variant or an operator: formula, cost, forms, kernels"),

@@ -21,6 +21,20 @@ def _checkpoint() -> Any:
     return option("last", "the newest weights, or those with the lowest held-out loss", choices=("last", "best"))
 
 
+def _encoding() -> Any:
+    return option("utf-8", "how characters are written in --data: utf-8, utf-16, latin-1, cp1252, ...", metavar="NAME")
+
+
+def _window() -> Any:
+    return option(None, "keep this many recent tokens in the cache of a Transformer with relative positions, so that its memory is "
+                  "constant; none = as many as the context has room for", low=1, high=2**20)
+
+
+def _sinks() -> Any:
+    return option(None, "first tokens that also stay in the cache; none = 4, or as many as the model was trained with", low=0,
+                  high=2**20)
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """model: every variant"""
@@ -139,7 +153,7 @@ class SampleOptions:
     """sampling"""
 
     prompt: str = option("", "text to continue; - reads it from standard input")
-    tokens: int = option(500, "tokens to write", low=1)
+    tokens: int | None = option(None, "tokens to write; none = 500, or without end, until Ctrl-C, with --window or --sinks", low=1)
     temperature: float = option(0.8, "below 1 = safer, above 1 = wilder, 0 = always the likeliest token", low=0)
     top_k: int | None = option(None, "draw among the k likeliest tokens only", low=1)
     top_p: float = option(1.0, "draw among the likeliest tokens that together have this probability", above=0, high=1)
@@ -154,6 +168,8 @@ class SampleOptions:
     stop: str | None = option(None, "end before this text appears in what is written")
     seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
     count: int = option(1, "texts to write, with the seeds from --seed on", low=1, high=2**20)
+    window: int | None = _window()
+    sinks: int | None = _sinks()
     checkpoint: str = _checkpoint()
 
     device: str = _device()
@@ -165,6 +181,10 @@ class SampleOptions:
             raise UserError("--stop: an empty text is everywhere, give at least one character")
         if self.seed + self.count > 2**63:
             raise UserError(f"--count: {self.count} seeds from {self.seed} on end above 2**63 - 1: give a smaller --seed")
+        if self.tokens is None and self.window is None and self.sinks is None:
+            object.__setattr__(self, "tokens", 500)
+        if self.tokens is None and self.count > 1:
+            raise UserError(f"--count {self.count}: the first text has no end without --tokens, allowed: 1")
 
 
 @dataclass(frozen=True)
@@ -173,8 +193,7 @@ class EvalOptions:
 
     data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-)", metavar="PATH")
     text: str = option("", "the text itself")
-    encoding: str = option("utf-8", "how characters are written in --data: utf-8, utf-16, latin-1, cp1252, ...",
-                           metavar="NAME")
+    encoding: str = _encoding()
     per_character: bool = option(False, "list every character of the text with the bits that it cost")
     checkpoint: str = _checkpoint()
     device: str = _device()
@@ -198,6 +217,26 @@ class ConvertOptions:
     checkpoint: str = _checkpoint()
 
     __post_init__ = check
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """streaming"""
+
+    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-); without it, the "
+                       "source of Python's standard library", metavar="PATH")
+    encoding: str = _encoding()
+    window: int | None = _window()
+    sinks: int | None = _sinks()
+    tokens: int | None = option(None, "read no more than this of the text; none = all of it", low=2)
+    recompute: int = option(100, "tokens in each range of positions that recomputation predicts, which is slow; 0 = none", low=0)
+    out: str | None = option(None, "picture to write: .png, .svg or .pdf; none = DIR/stream.png", metavar="FILE")
+    checkpoint: str = _checkpoint()
+    device: str = _device()
+
+    def __post_init__(self) -> None:
+        check(self)
+        _check_device(self.device)
 
 
 def _check_device(device: str) -> None:

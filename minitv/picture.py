@@ -185,8 +185,11 @@ def about(runs: Sequence[Curves]) -> str:
 
 
 def draw(path: Path, lines: Sequence[Line], baselines: Mapping[str, float], metric: str, *, title: str, about: str = "",
-         note: str = "", rising: bool = False) -> Path:
-    """A picture of lines, each with its last value at its end and a ring at its best step, beside baselines by name."""
+         note: str = "", rising: bool = False, axis: str | None = None, mark: tuple[int, str] | None = None) -> Path:
+    """A picture of lines, each with its last value at its end and a ring at its best step, beside baselines by name.
+
+    With ``axis``, its name, the steps are something else that begins at 1 and doubles. ``mark`` is a step with a text.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -224,7 +227,16 @@ def draw(path: Path, lines: Sequence[Line], baselines: Mapping[str, float], metr
                               color=line.look.colour)
     note = "  ·  ".join(filter(None, (note, "ring: the best step" if any(line.best for line in lines) else "")))
 
-    axes.set_xlim(-0.012 * end, 1.012 * end)
+    if axis is None:
+        axes.set_xlim(-0.012 * end, 1.012 * end)
+    else:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(end**-0.012, end**1.012)
+        axes.xaxis.set_major_formatter(lambda step, _: count(step))
+    if mark is not None:
+        axes.axvline(mark[0], color=BASELINE, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+        axes.annotate(mark[1], (mark[0], 1), (-4, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
+                      rotation=90, ha="right", va="top", fontsize=8, color=BASELINE)
     heights = [height for height, *_ in labels]
     numbers = [value for _, value in points if math.isfinite(value)]
     # A baseline is what counting can do: what lies above it is the first few steps, which would squeeze the rest. The value
@@ -251,7 +263,7 @@ def draw(path: Path, lines: Sequence[Line], baselines: Mapping[str, float], metr
             parse_math=False,
         )
 
-    axes.set_xlabel("optimizer step" + (f"\n{note}" if note else ""), color=INK, fontsize=8.5)
+    axes.set_xlabel((axis or "optimizer step") + (f"\n{note}" if note else ""), color=INK, fontsize=8.5)
     axes.set_ylabel(f"{metric} ({'higher' if rising else 'lower'} is better)", color=INK, parse_math=False)
     axes.set_title(plain(title, 90) + (f"\n{about}" if about else ""), loc="left", fontsize=10, color=INK, parse_math=False)
     axes.tick_params(colors=INK, labelsize=9)

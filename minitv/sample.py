@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -61,10 +62,10 @@ def penalise(logits: np.ndarray, mask: np.ndarray, penalty: float) -> np.ndarray
     return np.where(mask, np.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random, *, temperature: float = 1.0,
+def generate(model: LanguageModel, prompt: np.ndarray, tokens: int | None, rng: Random, *, temperature: float = 1.0,
              top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0,
              repetition_penalty: float = 1.0) -> Iterator[int]:
-    """Yield ``tokens`` ids that continue the prompt's ids (at least one).
+    """Yield ``tokens`` ids that continue the prompt's ids (at least one), or ids without end where that is None.
 
     ``choose`` draws each; ``penalise`` applies before it to every token of the prompt and of what has been generated. Where the
     model ends at its context, as learned positions do, the state is then rebuilt from the last half of it, so at
@@ -77,7 +78,7 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random,
         raise UserError("prompt: it is empty, and the first token needs one before it: give at least one id")
     limit = model.context if model.bounded else math.inf
     reader, logits, mask = decoder(model), None, None
-    for i in range(tokens):
+    for i in itertools.count() if tokens is None else range(tokens):
         if logits is None or reader.position >= limit:
             keep = len(history) if limit == math.inf else model.context if logits is None else -(-model.context // 2)
             logits = reader.prefill(history[-keep:])
@@ -95,6 +96,7 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int, rng: Random,
         history.append(token)
         if mask is not None:
             mask[token] = True
+        del history[:-model.context]  # no more is read again
         yield token
 
 
@@ -140,7 +142,12 @@ class Trained(NamedTuple):
         tokenizer = self.tokenizer
         with naming("--prompt"):
             prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
-        ids = generate(self.model, prompt, options.tokens, Random(seed), temperature=options.temperature, top_k=options.top_k,
+        model = self.model
+        if options.window is not None or options.sinks is not None:
+            from .variants.attention_sinks import cache_of, streaming
+
+            model = streaming(model, *cache_of(model, options.window, options.sinks))
+        ids = generate(model, prompt, options.tokens, Random(seed), temperature=options.temperature, top_k=options.top_k,
                        top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
         return _until(options.stop, _decoded(tokenizer.decoder(), ids))
 
