@@ -124,6 +124,23 @@ def learned(name: str, title: str) -> str:
     return table(header, rows) + where(result).replace("one run each.", f"{of_seeds}.")
 
 
+def extrapolation() -> str:
+    """How well each kind of positions reads windows that are longer than those of the training."""
+    result = results("extrapolation")
+    lengths = list(next(iter(result["positions"].values()))["windows"])
+
+    def cell(value: float | None, spread: float | None = None) -> str:
+        return "refused" if value is None else f"{value:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+
+    rows = [[name, *(cell(value, numbers.get("spread", {}).get(length)) for length, value in numbers["windows"].items()),
+             cell(numbers["last_quarter"][lengths[-1]]), cell(numbers["sliding"])]
+            for name, numbers in result["positions"].items()]
+    header = [f"bits per character, trained at {result['context']}, {result['steps']} steps",
+              *(f"windows of {length}" for length in lengths), f"last quarter of {lengths[-1]}", f"sliding {result['context']}"]
+    seeds = f"means of {result['seeds']} seeds ± their standard deviation" if result["seeds"] > 1 else "one run each"
+    return table(header, rows) + where(result).replace("one run each", seeds)
+
+
 def without() -> str:
     """What each technique is worth: speed with it over speed without it, and the same of memory where that differs."""
     result = results("without")
@@ -150,7 +167,8 @@ def variants() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    writer.__name__: writer for writer in (train, decode, ops, scaling, learning, mqar, mqar_without_shift, without, variants)}
+    writer.__name__: writer for writer in (train, decode, ops, scaling, learning, mqar, mqar_without_shift, extrapolation,
+                                           without, variants)}
 
 
 def filled(text: str) -> str:
