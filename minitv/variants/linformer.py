@@ -309,9 +309,6 @@ class Projected(Stateful):
         if kind is not Matrix and columns % rows:
             raise UserError(f"{names}: {rows} windows do not divide {columns} positions, allowed with --projection "
                             f"{options.projection}: a divisor of {columns}")
-        if options.frozen_projection and kind in (Mean, Max):
-            raise UserError(f"--frozen-projection: --projection {options.projection} has no weights, allowed with it: linear, "
-                            "convolution, depthwise")
         std, dense = model.init_std, dict(bias=model.bias, dtype=dtype)
         self.q, self.k, self.v = (Linear(rng.split(i), width, width, std=std, **dense) for i in range(3))
         self.out = Linear(rng.split(3), width, width, std=std / math.sqrt(2 * model.layers), **dense)
@@ -453,7 +450,7 @@ class SegmentAttention(Projected):
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         q, k, v = self._split(self.q(x), self.k(x), self.v(x))
         complete = max(0, x.shape[1] - 1) // self.segment  # segments that a later token sees
-        y = attend(q, k, v, self._mixtures(self.E, k, complete), self._mixtures(self.F, v, complete), segment=self.segment,
+        y = attend(q, k, v, self.mixtures(self.E, k, complete), self.mixtures(self.F, v, complete), segment=self.segment,
                    each=self.rows, **self._dropped(rng and rng.split(0)))
         return self._joined(y, rng and rng.split(1))
 
@@ -465,13 +462,13 @@ class SegmentAttention(Projected):
         q, k, v = self._split(self.q(x), self.k(x), self.v(x))
         k, v = concat([state.keys, k], axis=2), concat([state.values, v], axis=2)  # from the beginning of a segment [B H S K]
         complete, past = k.shape[2] // self.segment, state.mixed_keys.shape[2]
-        keys, values = (concat([old, self._mixtures(projection, rows, complete)], axis=2) for old, projection, rows in
+        keys, values = (concat([old, self.mixtures(projection, rows, complete)], axis=2) for old, projection, rows in
                         ((state.mixed_keys, self.E, k), (state.mixed_values, self.F, v)))  # K̄, V̄ [B H N K]
         y = attend(q, k, v, keys, values, segment=self.segment, each=self.rows, past=past)
         rest = complete * self.segment
         return self._joined(y, None), State(keys, values, k[:, :, rest:], v[:, :, rest:])
 
-    def _mixtures(self, projection: Module, x: Tensor, complete: int) -> Tensor:
+    def mixtures(self, projection: Module, x: Tensor, complete: int) -> Tensor:
         """What becomes of the first segments of x[B H T K], [B H complete·s K]."""
         batch, heads, _, width = x.shape
         segments = reshape(x[:, :, : complete * self.segment], (batch, heads * complete, self.segment, width))
@@ -524,6 +521,7 @@ LINFORMER_SEGMENT = Variant(
     paper="ours, after Wang et al. 2020, arXiv 2006.04768",
     mixer=SegmentAttention,
     options=SegmentOptions,
+    fused="linformer",
     page=Page(
         formula="y_i = softmax(q_i [K̄; k]ᵀ / √K) [V̄; v] in every head, over the mixtures K̄ = E k, V̄ = F v of all complete "
                 "segments before that of i and the keys j ≤ i of its own; q, k, v = x Wᵀ, out = merge(y) Woᵀ",

@@ -332,7 +332,6 @@ def test_on_a_gpu_the_model_is_the_same(variant, options):
     ("linformer", dict(layer_lengths="3,4", projected_length=3), "--projected-length says the same for all layers"),
     ("linformer", dict(layer_lengths="3,4", sharing="layerwise"), "--layer-lengths: 3,4 are several lengths, and --sharing "
                                                                   "layerwise has one projection for all layers"),
-    ("linformer", dict(projection="max", frozen_projection=True), "--frozen-projection: --projection max has no weights"),
     ("linformer", dict(sharing="none", projection_order="input"), "--projection-order input: it needs one projection for all "
                                                                   "channels, allowed with --projection linear or mean"),
     ("linformer", dict(positions="rope"), "--positions rope: linformer cannot turn queries and keys, because a mixture of"),
