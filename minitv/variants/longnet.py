@@ -90,7 +90,7 @@ The operator in all its forms:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -103,10 +103,10 @@ from ..config import option
 from ..errors import UserError, quoted
 from ..models.encoder import Encoder
 from ..nn import NORMS
-from ..ops import dilated_attention, merge_heads, split_heads
+from ..ops import dilated_attention, merge_heads
 from ..ops.attention import OFFSETS
 from ..ops.dilated_attention import detached
-from ..ops.rope import Rotation, rope_angles, xpos_growth
+from ..ops.rope import Rotation, xpos_growth
 from ..options import ModelOptions
 from ..variant import Page, Variant
 from . import transformer
@@ -178,21 +178,22 @@ class Dilated(transformer.Attention):
     probability. UserError if the heads do not divide the width, or if a list of patterns is wrong.
     """
 
+    without_alibi = "its patterns have no biases of distance"
+
     def __init__(self, rng: Random, model: ModelOptions, options: EncoderOptions, layer: int = 0, dtype=np.float32):
         super().__init__(rng, model, options, layer, dtype)
         self.segments, self.dilations = patterns(options.segments, model.context)
         self.offsets, self.detaches = options.offsets, options.detach_mixture
         self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype) if options.sub_norm else None
-        self.rotation = self.turning(model.width // self.heads, model, options) if model.positions == "rope" else None
-        if model.positions != "rope" and getattr(options, "xpos", False):
+
+    def turning(self, width: int, model: ModelOptions, options: EncoderOptions) -> Rotation | None:
+        rotation = super().turning(width, model, options)
+        if not getattr(options, "xpos", False):
+            return rotation
+        if rotation is None:
             raise UserError(f"--xpos: it changes how queries and keys are turned, and --positions is {model.positions}, "
                             "allowed: --positions rope")
-
-    def turning(self, width: int, model: ModelOptions, options: EncoderOptions) -> Rotation:
-        """How ``--positions rope`` turns queries and keys of ``width`` channels."""
-        if not getattr(options, "xpos", False):
-            return Rotation(rope_angles(width))
-        return Rotation(rope_angles(width), growth=xpos_growth(width), centre=model.context // 2)
+        return replace(rotation, growth=xpos_growth(width), centre=model.context // 2)  # both growths are small near the middle
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         return self.dropout(self._mixed(*self._heads(x, 0), 0), rng)
@@ -207,12 +208,6 @@ class Dilated(transformer.Attention):
         y = self._mixed(q, keys, values, start)
         seen = min(after // w * w for w in self.segments) - start  # the next position sees no key before this one
         return y, State(keys[:, :, seen:], values[:, :, seen:], after)
-
-    def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = split_heads(self.qkv(x), heads=self.parts)
-        if self.rotation is None:
-            return q, k, v
-        return self.rotation.queries(q, start), self.rotation.keys(k, start), v
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
         """The output [B T D] of queries and of keys and values from position ``start`` on."""

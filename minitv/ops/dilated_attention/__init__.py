@@ -44,6 +44,7 @@ from __future__ import annotations
 
 import builtins
 import math
+from functools import reduce
 
 import numpy as np
 
@@ -53,9 +54,10 @@ from autograd.errors import DomainError, ShapeError
 from autograd.laws import causal, independent, law, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
-from autograd.ops import concat, log, logsumexp, put_add, softmax, stack, sum, where
+from autograd.ops import concat, log, logsumexp, put_add, softmax, sum, where
 
 from ..attention import OFFSETS, attention, offset_of
+from ..merge_attention import merge_attention
 from ..pairs import scores, weighted
 
 
@@ -116,22 +118,19 @@ def mixture(q, k, v, segments, dilations, offsets, causal, scale, start):
         skip = max((start + k.shape[2] - q.shape[2]) // w * w - start, 0)  # keys before the segment of the first query
         parts.append(attention(q, k[:, :, skip:], v[:, :, skip:], causal=causal, scale=scale, segment=w, dilation=r,
                                offsets=offsets))
-    return merged(*zip(*parts, strict=True))
+    return merged(parts)
 
 
-def merged(ys, lses) -> tuple[Tensor, Tensor]:
+def merged(parts) -> tuple[Tensor, Tensor]:
     """y = Σ_i (Z_i / Σ Z) y_i and ln Σ_i Z_i from the outputs y_i[B H T V] and lse_i[B H T] = ln Z_i of patterns."""
-    lses = stack(list(lses), axis=0)  # [patterns B H T]
-    shares = softmax(lses, lses.data != -math.inf, axis=0)
-    return sum(shares[..., None] * stack(list(ys), axis=0), axis=0), logsumexp(lses, axis=0)
+    return reduce(lambda one, two: merge_attention(*one, *two), parts)
 
 
 def detached(q, k, v, *, segments, dilations, **params) -> tuple[Tensor, Tensor]:
     """dilated_attention with another gradient, torchscale's: the weights Z_i / Σ Z count as constants."""
     parts = [dilated_attention(q, k, v, segments=(w,), dilations=(r,), **params)
              for w, r in zip(segments, dilations, strict=True)]
-    ys, lses = zip(*parts, strict=True)
-    return merged(ys, [lse.detach() for lse in lses])
+    return merged((y, lse.detach()) for y, lse in parts)
 
 
 @dilated_attention.form
@@ -183,7 +182,7 @@ def over_ranks(q, k, v, segments, dilations, offsets, causal, scale, start, rank
             active = p % w % r == offset_of(np.arange(heads), heads, r, offsets)[:, None]  # [H T]
             outputs.append((y, where(xp.asarray(active), lse, -math.inf)))
             numbers.append(count * (width + out))
-        y, lse = merged(*zip(*outputs, strict=True))
+        y, lse = merged(outputs)
         ys, lses, received = [*ys, y], [*lses, lse], [*received, numbers]
     return concat(ys, axis=2), concat(lses, axis=2), received
 
@@ -241,16 +240,16 @@ def _(case, draw):
                  "the mixture is not the mean of the patterns by their sums", terms=64)
 
 
-@law(dilated_attention, "the order of the patterns does not matter")
+@law(dilated_attention, "the order of the patterns does not matter, and doubled values give doubled outputs")
 def _(case, draw):
     order = draw.generator().permutation(len(case.segments)).tolist()
-    other = case(**{name: tuple(case[name][i] for i in order) for name in ("segments", "dilations")})
-    for name, one, two in zip(("y", "lse"), other, case(), strict=True):
-        assert_close(one, two, f"{name} depends on the order of the patterns", terms=16)
+    other = case(v=2 * case.v, **{name: tuple(case[name][i] for i in order) for name in ("segments", "dilations")})
+    for name, one, two, factor in zip(("y", "lse"), other, case(), (2, 1), strict=True):
+        assert_close(one, factor * two, f"{name} depends on the order of the patterns", terms=16)
 
 
-@law(dilated_attention, "a pattern that is alone may be given twice: y stays, and lse grows by ln 2")
+@law(dilated_attention, "a pattern that is alone may be given twice, with doubled values: y doubles, and lse grows by ln 2")
 def _(case, draw):
-    (once, lse), (twice, lse2) = (case(segments=case.segments[:1] * n, dilations=case.dilations[:1] * n) for n in (1, 2))
-    assert_close(twice, once, "y depends on how often its only pattern is given", terms=16)
-    assert_close(lse2, lse + lse.dtype.type(math.log(2)), "lse does not grow by ln 2 when a pattern is given twice", terms=16)
+    once, twice = (case(v=n * case.v, segments=case.segments[:1] * n, dilations=case.dilations[:1] * n) for n in (1, 2))
+    assert_close(twice.y, 2 * once.y, "y depends on how often its only pattern is given", terms=16)
+    assert_close(twice.lse, once.lse + once.lse.dtype.type(math.log(2)), "lse does not grow by ln 2", terms=16)

@@ -16,8 +16,8 @@ from autograd.cpu.panels import by_position, flat
 from ..attention import cpu as attention
 
 
-def supports(q, v):
-    return None if q.shape[3] and v.shape[3] else "needs at least one channel in q, k and v"
+def supports(q):
+    return None if q.shape[3] else "needs at least one channel in q and k"
 
 
 def forward(q, k, v, segments, dilations, offsets, causal, scale, start):
