@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from autograd import Tensor, assert_close, no_grad
+from autograd import Tensor, assert_close, distance, no_grad
 from autograd.random import Random
 from minitv.errors import UserError
 from minitv.nn import full
 from minitv.ops import attention, split_heads
 from minitv.options import ModelOptions
-from minitv.variants.attention_sinks import Cache, SinkOptions, Streamed, streaming
+from minitv.variants.attention_sinks import Cache, SinkAttention, SinkOptions, Streamed, streaming
 from minitv.variants.transformer import Attention, TransformerOptions
 from tests.minitv import models
 
 pytestmark = pytest.mark.usefixtures("either_way")
 SMALL = dict(context=12, layers=3, width=16, heads=2)
+GOLDENS = Path(__file__).parents[1] / "goldens"
 KINDS = ("first-tokens", "learned-token", "zero", "logit")
 
 
@@ -289,3 +292,34 @@ def test_what_cannot_be_streamed_is_a_sentence(variant, options, window, sinks, 
 def test_the_defaults_fit_into_any_context(context, kind):
     window, sinks = SinkOptions(sink_kind=kind).cache(context)
     assert window >= 1 and 0 <= sinks <= window and window + sinks <= max(context - 1, 1) + (kind == "learned-token")
+
+
+# -- the package's cache
+
+
+@pytest.mark.parametrize("case", ["rope", "none", "alibi", "zero", "logit"])
+def test_the_layer_equals_the_cache_of_the_package_attention_sinks(case):
+    """At once, in parts and with all gradients; goldens/make_attention_sinks.py says what the file holds."""
+    with np.load(GOLDENS / "attention_sinks.npz") as file:
+        golden = {name.removeprefix(f"{case}/"): file[name] for name in file if name.startswith(f"{case}/")}
+    heads, window, sinks = (golden.pop(name).item() for name in ("heads", "window", "sinks"))
+    positions, kind = (case, "first-tokens") if case in ("none", "alibi") else ("rope", "first-tokens" if case == "rope" else case)
+    mixer = SinkAttention(Random(0), ModelOptions(width=golden["in"].shape[2], context=16, positions=positions),
+                          SinkOptions(heads=heads, window=window, sinks=sinks, sink_kind=kind), dtype=np.float64)
+    for name, parameter in mixer.named_parameters():
+        parameter.assign_(golden.pop(f"param/{name.removeprefix('layer.')}"))
+    x = Tensor(golden.pop("in"), requires_grad=True)
+    y = mixer(x)
+    (y * Tensor(golden.pop("cotangent"))).sum().backward()
+    with no_grad():
+        state, parts = mixer.init_state(2), []
+        for part in np.split(x.numpy(), [1, 4, 9], axis=1):
+            out, state = mixer.prefill(Tensor(part), state)
+            parts.append(out.numpy())
+    expected = golden.pop("out")
+    for found in (y.numpy(), np.concatenate(parts, axis=1)):
+        assert distance(found, expected) < 1e-10
+    assert distance(x.grad.numpy(), golden.pop("grad")) < 1e-10
+    for name, parameter in mixer.named_parameters():
+        assert distance(parameter.grad.numpy(), golden.pop(f"grad/{name.removeprefix('layer.')}")) < 1e-10, name
+    assert not golden, f"nothing reads {sorted(golden)}"
