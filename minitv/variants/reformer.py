@@ -447,7 +447,8 @@ REFORMER = Variant(
               "round and head",
         operators=("lsh_attention", "lsh_buckets", "bucket_order"),
         golden="transformers: its LSH attention with all gradients, its hashes and orders, and a whole language model with "
-               "its reversible chain; reformer-pytorch 1.4.4: its LSH attention and its full attention with shared queries and keys",
+               "its reversible chain; reformer-pytorch 1.4.4: its LSH attention, and its full attention with shared queries "
+               "and keys",
         discrepancies=(
             "the paper's definition sees whole buckets, and it computes chunks; the codes see both chunks, whatever bucket: "
             "--attend, the default is the definition",
@@ -466,9 +467,9 @@ REFORMER = Variant(
             "transformers uses full attention where a text has at most m tokens; here --full-below L lets the first L tokens "
             "of any text see all before them, so that writing gives what the call gives",
         ),
-        review="it gives the time O(T log T d), which is the paper's headline: the order is found by counting here, in O(T), and "
-               "the hash costs O(T² d / m) where the number of buckets grows with T and has one factor, which the paper's log "
-               "does not show; its space O(T log T + T d) is not in the paper, which has max(b l d_model, b n_h l n_r c) "
+        review="it gives the time O(T log T d), which is the paper's headline: the order is found by counting here, in O(T), "
+               "and the hash costs O(T² d / m) where the number of buckets grows with T and has one factor, which the paper's "
+               "log does not show; its space O(T log T + T d) is not in the paper, which has max(b l d_model, b n_h l n_r c) "
                "without a log, for all layers together",
     ),
 )
