@@ -192,8 +192,8 @@ def test_what_is_noted_is_made_once():
     x = Tensor([0.3, -0.7], requires_grad=True)
     outputs = reversible([(f, ())] * 3, x, x)
     assert made == list(range(6))
-    first = [g.numpy() for g in gradients(sum(outputs[0] * outputs[1]), [x])]
-    again = [g.numpy() for output in outputs for g in gradients(sum(output), [x])]
+    first = [g.numpy() for g in gradients(sum(outputs[0] * outputs[1]), [x], retain=True)]
+    again = [g.numpy() for output in outputs for g in gradients(sum(output), [x], retain=True)]
     assert made == list(range(6)) and len(again) == 2
     factors = iter(range(6))
     one, two = x, x
