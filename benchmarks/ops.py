@@ -11,8 +11,8 @@ milliseconds; ``speed-up`` is a form's training time (forward, if there is no gr
 is JSON.
 
 ``--rivals`` measures the operators for which benchmarks/rivals has code in PyTorch, at the sizes given there, in float32
-and on all threads: PyTorch as it likes, we as in training, a worker for each thread with its part of the batch. Rounds,
-ratios and ``--save`` as in benchmarks/rounds.py.
+and on all threads: PyTorch as it likes, we as in training, a worker for each thread with its part of the batch. An operator
+without a gradient has its forward pass in both columns. Rounds, ratios and ``--save`` as in benchmarks/rounds.py.
 """
 
 from __future__ import annotations
@@ -185,17 +185,20 @@ def ours(op: Op, arrays, params, threads: int) -> tuple[Callable[[], object], Ca
             return op(*part, **params)
 
     def training(part):
-        inputs = [Tensor.wrap(x, True) for x in part]
+        inputs = [Tensor.wrap(x, True) if x.dtype.kind == "f" else x for x in part]
         y = op(*inputs, **params)
         y = y[0] if isinstance(y, tuple) else y
-        return gradients([y], inputs, [Tensor.wrap(np.ones_like(y.data))])
+        return gradients([y], [x for x in inputs if isinstance(x, Tensor)], [Tensor.wrap(np.ones_like(y.data))])
 
     def whole():
         results = list(pool.map(training, parts))
-        return [sum(g.data for g in grads) for grads, by_batch in zip(zip(*results, strict=True), split, strict=False)
-                if not by_batch]
+        shared = [not by_batch for by_batch, array in zip(split, arrays, strict=False) if array.dtype.kind == "f"]
+        return [sum(g.data for g in grads) for grads, add in zip(zip(*results, strict=True), shared, strict=True) if add]
 
-    return lambda: list(pool.map(forward, parts)), whole
+    def whole_forward():
+        return list(pool.map(forward, parts))
+
+    return whole_forward, whole if op.differentiable else whole_forward
 
 
 def pytorch(function: Callable, arrays, params, threads: int) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -204,7 +207,8 @@ def pytorch(function: Callable, arrays, params, threads: int) -> tuple[Callable[
 
     torch.set_num_threads(threads)
     tensors = [torch.from_numpy(array) for array in arrays]
-    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    leaves = [tensor.clone().requires_grad_() if tensor.is_floating_point() else tensor for tensor in tensors]
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
 
     def forward():
         with torch.no_grad():
@@ -212,9 +216,9 @@ def pytorch(function: Callable, arrays, params, threads: int) -> tuple[Callable[
 
     def training():
         y = function(torch, *leaves, **params)
-        return torch.autograd.grad(y, leaves, torch.ones_like(y))
+        return torch.autograd.grad(y, wanted, torch.ones_like(y))
 
-    return forward, training
+    return forward, training if wanted else forward
 
 
 def contend(operator: str, contender: str, threads: int, seconds: float) -> dict:

@@ -109,7 +109,7 @@ Without the correction token 1 counts twice for token 2, because it is seen in t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -124,7 +124,7 @@ from .. import blocks
 from ..config import check, option
 from ..errors import UserError
 from ..models.lm import LanguageModel
-from ..nn import NORMS, Buffer, Dropout, Embedding, Linear, Module, Stateful, normal, training
+from ..nn import ACTIVATIONS, NORMS, Buffer, Dropout, Embedding, Linear, Module, Stateful, made, normal, training
 from ..ops import lsh_attention, lsh_buckets, merge_heads, rope, split_heads
 from ..ops.lsh import factors_of
 from ..ops.lsh_attention import WRAPS
@@ -285,7 +285,7 @@ class LSHAttention(SharedAttention):
         self.training_rounds, self.eval_rounds = options.rounds, options.eval_rounds or options.rounds
         self.full_below, self.window = options.full_below, options.window
         shape = (self.heads, max(self.training_rounds, self.eval_rounds), model.width // self.heads, sum(self.factors) // 2)
-        self.rotations = Buffer(rng.split(2).normal(shape, dtype))  # R of section 2 [H R K F]
+        self.rotations = made(Buffer, shape, dtype, lambda: rng.split(2).normal(shape, dtype))  # R of section 2 [H R K F]
         self.rule = dict(window=options.window, correction=options.correction, scale=self.scale)
         if options.attend != "bucket":
             self.rule |= dict(chunk=options.chunk, across=options.attend == "chunks", wrap=options.wrap)
@@ -322,11 +322,11 @@ class FeedForward(blocks.FeedForward):
     """
 
     def __init__(self, rng: Random, model: ModelOptions, options: ReformerOptions, layer: int = 0, dtype=np.float32):
-        super().__init__(rng, model, options, layer, dtype)
         hidden = max(1, round((options.ffn_width or model.ffn_multiple + 0.5) * model.width))
         std, bias = model.init_std, model.bias
         self.up = Linear(rng.split(0), model.width, hidden, std=std, bias=bias, dtype=dtype)
         self.down = Linear(rng.split(1), hidden, model.width, std=std / math.sqrt(2 * model.layers), bias=bias, dtype=dtype)
+        self.activation, self.dropout = ACTIVATIONS[model.activation], Dropout(model.dropout)
         self.chunks = options.ffn_chunks
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
@@ -378,18 +378,19 @@ class ReformerModel(LanguageModel):
 
     def __init__(self, variant: Any, model: ModelOptions, options: ReformerOptions, vocab: int, rng: Random,
                  dtype: Any = np.float32):
-        super().__init__(variant, model, options, vocab, rng, dtype)
-        self.loss_chunks = options.loss_chunks
-        self.axial = None
-        if options.axial is not None:
-            if model.positions != "learned":
-                raise UserError(f"--axial {options.axial}: it is a kind of learned positions, allowed: --positions learned")
-            self.positions = None
+        axial, both = options.axial is not None, options.streams == "concat"
+        if axial and model.positions != "learned":
+            raise UserError(f"--axial {options.axial}: it is a kind of learned positions, allowed: --positions learned")
+        if both and (model.tied or model.stack is not None):
+            raise UserError("--streams concat: the head reads 2 D channels of a reversible stack, allowed with --no-tied and "
+                            "without --stack")
+        common = replace(model, positions="none" if axial else model.positions, tied=model.tied or both)
+        super().__init__(variant, common, options, vocab, rng, dtype)
+        self.loss_chunks, self.axial = options.loss_chunks, None
+        if axial:
             self.axial = AxialPositions(rng.split(6), _axes(options.axial, model), model.width, model.init_std, dtype)
-        if options.streams == "concat":
-            if model.tied or model.stack is not None:
-                raise UserError("--streams concat: the head reads 2 D channels of a reversible stack, allowed with --no-tied "
-                                "and without --stack")
+            self.bounded = True
+        if both:
             self.norm = NORMS[model.norm](2 * model.width, bias=model.bias, dtype=dtype)
             self.head = Embedding(rng.split(7), vocab, 2 * model.width, std=model.init_std, dtype=dtype)
 
@@ -435,8 +436,8 @@ REFORMER = Variant(
     stack=Streams,
     model=ReformerModel,
     page=Page(
-        formula="y_i = Σ_j softmax_j(q_i · q_j / |q_j|) v_j over the tokens j < i with h(q_j) = h(q_i) in one of R rounds, "
-                "h(x) = argmax([x R; -x R])",
+        formula="y_i = Σ_j softmax_j(q_i · k̂_j) v_j over the tokens j < i with h(q_j) = h(q_i) in one of R rounds, "
+                "h(x) = argmax([x R; -x R]), where k̂_j is q_j at length 1",
         cost="training, for each layer and sequence: O(T D²) for the projections, which have 3 D² weights, and for the "
              "feed-forward network, which has 9 D²; O(R T D (n_1 + n_2)) for hashing, where n = n_1 n_2 buckets have two "
              "factors; O(R (T + n) H) for the order; O(R T m D) for attention where buckets hold about m / 2 tokens, up to "
@@ -447,7 +448,8 @@ REFORMER = Variant(
               "round and head",
         operators=("lsh_attention", "lsh_buckets", "bucket_order"),
         golden="transformers: its LSH attention with all gradients, its hashes and orders, and a whole language model with "
-               "its reversible chain; reformer-pytorch 1.4.4: its LSH attention and its full attention with shared queries and keys",
+               "its reversible chain; reformer-pytorch 1.4.4: its LSH attention, and its full attention with shared queries "
+               "and keys",
         discrepancies=(
             "the paper's definition sees whole buckets, and it computes chunks; the codes see both chunks, whatever bucket: "
             "--attend, the default is the definition",
@@ -456,7 +458,7 @@ REFORMER = Variant(
             "the first chunk of a round sees the last one of the round before in the codes; the paper does not say: --wrap",
             "trax and transformers use q · k̂ as it is, reformer-pytorch divides by √K: --scale; the paper leaves √d_k out of "
             "its formulas 'for clarity'",
-            "unit keys are q / √(|q|² + K ε) with ε = 10⁻⁶, as in trax and transformers",
+            "unit keys are q / √(q · q + K ε) with ε = 10⁻⁶, as in trax and transformers",
             "the codes subtract 10⁵ from a token's score with itself; here it sees itself exactly where it sees nothing else, "
             "which gives the same numbers",
             "trax and transformers put both streams side by side before the head, reformer-pytorch takes their mean: --streams",
@@ -466,9 +468,9 @@ REFORMER = Variant(
             "transformers uses full attention where a text has at most m tokens; here --full-below L lets the first L tokens "
             "of any text see all before them, so that writing gives what the call gives",
         ),
-        review="it gives the time O(T log T d), which is the paper's headline: the order is found by counting here, in O(T), and "
-               "the hash costs O(T² d / m) where the number of buckets grows with T and has one factor, which the paper's log "
-               "does not show; its space O(T log T + T d) is not in the paper, which has max(b l d_model, b n_h l n_r c) "
+        review="it gives the time O(T log T d), which is the paper's headline: the order is found by counting here, in O(T), "
+               "and the hash costs O(T² d / m) where the number of buckets grows with T and has one factor, which the paper's "
+               "log does not show; its space O(T log T + T d) is not in the paper, which has max(b l d_model, b n_h l n_r c) "
                "without a log, for all layers together",
     ),
 )

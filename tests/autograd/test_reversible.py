@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autograd import GraphError, Random, Tensor, assert_close, dropout, gradients, layer_norm, linear, no_grad, sum, tanh, use
-from autograd.reversible import replaying, reversible
+from autograd.reversible import noted, recomputed, replaying, reversible
 from autograd.routes import Kernel
 
 WIDTH = 6
@@ -179,3 +179,38 @@ def peak(run, length):
 def test_memory_does_not_grow_with_the_length():
     assert peak(reversible, 24) < 1.1 * peak(reversible, 4)
     assert peak(plain, 24) > 3 * peak(plain, 4)
+
+
+def test_what_is_noted_is_made_once():
+    """Also where backward does not come to the pairs in order, and comes twice."""
+    made = []
+
+    def f(x):
+        factors = [noted(lambda: made.append(len(made)) or made[-1]) for _ in range(2)]
+        return x * float(factors[0]) + tanh(x) * float(factors[1])
+
+    x = Tensor([0.3, -0.7], requires_grad=True)
+    outputs = reversible([(f, ())] * 3, x, x)
+    assert made == list(range(6))
+    first = [g.numpy() for g in gradients(sum(outputs[0] * outputs[1]), [x], retain=True)]
+    again = [g.numpy() for output in outputs for g in gradients(sum(output), [x], retain=True)]
+    assert made == list(range(6)) and len(again) == 2
+    factors = iter(range(6))
+    one, two = x, x
+    for _ in range(3):
+        one, two = two, one + two * float(next(factors)) + tanh(two) * float(next(factors))
+    assert_close(first[0], gradients(sum(one * two), [x])[0].numpy())
+    assert noted(lambda: 7) == 7
+
+
+def test_what_is_computed_again_gives_the_same_gradients_in_less_memory():
+    rng = np.random.default_rng(0)
+    weight, x = parameter(rng, WIDTH, WIDTH), parameter(rng, 4, WIDTH)
+
+    def f(x):
+        return sum(tanh(linear(x, weight)) * 2.0)  # of another shape than x
+
+    expected = [g.numpy() for g in gradients(f(x), [x, weight])]
+    for one, other in zip(gradients(recomputed(f, [weight], x), [x, weight]), expected, strict=True):
+        assert_close(one.numpy(), other)
+    assert recomputed(f, [weight], x).item() == f(x).item()
