@@ -17,32 +17,33 @@ class Weights(NamedTuple):
     norm: Norm
     qkv: Linear
     out: Linear
+    sink: np.ndarray  # [H], a score of each head that belongs to no token; -inf is none
 
 
 class Cache(NamedTuple):
     """Keys are kept transposed, so that the scores of a query are sums of whole vectors."""
 
-    keys: np.ndarray  # [H head_dim context]
-    values: np.ndarray  # [H context head_dim]
+    keys: np.ndarray  # [G head_dim context]
+    values: np.ndarray  # [G context head_dim]
 
 
 @cpu_kernel
 def attend(x, position, weights, cache, memory):
     """x += W attention(q, k, v) with q, k, v = W' norm(x); k and v join the cache."""
-    width, (heads, size, _) = x.size, cache.keys.shape
+    width, (groups, size, _), heads = x.size, cache.keys.shape, weights.sink.size
     scale = x.dtype.type(1 / np.sqrt(size))
     h, at = take(memory, 0, width)
     y, at = take(memory, at, width)
-    qkv, at = take(memory, at, 3 * width)
+    qkv, at = take(memory, at, width + 2 * groups * size)
     norm(x, weights.norm, h, memory[at:])
     linear(weights.qkv, h, qkv, False)
-    for b in range(heads):
-        k, v = qkv[width + b * size : width + (b + 1) * size], qkv[2 * width + b * size : 2 * width + (b + 1) * size]
+    k, v = qkv[width : width + groups * size], qkv[width + groups * size :]
+    for g in range(groups):
         for c in range(size):
-            cache.keys[b, c, position] = k[c]
-            cache.values[b, position, c] = v[c]
+            cache.keys[g, c, position] = k[g * size + c]
+            cache.values[g, position, c] = v[g * size + c]
     lse, at = take(memory, at, heads)
-    step(qkv[:width], cache.keys, cache.values, position + 1, scale, y, lse, memory[at:])
+    step(qkv[:width], cache.keys, cache.values, position + 1, scale, weights.sink, y, lse, memory[at:])
     linear(weights.out, y, x, True)
 
 
@@ -56,11 +57,12 @@ class Attention(Half):
 
     def wire(self, norm, module, model):
         heads, context, size = module.heads, model.context, self.width // module.heads
-        cache = Cache(np.zeros((heads, size, context), self.dtype), np.zeros((heads, context, size), self.dtype))
-        return Weights(norm, linear_of(module.qkv), linear_of(module.out)), cache
+        groups = module.init_state(1).keys.shape[1]
+        cache = Cache(np.zeros((groups, size, context), self.dtype), np.zeros((groups, context, size), self.dtype))
+        return Weights(norm, linear_of(module.qkv), linear_of(module.out), np.full(heads, -np.inf, self.dtype)), cache
 
     def memory(self, module, model):
-        return 5 * self.width + module.heads + model.context
+        return 5 * self.width + module.heads + module.heads // module.init_state(1).keys.shape[1] * model.context
 
     def load(self, state, position):
         self.state.keys[:, :, :position] = state.keys.data[0].swapaxes(1, 2)

@@ -278,7 +278,8 @@ def test_a_constant_added_to_all_keys_changes_nothing_in_attention(dtype):
 
     def mean(keys):
         y = np.empty(4, dtype)
-        attention_cpu.step(query, keys[None], values[None], 20, dtype(0.25), y, np.empty(1, dtype), np.empty(20, dtype))
+        attention_cpu.step(query, keys[None], values[None], 20, dtype(0.25), np.full(1, -np.inf, dtype), y, np.empty(1, dtype),
+                           np.empty(20, dtype))
         return y
 
     weights = np.exp(0.25 * (query.astype(np.float64) @ keys))

@@ -223,15 +223,27 @@ def _(draw):
     return (q, k, v, mask, sink, slopes), params
 
 
+# -- laws --------------------------------------------------------------------------------------------------------------
+STRUCTURE = ("window", "sinks", "segment", "dilation", "offsets")
+WHOLE = {"window": None, "segment": None, "dilation": 1}  # no structure
+
+
 def pattern_of(case, **changes):
     """What the queries of a case see, [B H T S]."""
-    rules = {name: changes.get(name, case[name]) for name in ("window", "sinks", "segment", "dilation", "offsets")}
+    rules = {name: changes.get(name, case[name]) for name in STRUCTURE}
     shape = (*case.q.shape[:3], case.k.shape[2])
     pattern = visible(*shape[2:], changes.get("causal", case.causal), changes.get("mask", case.mask), heads=shape[1], **rules)
     return np.broadcast_to(True if pattern is None else pattern, shape)
 
 
-WHOLE = {"window": None, "segment": None, "dilation": 1}  # no structure
+def _same(found, expected, message):
+    for name, one, two in zip(("y", "lse"), found, expected, strict=True):
+        assert_close(one, two, f"{name} of attention: {message}", terms=64)
+
+
+def _alike(case):
+    """Other queries and keys with the same scores, so that a law compares two different calls."""
+    return {"q": 2 * case.q, "k": case.k / 2}
 
 
 @law(attention, "weights sum to one")
@@ -240,11 +252,84 @@ def _(case, draw):
     assert_close(y, np.broadcast_to(pattern, y.shape).astype(y.dtype), "weights do not sum to 1", terms=16)
 
 
+@law(attention, "lse is the log of the sum")
+def _(case, draw):
+    pattern = pattern_of(case)
+    repeated = np.repeat(case.k, case.q.shape[1] // max(case.k.shape[1], 1), axis=1)
+    logits = _scale(case.scale, case.q.shape[3]) * case.q @ np.swapaxes(repeated, 2, 3).astype(np.float64)
+    sums = np.sum(np.where(pattern, np.exp(np.where(pattern, logits, 0)), 0), axis=3)
+    with np.errstate(divide="ignore"):
+        assert_close(case(sink=None, slopes=None).lse, np.log(sums), "lse is not the log of the sum", terms=64)
+
+
 @law(attention, "without a causal mask, the order of keys does not matter")
 def _(case, draw):
     order, mask = draw.generator().permutation(case.k.shape[2]), case.mask
     mask = mask if mask is None or not mask.ndim or mask.shape[-1] == 1 else mask[..., order]
     plain = {"causal": False, "dropout": 0.0, "slopes": None, **WHOLE}
-    other = case(k=case.k[:, :, order], v=case.v[:, :, order], mask=mask, **plain)
-    for name, one, two in zip(("y", "lse"), other, case(**plain), strict=True):
-        assert_close(one, two, f"{name} of attention depends on the order of keys", terms=16)
+    _same(case(k=case.k[:, :, order], v=case.v[:, :, order], mask=mask, **plain), case(**plain), "the order of keys matters")
+
+
+@law(attention, "heads that share keys are heads with the same keys")
+def _(case, draw):
+    k, v = (np.repeat(x, case.q.shape[1] // max(x.shape[1], 1), axis=1) for x in (case.k, case.v))
+    _same(case(k=k, v=v), case(), "a head does not read the keys of its group")
+
+
+@law(attention, "a head depends on its keys alone")
+def _(case, draw):
+    heads, groups = case.q.shape[1], case.k.shape[1]
+    if not heads:
+        return
+    h = draw.integer(0, heads - 1)
+    g, plain = h * groups // heads, {"mask": None, "dropout": 0.0, "dilation": 1}
+    own = {name: None if case[name] is None else case[name][[h]] for name in ("sink", "slopes")}
+    alone = case(q=case.q[:, [h]], k=case.k[:, [g]], v=case.v[:, [g]], **own, **plain)
+    _same(alone, [x[:, [h]] for x in case(**plain)], "a head depends on another")
+
+
+@law(attention, "a structure is the mask that it stands for")
+def _(case, draw):
+    _same(case(**_alike(case), mask=pattern_of(case), causal=False, **WHOLE), case(), "it hides something else")
+
+
+@law(attention, "a window or a segment as long as the sequence hides nothing")
+def _(case, draw):
+    length = max(case.q.shape[2], case.k.shape[2])
+    changes = {"window": length + draw.integer(1, 2)} if draw.boolean() else {"segment": length + 1, "window": None}
+    if case.q.shape[2] <= case.k.shape[2]:  # a query before all keys is in a segment before theirs
+        _same(case(**_alike(case), dilation=1, **{"segment": None, **changes}), case(**WHOLE), "it hides something")
+
+
+@law(attention, "a sink is a key of zeros with a value of zeros")
+def _(case, draw):
+    """With logit 0, as in softmax₁ = exp(x) / (1 + Σ exp(x))."""
+    before = [np.concatenate([np.zeros((*x.shape[:2], 1, x.shape[3]), x.dtype), x], axis=2) for x in (case.k, case.v)]
+    seen = np.concatenate([np.ones((*case.q.shape[:3], 1), bool), pattern_of(case)], axis=3)
+    plain = {"slopes": None, "dropout": 0.0, "causal": False, **WHOLE}
+    _same(case(sink=np.zeros(case.q.shape[1], case.q.dtype), mask=pattern_of(case), **plain),
+          case(k=before[0], v=before[1], sink=None, mask=seen, **plain), "a sink is not a key of zeros")
+
+
+@law(attention, "a sequence in two parts, with a cache of keys, is the sequence")
+def _(case, draw):
+    queries, keys = case.q.shape[2], case.k.shape[2]
+    cut = draw.integer(0, queries)
+    if keys < queries - cut or not case.causal or case.mask is not None or case.dropout:
+        return
+    past = keys - (queries - cut)
+    one = case(q=case.q[:, :, :cut], k=case.k[:, :, :past], v=case.v[:, :, :past])
+    two = case(q=case.q[:, :, cut:])
+    _same([np.concatenate(parts, axis=2) for parts in zip(one, two, strict=True)], case(), f"it depends on the cut at {cut}")
+
+
+@law(attention, "a large key shows nowhere before its position")
+def _(case, draw):
+    queries, keys = case.q.shape[2], case.k.shape[2]
+    if not case.causal or min(queries, keys) < 2:
+        return
+    j, scale = draw.integer(1, keys - 1), draw.choice((1, 3, 10, 100))
+    k, v = case.k.copy(), case.v.copy()
+    k[:, :, j], v[:, :, j] = scale * draw.floats(*k[:, :, j].shape), draw.floats(*v[:, :, j].shape)
+    before = max(0, j - (keys - queries))  # the queries that stand before key j
+    _same([x[:, :, :before] for x in case(k=k, v=v)], [x[:, :, :before] for x in case()], f"key {j} shows before its position")

@@ -51,6 +51,8 @@ from autograd.cpu.philox import philox
 from autograd.cpu.vectors import scratch
 from autograd.random import LOW
 
+from . import visible
+
 TILE = 128  # keys a tile; its scores (16 KiB in float32) stay in the first-level cache
 INF, NEVER = math.inf, 2**40  # NEVER: a window that hides nothing
 
@@ -348,36 +350,44 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
 
 
 @cpu_kernel
-def step(q, keys, values, length, scale, y, lse, scores):
-    """One query of every head: y = softmax(scale · q · keys[:, :, :length]) values[:, :length].
+def step(q, keys, values, length, scale, sink, y, lse, scores):
+    """One query of every head: y = softmax(scale · q · keys[:, :, :length]) values[:, :length], and the logs of the sums.
 
-    q[H·K] and y[H·V] are the vectors of all heads, lse[H] takes the logs of the softmax's sums, keys[H K S], values[H S V];
-    ``length`` is at least 1, scores[S] is memory.
+    q[H·K] and y[H·V] are the vectors of all heads, keys[G K S], values[G S V], sink[H], lse[H]; ``length`` is at least 1 and
+    scores[H/G · S] is memory. The heads that share keys and values read each row of them together.
     """
-    (heads, width, _), out = keys.shape, values.shape[2]
-    zero, one = q.dtype.type(0), q.dtype.type(1)
-    for h in range(heads):
-        query, mean = q[h * width : (h + 1) * width], y[h * out : (h + 1) * out]
-        for j in range(length):
-            scores[j] = zero
+    (groups, width, _), out, heads = keys.shape, values.shape[2], lse.size
+    zero, one, share = q.dtype.type(0), q.dtype.type(1), heads // groups
+    for g in range(groups):
+        for i in range(share * length):
+            scores[i] = zero
         for c in range(width):
-            row, factor = keys[h, c], query[c] * scale
+            row = keys[g, c]
+            for r in range(share):
+                logits, factor = scores[r * length : (r + 1) * length], q[(g * share + r) * width + c] * scale
+                for j in range(length):
+                    logits[j] += factor * row[j]
+        for r in range(share):
+            h, logits = g * share + r, scores[r * length : (r + 1) * length]
+            top, total = sink[h], zero
             for j in range(length):
-                scores[j] += factor * row[j]
-        top, total = scores[0], zero
-        for j in range(length):
-            top = scores[j] if scores[j] > top else top
-        for j in range(length):
-            weight = exp(scores[j] - top)
-            scores[j] = weight
-            total += weight
-        lse[h] = top + math.log(total)
-        for c in range(out):
-            mean[c] = zero
-        for j in range(length):
-            row, weight = values[h, j], scores[j] * (one / total)
+                top = logits[j] if logits[j] > top else top
+            for j in range(length):
+                weight = exp(logits[j] - top)
+                logits[j] = weight
+                total += weight
+            total += exp(sink[h] - top)
+            lse[h] = top + math.log(total)
+            for j in range(length):
+                logits[j] *= one / total
             for c in range(out):
-                mean[c] += weight * row[c]
+                y[h * out + c] = zero
+        for j in range(length):
+            row = values[g, j]
+            for r in range(share):
+                mean, weight = y[(g * share + r) * out : (g * share + r + 1) * out], scores[r * length + j]
+                for c in range(out):
+                    mean[c] += weight * row[c]
 
 
 def _flat_mask(mask):
@@ -447,19 +457,21 @@ def backward(saved, g_y, g_lse):
     return gq, gk, gv, -(weights * rest).reshape(B, H, T).sum(axis=(0, 2), dtype=y.dtype)
 
 
-def step_supports(q, k, mask, dropout, sink, slopes, window, segment, dilation):
-    if q.shape[1] != k.shape[1] or not (sink is slopes is window is segment is None and dilation == 1):
-        return "takes as many heads of k and v as of q, no structure, no sink and no slopes"
+def step_supports(k, mask, dropout, slopes, dilation):
     if not k.shape[2]:
         return "needs at least one key"
-    return None if mask is None and dropout == 0 else "takes no mask and no dropout"
+    return None if mask is slopes is None and dropout == 0 and dilation == 1 else "takes no mask, dropout, slopes or dilation"
 
 
-def step_forward(q, k, v, scale):
-    B, H, S, K = k.shape
-    keys = np.ascontiguousarray(k.swapaxes(2, 3)).reshape(B * H, K, S)
-    values = np.ascontiguousarray(v).reshape(B * H, S, v.shape[3])
-    y, lse = np.empty((B, H, 1, v.shape[3]), q.dtype), np.empty((B, H, 1), q.dtype)
-    factor, _ = _options(q.dtype, K, scale, 0, 0)
-    step(np.ascontiguousarray(q).reshape(-1), keys, values, S, factor, y.reshape(-1), lse.reshape(-1), np.empty(S, q.dtype))
+def step_forward(q, k, v, sink, causal, scale, window, sinks, segment):
+    if window is not None or segment is not None:
+        seen = visible(1, k.shape[2], causal, window=window, sinks=sinks, segment=segment)[0]
+        k, v = k[:, :, seen], v[:, :, seen]
+    (B, _, S, K), H, V = k.shape, q.shape[1], v.shape[3]
+    keys, values = np.ascontiguousarray(k.swapaxes(2, 3)), np.ascontiguousarray(v)
+    y, lse, rows = np.empty((B, H, 1, V), q.dtype), np.empty((B, H, 1), q.dtype), np.ascontiguousarray(q).reshape(B, H * K)
+    sink = _same(H, q.dtype, -INF) if sink is None else sink.astype(q.dtype)
+    (factor, _), scores = _options(q.dtype, K, scale, 0, 0), np.empty(H * S, q.dtype)
+    for b in range(B if H else 0):
+        step(rows[b], keys[b], values[b], S, factor, sink, y[b].reshape(-1), lse[b].reshape(-1), scores)
     return (y, lse), None

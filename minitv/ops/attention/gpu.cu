@@ -12,7 +12,8 @@
 //     backward   S = Q K^T, gP = gY V^T  gS = P (gP - rowsum(gY Y))        gQ = gS K, gK = gS^T Q, gV = P^T gY
 //
 // The forward pass saves two numbers a query, the maximum of its scores and the inverse of the sum. Backward has two kernels,
-// one that owns queries and one that owns keys: each computes the scores again, and no sum needs an atomic.
+// one that owns queries and one that owns keys: each computes the scores again, and no sum needs an atomic. The block that owns
+// keys walks over the queries of all heads that share them. Pairs of tiles of which nothing is seen are skipped.
 // Hidden scores are -inf, whose exponential is an exact 0; no difference of two infinities is formed.
 #include "kernel.cuh"
 
@@ -121,21 +122,38 @@ __device__ __forceinline__ void put(float* __restrict__ row, const float (&sums)
         }
 }
 
-// What decides which of the S keys a query of one head sees.
+// What decides which of the S keys a query of one head sees: query i stands at i + shift, key j at j.
 struct Rule {
     const bool* mask;  // of this head
     long long down, along;
-    int T, S, causal, masked;
+    int T, S, causal, masked, shift, window, sinks, segment, dilation, offset;
 };
+__device__ __forceinline__ bool active(const Rule& rule, int position)
+{
+    int at = (rule.segment ? position % rule.segment : position) % rule.dilation;
+    return (at < 0 ? at + rule.dilation : at) == rule.offset;
+}
 __device__ __forceinline__ bool seen(const Rule& rule, int query, int key)
 {
-    if (query >= rule.T || key >= rule.S || (rule.causal && key - (rule.S - rule.T) > query)) return false;
+    int p = query + rule.shift;
+    if (query >= rule.T || key >= rule.S || (rule.causal && key > p)) return false;
+    if (key >= rule.sinks && abs(p - key) >= rule.window) return false;
+    if (rule.segment && (p < 0 || p / rule.segment != key / rule.segment)) return false;
+    if (rule.dilation > 1 && !(active(rule, p) && active(rule, key))) return false;
     return !rule.masked || rule.mask[query * rule.down + key * rule.along];
 }
-// Without a mask, the keys that one of `count` queries from `query` on sees lie before this one.
-__device__ __forceinline__ int end_of(const Rule& rule, int query, int count)
+// Whether none of `queries` queries from `query` on sees one of `keys` keys from `key` on, whatever the mask.
+__device__ __forceinline__ bool apart(const Rule& rule, int query, int queries, int key, int keys)
 {
-    return rule.causal ? (int)min((long long)rule.S, (long long)query + count + (rule.S - rule.T)) : rule.S;
+    long long first = (long long)query + rule.shift, last = first + queries - 1, end = key + keys - 1ll;
+    if (rule.causal && key > last) return true;
+    if (key >= rule.sinks && (first - end >= rule.window || key - last >= rule.window)) return true;
+    if (!rule.segment) return false;
+    return last < 0 || end / rule.segment < max(first, 0ll) / rule.segment || key / rule.segment > last / rule.segment;
+}
+__device__ __forceinline__ int offset_of(int head, int heads, int dilation, int block)
+{
+    return block ? (int)((long long)head * dilation / heads) : head % dilation;
 }
 
 // The factors of dropout of the weights of a query with the keys from `key` on: 0 or `factor`.
@@ -151,8 +169,10 @@ __device__ __forceinline__ void keep(float (&factors)[4], int query, int key, in
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 mtv_attention_forward(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
-                      const bool* __restrict__ mask, float* __restrict__ y, float* __restrict__ stats,
+                      const bool* __restrict__ mask, const float* __restrict__ sink, const float* __restrict__ inclines,
+                      float* __restrict__ y, float* __restrict__ stats,
                       int H, int T, int S, int K, int V, int causal, int masked, float scale,
+                      int G, int window, int sinks, int segment, int dilation, int block,
                       int dropping, unsigned long long threshold, float factor, unsigned long long seed,
                       long long q_b, long long q_h, long long q_t, long long k_b, long long k_h, long long k_t,
                       long long v_b, long long v_h, long long v_t, long long m_b, long long m_h, long long m_t, long long m_s)
@@ -160,20 +180,23 @@ mtv_attention_forward(const float* __restrict__ q, const float* __restrict__ k, 
     constexpr int R = QUERIES / 16;
     __shared__ __align__(16) float queries[QUERIES][LINE], keys[KEYS][LINE], values[KEYS][LINE], weights[QUERIES][KEYS + 4];
     int head = blockIdx.x, b = head / H, h = head % H, query = (gridDim.y - 1 - blockIdx.y) * QUERIES;  // long ones first
-    Rule rule = {mask + (b * m_b + h * m_h), m_t, m_s, T, S, causal, masked};
+    Rule rule = {mask + (b * m_b + h * m_h), m_t, m_s, T, S, causal, masked, S - T, window, sinks, segment, dilation,
+                 offset_of(h, H, dilation, block)};
     q += b * q_b + h * q_h;
-    k += b * k_b + h * k_h;
-    v += b * v_b + h * v_h;
+    int group = (int)((long long)h * G / H);
+    k += b * k_b + group * k_h;
+    v += b * v_b + group * v_h;
+    float alone = sink[h], incline = inclines[h];
     fill<QUERIES, false>(queries, q, q_t, query, T, K, scale);
     float top[R], total[R], sums[R][GROUPS][4];
     clear(sums);
 #pragma unroll
     for (int r = 0; r < R; r++) {
-        top[r] = -INFINITE;
+        top[r] = alone;
         total[r] = 0.f;
     }
-    int end = end_of(rule, query, QUERIES);
-    for (int key = 0; key < end; key += KEYS) {
+    for (int key = 0; key < S; key += KEYS) {
+        if (apart(rule, query, QUERIES, key, KEYS)) continue;
         __syncthreads();  // the tiles before are done with
         fill<KEYS, true>(keys, k, k_t, key, S, K, 1.f);
         bool bad = fill<KEYS, false>(values, v, v_t, key, S, V, 1.f);
@@ -186,7 +209,8 @@ mtv_attention_forward(const float* __restrict__ q, const float* __restrict__ k, 
             float before = top[r], highest = -INFINITE, factors[4] = {1.f, 1.f, 1.f, 1.f};
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                if (!seen(rule, query + row, key + 4 * (int)TX + i)) scores[r][i] = -INFINITE;
+                int j = key + 4 * (int)TX + i;
+                scores[r][i] = seen(rule, query + row, j) ? scores[r][i] + incline * (j - (query + row + rule.shift)) : -INFINITE;
                 highest = fmaxf(highest, scores[r][i]);
             }
             top[r] = fmaxf(before, warp_max<COLUMNS>(highest));
@@ -210,11 +234,12 @@ mtv_attention_forward(const float* __restrict__ q, const float* __restrict__ k, 
 #pragma unroll
     for (int r = 0; r < R; r++) {
         int i = query + TY + 16 * r;
-        float sum = warp_sum<COLUMNS>(total[r]), inverse = sum == 0.f ? 0.f : 1.f / sum;
+        float shift = top[r] == -INFINITE ? 0.f : top[r], sum = warp_sum<COLUMNS>(total[r]) + expf(alone - shift);
+        float inverse = sum == 0.f ? 0.f : 1.f / sum;
         if (i >= T) continue;
         put(y + (((long long)b * T + i) * H + h) * V, sums[r], V, inverse);
         if (TX == 0) {
-            stats[2ll * head * T + i] = top[r] == -INFINITE ? 0.f : top[r];
+            stats[2ll * head * T + i] = shift;
             stats[(2ll * head + 1) * T + i] = inverse;
         }
     }
@@ -223,10 +248,12 @@ mtv_attention_forward(const float* __restrict__ q, const float* __restrict__ k, 
 // gQ, and in dots [B H, T] the sums of gY Y over channels less the gradient of lse, which the other kernel needs.
 extern "C" __global__ void __launch_bounds__(THREADS)
 mtv_attention_backward_queries(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
-                               const bool* __restrict__ mask, const float* __restrict__ y, const float* __restrict__ stats,
+                               const bool* __restrict__ mask, const float* __restrict__ inclines, const float* __restrict__ y,
+                               const float* __restrict__ stats,
                                const float* __restrict__ g, const float* __restrict__ g_lse, float* __restrict__ gq,
                                float* __restrict__ dots,
                                int H, int T, int S, int K, int V, int causal, int masked, float scale,
+                               int G, int window, int sinks, int segment, int dilation, int block,
                                int dropping, unsigned long long threshold, float factor, unsigned long long seed,
                                long long q_b, long long q_h, long long q_t, long long k_b, long long k_h, long long k_t,
                                long long v_b, long long v_h, long long v_t, long long m_b, long long m_h, long long m_t,
@@ -236,9 +263,12 @@ mtv_attention_backward_queries(const float* __restrict__ q, const float* __restr
     __shared__ __align__(16) float queries[FEWER][LINE], grads[FEWER][LINE], keys[KEYS][LINE], values[KEYS][LINE],
         slopes[FEWER][KEYS + 4];
     int head = blockIdx.x, b = head / H, h = head % H, query = (gridDim.y - 1 - blockIdx.y) * FEWER;
-    Rule rule = {mask + (b * m_b + h * m_h), m_t, m_s, T, S, causal, masked};
-    k += b * k_b + h * k_h;
-    v += b * v_b + h * v_h;
+    Rule rule = {mask + (b * m_b + h * m_h), m_t, m_s, T, S, causal, masked, S - T, window, sinks, segment, dilation,
+                 offset_of(h, H, dilation, block)};
+    int group = (int)((long long)h * G / H);
+    k += b * k_b + group * k_h;
+    v += b * v_b + group * v_h;
+    float incline = inclines[h];
     fill<FEWER, false>(queries, q + (b * q_b + h * q_h), q_t, query, T, K, scale);
     fill<FEWER, false>(grads, g + (b * g_b + h * g_h), g_t, query, T, V, 1.f);
     __syncthreads();
@@ -255,8 +285,8 @@ mtv_attention_backward_queries(const float* __restrict__ q, const float* __restr
         rest[r] = warp_sum<COLUMNS>(rest[r]) - (i < T ? g_lse[(long long)head * T + i] : 0.f);
         if (TX == 0 && i < T) dots[(long long)head * T + i] = rest[r];
     }
-    int end = end_of(rule, query, FEWER);
-    for (int key = 0; key < end; key += KEYS) {
+    for (int key = 0; key < S; key += KEYS) {
+        if (apart(rule, query, FEWER, key, KEYS)) continue;
         __syncthreads();  // the tiles before are done with
         bool bad = fill<KEYS, true>(keys, k, k_t, key, S, K, 1.f);
         fill<KEYS, true>(values, v, v_t, key, S, V, 1.f);
@@ -272,7 +302,9 @@ mtv_attention_backward_queries(const float* __restrict__ q, const float* __restr
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float p = 0.f;
-                if (seen(rule, query + row, key + 4 * (int)TX + i)) p = expf(scores[r][i] - shift[r]) * inverse[r];
+                int j = key + 4 * (int)TX + i;
+                if (seen(rule, query + row, j))
+                    p = expf(scores[r][i] + incline * (j - (query + row + rule.shift)) - shift[r]) * inverse[r];
                 slopes[row][4 * TX + i] = p != 0.f ? p * ((factors[i] != 0.f ? slope[r][i] * factors[i] : 0.f) - rest[r]) : 0.f;
             }
         }
@@ -288,9 +320,11 @@ mtv_attention_backward_queries(const float* __restrict__ q, const float* __restr
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 mtv_attention_backward_keys(const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
-                            const bool* __restrict__ mask, const float* __restrict__ stats, const float* __restrict__ g,
+                            const bool* __restrict__ mask, const float* __restrict__ inclines, const float* __restrict__ stats,
+                            const float* __restrict__ g,
                             const float* __restrict__ dots, float* __restrict__ gk, float* __restrict__ gv,
                             int H, int T, int S, int K, int V, int causal, int masked, float scale,
+                            int G, int window, int sinks, int segment, int dilation, int block,
                             int dropping, unsigned long long threshold, float factor, unsigned long long seed,
                             long long q_b, long long q_h, long long q_t, long long k_b, long long k_h, long long k_t,
                             long long v_b, long long v_h, long long v_t, long long m_b, long long m_h, long long m_t,
@@ -299,20 +333,21 @@ mtv_attention_backward_keys(const float* __restrict__ q, const float* __restrict
     constexpr int R = FEWER / 16, N = KEYS / 16;
     __shared__ __align__(16) float queries[FEWER][LINE], grads[FEWER][LINE], keys[KEYS][LINE], values[KEYS][LINE],
         weights[KEYS][FEWER + 4], slopes[KEYS][FEWER + 4];
-    int head = blockIdx.x, b = head / H, h = head % H, key = blockIdx.y * KEYS;
-    Rule rule = {mask + (b * m_b + h * m_h), m_t, m_s, T, S, causal, masked};
-    q += b * q_b + h * q_h;
-    g += b * g_b + h * g_h;
-    fill<KEYS, true>(keys, k + (b * k_b + h * k_h), k_t, key, S, K, 1.f);
-    fill<KEYS, true>(values, v + (b * v_b + h * v_h), v_t, key, S, V, 1.f);
+    int b = blockIdx.x / G, group = blockIdx.x % G, key = blockIdx.y * KEYS, share = H / G;
+    fill<KEYS, true>(keys, k + (b * k_b + group * k_h), k_t, key, S, K, 1.f);
+    fill<KEYS, true>(values, v + (b * v_b + group * v_h), v_t, key, S, V, 1.f);
     float sums_k[N][GROUPS][4], sums_v[N][GROUPS][4];
     clear(sums_k);
     clear(sums_v);
-    int begin = causal ? max(0, key - (S - T)) / FEWER * FEWER : 0;  // earlier queries see none of these keys
-    for (int query = begin; query < T; query += FEWER) {
+    for (int tile = 0, tiles = (T + FEWER - 1) / FEWER; tile < tiles * share; tile++) {
+        int h = group * share + tile / tiles, head = b * H + h, query = tile % tiles * FEWER;
+        Rule rule = {mask + (b * m_b + h * m_h), m_t, m_s, T, S, causal, masked, S - T, window, sinks, segment, dilation,
+                     offset_of(h, H, dilation, block)};
+        if (apart(rule, query, FEWER, key, KEYS)) continue;
+        float incline = inclines[h];
         __syncthreads();  // the tiles before are done with
-        bool bad_q = fill<FEWER, false>(queries, q, q_t, query, T, K, scale);
-        bool bad_g = fill<FEWER, false>(grads, g, g_t, query, T, V, 1.f);
+        bool bad_q = fill<FEWER, false>(queries, q + (b * q_b + h * q_h), q_t, query, T, K, scale);
+        bool bad_g = fill<FEWER, false>(grads, g + (b * g_b + h * g_h), g_t, query, T, V, 1.f);
         bool bad = __syncthreads_or(bad_q || bad_g);
         float scores[R][4], slope[R][4];
         products(scores, queries, keys);
@@ -327,7 +362,8 @@ mtv_attention_backward_keys(const float* __restrict__ q, const float* __restrict
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float p = 0.f;
-                if (seen(rule, at, key + 4 * (int)TX + i)) p = expf(scores[r][i] - shift) * inverse;
+                int j = key + 4 * (int)TX + i;
+                if (seen(rule, at, j)) p = expf(scores[r][i] + incline * (j - (at + rule.shift)) - shift) * inverse;
                 weights[4 * TX + i][row] = p * factors[i];
                 slopes[4 * TX + i][row] = p != 0.f ? p * ((factors[i] != 0.f ? slope[r][i] * factors[i] : 0.f) - rest) : 0.f;
             }
@@ -340,7 +376,7 @@ mtv_attention_backward_keys(const float* __restrict__ q, const float* __restrict
     for (int r = 0; r < N; r++) {
         int j = key + TY + 16 * r;
         if (j >= S) continue;
-        put(gk + (((long long)b * S + j) * H + h) * K, sums_k[r], K, 1.f);
-        put(gv + (((long long)b * S + j) * H + h) * V, sums_v[r], V, 1.f);
+        put(gk + (((long long)b * S + j) * G + group) * K, sums_k[r], K, 1.f);
+        put(gv + (((long long)b * S + j) * G + group) * V, sums_v[r], V, 1.f);
     }
 }

@@ -20,7 +20,8 @@ Gradients. Let g be the gradient of y and c that of lse.
 
 The factor w_B (y_A - y_B) is y_A - y: a key set gains weight where its mean is better than the merged one. The gradient of
 lse_A then goes into attention, which adds P_ij dlse_i to the gradients of its scores. Without this part, the gradients are
-wrong."""
+wrong.
+"""
 
 from __future__ import annotations
 
