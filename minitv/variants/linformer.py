@@ -143,7 +143,7 @@ from ..config import check, option
 from ..errors import UserError
 from ..models.encoder import Encoder
 from ..nn import Buffer, Dropout, Linear, Module, Parameter, Stateful, made
-from ..ops import attention, merge_heads, project, split_heads
+from ..ops import attention, merge_attention, merge_heads, project, split_heads
 from ..options import ModelOptions
 from ..variant import Page, Variant
 
@@ -408,20 +408,19 @@ class State(NamedTuple):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mixed_keys: Tensor, mixed_values: Tensor, *, segment: int, each: int,
-           past: int = 0, **dropped) -> Tensor:
+           past: int = 0, dropped: tuple[dict, dict] = ({}, {})) -> Tensor:
     """Causal attention to the mixtures of complete segments and to the exact keys of one's own segment, in one softmax.
 
     q[B H T K] are the last T positions of k[B H S K] and v[B H S V], which begin with a segment. Mixtures are [B H N K] and
-    [B H N V]: first those of ``past`` mixtures before k, then ``each`` of every segment of k.
+    [B H N V]: first ``past`` ones of segments before k, then ``each`` of every segment of k that is complete.
     """
-    xp, keys = namespace(q.data), k.shape[2]
-    key, position = xp.arange(keys), xp.arange(keys - q.shape[2], keys)[:, None]  # of keys [S] and of queries [T 1]
-    own = position // segment
-    mixed = xp.arange(mixed_keys.shape[2]) < past + each * own  # [T N]
-    exact = (key // segment == own) & (key <= position)  # [T S]
-    seen = xp.concatenate([mixed, exact], axis=1)
-    y, _ = attention(q, concat([mixed_keys, k], axis=2), concat([mixed_values, v], axis=2), seen, causal=False, **dropped)
-    return y
+    xp, length, keys, mixed = namespace(q.data), q.shape[2], k.shape[2], mixed_keys.shape[2]
+    y, lse = attention(q, k, v, segment=segment if keys > segment else None, **dropped[0])
+    if not mixed:
+        return y
+    own = xp.arange(keys - length, keys)[:, None] // segment  # segments of k before that of a query [T 1]
+    seen = xp.arange(mixed) < past + each * own  # [T N]
+    return merge_attention(y, lse, *attention(q, mixed_keys, mixed_values, seen, causal=False, **dropped[1]))[0]
 
 
 class SegmentAttention(Projected):
@@ -451,8 +450,8 @@ class SegmentAttention(Projected):
         q, k, v = self._split(self.q(x), self.k(x), self.v(x))
         complete = max(0, x.shape[1] - 1) // self.segment  # segments that a later token sees
         y = attend(q, k, v, self.mixtures(self.E, k, complete), self.mixtures(self.F, v, complete), segment=self.segment,
-                   each=self.rows, **self._dropped(rng and rng.split(0)))
-        return self._joined(y, rng and rng.split(1))
+                   each=self.rows, dropped=tuple(self._dropped(rng and rng.split(i)) for i in (0, 1)))
+        return self._joined(y, rng and rng.split(2))
 
     def init_state(self, batch: int) -> State:
         empty = self.constant(0.0, batch, self.heads, 0, self.out.weight.shape[0] // self.heads)
@@ -531,7 +530,7 @@ LINFORMER_SEGMENT = Variant(
              "Generating token t: O(D²) for the matrices and O((c + t s / c) D) for attention",
         state="2 D (s t / c + c) numbers in each layer at most: s mixtures of each complete segment, and the exact keys and "
               "values of the last one",
-        operators=("project", "attention"),
+        operators=("project", "attention", "merge_attention"),
         golden="full causal attention when E and F are the identity, and a loop over all tokens",
         discrepancies=(
             "it is not in the paper, which has no causal model: it is an honest way to use its idea for one. The published "
