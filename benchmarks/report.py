@@ -155,6 +155,14 @@ def without() -> str:
     return table(["a training step with it, × without it", *(f"`{name}`" for name in presets)], rows) + where(result)
 
 
+def duplication() -> str:
+    """Reformer's Table 2 at a small size: models by what they were trained with, and what each is evaluated with."""
+    result = results("duplication")
+    rows = [[name, *(f"{value:.1f}" for value in row.values())] for name, row in result["accuracy"].items()]
+    header = ["right answers in percent: trained with", *next(iter(result["accuracy"].values()))]
+    return table(header, rows) + where(result)
+
+
 def variants() -> str:
     """A page for every variant, folded up."""
     from minitv import variants
@@ -166,9 +174,9 @@ def variants() -> str:
     return "".join(pages)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    writer.__name__: writer for writer in (train, decode, ops, scaling, learning, mqar, mqar_without_shift, extrapolation,
-                                           without, variants)}
+TABLES: dict[str, Callable[[], str]] = {writer.__name__: writer for writer in (
+    train, decode, ops, scaling, learning, mqar, mqar_without_shift, extrapolation, duplication, streaming, without, variants,
+)}
 
 
 def filled(text: str) -> str:
