@@ -90,7 +90,7 @@ class Streams:
         kept = streaming(model, window, sinks)
         caches = {WINDOW: streaming(model, window + sinks, 0), SINKS: kept} if sinks else {WINDOW: kept}
         self.ways: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]] = {DENSE: self._dense}
-        self.ways |= {name: _Cached(changed) for name, changed in caches.items()}
+        self.ways |= {name: Cached(changed) for name, changed in caches.items()}
         if recompute:
             self.ways[ANEW] = self._anew
         self.cached = list(caches)[-1]  # what recomputation is compared with
@@ -141,7 +141,7 @@ class Streams:
         return new, nats
 
 
-class _Cached:
+class Cached:
     """A model that goes on from its cache."""
 
     def __init__(self, model: LanguageModel):

@@ -142,7 +142,7 @@ class SinkOptions(transformer.TransformerOptions):
     )
     sink_kind: str = option(
         "first-tokens", "where a query leaves the weight that it has no use for: at the first tokens, as published; at a "
-        "learned token before the text; at a key and a value of zeros (SoftMax1); at a learned logit of each head without a value",
+        "learned token before the text; at a key and a value of zeros (SoftMax1); at a learned logit of each head",
         choices=("first-tokens", "learned-token", "zero", "logit"),
     )
 
@@ -203,7 +203,7 @@ class Streamed(Stateful):
         layer, rotation = self.layer, self.layer.rotation
         if rng is not None and not layer.dropout.p:
             rng = None
-        q, k, v = self._project(x)
+        q, k, v = self.project(x)
         longer = x.shape[1] > self.window + self.sinks + 1  # than what one token sees
         if longer and (rotation is not None or layer.slopes is not None):
             y, _ = self._read(q, k, v, self.init_state(x.shape[0]), rng)
@@ -219,10 +219,10 @@ class Streamed(Stateful):
         return Cache(*empty[:2], *empty[:2], 0, 0)
 
     def prefill(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
-        y, state = self._read(*self._project(x), state)
+        y, state = self._read(*self.project(x), state)
         return self.layer.out(merge_heads([y])), state
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q[B H T K], k[B G T K] and v[B G T K], not turned yet."""
         return split_heads(self.layer.qkv(x), heads=self.layer.parts)
 
@@ -310,7 +310,11 @@ class Preceded(Module):
         return self.stack[layer]
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        return self.stack(concat([self._of(x.shape[0]), x], axis=1), rng)[:, 1:]
+        return self.stack(self.preceded(x), rng)[:, 1:]
+
+    def preceded(self, x: Tensor) -> Tensor:
+        """[B T+1 D]: the vector, and x after it."""
+        return concat([self._of(x.shape[0]), x], axis=1)
 
     def init_state(self, batch: int) -> tuple[Any, ...]:
         return self.stack.prefill(self._of(batch), self.stack.init_state(batch))[1]
@@ -425,7 +429,7 @@ ATTENTION_SINKS = Variant(
             "a learned logit for each head is not in the paper: gpt-oss and x-transformers have it",
         ),
         review="it says that StreamingLLM is similar to LongNet with learnable sinks at the beginning, which is wrong: "
-               "there is no dilation, there are no segments, nothing needs to be trained, and the sinks are ordinary first tokens; a "
-               "learned token is an option of the paper",
+               "there is no dilation, there are no segments, nothing needs to be trained, and the sinks are ordinary first "
+               "tokens; a learned token is an option of the paper",
     ),
 )
