@@ -119,7 +119,7 @@ def measured(run, texts: np.ndarray, kind: str, per_character: float) -> dict:
         seconds = time.perf_counter() - start
         result["sinks"][str(sinks)] = {"us_per_token": round(1e6 * seconds / nats[sinks].size, 1)}
         print(f"{kind}, S = {sinks}: {nats[sinks].size} tokens in {seconds:.1f} s", file=sys.stderr)
-    beyond, reference = slice(cache, None), nats[1 if kind == "learned-token" else 4]
+    beyond, reference = slice(model.context, None), nats[1 if kind == "learned-token" else 4]
     for sinks, values in nats.items():
         result["sinks"][str(sinks)] |= {
             "beyond": round(float(values[:, beyond].mean()) * per_character / math.log(2), 4),
@@ -134,14 +134,14 @@ def measured(run, texts: np.ndarray, kind: str, per_character: float) -> dict:
     return result
 
 
-def verdict(models: dict[str, dict]) -> str:
+def verdict(models: dict[str, dict], context: int) -> str:
     """What the figures say of the paper's finding, in a sentence or two."""
     plain = models["first-tokens"]["sinks"]["0"]
+    most = max(sum(layer[:4]) for layer in models["first-tokens"]["mass"])
+    equal = float(np.mean(4 / np.arange(context // 2 + 1, context + 1)))
     text = (f"Without its first tokens the plain model loses {plain['rise']:.3f} ± {plain['error']:.3f} bits per character "
-            f"beyond the cache: ")
-    text += ("the jump of the paper occurs at this size." if plain["jump"] else
-             "the jump of the paper does not occur at this size, because the first tokens are no sinks: they get "
-             f"{100 * max(sum(layer[:4]) for layer in models['first-tokens']['mass']):.0f} % of the attention at most.")
+            f"beyond the cache: the jump of the paper {'occurs' if plain['jump'] else 'does not occur'} at this size. Four tokens "
+            f"get {100 * most:.0f} % of the attention of a layer at most; equal weights would give them {100 * equal:.0f} %.")
     others = [kind for kind in models if kind != "first-tokens" and models[kind]["sinks"]["0"]["jump"]]
     return text + (f" It occurs with S = 0 in {', '.join(others)}." if others else "")
 
@@ -184,12 +184,12 @@ def main() -> None:
             per_character, data = task.tokens_per_char["held_out"], task.corpus.description
         models[kind] = measured(run, texts, kind, per_character)
         for sinks, values in models[kind]["sinks"].items():
-            print(f"{kind:<14} S = {sinks}  beyond {values['beyond']:.4f} bits  rise {values['rise']:+.4f} ± {values['error']:.4f}"
-                  f"{'  JUMP' if values['jump'] else ''}")
+            print(f"{kind:<14} S = {sinks}  beyond {values['beyond']:.4f} bits  rise {values['rise']:+.4f} ± "
+                  f"{values['error']:.4f}{'  JUMP' if values['jump'] else ''}")
         print(f"{kind:<14} dense {models[kind]['dense']:.4f}  recomputation {models[kind]['recomputation']['rise']:+.4f}")
     result = {"benchmark": "streaming", "threads": cores(), "rounds": 1, "data": data, "context": arguments.context,
-              "steps": arguments.steps, "contexts": arguments.contexts, "places": len(texts), "verdict": verdict(models),
-              "models": models}
+              "steps": arguments.steps, "contexts": arguments.contexts, "places": len(texts),
+              "verdict": verdict(models, arguments.context), "models": models}
     print(result["verdict"])
     if arguments.save:
         picture(save("streaming", result))
