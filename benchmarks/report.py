@@ -141,6 +141,21 @@ def extrapolation() -> str:
     return table(header, rows) + where(result).replace("one run each", seeds)
 
 
+def streaming() -> str:
+    """What a cache of fixed size costs, with and without the first tokens in it."""
+    result, rows = results("streaming"), []
+    for kind, numbers in result["models"].items():
+        for sinks, values in numbers["sinks"].items():
+            rows.append([f"`{kind}`", f"{sinks} + {numbers['cache'] - int(sinks)}", f"{values['beyond']:.3f}",
+                         f"{values['rise']:+.3f} ± {values['error']:.3f}", f"{values['us_per_token']:.0f}"])
+        again = numbers["recomputation"]
+        rows.append([f"`{kind}`", "recomputation", "", f"{again['rise']:+.3f} ± {again['error']:.3f}",
+                     f"{again['us_per_token']:.0f}"])
+    header = ["`--sink-kind`", "sinks + recent tokens", "bits per character beyond the cache", "rise over the reference",
+              "µs per token"]
+    return table(header, rows) + f"{result['verdict']} " + where(result)
+
+
 def without() -> str:
     """What each technique is worth: speed with it over speed without it, and the same of memory where that differs."""
     result = results("without")

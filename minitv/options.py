@@ -26,7 +26,7 @@ def _encoding() -> Any:
 
 
 def _window() -> Any:
-    return option(None, "keep this many recent tokens in the cache of a Transformer with relative positions, so that its memory is "
+    return option(None, "recent tokens that the cache of a Transformer with relative positions keeps, so that its memory is "
                   "constant; none = as many as the context has room for", low=1, high=2**20)
 
 
@@ -153,7 +153,9 @@ class SampleOptions:
     """sampling"""
 
     prompt: str = option("", "text to continue; - reads it from standard input")
-    tokens: int | None = option(None, "tokens to write; none = 500, or without end, until Ctrl-C, with --window or --sinks", low=1)
+    tokens: int | None = option(
+        None, "tokens to write; none = 500, or without end, until Ctrl-C, with --window or --sinks", low=1
+    )
     temperature: float = option(0.8, "below 1 = safer, above 1 = wilder, 0 = always the likeliest token", low=0)
     top_k: int | None = option(None, "draw among the k likeliest tokens only", low=1)
     top_p: float = option(1.0, "draw among the likeliest tokens that together have this probability", above=0, high=1)
@@ -229,7 +231,8 @@ class StreamOptions:
     window: int | None = _window()
     sinks: int | None = _sinks()
     tokens: int | None = option(None, "read no more than this of the text; none = all of it", low=2)
-    recompute: int = option(100, "tokens in each range of positions that recomputation predicts, which is slow; 0 = none", low=0)
+    recompute: int = option(100, "tokens in each range of positions that recomputation, which is slow, predicts; 0 = none",
+                            low=0)
     out: str | None = option(None, "picture to write: .png, .svg or .pdf; none = DIR/stream.png", metavar="FILE")
     checkpoint: str = _checkpoint()
     device: str = _device()

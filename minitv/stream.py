@@ -10,9 +10,9 @@ The text is read once, in blocks, in up to four ways:
                      this context can do, at W times the cost. Only some tokens of each range of positions are predicted so.
                      Their mean is changed by as much as the same tokens are easier than all for the cache, read beside it
 
-Ranges of positions double in length: position p, with p tokens before it, lies in range ⌊log2 p⌋. With the first, second and last
-ways the loss stays what it is within the context, as long as they work; where window attention fails, it jumps at W + S tokens.
-"""
+Ranges of positions double in length: position p, with p tokens before it, lies in range ⌊log2 p⌋. With the first, second and
+last ways the loss stays what it is within the context, as long as they work; where window attention fails, it jumps at W + S
+tokens."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .errors import RunError, UserError
 from .evaluate import surprise
 from .models.lm import LanguageModel
 from .options import StreamOptions
-from .picture import COLOURS, DASHES, MARKERS, Line, Look, draw
+from .picture import BITS, COLOURS, DASHES, MARKERS, Line, Look, draw
 from .report import count
 from .sample import Trained, open_run
 from .sources import Reader
@@ -90,7 +90,7 @@ class Streams:
         kept = streaming(model, window, sinks)
         caches = {WINDOW: streaming(model, window + sinks, 0), SINKS: kept} if sinks else {WINDOW: kept}
         self.ways: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]] = {DENSE: self._dense}
-        self.ways |= {name: _Cached(changed) for name, changed in caches.items()}
+        self.ways |= {name: Cached(changed) for name, changed in caches.items()}
         if recompute:
             self.ways[ANEW] = self._anew
         self.cached = list(caches)[-1]  # what recomputation is compared with
@@ -141,7 +141,7 @@ class Streams:
         return new, nats
 
 
-class _Cached:
+class Cached:
     """A model that goes on from its cache."""
 
     def __init__(self, model: LanguageModel):
@@ -206,8 +206,8 @@ class Result:
         """Lines (label, text) for a person."""
         context = self.run.model.context
         rows = [("model", f"{self.run.experiment.variant.name} of {self.directory}, step {self.run.step}, context {context}"),
-                ("text", f"{self.description}: {count(self.characters)} characters, {self.streams.position / context:.1f} times "
-                         "the context"),
+                ("text", f"{self.description}: {count(self.characters)} characters, "
+                         f"{self.streams.position / context:.1f} times the context"),
                 ("cache", f"{self.sinks} sinks + {self.window} recent tokens; window alone: {self.sinks + self.window}")]
         beyond = [f"{name} {self.bits(name, self.beyond):.3f}" for name in self.streams.ways if name != DENSE]
         if self.streams.position > context:
@@ -232,13 +232,14 @@ class Result:
         """The picture of the table, by default stream.png in the folder of the run; UserError as of picture.draw."""
         path, lines = run_folder(self.directory) / PICTURE if out is None else Path(out), []
         for name in self.streams.ways:
-            points = [(round(1.5 * 2**part) if part else 1, self.bits(name, slice(part, part + 1))) for part in range(self.last)]
-            points = [point for point in points if math.isfinite(point[1])]
+            points = [(round(1.5 * 2**part) if part else 1, bits) for part in range(self.last)
+                      if math.isfinite(bits := self.bits(name, slice(part, part + 1)))]
             lines.append(Line(points, name, LOOKS[name], marker="full"))
         cache = self.window + self.sinks
-        return draw(path, lines, {}, "bits per character", title=f"{self.run.experiment.variant.name}, {self.sinks} sinks + "
-                    f"{self.window} recent tokens in the cache", about=self.description, axis="tokens before in the text; dense: in "
-                    "its window", mark=(cache + 1, f"{cache} tokens and the newest: the cache is full"))
+        title = f"{self.run.experiment.variant.name}, {self.sinks} sinks + {self.window} recent tokens in the cache"
+        return draw(path, lines, {}, BITS, title=title, about=self.description,
+                    axis="tokens before in the text; dense: in its window",
+                    mark=(cache + 1, f"{cache} tokens and the newest: the cache is full"))
 
 
 def blocks(ids: Iterator[np.ndarray], tokens: int | None) -> Iterator[np.ndarray]:

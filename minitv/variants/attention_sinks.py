@@ -1,29 +1,31 @@
 """Attention sinks: a model that reads and writes without end in a memory of fixed size (Xiao et al. 2023, arXiv 2309.17453).
 
-The paper calls its method StreamingLLM. It changes no weight: a Transformer that is trained already keeps the keys and values of
-its first few tokens and of its most recent ones, and forgets those in between. Numbers in brackets name the paper's equations.
+The paper calls its method StreamingLLM. It changes no weight: a Transformer that is trained already keeps the keys and values
+of its first few tokens and of its most recent ones, and forgets those in between. Numbers in brackets name the paper's
+equations.
 
-The problem. A Transformer keeps the keys and values of all tokens so far. The cache grows with every token, and beyond the length
-of its training the model fails anyway, because it meets distances that it has never seen. Two remedies are obvious. Window
-attention keeps the last W keys and values: its memory is constant, but the loss explodes as soon as the very first token leaves the
-cache. To compute the last W tokens anew for every token works, and costs O(W²) for each of them.
+The problem. A Transformer keeps the keys and values of all tokens so far. The cache grows with every token, and beyond the
+length of its training the model fails anyway, because it meets distances that it has never seen. Two remedies are obvious.
+Window attention keeps the last W keys and values: its memory is constant, but the loss explodes as soon as the very first
+token leaves the cache. To compute the last W tokens anew for every token works, and costs O(W²) for each of them.
 
 Why the window fails. The weights of a softmax sum to 1,
 
     SoftMax(x)_i = exp(x_i) / Σ_j exp(x_j)                                                             (1)
 
-so a query that finds nothing of use must put its weight somewhere. Training lets it put the weight on the first tokens, because
-they are the only ones that all queries see. The paper finds most weight there, above the bottom two layers, whatever these tokens
-say: line breaks in their place do as well. It calls them attention sinks. When they leave the cache, most of the denominator in
-(1) leaves with them, all other weights become far too large, and the output is a mean that the model has never met.
+so a query that finds nothing of use must put its weight somewhere. Training lets it put the weight on the first tokens,
+because they are the only ones that all queries see. The paper finds most weight there, above the bottom two layers, whatever
+these tokens say: line breaks in their place do as well. It calls them attention sinks. When they leave the cache, most of the
+denominator in (1) leaves with them, all other weights become far too large, and the output is a mean that the model has never
+met.
 
 The idea (section 3.2). Keep the keys and values of the first S tokens for ever. S = 4 is enough for models that were trained
 without a token of their own at the start. To the model, what it keeps is a text without a gap: positions are counted in the
 cache, not in the text, so no distance is ever larger than in training.
 
-What is lost. The context does not become longer. The model knows what is in the cache, and nothing of what has left it. This is
-not the same as a model that reads the last W tokens anew, either: the keys in the cache were computed when older tokens were
-still there, and know of them.
+What is lost. The context does not become longer. The model knows what is in the cache, and nothing of what has left it. This
+is not the same as a model that reads the last W tokens anew, either: the keys in the cache were computed when older tokens
+were still there, and know of them.
 
 Sinks in training (section 3.3). A model can be given a place for the weight that it has no use for: --sink-kind.
 
@@ -47,28 +49,28 @@ Sinks in training (section 3.3). A model can be given a place for the weight tha
     R(m)             turns a query or key as at position m (RoPE)    rotary transformation
     b [H]            learned logits of the sink                      -
 
-The layer. Token t sees itself, the W tokens before it and the S first ones. The newest token comes on top of the cache, so it sees
-C + 1 tokens.
+The layer. Token t sees itself, the W tokens before it and the S first ones. The newest token comes on top of the cache, so it
+sees C + 1 tokens.
 
     token t sees token j if j ≤ t, and t - j ≤ W or j < S
     distance(t, j) = t - j for recent tokens, min(t, C) - j for j < S               positions in the cache
     score(t, j) = (R(distance) q_t) · k_j / √K
     y_t = Σ_j softmax_j(score(t, j)) v_j                                            (1), or (2) and its like
 
-The code of the paper keeps keys before they are turned, and turns all of them for every token by their places 0 .. C - 1 in the
-cache. Here no key is turned twice. Recent keys are turned by their position in the text and sinks by 0 .. S - 1, once. The query
-is turned twice, by t for the recent keys and by min(t, C) for the sinks, and the two results are merged by the logs of their
-softmax's sums, which gives one softmax over all (minitv/ops/merge/__init__.py). Because R(m) q · R(n) k depends on m - n alone,
-these are the distances above. Positions in the text are counted from a base that moves on with the window, so that no angle grows
-without end.
+The code of the paper keeps keys before they are turned, and turns all of them for every token by their places 0 .. C - 1 in
+the cache. Here no key is turned twice. Recent keys are turned by their position in the text and sinks by 0 .. S - 1, once. The
+query is turned twice, by t for the recent keys and by min(t, C) for the sinks, and the two results are merged by the logs of
+their softmax's sums, which gives one softmax over all (minitv/ops/merge_attention/__init__.py). Because R(m) q · R(n) k
+depends on m - n alone, these are the distances above. Positions in the text are counted from a base that moves on with the
+window, so that no angle grows without end.
 
 This is one function of the text, whichever way it is computed: the mask trains and evaluates all tokens at once, and the cache
 reads and writes one after the other. That holds for any number of layers, because it holds in each. The gradients are those of
-attention and of merging; for the logit, db = -Σ_t P_t (g_t · y_t), where P_t is the weight that token t leaves at the sink and g_t
-the gradient of y_t.
+attention and of merging; for the logit, db = -Σ_t P_t (g_t · y_t), where P_t is the weight that token t leaves at the sink and
+g_t the gradient of y_t.
 
-Without --window the cache is as long as the context, so training sees all tokens of its context, as published, and only what is
-read or written beyond is streamed. A smaller --window is used in training too.
+Without --window the cache is as long as the context, so training sees all tokens of its context, as published, and only what
+is read or written beyond is streamed. A smaller --window is used in training too.
 
 Four tokens. W = 1 and S = 1, so C = 2. Queries, keys and values have one channel, and the scale is ln 2, so that exp(score) is
 2^(q k). No position is turned.
@@ -86,9 +88,9 @@ Four tokens. W = 1 and S = 1, so C = 2. Queries, keys and values have one channe
     >>> print((weights @ v / weights.sum(axis=1)).round(3))  # (1)
     [0.    1.2   3.    2.571]
 
-Token 3 does not see token 1. Its weights are 4 for the sink, 1 for token 2 and 2 for itself: (4 · 0 + 1 · 12 + 2 · 3) / 7. Without
-the sink they are 1 and 2, and the output jumps to (12 + 6) / 3 = 6. The operator computes both, with the token itself counted in
-its window:
+Token 3 does not see token 1. Its weights are 4 for the sink, 1 for token 2 and 2 for itself: (4 · 0 + 1 · 12 + 2 · 3) / 7.
+Without the sink they are 1 and 2, and the output jumps to (12 + 6) / 3 = 6. The operator computes both, with the token itself
+counted in its window:
 
     >>> from minitv.ops import attention
     >>> for sinks in (1, 0):
@@ -119,18 +121,10 @@ from ..config import check, option
 from ..errors import UserError
 from ..models.lm import LanguageModel
 from ..nn import Buffer, Module, Parameter, Stateful, full, made, normal
-from ..ops import attention, merge_heads, rope, split_heads
+from ..ops import attention, merge_attention, merge_heads, rope, split_heads
 from ..options import ModelOptions
 from ..variant import Page, Variant
 from . import transformer
-
-
-
-def merge(y, lse, y2, lse2):
-    from autograd import exp, logsumexp, stack
-    total = logsumexp(stack([lse, lse2], axis=3), axis=3)
-    return y * exp(lse - total)[..., None] + y2 * exp(lse2 - total)[..., None], total
-
 
 SINKS = 4  # first tokens that a model without a sink of its own keeps
 
@@ -147,8 +141,8 @@ class SinkOptions(transformer.TransformerOptions):
         None, f"first positions that are never forgotten; none = {SINKS}, and 1 with a learned token", low=0, high=2**20
     )
     sink_kind: str = option(
-        "first-tokens", "where a query leaves the weight that it has no use for: at the first tokens, as published; at a learned "
-        "token before the text; at a key and a value of zeros (SoftMax1); at a learned logit of each head without a value",
+        "first-tokens", "where a query leaves the weight that it has no use for: at the first tokens, as published; at a "
+        "learned token before the text; at a key and a value of zeros (SoftMax1); at a learned logit of each head",
         choices=("first-tokens", "learned-token", "zero", "logit"),
     )
 
@@ -172,11 +166,11 @@ class SinkOptions(transformer.TransformerOptions):
 def check_cache(window: int, sinks: int, room: int) -> None:
     """Raise UserError unless a model that is trained to see ``room`` tokens besides the newest can keep so many."""
     if sinks > window:
-        raise UserError(f"--sinks {sinks}: the cache would have more sinks than recent tokens (--window {window}), allowed: 0 to "
-                        f"{min(window, room // 2)}")
+        raise UserError(f"--sinks {sinks}: the cache would have more sinks than recent tokens (--window {window}), allowed: 0 "
+                        f"to {min(window, room // 2)}")
     if window + sinks > room:
-        raise UserError(f"--window {window} and --sinks {sinks}: a token would see {window + sinks} others, and in training, by "
-                        f"--context, it sees at most {room}, allowed: a window of 1 to {max(room - sinks, 1)}")
+        raise UserError(f"--window {window} and --sinks {sinks}: a token would see {window + sinks} others, and in training, "
+                        f"by --context, it sees at most {room}, allowed: a window of 1 to {max(room - sinks, 1)}")
 
 
 class Cache(NamedTuple):
@@ -209,7 +203,7 @@ class Streamed(Stateful):
         layer, rotation = self.layer, self.layer.rotation
         if rng is not None and not layer.dropout.p:
             rng = None
-        q, k, v = self._project(x)
+        q, k, v = self.project(x)
         longer = x.shape[1] > self.window + self.sinks + 1  # than what one token sees
         if longer and (rotation is not None or layer.slopes is not None):
             y, _ = self._read(q, k, v, self.init_state(x.shape[0]), rng)
@@ -225,10 +219,10 @@ class Streamed(Stateful):
         return Cache(*empty[:2], *empty[:2], 0, 0)
 
     def prefill(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
-        y, state = self._read(*self._project(x), state)
+        y, state = self._read(*self.project(x), state)
         return self.layer.out(merge_heads([y])), state
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q[B H T K], k[B G T K] and v[B G T K], not turned yet."""
         return split_heads(self.layer.qkv(x), heads=self.layer.parts)
 
@@ -258,7 +252,7 @@ class Streamed(Stateful):
             if self.layer.slopes is not None:  # the operator has placed query i at i + S - T: all its scores are off by as much
                 lse_far = lse_far + reshape(self.layer.slopes, (-1, 1)) * Tensor.wrap(
                     beside((np.arange(count) + kept - count - places).astype(q.dtype), q.data))
-            y, _ = merge(y, lse, far, lse_far)
+            y, _ = merge_attention(y, lse, far, lse_far)
         old = max(keys.shape[2] - self.window, 0)
         return y, Cache(first_keys, first_values, keys[:, :, old:], values[:, :, old:], start + count, base)
 
@@ -316,7 +310,11 @@ class Preceded(Module):
         return self.stack[layer]
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        return self.stack(concat([self._of(x.shape[0]), x], axis=1), rng)[:, 1:]
+        return self.stack(self.preceded(x), rng)[:, 1:]
+
+    def preceded(self, x: Tensor) -> Tensor:
+        """[B T+1 D]: the vector, and x after it."""
+        return concat([self._of(x.shape[0]), x], axis=1)
 
     def init_state(self, batch: int) -> tuple[Any, ...]:
         return self.stack.prefill(self._of(batch), self.stack.init_state(batch))[1]
@@ -332,7 +330,8 @@ class Preceded(Module):
 class SinkModel(LanguageModel):
     """A language model that begins with a learned token, if the options say so."""
 
-    def __init__(self, variant: Any, model: ModelOptions, options: SinkOptions, vocab: int, rng: Random, dtype: Any = np.float32):
+    def __init__(self, variant: Any, model: ModelOptions, options: SinkOptions, vocab: int, rng: Random,
+                 dtype: Any = np.float32):
         super().__init__(variant, model, options, vocab, rng, dtype)
         if options.sink_kind == "learned-token":
             self.blocks = Preceded(self.blocks, normal(rng.split(6), (model.width,), model.init_std, dtype))
@@ -341,8 +340,8 @@ class SinkModel(LanguageModel):
 def check_positions(positions: str, label: str) -> None:
     """Raise UserError for positions that are added to tokens, which begins with ``label``."""
     if positions in ("learned", "sinusoidal"):
-        raise UserError(f"{label}: a vector for each place of the text is in the keys already when a cache forgets some of them, "
-                        "and cannot be changed to their places in the cache, allowed: rope, alibi, none")
+        raise UserError(f"{label}: a vector for each place of the text is in the keys already when a cache forgets some of "
+                        "them, and cannot be changed to their places in the cache, allowed: rope, alibi, none")
 
 
 def streams(variant: Variant) -> bool:
@@ -386,8 +385,8 @@ def streaming(model: LanguageModel, window: int, sinks: int) -> LanguageModel:
                 made[id(part)] = Streamed(part.layer, window, sinks, part.logit)
             elif isinstance(part, transformer.Attention):
                 if getattr(part, "dynamic", False):
-                    raise UserError("--window: the keys of --scaling dynamic-ntk turn by other angles when a text grows, and the "
-                                    "text in a cache does not grow, allowed: a model with another scaling")
+                    raise UserError("--window: the keys of --scaling dynamic-ntk turn by other angles when a text grows, and "
+                                    "the text in a cache does not grow, allowed: a model with another scaling")
                 made[id(part)] = Streamed(part, window, sinks)
             else:
                 made[id(part)] = copy = object.__new__(type(part))
@@ -409,27 +408,28 @@ ATTENTION_SINKS = Variant(
         formula="y_t = Σ_j softmax_j(R(d) q_t · k_j / √K) v_j in every head over the first S tokens, at the distances "
                 "d = min(t, S + W) - j, and over the W recent ones and the token itself, at d = t - j",
         cost="training, for each layer and sequence: O(T D²) for the projections, which have 4 D² weights, and for the "
-             "feed-forward network, which has 8 D²; O(T (S + W) D) for attention. Memory: O(T D). Reading or generating a token: "
-             "O(D²) for the matrices and O((S + W) D) for attention, however long the text is",
-        state="2 (S + W) D numbers in each layer, of fixed size: keys and values of the first S tokens and of the W recent ones",
-        operators=("attention", "merge", "rope"),
-        golden="a cache in PyTorch that turns all its keys anew for every token, as the paper's code does, with all gradients; "
-               "gpt-oss's eager attention of the package transformers for the learned logit",
+             "feed-forward network, which has 8 D²; O(T (S + W) D) for attention. Memory: O(T D). Reading or generating a "
+             "token: O(D²) for the matrices and O((S + W) D) for attention, however long the text is",
+        state="2 (S + W) D numbers in each layer, of fixed size: keys and values of the first S tokens and of the W recent "
+              "ones",
+        operators=("attention", "merge_attention", "rope"),
+        golden="a layer whose cache is that of the package attention_sinks 0.4.0 and whose keys are all turned anew for every "
+               "token, with all gradients; gpt-oss's eager attention of the package transformers for the learned logit",
         discrepancies=(
-            "the paper streams models that were trained as usual, and so does minitv stream with any Transformer whose positions "
-            "are relative; with --window a model here is trained by the same mask that it is streamed by",
+            "the paper streams models that were trained as usual, and so does minitv stream with any Transformer whose "
+            "positions are relative; with --window a model here is trained by the same mask that it is streamed by",
             "the paper's cache of 4+1020 tokens comes besides the newest token, and so does ours; its function for dialogues "
             "drops tokens before new ones arrive, so that a cache is shorter by them (evict_for_space)",
             "the paper keeps keys before they are turned, and turns them all for every token; here each is turned once and the "
             "query twice, which gives the same numbers",
             "the cache class of the package transformers, removed since, turned kept keys by differences of positions and left "
             "the newest at its place in the text, so that errors grew (its issues 31581, 33691, 35350)",
-            "the paper's cache may be as long as the training context, so that the newest token sees one distance that training "
-            "has not shown; here the cache and the newest token together are at most the context",
+            "the paper's cache may be as long as the training context, so that the newest token sees one distance that "
+            "training has not shown; here the cache and the newest token together are at most the context",
             "a learned logit for each head is not in the paper: gpt-oss and x-transformers have it",
         ),
-        review="it says that StreamingLLM is similar to LongNet with learnable sinks at the beginning, which is wrong: there is no "
-               "dilation, there are no segments, nothing needs to be trained, and the sinks are ordinary first tokens; a learned "
-               "token is an option of the paper",
+        review="it says that StreamingLLM is similar to LongNet with learnable sinks at the beginning, which is wrong: "
+               "there is no dilation, there are no segments, nothing needs to be trained, and the sinks are ordinary first "
+               "tokens; a learned token is an option of the paper",
     ),
 )

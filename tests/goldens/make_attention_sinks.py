@@ -70,8 +70,9 @@ def layers() -> dict[str, np.ndarray]:
         y = layer(case, *leaves.values())
         cotangent = rng.normal(size=y.shape)
         y.backward(torch.from_numpy(cotangent))
-        entries = {"in": inputs.pop("in"), "out": y.detach().numpy(), "cotangent": cotangent, "grad": leaves.pop("in").grad.numpy(),
-                   "heads": np.asarray(HEADS), "window": np.asarray(WINDOW), "sinks": np.asarray(SINKS)}
+        entries = {"in": inputs.pop("in"), "out": y.detach().numpy(), "cotangent": cotangent,
+                   "grad": leaves.pop("in").grad.numpy(), "heads": np.asarray(HEADS),
+                   "window": np.asarray(WINDOW), "sinks": np.asarray(SINKS)}
         for name, leaf in leaves.items():
             if case == "zero" and name == "logit":
                 continue

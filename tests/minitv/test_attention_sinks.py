@@ -261,11 +261,11 @@ def test_far_positions_are_as_good_as_near_ones():
 @pytest.mark.parametrize(("options", "sentence"), [
     ({"window": 0}, "window: 0 is too small, allowed: an integer from 1"),
     ({"window": 3, "sinks": 4}, "--sinks 4: the cache would have more sinks than recent tokens (--window 3), allowed: 0 to 3"),
-    ({"window": 12}, "--window 12 and --sinks 4: a token would see 16 others, and in training, by --context, it sees at most 11, "
-                     "allowed: a window of 1 to 7"),
+    ({"window": 12}, "--window 12 and --sinks 4: a token would see 16 others, and in training, by --context, it sees at most "
+                     "11, allowed: a window of 1 to 7"),
     ({"positions": "learned"}, "--positions learned: a vector for each place of the text is in the keys already"),
     ({"positions": "sinusoidal"}, "--positions sinusoidal: a vector for each place"),
-    ({"sink_kind": "learned-token", "sinks": 0}, "--sinks 0: the token of --sink-kind learned-token stands at the first position"),
+    ({"sink_kind": "learned-token", "sinks": 0}, "--sinks 0: the token of --sink-kind learned-token stands"),
     ({"sink_kind": "bos"}, "sink_kind: 'bos' is unknown, allowed: first-tokens, learned-token, zero, logit"),
 ])
 def test_wrong_options(options, sentence):
@@ -303,7 +303,7 @@ def test_the_layer_equals_the_cache_of_the_package_attention_sinks(case):
     with np.load(GOLDENS / "attention_sinks.npz") as file:
         golden = {name.removeprefix(f"{case}/"): file[name] for name in file if name.startswith(f"{case}/")}
     heads, window, sinks = (golden.pop(name).item() for name in ("heads", "window", "sinks"))
-    positions, kind = (case, "first-tokens") if case in ("none", "alibi") else ("rope", "first-tokens" if case == "rope" else case)
+    positions, kind = case if case in ("none", "alibi") else "rope", case if case in ("zero", "logit") else "first-tokens"
     mixer = SinkAttention(Random(0), ModelOptions(width=golden["in"].shape[2], context=16, positions=positions),
                           SinkOptions(heads=heads, window=window, sinks=sinks, sink_kind=kind), dtype=np.float64)
     for name, parameter in mixer.named_parameters():
