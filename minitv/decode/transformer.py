@@ -56,13 +56,12 @@ class Attention(Half):
         return super().computes(module) and module.rotation is None
 
     def wire(self, norm, module, model):
-        heads, context, size = module.heads, model.context, self.width // module.heads
-        groups = module.init_state(1).keys.shape[1]
+        groups, context, size = module.kv_heads, model.context, self.width // module.heads
         cache = Cache(np.zeros((groups, size, context), self.dtype), np.zeros((groups, context, size), self.dtype))
-        return Weights(norm, linear_of(module.qkv), linear_of(module.out), np.full(heads, -np.inf, self.dtype)), cache
+        return Weights(norm, linear_of(module.qkv), linear_of(module.out), np.full(module.heads, -np.inf, self.dtype)), cache
 
     def memory(self, module, model):
-        return 5 * self.width + module.heads + module.heads // module.init_state(1).keys.shape[1] * model.context
+        return 5 * self.width + module.heads + module.heads // module.kv_heads * model.context
 
     def load(self, state, position):
         self.state.keys[:, :, :position] = state.keys.data[0].swapaxes(1, 2)
