@@ -55,7 +55,7 @@ def expected(model, ids):
 
 def own_options(variant):
     """Options of the variant with the values to draw, which fit every width above: an integer's smallest and its default."""
-    known = {"heads": (1, 2, 5), "value_width": (1.5, 2.0)}
+    known = {"heads": (1, 2, 5), "kv_heads": (1,), "value_width": (1.5, 2.0)}
     for field in fields(variants.load(variant).options):
         kinds = {bool: (False, True), int: [(field.metadata["low"] or 0) + more for more in (0, 1, 2, 7)] + [field.default]}
         if choices := known.get(field.name) or field.metadata["choices"] or kinds.get(type(field.default)):
