@@ -145,11 +145,11 @@ __device__ __forceinline__ bool seen(const Rule& rule, int query, int key)
 // Whether none of `queries` queries from `query` on sees one of `keys` keys from `key` on, whatever the mask.
 __device__ __forceinline__ bool apart(const Rule& rule, int query, int queries, int key, int keys)
 {
-    long long first = (long long)query + rule.shift, last = first + queries - 1, end = key + keys - 1ll;
+    int first = query + rule.shift, last = first + queries - 1, end = key + keys - 1;
     if (rule.causal && key > last) return true;
     if (key >= rule.sinks && (first - end >= rule.window || key - last >= rule.window)) return true;
     if (!rule.segment) return false;
-    return last < 0 || end / rule.segment < max(first, 0ll) / rule.segment || key / rule.segment > last / rule.segment;
+    return last < 0 || end / rule.segment < max(first, 0) / rule.segment || key / rule.segment > last / rule.segment;
 }
 __device__ __forceinline__ int offset_of(int head, int heads, int dilation, int block)
 {
@@ -339,8 +339,8 @@ mtv_attention_backward_keys(const float* __restrict__ q, const float* __restrict
     float sums_k[N][GROUPS][4], sums_v[N][GROUPS][4];
     clear(sums_k);
     clear(sums_v);
-    for (int tile = 0, tiles = (T + FEWER - 1) / FEWER; tile < tiles * share; tile++) {
-        int h = group * share + tile / tiles, head = b * H + h, query = tile % tiles * FEWER;
+    for (int h = group * share, query = 0; h < (group + 1) * share; query + FEWER < T ? query += FEWER : (h++, query = 0)) {
+        int head = b * H + h;
         Rule rule = {mask + (b * m_b + h * m_h), m_t, m_s, T, S, causal, masked, S - T, window, sinks, segment, dilation,
                      offset_of(h, H, dilation, block)};
         if (apart(rule, query, FEWER, key, KEYS)) continue;
