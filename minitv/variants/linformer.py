@@ -432,6 +432,12 @@ class SegmentAttention(Projected):
     """
 
     def __init__(self, rng: Random, model: ModelOptions, options: SegmentOptions, layer: int = 0, dtype=np.float32):
+        self.segment, self.rows = self.sizes(model, options)
+        super().__init__(rng, model, options, self.rows, self.segment, "--summaries", dtype)
+
+    @staticmethod
+    def sizes(model: ModelOptions, options: SegmentOptions) -> tuple[int, int]:
+        """The tokens c of a segment, and the mixtures s that it becomes."""
         context, segment, rows = model.context, options.segment, options.summaries
         if segment is None:
             least = SUMMARIES if rows is None else rows
@@ -443,8 +449,7 @@ class SegmentAttention(Projected):
         if rows > segment:
             raise UserError(f"--summaries: {rows} mixtures are more than the {segment} tokens of a segment, allowed: 1 to "
                             f"{segment}")
-        super().__init__(rng, model, options, rows, segment, "--summaries", dtype)
-        self.segment, self.rows = segment, rows
+        return segment, rows
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         q, k, v = self._split(self.q(x), self.k(x), self.v(x))
