@@ -296,7 +296,7 @@ def _drawn(rng: Random, shape: tuple[int, ...], bound: float, std: float | None,
 
 
 class Projected(Stateful):
-    """What both variants have: Wq, Wk, Wv and Wo, and the projections E of keys and F of values, shared as --sharing says."""
+    """What both variants have: Wo, and the projections E of keys and F of values, shared as --sharing says."""
 
     without_rope = "a mixture of keys from many positions has no position of its own"
 
@@ -309,9 +309,8 @@ class Projected(Stateful):
         if kind is not Matrix and columns % rows:
             raise UserError(f"{names}: {rows} windows do not divide {columns} positions, allowed with --projection "
                             f"{options.projection}: a divisor of {columns}")
-        std, dense = model.init_std, dict(bias=model.bias, dtype=dtype)
-        self.q, self.k, self.v = (Linear(rng.split(i), width, width, std=std, **dense) for i in range(3))
-        self.out = Linear(rng.split(3), width, width, std=std / math.sqrt(2 * model.layers), **dense)
+        std = model.init_std / math.sqrt(2 * model.layers)
+        self.out = Linear(rng.split(3), width, width, std=std, bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
         groups = self.heads if self.sharing == "none" else 1
 
@@ -324,10 +323,6 @@ class Projected(Stateful):
     def join(self, first: Projected) -> None:
         if self.sharing == "layerwise":
             self.E = self.F = first.E
-
-    def _split(self, *parts: Tensor) -> list[Tensor]:
-        """Heads side by side, [B H T K] of each [B T D]."""
-        return [split_heads(x, heads=(self.heads,))[0] for x in parts]
 
     def _joined(self, y: Tensor, rng: Random | None) -> Tensor:
         return self.dropout(self.out(merge_heads([y])), rng)
@@ -349,6 +344,8 @@ class Linformer(Projected):
     def __init__(self, rng: Random, model: ModelOptions, options: LinformerOptions, layer: int = 0, dtype=np.float32):
         rows, names = _projected_length(model, options, layer)
         super().__init__(rng, model, options, rows, model.context, names, dtype)
+        self.q, self.k, self.v = (Linear(rng.split(i), model.width, model.width, std=model.init_std, bias=model.bias,
+                                         dtype=dtype) for i in range(3))
         self.bounded = isinstance(self.E, Matrix)  # a column of E belongs to a position
         # E (x Wᵀ) = (E x) Wᵀ, and the right side is less work, if one E mixes all channels.
         self.early = isinstance(self.E, Matrix | Mean) and options.sharing != "none"
@@ -360,21 +357,24 @@ class Linformer(Projected):
     def __call__(self, x: Tensor, rng: Random | None = None, seen=None) -> Tensor:
         """``seen``[B T], booleans, says which rows are text; the others are padding, and change no output of the text."""
         keys, values = self._mixtures(self.E, self.k, x, seen), self._mixtures(self.F, self.v, x, seen)  # K̄, V̄ [B H k K]
-        (q,) = self._split(self.q(x))
+        q = self._split(self.q(x))
         y, _ = attention(q, keys, values, causal=False, **self._dropped(rng and rng.split(0)))  # P V̄ [B H T K]
         return self._joined(y, rng and rng.split(1))
 
     def _mixtures(self, projection: Module, dense: Linear, x: Tensor, seen) -> Tensor:
         """E (x Wᵀ + b) in every head."""
         if not self.early:
-            (rows,) = self._split(dense(x))
-            return projection(rows, seen)
+            return projection(self._split(dense(x)), seen)
         y = projection(x[:, None], seen)[:, 0]  # E x [B k D]
         if dense.bias is None or self.order == "input":
-            return self._split(dense(y))[0]
+            return self._split(dense(y))
         ones = self.constant(1.0, *x.shape[:1], 1, x.shape[1], 1)
         sums = projection(ones, seen)[:, 0]  # of the rows of E [B k 1]
-        return self._split(linear(y, dense.weight) + sums * dense.bias)[0]
+        return self._split(linear(y, dense.weight) + sums * dense.bias)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B T D] -> [B H T K]"""
+        return split_heads(x, heads=(self.heads,))[0]
 
 
 def _projected_length(model: ModelOptions, options: LinformerOptions, layer: int) -> tuple[int, str]:
@@ -434,6 +434,7 @@ class SegmentAttention(Projected):
     def __init__(self, rng: Random, model: ModelOptions, options: SegmentOptions, layer: int = 0, dtype=np.float32):
         self.segment, self.rows = self.sizes(model, options)
         super().__init__(rng, model, options, self.rows, self.segment, "--summaries", dtype)
+        self.qkv = Linear(rng.split(0), model.width, 3 * model.width, std=model.init_std, bias=model.bias, dtype=dtype)
 
     @staticmethod
     def sizes(model: ModelOptions, options: SegmentOptions) -> tuple[int, int]:
@@ -452,7 +453,7 @@ class SegmentAttention(Projected):
         return segment, rows
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        q, k, v = self._split(self.q(x), self.k(x), self.v(x))
+        q, k, v = split_heads(self.qkv(x), heads=3 * (self.heads,))
         complete = max(0, x.shape[1] - 1) // self.segment  # segments that a later token sees
         y = attend(q, k, v, self.mixtures(self.E, k, complete), self.mixtures(self.F, v, complete), segment=self.segment,
                    each=self.rows, dropped=tuple(self._dropped(rng and rng.split(i)) for i in (0, 1)))
@@ -463,7 +464,7 @@ class SegmentAttention(Projected):
         return State(empty, empty, empty, empty)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        q, k, v = self._split(self.q(x), self.k(x), self.v(x))
+        q, k, v = split_heads(self.qkv(x), heads=3 * (self.heads,))
         k, v = concat([state.keys, k], axis=2), concat([state.values, v], axis=2)  # from the beginning of a segment [B H S K]
         complete, past = k.shape[2] // self.segment, state.mixed_keys.shape[2]
         keys, values = (concat([old, self.mixtures(projection, rows, complete)], axis=2) for old, projection, rows in
