@@ -40,6 +40,11 @@ SHAPES = (*PRESETS, "untuned")
 RIVALS = {"eager": "PyTorch eager", "compile": "PyTorch compile"}
 
 
+def rivalled() -> list[str]:
+    """The variants that have a rival; they all are trained to give an answer at every position."""
+    return [name for name in variants.variants() if importlib.util.find_spec(f"rivals.{name.replace('-', '_')}")]
+
+
 def writers() -> list[str]:
     """The variants that can write, which all have rivals and read text."""
     return [name for name, entry in variants.variants().items() if entry.load().causal]
@@ -294,7 +299,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/train.json, or without.json")
     parser.add_argument("--worker", choices=["minitv", *RIVALS, *TECHNIQUES], help="measure this contender in this process")
     arguments = parser.parse_args()
-    names = known(arguments.variants or ["transformer"], writers(), parser, "VARIANT")
+    names = known(arguments.variants or ["transformer"], rivalled(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
     try:
         select(arguments.device)

@@ -21,9 +21,7 @@ from .transformer import Cache
 
 class Weights(NamedTuple):
     norm: Norm
-    q: Linear
-    k: Linear
-    v: Linear
+    qkv: Linear
     out: Linear
     segment: int
     mixtures: int  # of a segment
@@ -37,19 +35,16 @@ def attend(x, position, weights, cache, memory):
     scale = x.dtype.type(1 / np.sqrt(size))
     h, at = take(memory, 0, width)
     y, at = take(memory, at, width)
-    q, at = take(memory, at, width)
-    k, at = take(memory, at, width)
-    v, at = take(memory, at, width)
+    qkv, at = take(memory, at, 3 * width)
     lse, at = take(memory, at, heads)
     norm(x, weights.norm, h, memory[at:])
-    linear(weights.q, h, q, False)
-    linear(weights.k, h, k, False)
-    linear(weights.v, h, v, False)
+    linear(weights.qkv, h, qkv, False)
+    k, v = qkv[width : 2 * width], qkv[2 * width :]
     for b in range(heads):
         for c in range(size):
             cache.keys[b, c, column] = k[b * size + c]
             cache.values[b, column, c] = v[b * size + c]
-    step(q, cache.keys, cache.values, column + 1, scale, y, lse, memory[at:])
+    step(qkv[:width], cache.keys, cache.values, column + 1, scale, y, lse, memory[at:])
     linear(weights.out, y, x, True)
 
 
@@ -59,8 +54,7 @@ class SegmentAttention(Half):
 
     def wire(self, norm, module, model):
         self._module, columns = module, model.context // module.segment * module.rows + module.segment
-        weights = Weights(norm, *map(linear_of, (module.q, module.k, module.v, module.out)), module.segment, module.rows)
-        return weights, self._cache(columns)
+        return Weights(norm, linear_of(module.qkv), linear_of(module.out), module.segment, module.rows), self._cache(columns)
 
     def _cache(self, columns: int) -> Cache:
         heads, size = self._module.heads, self.width // self._module.heads
