@@ -164,7 +164,7 @@ def patterns(text: str | None, context: int) -> tuple[tuple[int, ...], tuple[int
 
 
 class State(NamedTuple):
-    """Keys and values [B H S K] from the beginning of the longest current segment on, and the number of past positions."""
+    """Keys and values [B H S K] from the beginning of the longest segment of the last position on, and how many were read."""
 
     keys: Tensor
     values: Tensor
@@ -206,7 +206,7 @@ class Dilated(transformer.Attention):
         keys, values = concat([state.keys, k], axis=2), concat([state.values, v], axis=2)  # [B H S K]
         start, after = state.position - state.keys.shape[2], state.position + x.shape[1]
         y = self._mixed(q, keys, values, start)
-        seen = min(after // w * w for w in self.segments) - start  # the next position sees no key before this one
+        seen = min(max(after - 1, 0) // w * w for w in self.segments) - start  # later positions see no key before this one
         return y, State(keys[:, :, seen:], values[:, :, seen:], after)
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
@@ -256,7 +256,7 @@ LONGNET = Variant(
         cost=COST + "Generating a token: O(D²) for the matrices and at most O(D Σ w_i / r_i) for attention, which is O(D) for "
                     "each pattern and so O(D log T) if both grow by one factor",
         state="at most 2 w D numbers in each layer, w the longest segment: keys and values from the beginning of the current "
-              "one on; it is emptied where the next one begins",
+              "one on; those of the one before are dropped",
         operators=("dilated_attention", "rope"),
         golden="the dilated attention of torchscale's repository with its offsets, a whole layer with all gradients, of which "
                "the weights of the patterns are detached and not; and gathered positions in PyTorch for the paper's offsets",
