@@ -89,7 +89,7 @@ def picture(results: dict[str, dict], lengths: list[int], name: str) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    from minitv.compare import COLOURS
+    from minitv.picture import COLOURS
 
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
     for axes, part in zip(figure.subplots(1, 2), ("training", "writing"), strict=True):
