@@ -1,18 +1,22 @@
 """Time per token over the length of the sequence: of a training step, and of writing the next token.
 
-    python benchmarks/scaling.py [VARIANT ...] [--lengths 256,512,...] [--rounds 3] [--threads N] [--save]
+    python benchmarks/scaling.py [VARIANT ...] [--lengths 256,512,...] [--rounds 3] [--threads N] [--save [--name NAME]]
+    python benchmarks/scaling.py transformer longnet --lengths 1024,2048,4096,8192,16384,32768 --rounds 1 --save --name long
 
 The model has 2 layers of width 128; a step has as many tokens as the longest sequence (a sequence for each thread at least),
 so that only their division into sequences changes. Writing is measured with a state that has read so many tokens. The lengths
 alternate within a process, and every variant has processes of its own. ``ratio`` is the time per token at the longest
-sequence over that at the shortest, the median over the rounds with the smallest and the largest. ``--save`` writes
-benchmarks/results/scaling.json and draws scaling.png beside it (with matplotlib).
+sequence over that at the shortest, the median over the rounds with the smallest and the largest. If the Transformer is among
+the variants, ``crossover`` is the length from which on another one is faster than it. ``--save`` writes
+benchmarks/results/scaling.json and draws scaling.png beside it (with matplotlib), where crossovers are dotted lines; with
+``--name long`` they are scaling_long.json and scaling_long.png, for other lengths.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 
@@ -70,17 +74,29 @@ def writing(variant: str, lengths: list[int]) -> dict[int, float]:
     return medians
 
 
-def picture(results: dict[str, dict], lengths: list[int]) -> None:
+def crossover(lengths: list[int], times: dict[str, float], dense: dict[str, float]) -> float | None:
+    """The length, between two that were measured, from which on ``times`` are below ``dense``; None without one."""
+    gaps = [math.log(times[str(length)] / dense[str(length)]) for length in lengths]
+    last = max((i for i, gap in enumerate(gaps) if gap >= 0), default=-1)  # the last length where it is not faster
+    if last < 0 or last == len(gaps) - 1:
+        return None
+    share = gaps[last] / (gaps[last] - gaps[last + 1])
+    return round(lengths[last] * (lengths[last + 1] / lengths[last]) ** share)
+
+
+def picture(results: dict[str, dict], lengths: list[int], name: str) -> None:
     """Both times over the length, on logarithmic axes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    from minitv.compare import COLOURS
+    from minitv.picture import COLOURS
 
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
     for axes, part in zip(figure.subplots(1, 2), ("training", "writing"), strict=True):
         for colour, (variant, numbers) in zip(COLOURS, results.items(), strict=False):
             axes.plot(lengths, [numbers[part][str(length)] for length in lengths], marker="o", color=colour, label=variant)
+            if (at := numbers.get(f"{part}_crossover")) is not None:
+                axes.axvline(at, color=colour, linestyle=":", linewidth=1)
         axes.set(xscale="log", yscale="log", xlabel="length of the sequence", title=f"{part}: microseconds per token")
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -88,7 +104,7 @@ def picture(results: dict[str, dict], lengths: list[int]) -> None:
         axes.minorticks_off()
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(RESULTS / "scaling.png", facecolor="white")
+    figure.savefig(RESULTS / f"{name}.png", facecolor="white")
 
 
 def main() -> None:
@@ -98,6 +114,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="processes per variant (default: 3)")
     parser.add_argument("--threads", type=int, default=cores(), help="of training (default: the usable cores)")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/scaling.json and scaling.png")
+    parser.add_argument("--name", help="of other files for the results: scaling_NAME.json and scaling_NAME.png")
     parser.add_argument("--worker", action="store_true", help="measure in this process and print one JSON line")
     arguments = parser.parse_args()
     names = known(arguments.variants or ["all"], writers(), parser, "VARIANT")
@@ -119,11 +136,17 @@ def main() -> None:
             report[variant][f"{part}_ratio"] = [round(x, 2) for x in (statistics.median(grown), min(grown), max(grown))]
             row = "  ".join(f"{length}: {time:.2f}" for length, time in times.items())
             print(f"{variant:<12} {part:<9} us/token  {row}  grows {statistics.median(grown):.2f} times")
+    if dense := report.get("transformer"):
+        for numbers in report.values():
+            for part in ("training", "writing"):
+                if numbers is not dense:
+                    numbers[f"{part}_crossover"] = crossover(lengths, numbers[part], dense[part])
     result = {"benchmark": "scaling", "threads": arguments.threads, "rounds": arguments.rounds, "lengths": lengths,
               "variants": report}
     if arguments.save:
-        result = save("scaling", result, "variants")
-        picture(result["variants"], lengths)
+        name = f"scaling_{arguments.name}" if arguments.name else "scaling"
+        result = save(name, result, "variants")
+        picture(result["variants"], lengths, name)
     print(json.dumps(result))
 
 

@@ -8,7 +8,8 @@ that is too much. A window of the nearest tokens costs T times its size, but not
 The idea. A token needs its neighbours one by one, while of a distant region a sample will do. So take several patterns, each a
 pair of numbers (w, r). A pattern cuts the text into segments of w tokens and keeps every r-th token of each segment. The tokens
 that are kept attend to each other within their segment, all others leave this pattern out. The first pattern is short and keeps
-everything, say (32, 1). The next are (64, 2), (128, 4) and so on: each looks twice as far, at half as many tokens.
+everything, say (32, 1). The next are (64, 2), (128, 4) and so on: each looks twice as far, at half as many tokens. A text may
+have any length: its last segment is then shorter, and a segment that is longer than the text is all of it.
 
 - Why it costs so little: of T tokens T / r are kept, and each sees at most w / r others. That makes T w / r² comparisons. With
   w_i = 32 · 2^i and r_i = 2^i this is 32 T, 16 T, 8 T, ..., together less than 64 T, however long the text is.
@@ -47,7 +48,9 @@ The layer:
       = Σ_j C_pj exp(S_pj) v_j / Σ_j C_pj exp(S_pj)                      the same as one softmax
     out = merge(y) Woᵀ
 
-minitv/ops/dilated_attention/__init__.py has the mixture, its gradient, and the algorithm for several machines.
+minitv/ops/dilated_attention/__init__.py has the mixture, its gradient, and the algorithm for several machines: each machine has a
+part of the text, and gathers of the others' keys and values only those that a pattern keeps, so that what it receives does not
+grow with the text.
 
 Four tokens. One head with K = 2, V = 1 and s = 0. The scale is ln 2, so that exp(S) = 2^(q · k). The patterns are (2, 1), whose
 segments are tokens 0 1 and 2 3, and (4, 2), which keeps tokens 0 and 2.
@@ -78,7 +81,7 @@ The operator in all its forms:
     >>> from autograd import use
     >>> from minitv.ops import dilated_attention
     >>> for form in ("mixture", "counted", "distributed"):
-    ...     with use("dilated_attention", form=form):
+    ...     with use(kernel="none"), use("dilated_attention", form=form):
     ...         arrays = (x[None, None] for x in (q, k, v))
     ...         y, lse = dilated_attention(*arrays, segments=(2, 4), dilations=(1, 2), scale=np.log(2))
     ...     print(form, y.numpy().ravel().round(3), np.exp(lse.numpy()).ravel().round(3))
@@ -164,7 +167,7 @@ def patterns(text: str | None, context: int) -> tuple[tuple[int, ...], tuple[int
 
 
 class State(NamedTuple):
-    """Keys and values [B H S K] from the beginning of the longest current segment on, and the number of past positions."""
+    """Keys and values [B H S K] from the beginning of the longest segment of the last position on, and how many were read."""
 
     keys: Tensor
     values: Tensor
@@ -206,7 +209,7 @@ class Dilated(transformer.Attention):
         keys, values = concat([state.keys, k], axis=2), concat([state.values, v], axis=2)  # [B H S K]
         start, after = state.position - state.keys.shape[2], state.position + x.shape[1]
         y = self._mixed(q, keys, values, start)
-        seen = min(after // w * w for w in self.segments) - start  # the next position sees no key before this one
+        seen = min(max(after - 1, 0) // w * w for w in self.segments) - start  # later positions see no key before this one
         return y, State(keys[:, :, seen:], values[:, :, seen:], after)
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
@@ -256,7 +259,7 @@ LONGNET = Variant(
         cost=COST + "Generating a token: O(D²) for the matrices and at most O(D Σ w_i / r_i) for attention, which is O(D) for "
                     "each pattern and so O(D log T) if both grow by one factor",
         state="at most 2 w D numbers in each layer, w the longest segment: keys and values from the beginning of the current "
-              "one on; it is emptied where the next one begins",
+              "one on; those of the one before are dropped",
         operators=("dilated_attention", "rope"),
         golden="the dilated attention of torchscale's repository with its offsets, a whole layer with all gradients, of which "
                "the weights of the patterns are detached and not; and gathered positions in PyTorch for the paper's offsets",

@@ -153,7 +153,7 @@ __device__ __forceinline__ bool apart(const Rule& rule, int query, int queries, 
 }
 __device__ __forceinline__ int offset_of(int head, int heads, int dilation, int block)
 {
-    return block ? (int)((long long)head * dilation / heads) : head % dilation;
+    return block ? head / ((heads - 1) / dilation + 1) : head % dilation;
 }
 
 // The factors of dropout of the weights of a query with the keys from `key` on: 0 or `factor`.

@@ -24,9 +24,9 @@ patterns and therefore count more. Only the form ``counted`` makes the matrix C.
 Cost. A pattern costs T w / r² products: T / r of all positions are active, and each sees w / r of them. If the w_i and r_i both
 grow by a factor a, the sum over the patterns is at most w_1 a / (a - 1) for each position, however long the sequence is.
 
-The kernels are those of attention, called for each pattern. They read the active positions of a segment with a stride, as a
-short sequence without gaps, so nothing is computed for a position that is not active; and they go on with the sums that the
-patterns before have left.
+The kernels are those of attention, called for each pattern. On the CPU they read the active positions of a segment with a
+stride, as a short sequence without gaps, so nothing is computed for a position that is not active; and they go on with the sums
+that the patterns before have left. On a GPU the outputs of the patterns are mixed afterwards.
 
 Gradients. Because it is one softmax, so is its gradient. Let g be the gradient of y:
 
@@ -188,6 +188,7 @@ def over_ranks(q, k, v, segments, dilations, offsets, causal, scale, start, rank
 
 
 dilated_attention.kernel("cpu")
+dilated_attention.kernel("cuda")
 
 
 @dilated_attention.validate
