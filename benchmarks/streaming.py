@@ -140,8 +140,9 @@ def verdict(models: dict[str, dict], context: int) -> str:
     most = max(sum(layer[:4]) for layer in models["first-tokens"]["mass"])
     equal = float(np.mean(4 / np.arange(context // 2 + 1, context + 1)))
     text = (f"Without its first tokens the plain model loses {plain['rise']:.3f} ± {plain['error']:.3f} bits per character "
-            f"beyond the cache: the jump of the paper {'occurs' if plain['jump'] else 'does not occur'} at this size. Four tokens "
-            f"get {100 * most:.0f} % of the attention of a layer at most; equal weights would give them {100 * equal:.0f} %.")
+            f"beyond the cache: the jump of the paper {'occurs' if plain['jump'] else 'does not occur'} at this size. Four "
+            f"tokens get {100 * most:.0f} % of the attention of a layer at most; equal weights would give them "
+            f"{100 * equal:.0f} %.")
     others = [kind for kind in models if kind != "first-tokens" and models[kind]["sinks"]["0"]["jump"]]
     return text + (f" It occurs with S = 0 in {', '.join(others)}." if others else "")
 

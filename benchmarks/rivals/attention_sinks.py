@@ -18,7 +18,8 @@ def mixer(torch, model, options, layer):
             super().__init__()
             self.qkv = nn.Linear(model.width, 3 * model.width, bias=model.bias)
             self.out = nn.Linear(model.width, model.width, bias=model.bias)
-            angles = torch.outer(torch.arange(model.context + 1).double(), 10_000 ** (-torch.arange(0, size, 2).double() / size))
+            pairs = torch.arange(0, size, 2).double() / size
+            angles = torch.outer(torch.arange(model.context + 1).double(), 10_000**-pairs)
             self.register_buffer("cos", angles.cos().float(), persistent=False)
             self.register_buffer("sin", angles.sin().float(), persistent=False)
 
