@@ -184,7 +184,7 @@ def test_dynamic_angles_are_those_of_the_length():
     """The last trained context of a text of 20 positions is attention with the angles of 20 positions, all keys included."""
     mixer = build(**OPTIONS["dynamic"]).blocks[0].mixer
     x = Tensor(np.random.default_rng(0).normal(size=(2, 20, 32)))
-    q, k, v = split_heads(mixer.qkv(x), heads=4, parts=3)
+    q, k, v = split_heads(mixer.qkv(x), heads=mixer.parts)
     angles = Scaling(8, kind="dynamic-ntk", factor=4.0, length=5).angles(20)
     y, _ = attention(rope(q, angles=angles), rope(k, angles=angles), v)
     merged = y.numpy()[:, :, 15:].transpose(0, 2, 1, 3).reshape(2, 5, 32)
