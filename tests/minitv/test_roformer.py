@@ -12,7 +12,9 @@ from autograd.errors import DomainError, ShapeError
 from minitv.errors import UserError
 from minitv.ops import attention, rope, split_heads
 from minitv.ops.rope import RAMPS, SCALINGS, Rotation, Scaling, half_order, repaired, rope_angles, xpos_growth
+from tests.autograd import emulator, fake_cupy
 from tests.minitv import models
+from tests.minitv.models import mean_loss
 
 VOCAB, CONTEXT = 11, 8
 OPTIONS = {
@@ -184,7 +186,7 @@ def test_dynamic_angles_are_those_of_the_length():
     """The last trained context of a text of 20 positions is attention with the angles of 20 positions, all keys included."""
     mixer = build(**OPTIONS["dynamic"]).blocks[0].mixer
     x = Tensor(np.random.default_rng(0).normal(size=(2, 20, 32)))
-    q, k, v = split_heads(mixer.qkv(x), heads=4, parts=3)
+    q, k, v = split_heads(mixer.qkv(x), heads=mixer.parts)
     angles = Scaling(8, kind="dynamic-ntk", factor=4.0, length=5).angles(20)
     y, _ = attention(rope(q, angles=angles), rope(k, angles=angles), v)
     merged = y.numpy()[:, :, 15:].transpose(0, 2, 1, 3).reshape(2, 5, 32)
@@ -212,6 +214,32 @@ def test_the_state_of_the_linear_one_does_not_grow():
         _, state = model.prefill(tokens(length), model.init_state(2))
         for S, z in (block[0] for block in state.blocks):
             assert S.shape == (2, 4, 8, 8) and z.shape == (2, 4, 8)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("variant", "options"), [
+    ("roformer", OPTIONS["xpos"]), ("roformer", OPTIONS["dynamic"]), ("roformer", OPTIONS["half"]), ("roformer-linear", {}),
+    ("transformer", dict(positions="alibi"))], ids=str)
+def test_on_a_gpu_the_model_is_the_same(variant, options):
+    if emulator.missing:
+        pytest.skip(emulator.missing)
+    ids = tokens(2 * CONTEXT)
+
+    def run(put, device):
+        model = build(variant, dtype=np.float32, spread=0.1, **options)
+        model.to(device)
+        loss = mean_loss(model, put(ids), put(np.roll(ids, -1, 1)))
+        loss.backward()
+        with no_grad():
+            _, state = model.prefill(put(ids[:, :9]), model.init_state(2))
+            logits, _ = model.prefill(put(ids[:, 9:10]), state)
+        return [loss.numpy(), logits.numpy(), *(p.grad.numpy() for p in model.parameters())]
+
+    expected = run(np.asarray, "cpu")
+    with fake_cupy.installed("fast") as cupy:
+        found = run(cupy.asarray, "cuda")
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, terms=10_000)
 
 
 @pytest.mark.parametrize("feature", ["elu", "relu"])
