@@ -134,7 +134,11 @@ class PerformerOptions:
         choices=("random", "unscaled", "none"),
     )
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
+        for name, default in (("relu_offset", 1e-3), ("relu_directions", "random")):
+            if self.features != "relu" and getattr(self, name) != default:
+                raise UserError(f"--{name.replace('_', '-')}: this concerns --features relu, and --features is {self.features}")
 
 
 class State(NamedTuple):

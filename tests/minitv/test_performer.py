@@ -246,6 +246,8 @@ def test_what_the_directions_of_each_feature_map_are():
     (dict(random_features=0), "random_features|--random-features"),
     (dict(relu_offset=0.0), "relu_offset|--relu-offset"),
     (dict(features="softmax"), "softmax"),
+    (dict(relu_directions="none"), "--relu-directions: this concerns --features relu, and --features is positive"),
+    (dict(features="hyperbolic", relu_offset=0.1), "--relu-offset: this concerns --features relu, and --features is hyperbolic"),
     (dict(redraw=-1), "redraw"),
 ])
 def test_what_does_not_fit_is_refused(options, sentence):

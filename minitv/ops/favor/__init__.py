@@ -209,6 +209,7 @@ def chunkwise(q, k, v, projection, mask, mean, logsum, features, scale, offset, 
     return concat(ys, axis=2) if causal else _read(lq, mean, logsum), mean, logsum
 
 
+favor.kernel("cpu", name="step", prefix="step_", sizes={"T": 1})
 favor.kernel("cpu", tuning={"chunk_size": 64})
 favor.kernel("cuda", tuning={"chunk_size": 32})
 

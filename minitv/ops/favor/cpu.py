@@ -582,3 +582,62 @@ def backward(saved, g_y, g_mean, g_logsum):
     start, gstart = (_from_panels(x, B, H, F, V, wide_v) for x in (states[:, 0], gsums))
     weight, gweight = (x[:, :F].reshape(B, H, F) for x in (masses[:, 0], gmasses))
     return gq, gk, gv, gstart * weight[..., None], np.sum(gstart * start, axis=3) + gweight * weight
+
+
+@cpu_kernel
+def _step(q, k, v, mask, W, mean, logsum, heads, kind, half, offset, y):
+    """One position of all heads, vectors [B H, ..] and W[F K] with the scale in it: y, and the state after it in place.
+
+    Σ_f softmax_f(ln φ_f(q) + logsum_f) mean_f, where a key moves mean_f by its share of the weight, e^(ln φ_f(k) - logsum_f).
+    """
+    (count, features, width), zero, one = (*mean.shape[:2], q.shape[1]), y.dtype.type(0), y.dtype.type(1)
+    exponents, nothing = np.empty(features, y.dtype), y.dtype.type(-np.inf)
+    for head in range(count):
+        square, top, total = zero, nothing, zero
+        for c in range(width):
+            square += k[head, c] * k[head, c]
+        seen = mask.size == 0 or mask[head // heads]
+        for f in range(features):
+            query, key, before = zero, zero, logsum[head, f]
+            for c in range(width):
+                query += W[f, c] * q[head, c]
+                key += W[f, c] * k[head, c]
+            if kind == POSITIVE:
+                key -= half * square
+            else:
+                query, key = math.log(max(query, zero) + offset), math.log(max(key, zero) + offset)
+            if seen and key > nothing:
+                largest = max(before, key)
+                after = largest + math.log1p(exp(min(before, key) - largest))
+                share = exp(key - after)
+                logsum[head, f] = after
+                for j in range(v.shape[1]):
+                    mean[head, f, j] += share * (v[head, j] - mean[head, f, j])
+            exponents[f] = query + logsum[head, f]
+            top = max(top, exponents[f])
+        for j in range(v.shape[1]):
+            y[head, j] = 0
+        if top == nothing:
+            continue
+        for f in range(features):
+            weight = exp(exponents[f] - top)
+            total += weight
+            for j in range(v.shape[1]):
+                y[head, j] += weight * mean[head, f, j]
+        for j in range(v.shape[1]):
+            y[head, j] *= one / total
+
+
+step_supports = supports
+
+
+def step_forward(q, k, v, projection, mask, mean, logsum, features, scale, offset):
+    (B, H, *_), V, F, dtype, scale = q.shape, v.shape[3], len(projection), q.dtype, scale_of(scale, q.shape[3])
+    q, k, v = (np.ascontiguousarray(x).reshape(B * H, x.shape[3]) for x in (q, k, v))
+    shapes, y = ((B, H, F, V), (B, H, F)), np.empty((B * H, V), dtype)
+    mean, logsum = (np.full(shape, value, dtype) if x is None else np.array(x, order="C")
+                    for x, shape, value in zip((mean, logsum), shapes, (0, -math.inf), strict=True))
+    mask = np.zeros(0, bool) if mask is None else np.array(mask, order="C").reshape(-1)
+    _step(q, k, v, mask, np.ascontiguousarray(projection * dtype.type(scale)), mean.reshape(B * H, F, V),
+          logsum.reshape(B * H, F), H, FEATURES.index(features), dtype.type(scale**2 / 2), dtype.type(offset), y)
+    return (y.reshape(B, H, 1, V), mean, logsum), None
