@@ -170,6 +170,11 @@ def contests() -> dict[str, object]:
     return table
 
 
+def differentiated(op: Op, arrays) -> list[bool]:
+    """Which of the arrays have a gradient; the others are constants."""
+    return [argument.kind == "float" for argument, _ in zip(op.signature.inputs, arrays, strict=False)]
+
+
 def ours(op: Op, arrays, params, threads: int) -> tuple[Callable[[], object], Callable[[], object]]:
     """The forward pass, and forward and backward: each worker has a part of the batch, gradients of the rest are added up."""
     keep_memory()
@@ -184,15 +189,17 @@ def ours(op: Op, arrays, params, threads: int) -> tuple[Callable[[], object], Ca
         with no_grad():
             return op(*part, **params)
 
+    variable = differentiated(op, arrays)
+
     def training(part):
-        inputs = [Tensor.wrap(x, True) if x.dtype.kind == "f" else x for x in part]
+        inputs = [Tensor.wrap(x, True) if wanted else x for x, wanted in zip(part, variable, strict=True)]
         y = op(*inputs, **params)
         y = y[0] if isinstance(y, tuple) else y
         return gradients([y], [x for x in inputs if isinstance(x, Tensor)], [Tensor.wrap(np.ones_like(y.data))])
 
     def whole():
         results = list(pool.map(training, parts))
-        shared = [not by_batch for by_batch, array in zip(split, arrays, strict=False) if array.dtype.kind == "f"]
+        shared = [not by_batch for by_batch, wanted in zip(split, variable, strict=False) if wanted]
         return [sum(g.data for g in grads) for grads, add in zip(zip(*results, strict=True), shared, strict=True) if add]
 
     def whole_forward():
@@ -201,37 +208,37 @@ def ours(op: Op, arrays, params, threads: int) -> tuple[Callable[[], object], Ca
     return whole_forward, whole if op.differentiable else whole_forward
 
 
-def pytorch(function: Callable, arrays, params, threads: int) -> tuple[Callable[[], object], Callable[[], object]]:
+def pytorch(op: Op, function: Callable, arrays, params, threads: int) -> tuple[Callable[[], object], Callable[[], object]]:
     """The same of a function of benchmarks/rivals."""
     import torch
 
     torch.set_num_threads(threads)
     tensors = [torch.from_numpy(array) for array in arrays]
-    leaves = [tensor.clone().requires_grad_() if tensor.is_floating_point() else tensor for tensor in tensors]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    inputs = [tensor.clone().requires_grad_(wanted) for tensor, wanted in zip(tensors, differentiated(op, arrays), strict=True)]
+    leaves = [tensor for tensor in inputs if tensor.requires_grad]
 
     def forward():
         with torch.no_grad():
             return function(torch, *tensors, **params)
 
     def training():
-        y = function(torch, *leaves, **params)
-        return torch.autograd.grad(y, wanted, torch.ones_like(y))
+        y = function(torch, *inputs, **params)
+        return torch.autograd.grad(y, leaves, torch.ones_like(y))
 
-    return forward, training if wanted else forward
+    return forward, training if leaves else forward
 
 
 def contend(operator: str, contender: str, threads: int, seconds: float) -> dict:
     """Milliseconds of one contender in this process: medians of repeated calls."""
     rival = contests()[operator]
     arrays, params = rival.inputs(np.random.default_rng(0))
+    operators()
     if contender == "minitv":
-        operators()
         forward, training = ours(REGISTRY[operator], arrays, params, threads)
     elif importlib.util.find_spec("torch") is None:
         return {"skipped": "torch is not installed"}
     else:
-        forward, training = pytorch(rival.OPERATORS[operator][contender], arrays, params, threads)
+        forward, training = pytorch(REGISTRY[operator], rival.OPERATORS[operator][contender], arrays, params, threads)
     with blas_threads(1 if contender == "minitv" else threads):
         return {f"{name}_ms": 1e3 * typical(call, seconds) for name, call in (("forward", forward), ("training", training))}
 

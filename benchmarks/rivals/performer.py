@@ -59,6 +59,7 @@ def mixer(torch, model, options, layer):
             batch, length, width = x.shape
             q, k, v = (part.view(batch, length, heads, size).transpose(1, 2) for part in self.qkv(x).split(width, dim=2))
             y = chunkwise(torch, q, k, v, self.projection)
-            return nn.functional.dropout(self.out(y.transpose(1, 2).reshape(batch, length, width)), model.dropout, self.training)
+            y = self.out(y.transpose(1, 2).reshape(batch, length, width))
+            return nn.functional.dropout(y, model.dropout, self.training)
 
     return Performer()

@@ -2,10 +2,10 @@
 
 The variant ``performer`` is a causal language model. The variant ``performer-encoder`` sees both directions.
 
-The problem. Attention compares every query with every key, so its time grows with T², and a model that writes keeps all keys and
-values. The softmax forces this: the weight e^(q · k) is not a product of something of the query and something of the key. Linear
-attention replaces it by such a product, φ(q) · φ(k), and is then another function than attention: a trained Transformer cannot
-become one, and quality is often worse. Section numbers are the paper's.
+The problem. Attention compares every query with every key, so its time grows with T², and a model that writes keeps all keys
+and values. The softmax forces this: the weight e^(q · k) is not a product of something of the query and something of the key.
+Linear attention replaces it by such a product, φ(q) · φ(k), and is then another function than attention: a trained Transformer
+cannot become one, and quality is often worse. Section numbers are the paper's.
 
 The idea. A product of features can be equal to e^(q · k) on average, if the features are random. Take a vector w of independent
 Gaussian numbers. Then for all q and k
@@ -129,12 +129,16 @@ class PerformerOptions:
     redraw: int = option(1000, "training steps between two draws of the directions; 0 = one draw for ever", low=0)
     relu_offset: float = option(1e-3, "number that is added to relu features", above=0)
     relu_directions: str = option(
-        "random", "what relu features are made of: random directions of x / K^(1/4), as performer-pytorch, the same of x, as the "
-        "paper's TensorFlow code, or the channels of x itself, as its JAX code; then there are as many features as channels",
+        "random", "what relu features are made of: random directions of x / K^(1/4), as performer-pytorch, the same of x, as "
+        "the paper's TensorFlow code, or the channels of x itself, as its JAX code, so that there are as many as channels",
         choices=("random", "unscaled", "none"),
     )
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
+        for name, default in (("relu_offset", 1e-3), ("relu_directions", "random")):
+            if self.features != "relu" and getattr(self, name) != default:
+                raise UserError(f"--{name.replace('_', '-')}: this concerns --features relu, and --features is {self.features}")
 
 
 class State(NamedTuple):
@@ -253,8 +257,8 @@ PERFORMER = Variant(
         state="F (D + H) numbers in each layer: for every feature of a head the mean of the values and the logarithm of the "
               "weight; with F = 128 as much as a Transformer's keys and values of 64 tokens",
         operators=("favor", "rope"),
-        golden="performer-pytorch 1.1.4: FastAttention with its ε set to 0, causal and not, softmax and relu features, with all "
-               "gradients",
+        golden="performer-pytorch 1.1.4: FastAttention with its ε set to 0, causal and not, softmax and relu features, with "
+               "all gradients",
         discrepancies=DISCREPANCIES,
         review="it gives the time O(T d² log d) and the space O(T d log d + d² log d): right for F = d log d features, where d "
                "is the width of a head; for any F the time is O(T F d) and the space O(T F + T d + F d). The number d log d is "

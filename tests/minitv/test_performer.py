@@ -242,10 +242,12 @@ def test_what_the_directions_of_each_feature_map_are():
 @pytest.mark.parametrize(("options", "sentence"), [
     (dict(heads=3), "--heads: 3 heads do not divide the width 32"),
     (dict(heads=32, positions="rope"), "--positions rope: it turns pairs of channels, and 32 heads of the width 32 have 1"),
-    (dict(features="hyperbolic", random_features=7), "--random-features: hyperbolic features come in pairs, got 7, allowed: an even"),
+    (dict(features="hyperbolic", random_features=7), "--random-features: hyperbolic features come in pairs, got 7, allowed"),
     (dict(random_features=0), "random_features|--random-features"),
     (dict(relu_offset=0.0), "relu_offset|--relu-offset"),
     (dict(features="softmax"), "softmax"),
+    (dict(relu_directions="none"), "--relu-directions: this concerns --features relu, and --features is positive"),
+    (dict(features="hyperbolic", relu_offset=0.1), "--relu-offset: this concerns --features relu, and --features is hyperbolic"),
     (dict(redraw=-1), "redraw"),
 ])
 def test_what_does_not_fit_is_refused(options, sentence):

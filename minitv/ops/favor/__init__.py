@@ -7,8 +7,8 @@ A feature map turns a query or key x of K channels into F positive numbers φ(x)
 
 With x̃ = scale · x and the rows w_f of the projection W[F K], ``features`` names the map:
 
-    "positive"   φ_f(x) = e^(w_f · x̃ - ‖x̃‖²/2)               lemma 1: for w_f from N(0, I) the mean of φ_f(x) φ_f(y) is e^(x̃ · ỹ)
-    "relu"       φ_f(x) = max(0, w_f · x̃) + offset           generalised attention
+    "positive"   φ_f(x) = e^(w_f · x̃ - ‖x̃‖²/2)           lemma 1: for w_f from N(0, I) the mean of φ_f(x) φ_f(y) is e^(x̃ · ỹ)
+    "relu"       φ_f(x) = max(0, w_f · x̃) + offset       generalised attention
 
 The default scale K^(-1/4), for queries and for keys, makes e^(x̃ · ỹ) the softmax kernel e^(x · y / √K). Hyperbolic features
 are "positive" ones for the rows w_f and -w_f, regularised ones those for rows of length √K: projection.py draws the rows. The
@@ -209,6 +209,7 @@ def chunkwise(q, k, v, projection, mask, mean, logsum, features, scale, offset, 
     return concat(ys, axis=2) if causal else _read(lq, mean, logsum), mean, logsum
 
 
+favor.kernel("cpu", name="step", prefix="step_", sizes={"T": 1})
 favor.kernel("cpu", tuning={"chunk_size": 64})
 favor.kernel("cuda", tuning={"chunk_size": 32})
 
@@ -295,8 +296,9 @@ def _(case, draw):
     width, blocks = 4, 64
     x = draw.floats(1, 1, 2, width, low=-0.5, high=0.5)  # one query, one key
     projection = random_projection(Random(draw.integer(0, 2**32)), blocks * width, width).astype(x.dtype)
-    logs = [case.anew(q=one, k=one, v=np.zeros_like(one), projection=projection, mask=None, features="positive", scale=1.0).logsum
-            for one in (x[:, :, :1], x[:, :, 1:])]  # of one key: ln φ_f(x), [1 1 F]
+    fixed = dict(projection=projection, mask=None, features="positive", scale=1.0)
+    logs = [case.anew(q=one, k=one, v=np.zeros_like(one), **fixed).logsum  # of one key: ln φ_f(x), [1 1 F]
+            for one in (x[:, :, :1], x[:, :, 1:])]
     found = np.exp(logs[0].astype(np.float64) + logs[1]).reshape(blocks, width).mean(axis=1)
     error, expected = found.std(ddof=1) / math.sqrt(blocks), math.exp(float(x[0, 0, 0] @ x[0, 0, 1]))
     assert abs(found.mean() - expected) < 5 * error, f"favor: {found.mean():.4f} ± {error:.4f} for e^(x · y) = {expected:.4f}"

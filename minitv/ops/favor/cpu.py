@@ -13,8 +13,8 @@ are the sums of the state in units of e^a, a[F] the largest ln φ_f(k) so far; '
                gV = P Gᵀ + A gS'ᵀ                             u = features ∘ their gradients, or where w · x > 0
 
 A chunk is computed pair by pair, with the exponents ln φ_f(q_i) + ln φ_f(k_j) - r_i and the maximum r_i of what query i sees,
-if n is tiny somewhere, because later keys of the chunk are much larger, and if a key or value is not finite. Saved for backward:
-S, z and a before each chunk, 1/n, and which chunks those are. Without ``causal`` there is one state, after all keys.
+if n is tiny somewhere, because later keys of the chunk are much larger, and if a key or value is not finite. Saved for
+backward: S, z and a before each chunk, 1/n, and which chunks those are. Without ``causal`` there is one state, after all keys.
 """
 
 import math
@@ -194,9 +194,11 @@ def _pairs(scores, rows, f, logs, pitch, run, top, best, F, query, some, keys, k
 
 
 @cpu_kernel
-def _forward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tiny, y, inverses, states, masses, tops, pairwise):
+def _forward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tiny, carried, y, inverses, states, masses, tops,
+             pairwise):
     B, H, T, K, V, F = shape
-    like, pitch, wide_k, wide_v, wide_f = y[0], padded(min(chunk, T), LANES), padded(K, LANES), padded(V, LANES), padded(F, LANES)
+    like, pitch = y[0], padded(min(chunk, T), LANES)
+    wide_k, wide_v, wide_f = padded(K, LANES), padded(V, LANES), padded(F, LANES)
     zero, one, limit, low = like.dtype.type(0), like.dtype.type(1), math.sqrt(tiny), like.dtype.type(offset)
     keys_k, keys_v, f, logs = (scratch(pitch * wide_k, like), scratch(pitch * wide_v, like), scratch(pitch * wide_f, like),
                                scratch(pitch * wide_f, like))
@@ -214,7 +216,8 @@ def _forward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tin
         for i in range((T + chunk - 1) // chunk):
             first, here, there = i * chunk, i % slots if causal else 1, (i + 1) % slots if causal else 1
             m = min(chunk, T - first)
-            S, z, top, S_next, z_next = states[head, here], masses[head, here], tops[head, here], states[head, there], masses[head, there]
+            S, z, top, S_next, z_next = (states[head, here], masses[head, here], tops[head, here], states[head, there],
+                                         masses[head, there])
             _load_keys(keys_k, keys_v, f, squares, k, v, mask, W, shape, b, h, first, m, pitch, kind, scale, low)
             new[:] = top
             if kind == POSITIVE:
@@ -254,7 +257,8 @@ def _forward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tin
                     if pairs:
                         query = 0
                         continue
-                add_product(across_y, wide_v, S_seen, wide_v, queries, wide_f, padded(V, 8), F, LANES, True)
+                if i > 0 or carried:
+                    add_product(across_y, wide_v, S_seen, wide_v, queries, wide_f, padded(V, 8), F, LANES, True)
                 transpose(rows_y, across_y, spare)
                 add_adjoint_product(rows_y, LANES, scores, keys, keys_v, pitch, some, keys, V, sound)
                 for e in range(some):
@@ -340,7 +344,6 @@ def _from_later(gf, gv, gS, gz, across, spare, keys_v, f, pitch, m, V, F, wide_v
         for down in range(0, wide_v, LANES):
             at, to = left * wide_v + down * LANES, down * wide_f + left * LANES
             transpose(across[to : to + BLOCK], gS[at : at + BLOCK], spare)
-    gv[:] = 0
     add_product(gf, pitch, keys_v, pitch, gS, wide_v, padded(m, 8), V, F, True)
     add_product(gv, pitch, f, pitch, across, wide_f, padded(m, 8), F, V, True)
 
@@ -386,10 +389,11 @@ def _add_pairs(gf, extra, grads, rows, logs, pitch, best, F, query, some):
 
 
 @cpu_kernel
-def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tiny, y, inverses, states, masses, tops, pairwise,
-              g, gsums, gmasses, gq, gk, gv):
+def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tiny, carried, y, inverses, states, masses, tops,
+              pairwise, g, ends, gsums, gmasses, gq, gk, gv):
     B, H, T, K, V, F = shape
-    like, pitch, wide_k, wide_v, wide_f = y[0], padded(min(chunk, T), LANES), padded(K, LANES), padded(V, LANES), padded(F, LANES)
+    like, pitch = y[0], padded(min(chunk, T), LANES)
+    wide_k, wide_v, wide_f = padded(K, LANES), padded(V, LANES), padded(F, LANES)
     one, low = like.dtype.type(1), like.dtype.type(offset)
     keys_k, keys_v, out_k, out_v = (scratch(pitch * wide_k, like), scratch(pitch * wide_v, like), scratch(pitch * wide_k, like),
                                     scratch(pitch * wide_v, like))
@@ -431,7 +435,9 @@ def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, ti
             if kind == POSITIVE:
                 _exp_keys(f, top_next, pitch)
                 _factors(fade, top, top_next)
-            _from_later(gf, out_v, gS, gz, gS_across, spare, keys_v, f, pitch, m, V, F, wide_v, wide_f)
+            gf[:], out_v[:] = 0, 0
+            if first + m < T or ends or not causal:
+                _from_later(gf, out_v, gS, gz, gS_across, spare, keys_v, f, pitch, m, V, F, wide_v, wide_f)
             if pairs:
                 _fade(gS, gS, wide_v, fade, tiny)
                 _fade(gz, gz, 1, fade, tiny)
@@ -458,7 +464,9 @@ def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, ti
                     _hide_later(scores, query, keys)
                 transpose(rows_f, queries, spare)
                 add_product(out_v, pitch, scores, keys, rows_g, LANES, keys, LANES, V, True)
-                _from_state(gqueries, rows_g, r, S_now, z_now, V, F, wide_v, some)
+                gqueries[:] = 0
+                if i > 0 or carried:
+                    _from_state(gqueries, rows_g, r, S_now, z_now, V, F, wide_v, some)
                 if not pairs:
                     add_product(gf, pitch, grads, keys, rows_f, LANES, keys, LANES, F, True)
                     add_adjoint_product(gqueries, LANES, grads, keys, f, pitch, some, keys, F, True)
@@ -468,7 +476,8 @@ def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, ti
                 rows[:] = 0
                 add_product(rows, LANES, gqueries, LANES, R, wide_f, padded(some, 8), F, K, True)
                 store(gq, b, h, first + query, rows, LANES, some, K, one)
-                _to_state(gS, gz, rows_g, rows_f, r, V, F, wide_v)
+                if i > 0 or carried:
+                    _to_state(gS, gz, rows_g, rows_f, r, V, F, wide_v)
             _to_logits(gf, f, kind, low)
             if pairs:
                 for j in range(gf.size):
@@ -538,7 +547,7 @@ def forward(q, k, v, projection, mask, mean, logsum, features, scale, offset, ca
     y, inverses, pairwise = by_position(B, H, T, V, dtype), np.empty((B * H, T), dtype), np.zeros((B * H, max(chunks, 1)), bool)
     # Smaller numbers become 0: their products with others might be subnormal.
     settings = ((B, H, T, K, V, F), causal, kind, float(scale_of(scale, K)), float(offset), chunk_size,
-                float(np.finfo(dtype).tiny) * 2.0**24)
+                float(np.finfo(dtype).tiny) * 2.0**24, logsum is not None)
     arguments = flat(q), flat(k), flat(v), np.zeros(0, bool) if mask is None else np.array(mask, order="C").reshape(-1), W, R
     _forward(*arguments, *settings, flat(y), inverses, states, masses, tops, pairwise)
     last = chunks % slots if causal else 1
@@ -547,13 +556,13 @@ def forward(q, k, v, projection, mask, mean, logsum, features, scale, offset, ca
     with np.errstate(all="ignore"):
         mean_after = _from_panels(states[:, last], B, H, F, V, wide_v) / np.where(nothing, one, mass)[..., None]
         logsum_after = np.where(nothing, dtype.type(-math.inf), top + np.log(np.where(nothing, one, mass)))
-    saved = (arguments, settings, (flat(y), inverses, states, masses, tops, pairwise), mean_after, mass, logsum is not None)
+    saved = arguments, settings, (flat(y), inverses, states, masses, tops, pairwise), mean_after, mass
     return (y, mean_after, logsum_after), saved if recording else None
 
 
 def backward(saved, g_y, g_mean, g_logsum):
     """The gradients of q, k and v are laid out like y."""
-    arguments, settings, kept, mean_after, mass, carried = saved
+    arguments, settings, kept, mean_after, mass = saved
     (B, H, T, K, V, F), dtype = settings[0], mass.dtype
     wide_v, wide_f = (-(-n // LANES) * LANES for n in (V, F))
     gsums, gmasses = np.zeros((B * H, wide_v * wide_f), dtype), np.zeros((B * H, wide_f), dtype)
@@ -565,10 +574,70 @@ def backward(saved, g_y, g_mean, g_logsum):
         gmasses[:, :F] += (g_logsum * inverse).reshape(B * H, F)
     gq, gk, gv = (by_position(B, H, T, d, dtype) for d in (K, K, V))
     g = np.zeros((B, H, T, V), dtype) if g_y is None else g_y
-    _backward(*arguments, *settings, *kept, flat(g), gsums, gmasses, flat(gq), flat(gk), flat(gv))
-    if not carried:
+    ends = g_mean is not None or g_logsum is not None
+    _backward(*arguments, *settings, *kept, flat(g), ends, gsums, gmasses, flat(gq), flat(gk), flat(gv))
+    if not settings[-1]:
         return gq, gk, gv, None, None
     _, _, states, masses, _, _ = kept
     start, gstart = (_from_panels(x, B, H, F, V, wide_v) for x in (states[:, 0], gsums))
     weight, gweight = (x[:, :F].reshape(B, H, F) for x in (masses[:, 0], gmasses))
     return gq, gk, gv, gstart * weight[..., None], np.sum(gstart * start, axis=3) + gweight * weight
+
+
+@cpu_kernel
+def _step(q, k, v, mask, W, mean, logsum, heads, kind, half, offset, y):
+    """One position of all heads, vectors [B H, ..] and W[F K] with the scale in it: y, and the state after it in place.
+
+    Σ_f softmax_f(ln φ_f(q) + logsum_f) mean_f, where a key moves mean_f by its share of the weight, e^(ln φ_f(k) - logsum_f).
+    """
+    (count, features, width), zero, one = (*mean.shape[:2], q.shape[1]), y.dtype.type(0), y.dtype.type(1)
+    exponents, nothing = np.empty(features, y.dtype), y.dtype.type(-np.inf)
+    for head in range(count):
+        square, top, total = zero, nothing, zero
+        for c in range(width):
+            square += k[head, c] * k[head, c]
+        seen = mask.size == 0 or mask[head // heads]
+        for f in range(features):
+            query, key, before = zero, zero, logsum[head, f]
+            for c in range(width):
+                query += W[f, c] * q[head, c]
+                key += W[f, c] * k[head, c]
+            if kind == POSITIVE:
+                key -= half * square
+            else:
+                query, key = math.log(max(query, zero) + offset), math.log(max(key, zero) + offset)
+            if seen and key > nothing:
+                largest = max(before, key)
+                after = largest + math.log1p(exp(min(before, key) - largest))
+                share = exp(key - after)
+                logsum[head, f] = after
+                for j in range(v.shape[1]):
+                    mean[head, f, j] += share * (v[head, j] - mean[head, f, j])
+            exponents[f] = query + logsum[head, f]
+            top = max(top, exponents[f])
+        for j in range(v.shape[1]):
+            y[head, j] = 0
+        if top == nothing:
+            continue
+        for f in range(features):
+            weight = exp(exponents[f] - top)
+            total += weight
+            for j in range(v.shape[1]):
+                y[head, j] += weight * mean[head, f, j]
+        for j in range(v.shape[1]):
+            y[head, j] *= one / total
+
+
+step_supports = supports
+
+
+def step_forward(q, k, v, projection, mask, mean, logsum, features, scale, offset):
+    (B, H, *_), V, F, dtype, scale = q.shape, v.shape[3], len(projection), q.dtype, scale_of(scale, q.shape[3])
+    q, k, v = (np.ascontiguousarray(x).reshape(B * H, x.shape[3]) for x in (q, k, v))
+    shapes, y = ((B, H, F, V), (B, H, F)), np.empty((B * H, V), dtype)
+    mean, logsum = (np.full(shape, value, dtype) if x is None else np.array(x, order="C")
+                    for x, shape, value in zip((mean, logsum), shapes, (0, -math.inf), strict=True))
+    mask = np.zeros(0, bool) if mask is None else np.array(mask, order="C").reshape(-1)
+    _step(q, k, v, mask, np.ascontiguousarray(projection * dtype.type(scale)), mean.reshape(B * H, F, V),
+          logsum.reshape(B * H, F), H, FEATURES.index(features), dtype.type(scale**2 / 2), dtype.type(offset), y)
+    return (y.reshape(B, H, 1, V), mean, logsum), None

@@ -33,7 +33,8 @@ class _Call:
         self.L = min(chunk_size, self.T) if causal else self.T
         self.N = ceil_div(self.T, self.L) if self.L else 0
         self.rows = self.N * self.heads * self.L
-        self.kind, self.causal, self.offset, self.scale = SOURCE[features.upper()], causal, float(offset), scale_of(scale, self.K)
+        self.kind, self.causal = SOURCE[features.upper()], causal
+        self.offset, self.scale = float(offset), scale_of(scale, self.K)
         self.mask, self.projection = contiguous(mask), contiguous(projection * np.float32(self.scale))
 
     def empty(self, *shape):
@@ -80,7 +81,8 @@ def forward(q, k, v, projection, mask, mean, logsum, features, scale, offset, ca
         keys = xp.exp(logs - tops[1:, :, None])
     else:
         tops = xp.zeros(tops.shape, "float32")
-    SOURCE.launch("mtv_favor_scan", elements(call.heads * F * W), matmul(_turned(keys), values), tops, states, call.heads, N, F, W)
+    SOURCE.launch("mtv_favor_scan", elements(call.heads * F * W), matmul(_turned(keys), values), tops, states, call.heads, N,
+                  F, W)
     read = slice(0, N) if causal else slice(1, None)
     queries, best = call.empty(*dots.shape), call.empty(call.rows)
     pairs = call.empty(N, call.heads, call.L, call.L) if causal else None
