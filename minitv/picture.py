@@ -235,8 +235,8 @@ def draw(path: Path, lines: Sequence[Line], baselines: Mapping[str, float], metr
         axes.xaxis.set_major_formatter(lambda step, _: count(step))
     if mark is not None:
         axes.axvline(mark[0], color=BASELINE, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-        axes.annotate(mark[1], (mark[0], 1), (-4, -4), xycoords=("data", "axes fraction"), textcoords="offset points",
-                      rotation=90, ha="right", va="top", fontsize=8, color=BASELINE)
+        axes.annotate(mark[1], (mark[0], 0), (-4, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
+                      rotation=90, ha="right", va="bottom", fontsize=8, color=BASELINE)
     heights = [height for height, *_ in labels]
     numbers = [value for _, value in points if math.isfinite(value)]
     # A baseline is what counting can do: what lies above it is the first few steps, which would squeeze the rest. The value

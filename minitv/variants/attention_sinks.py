@@ -97,7 +97,7 @@ counted in its window:
     ...     y, _ = attention(*(x[None, None, :, None] for x in (q, k, v)), scale=np.log(2), window=2, sinks=sinks)
     ...     print(y.numpy().ravel().round(3))
     [0.    1.2   3.    2.571]
-    [0.    1.2   9.    6.   ]
+    [0.  1.2 9.  6. ]
 
 The places of the sink in the cache, min(t, C) - 0, are the distances at which tokens 0 .. 5 see it: the model never meets 3.
 
