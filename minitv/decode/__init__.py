@@ -124,8 +124,8 @@ def unread(model: LanguageModel) -> str | None:
         return reason
     if is_cupy(model.embed.weight.data):
         return "they run on the CPU"
-    if model.encoding not in ("learned", "none"):
-        return f"they know learned positions and none, not {model.encoding}"
+    if model.encoding not in ("learned", "rope", "none"):
+        return f"they know learned positions, rope and none, not {model.encoding}"
     if type(model.blocks) is not Stack or any(type(block) is not PreNorm for block in model.blocks):
         return "they know stacks of blocks x + f(norm(x)) alone"
     unknown = (module for halves in _halves(model) for _, module in halves if _half(model, module) is None)

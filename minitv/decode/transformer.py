@@ -1,15 +1,18 @@
-"""The Transformer: attention of one token, with the cache of keys and values."""
+"""The Transformer and RoFormer: attention of one token, with the cache of keys and values."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.compile import cpu_kernel, inner
 
 from ..ops.attention.cpu import step
-from ..variants import transformer
+from ..ops.rope import Rotation
+from ..ops.rope.cpu import rotate, turn
+from ..variants import roformer, transformer
 from .shared import FeedForward, Half, Linear, Norm, linear, linear_of, norm, take
 
 
@@ -18,13 +21,30 @@ class Weights(NamedTuple):
     qkv: Linear
     out: Linear
     sink: np.ndarray  # [H], a score of each head that belongs to no token; -inf is none
+    angles: np.ndarray  # of the pairs, radians a position; empty: nothing is turned
+    growth: np.ndarray  # of the pairs of a query for each position, its logarithm
+    gain: float
+    centre: int
+    interleaved: bool
 
 
 class Cache(NamedTuple):
     """Keys are kept transposed, so that the scores of a query are sums of whole vectors."""
 
-    keys: np.ndarray  # [G head_dim context]
-    values: np.ndarray  # [G context head_dim]
+    keys: np.ndarray  # [G head_dim positions]
+    values: np.ndarray  # [G positions head_dim]
+
+
+@inner
+def _turn(position, weights, sign, x, heads, size, cos, sin, y):
+    """y = x[heads size], turned by the position; pairs grow with their growth times ``sign``."""
+    position -= weights.centre
+    turn(position, weights.angles, cos, sin)
+    for j in range(cos.size):
+        factor = weights.gain * math.exp(sign * weights.growth[j] * position)
+        cos[j], sin[j] = cos[j] * factor, sin[j] * factor
+    one, tables = x.dtype.type(1), (cos.reshape(1, 1, cos.size), sin.reshape(1, 1, cos.size))
+    rotate((x, (0, size, 0)), (1, heads, 1, size), tables[0], tables[1], weights.interleaved, one, one, y)
 
 
 @cpu_kernel
@@ -37,35 +57,67 @@ def attend(x, position, weights, cache, memory):
     qkv, at = take(memory, at, width + 2 * groups * size)
     norm(x, weights.norm, h, memory[at:])
     linear(weights.qkv, h, qkv, False)
-    k, v = qkv[width : width + groups * size], qkv[width + groups * size :]
+    q, k, v = qkv[:width], qkv[width : width + groups * size], qkv[width + groups * size :]
+    if weights.angles.size:
+        turned, at = take(memory, at, width + groups * size)
+        cos, at = take(memory, at, weights.angles.size)
+        sin, at = take(memory, at, weights.angles.size)
+        _turn(position, weights, 1.0, q, heads, size, cos, sin, turned[:width])
+        _turn(position, weights, -1.0, k, groups, size, cos, sin, turned[width:])
+        q, k = turned[:width], turned[width:]
     for g in range(groups):
         for c in range(size):
             cache.keys[g, c, position] = k[g * size + c]
             cache.values[g, position, c] = v[g * size + c]
     lse, at = take(memory, at, heads)
-    step(qkv[:width], cache.keys, cache.values, position + 1, scale, weights.sink, y, lse, memory[at:])
+    step(q, cache.keys, cache.values, position + 1, scale, weights.sink, y, lse, memory[at:])
     linear(weights.out, y, x, True)
 
 
 class Attention(Half):
+    """Its cache has room for the context, and grows where a model reads further."""
+
     module = transformer.Attention
     kernel = staticmethod(attend)
 
-    @classmethod
-    def computes(cls, module):
-        return super().computes(module) and module.rotation is None
-
     def wire(self, norm, module, model):
-        groups, context, size = module.kv_heads, model.context, self.width // module.heads
+        heads, context, size = module.heads, model.context, self.width // module.heads
+        groups, rotation = module.init_state(1).keys.shape[1], module.rotation or Rotation(())
         cache = Cache(np.zeros((groups, size, context), self.dtype), np.zeros((groups, context, size), self.dtype))
-        return Weights(norm, linear_of(module.qkv), linear_of(module.out), np.full(module.heads, -np.inf, self.dtype)), cache
+        growth = np.array(rotation.growth or (0.0,) * len(rotation.angles))
+        return Weights(norm, linear_of(module.qkv), linear_of(module.out), np.full(heads, -np.inf, self.dtype),
+                       np.array(rotation.angles, np.float64), growth, float(rotation.gain), rotation.centre,
+                       rotation.pairing == "interleaved"), cache
 
     def memory(self, module, model):
-        return 5 * self.width + module.heads + module.heads // module.kv_heads * model.context
+        return 8 * self.width + module.heads + module.heads // module.init_state(1).keys.shape[1] * model.context
 
     def load(self, state, position):
+        self._make_room(position)
         self.state.keys[:, :, :position] = state.keys.data[0].swapaxes(1, 2)
         self.state.values[:, :position] = state.values.data[0]
 
+    def __call__(self, x, position):
+        self._make_room(position + 1)
+        super().__call__(x, position)
 
-HALVES = Attention, FeedForward
+    def _make_room(self, positions: int) -> None:
+        groups, _, room = self.state.keys.shape
+        if positions <= room:
+            return
+        more = max(positions, 2 * room) - room
+        self.state = Cache(np.pad(self.state.keys, ((0, 0), (0, 0), (0, more))),
+                           np.pad(self.state.values, ((0, 0), (0, more), (0, 0))))
+        memory = self._arguments[2].size + self.weights.sink.size // groups * more  # the scores of a query
+        self._arguments = self.weights, self.state, np.empty(memory, self.dtype)
+
+
+class Rotary(Attention):
+    module = roformer.Rotary
+
+    @classmethod
+    def computes(cls, module):
+        return super().computes(module) and not module.dynamic
+
+
+HALVES = Attention, Rotary, FeedForward

@@ -325,6 +325,7 @@ ROFORMER = Variant(
     mixer=Rotary,
     options=RoFormerOptions,
     overrides=dict(positions="none"),
+    fused="transformer",
     page=Page(
         formula="y_m = Σ_{n ≤ m} softmax_n((R_m q_m) · (R_n k_n) / √K) v_n in every head, where R_m turns pair j of channels "
                 "by the angle m base^(-2j/K)",

@@ -55,7 +55,8 @@ def expected(model, ids):
 
 def own_options(variant):
     """Options of the variant with the values to draw, which fit every width above: an integer's smallest and its default."""
-    known = {"heads": (1, 2, 5), "kv_heads": (1,), "value_width": (1.5, 2.0)}
+    known = {"heads": (1, 2, 5), "kv_heads": (1,), "value_width": (1.5, 2.0), "scaling": ("none",),
+             "yarn_ramp": ("turns",)}
     for field in fields(variants.load(variant).options):
         kinds = {bool: (False, True), int: [(field.metadata["low"] or 0) + more for more in (0, 1, 2, 7)] + [field.default]}
         if choices := known.get(field.name) or field.metadata["choices"] or kinds.get(type(field.default)):
@@ -180,8 +181,9 @@ def test_what_the_model_cannot_read_is_refused():
 
 
 @pytest.mark.parametrize(("options", "reason"), [
-    (dict(positions="rope"), "they know learned positions and none, not rope"),
-    (dict(positions="sinusoidal"), "they know learned positions and none, not sinusoidal"),
+    (dict(positions="sinusoidal"), "they know learned positions, rope and none, not sinusoidal"),
+    (dict(positions="alibi"), "they know learned positions, rope and none, not alibi"),
+    (dict(variant="roformer", own=dict(scaling="dynamic-ntk")), "they do not know the module Rotary with its options"),
     (dict(stack="reversible"), "they know stacks of blocks x + f(norm(x)) alone"),
     (dict(token_shift=True), "they do not know the module Shifted with its options")], ids=str)
 def test_what_no_kernel_knows_takes_the_models_own_step(options, reason):
@@ -191,6 +193,20 @@ def test_what_no_kernel_knows_takes_the_models_own_step(options, reason):
     reader.prefill(ids[:2])
     for position in range(2, 5):
         assert_close(reader.step(ids[position]), expected(model, ids[: position + 1]), terms=200)
+
+
+@pytest.mark.parametrize(("variant", "options"), [
+    ("transformer", dict(positions="none")), ("transformer", dict(positions="rope")),
+    ("roformer", dict(own=dict(pairing="half", rotated=0.5, scaling="yarn", scaling_factor=4.0))),
+    ("roformer", dict(own=dict(xpos=True)))], ids=str)
+def test_a_cache_grows_beyond_the_context(variant, options):
+    model, ids = build(variant, context=8, **options), np.random.default_rng(0).integers(0, VOCAB, 40)
+    reader, plain = decoder(model), Decoder(model)
+    assert type(reader) is FusedDecoder
+    for first in (3, 30):
+        assert_close(reader.prefill(ids[:first]), plain.prefill(ids[:first]), terms=200)
+        for token in ids[first:]:
+            assert_close(reader.step(token), plain.step(token), terms=200)
 
 
 def test_positions_that_no_kernel_needs():
