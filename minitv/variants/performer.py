@@ -73,7 +73,7 @@ multiplied by √(ln 2). First what attention gives, then random features, 2, 10
     >>> from minitv.ops.favor.projection import random_projection
     >>> q, k, v = np.array([[1., 0], [1, 1], [0, 2]]), np.array([[1., 0], [0, 1], [1, 1]]), np.array([[4.], [8], [2]])
     >>> q, k, v = (x[None, None] for x in (q * np.log(2) ** 0.5, k * np.log(2) ** 0.5, v))
-    >>> attention(q, k, v, scale=1.0).numpy().ravel().round(3)
+    >>> attention(q, k, v, scale=1.0)[0].numpy().ravel().round(3)
     array([4.   , 6.   , 4.889])
     >>> for features in (2, 1000, 100_000):
     ...     W = random_projection(Random(1), features, 2)
