@@ -168,7 +168,9 @@ def check_labels(name: str, buckets, count: int | None = None) -> None:
         limit = "that are not negative" if count is None else f"from 0 up to {count - 1}"
         raise DomainError(f"{name}: a bucket has the number {label}, allowed: integers {limit}")
 
-    check_range(buckets, 0, np.iinfo(np.intp).max if count is None else count - 1, fail)
+    most = np.iinfo(np.intp).max if count is None else count - 1
+    if is_cupy(buckets) or not buckets.size or buckets.view(np.uintp).max() > most:  # one pass: negative ones are the largest
+        check_range(buckets, 0, most, fail)
 
 
 @bucket_order.inputs

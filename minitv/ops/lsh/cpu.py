@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from autograd.cpu.compile import cpu_kernel, inner
-from autograd.cpu.panels import LANES, flat, load, padded, product, transpose
+from autograd.cpu.panels import LANES, U, flat, load, padded, product, transpose
 from autograd.cpu.vectors import scratch
 
 LABELS = 2**22  # as many are counted; a count of more would take more time than a sort
@@ -59,15 +59,17 @@ def _hash(x, rotations, factors, shape, like, buckets):
 @inner
 def sort(labels, order, place, starts):
     """Positions by (label, position), the inverse, and in starts[n + 1] where the positions of each label begin."""
+    one, length, count = U(1), U(labels.size), U(starts.size)  # a signed index might count from the end, which is a test
     starts[:] = 0
-    for t in range(labels.size):
-        starts[labels[t] + 1] += 1
-    for n in range(1, starts.size):
-        starts[n] += starts[n - 1]
-    for t in range(labels.size):  # starts[n] moves from the begin of n to its end, which is the begin of the next
-        p = starts[labels[t]]
-        starts[labels[t]] = p + 1
-        order[p] = t
+    for t in range(length):
+        starts[U(labels[t]) + one] += 1
+    for n in range(one, count):
+        starts[n] += starts[n - one]
+    for t in range(length):  # starts[n] moves from the begin of n to its end, which is the begin of the next
+        label = U(labels[t])
+        p = starts[label]
+        starts[label] = p + 1
+        order[U(p)] = t
         place[t] = p
     for n in range(starts.size - 1, 0, -1):
         starts[n] = starts[n - 1]
