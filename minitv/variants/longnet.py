@@ -48,7 +48,7 @@ The layer:
       = Σ_j C_pj exp(S_pj) v_j / Σ_j C_pj exp(S_pj)                      the same as one softmax
     out = merge(y) Woᵀ
 
-minitv/ops/dilated_attention/__init__.py has the mixture, its gradient, and the algorithm for several machines. There each machine
+minitv/ops/dilated_attention/__init__.py has the mixture, its gradient, and the algorithm for several machines. There, each one
 has a part of the text, and gathers of the others' keys and values only those that a pattern keeps: what it receives does not
 grow with the text.
 
