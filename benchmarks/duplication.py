@@ -1,6 +1,6 @@
 """Reformer's synthetic task at a small size: write a word again, and read it with other rounds of hashing than in training.
 
-    python benchmarks/duplication.py [--word 127] [--steps 800] [--threads N] [--save]
+    python benchmarks/duplication.py [--word 127] [--steps 600] [--threads N] [--save]
 
 The paper (arXiv 2001.04451, section 5.1, Table 2) trains models of one layer on 0w0w, where w has 511 symbols, for 150 000
 steps: with full attention, and with 4, 2 and 1 rounds of hashing. Each is then evaluated with full attention and with 8, 4, 2
@@ -68,9 +68,9 @@ def main() -> None:
     parser.add_argument("--symbols", type=int, default=128, help="different symbols, the sign among them (default: 128)")
     parser.add_argument("--width", type=int, default=128, help="of the model (default: 128)")
     parser.add_argument("--heads", type=int, default=4, help="default: 4")
-    parser.add_argument("--buckets", type=int, default=32, help="of a round (default: 32)")
+    parser.add_argument("--buckets", type=int, default=16, help="of a round (default: 16)")
     parser.add_argument("--batch", type=int, default=32, help="sequences in a step (default: 32)")
-    parser.add_argument("--steps", type=int, default=800, help="of each of the four models (default: 800)")
+    parser.add_argument("--steps", type=int, default=600, help="of each of the four models (default: 600)")
     parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate (default: 0.003)")
     parser.add_argument("--draws", type=int, default=4, help="rotations of an evaluation (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
