@@ -147,10 +147,15 @@ def _draw(keep, drop, head, query, first, step, keys):
 
 
 @inline
-def _spaced(x, start, step):
-    """The rows start, start + step, ... of a matrix as `load` and `store` take it."""
-    memory, (by_sequence, by_head, by_row) = x
-    return memory[start * by_row :], (by_sequence, by_head, step * by_row)
+def _every(x, step):
+    """A matrix as `load` and `store` take it, of which they then take every `step`-th row, from an element `_at` on."""
+    return x[0], (1, 0, step * x[1][2])
+
+
+@inline
+def _at(x, b, h, row):
+    """Where a row of a head begins in the memory of a matrix."""
+    return b * x[1][0] + h * x[1][1] + row * x[1][2]
 
 
 @inner
@@ -205,20 +210,20 @@ def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes
         pitch, head, first_ones = padded(keys, 8), b * H + h, min(keys, max(0, -((start - sinks) // step)))
         keys_k, keys_v = all_k[: pitch * wide_k], all_v[: pitch * wide_v]
         if step > 1 or h % share == 0:
-            load(keys_k, pitch, _spaced(k, start, step), b, g, 0, keys, K, one)
-            load(keys_v, pitch, _spaced(v, start, step), b, g, 0, keys, V, one)
+            load(keys_k, pitch, _every(k, step), _at(k, b, g, start), 0, 0, keys, K, one)
+            load(keys_v, pitch, _every(v, step), _at(v, b, g, start), 0, 0, keys, V, one)
             sound = finite(keys_v)
-        q_rows, y_rows = _spaced(q, row, step), _spaced(y, row, step)
+        q_at, y_at, q_rows, y_rows = _at(q, b, h, row), _at(y, b, h, row), _every(q, step), _every(y, step)
         for query in range(0, queries, LANES):
             n, at = min(LANES, queries - query), query + keys - queries
             ends, begin_of_window, stop, last, recent = _range(at, n, keys, first_ones, rule)
-            load(rows, LANES, q_rows, b, h, query, n, K, scale)
+            load(rows, LANES, q_rows, q_at, 0, query, n, K, scale)
             transpose(across, rows, scores)
             top[:], shift[:], total[:], sums[:] = sink[h], zero, zero, 0
             if sink[h] > -INF:
                 shift[:], total[:] = sink[h], one
             if joins:  # these keys join those of earlier calls
-                load(sums, LANES, y_rows, b, h, query, n, V, one)
+                load(sums, LANES, y_rows, y_at, 0, query, n, V, one)
                 for e in range(n):
                     i = row + step * (query + e)
                     shift[e], total[e] = stats[head, 0, i], sums_of_rows[head, i]
@@ -250,7 +255,7 @@ def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes
                 fade[e], i = zero if total[e] == 0 else one / total[e], row + step * (query + e)
                 stats[head, 0, i], stats[head, 1, i], sums_of_rows[head, i] = shift[e], fade[e], total[e]
             scale_rows(sums, LANES, n, V, fade)
-            store(y_rows, b, h, query, sums, LANES, n, V, one)
+            store(y_rows, y_at, 0, query, sums, LANES, n, V, one)
 
 
 @cpu_kernel
@@ -266,6 +271,8 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
     weights, grads, keep = scratch(TILE * LANES, like), scratch(TILE * LANES, like), scratch(TILE * LANES, like)
     lanes = scratch(3 * LANES, like)
     shift, inverse, dots = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES :]
+    q_rows, y_rows, g_rows, gq_rows = _every(q, step), _every(y, step), _every(g_y, step), _every(gq, step)
+    gk_rows, gv_rows = _every(gk, step), _every(gv, step)
     share, begin, end = H // G, max(0, S - T) // segment if segment else 0, (S - 1) // segment if segment else 0
     for number in range(B * G * (end - begin + 1) * share):
         part, h = number // share, number % share
@@ -277,26 +284,24 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
         pitch, head, first_ones = padded(keys, 8), b * H + h, min(keys, max(0, -((start - sinks) // step)))
         keys_k, keys_v = all_k[: pitch * wide_k], all_v[: pitch * wide_v]
         sums_k, sums_v = all_sums_k[: pitch * wide_k], all_sums_v[: pitch * wide_v]
-        k_rows, v_rows, gk_rows, gv_rows = (_spaced(k, start, step), _spaced(v, start, step), _spaced(gk, start, step),
-                                            _spaced(gv, start, step))
+        gk_at, gv_at = _at(gk, b, g, start), _at(gv, b, g, start)
         if step > 1 or h % share == 0:
-            load(keys_k, pitch, k_rows, b, g, 0, keys, K, one)
-            load(keys_v, pitch, v_rows, b, g, 0, keys, V, one)
+            load(keys_k, pitch, _every(k, step), _at(k, b, g, start), 0, 0, keys, K, one)
+            load(keys_v, pitch, _every(v, step), _at(v, b, g, start), 0, 0, keys, V, one)
             keys_sound = finite(keys_k) and finite(keys_v)
             if step > 1 or joins:  # other heads of the group, or earlier calls, may have been there
-                load(sums_k, pitch, gk_rows, b, g, 0, keys, K, one)
-                load(sums_v, pitch, gv_rows, b, g, 0, keys, V, one)
+                load(sums_k, pitch, gk_rows, gk_at, 0, 0, keys, K, one)
+                load(sums_v, pitch, gv_rows, gv_at, 0, 0, keys, V, one)
             else:
                 sums_k[:], sums_v[:] = 0, 0
-        q_rows, y_rows, g_rows, gq_rows = (_spaced(q, row, step), _spaced(y, row, step), _spaced(g_y, row, step),
-                                           _spaced(gq, row, step))
+        q_at, y_at, g_at, gq_at = _at(q, b, h, row), _at(y, b, h, row), _at(g_y, b, h, row), _at(gq, b, h, row)
         for query in range(0, queries, LANES):
             n, at = min(LANES, queries - query), query + keys - queries
             ends, begin_of_window, stop, last, recent = _range(at, n, keys, first_ones, rule)
-            load(rows_q, LANES, q_rows, b, h, query, n, K, scale)
-            load(rows_g, LANES, y_rows, b, h, query, n, V, one)
+            load(rows_q, LANES, q_rows, q_at, 0, query, n, K, scale)
+            load(rows_g, LANES, y_rows, y_at, 0, query, n, V, one)
             transpose(across_y, rows_g, weights)
-            load(rows_g, LANES, g_rows, b, h, query, n, V, one)
+            load(rows_g, LANES, g_rows, g_at, 0, query, n, V, one)
             sound = keys_sound and finite(rows_q) and finite(rows_g)
             transpose(across_q, rows_q, weights)
             transpose(across_g, rows_g, weights)
@@ -340,13 +345,13 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
                 if first == ends:
                     first = begin_of_window
             if joins:
-                load(rows_q, LANES, gq_rows, b, h, query, n, K, one)
+                load(rows_q, LANES, gq_rows, gq_at, 0, query, n, K, one)
                 for i in range(sums_q.size):
                     sums_q[i] = sums_q[i] * scale + rows_q[i]
-            store(gq_rows, b, h, query, sums_q, LANES, n, K, one if joins else scale)
+            store(gq_rows, gq_at, 0, query, sums_q, LANES, n, K, one if joins else scale)
         if step > 1 or h % share == share - 1:
-            store(gk_rows, b, g, 0, sums_k, pitch, keys, K, one)
-            store(gv_rows, b, g, 0, sums_v, pitch, keys, V, one)
+            store(gk_rows, gk_at, 0, 0, sums_k, pitch, keys, K, one)
+            store(gv_rows, gv_at, 0, 0, sums_v, pitch, keys, V, one)
 
 
 @cpu_kernel
