@@ -48,15 +48,9 @@ The layer:
       = Σ_j C_pj exp(S_pj) v_j / Σ_j C_pj exp(S_pj)                      the same as one softmax
     out = merge(y) Woᵀ
 
-<<<<<<< HEAD
-minitv/ops/dilated_attention/__init__.py has the mixture, its gradient, and the algorithm for several machines. There, each one
-has a part of the text, and gathers of the others' keys and values only those that a pattern keeps: what it receives does not
-grow with the text.
-=======
 minitv/ops/dilated_attention/__init__.py has the mixture, its gradient, and the algorithm for several machines. There each
 machine has a part of the text, and gathers of the others' keys and values only those that a pattern keeps: what it receives
 does not grow with the text.
->>>>>>> longnet
 
 Four tokens. One head with K = 2, V = 1 and s = 0. The scale is ln 2, so that exp(S) = 2^(q · k). The patterns are (2, 1), whose
 segments are tokens 0 1 and 2 3, and (4, 2), which keeps tokens 0 and 2.
