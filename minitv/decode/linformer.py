@@ -25,6 +25,7 @@ class Weights(NamedTuple):
     out: Linear
     segment: int
     mixtures: int  # of a segment
+    sink: np.ndarray  # [H], -inf: there is none
 
 
 @cpu_kernel
@@ -44,7 +45,7 @@ def attend(x, position, weights, cache, memory):
         for c in range(size):
             cache.keys[b, c, column] = k[b * size + c]
             cache.values[b, column, c] = v[b * size + c]
-    step(qkv[:width], cache.keys, cache.values, column + 1, scale, y, lse, memory[at:])
+    step(qkv[:width], cache.keys, cache.values, column + 1, scale, weights.sink, y, lse, memory[at:])
     linear(weights.out, y, x, True)
 
 
@@ -54,7 +55,9 @@ class SegmentAttention(Half):
 
     def wire(self, norm, module, model):
         self._module, columns = module, model.context // module.segment * module.rows + module.segment
-        return Weights(norm, linear_of(module.qkv), linear_of(module.out), module.segment, module.rows), self._cache(columns)
+        weights = Weights(norm, linear_of(module.qkv), linear_of(module.out), module.segment, module.rows,
+                          np.full(module.heads, -np.inf, self.dtype))
+        return weights, self._cache(columns)
 
     def _cache(self, columns: int) -> Cache:
         heads, size = self._module.heads, self.width // self._module.heads
