@@ -19,6 +19,7 @@ from .evaluate import Evaluation, evaluate
 from .experiment import Experiment, from_checkpoint
 from .models.lm import LanguageModel
 from .options import SampleOptions
+from .variants.attention_sinks import cache_of, streaming
 
 BLOCK = 64  # random numbers drawn at a time
 
@@ -144,8 +145,6 @@ class Trained(NamedTuple):
             prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
         model = self.model
         if options.window is not None or options.sinks is not None:
-            from .variants.attention_sinks import cache_of, streaming
-
             model = streaming(model, *cache_of(model, options.window, options.sinks))
         ids = generate(model, prompt, options.tokens, Random(seed), temperature=options.temperature, top_k=options.top_k,
                        top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
