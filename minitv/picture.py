@@ -24,7 +24,7 @@ COLOURS = ("#332288", "#0077bb", "#882255", "#e06c1e", "#000000", "#cc6fa2", "#7
 DASHES = ((), (5, 2), (1, 1.4), (6, 1.6, 1, 1.6), (3, 1.4, 1, 1.4, 1, 1.4))  # lengths of ink and gap, in line widths
 MARKERS = "os^vDP*"
 FILLS = ("full", "none", "left", "top", "right", "bottom")  # of the markers: runs of one variant in one picture
-SALT = 9693183  # chosen so that the variants of the papers differ in colour or dashes
+SALT = 9693183  # chosen so that no two variants look alike
 
 
 class Look(NamedTuple):

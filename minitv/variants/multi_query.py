@@ -79,7 +79,7 @@ from .transformer import Attention, TransformerOptions
 class GroupedOptions(TransformerOptions):
     """grouped-query"""
 
-    kv_heads: int = option(2, "heads of keys and values; they divide --heads", low=1)
+    kv_heads: int = option(2, "heads of keys and values; they divide the heads of queries", low=1)
     layer_kv_heads: str | None = option(
         None, "the same for each layer by itself, with commas, as 4,2,2,1; none = --kv-heads in every layer", metavar="N,N,..."
     )
@@ -104,7 +104,7 @@ class GroupedOptions(TransformerOptions):
 class MultiQueryOptions(GroupedOptions):
     """multi-query"""
 
-    kv_heads: int = option(1, "heads of keys and values; they divide --heads", low=1)
+    kv_heads: int = option(1, "heads of keys and values; they divide the heads of queries", low=1)
 
     __post_init__ = check
 

@@ -13,7 +13,7 @@ import pytest
 from tests.minitv.models import configure
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "compare", "sample", "eval", "list", "info", "explain", "plot")
+COMMANDS = ("train", "compare", "sample", "eval", "convert", "stream", "list", "info", "explain", "plot")
 
 
 def minitv(*argv, cwd, input=b"", env=None):
@@ -413,7 +413,7 @@ def test_odd_config_files(tmp_path, quickly_refused, text, sentence):
     assert sentence in quickly_refused("train", "--config", "c.toml")
 
 
-@pytest.mark.parametrize("option", ["--width", "--layers", "--steps", "--batch", "--ffn-multiple", "--warmup"])
+@pytest.mark.parametrize("option", ["--width", "--layers", "--steps", "--batch", "--warmup"])
 def test_numbers_that_no_machine_can_hold(quickly_refused, option):
     sentence = quickly_refused("train", option, "1" + "0" * 400)
     assert option in sentence and "is too large" in sentence

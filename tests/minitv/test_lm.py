@@ -331,7 +331,7 @@ def test_layers_drop_independently(variant):
 def test_every_variant_has_a_page(variant, capsys):
     record = variants.load(variant)
     assert cli.main(["explain", variant]) == 0
-    taught = inspect.getdoc(sys.modules[record.mixer.__module__])
+    taught = inspect.getdoc(sys.modules[variants.variants()[variant].module])
     assert taught and taught in capsys.readouterr().out
     rows = variants.describe(record)
     assert [label for label, _ in rows[:4]] == ["paper", "formula", "cost", "state"] and rows[-1][0] == "the review"
