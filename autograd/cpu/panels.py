@@ -95,11 +95,13 @@ def copy(out, o, row, a, i, step, rows, columns, scale):
 @inner
 def load(panels, pitch, x, b, h, t, rows, width, scale):
     """Copy `rows` rows of a matrix [B H T d], from position t of head h of sequence b on, times `scale`, into panels of
-    `pitch` rows, with zeros in the rows beyond. x is what `flat` gives.
+    `pitch` rows, with zeros in the rows and columns beyond: what was there before may be NaN. x is what `flat` gives.
     """
     a, (by_sequence, by_head, by_row) = x
     start = b * by_sequence + h * by_head + t * by_row
     for left in range(0, width, LANES):
+        if width - left < LANES:
+            panels[left * pitch : left * pitch + rows * LANES] = 0
         copy(panels, left * pitch, LANES, a, start + left, by_row, rows, min(LANES, width - left), scale)
         panels[left * pitch + rows * LANES : (left + LANES) * pitch] = 0
 

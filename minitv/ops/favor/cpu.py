@@ -13,8 +13,10 @@ are the sums of the state in units of e^a, a[F] the largest ln φ_f(k) so far; '
                gV = P Gᵀ + A gS'ᵀ                             u = features ∘ their gradients, or where w · x > 0
 
 A chunk is computed pair by pair, with the exponents ln φ_f(q_i) + ln φ_f(k_j) - r_i and the maximum r_i of what query i sees,
-if n is tiny somewhere, because later keys of the chunk are much larger, and if a key or value is not finite. Saved for
-backward: S, z and a before each chunk, 1/n, and which chunks those are. Without ``causal`` there is one state, after all keys.
+if n is tiny somewhere, because later keys of the chunk are much larger, and if a feature or value is not finite. Saved for
+backward: S, z and a before each chunk, 1/n, and which chunks those are. Backward goes pair by pair for positive features alone:
+others have no exponents, and where one is not finite, the zeros of M hide it from earlier queries. Without ``causal`` there is
+one state, after all keys.
 """
 
 import math
@@ -228,7 +230,7 @@ def _forward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tin
             _fade(z_next, z, 1, fade, tiny)
             pairs = sound = True
             if causal:
-                sound = finite(keys_k) and finite(keys_v)
+                sound = finite(f) and finite(keys_v)
                 pairs = not sound
             query = 0 if causal else m
             while query < m:
@@ -435,7 +437,7 @@ def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, ti
             if kind == POSITIVE:
                 _exp_keys(f, top_next, pitch)
                 _factors(fade, top, top_next)
-            gf[:], out_v[:] = 0, 0
+            gf[:], out_v[:], sound = 0, 0, finite(f)
             if first + m < T or ends or not causal:
                 _from_later(gf, out_v, gS, gz, gS_across, spare, keys_v, f, pitch, m, V, F, wide_v, wide_f)
             if pairs:
@@ -463,13 +465,13 @@ def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, ti
                     product(scores, f, pitch, queries, keys, F)
                     _hide_later(scores, query, keys)
                 transpose(rows_f, queries, spare)
-                add_product(out_v, pitch, scores, keys, rows_g, LANES, keys, LANES, V, True)
+                add_product(out_v, pitch, scores, keys, rows_g, LANES, keys, LANES, V, finite(rows_g))
                 gqueries[:] = 0
                 if i > 0 or carried:
                     _from_state(gqueries, rows_g, r, S_now, z_now, V, F, wide_v, some)
                 if not pairs:
-                    add_product(gf, pitch, grads, keys, rows_f, LANES, keys, LANES, F, True)
-                    add_adjoint_product(gqueries, LANES, grads, keys, f, pitch, some, keys, F, True)
+                    add_product(gf, pitch, grads, keys, rows_f, LANES, keys, LANES, F, finite(rows_f))
+                    add_adjoint_product(gqueries, LANES, grads, keys, f, pitch, some, keys, F, sound)
                 _to_logits(gqueries, rows_f, kind, low)
                 if pairs:
                     _add_pairs(gqueries, extra, grads, rows_l, logs, pitch, best, F, query, some)
