@@ -106,7 +106,7 @@ from autograd.random import Random
 from ..config import check, option
 from ..errors import UserError
 from ..models.encoder import Encoder
-from ..nn import Buffer, Dropout, Linear, Stateful
+from ..nn import Buffer, Dropout, Linear, Stateful, made
 from ..ops import favor, merge_heads, rope, split_heads
 from ..ops.favor.projection import random_projection
 from ..ops.rope import rope_angles
@@ -181,7 +181,8 @@ class Performer(Stateful):
         relu, plain = options.features == "relu", options.relu_directions != "random"
         self.kernel = dict(features="relu" if relu else "positive", offset=options.relu_offset, causal=self.causal,
                            scale=1.0 if relu and plain else None)
-        self.projection = Buffer(self._draw(rng.split(2), size).astype(dtype))  # W [F K]
+        count = size if relu and options.relu_directions == "none" else options.random_features
+        self.projection = made(Buffer, (count, size), dtype, lambda: self._draw(rng.split(2), size))  # W [F K]
 
     def _draw(self, rng: Random, size: int) -> np.ndarray:
         """W for heads of this many channels."""
