@@ -46,10 +46,12 @@ def columns(stream: TextIO) -> int | None:
 def wrap(text: str, width: int | None, first: str = "", rest: str = "") -> str:
     """A line broken between its words, and inside one only where it is longer than ``width`` alone.
 
-    ``first`` stands before the first line and ``rest`` before the others. Without a width the text stays one line.
+    ``first`` stands before the first line and ``rest`` before the others, unless they are spaces that would fill the line.
+    Without a width the text stays one line.
     """
     if width is None:
         return first + text
+    first, rest = (before if before.strip() or len(before) < width else "" for before in (first, rest))
     lines = textwrap.wrap(text, max(width, len(rest) + 1, len(first) + 1), initial_indent=first, subsequent_indent=rest,
                           break_on_hyphens=False)
     return "\n".join(lines) or first.rstrip()
