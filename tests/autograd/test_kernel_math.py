@@ -18,7 +18,7 @@ import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal, localcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -37,9 +37,10 @@ from autograd.cpu import compile as compiler
 from autograd.cpu import disk
 from autograd.cpu import math as kernel_math
 from autograd.draw import Draw
+from autograd.errors import KernelError
 from autograd.random import Random
 from autograd.verify import compute, differentiate, draw_cotangents
-from tests.autograd.operator_checks import specimen
+from tests.autograd.operator_checks import flat, specimen
 from tests.conftest import operators
 
 NAMES = ("exp", "tanh", "erf", "erfc")
@@ -382,8 +383,25 @@ SITES = [(name, site + 1) for name, kernel in HOT.items() for site in range(one_
 ROW = numba.float32[::1]
 # The types of a kernel that only another kernel calls, or not for every parameter; the others' are found by running operators.
 INNER = {"attention/_softmax": (ROW, numba.int64, ROW, ROW, ROW, ROW), "gated/swish_row": 3 * (ROW,),
-         "gated/_swish_backward": 5 * (ROW,)}
-ONCE_A_ROW = {"cross_entropy/_forward": {"logf", "log1pf"}}  # the logarithm of the row's sum
+         "gated/_swish_backward": 5 * (ROW,), "favor/_exp_keys": (ROW, ROW, numba.int64), "favor/_factors": 3 * (ROW,),
+         "lsh_attention/_softmax": (ROW, ROW, numba.boolean, numba.int64, *4 * (ROW,)),
+         "favor/_weigh": (*3 * (ROW,), numba.int64, numba.int64, numba.float32),
+         "favor/_pairs": (*4 * (ROW,), numba.int64, *3 * (ROW,), *5 * (numba.int64,)),
+         "favor/_add_pairs": (*5 * (ROW,), numba.int64, ROW, *3 * (numba.int64,))}
+# The logarithm of a row's sum, the weight of a row's sink, and the logarithms of one token's features.
+ONCE_A_ROW = {"cross_entropy/_forward": {"logf", "log1pf"}, "attention/step": {"expf", "logf"},
+              "favor/_step": {"logf", "log1pf"}}
+
+
+def runs(op, route, args, params):
+    """Whether a route takes these inputs, and none of them is empty."""
+    if not all(x is None or x.size for x in flat(op, args)):
+        return False
+    try:
+        compute(op, route, args, params)
+    except KernelError:
+        return False
+    return True
 
 
 def argument_types(name):
@@ -396,6 +414,8 @@ def argument_types(name):
             args, params = specimen(op, dtype=np.float32)
             compute(op, "kernel cpu", args, params)
             differentiate(op, "kernel cpu", args, params, draw_cotangents(op, args, params, Draw.seeded(0, np.float32)))
+        if "cpu step" in op.kernels and op.kernels["cpu step"].module == module:
+            specimen(op, partial(runs, op, "kernel cpu step"), dtype=np.float32)
     return next(types for types in HOT[name].signatures if "float32" in str(types))
 
 

@@ -381,7 +381,7 @@ def step(q, keys, values, length, scale, sink, y, lse, scores):
                 weight = exp(logits[j] - top)
                 logits[j] = weight
                 total += weight
-            total += exp(sink[h] - top)
+            total += math.exp(sink[h] - top)
             lse[h] = top + math.log(total)
             for j in range(length):
                 logits[j] *= one / total

@@ -593,14 +593,15 @@ def _step(q, k, v, mask, W, mean, logsum, heads, kind, half, offset, y):
     Σ_f softmax_f(ln φ_f(q) + logsum_f) mean_f, where a key moves mean_f by its share of the weight, e^(ln φ_f(k) - logsum_f).
     """
     (count, features, width), zero, one = (*mean.shape[:2], q.shape[1]), y.dtype.type(0), y.dtype.type(1)
-    exponents, nothing = np.empty(features, y.dtype), y.dtype.type(-np.inf)
+    exponents, keys, shares = np.empty(features, y.dtype), np.empty(features, y.dtype), np.empty(features, y.dtype)
+    nothing = y.dtype.type(-np.inf)
     for head in range(count):
         square, top, total = zero, nothing, zero
         for c in range(width):
             square += k[head, c] * k[head, c]
         seen = mask.size == 0 or mask[head // heads]
         for f in range(features):
-            query, key, before = zero, zero, logsum[head, f]
+            query, key = zero, zero
             for c in range(width):
                 query += W[f, c] * q[head, c]
                 key += W[f, c] * k[head, c]
@@ -608,24 +609,31 @@ def _step(q, k, v, mask, W, mean, logsum, heads, kind, half, offset, y):
                 key -= half * square
             else:
                 query, key = math.log(max(query, zero) + offset), math.log(max(key, zero) + offset)
-            if seen and key > nothing:
-                largest = max(before, key)
-                after = largest + math.log1p(exp(min(before, key) - largest))
-                share = exp(key - after)
-                logsum[head, f] = after
+            exponents[f], keys[f] = query, key if seen and key > nothing else nothing
+        before = logsum[head]
+        for f in range(features):
+            smaller = min(before[f], keys[f])
+            shares[f] = exp(smaller - max(before[f], keys[f])) if smaller > nothing else zero
+        for f in range(features):
+            before[f] = max(before[f], keys[f]) + math.log1p(shares[f])
+        for f in range(features):
+            shares[f] = exp(keys[f] - before[f]) if keys[f] > nothing else zero
+        for f in range(features):
+            if keys[f] > nothing:
                 for j in range(v.shape[1]):
-                    mean[head, f, j] += share * (v[head, j] - mean[head, f, j])
-            exponents[f] = query + logsum[head, f]
+                    mean[head, f, j] += shares[f] * (v[head, j] - mean[head, f, j])
+            exponents[f] += before[f]
             top = max(top, exponents[f])
         for j in range(v.shape[1]):
             y[head, j] = 0
         if top == nothing:
             continue
         for f in range(features):
-            weight = exp(exponents[f] - top)
-            total += weight
+            exponents[f] = exp(exponents[f] - top)
+        for f in range(features):
+            total += exponents[f]
             for j in range(v.shape[1]):
-                y[head, j] += weight * mean[head, f, j]
+                y[head, j] += exponents[f] * mean[head, f, j]
         for j in range(v.shape[1]):
             y[head, j] *= one / total
 

@@ -423,8 +423,10 @@ def _step(q, k, v, buckets, window, correction, scale, eps, y, seen, scores):
         for c in range(V):
             mean[c] = zero if count else v[h, S - 1, c]
         for i in range(count):
+            scores[i] = exp(scores[i] - top)
+        for i in range(count):
             j = keys[i]
-            weight = exp(scores[i] - top) * (one if correction else q.dtype.type(seen[j]))
+            weight = scores[i] * (one if correction else q.dtype.type(seen[j]))
             seen[j] = 0
             total += weight
             for c in range(V):
