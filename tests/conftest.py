@@ -27,13 +27,14 @@ LEFT_OUT = pytest.StashKey[int]()
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="every test, and every property with many examples")
+    parser.addoption("--rest", action="store_true", help="what --full does beyond a run without it")
 
 
 def pytest_configure(config):
     """Before tests are imported: ``examples`` reads the profile."""
     settings.register_profile(
         "minitv",
-        max_examples=MANY if config.getoption("full") else FEW,
+        max_examples=MANY if config.getoption("full") or config.getoption("rest") else FEW,
         deadline=None,  # the first call of a kernel compiles it
         derandomize=bool(os.environ.get("CI")),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -64,9 +65,16 @@ def examples(many: int):
     return settings(max_examples=many if full() else FEW)
 
 
+def _tries_more(item) -> bool:
+    """Whether a test that every run has does more in a full one: a property, or a test of operators, which knows ``full``."""
+    return "autograd" in item.path.parts or getattr(item.function, "is_hypothesis_test", False)
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out tests marked full, unless they are asked for; and those that need a GPU where there is none, saying why."""
-    if not config.getoption("full") and (left := [item for item in items if item.get_closest_marker("full")]):
+    if config.getoption("rest"):
+        items[:] = [item for item in items if item.get_closest_marker("full") or _tries_more(item)]
+    elif not config.getoption("full") and (left := [item for item in items if item.get_closest_marker("full")]):
         items[:] = [item for item in items if not item.get_closest_marker("full")]
         config.hook.pytest_deselected(items=left)
         config.stash[LEFT_OUT] = len(left)
