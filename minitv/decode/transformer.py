@@ -82,7 +82,7 @@ class Attention(Half):
 
     def wire(self, norm, module, model):
         heads, context, size = module.heads, model.context, self.width // module.heads
-        groups, rotation = module.init_state(1).keys.shape[1], module.rotation or Rotation(())
+        groups, rotation = module.kv_heads, module.rotation or Rotation(())
         cache = Cache(np.zeros((groups, size, context), self.dtype), np.zeros((groups, context, size), self.dtype))
         growth = np.array(rotation.growth or (0.0,) * len(rotation.angles))
         return Weights(norm, linear_of(module.qkv), linear_of(module.out), np.full(heads, -np.inf, self.dtype),
@@ -90,7 +90,7 @@ class Attention(Half):
                        rotation.pairing == "interleaved"), cache
 
     def memory(self, module, model):
-        return 8 * self.width + module.heads + module.heads // module.init_state(1).keys.shape[1] * model.context
+        return 8 * self.width + module.heads + module.heads // module.kv_heads * model.context
 
     def load(self, state, position):
         self._make_room(position)
