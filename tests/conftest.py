@@ -67,7 +67,7 @@ def examples(many: int):
 
 def _tries_more(item) -> bool:
     """Whether a test that every run has does more in a full one: a property, or a test of operators, which knows ``full``."""
-    return "autograd" in item.path.parts or getattr(item.function, "is_hypothesis_test", False)
+    return item.nodeid.startswith("tests/autograd/") or getattr(item.function, "is_hypothesis_test", False)
 
 
 def pytest_collection_modifyitems(config, items):
