@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,9 +138,8 @@ def text(tmp_path_factory):
     return str(path)
 
 
-def test_the_command_prints_and_draws(run, text, capsys, tmp_path):
-    picture = tmp_path / "s.svg"
-    assert main(["stream", run, "--data", text, "--window", "3", "--sinks", "2", "--out", str(picture)]) == 0
+def test_the_command_prints_a_table(run, text, capsys):
+    assert main(["stream", run, "--data", text, "--window", "3", "--sinks", "2"]) == 0
     out = capsys.readouterr().out
     assert "2 sinks + 3 recent tokens; window alone: 5" in out and "37.5 times the context" in out
     table = out[out.index("tokens before\n"):].splitlines()[1:]
@@ -146,22 +148,33 @@ def test_the_command_prints_and_draws(run, text, capsys, tmp_path):
     assert table[9].split()[:4] == ["256", "-", "299", "44"] and table[9].split()[4] == "-"  # no dense beyond the context
     first = table[1].split()
     assert first[3] == first[4] == first[5]  # before the cache is full, all are the same model
+
+
+def test_the_command_draws(run, text, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "s.svg"
+    assert main(["stream", run, "--data", text, "--window", "3", "--sinks", "2", "--out", str(picture)]) == 0
     assert picture.read_text().count("<svg") == 1
+    assert main(["stream", run, "--data", text]) == 0 and (Path(run) / "stream.png").stat().st_size > 1000
+
+
+def test_without_matplotlib_the_table_is_printed_and_a_line_says_what_is_missing(run, text, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    assert main(["stream", run, "--data", text]) == 0
+    out, err = capsys.readouterr()
+    assert "tokens before\n" in out and err == "no picture: a picture needs matplotlib: pip install matplotlib\n"
+    assert main(["stream", run, "--data", text, "--out", str(tmp_path / "s.png")]) == 2  # a picture that was asked for
 
 
 def test_a_text_of_bytes_from_standard_input(tmp_path, capsys, monkeypatch):
-    import io
-    import sys
-
     folder = saved(tmp_path / "bytes", "attention-sinks", ByteTokenizer(), window=4, sinks=1, **SMALL)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("aé€😀".encode() * 40)))
     assert main(["stream", folder, "--data", "-", "--recompute", "0"]) == 0
     out = capsys.readouterr().out
     assert "160 characters" in out and "1 sinks + 4 recent tokens" in out and "recomputation" not in out
-    assert (tmp_path / "bytes" / "stream.png").stat().st_size > 1000
 
 
-def test_ctrl_c_shows_what_has_been_read(run, text, capsys, monkeypatch, tmp_path):
+def test_ctrl_c_shows_what_has_been_read(run, text, capsys, monkeypatch):
     monkeypatch.setattr(stream, "BLOCK", 50)
     read, blocks = Streams.read, []
 
@@ -172,12 +185,12 @@ def test_ctrl_c_shows_what_has_been_read(run, text, capsys, monkeypatch, tmp_pat
         read(self, ids)
 
     monkeypatch.setattr(Streams, "read", stopping)
-    assert main(["stream", run, "--data", text, "--out", str(tmp_path / "s.png")]) == 130
+    assert main(["stream", run, "--data", text]) == 130
     assert "150 characters" in capsys.readouterr().out
 
 
-def test_fewer_tokens_are_read_if_asked(run, text, capsys, tmp_path):
-    assert main(["stream", run, "--data", text, "--tokens", "33", "--out", str(tmp_path / "s.png")]) == 0
+def test_fewer_tokens_are_read_if_asked(run, text, capsys):
+    assert main(["stream", run, "--data", text, "--tokens", "33"]) == 0
     assert "33 characters" in capsys.readouterr().out
 
 
