@@ -6,7 +6,6 @@ It has the protocol of what it joins, see nn.Stateful; its state is the tuple of
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -22,13 +21,15 @@ class FeedForward(Stateful):
     """y = f(x W₁ᵀ + b) W₂ᵀ + b at every position, hidden size ``ffn_multiple`` widths; it has no state."""
 
     def __init__(self, rng: Random, model: ModelOptions, options=None, layer: int = 0, dtype=np.float32):
-        hidden = max(1, round(model.ffn_multiple * model.width))
-        std = model.init_std
-        self.up = Linear(rng.split(0), model.width, hidden, std=std, bias=model.bias, dtype=dtype)
-        self.down = Linear(rng.split(1), hidden, model.width, std=std / math.sqrt(2 * model.layers), bias=model.bias,
-                           dtype=dtype)
+        hidden = max(1, round(self.multiple(model, options) * model.width))
+        self.up = Linear(rng.split(0), model.width, hidden, std=model.init_std, bias=model.bias, dtype=dtype)
+        self.down = Linear(rng.split(1), hidden, model.width, std=model.output_std, bias=model.bias, dtype=dtype)
         self.activation = ACTIVATIONS[model.activation]
         self.dropout = Dropout(model.dropout)
+
+    def multiple(self, model: ModelOptions, options: Any) -> float:
+        """The hidden size in widths."""
+        return model.ffn_multiple
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         return self.dropout(self.down(self.activation(self.up(x))), rng)

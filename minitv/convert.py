@@ -47,9 +47,8 @@ def convert(directory: str, options: ConvertOptions) -> Path:
         if before.kv_heads % after.kv_heads:
             raise UserError(f"--kv-heads: {after.kv_heads} does not divide the {before.kv_heads} heads of keys and values of "
                             f"{directory}")
-        for name in ("weight", "bias") if before.qkv.bias is not None else ("weight",):
-            target = getattr(after.qkv, name)
-            target.assign_(_pooled(getattr(before.qkv, name).data, target.data, before, after, options.pool))
+        for old_rows, new_rows in zip(before.qkv.parameters(), after.qkv.parameters(), strict=True):
+            new_rows.assign_(_pooled(old_rows.data, new_rows.data, before, after, options.pool))
     optimizer = AdamW(model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay, clip=run.clip, buffers=1)
     state = {"config": new.to_json(), **old.saved, "step": 0, "best_loss": None, "elapsed_s": 0.0, "threads": 1}
     checkpoint.save(out, "last", model=model.state(), optimizer=optimizer.state(), state=state)

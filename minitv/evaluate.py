@@ -19,7 +19,7 @@ from autograd.cpu.process import blas_threads, cores
 from autograd.device import beside, is_cupy
 
 from .errors import RunError, UserError
-from .sources import Reader
+from .sources import Reader, Source
 from .tokenizer import ByteTokenizer
 
 TOKENS = 512  # in a call of the model: their activations stay in a core's private cache
@@ -65,10 +65,23 @@ def evaluate(model: Any, tokenizer: Any, ids: np.ndarray) -> Evaluation:
 
     UserError when there are fewer than two tokens; RunError when the model computes a number that is not finite.
     """
-    if len(ids) < 2:
-        raise UserError(f"the text has {len(ids)} token{'s' * (len(ids) != 1)}, and a prediction needs one to be predicted and "
-                        "one before it: give at least two")
+    check_length(len(ids))
     return Evaluation(ids, surprise(model, ids), len(ids) / max(tokenizer.characters_in(ids), 1))
+
+
+def check_length(tokens: int) -> None:
+    """UserError if nothing can be predicted in a text of so many tokens."""
+    if tokens < 2:
+        raise UserError(f"the text has {tokens} token{'s' * (tokens != 1)}, and a prediction needs one to be predicted and one "
+                        "before it: give at least two")
+
+
+def open_text(source: str | None, tokenizer: Any, encoding: str) -> Source:
+    """A source as ``--data`` names it, with the characters that the tokenizer takes; UserError if it cannot be read."""
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    return Reader("--data", encoding, isinstance(tokenizer, ByteTokenizer), tell).open(source)
 
 
 def read_text(source: str, tokenizer: Any, encoding: str) -> tuple[np.ndarray, str, str]:
@@ -76,8 +89,7 @@ def read_text(source: str, tokenizer: Any, encoding: str) -> tuple[np.ndarray, s
 
     UserError when it cannot be read, or has a character that the tokenizer does not know.
     """
-    tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    source = Reader("--data", encoding, isinstance(tokenizer, ByteTokenizer), tell).open(source)
+    source = open_text(source, tokenizer, encoding)
     digest = hashlib.sha256()
     for document in source.documents:
         for block in document.blocks():

@@ -74,6 +74,25 @@ class ModelOptions:
         if self.init_std is None:
             object.__setattr__(self, "init_std", float(f"{0.02 * math.sqrt(768 / self.width):.4g}"))
 
+    @property
+    def output_std(self) -> float:
+        """The deviation of weights whose output is added to x: GPT-2's, because a model adds 2 · layers outputs."""
+        return self.init_std / math.sqrt(2 * self.layers)
+
+    def head_dim(self, heads: int) -> int:
+        """K, the channels of each of ``heads`` heads; UserError if they do not divide the width."""
+        if self.width % heads:
+            raise UserError(f"--heads: {heads} heads do not divide the width {self.width}")
+        return self.width // heads
+
+    def by_layer(self, flag: str, numbers: str) -> list[int]:
+        """The numbers of an option that has one for each layer, as "4,2,2,1"; UserError for other text."""
+        words = numbers.split(",")
+        if len(words) != self.layers or not all(word.strip().isdecimal() and int(word) for word in words):
+            raise UserError(f"{flag}: {numbers!r} is not one number for each of {self.layers} layers, allowed: {self.layers} "
+                            "positive integers separated by commas")
+        return [int(word) for word in words]
+
 
 @dataclass(frozen=True)
 class TrainOptions:

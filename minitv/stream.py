@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -34,15 +33,13 @@ from autograd.cpu.process import blas_threads, cores
 from autograd.device import beside, is_cupy
 
 from .checkpoint import run_folder
-from .errors import RunError, UserError
-from .evaluate import surprise
+from .errors import RunError
+from .evaluate import check_length, open_text, surprise
 from .models.lm import LanguageModel
 from .options import StreamOptions
 from .picture import BITS, COLOURS, DASHES, MARKERS, Line, Look, draw
 from .report import count
 from .sample import Trained, open_run
-from .sources import Reader
-from .tokenizer import ByteTokenizer
 from .variants.attention_sinks import cache_of, streaming
 
 PICTURE = "stream.png"
@@ -263,8 +260,7 @@ def stream(directory: str, options: StreamOptions) -> Result:
     tokenizer = run.tokenizer
     window, sinks = cache_of(run.model, options.window, options.sinks)
     streams = Streams(run.model, window, sinks, options.recompute)
-    tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    source = Reader("--data", options.encoding, isinstance(tokenizer, ByteTokenizer), tell).open(options.data)
+    source = open_text(options.data, tokenizer, options.encoding)
     result = Result(run, directory, source.description, window, sinks, streams)
     parts = itertools.chain.from_iterable(map(tokenizer.read, source.documents))
     size, path = options.tokens, Path(options.data or "-")
@@ -281,7 +277,5 @@ def stream(directory: str, options: StreamOptions) -> Result:
             if streams.position < 2:
                 raise
             result.stopped = True
-    if streams.position < 2:
-        raise UserError(f"{source.description}: the text has {streams.position} token{'s' * (streams.position != 1)}, and a "
-                        "prediction needs one to be predicted and one before it: give at least two")
+    check_length(streams.position)
     return result

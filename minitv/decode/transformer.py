@@ -1,12 +1,15 @@
-"""The Transformer and RoFormer: attention of one token, with the cache of keys and values."""
+"""The Transformer and its relatives: attention of one token, with the cache of keys and values.
+
+Where a complete segment becomes a few mixtures of keys and values, they take its place, and the next token's follow them."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from autograd import Tensor
 from autograd.cpu.compile import cpu_kernel, inner
 
 from ..ops.attention.cpu import step
@@ -26,13 +29,23 @@ class Weights(NamedTuple):
     gain: float
     centre: int
     interleaved: bool
+    segment: int = 2**62  # tokens that become mixtures; of no text by default
+    mixtures: int = 0
 
 
 class Cache(NamedTuple):
     """Keys are kept transposed, so that the scores of a query are sums of whole vectors."""
 
-    keys: np.ndarray  # [G head_dim positions]
-    values: np.ndarray  # [G positions head_dim]
+    keys: np.ndarray  # [G head_dim columns]
+    values: np.ndarray  # [G columns head_dim]
+
+
+def column(position, segment, mixtures):
+    """Where the cache has the key of a position, until its segment is complete."""
+    return position // segment * mixtures + position % segment
+
+
+_column = inner(column)
 
 
 @inner
@@ -51,6 +64,7 @@ def _turn(position, weights, sign, x, heads, size, cos, sin, y):
 def attend(x, position, weights, cache, memory):
     """x += W attention(q, k, v) with q, k, v = W' norm(x); k and v join the cache."""
     width, (groups, size, _), heads = x.size, cache.keys.shape, weights.sink.size
+    last = _column(position, weights.segment, weights.mixtures)
     scale = x.dtype.type(1 / np.sqrt(size))
     h, at = take(memory, 0, width)
     y, at = take(memory, at, width)
@@ -67,10 +81,10 @@ def attend(x, position, weights, cache, memory):
         q, k = turned[:width], turned[width:]
     for g in range(groups):
         for c in range(size):
-            cache.keys[g, c, position] = k[g * size + c]
-            cache.values[g, position, c] = v[g * size + c]
+            cache.keys[g, c, last] = k[g * size + c]
+            cache.values[g, last, c] = v[g * size + c]
     lse, at = take(memory, at, heads)
-    step(q, cache.keys, cache.values, position + 1, scale, weights.sink, y, lse, memory[at:])
+    step(q, cache.keys, cache.values, last + 1, scale, weights.sink, y, lse, memory[at:])
     linear(weights.out, y, x, True)
 
 
@@ -81,34 +95,43 @@ class Attention(Half):
     kernel = staticmethod(attend)
 
     def wire(self, norm, module, model):
-        heads, context, size = module.heads, model.context, self.width // module.heads
-        groups, rotation = module.kv_heads, module.rotation or Rotation(())
-        cache = Cache(np.zeros((groups, size, context), self.dtype), np.zeros((groups, context, size), self.dtype))
+        return self.wired(norm, module, module.kv_heads, module.rotation or Rotation(()), model.context)
+
+    def wired(self, norm: Norm, module: Any, groups: int, rotation: Rotation, columns: int, **segments: int):
+        """Weights, and an empty cache of ``columns`` keys and values in each of ``groups`` heads."""
+        heads, size = module.heads, self.width // module.heads
+        cache = Cache(np.zeros((groups, size, columns), self.dtype), np.zeros((groups, columns, size), self.dtype))
         growth = np.array(rotation.growth or (0.0,) * len(rotation.angles))
         return Weights(norm, linear_of(module.qkv), linear_of(module.out), np.full(heads, -np.inf, self.dtype),
                        np.array(rotation.angles, np.float64), growth, float(rotation.gain), rotation.centre,
-                       rotation.pairing == "interleaved"), cache
+                       rotation.pairing == "interleaved", **segments), cache
 
     def memory(self, module, model):
-        return 8 * self.width + module.heads + module.heads // module.kv_heads * model.context
+        groups, _, columns = self.state.keys.shape
+        return 8 * self.width + module.heads + module.heads // groups * columns  # the scores of a query at the end
 
     def load(self, state, position):
-        self._make_room(position)
-        self.state.keys[:, :, :position] = state.keys.data[0].swapaxes(1, 2)
-        self.state.values[:, :position] = state.values.data[0]
+        self._write(0, state.keys, state.values)
 
     def __call__(self, x, position):
-        self._make_room(position + 1)
+        self._make_room(column(position, self.weights.segment, self.weights.mixtures) + 1)
         super().__call__(x, position)
 
-    def _make_room(self, positions: int) -> None:
+    def _write(self, first: int, keys: Tensor, values: Tensor) -> None:
+        """Keys and values [1 G n K] become columns from ``first`` on."""
+        stop = first + keys.shape[2]
+        self._make_room(stop)
+        self.state.keys[:, :, first:stop] = keys.data[0].swapaxes(1, 2)
+        self.state.values[:, first:stop] = values.data[0]
+
+    def _make_room(self, columns: int) -> None:
         groups, _, room = self.state.keys.shape
-        if positions <= room:
+        if columns <= room:
             return
-        more = max(positions, 2 * room) - room
+        more = max(columns, 2 * room) - room
         self.state = Cache(np.pad(self.state.keys, ((0, 0), (0, 0), (0, more))),
                            np.pad(self.state.values, ((0, 0), (0, more), (0, 0))))
-        memory = self._arguments[2].size + self.weights.sink.size // groups * more  # the scores of a query
+        memory = self._arguments[2].size + self.weights.sink.size // groups * more
         self._arguments = self.weights, self.state, np.empty(memory, self.dtype)
 
 

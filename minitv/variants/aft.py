@@ -144,7 +144,6 @@ from autograd.random import Random
 
 from .. import room
 from ..config import check, option
-from ..errors import UserError
 from ..nn import Dropout, Linear, Stateful, full, normal
 from ..ops import aft_conv, aft_full, aft_local, aft_simple, banded_product
 from ..options import ModelOptions
@@ -163,11 +162,12 @@ class AFT(Stateful):
     """
 
     def __init__(self, rng: Random, model: ModelOptions, keys: int, output_projection: bool, dtype):
-        width, std = model.width, model.init_std
+        width, bias = model.width, model.bias
         self.sizes = width, keys, width
-        self.qkv = Linear(rng.split(0), width, sum(self.sizes), std=std, bias=model.bias, dtype=dtype)
-        self.out = Linear(rng.split(1), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias,
-                          dtype=dtype) if output_projection else None
+        self.qkv = Linear(rng.split(0), width, sum(self.sizes), std=model.init_std, bias=bias, dtype=dtype)
+        self.out = None
+        if output_projection:
+            self.out = Linear(rng.split(1), width, width, std=model.output_std, bias=bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
@@ -347,8 +347,7 @@ class AFTConv(AFT):
 
     def __init__(self, rng: Random, model: ModelOptions, options: AFTConvOptions, layer: int = 0, dtype=np.float32):
         self.heads, self.window = options.heads or model.width, options.window
-        if model.width % self.heads:
-            raise UserError(f"--heads: {self.heads} heads do not divide the width {model.width}")
+        model.head_dim(self.heads)  # refuses what does not divide
         super().__init__(rng, model, self.heads, options.output_projection, dtype)
         self.conv_weight = normal(rng.split(2), (self.heads, self.window), 1.0, dtype)
         self.conv_gain, self.conv_bias = (full((self.heads,), 0, dtype) for _ in range(2))

@@ -189,7 +189,7 @@ class Hyena(Stateful):
         count = (order - 1) * (1 + bidirectional)
         self.filters = Filters(rng.split(2), model.context, width, count, options, dtype)
         self.skip = normal(rng.split(3), ((order - 1) * width,), 1.0, dtype)
-        self.out = Linear(rng.split(4), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias, dtype=dtype)
+        self.out = Linear(rng.split(4), width, width, std=model.output_std, bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:

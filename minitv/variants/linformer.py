@@ -321,19 +321,16 @@ class Projected(Stateful):
     def __init__(self, rng: Random, model: ModelOptions, options: ProjectionOptions, rows: int, columns: int, names: str,
                  dtype):
         width, self.heads, self.sharing = model.width, options.heads, options.sharing
-        if width % self.heads:
-            raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
-        kind = PROJECTIONS[options.projection]
+        size, kind = model.head_dim(self.heads), PROJECTIONS[options.projection]
         if kind is not Matrix and columns % rows:
             raise UserError(f"{names}: {rows} windows do not divide {columns} positions, allowed with --projection "
                             f"{options.projection}: a divisor of {columns}")
-        std = model.init_std / math.sqrt(2 * model.layers)
-        self.out = Linear(rng.split(3), width, width, std=std, bias=model.bias, dtype=dtype)
+        self.out = Linear(rng.split(3), width, width, std=model.output_std, bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
         groups = self.heads if self.sharing == "none" else 1
 
         def projection(stream: int) -> Module:
-            return kind(rng.split(stream), groups, rows, columns, width // self.heads, options, dtype)
+            return kind(rng.split(stream), groups, rows, columns, size, options, dtype)
 
         self.E = projection(4)
         self.F = projection(5) if self.sharing in ("none", "headwise") else self.E
@@ -401,15 +398,13 @@ def _projected_length(model: ModelOptions, options: LinformerOptions, layer: int
     if lengths is None:
         k = max(1, context // 4) if options.projected_length is None else options.projected_length
     else:
-        flag, words = "--layer-lengths", lengths.split(",")
-        if not all(word.strip().isdecimal() and int(word) for word in words) or len(words) != model.layers:
-            raise UserError(f"{flag}: {lengths!r} is not a length for each of {model.layers} layers, allowed: {model.layers} "
-                            "positive integers separated by commas")
+        flag = "--layer-lengths"
+        numbers = model.by_layer(flag, lengths)
         if options.projected_length is not None:
             raise UserError(f"{flag}: --projected-length says the same for all layers, give one of them")
-        if options.sharing == "layerwise" and len(set(map(int, words))) > 1:
+        if options.sharing == "layerwise" and len(set(numbers)) > 1:
             raise UserError(f"{flag}: {lengths} are several lengths, and --sharing layerwise has one projection for all layers")
-        k = int(words[layer])
+        k = numbers[layer]
     if k > context:
         raise UserError(f"{flag}: {k} mixtures are more than the context of {context} positions, allowed: 1 to {context}")
     return k, flag

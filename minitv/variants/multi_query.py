@@ -89,12 +89,9 @@ class GroupedOptions(TransformerOptions):
     def groups(self, model, layer):
         flag, groups = "--kv-heads", self.kv_heads
         if self.layer_kv_heads is not None:
-            flag, words = "--layer-kv-heads", self.layer_kv_heads.split(",")
-            if len(words) != model.layers or not all(word.strip().isdecimal() for word in words):
-                raise UserError(f"{flag} {self.layer_kv_heads}: this is not one number for each of the {model.layers} layers, "
-                                f"allowed: {model.layers} integers with commas")
-            groups = int(words[layer])
-        if groups < 1 or self.heads % groups:
+            flag = "--layer-kv-heads"
+            groups = model.by_layer(flag, self.layer_kv_heads)[layer]
+        if self.heads % groups:
             divisors = ", ".join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)
             raise UserError(f"{flag}: {groups} heads of keys and values do not divide {self.heads} heads, allowed: {divisors}")
         return groups

@@ -107,11 +107,11 @@ from ..config import check, option
 from ..errors import UserError
 from ..models.encoder import Encoder
 from ..nn import Buffer, Dropout, Linear, Stateful, made
-from ..ops import favor, merge_heads, rope, split_heads
+from ..ops import favor, merge_heads, split_heads
 from ..ops.favor.projection import random_projection
-from ..ops.rope import rope_angles
 from ..options import ModelOptions
 from ..variant import Page, Variant
+from .transformer import rotation_of
 
 
 @dataclass(frozen=True)
@@ -164,19 +164,13 @@ class Performer(Stateful):
 
     def __init__(self, rng: Random, model: ModelOptions, options: PerformerOptions, layer: int = 0, dtype=np.float32):
         width, self.heads, self.options = model.width, options.heads, options
-        if width % self.heads:
-            raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
-        size = width // self.heads
-        if model.positions == "rope" and size % 2:
-            raise UserError(f"--positions rope: it turns pairs of channels, and {self.heads} heads of the width {width} "
-                            f"have {size} channels each, allowed: an even number")
+        size = model.head_dim(self.heads)
+        self.rotation = rotation_of(model, self.heads)
         if options.features == "hyperbolic" and options.random_features % 2:
             raise UserError(f"--random-features: hyperbolic features come in pairs, got {options.random_features}, "
                             "allowed: an even number")
-        self.angles = rope_angles(size) if model.positions == "rope" else None
-        std = model.init_std
-        self.qkv = Linear(rng.split(0), width, 3 * width, std=std, bias=model.bias, dtype=dtype)
-        self.out = Linear(rng.split(1), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias, dtype=dtype)
+        self.qkv = Linear(rng.split(0), width, 3 * width, std=model.init_std, bias=model.bias, dtype=dtype)
+        self.out = Linear(rng.split(1), width, width, std=model.output_std, bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
         relu, plain = options.features == "relu", options.relu_directions != "random"
         self.kernel = dict(features="relu" if relu else "positive", offset=options.relu_offset, causal=self.causal,
@@ -211,8 +205,8 @@ class Performer(Stateful):
 
     def _run(self, x: Tensor, mean: Tensor | None, logsum: Tensor | None, position: int) -> tuple[Tensor, State]:
         q, k, v = split_heads(self.qkv(x), heads=(self.heads,) * 3)  # [B H T K]
-        if self.angles is not None:
-            q, k = rope(q, angles=self.angles, start=position), rope(k, angles=self.angles, start=position)
+        if self.rotation is not None:
+            q, k = self.rotation.queries(q, position), self.rotation.keys(k, position)
         y, mean, logsum = favor(q, k, v, self.projection.data, None, mean, logsum, **self.kernel)  # section 2.2  [B H T K]
         return self.out(merge_heads([y])), State(mean, logsum, position + x.shape[1])  # [B T D]
 

@@ -124,14 +124,14 @@ from .. import blocks
 from ..config import check, option
 from ..errors import UserError
 from ..models.lm import LanguageModel
-from ..nn import ACTIVATIONS, NORMS, Buffer, Dropout, Embedding, Linear, Module, Stateful, made, normal, training
-from ..ops import lsh_attention, lsh_buckets, merge_heads, rope, split_heads
+from ..nn import NORMS, Buffer, Dropout, Embedding, Linear, Module, Stateful, made, normal, training
+from ..ops import lsh_attention, lsh_buckets, merge_heads, split_heads
 from ..ops.lsh import factors_of
 from ..ops.lsh_attention import WRAPS
-from ..ops.rope import rope_angles
 from ..options import ModelOptions
 from ..stack import Reversible, cycle
 from ..variant import Page, Variant
+from .transformer import rotation_of
 
 
 @dataclass(frozen=True)
@@ -199,18 +199,11 @@ class SharedAttention(Stateful):
 
     def __init__(self, rng: Random, model: ModelOptions, options: ReformerOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
-        if width % self.heads:
-            raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
-        size = width // self.heads
-        if model.positions == "rope" and size % 2:
-            raise UserError(f"--positions rope: it turns pairs of channels, and {self.heads} heads of the width {width} have "
-                            f"{size} channels each, allowed: an even number")
-        self.angles = rope_angles(size) if model.positions == "rope" else None
-        std = model.init_std
-        self.qkv = Linear(rng.split(0), width, 2 * width, std=std, bias=model.bias, dtype=dtype)
-        self.out = Linear(rng.split(1), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias, dtype=dtype)
+        self.rotation = rotation_of(model, self.heads)
+        self.qkv = Linear(rng.split(0), width, 2 * width, std=model.init_std, bias=model.bias, dtype=dtype)
+        self.out = Linear(rng.split(1), width, width, std=model.output_std, bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
-        self.scale = 1 / math.sqrt(size) if options.scale == "root" else 1.0
+        self.scale = 1 / math.sqrt(model.head_dim(self.heads)) if options.scale == "root" else 1.0
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         q, k, v, buckets = self._heads(x, 0)
@@ -230,8 +223,8 @@ class SharedAttention(Stateful):
         """q = k and v [B H T K] of positions from ``start`` on, and their buckets [B H R T]."""
         q, v = split_heads(self.qkv(x), heads=(self.heads,) * 2)
         buckets = noted(lambda: self.hashed(q))  # of what is not turned; the same when a reversible stack computes it again
-        if self.angles is not None:
-            q = rope(q, angles=self.angles, start=start)
+        if self.rotation is not None:
+            q = self.rotation.queries(q, start)
         return q, q, v, buckets
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, buckets) -> Tensor:
@@ -322,12 +315,11 @@ class FeedForward(blocks.FeedForward):
     """
 
     def __init__(self, rng: Random, model: ModelOptions, options: ReformerOptions, layer: int = 0, dtype=np.float32):
-        hidden = max(1, round((options.ffn_width or model.ffn_multiple + 0.5) * model.width))
-        std, bias = model.init_std, model.bias
-        self.up = Linear(rng.split(0), model.width, hidden, std=std, bias=bias, dtype=dtype)
-        self.down = Linear(rng.split(1), hidden, model.width, std=std / math.sqrt(2 * model.layers), bias=bias, dtype=dtype)
-        self.activation, self.dropout = ACTIVATIONS[model.activation], Dropout(model.dropout)
+        super().__init__(rng, model, options, layer, dtype)
         self.chunks = options.ffn_chunks
+
+    def multiple(self, model: ModelOptions, options: ReformerOptions) -> float:
+        return options.ffn_width or model.ffn_multiple + 0.5
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         whole, parts = super().__call__, pieces(x, self.chunks, 1)

@@ -286,13 +286,10 @@ class RotaryLinear(Stateful):
 
     def __init__(self, rng: Random, model: ModelOptions, options: LinearOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
-        if width % self.heads:
-            raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
-        turned = turned_channels(width // self.heads, model, options)
+        turned = turned_channels(model.head_dim(self.heads), model, options)
         self.angles, self.pairing, self.feature = Scaling(turned, options.base).angles(), options.pairing, options.feature
-        std = model.init_std
-        self.qkv = Linear(rng.split(0), width, 3 * width, std=std, bias=model.bias, dtype=dtype)
-        self.out = Linear(rng.split(1), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias, dtype=dtype)
+        self.qkv = Linear(rng.split(0), width, 3 * width, std=model.init_std, bias=model.bias, dtype=dtype)
+        self.out = Linear(rng.split(1), width, width, std=model.output_std, bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:

@@ -134,6 +134,17 @@ class State(NamedTuple):
 BOTH_SIDES = "it sees both sides of a position, and its biases fall towards the past alone"
 
 
+def rotation_of(model: ModelOptions, heads: int) -> Rotation | None:
+    """How --positions turns the queries and keys of each head, if it does; UserError for an odd number of channels."""
+    size = model.head_dim(heads)
+    if model.positions != "rope":
+        return None
+    if size % 2:
+        raise UserError(f"--positions rope: it turns pairs of channels, and {heads} heads of the width {model.width} have "
+                        f"{size} channels each, allowed: an even number")
+    return Rotation(rope_angles(size))
+
+
 class Attention(Stateful):
     """out = merge(softmax(q kᵀ / √K) v) Woᵀ for x[B T D], causal, equation (1) and section 3.2.2; state size 2 B T D.
 
@@ -149,17 +160,15 @@ class Attention(Stateful):
 
     def __init__(self, rng: Random, model: ModelOptions, options: TransformerOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
-        if width % self.heads:
-            raise UserError(f"--heads: {self.heads} heads do not divide the width {width}")
+        size = model.head_dim(self.heads)
         self.kv_heads = options.groups(model, layer)  # G
-        self.rotation = self.turning(width // self.heads, model, options)
+        self.rotation = self.turning(size, model, options)
         self.slopes = None
         if model.positions == "alibi":
             self.slopes = Buffer(np.array(alibi_slopes(self.heads)), dtype=dtype, saved=False)  # [H]
-        std = model.init_std
         self.parts = self.heads, self.kv_heads, self.kv_heads  # heads of q, k and v
-        self.qkv = Linear(rng.split(0), width, sum(self.parts) * (width // self.heads), std=std, bias=model.bias, dtype=dtype)
-        self.out = Linear(rng.split(1), width, width, std=std / math.sqrt(2 * model.layers), bias=model.bias, dtype=dtype)
+        self.qkv = Linear(rng.split(0), width, sum(self.parts) * size, std=model.init_std, bias=model.bias, dtype=dtype)
+        self.out = Linear(rng.split(1), width, width, std=model.output_std, bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
@@ -171,12 +180,7 @@ class Attention(Stateful):
 
     def turning(self, width: int, model: ModelOptions, options) -> Rotation | None:
         """How queries and keys of ``width`` channels are turned by their positions; None: they are not."""
-        if model.positions != "rope":
-            return None
-        if width % 2:
-            raise UserError(f"--positions rope: it turns pairs of channels, and {self.heads} heads of the width {model.width} "
-                            f"have {width} channels each, allowed: an even number")
-        return Rotation(rope_angles(width))
+        return rotation_of(model, self.heads)
 
     def init_state(self, batch: int) -> State:
         empty = self.constant(0.0, batch, self.kv_heads, 0, self.out.weight.shape[0] // self.heads)

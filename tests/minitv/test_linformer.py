@@ -328,9 +328,9 @@ def test_on_a_gpu_the_model_is_the_same(variant, options):
                                              "allowed: 1 to 12"),
     ("linformer", dict(projected_length=5, projection="mean"), "--projected-length: 5 windows do not divide 12 positions, "
                                                                "allowed with --projection mean: a divisor of 12"),
-    ("linformer", dict(layer_lengths="3"), "--layer-lengths: '3' is not a length for each of 2 layers, allowed: 2 positive"),
-    ("linformer", dict(layer_lengths="3,x"), "--layer-lengths: '3,x' is not a length for each of 2 layers"),
-    ("linformer", dict(layer_lengths="3,0"), "--layer-lengths: '3,0' is not a length for each of 2 layers"),
+    ("linformer", dict(layer_lengths="3"), "--layer-lengths: '3' is not one number for each of 2 layers, allowed: 2 positive"),
+    ("linformer", dict(layer_lengths="3,x"), "--layer-lengths: '3,x' is not one number for each of 2 layers"),
+    ("linformer", dict(layer_lengths="3,0"), "--layer-lengths: '3,0' is not one number for each of 2 layers"),
     ("linformer", dict(layer_lengths="3,40"), "--layer-lengths: 40 mixtures are more than the context of 12 positions"),
     ("linformer", dict(layer_lengths="3,4", projected_length=3), "--projected-length says the same for all layers"),
     ("linformer", dict(layer_lengths="3,4", sharing="layerwise"), "--layer-lengths: 3,4 are several lengths, and --sharing "

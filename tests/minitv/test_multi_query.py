@@ -62,9 +62,10 @@ def test_the_cache_has_one_entry_for_each_group():
 @pytest.mark.parametrize("own, sentence", [
     (dict(kv_heads=3), "--kv-heads: 3 heads of keys and values do not divide 4 heads, allowed: 1, 2, 4"),
     (dict(kv_heads=8), "--kv-heads: 8 heads of keys and values do not divide 4 heads, allowed: 1, 2, 4"),
-    (dict(layer_kv_heads="2"), "--layer-kv-heads 2: this is not one number for each of the 2 layers"),
-    (dict(layer_kv_heads="2,x"), "--layer-kv-heads 2,x: this is not one number"),
-    (dict(layer_kv_heads="2,0"), "--layer-kv-heads: 0 heads of keys and values do not divide"),
+    (dict(layer_kv_heads="2"), "--layer-kv-heads: '2' is not one number for each of 2 layers, allowed: 2 positive"),
+    (dict(layer_kv_heads="2,x"), "--layer-kv-heads: '2,x' is not one number"),
+    (dict(layer_kv_heads="2,0"), "--layer-kv-heads: '2,0' is not one number"),
+    (dict(layer_kv_heads="2,3"), "--layer-kv-heads: 3 heads of keys and values do not divide"),
 ])
 def test_what_does_not_divide_is_refused(own, sentence):
     with pytest.raises(UserError) as caught:
