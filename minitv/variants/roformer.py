@@ -1,64 +1,94 @@
 """RoFormer: attention that knows positions because queries and keys are turned by them (Su et al. 2021, arXiv 2104.09864).
 
-``roformer`` is a causal language model, ``roformer-encoder`` sees both directions, as the paper's models do, and
-``roformer-linear`` has the paper's linear attention in place of the softmax.
+``roformer`` is a causal language model, ``roformer-encoder`` sees both directions, as the paper's encoders do, and
+``roformer-linear`` has the paper's linear attention in place of the softmax. Numbers in brackets name the paper's equations.
 
 The problem. Attention compares a query with a key by their product, and that product does not depend on where the two stand. So
-a Transformer adds a vector for each position to its input. This has three weaknesses. What a head wants to know is mostly a
-distance ("two tokens back"), and it must be learned anew at every position. Learned vectors end at the context. And the vectors
-mix with the words' own, so that both must share the channels. Earlier relative positions add a term for each pair of tokens to
-the scores, which needs the T × T scores and so does not fit linear attention. Numbers in brackets name the paper's equations.
+a Transformer adds a vector for each position to its input (3). This has three weaknesses. What a head wants to know is mostly a
+distance ("two tokens back"), and it must be learned anew at every position. Beyond the context there are no learned vectors.
+And the vectors of positions and of words are added in the same channels. Earlier methods with relative positions add a term for
+each pair of tokens to the scores. They need all T × T scores, so they do not fit linear attention, which never computes them.
 
-The idea. We look for a function f(x, m) of a vector and its position. The product of f(q, m) and f(k, n) shall depend on the
-difference m - n alone, (11). In two channels a turn does this. The query at position m is turned by the angle m θ, the key at
-position n by n θ. Turning both by the same angle changes no product, so only (m - n) θ counts. K channels are K/2 pairs, and
-each has an angle θ of its own. Nothing is learned, nothing is added to the input, and every layer sees positions.
+The idea. We look for a function f(x, m) of a vector x and its position m. The product of f(q, m) and f(k, n) has to depend on
+q, k and the difference m - n alone (11). In two channels a turn does this (12). The query at position m is turned by the angle
+m θ, the key at position n by n θ. Turning both by the same angle changes no product, so only (m - n) θ counts. K channels are
+K/2 pairs, and each has an angle θ of its own (14). Nothing is learned, nothing is added to the input, and every layer sees
+positions.
 
 - Why queries and keys, but not values: only the product of query and key must know the distance. A turned value would carry its
   absolute position into the output, where no second turn takes it back.
 - Why many angles: one angle cannot tell distances apart that differ by a full turn. θ_j = base^(-2j/K) goes from 1 radian per
   position to about 1/base. Fast pairs tell neighbours apart, slow ones regions of the text.
-- Why base = 10000: it is that of the Transformer's sines. The slowest pair then takes 2π · 10000 positions for a turn. Models
-  for long texts use larger ones: --base.
 - Why a turn and no other map: it keeps the length of a vector, so that a position makes no key louder than another.
-- Why distance weakens a product: at large distances the turned pairs point everywhere, and their sum cancels. The paper bounds
-  the mean of the partial sums (section 3.4.3). It is a bound and no law: single products rise and fall.
-- Why part of the channels may stay (--rotated): pairs that are not turned compare contents wherever they stand. GPT-NeoX turns
-  a quarter of the channels, GPT-J 64 of 256.
+- Why distance weakens a product: at large distances the turned pairs point everywhere, and their sum cancels in part. The paper
+  takes arrows of length 1 at the angles (m - n) θ_j, and the sums of the first one, two, .. K/2 of them. It bounds a product by
+  the mean length of these sums, times a number that does not depend on the distance (37). Figure 2 shows how this mean falls.
+  The bound is from above only: a single product may also rise with the distance.
+
+What is masked. In ``roformer`` and ``roformer-linear`` position m sees the positions n ≤ m, in ``roformer-encoder`` all. A turn
+depends on positions and not on tokens, so it lets nothing of the future in.
 
 What it costs. Six operations for each pair of channels of q and k: O(T D) in a layer, beside O(T D²) for its matrices. There
-are no weights. A cache may keep turned keys, because a key's position never changes.
+are no weights. The state is the Transformer's cache: 2 t D numbers in a layer after t tokens, 8 t D bytes in float32. It keeps
+turned keys, because the position of a key never changes. ``roformer-linear`` keeps D (K + 1) numbers in a layer instead,
+4 D (K + 1) bytes. A text of (K + 1) / 2 tokens fills as much of a cache; here a longer one takes no more.
+
+How it is trained and how it writes. ``roformer`` and ``roformer-linear`` guess the next token, as the Transformer does, and
+write one token at a time from the state. ``roformer-encoder`` guesses hidden tokens (the task ``masked``) and writes nothing.
+
+What it brings. The paper's translator has a BLEU of 27.5, and 27.3 with the Transformer's sines. Its encoder is better than
+BERT in three of six tasks of GLUE and worse in three (section 4.3). With linear attention, the loss falls faster with turns
+than without (section 4.4).
 
 What remains hard. The model can read texts of any length, but beyond its context the slow pairs stand at angles that it never
 saw, and its loss rises (benchmarks/extrapolation.py measures it). --scaling makes the pairs slower so that s times as many
-positions fit, and --xpos lets distant products shrink; minitv/ops/rope/angles.py has their formulas. Train with none of them at
-one context, then begin another run by --init-from, with --scaling, a longer --context and --trained-context as it was.
+positions fit; minitv/ops/rope/angles.py has the formulas. Train without it at one context. Then begin another run by
+--init-from, with --scaling, --scaling-factor s and a longer --context. The scalings dynamic-ntk, yarn and llama3 also need
+--trained-context, which is the context of the first run. --xpos is another way, for training from the start: it lets distant
+products shrink.
+
+``roformer-linear`` loses what every state of fixed size loses: all tokens are added into the same numbers, none is ever
+forgotten, and a single one of many cannot be read out exactly. And its weights may be negative, see below.
+
+How to choose:
+
+- --base: 10000 is that of the Transformer's sines, and its slowest pair takes almost 2π · 10000 positions for a turn. Models
+  for long texts take a larger one, so that slow pairs do not turn far: Llama 3 takes 500000.
+- --rotated: pairs that are not turned compare contents wherever they stand. The paper turns all channels, GPT-NeoX a quarter,
+  GPT-J 64 of 256. The angles are then those of a head that has the turned channels alone: K in θ_j is their number.
+- --heads: K = D / H must be even. A small K has few pairs, and so few speeds.
+- --pairing: a model that is trained from the start learns equally well with both. Weights of another model need that model's.
+- --scaling, not in ``roformer-linear``: ntk and dynamic-ntk are meant for reading longer texts without further training, the
+  others for further training. --xpos is in ``roformer`` alone.
+- --feature, in ``roformer-linear``: elu(x) + 1 is never 0, so every key can still learn. max(x, 0) is cheaper, but where it is
+  0 it has no gradient.
 
     ours                                                       the paper's
     m, n                positions of a query and of a key      m, n
     K                   channels of a head's query or key      d
+    x_m [D]             input of the layer at position m       x_m
     j = 0 .. K/2 - 1    pair of channels (2j, 2j + 1)          i = 1 .. d/2
     θ_j = base^(-2j/K)  angle of pair j for each position      θ_i = 10000^(-2(i-1)/d), (15)
     R_m [K K]           turns all pairs by m θ_j               R^d_{Θ,m}, (15)
     Wqkv [3D D]         all queries, then all keys and values  W_q, W_k, W_v
-    P [T S]             weights of the values, rows sum to 1   the softmax of (2)
-    φ                   makes features of q and k positive     φ and ϕ of (17)
+    v_n                 value of position n, not turned        v_n
+    φ                   makes features of q and k positive     φ and φ of another form, (18)
 
 The layer, where Wqkv, Wo, ffn and the sums are those of minitv/variants/transformer.py:
 
     q_m = R_m W_q x_m,   k_n = R_n W_k x_n                     (14): minitv/ops/rope/__init__.py, by (34) without matrices
     q_mᵀ k_n = x_mᵀ W_qᵀ R_{n-m} W_k x_n                       (16), because R_mᵀ R_n = R_{n-m}
     y_m = Σ_n softmax_n(q_mᵀ k_n / √K) v_n                     (2), over n ≤ m in ``roformer``
-    y_m = Σ_n (R_m φ(q_m))ᵀ(R_n φ(k_n)) v_n / Σ_n φ(q_m)ᵀφ(k_n)     (19) in ``roformer-linear``
+    y_m = Σ_n (R_m φ(q_m))ᵀ(R_n φ(k_n)) v_n / Σ_n φ(q_m)ᵀφ(k_n)     (19) in ``roformer-linear``, where q and k are not turned
 
-Gradients. A turn is linear and its transpose turns back: the gradient of W_q x_m is R_{-m} times that of q_m. All else is the
-gradient of attention.
+Gradients. A turn is linear and its transpose turns back: the gradient of W_q x_m is R_{-m} times that of q_m, and the gradient
+of W_k x_n is R_{-n} times that of k_n. All else is the gradient of attention.
 
-Linear attention. (17) writes attention with any positive similarity in place of exp(q · k); with φ(q)ᵀφ(k) the sum over n is a
-matrix S = Σ φ(k_n) v_nᵀ that does not depend on the query. Relative positions that are added to scores cannot be had this way,
-but turns can, since they act on φ(q) and φ(k) alone. Turned products may be negative, and so may be their sum. Hence (19) turns
-the numerator only: the denominator stays positive, and the weights need not sum to 1. minitv/ops/rotary_linear/__init__.py has
-the operator with its state, and shows that the state may turn in place of the queries.
+Linear attention. (17) writes attention with any similarity of q and k in place of exp(q · k / √K). If it is φ(q)ᵀφ(k), (18),
+the sum over n is a matrix S = Σ φ(k_n) v_nᵀ that does not depend on the query. Terms that are added to scores cannot be had
+this way, but turns can, since they act on φ(q) and φ(k) alone. Turned products may be negative, and so may be their sum. Hence
+(19) turns the numerator only: the denominator stays positive, and the weights need not sum to 1. The operator, its state and
+its gradients are in minitv/ops/rotary_linear/__init__.py, which also shows that the state may turn in place of the queries.
 
 Three tokens. One head with K = 2 and an angle of a quarter turn, so that coordinates are whole numbers. All queries and keys
 are (1, 0) before they are turned. The scale is ln 2 here in place of 1/√K, so that exp(scale · q · k) = 2^(q · k).
@@ -180,7 +210,7 @@ def turned_channels(width: int, model: ModelOptions, options: RotaryOptions) -> 
 
 
 class Rotary(transformer.Attention):
-    """Attention whose queries and keys are turned by their positions, (14) and (2), by all options of the variant.
+    """Attention whose queries and keys are turned by their positions, (14) and (2).
 
     The state is the Transformer's, keys and values of the past; with ``--scaling dynamic-ntk`` the keys in it are not turned
     yet, because their angles change with the length.
@@ -269,7 +299,7 @@ class Bidirectional(Rotary):
 
 
 class LinearState(NamedTuple):
-    """S [B H K V], the sum of turned keys times their values, seen from the last position, and z [B H K], that of the keys."""
+    """S[B H K V] = Σ_n R_{n-m} φ(k_n) v_nᵀ, where m is the last position, and z[B H K] = Σ_n φ(k_n)."""
 
     S: Tensor
     z: Tensor
@@ -353,8 +383,8 @@ ROFORMER = Variant(
             "xPos centres positions on the middle of the window in its code, so that cached keys depend on the length; here "
             "the centre is that of the context, which changes no product",
         ),
-        review="that absolute turns give relative positions is right, and a law here. The long-term decay that the paper "
-               "names is a bound on a mean: single products are not monotone in the distance",
+        review="that absolute turns give relative positions is right: a law of rope tests it. The long-term decay that the "
+               "paper names is an upper bound: single products are not monotone in the distance",
     ),
 )
 
@@ -373,14 +403,14 @@ ENCODER = Variant(
                     "generate",
         state="none: it sees a whole sequence at once",
         operators=("rope", "attention"),
-        golden="the same operators as of roformer",
+        golden="what roformer equals, as its operators are the same",
         discrepancies=(
             "the paper's encoder is BERT with a norm after each sum; here the blocks are those of encoder, with the norm "
             "before each layer",
-            "the paper's Chinese model reads words (WoBERT); here any tokens are read",
+            "the paper's Chinese model reads words, as the encoder WoBERT from which it was made; here any tokens are read",
             "xPos is not offered: it lets products fade in one direction, so it needs a causal mask",
         ),
-        review="that absolute turns give relative positions is right, and a law here",
+        review="that absolute turns give relative positions is right: a law of rope tests it",
     ),
 )
 
@@ -400,11 +430,11 @@ LINEAR = Variant(
         operators=("rotary_linear", "rope"),
         golden="a loop over all pairs of positions in PyTorch with the turns of rotary-embedding-torch, gradients included",
         discrepancies=(
-            "(19) sums over all positions, and the paper trains it in the code of PerformerLM, which is causal; here n ≤ m",
-            "PerformerLM turns queries and keys before its random features, not after them as (19) does; then all weights are "
-            "positive",
-            "PerformerLM adds a vector for each position besides; here nothing is added, and --positions learned or sinusoidal "
-            "adds it",
+            "(19) sums over all positions, and the paper trains a language model (section 4.4); here n ≤ m",
+            "the paper trains with the package performer-pytorch, which turns queries and keys before it makes features of "
+            "them; then all weights are positive. (19) turns the features, and so does this variant",
+            "performer-pytorch also adds a vector for each position to the input; here nothing is added, and --positions "
+            "learned or sinusoidal adds it",
             "the paper names elu(x) + 1 for φ (Katharopoulos et al. 2020, arXiv 2006.16236); max(x, 0) is offered too: "
             "--feature",
         ),

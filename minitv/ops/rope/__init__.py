@@ -1,13 +1,13 @@
 """rope: rotary position embedding (Su et al. 2021, arXiv 2104.09864, section 3.2, RoFormer).
 
 Attention and retention compare a query with a key by their product, and this product does not know where the two stand. RoPE
-tells it without an extra input: the channels form pairs, and position m turns pair (a, b) by the angle m θ, as a clock turns
-its hand.
+tells it without an extra input: the channels form pairs. At position m, a pair (a, b) is turned by the angle m θ, as a point of
+the plane.
 
     (a, b) -> (a cos mθ - b sin mθ, a sin mθ + b cos mθ)
 
-A query at position m and a key at position n are turned alike. The turns of both leave their lengths as they are, and only the
-difference (m - n) θ remains in their product. So a head can look for a content at a distance, wherever in the text it is.
+A query at position m is turned by m θ, a key at position n by n θ. Their lengths stay as they are, and only the difference
+(m - n) θ remains in their product. So a head can look for a content at a distance, wherever in the text it is.
 
 The pairs turn at different speeds. Fast pairs tell neighbours apart, slow pairs tell distant regions apart. With one speed
 alone, two distances that differ by a full turn would look the same.

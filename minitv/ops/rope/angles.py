@@ -16,8 +16,8 @@ For yarn, g_j rises linearly between the two, and ``ramp`` says over what: "turn
 defines it, or "pairs", the number j of the pair, as its code and the package transformers have it.
 
 xPos (Sun et al. 2022, arXiv 2212.10554) keeps the angles and lets vectors grow and shrink: pair j of a query at position m is
-multiplied by ζ_j^(m/512), that of a key at position n by ζ_j^(-n/512), so that of their product remains ζ_j^((m-n)/512). ζ_j is
-below 1, and smaller for fast pairs: the farther a key, the less its fast pairs count.
+multiplied by ζ_j^(m/512), that of a key at position n by ζ_j^(-n/512), so that their product is multiplied by ζ_j^((m-n)/512).
+ζ_j = (2j + 0.4 K) / (1.4 K) is below 1, and smaller for fast pairs: the farther a key, the less its fast pairs count.
 """
 
 from __future__ import annotations

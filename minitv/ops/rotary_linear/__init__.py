@@ -1,7 +1,8 @@
 """rotary_linear: linear attention that knows distances (Su et al. 2021, arXiv 2104.09864, section 3.3, equation 19, RoFormer).
 
 Attention without the softmax has a state: if the weight of key n for query m is a product φ(q_m) · φ(k_n), the query leaves the
-sum over n (Katharopoulos et al. 2020, arXiv 2006.16236). q and k are such features here, made positive before they come.
+sum over n (Katharopoulos et al. 2020, arXiv 2006.16236). The function φ makes positive features. Here q and k are features
+already: whoever calls the operator has applied φ. A query and a key have K channels, a value has V.
 
     y_m = Σ_n (q_m · k_n) v_n / Σ_n (q_m · k_n)              (18), over n ≤ m
 
@@ -14,21 +15,26 @@ The numerator is turned, the denominator is not. Turned products may be negative
 positive, as q and k are. The price: weights may be negative, and they do not sum to 1. Where the denominator is 0, y is 0.
 
 The state turns. (R_m q) · (R_n k) = q · (R_{n-m} k): seen from the query, a key has been turned back by as many steps as it is
-old. So the state S [K V] can be turned back by one position at each step, and queries and new keys stay as they are:
+old. So the state S [K V], the sum of keys times values, can be turned back by one position at each step, and queries and new
+keys stay as they are. z [K] is the sum of the keys, for the denominator:
 
     S_m = R_{-1} S_{m-1} + k_m v_mᵀ,   z_m = z_{m-1} + k_m,   y_m = q_mᵀ S_m / (q_m · z_m)
 
 This is a recurrence whose state neither grows nor fades, but turns. No position is counted, so a text may go on for ever. For M
 positions at once, with rows Q, K, V, Q' and K' the rows turned by their positions 1 .. M after the state S:
 
-    Y = ((Q' K'ᵀ ∘ L) V + Q' S) / ((Q Kᵀ ∘ L) 1 + Q z)       L is 1 for n ≤ m, else 0
+    Y = ((Q' K'ᵀ ∘ L) V + Q' S) / ((Q Kᵀ ∘ L) 1 + Q z)       L is 1 for n ≤ m, else 0; ∘ multiplies elements, 1 sums rows
     S_next = R_{-M} (S + K'ᵀ V),   z_next = z + sum of the rows of K
 
 ``parallel`` does it for all positions, ``chunkwise`` chunk by chunk, ``recurrent`` position by position.
 
 Gradients. With o_m the numerator, d_m the denominator and g_m the gradient of y_m: do_m = g_m / d_m, dd_m = -(g_m · y_m) / d_m.
-The numerator is linear attention of turned vectors, its gradients turn back. Of the denominator come dq_m = dd_m z_m and
-dk_n = Σ_{m ≥ n} dd_m q_m.
+The numerator is linear attention of turned vectors, and what it gives to q and k is turned back. z_m is the sum of the keys up
+to m.
+
+    dq_m = R_{-m} Σ_{n ≤ m} (do_m · v_n) R_n k_n + dd_m z_m
+    dk_n = R_{-n} Σ_{m ≥ n} (do_m · v_n) R_m q_m + Σ_{m ≥ n} dd_m q_m
+    dv_n = Σ_{m ≥ n} (R_m q_m) · (R_n k_n) do_m
 
 Three tokens with one pair that turns by a quarter, q = k = (1, 0) and values 4, 8, 2. The denominators are 1, 2, 3; the
 numerators 4, then 8 + 0 · 4, then 2 + 0 · 8 - 1 · 4 = -2.
