@@ -1,63 +1,91 @@
-"""Linformer: attention to k mixtures of the keys instead of all T keys (Wang et al. 2020, arXiv 2006.04768).
+"""Linformer: attention to M mixtures of the keys instead of all T keys (Wang et al. 2020, arXiv 2006.04768).
 
 The variant ``linformer`` is the paper's: an encoder, trained to guess hidden tokens. The variant ``linformer-segment`` is not
-in the paper. It is a causal relative, which can generate text.
+in the paper. It is a causal relative, which can generate text. Numbers in brackets name the paper's equations.
 
-The problem. In attention every query meets every key, so T tokens cost O(T²) time, and a long text is slow.
+The problem. In attention every query meets every key. T tokens cost O(T²) time, so a long text is slow.
 
-The idea. The T × T matrix of weights is nearly of low rank: a few of its singular vectors carry most of it. The paper sees this
-in trained models (section 3). Its theorem 1 says that a matrix of a rank of the order log T comes as near to it as one likes.
-So T keys and T values are more than is needed. The layer replaces them by k mixtures each. Two matrices E and F of the shape
-k × T make the mixtures, and training finds them. A query then meets k mixtures, and time grows as T k. Theorem 2 says which k
-suffices for an error ε: the smaller one of 9 d log(d) / ε² and 5 log(T) / ε², up to constant factors, where d is the number of
-channels of a head. The first one does not depend on T, so that time is linear in T.
+The idea. Attention multiplies the values by a T × T matrix of weights. In trained models a few singular vectors carry most of
+this matrix (section 3, figure 1), so T keys and T values are more than is needed. The layer replaces the keys by M weighted
+sums of them, and the values by M weighted sums too. Such a sum is called a mixture here. The M × T matrices E and F hold the
+weights of the sums, and training finds them. A query then meets M mixtures instead of T keys. Time grows as T M. It is linear
+in T if M does not grow with T.
 
-- Why mix along the sequence: the usual matrices mix the channels of one token. E mixes the same channel of all tokens. Row m of
-  E K is a weighted sum of all keys, so it is the key of a pattern over positions, and not of a token.
-- Why a softmax still works: it runs over the k mixtures. Its weights are positive and sum to 1, as before.
-- Why two matrices: keys say what can be found, values what is handed over. But one matrix for both, E = F, does as well.
-- Why sharing does no harm: E mixes positions only, and the same mixtures of positions serve all heads and all layers.
-- Why k may be smaller in upper layers: their weights have a lower rank (section 4, "nonuniform projected dimension"), see
-  --layer-lengths.
+- Why mix along the sequence: the usual matrices mix the channels of one token. E mixes the tokens, each channel on its own. A
+  row of E chooses positions. So a row of E k, where k are the keys, stands for these positions, and not for one token.
+- Why a softmax still works: it runs over the M mixtures. Its weights are positive and sum to 1, as before.
+- Why two matrices: keys say what can be found, values what is handed over. In the paper's tests one matrix for both, E = F, is
+  about as good.
+- Why heads and layers can share E: E mixes positions alone, and reads no channel. The tests below show no harm.
+- Why M may be smaller in upper layers: fewer singular vectors carry their weights (section 4, "nonuniform projected
+  dimension"), see --layer-lengths.
 
-What it gives. The paper's table 2 has the mean accuracy on four tasks with texts of 512 tokens. It is 92.25 for RoBERTa-base,
-which is a Transformer. For k = 128 it is 91.75 with E and F in every layer, 91.85 with E = F, and 91.83 with one matrix for all
-layers. For k = 256 it is 92.08, 92.03 and 92.30. Table 3 has the speed for k = 128: 1.5 times that of the Transformer for 512
-tokens, and 20 times for 65536. Here k is a quarter of the context unless --projected-length says more.
+What the theorems say. Let A be the T × T weights, v a channel of the values, and ε a small number. Theorem 1 (3): there is a
+matrix with a rank of the order log T whose product with v differs from A v by less than ε ‖A v‖, with high probability.
+Theorem 2 (8): there are E and F with which the output of a query differs from that of attention by at most ε times the norm of
+its weights and the norm of the values. It needs an M of the order of the smaller one of 9 K log(K) / ε² and 5 log(T) / ε²,
+where K is the number of channels of a head. The first one does not depend on T. Both proofs draw random matrices. They do not
+say that training finds good ones.
 
-What is lost. E has a column for each position. So the longest text is fixed when the model is built, and a shorter text uses
-the first columns of E. And the model is not causal. Every row of E K mixes all T positions, those after the query too. A mask
-over the T × k weights can hide a mixture from a query, but it cannot take one token out of a mixture. One package offers such a
-mask, and its outputs change with tokens that come later. So ``linformer`` refuses every task in which an answer may depend on
-the past alone.
+What it gives. The paper's table 2 has the mean accuracy on four tasks with texts of up to 512 tokens. It is 92.25 for
+RoBERTa-base, which is a Transformer. For M = 128 it is 91.75 with E and F in every layer, 91.85 with E = F, and 91.83 with one
+matrix for all layers. For M = 256 it is 92.08, 92.03 and 92.30. Table 3 has the speed of reading for M = 128: 1.5 times that
+of the Transformer for 512 tokens, and 20 times for 65536.
 
-The causal relative. ``linformer-segment`` cuts the text into segments of c tokens. E and F have c columns here, and compress
-each segment into s mixtures as soon as it is complete. A query meets the mixtures of all complete segments before its own, and
-the exact keys of its own segment up to itself, in one softmax. No mixture contains a later token, and the text may have any
-length. Time grows as T c + T² s / c, which is least at c = √(T s): this is better than T², and it is not linear. To generate,
-the layer keeps the mixtures, and the exact keys and values of the last segment, until they become mixtures too.
+What is lost. A query cannot read one token exactly: every key and value that it meets is a sum over many. The sums have the
+same weights in every text. The authors of Performer (arXiv 2009.14794, figures 5 and 6) find that Linformer stays behind a
+Transformer on books and on proteins. But they draw its E and F anew again and again, and do not train them. Besides, E has a
+column for each position. So the longest text is fixed when the model is built, and a shorter text uses the first columns of E.
+It is not causal. Every row of E k mixes all T positions, those after the query too. A mask over the T × M weights can hide a
+mixture from a query, but it cannot take one token out of a mixture. One package offers such a mask, and its outputs change
+with tokens that come later. So ``linformer`` refuses every task in which an answer may depend on the past alone.
+
+The causal relative. ``linformer-segment`` cuts the text into segments of c tokens. E and F have c columns here, and turn each
+segment into s mixtures as soon as it is complete. A query meets the mixtures of all complete segments before its own, and the
+exact keys of its own segment up to itself, in one softmax. No mixture contains a later token. The text may have any length, if
+positions are sines or none. Time grows as T c + T² s / c, which is least at c = √(T s). It is then T √(T s): less than T², and
+not linear. What is lost: a token of an earlier segment cannot be read exactly, unless s = c.
+
+How it is trained. ``linformer`` learns the task ``masked``, as the paper's models: 15 of 100 tokens are asked for, and the
+loss is the cross-entropy of the model's guesses. E and F are trained with all other weights. One pass guesses all hidden
+tokens, so there is nothing to write token by token. ``linformer-segment`` learns to guess the next token, at all positions of
+a text at once. To write, it keeps the mixtures of the complete segments, and the exact keys and values of the last segment.
+When that one is complete, E and F turn it into s mixtures. With the defaults, a width of 128, c = 16 and s = 4, these are
+4,096 numbers in each layer after 64 tokens, 16 KiB in float32. A Transformer keeps 64 KiB.
+
+What to choose:
+
+- M, --projected-length. The paper finds that quality depends on M, and hardly on T / M (section 5.2). With M = 256 the
+  perplexity stays about the same from 512 to 4096 tokens, and M = 128 is nearly enough for 512 tokens (section 5.1). The
+  default is a quarter of the context. For a longer text, M need not grow.
+- --sharing. The default, headwise, is that of fairseq, where the authors' code is. By table 2, layerwise does no worse.
+- --projection. The default, linear, is the paper's own layer. Windows, below, have few weights or none, and no longest text.
+- c and s, --segment and --summaries. More mixtures lose less and cost more. By default s = 4, and c is s times a power of two
+  and at most √(context · s), where time is least.
 
     ours                                                        the paper's
     B T D H             batch, tokens, width, heads             -, n, d_m, h
     K = D / H           channels of a query, key or value       d, d_k
-    k                   number of mixtures, --projected-length  k, the projected dimension
+    M                   number of mixtures, --projected-length  k, the projected dimension
     x [B T D]           input of the layer                      Q = K = V, before the matrices W
     Wq Wk Wv Wo [D D]   matrices of weights, used as x Wᵀ       W^Q W^K W^V W^O, used as X W
-    E F [k T]           projections of keys and of values       E_i F_i; section 4 calls them n × k and uses them as k × n
-    P [T k]             weights, rows sum to 1                  P̄
+    q k v [T K]         queries, keys, values of a head         Q W_i^Q, K W_i^K, V W_i^V
+    E F [M T]           projections of keys and of values       E_i F_i; section 4 calls them n × k and uses them as k × n
+    k̄ v̄ [M K]           mixtures of keys and of values          E_i K W_i^K, F_i V W_i^V
+    P [T M]             weights, rows sum to 1                  P̄
     c, s                tokens of a segment, and its mixtures   -
 
-The layer of ``linformer``, section 4 of the paper:
+The layer of ``linformer``:
 
-    q = x Wqᵀ,   k = x Wkᵀ,   v = x Wvᵀ                         in each head, as in the Transformer
-    K̄ = E k,   V̄ = F v                                         [k K] in each head
-    P = softmax(q K̄ᵀ / √K)                                      [T k]
-    y = P V̄,   out = merge(y) Woᵀ                               heads side by side, then one matrix
+    q = x Wqᵀ,   k = x Wkᵀ,   v = x Wvᵀ                         (2), in each head, as in the Transformer
+    k̄ = E k,   v̄ = F v                                         (7), ``Linformer._mixtures``
+    P = softmax(q k̄ᵀ / √K),   y = P v̄                           (7), ``attention`` without a mask
+    out = merge(y) Woᵀ                                          (1), heads side by side, then one matrix
 
 The layer of ``linformer-segment``, for token i in segment b:
 
-    K̄ = E k,   V̄ = F v                                         of each complete segment, [s K] in each head
-    y_i = softmax(q_i [K̄_0; ...; K̄_(b-1); k_bc; ...; k_i]ᵀ / √K) [V̄_0; ...; V̄_(b-1); v_bc; ...; v_i]
+    k̄ = E k,   v̄ = F v                                         of each complete segment, [s K], ``SegmentAttention.mixtures``
+    y_i = softmax(q_i [k̄_0; ...; k̄_(b-1); k_bc; ...; k_i]ᵀ / √K) [v̄_0; ...; v̄_(b-1); v_bc; ...; v_i]
 
 ``attend`` below computes the softmax over the mixtures and that over the exact keys apart, because each needs few scores.
 minitv/ops/merge_attention/__init__.py tells how two softmaxes become one, and minitv/ops/project/__init__.py has E k.
@@ -69,24 +97,29 @@ Sharing (section 4, "parameter sharing between projections"), for a model of L l
     --sharing key-value   E = F for every layer                     L
     --sharing layerwise   E = F for all layers                      1
 
-Other projections (section 4, "general projections") look at windows of T / k tokens, one after the other: --projection mean and
-max have nothing to learn; convolution multiplies the window's tokens by matrices of K × K numbers, depthwise by one number for
-each channel. They take texts of any length, and the number of mixtures grows with it.
+Other projections (section 4, "general projections") cut the text into windows of T / M tokens, and make a mixture of each.
+--projection mean and max have nothing to learn; convolution multiplies the window's tokens by matrices of K × K numbers,
+depthwise by one number for each channel. They take a text of any length, unless positions are learned, and the number of
+mixtures grows with it.
 
-The order of the products. E mixes positions and Wk mixes channels, so E (x Wkᵀ) = (E x) Wkᵀ. The right side is what this code
-computes if all heads share E, because only k rows then meet Wk. With a bias b in the keys (--bias), E (x Wkᵀ + 1 bᵀ) has the
-bias times the sum of each row of E. This is the paper's formula, and --projection-order keys. The code of the authors
-compresses x and then adds b itself: --projection-order input.
+The order of the products. E mixes positions and Wk mixes channels, so E (x Wkᵀ) = (E x) Wkᵀ. This code computes the right side
+if all heads share E, because only M rows then meet Wk. With --bias the keys are x Wkᵀ + b, and a mixture has b times the sum
+of its row of E. The paper's formula says so, and so does the default, --projection-order keys. The code of the authors makes
+the mixtures of x and then adds b once. --projection-order input does that.
 
-Padding. Rows that are no part of the text are set to 0 before E and F. After E no mask could tell them apart any more.
+Padding. Rows that are no part of the text (``seen`` is False) are set to 0 before E and F. After E no mask could tell them
+apart any more. The task listops fills up a text with a token of its own instead, which the model reads as any other. In
+``linformer-segment`` what follows a text is in its future, and so needs no mask.
 
 Positions are added to x, as in the Transformer. --positions rope is refused: it turns each key by its position, and a mixture
 of keys has none.
 
-Gradients. Let G be the gradient of K̄ in one head of one text, as attention gives it. Then k has the gradient Eᵀ G, and E has
-the sum of G kᵀ over all texts, and over all heads and layers that share E. The same holds for V̄, F and v.
+Gradients. ``attention`` gives the gradients of q, k̄ and v̄. Let G be the gradient of k̄ in one head of one text. Then k has the
+gradient Eᵀ G, and E has the sum of G kᵀ over all texts, and over all heads and layers that share E. The same holds for v̄, F
+and v. In ``linformer-segment`` G comes from all later segments, and an exact key has a second gradient, from its own segment.
+With --frozen-projection E and F keep their first weights, and k and v have the same gradients.
 
-Three tokens. One head with K = 2 and V = 1, and k = 2. The scale is ln 2 here in place of 1/√K, so that
+Three tokens. One head with K = 2, values of one channel, and M = 2. The scale is ln 2 here in place of 1/√K, so that
 exp(scale · q · k) = 2^(q · k). Row 0 of E adds keys 0 and 2, row 1 is key 1. F has the mean of values 0 and 2.
 
     >>> import numpy as np
@@ -107,15 +140,15 @@ Token 0 gives (4 · 3 + 1 · 8) / 5 = 4. Every output has some of token 2 in it,
 same:
 
     >>> from minitv.ops import attention, project
-    >>> K, V = project(k[None, None], E[None]), project(v[None, None], F[None])
-    >>> y, _ = attention(q[None, None], K, V, causal=False, scale=np.log(2))
+    >>> mixtures = project(k[None, None], E[None]), project(v[None, None], F[None])
+    >>> y, _ = attention(q[None, None], *mixtures, causal=False, scale=np.log(2))
     >>> print(y.numpy().ravel())
     [4.  4.  5.5]
 
-If E and F are the identity, k = T and nothing is lost: this is attention as in the Transformer.
+If E and F are the identity, M = T and nothing is lost: this is attention as in the Transformer.
 
-    >>> K, V = project(k[None, None], np.eye(3)[None]), project(v[None, None], np.eye(3)[None])
-    >>> for keys, values in ((K, V), (k[None, None], v[None, None])):
+    >>> mixtures = project(k[None, None], np.eye(3)[None]), project(v[None, None], np.eye(3)[None])
+    >>> for keys, values in (mixtures, (k[None, None], v[None, None])):
     ...     y, _ = attention(q[None, None], keys, values, causal=False, scale=np.log(2))
     ...     print(y.numpy().ravel().round(3))
     [4.    4.    4.889]
@@ -225,7 +258,7 @@ class SegmentOptions(ProjectionOptions):
 
 # -- projections -------------------------------------------------------------------------------------------------------
 class Matrix(Module):
-    """Y = E X with E[G k C], for x[B H T K] -> y[B H k K], in each of G groups of heads; T is at most C."""
+    """Y = E X with E[G M C], for x[B H T K] -> y[B H M K], in each of G groups of heads; T is at most C."""
 
     def __init__(self, rng: Random, groups: int, rows: int, columns: int, width: int, options: ProjectionOptions, dtype):
         std, bound = None, math.sqrt(3 / (rows + columns))  # Xavier's with gain 1/√2
@@ -240,7 +273,7 @@ class Matrix(Module):
 
 
 class Windows(Module):
-    """x[B H T K] -> y[B H k K]: what ``window`` makes of ``size`` tokens after the other; the last ones may be fewer."""
+    """x[B H T K] -> y[B H M K]: ``window`` makes a mixture of each ``size`` tokens; the last window may have fewer."""
 
     def __init__(self, rng: Random, groups: int, rows: int, columns: int, width: int, options: ProjectionOptions, dtype):
         self.size, self.groups = columns // rows, groups
@@ -371,20 +404,20 @@ class Linformer(Projected):
 
     def __call__(self, x: Tensor, rng: Random | None = None, seen=None) -> Tensor:
         """``seen``[B T], booleans, says which rows are text; the others are padding, and change no output of the text."""
-        keys, values = self._mixtures(self.E, self.k, x, seen), self._mixtures(self.F, self.v, x, seen)  # K̄, V̄ [B H k K]
+        keys, values = self._mixtures(self.E, self.k, x, seen), self._mixtures(self.F, self.v, x, seen)  # k̄, v̄ [B H M K]
         q = self._split(self.q(x))
-        y, _ = attention(q, keys, values, causal=False, **self._dropped(rng and rng.split(0)))  # P V̄ [B H T K]
+        y, _ = attention(q, keys, values, causal=False, **self._dropped(rng and rng.split(0)))  # P v̄ [B H T K]
         return self._joined(y, rng and rng.split(1))
 
     def _mixtures(self, projection: Module, dense: Linear, x: Tensor, seen) -> Tensor:
         """E (x Wᵀ + b) in every head."""
         if not self.early:
             return projection(self._split(dense(x)), seen)
-        y = projection(x[:, None], seen)[:, 0]  # E x [B k D]
+        y = projection(x[:, None], seen)[:, 0]  # E x [B M D]
         if dense.bias is None or self.order == "input":
             return self._split(dense(y))
         ones = self.constant(1.0, *x.shape[:1], 1, x.shape[1], 1)
-        sums = projection(ones, seen)[:, 0]  # of the rows of E [B k 1]
+        sums = projection(ones, seen)[:, 0]  # of the rows of E [B M 1]
         return self._split(linear(y, dense.weight) + sums * dense.bias)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -393,7 +426,7 @@ class Linformer(Projected):
 
 
 def _projected_length(model: ModelOptions, options: LinformerOptions, layer: int) -> tuple[int, str]:
-    """k of a layer, and the option that says so."""
+    """The number M of mixtures in a layer, and the option that says so."""
     context, lengths, flag = model.context, options.layer_lengths, "--projected-length"
     if lengths is None:
         k = max(1, context // 4) if options.projected_length is None else options.projected_length
@@ -437,7 +470,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mixed_keys: Tensor, mixed_values: Te
 
 
 class SegmentAttention(Projected):
-    """out = merge(softmax(q [K̄; k]ᵀ / √K) [V̄; v]) Woᵀ for x[B T D]: K̄ and V̄ are E k and F v of every complete segment.
+    """out = merge(softmax(q [k̄; k]ᵀ / √K) [v̄; v]) Woᵀ for x[B T D]: k̄ and v̄ are E k and F v of every complete segment.
 
     The state has s mixtures of each complete segment, and at most c - 1 exact keys and values. The first weights are those of
     ``Linformer``, with c columns for T. UserError if the heads do not divide the width, if a segment is longer than the
@@ -481,7 +514,7 @@ class SegmentAttention(Projected):
         k, v = concat([state.keys, k], axis=2), concat([state.values, v], axis=2)  # from the beginning of a segment [B H S K]
         complete, past = k.shape[2] // self.segment, state.mixed_keys.shape[2]
         keys, values = (concat([old, self.mixtures(projection, rows, complete)], axis=2) for old, projection, rows in
-                        ((state.mixed_keys, self.E, k), (state.mixed_values, self.F, v)))  # K̄, V̄ [B H N K]
+                        ((state.mixed_keys, self.E, k), (state.mixed_values, self.F, v)))  # k̄, v̄ [B H N K]
         y = attend(q, k, v, keys, values, segment=self.segment, each=self.rows, past=past)
         rest = complete * self.segment
         return self._joined(y, None), State(keys, values, k[:, :, rest:], v[:, :, rest:])
@@ -497,7 +530,7 @@ class SegmentAttention(Projected):
 
 LINFORMER = Variant(
     name="linformer",
-    summary="Attention in both directions to k mixtures of all keys, in linear time",
+    summary="Attention in both directions to a fixed number of mixtures of all keys, in linear time",
     paper="Wang et al. 2020, arXiv 2006.04768",
     mixer=Linformer,
     options=LinformerOptions,
@@ -505,31 +538,35 @@ LINFORMER = Variant(
     not_causal="every row of E K mixes all positions, so that no mask can hide the later ones; linformer-segment is a relative "
                "that sees the past alone",
     page=Page(
-        formula="y = softmax(q (E k)ᵀ / √K) (F v) in every head, with E and F of the shape k × T; q, k, v = x Wᵀ, "
+        formula="y = softmax(q (E k)ᵀ / √K) (F v) in every head, with E and F of the shape M × T; q, k, v = x Wᵀ, "
                 "out = merge(y) Woᵀ",
-        cost="training, for each layer and sequence: O(T D²) for the queries, the output and the feed-forward network, O(k D²) "
-             "for keys and values, which are made after E and F where all heads share them, O(T k D) for E and F, and O(T k D) "
-             "for attention; the weights are 4 D² + 8 D², and k T of each E or F. Memory: O(T D), because the kernels never "
-             "store the T × k weights; O(T D + T k H) in the form that does. It does not generate",
+        cost="training, for each layer and sequence: O(T D²) for the queries, the output and the feed-forward network, O(M D²) "
+             "for keys and values where all heads share E, linear or a mean, else O(T D²), O(T M D) for E and F, and O(T M D) "
+             "for attention; the weights are 4 D², 8 D² in the feed-forward network, and M T of each E or F. Memory: O(T D), "
+             "because the kernels never store the T × M weights P; O(T D + T M H) in the plain form, which does. It does not "
+             "generate",
         state="none: it sees a whole sequence at once",
         operators=("project", "attention"),
         golden="the LinformerSelfAttention of the package linformer, with all gradients, and full attention when E and F are "
                "the identity",
         discrepancies=(
-            "the paper introduces E and F as n × k matrices and multiplies by them as k × n; here they are k × T",
+            "the paper introduces E and F as n × k matrices and multiplies by them as k × n; here they are M × T, and M is "
+            "its k",
             "the paper projects keys and values; the code of its authors, in fairseq, projects the input of the layer and then "
             "multiplies by Wk and Wv, which differs by the biases: --projection-order",
-            "the first weights of E and F are normal in the paper's proof, Xavier's with gain 1/√2 in fairseq, and uniform up "
-            "to 1/√k in lucidrains' package: --projection-init; fairseq can freeze them: --frozen-projection",
+            "the first weights of E and F are Xavier's with gain 1/√2 in fairseq, the default here, uniform up to 1/√M in "
+            "lucidrains' package, and multiples of one normal matrix in the paper's proof: --projection-init; fairseq can "
+            "freeze them: --frozen-projection",
             "share_kv in lucidrains' package also sets Wk = Wv, so that values are the keys; the paper, and --sharing "
             "key-value, share E = F alone",
-            "the package linformer-pytorch offers causal=True, which masks a triangle of the T × k weights; its early outputs "
+            "the package linformer-pytorch offers causal=True, which masks a triangle of the T × M weights; its early outputs "
             "change with later tokens. The code of Long Range Arena accepts a causal mask and ignores it",
-            "with a text shorter than the context, E keeps its first columns, as in fairseq and lucidrains' package; K̄ is then "
-            "a sum of fewer terms, so a model works best at the length that it was trained for",
+            "with a text shorter than the context, E keeps its first columns, as in fairseq and lucidrains' package; a "
+            "mixture is then a sum of fewer terms, so a model works best at the length that it was trained for",
         ),
-        review="it says that Linformer breaks attention into multiple smaller attentions, which is wrong: every query remains, "
-               "and meets k mixtures of all keys; it is not block attention",
+        review="it says that Linformer breaks attention into multiple smaller attentions. The paper's introduction says so "
+               "too, but its equation (7) does not: every query remains, and meets M mixtures of all keys in one softmax; it "
+               "is not block attention",
     ),
 )
 
@@ -541,14 +578,14 @@ LINFORMER_SEGMENT = Variant(
     options=SegmentOptions,
     fused="linformer",
     page=Page(
-        formula="y_i = softmax(q_i [K̄; k]ᵀ / √K) [V̄; v] in every head, over the mixtures K̄ = E k, V̄ = F v of all complete "
+        formula="y_i = softmax(q_i [k̄; k]ᵀ / √K) [v̄; v] in every head, over the mixtures k̄ = E k, v̄ = F v of all complete "
                 "segments before that of i and the keys j ≤ i of its own; q, k, v = x Wᵀ, out = merge(y) Woᵀ",
         cost="training, for each layer and sequence, with segments of c tokens that become s mixtures: O(T D²) for the "
              "projections, which have 4 D² weights, and for the feed-forward network, which has 8 D²; O(T s D) for E and F, "
              "which have s c weights each; O(T (c + T s / c) D) for attention, which is least at c = √(T s). Memory: O(T D). "
              "Generating token t: O(D²) for the matrices and O((c + t s / c) D) for attention",
-        state="2 D (s t / c + c) numbers in each layer at most: s mixtures of each complete segment, and the exact keys and "
-              "values of the last one",
+        state="2 D (s t / c + c) numbers in each layer at most, of 4 bytes in float32: s mixtures of each complete segment, "
+              "and the exact keys and values of the last one",
         operators=("project", "attention", "merge_attention"),
         golden="full causal attention when E and F are the identity, and a loop over all tokens",
         discrepancies=(

@@ -1,68 +1,101 @@
 """Performer: attention in linear time, by random features of queries and keys (Choromanski et al. 2020, arXiv 2009.14794).
 
-The variant ``performer`` is a causal language model. The variant ``performer-encoder`` sees both directions.
+The variant ``performer`` is a causal language model. The variant ``performer-encoder`` sees both directions. Numbers of
+sections, and those in brackets, which name equations, are the paper's.
 
 The problem. Attention compares every query with every key, so its time grows with T², and a model that writes keeps all keys
-and values. The softmax forces this: the weight e^(q · k) is not a product of something of the query and something of the key.
-Linear attention replaces it by such a product, φ(q) · φ(k), and is then another function than attention: a trained Transformer
-cannot become one, and quality is often worse. Section numbers are the paper's.
+and values. The softmax forces this: no finite number of features gives the weight e^(q · k) as a product φ(q) · φ(k) of
+something of the query and something of the key. Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236) chooses another
+φ, and so another function than attention. The weights of a trained Transformer do not fit it.
 
-The idea. A product of features can be equal to e^(q · k) on average, if the features are random. Take a vector w of independent
-Gaussian numbers. Then for all q and k
+The idea. A product of features can be equal to e^(q · k) on average, if the features are random. Take a vector w of K
+independent Gaussian numbers, where K is the number of channels. Then for all q and k
 
-    e^(q · k) = E[e^(w · q - ‖q‖²/2) e^(w · k - ‖k‖²/2)]                          lemma 1
+    e^(q · k) = E[e^(w · q - ‖q‖²/2) e^(w · k - ‖k‖²/2)]                          lemma 1 (7)
 
 because w · (q + k) is Gaussian with variance ‖q + k‖², and E[e^(w · z)] = e^(‖z‖²/2). So F draws of w give F features of a
 query and of a key, and the mean of their products estimates the softmax's weight. With more draws the estimate gets better:
 its mean squared error falls as 1/F. The method is called FAVOR+: Fast Attention Via positive Orthogonal Random features.
 
-- Why the time is linear: y_i = Σ_j φ(q_i) · φ(k_j) v_j is φ(q_i) times the matrix Σ_j φ(k_j) v_jᵀ, of F × V numbers, and no
-  query needs any pair (i, j). Causal attention needs the same matrix of the keys so far: a recurrence, or a prefix sum.
+- Why the time is linear: y_i = Σ_j φ(q_i) · φ(k_j) v_j is φ(q_i) times the matrix Σ_j φ(k_j) v_jᵀ, of F × V numbers, where V
+  is the number of channels of a value. All queries share this matrix, and no pair (i, j) is computed. In causal attention
+  query i needs the sum over the keys j ≤ i. It is the sum of query i - 1 and one term more.
 - Why positive features: e^(q · k) is also the mean of products of sines and cosines. These may be negative. Where the true
-  weight is near 0, their estimate has a large error relative to it, and a sum of such weights, by which every output is
+  weight is near 0, the error of their estimate grows without bound (8). A sum of such weights, by which every output is
   divided, may be near 0 or negative. e^(w · x - ‖x‖²/2) is positive, and its error vanishes with the weight itself:
 
-      mean squared error = e^(2 q·k) (e^(‖q+k‖²) - 1) / F                         lemma 2, positive features
+      mean squared error = e^(2 q·k) (e^(‖q+k‖²) - 1) / F                         lemma 2 (8), positive features
 
-- Why both w and -w (hyperbolic features): the two errors partly cancel. At the same number of products the error is smaller.
-- Why orthogonal directions: independent draws may point the same way by chance and then say the same thing twice. Directions
-  of one block of K draws are made orthogonal, each still uniform, with independent lengths. The mean stays, the error falls.
+- Why both w and -w (--features hyperbolic): the two errors partly cancel. With as many features, the error is that of positive
+  ones times 1 - e^(-‖q+k‖²) (8).
+- Why orthogonal directions: independent draws may point the same way by chance and then say the same thing twice. Up to K
+  directions are made orthogonal. Each direction alone is still uniform, and its length is that of a Gaussian vector. So the
+  mean stays, and the error falls (theorem 2). More than K directions come in blocks of K, each with a rotation of its own
+  (appendix B.2).
+- Why length √K (--features regularised): no direction is very long by chance. The estimate's mean is then a little below the
+  softmax's weight, and comes near to it if K is large (theorem 1). In the paper such a model learns faster (figure 5).
 - Why K^(-1/4): attention has the weight e^(q · k / √K). Dividing q and k by the fourth root of K each gives this product.
-- Why the draws are repeated (--redraw): one draw may be bad for the queries and keys at hand, and the model would adapt to its
-  errors. The paper draws anew during training, without a number; performer-pytorch draws every 1000 steps, as here. The
+- Why the draws are repeated (--redraw): one draw may be bad, and a model that trains with it gets worse (figure 15). On books,
+  the paper's model becomes as good as a Transformer if directions are drawn again, and not if they stay (figure 5). The
   directions are saved with the model, and stay as they are when it is evaluated or writes.
-- Why the ReLU variant (--features relu): φ(x) = max(0, W x) + offset estimates no softmax. It is a kernel of its own, cheap and
-  easy to train, and what the paper's figures call Performer where they do not say softmax.
+- Why the ReLU variant (--features relu): φ(x) = max(0, W x) + offset estimates no softmax. It is a kernel of its own. The
+  paper calls it Performer where it does not say softmax (appendix A), and it is the best on proteins (section 4.4).
 
-What is lost. The weights are noisy: where a sharp softmax picks one key of many, ‖q‖ and ‖k‖ are large, and so is the error. A
-trained Transformer with its weights copied starts badly and must be trained a little more (section 4.2). And the state has a
-fixed size, F (K + 1) numbers in a head: a long text must share it.
+What is lost. The weights are noisy: where a sharp softmax picks one key of many, ‖q‖ and ‖k‖ are large, and so is the error.
+Errors grow from layer to layer. So a trained Transformer with its weights copied starts badly, and must be trained a little
+more (section 4.3). And the state has a fixed size, F (K + 1) numbers in a head: a long text must share it.
 
-A trap in published code. They divide e^(w · k - ‖k‖²/2) by the largest one of all keys, so that nothing overflows, and then add
-a small ε. The division cancels in the output, but with ε it does not: a large last key makes all earlier keys fade under ε.
-In performer-pytorch, multiplying the last key by 3 changes earlier outputs by as much as the outputs are large: the model sees
-the future. Here every feature keeps a logarithm of its sum, there is no ε, and no later key changes anything before it.
+How it is trained. ``performer`` learns to guess the next token at all positions at once, in chunks, by cross-entropy.
+``performer-encoder`` learns the task ``masked``: 15 of 100 tokens are asked for. W is a constant: it has no gradient, and the
+steps 1000, 2000, ... begin with a new draw. All other weights are trained as in ``transformer``.
+
+How it writes. ``performer`` reads the prompt once, then one token at a time. A token changes the mean and the weight of every
+feature, and its query reads them. Nothing else is kept, however long the text is. With the defaults, a width of 128, 4 heads
+and F = 128, this is 128 · (128 + 4) = 16,896 numbers in each layer, 66 KiB in float32. ``performer-encoder`` needs the whole
+text for every output, and cannot write.
+
+What is masked. In ``performer`` position i has the sums over j ≤ i alone, so no mask of T × T pairs exists. Only within a
+chunk are the products of all pairs made, and those with j > i are set to 0. Padding after a text is in its future.
+``performer-encoder`` hides nothing, and reads padding as any other token. The operator could leave it out of all sums: it has
+a mask of keys.
+
+What to choose:
+
+- F, --random-features. Twice as many halve the squared error, and double time and state. The paper has 256 for heads of 64
+  channels (appendix A). For sines and cosines theorem 4 asks for an order of K log K, and for more the longer queries and keys
+  are, but not for more in longer texts.
+- --features. positive estimates the softmax without bias, and is the default. hyperbolic has a smaller error with the same F,
+  regularised a small bias. relu is for a model that need not resemble a Transformer.
+- --orthogonal and --redraw. The defaults follow the paper, which gives no number for --redraw. Relu features estimate no mean,
+  and the paper's JAX code never draws them anew: this is --redraw 0.
+
+A trap in published code. They multiply all features of the keys by e^(-c), where c is the largest w · k of all keys and
+directions, so that nothing overflows. Then they add a small ε. The factor cancels in the output, but with ε it does not: a
+large last key makes all earlier keys fade under ε. In performer-pytorch, multiplying the last key by 3 changes earlier outputs
+by more than half of their size: the model sees the future. Here every feature keeps a logarithm of its sum, there is no ε, and
+no later key changes anything before it.
 
     ours                                                       the paper's
     B T D H             batch, tokens, width, heads            -, L, -, -
-    K = D / H           channels of a query, key or value      d
-    F                   random features, --random-features     m, of which r = m for the positive map
+    K = V = D / H       channels of a query, key or value      d
+    F                   random features, --random-features     r, the length of φ: m, or 2 m if hyperbolic
     x [B T D]           input of the layer                     -
     Wqkv [3D D]         all queries, then all keys, all values -
-    w_f [K], W [F K]    a random direction, and all of them    ω_i, rows of the projection matrix
+    w_f [K], W [F K]    a random direction, and all of them    ω_i, and W in appendix B.2
     φ(x) [F]            features                               φ(x), with the factor 1/√m, which cancels in y
-    S [F K], z [F]      Σ_j φ(k_j) v_jᵀ, and Σ_j φ(k_j)        the columns of G^PS, for C = [V 1]
+    S [F V], z [F]      Σ_j φ(k_j) v_jᵀ, and Σ_j φ(k_j)        G^PS_i in (11): S are its first columns, z is its last
     mean, logsum        S_f / z_f and ln z_f, what is kept     -
 
 The layer:
 
     q, k, v = split(x Wqkvᵀ)                                   turned by their positions with --positions rope
-    φ_f(x) = e^(w_f · x̃ - ‖x̃‖²/2), x̃ = x / K^(1/4)             lemma 1 and section 2.2
-    y_i = Σ_j φ(q_i) · φ(k_j) v_j / Σ_j φ(q_i) · φ(k_j)        section 2.2; j ≤ i in ``performer``, all j in the encoder
+    φ_f(x) = e^(w_f · x̃ - ‖x̃‖²/2), x̃ = x / K^(1/4)             (5) with h and f_1 of lemma 1
+    y_i = Σ_j φ(q_i) · φ(k_j) v_j / Σ_j φ(q_i) · φ(k_j)        (4), all j, in the encoder; (11), j ≤ i, in ``performer``
     out = merge(y) Woᵀ
     x ← x + layer(norm(x)),   x ← x + ffn(norm(x))             the blocks of ``transformer``
 
-minitv/ops/favor/__init__.py has the operator: its three forms, its chunks and the gradients. projection.py beside it draws W.
+``Performer._run`` below has the layer. minitv/ops/favor/__init__.py has φ and y: three forms, chunks and the gradients.
+projection.py beside it draws W.
 
 Three tokens. One head with K = 2 and V = 1, where e^(q · k) is 2^(...) as on the page of ``transformer``: keys and queries are
 multiplied by √(ln 2). First what attention gives, then random features, 2, 1000 and 100,000 of them.
@@ -207,7 +240,7 @@ class Performer(Stateful):
         q, k, v = split_heads(self.qkv(x), heads=(self.heads,) * 3)  # [B H T K]
         if self.rotation is not None:
             q, k = self.rotation.queries(q, position), self.rotation.keys(k, position)
-        y, mean, logsum = favor(q, k, v, self.projection.data, None, mean, logsum, **self.kernel)  # section 2.2  [B H T K]
+        y, mean, logsum = favor(q, k, v, self.projection.data, None, mean, logsum, **self.kernel)  # (4) or (11)  [B H T K]
         return self.out(merge_heads([y])), State(mean, logsum, position + x.shape[1])  # [B T D]
 
 
@@ -225,13 +258,15 @@ DISCREPANCIES = (
     "the paper's codes and performer-pytorch subtract the largest exponent of all keys and add 1e-4 or 1e-6 to the features, "
     "and some add more to the divisor; in causal models later keys then change earlier outputs; here features have "
     "logarithms and there is no such number",
-    "directions are drawn every 1000 training steps in performer-pytorch, and at every call from a seed made of the queries "
-    "in the JAX code; here by --redraw, 1000 by default",
+    "directions are drawn every 1000 calls in training in performer-pytorch, and at every call, from a seed made of the "
+    "queries, in the paper's codes; here by --redraw, every 1000 training steps by default",
     "one W for all heads of a layer, as in performer-pytorch; the JAX code has one in each attention module too",
     "relu features: random directions of x / K^(1/4) in performer-pytorch, of x in the TensorFlow code, none in the JAX "
     "code: --relu-directions; TensorFlow's 1/√F is the same as an --relu-offset that is √F times as large",
     "the paper's models have 256 features in heads of 64 channels; here 128, because heads are half as wide: "
     "--random-features; performer-pytorch has K ln K",
+    "section 2.4 wants no more orthogonal directions than channels, and says that all experiments keep to that, which 256 "
+    "do not; here they are orthogonal in blocks, as in appendix B.2 and all codes",
     "regularised features are the paper's SMREG: rows of length √K; hyperbolic ones need two features for a direction",
     "the backward pass of the paper's code subtracts k vᵀ from the state step by step, which loses digits; here the state "
     "before each chunk is kept",
@@ -246,11 +281,11 @@ PERFORMER = Variant(
     page=Page(
         formula="y_i = Σ_{j ≤ i} φ(q_i) · φ(k_j) v_j / Σ_{j ≤ i} φ(q_i) · φ(k_j), φ_f(x) = e^(w_f · x̃ - ‖x̃‖²/2), "
                 "x̃ = x / K^(1/4), with random rows w_f; q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",
-        cost=COST + ". In chunks of M tokens, by which models train here, that and O(T M (F H + D)). Memory: O(T D), and "
-             "F (K + 1) numbers of a head for each chunk. Generating a token: O(D²) for the matrices and O(F D) for "
-             "attention, however long the text is",
+        cost=COST + ". In chunks of M tokens, by which models train here, 64 on a CPU and 32 on a GPU, that and "
+             "O(T M (F H + D)). Memory: O(T D), and F (K + 1) numbers of a head for each chunk. Generating a token: O(D²) for "
+             "the matrices and O(F D) for attention, however long the text is",
         state="F (D + H) numbers in each layer: for every feature of a head the mean of the values and the logarithm of the "
-              "weight; with F = 128 as much as a Transformer's keys and values of 64 tokens",
+              "weight, of 4 bytes in float32; with F = 128 as much as a Transformer's keys and values of about 64 tokens",
         operators=("favor", "rope"),
         golden="performer-pytorch 1.1.4: FastAttention with its ε set to 0, causal and not, softmax and relu features, with "
                "all gradients",

@@ -3,19 +3,21 @@
 A feature map turns a query or key x of K channels into F positive numbers φ(x). The weight of key j for query i is
 φ(q_i) · φ(k_j), divided by the sum over all j that query i sees:
 
-    y_i = Σ_j φ(q_i) · φ(k_j) v_j / Σ_j φ(q_i) · φ(k_j)      section 2.2; j ≤ i if ``causal``, else all j
+    y_i = Σ_j φ(q_i) · φ(k_j) v_j / Σ_j φ(q_i) · φ(k_j)      (11), j ≤ i, if ``causal``, else (4), all j
 
 With x̃ = scale · x and the rows w_f of the projection W[F K], ``features`` names the map:
 
-    "positive"   φ_f(x) = e^(w_f · x̃ - ‖x̃‖²/2)           lemma 1: for w_f from N(0, I) the mean of φ_f(x) φ_f(y) is e^(x̃ · ỹ)
-    "relu"       φ_f(x) = max(0, w_f · x̃) + offset       generalised attention
+    "positive"   φ_f(x) = e^(w_f · x̃ - ‖x̃‖²/2)           (7): for w_f from N(0, I) the mean of φ_f(x) φ_f(y) is e^(x̃ · ỹ)
+    "relu"       φ_f(x) = max(0, w_f · x̃) + offset       "generalized attention", appendix A.4
 
 The default scale K^(-1/4), for queries and for keys, makes e^(x̃ · ỹ) the softmax kernel e^(x · y / √K). Hyperbolic features
 are "positive" ones for the rows w_f and -w_f, regularised ones those for rows of length √K: projection.py draws the rows. The
-factor 1/√F of the paper cancels in y and is left out. minitv/variants/performer.py tells why the paper wants all this.
+factor 1/√F of the paper cancels in y and is left out. Numbers in brackets are equations of the paper, whose reasons are in
+minitv/variants/performer.py.
 
-State. φ(q_i) leaves the sums over j, so a head keeps two sums for each feature: Σ_j φ_f(k_j) v_j and Σ_j φ_f(k_j). They may be
-as large as e^(‖w_f‖²/2), and as small as one likes. What is kept are the mean of the values and the logarithm of the weight:
+State. φ(q_i) is a factor of every term of the sums over j, so a head needs two sums for each feature: Σ_j φ_f(k_j) v_j and
+Σ_j φ_f(k_j). A term may be as large as e^(‖w_f‖²/2), and as near to 0 as one likes. What is kept are the mean of the values
+and the logarithm of the weight:
 
     logsum_f = ln Σ_j φ_f(k_j)        mean_f = Σ_j φ_f(k_j) v_j / Σ_j φ_f(k_j)          [F] and [F V]; of nothing -∞ and 0
     y_i = Σ_f softmax_f(ln φ_f(q_i) + logsum_f) mean_f
@@ -24,7 +26,7 @@ So every feature acts like one more key, with the value mean_f. Nothing here nee
 as the published codes have it. There such an ε does harm: they also subtract the largest exponent of all keys, ε is added after
 that, and so a large last key changes earlier outputs. In this operator no later key can.
 
-In chunks. Let L be a chunk's keys, a_f the larger of logsum_f and the largest ln φ_f(k_j) of the chunk, and r_i the largest
+In chunks. Let a_f be the larger of logsum_f before the chunk and the largest ln φ_f(k_j) in it, and r_i the largest
 ln φ_f(q_i) + a_f of a query. All exponents below are at most 0:
 
     A_ij = Σ_f e^(ln φ_f(q_i) + a_f - r_i) e^(ln φ_f(k_j) - a_f) for j ≤ i, else 0           a product of two matrices
@@ -38,10 +40,14 @@ Gradients. Let g_i be the gradient of y_i, G_i = g_i / n_i with the row sum n_i,
 
     M_ij = G_i · v_j + c_i for the pairs (i, j) that are seen, else 0      the gradient of the products φ(q_i) · φ(k_j)
     dφ(q_i) = Σ_j M_ij φ(k_j)      dφ(k_j) = Σ_i M_ij φ(q_i)      dv_j = Σ_i φ(q_i) · φ(k_j) G_i
-    dx = scale (Wᵀ u - (Σ_f u_f) x̃) with u_f = φ_f dφ_f for "positive"; for queries Σ_f u_f = 0
+    dx = scale (Wᵀ u - (Σ_f u_f) x̃) with u_f = φ_f dφ_f for "positive"
+    dx = scale Wᵀ u with u_f = dφ_f where w_f · x̃ > 0, else 0, for "relu"
 
-A weight of the past and of the future is a product of features, so the same sums in chunks, from the last to the first, take
-O(T F (K + V)) time. cpu.py states them.
+For positive features of a query Σ_f u_f = 0, because y stays the same if φ(q_i) is multiplied by a number. W is a constant.
+
+No sum needs all pairs: dφ(k_j) = (Σ_i φ(q_i) G_iᵀ) v_j + Σ_i c_i φ(q_i), which is a state of the later queries, and dφ(q_i) is
+read from the state of the earlier keys in the same way. So backward goes from the last chunk to the first, in O(T F (K + V))
+time. cpu.py has its formulas.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """project: a sequence of T rows becomes M rows, each a weighted sum of them (Linformer, Wang et al. 2020, arXiv 2006.04768).
 
-    y_m = Σ_t W_mt x_t,    Y = W X                           section 4 of the paper: E K and F V, with W [M T]
+    y_m = Σ_t W_mt x_t,    Y = W X                           the products with E_i and F_i in equation (7), with W [M T]
 
 minitv/variants/linformer.py tells what this is for.
 
@@ -14,8 +14,8 @@ Gradients. Let g be the gradient of Y in one head of one sequence.
 
     dX = Wᵀ g        dW = the sum of g Xᵀ over all sequences, and over all heads that share W
 
-The form is one product of matrices, which BLAS computes, or cuBLAS on a GPU. It has no kernel of its own, because there is
-nothing to fuse: Y is far smaller than X, and attention reads it once for every query.
+The form is one product of matrices, which BLAS computes, or cuBLAS on a GPU. A kernel of its own would gain nothing: Y is far
+smaller than X, so it costs little to write Y to memory before attention reads it.
 """
 
 from __future__ import annotations
