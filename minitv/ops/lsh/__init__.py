@@ -11,8 +11,8 @@ h(c x) = h(x) for c > 0, and h(-x) = (h(x) + n/2) mod n. One hash separates some
 own.
 
 Factors. A hash costs K n/2 products for each vector. Where n grows with the length T, all hashes of a text cost O(T²). With
-``factors`` n_1, n_2, ... whose product is n, there are Σ n_i / 2 columns in place of Π n_i / 2. Every factor has its own columns
-and gives a number h_i below n_i, and the bucket is h_1 + n_1 h_2 + n_1 n_2 h_3 + ....
+``factors`` n_1, n_2, ... whose product is n, there are Σ n_i / 2 columns in place of Π n_i / 2. Every factor has columns of its
+own and gives a number h_i below n_i, and the bucket is h_1 + n_1 h_2 + n_1 n_2 h_3 + ....
 
 bucket_order sorts positions by (bucket, position), by counting: how many labels are smaller, plus how many equal ones stood
 before. That takes O(T + n) steps, where a sort by comparison takes O(T log T), and no key such as bucket · T + t is made, which
@@ -46,8 +46,8 @@ def factors_of(buckets: int) -> tuple[int, ...]:
 def lsh_buckets(x, rotations, *, factors=None):
     """The bucket of every x_t in every round r: argmax([x R_r ; -x R_r]), section 2; the first of equals.
 
-    x[B H T K], the matrices R_r[K F] of every head and of R rounds, rotations[H R K F] -> buckets[B H R T]. ``factors`` are even numbers whose halves sum to F, by
-    default the one number 2 F: DomainError otherwise.
+    x[B H T K], rotations[H R K F] with a matrix for each head and round -> buckets[B H R T]. ``factors`` are even
+    numbers whose halves sum to F, by default the one number 2 F: DomainError otherwise.
     """
     batch, heads, length, width = x.shape
     buckets = np.zeros((batch, heads, rotations.shape[1], length), np.intp)

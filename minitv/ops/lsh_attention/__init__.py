@@ -3,7 +3,8 @@
 Position i has the bucket h_r(i) in round r. Numbers in brackets name the paper's equations.
 
     k̂_j = k_j / √(|k_j|² + K ε)                    unit keys: only the direction of a key counts, as in its hash
-    C_ij = how often query i sees key j            the number of rounds r with h_r(i) = h_r(j), where j < i
+    C_ij = how often query i sees key j            the number of rounds r with h_r(i) = h_r(j), where j < i; without a causal
+                                                   mask j ≠ i
     P_ij ∝ C_ij exp(scale · q_i · k̂_j)             the softmax over what i sees; with ``correction`` C_ij counts as 1
     y_i = Σ_j P_ij v_j                             (2), (6)
 
@@ -32,7 +33,8 @@ What a round shows. The positions are sorted by (bucket, position).
 
 The queries are those of the last T of S positions, as in the operator attention: position i has the query i - (S - T).
 
-Gradients, for the merged weights P and the gradient g_i of y_i; nothing flows through buckets and orders:
+Gradients, for the merged weights P and the gradient g_i of y_i. Nothing flows through buckets and orders. Reformer gives one
+tensor as q and k, whose gradient is dq + dk:
 
     dS_ij = P_ij (g_i · v_j - g_i · y_i)      dv_j = Σ_i P_ij g_i
     dq_i = scale Σ_j dS_ij k̂_j                dk̂_j = scale Σ_i dS_ij q_i
