@@ -34,8 +34,8 @@ code have a perplexity, which is better when lower, of 3.01 at 32K tokens and 4.
 has 3.64 and 5.15. A Transformer trained on 2K tokens has 4.24 at 2K and 11.29 at 32K (Table 2).
 
 How to choose. The first segment says how many neighbours a token sees one by one; time grows with it. Segments and dilations
-grow by one factor, so that time stays proportional to T, and the longest segment holds the whole context. The default is such
-patterns with 32 as the first segment, up to the context. If there are fewer heads than the largest dilation, its pattern leaves
+should grow by one factor, so that time stays proportional to T, and the longest segment should hold the whole context. The
+default is such patterns, with 32 as the first segment. If there are fewer heads than the largest dilation, its pattern leaves
 out the tokens at the offsets that no head has. The paper's models have five patterns, from (2048, 1) to (32768, 12). They learn
 from source code, in 300 000 steps of half a million tokens each (section 4.1).
 

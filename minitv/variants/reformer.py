@@ -35,7 +35,8 @@ How to choose. A bucket holds m / 2 tokens on average, because there are n = 2 T
 times m. More rounds miss fewer keys and cost more time. With 8 rounds the paper's models are nearly as good as full attention
 (Figure 4). A model may have more rounds when it is evaluated than in training (--eval-rounds), because a round only adds keys.
 In a task of copying a text, a model that was trained with one round is right in 77.9 % of its guesses with one round, and in
-99.9 % with 8 (Table 2).
+99.9 % with 8 (Table 2). The paper's models of text see 64 000 tokens at once, and one of 12 layers reaches 1.05 bits per
+dimension on enwik8 (section 5).
 
     ours                                                       the paper's
     B T D H             batch, tokens, width, heads            b, l, d_model, n_h
