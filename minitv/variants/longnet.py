@@ -1,6 +1,7 @@
 """LongNet: attention that is dense near by and thinner the farther it looks (Ding et al. 2023, arXiv 2307.02486).
 
-The variant ``longnet`` is a language model. ``longnet-encoder`` sees both directions and guesses hidden tokens.
+The variant ``longnet`` is a language model. ``longnet-encoder`` sees both directions and guesses tokens that are hidden from it
+(the task ``masked``). Numbers in brackets name the paper's equations.
 
 The problem. In attention every token compares itself with all tokens before it, so T tokens cost T² comparisons. For a book
 that is too much. A window of the nearest tokens costs T times its size, but nothing beyond it is seen.
@@ -8,19 +9,21 @@ that is too much. A window of the nearest tokens costs T times its size, but not
 The idea. A token needs its neighbours one by one, while of a distant region a sample will do. So take several patterns, each a
 pair of numbers (w, r). A pattern cuts the text into segments of w tokens and keeps every r-th token of each segment. The tokens
 that are kept attend to each other within their segment, all others leave this pattern out. The first pattern is short and keeps
-everything, say (32, 1). The next are (64, 2), (128, 4) and so on: each looks twice as far, at half as many tokens. A text may
-have any length: its last segment is then shorter, and a segment that is longer than the text is all of it.
+everything, say (32, 1). The next are (64, 2), (128, 4) and so on (11), (12): each looks twice as far and keeps half as many
+tokens. A text may have any length: its last segment is then shorter, and a segment that is longer than the text is all of it.
 
-- Why it costs so little: of T tokens T / r are kept, and each sees at most w / r others. That makes T w / r² comparisons. With
-  w_i = 32 · 2^i and r_i = 2^i this is 32 T, 16 T, 8 T, ..., together less than 64 T, however long the text is.
-- Why no token is out of reach: a token reaches every kept token of its largest segment in one step. A token that is not kept
-  there first passes to a neighbour that is, and with each pattern the steps get twice as long. So the number of layers between
-  two tokens grows with log T. In attention it is 1, with a window of w tokens T / w.
+- Why it costs so little: of T tokens T / r are kept, and each sees at most w / r others. That makes T w / r² comparisons (16).
+  With w_i = 32 · 2^i and r_i = 2^i this is 32 T, 16 T, 8 T, ..., together less than 64 T, however long the text is (18).
+- Why no token is out of reach: a kept token reads every earlier kept token of its largest segment in one layer. A token that is
+  not kept there is first read by a neighbour that is, in a shorter pattern, which takes one layer more. With each pattern the
+  steps get twice as long, so the number of layers between two tokens grows with log T (20). In attention it is 1, with a window
+  of w tokens T / w.
 - Why heads are shifted: with r = 4 three of four tokens would never be kept. So head h starts at an offset s_h of its own: four
   heads keep four different quarters of the tokens, and the output matrix of the layer joins what they found.
 - Why the patterns are weighted by their softmax sums: a pattern with keys that fit the query has a large sum. The weights need
-  no parameters, and they turn all patterns together into one softmax. A key that several patterns show counts several times
-  there. Near keys do, so this makes them heavier.
+  no parameters, and they turn all patterns together into one softmax. In it a key counts once for every pattern that shows it.
+  Near keys are in several patterns, so they count more. In the paper these weights are better than learned constants
+  (section 2.2).
 - Why (w, 1) should be among the patterns: in it every token sees at least itself. Without it a head gives 0 at all tokens that
   no pattern keeps.
 
@@ -30,27 +33,40 @@ the longest segment: a text longer than that is read in independent parts. In th
 code have a perplexity, which is better when lower, of 3.01 at 32K tokens and 4.37 at 2K. Sparse attention (Child et al. 2019)
 has 3.64 and 5.15. A Transformer trained on 2K tokens has 4.24 at 2K and 11.29 at 32K (Table 2).
 
+How to choose. The first segment says how many neighbours a token sees one by one; time grows with it. Segments and dilations
+should grow by one factor, so that time stays proportional to T, and the longest segment should hold the whole context. The
+default is such patterns, with 32 as the first segment. If there are fewer heads than the largest dilation, its pattern leaves
+out the tokens at the offsets that no head has. The paper's models have five patterns, from (2048, 1) to (32768, 12). They learn
+from source code, in 300 000 steps of half a million tokens each (section 4.1).
+
     ours                                                       the paper's
     B T D H             batch, tokens, width, heads            -, N, d, h
     K = D / H           channels of a query, key or value      d
     w_i, r_i            segment and dilation of pattern i      w_i, r_i
-    s_h                 offset of head h                       s_j
-    y_i [T K], Z_i [T]  output of a pattern, its softmax's sum O of (r_i, w_i), and s_i in the weights α_i
+    s_h                 offset of head h                       s_j of head j
+    y_i [T K], Z_i [T]  output of a pattern, its softmax's sum O of (r_i, w_i), and s_i in (10)
+    α_i [T]             weight of a pattern                    α_i
     C [T T]             in how many patterns p sees j          -
     S [T T]             scores q_p · k_j / √K                  Q Kᵀ
 
 The layer:
 
     q, k, v = split(x Wqkvᵀ)
-    A_i(p) = {j ≤ p in the segment of p : (j mod w_i) mod r_i = s_h}     empty unless p is kept: (p mod w_i) mod r_i = s_h
-    y_i = Σ_{j ∈ A_i} exp(S_pj) v_j / Z_i,   Z_i = Σ_{j ∈ A_i} exp(S_pj)
-    y = Σ_i α_i y_i,   α_i = Z_i / Σ_n Z_n                               the paper's mixture of dilated attentions
+    A_i(p) = {j ≤ p in the segment of p : (j mod w_i) mod r_i = s_h}     (3) to (5), (13) to (15), with s_h = h mod r_i; it is
+                                                                         empty unless (p mod w_i) mod r_i = s_h: p is kept
+    y_i = Σ_{j ∈ A_i} exp(S_pj) v_j / Z_i,   Z_i = Σ_{j ∈ A_i} exp(S_pj) (6) to (8); y_i = 0 where A_i is empty
+    y = Σ_i α_i y_i,   α_i = Z_i / Σ_n Z_n                               (9), (10)
       = Σ_j C_pj exp(S_pj) v_j / Σ_j C_pj exp(S_pj)                      the same as one softmax
-    out = merge(y) Woᵀ
+    out = merge(y) Woᵀ                                                   heads side by side, then one matrix
 
-minitv/ops/dilated_attention/__init__.py has the mixture, its gradient, and the algorithm for several machines. There each
-machine has a part of the text, and gathers of the others' keys and values only those that a pattern keeps: what it receives
-does not grow with the text.
+The condition j ≤ p keeps ``longnet`` causal; ``longnet-encoder`` has all j of the segment. The mixture, its gradient and the
+algorithm for several machines, (21) to (25), are in minitv/ops/dilated_attention/__init__.py. There each machine has a part of
+the text, and gathers of the others' keys and values only those that a pattern keeps: what it receives does not grow with the
+text.
+
+Writing. The cache has the keys and values from the beginning of the longest segment on. A new token reads those that its
+patterns show, so writing gives what one pass over the text gives. A token that begins a new segment in all patterns sees itself
+alone, and all that was in the cache is dropped.
 
 Four tokens. One head with K = 2, V = 1 and s = 0. The scale is ln 2, so that exp(S) = 2^(q · k). The patterns are (2, 1), whose
 segments are tokens 0 1 and 2 3, and (4, 2), which keeps tokens 0 and 2.
@@ -242,7 +258,8 @@ class FeedForward(blocks.FeedForward):
 
 COST = ("training, for each layer and sequence: O(T D²) for the projections, which have 4 D² weights, and for the feed-forward "
         "network, which has 8 D²; O(T D Σ w_i / r_i²) for attention, which is O(T D) if segments and dilations grow by one "
-        "factor. Memory: O(T D), independent of the number of patterns, because all of them add to one output. ")
+        "factor. Memory: O(T D). On the CPU it does not grow with the number of patterns, because all of them add to one "
+        "output; on a GPU the output of each pattern is kept for the backward pass. ")
 
 LONGNET = Variant(
     name="longnet",
@@ -256,10 +273,11 @@ LONGNET = Variant(
         formula="y_p = Σ_j C_pj exp(q_p · k_j / √K) v_j / Σ_j C_pj exp(q_p · k_j / √K) in every head, where C_pj is the number "
                 "of patterns (w, r) in which token p sees token j ≤ p: same segment of w tokens, both at the head's offset "
                 "modulo r",
-        cost=COST + "Generating a token: O(D²) for the matrices and at most O(D Σ w_i / r_i) for attention, which is O(D) for "
-                    "each pattern and so O(D log T) if both grow by one factor",
+        cost=COST + "Generating a token: O(D²) for the matrices, at most O(D Σ w_i / r_i) for attention, which is O(D) for "
+                    "each pattern and so O(D log T) if both grow by one factor, and at most O(w D) to copy the cache with the "
+                    "new token behind it, w the longest segment",
         state="at most 2 w D numbers in each layer, w the longest segment: keys and values from the beginning of the current "
-              "one on; those of the one before are dropped",
+              "one on; those of the one before are dropped. With w = 256 and D = 128 these are 256 KiB in float32",
         operators=("dilated_attention", "rope"),
         golden="the dilated attention of torchscale's repository with its offsets, a whole layer with all gradients, of which "
                "the weights of the patterns are detached and not; and gathered positions in PyTorch for the paper's offsets",
@@ -271,11 +289,12 @@ LONGNET = Variant(
             "such a token counts",
             "torchscale fills up segments with zeros that are not masked, which is wrong without a causal mask if w does not "
             "divide T; here there is nothing to fill up",
-            "the dilation must divide the segment, as in all of the paper's models; the operator takes any two numbers",
-            "the paper leaves the factor 1/√K out of its formulas; its code has it",
-            "the paper's models have patterns 2048:1, 4096:2, 8192:4, 16384:6 and 32768:12, xPos (--xpos) and MAGNETO's second "
-            "norm in each half of a block (--sub-norm); they are 12 layers of width 768 with 12 heads. MAGNETO's first weights "
-            "are not offered",
+            "the dilation must divide the segment in --segments, so that two patterns of the paper's models, 16384:6 and "
+            "32768:12, are not allowed; the operator takes any two numbers",
+            "the paper leaves the factor 1/√K out of (1) and (6); its code has it",
+            "the paper's models have patterns 2048:1, 4096:2, 8192:4, 16384:6 and 32768:12, and 12 layers of width 768 with 12 "
+            "heads. The rest is the Transformer MAGNETO (Wang et al. 2022), which has a second norm in each half of a block "
+            "(--sub-norm), with positions by xPos (--xpos). MAGNETO's first weights are not offered",
             "for several machines the released code gathers keys of earlier machines only, so that the first one attends to "
             "zeros; here the result does not depend on their number",
             "a key that several patterns show counts several times, in the paper's formula as in the code",

@@ -1,9 +1,10 @@
 """dilated_attention: attention that is dense near by and thin far away (LongNet, Ding et al. 2023, arXiv 2307.02486).
 
-A pattern (w, r) cuts the sequence into segments of w positions, and keeps every r-th position of a segment. Only the positions
-that are kept ask, and only they answer. A head keeps those from its offset s_h on, so that different heads keep different ones:
+A pattern (w, r) cuts the sequence into segments of w positions, and keeps every r-th position of a segment. Positions that are
+kept are active: they alone have a query, a key and a value in this pattern. A head keeps those from its offset s_h on, so that
+different heads keep different ones. Numbers in brackets name the paper's equations.
 
-    active_h(p):  (p mod w) mod r = s_h                      ``offsets`` "modulo": s_h = h mod r, as in the paper
+    active_h(p):  (p mod w) mod r = s_h                      ``offsets`` "modulo": s_h = h mod r, as in (13) to (15)
                                                              "block": s_h = ⌊h / ⌈H / r⌉⌋, as in torchscale
     A_h(p) = {j : active_h(j), ⌊j/w⌋ = ⌊p/w⌋}                what an active position p sees, and j ≤ p if causal
 
@@ -11,7 +12,7 @@ Several patterns (w_i, r_i) are mixed. Each gives an output y_i and the sum Z_i 
 these sums:
 
     y_i = Σ_{j ∈ A_i} exp(S_pj) v_j / Z_i,   Z_i = Σ_{j ∈ A_i} exp(S_pj),   S_pj = scale · q_p · k_j
-    y = Σ_i (Z_i / Σ_n Z_n) y_i                              a pattern in which p is not active has Z_i = 0
+    y = Σ_i (Z_i / Σ_n Z_n) y_i                              (9), (10); a pattern in which p is not active has Z_i = 0
     lse = ln Σ_i Z_i                                         -∞, with y = 0, where p is active in no pattern
 
 One softmax. Put the first line into the second, and each Z_i cancels:
@@ -21,8 +22,9 @@ One softmax. Put the first line into the second, and each Z_i cancels:
 So the mixture is one softmax, in which a key counts as often as there are patterns that show it. Near keys are in several
 patterns and therefore count more. Only the form ``counted`` makes the matrix C.
 
-Cost. A pattern costs T w / r² products: T / r of all positions are active, and each sees w / r of them. If the w_i and r_i both
-grow by a factor a, the sum over the patterns is at most w_1 a / (a - 1) for each position, however long the sequence is.
+Cost. A pattern costs T w / r² products (16): T / r of all positions are active, and each sees w / r of them. If the w_i and r_i
+both grow by a factor a, the sum over the patterns is at most w_1 a / (a - 1) for each position, however long the sequence is
+(18).
 
 The kernels are those of attention, called for each pattern. On the CPU they read the active positions of a segment with a
 stride, as a short sequence without gaps, so nothing is computed for a position that is not active; and they go on with the sums
@@ -147,7 +149,7 @@ def counted(q, k, v, segments, dilations, offsets, causal, scale, start):
 
 @dilated_attention.form(tuning={"ranks": 2})
 def distributed(q, k, v, segments, dilations, offsets, causal, scale, start, ranks):
-    """The paper's algorithm for several machines (section 3): each rank has its own part of the sequence."""
+    """The paper's algorithm for several machines (section 3.1): each rank has its own part of the sequence."""
     return over_ranks(q, k, v, segments, dilations, offsets, causal, scale, start, ranks)[:2]
 
 

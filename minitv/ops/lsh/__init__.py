@@ -1,17 +1,18 @@
 """lsh_buckets and bucket_order: which vectors point the same way, and their order by it (Reformer, arXiv 2001.04451).
 
-lsh_buckets is the angular hash of Andoni et al. (2015, arXiv 1509.02897), which Reformer uses in section 2. A random matrix R
-turns a vector x, and the bucket is the axis that the turned vector is nearest to, with its sign. With n buckets R has n/2
-columns:
+lsh_buckets is the angular hash of Andoni et al. (2015, arXiv 1509.02897), which Reformer uses in section 2. In round r a random
+matrix R_r turns a vector x of K channels, and the bucket is the axis that the turned vector is nearest to, with its sign. With
+n buckets R_r is a matrix [K n/2] of independent normal numbers:
 
-    h(x) = argmax([x R ; -x R])                                   0 ... n - 1, the first of equals
+    h_r(x) = argmax([x R_r ; -x R_r])                             0 ... n - 1, the first of equals
 
 Two vectors with a small angle between them are nearest to the same axis with a high probability. Only the direction counts:
-h(c x) = h(x) for c > 0, and h(-x) = (h(x) + n/2) mod n. One R misses some neighbours, so several rounds each have their own R.
+h(c x) = h(x) for c > 0, and h(-x) = (h(x) + n/2) mod n. One hash separates some neighbours, so every round has a matrix of its
+own.
 
-Factors. A hash costs K n/2 products for each vector, which is quadratic in the length T where n grows with T. With ``factors``
-n_1, n_2, ... there are Σ n_i / 2 columns in place of Π n_i / 2. Every factor has its own columns and gives a number h_i below
-n_i, and the bucket is h_1 + n_1 h_2 + n_1 n_2 h_3 + ....
+Factors. A hash costs K n/2 products for each vector. Where n grows with the length T, all hashes of a text cost O(T²). With
+``factors`` n_1, n_2, ... whose product is n, there are Σ n_i / 2 columns in place of Π n_i / 2. Every factor has columns of its
+own and gives a number h_i below n_i, and the bucket is h_1 + n_1 h_2 + n_1 n_2 h_3 + ....
 
 bucket_order sorts positions by (bucket, position), by counting: how many labels are smaller, plus how many equal ones stood
 before. That takes O(T + n) steps, where a sort by comparison takes O(T log T), and no key such as bucket · T + t is made, which
@@ -43,10 +44,10 @@ def factors_of(buckets: int) -> tuple[int, ...]:
 
 @op("x[B H T K], rotations:const[H R K F] -> buckets:int[B H R T]", laws=[independent("B H T")])
 def lsh_buckets(x, rotations, *, factors=None):
-    """The bucket of every x_t in every round: argmax([x R ; -x R]), section 2; the first of equals.
+    """The bucket of every x_t in every round r: argmax([x R_r ; -x R_r]), section 2; the first of equals.
 
-    x[B H T K], rotations[H R K F] of R rounds -> buckets[B H R T]. ``factors`` are even numbers whose halves sum to F, by
-    default the one number 2 F: DomainError otherwise.
+    x[B H T K], rotations[H R K F] with a matrix for each head and round -> buckets[B H R T]. ``factors`` are even
+    numbers whose halves sum to F, by default the one number 2 F: DomainError otherwise.
     """
     batch, heads, length, width = x.shape
     buckets = np.zeros((batch, heads, rotations.shape[1], length), np.intp)
@@ -55,7 +56,7 @@ def lsh_buckets(x, rotations, *, factors=None):
         for n in factors or (2 * rotations.shape[3],):
             turned = [sum(x[b, h, t, c].item() * rotations[h, r, c, f].item() for c in range(width))
                       for f in range(first, first + n // 2)]
-            signed = turned + [-number for number in turned]  # [x R ; -x R]
+            signed = turned + [-number for number in turned]  # [x R_r ; -x R_r]
             buckets[b, h, r, t] += below * max(range(n), key=signed.__getitem__)
             first, below = first + n // 2, below * n
     return buckets
@@ -66,7 +67,7 @@ def rotated(x, rotations, factors):
     """All at once: [B H R T F] products, and an argmax for each factor."""
     xp = namespace(x)
     product = blas.matmul if is_cupy(x) else np.matmul
-    turned = product(x[:, :, None], rotations.astype(x.dtype))  # x R [B H R T F]
+    turned = product(x[:, :, None], rotations.astype(x.dtype))  # x R_r [B H R T F]
     buckets, first, below = xp.zeros(turned.shape[:-1], np.intp), 0, 1
     for n in factors or (2 * rotations.shape[3],):
         part = turned[..., first : first + n // 2]

@@ -1,26 +1,30 @@
 """lsh_attention: every query sees the keys that share a bucket with it (Reformer, arXiv 2001.04451, section 2 and appendix A).
 
+Position i has the bucket h_r(i) in round r. Numbers in brackets name the paper's equations.
+
     k̂_j = k_j / √(|k_j|² + K ε)                    unit keys: only the direction of a key counts, as in its hash
-    C_ij = how often key j is seen by query i      in all rounds r together: once a round where h_r(i) = h_r(j), j ≤ i
+    C_ij = how often query i sees key j            the number of rounds r with h_r(i) = h_r(j), where j < i; without a causal
+                                                   mask j ≠ i
     P_ij ∝ C_ij exp(scale · q_i · k̂_j)             the softmax over what i sees; with ``correction`` C_ij counts as 1
-    y_i = Σ_j P_ij v_j
+    y_i = Σ_j P_ij v_j                             (2), (6)
 
 Queries and keys are one and the same vector in Reformer (q = k), which always fits itself best. So a query sees its own
-position only if it sees no other, in no round: position 0, and the first of each bucket. Its output is then v_i. The paper and
-its codes subtract 10⁵ from that score, which is the same for |q| below 10⁴, where exp(-10⁵ + 2·10⁴) is 0.
+position only if it sees no other in any round, as at position 0. Its output is then v_i. The paper subtracts 10⁵ from the score
+of a position with itself (16), and so does its code. This gives the same for |q| below 10⁴, where exp(-10⁵ + 2·10⁴) is 0.
 
 Rounds. The paper computes an output o^r and a log-sum-exp Z^r in every round alone, and merges them (appendix A):
 
-    o_i = Σ_r exp(Z_i^r - Z_i) o_i^r,   Z_i = ln Σ_r exp(Z_i^r),   with ln N_ij subtracted from the scores, N_ij = C_ij
+    o_i = Σ_r exp(Z_i^r - Z_i) o_i^r               (14), with Z_i = ln Σ_r exp(Z_i^r)
+    o_i^r                                          (15), where ln N_ij is subtracted from the scores, N_ij = C_ij (16)
 
-A key that is seen in N rounds then counts N times 1/N: the merged rounds are one softmax over the union of what they see. So
-without the subtraction it counts N times. The form ``rounds`` is written like this, ``union`` as one softmax.
+A key that is seen in N rounds then counts N times 1/N: the merged rounds are one softmax over the union of what they see.
+Without the subtraction it counts N times. The form ``rounds`` is written like this, ``union`` as one softmax.
 
 What a round shows. The positions are sorted by (bucket, position).
 
-    chunk None      all positions of the same bucket, however many: the paper's definition, P_i in section 2. With ``window``
+    chunk None      all positions of the same bucket, however many: the paper's definition of P_i (4). With ``window``
                     w those alone that are fewer than w places away in the order. What a query sees depends on the past alone.
-    chunk m         the order is cut into pieces of m; a query sees its own piece and the piece before it. ``across`` says
+    chunk m         the order is cut into pieces of m; a query sees its own piece and the piece before it (5). ``across`` says
                     whether positions of other buckets in them are seen too. The piece before the first is none, the last one
                     of the same round (wrap "same"), or the last one of the round before (wrap "previous", where round 0
                     follows the last round), as in the published codes. Where the cuts fall depends on all positions, so which
@@ -29,7 +33,8 @@ What a round shows. The positions are sorted by (bucket, position).
 
 The queries are those of the last T of S positions, as in the operator attention: position i has the query i - (S - T).
 
-Gradients, for the merged weights P and the gradient g_i of y_i; nothing flows through buckets and orders:
+Gradients, for the merged weights P and the gradient g_i of y_i. Nothing flows through buckets and orders. Reformer gives one
+tensor as q and k, whose gradient is dq + dk:
 
     dS_ij = P_ij (g_i · v_j - g_i · y_i)      dv_j = Σ_i P_ij g_i
     dq_i = scale Σ_j dS_ij k̂_j                dk̂_j = scale Σ_i dS_ij q_i
