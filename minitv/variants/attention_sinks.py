@@ -353,8 +353,8 @@ def check_positions(positions: str, label: str) -> None:
 
 
 def streams(variant: Variant) -> bool:
-    """Whether a variant's attention can be streamed: it is that of the Transformer, or one of its kind."""
-    return variant.causal and issubclass(variant.mixer, (transformer.Attention, Streamed))
+    """Whether a variant's attention can be streamed: a query sees all that is before it, or the cache of this page."""
+    return variant.causal and (issubclass(variant.mixer, Streamed) or getattr(variant.mixer, "sees_all", False))
 
 
 def cache_of(model: LanguageModel, window: int | None, sinks: int | None) -> tuple[int, int]:

@@ -198,6 +198,7 @@ class Dilated(transformer.Attention):
     """
 
     without_alibi = "its patterns have no biases of distance"
+    sees_all = False
 
     def __init__(self, rng: Random, model: ModelOptions, options: EncoderOptions, layer: int = 0, dtype=np.float32):
         super().__init__(rng, model, options, layer, dtype)

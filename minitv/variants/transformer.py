@@ -146,7 +146,7 @@ def rotation_of(model: ModelOptions, heads: int) -> Rotation | None:
 
 
 class Attention(Stateful):
-    """out = merge(softmax(q kᵀ / √K) v) Woᵀ for x[B T D], causal, equation (1) and section 3.2.2; state size 2 B T D.
+    """out = merge(softmax(q kᵀ / √K) v) Woᵀ for x[B T D], causal, equation (1) and section 3.2.2; state size 2 B T G K.
 
     With ``--positions rope`` queries and keys are turned by their position, and the cache holds turned keys. The first weights
     are GPT-2's: normal with deviation init_std, and init_std / √(2 layers) for the output, because a model adds 2 · layers
@@ -157,6 +157,7 @@ class Attention(Stateful):
 
     without_rope = without_alibi = None
     causal: ClassVar[bool] = True  # whether a position sees the past alone
+    sees_all: ClassVar[bool] = True  # whether it sees every position that it may see
 
     def __init__(self, rng: Random, model: ModelOptions, options: TransformerOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads

@@ -202,6 +202,7 @@ def test_fewer_tokens_are_read_if_asked(run, text, capsys):
     ("transformer", SMALL, ["--window", "3"], "--window: this model was trained with --positions learned: "),
     ("transformer", dict(positions="sinusoidal"), ["--sinks", "1"], "--window: this model was trained with --positions sinus"),
     ("rwkv", SMALL, ["--window", "3"], "--window: rwkv has no cache of keys and values that could be cut, allowed: "),
+    ("longnet", dict(positions="rope"), ["--window", "3"], "--window: longnet has no cache of keys and values that could be "),
 ])
 def test_mistakes(command, variant, options, words, sentence, text, tmp_path, capsys):
     folder = saved(tmp_path / "run", variant, CHARACTERS, **{**SMALL, **options})

@@ -36,7 +36,7 @@ def forward(q, k, v, segments, dilations, offsets, causal, scale, start):
         top, total = highest, old + added
         share = xp.where(total == 0, 0, added / xp.where(total == 0, 1, total))  # of this pattern so far
         y = y + (new.transpose(0, 2, 1, 3) - y) * share.transpose(0, 2, 1)[..., None]
-        calls.append((skip, saved))
+        calls.append((skip, (saved[0], None, *saved[2:])))  # backward takes the mixture for the output of a pattern
     lse = xp.where(total == 0, -math.inf, top + xp.log(xp.where(total == 0, 1, total)))
     return (y.transpose(0, 2, 1, 3), lse), (calls, y, top, total, k.shape, v.shape)
 
