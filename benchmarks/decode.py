@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 from rivals import language_model, transformer
-from rounds import alternate, known, median, ratios, run, save, warn_if_busy
+from rounds import alternate, known, machine, median, ratios, run, save, warn_if_busy
 from train import SHAPES, VOCAB, experiment, writers
 
 from autograd.cpu.process import cores
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="processes per contender (default: 5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured time per process (default: 5)")
     parser.add_argument("--threads", type=int, default=cores(), help="of PyTorch; we write with one (default: all)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/decode.json")
+    parser.add_argument("--save", action="store_true", help="write decode.json for this processor")
     parser.add_argument("--worker", choices=["minitv", *RIVALS], help="measure this contender here and print one JSON line")
     arguments = parser.parse_args()
     names = known(arguments.variants or ["transformer"], writers(), parser, "VARIANT")
@@ -108,7 +108,7 @@ def main() -> None:
     report = {variant: {preset: compare(variant, preset, arguments) for preset in presets} for variant in names}
     result = {"benchmark": "decode", "threads": arguments.threads, "rounds": arguments.rounds, "variants": report}
     if arguments.save:
-        save("decode", result, "variants")
+        save("decode", result, "variants", machine())
     print(json.dumps(result))
 
 

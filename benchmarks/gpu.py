@@ -9,7 +9,8 @@
     nanogpt    the same with batch 64, which is nanoGPT's setting for a GPU, on Tiny Shakespeare: its best is 1.4697 nats
     speed      benchmarks/train.py against PyTorch eager and compiled on the same card
 
-A part that fails does not stop the next. What each found goes to benchmarks/results/gpu.json, with versions and dates.
+A part that fails does not stop the next. What each found goes to gpu.json in benchmarks/results/PROCESSOR,
+with versions and dates.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from rounds import ROOT, save
+from rounds import ROOT, machine, save
 from train import Random, batches, experiment
 
 from autograd import DeviceError
@@ -165,7 +166,7 @@ def main() -> int:
         except Exception as error:  # the other parts may still tell something
             outcome = {"passed": False, "summary": f"{type(error).__name__}: {error}"}
         result["parts"][name] = outcome
-        save("gpu", result)
+        save("gpu", result, folder=machine())
     for name, outcome in result["parts"].items():
         print(f"{name:<10} {'ok' if outcome['passed'] else 'FAILED'}  {outcome.get('summary', '')}")
     return not all(outcome["passed"] for outcome in result["parts"].values())

@@ -32,7 +32,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import rivals
-from rounds import alternate, median, ratios, run, save, warn_if_busy
+from rounds import alternate, machine, median, ratios, run, save, warn_if_busy
 
 import autograd.ops
 import minitv.ops
@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of BLAS (default: 1); with --rivals, of all (default: the usable cores)")
     parser.add_argument("--rivals", action="store_true", help="compare with PyTorch instead")
     parser.add_argument("--rounds", type=int, default=5, help="of --rivals: processes per contender (default: 5)")
-    parser.add_argument("--save", action="store_true", help="of --rivals: write benchmarks/results/ops.json")
+    parser.add_argument("--save", action="store_true", help="of --rivals: write ops.json for this processor")
     parser.add_argument("--worker", metavar="CONTENDER", help="of --rivals: measure this one in this process")
     arguments = parser.parse_args()
     against = arguments.rivals or arguments.worker
@@ -302,7 +302,7 @@ def main() -> None:
         result = {"benchmark": "ops", "threads": arguments.threads, "rounds": arguments.rounds,
                   "operators": {name: compare(name, table[name], arguments) for name in names}}
         if arguments.save:
-            save("ops", result, "operators")
+            save("ops", result, "operators", machine())
         print(json.dumps(result))
     else:
         routes(names, table, arguments)

@@ -1,13 +1,15 @@
-"""Write the tables of all README.md from benchmarks/results/*.json and from the records of the variants.
+"""Write the tables of all README.md from benchmarks/results and from the records of the variants.
 
     python benchmarks/report.py [--check]
 
-A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``; NAME is a function below. ``--check`` changes nothing
+A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``; NAME is a function below. Times have a table for each
+processor, from its folder in benchmarks/results. ``--check`` changes nothing
 and exits with 1 if a table is not what the results say.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -23,6 +25,17 @@ MARKED = re.compile(r"(?P<begin><!-- results: (?P<name>\w+) -->\n).*?(?P<end><!-
 
 def results(name: str) -> dict:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def of_machines(write: Callable[[dict], str]) -> Callable[[], str]:
+    """The tables that ``write`` makes of the results NAME.json of every processor, one after the other; NAME is its name."""
+    @functools.wraps(write)
+    def tables() -> str:
+        paths = sorted((ROOT / "benchmarks" / "results").glob(f"*/{write.__name__}.json"))
+        found = [json.loads(path.read_text(encoding="utf-8")) | {"folder": path.parent.name} for path in paths]
+        return "\n".join(map(write, found))
+
+    return tables
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -46,9 +59,9 @@ def where(result: dict) -> str:
     return f"\n{host['processor']}{width}, {result['threads']} threads, {versions}, {host['date']}: {rounds}.\n"
 
 
-def train() -> str:
+@of_machines
+def train(result: dict) -> str:
     """A training step of every variant and shape against PyTorch."""
-    result = results("train")
     rows = []
     for variant, presets in result["variants"].items():
         for preset, numbers in presets.items():
@@ -60,9 +73,9 @@ def train() -> str:
     return table(header, rows) + where(result)
 
 
-def ops() -> str:
+@of_machines
+def ops(result: dict) -> str:
     """Operators against PyTorch, and the time of ours."""
-    result = results("ops")
     rows = [[f"{name}({numbers['inputs']})", rival, f"{numbers['minitv']['training_ms']:,.1f} ms", ratio(times["training"]),
              ratio(times["forward"])]
             for name, numbers in result["operators"].items() for rival, times in numbers["ratio"].items()]
@@ -70,25 +83,41 @@ def ops() -> str:
     return table(header, rows) + where(result)
 
 
-def decode() -> str:
+@of_machines
+def decode(result: dict) -> str:
     """Writing text, one token at a time."""
-    result = results("decode")
     rows = [[f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}",
              *(ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in ("eager", "operators"))]
             for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
     return table(["writing text, batch 1", "tokens/s", "× PyTorch eager", "× through our operators"], rows) + where(result)
 
 
-def scaling() -> str:
+@of_machines
+def scaling(result: dict) -> str:
     """Time per token of short and long sequences, in training and in writing."""
-    result = results("scaling")
     short, long = (str(end(result["lengths"])) for end in (min, max))
     rows = [[variant, *(cell for part in ("training", "writing") for cell in
                         (f"{numbers[part][short]:,.1f}", f"{numbers[part][long]:,.1f}", ratio(numbers[f"{part}_ratio"])))]
             for variant, numbers in result["variants"].items()]
     header = ["µs per token", *(f"{part}, {of}" for part in ("training", "writing")
                                 for of in (f"T = {short}", f"T = {long}", "grows"))]
-    return table(header, rows) + where(result)
+    return table(header, rows) + where(result) + picture(result, "scaling", "Time per token over the length of the sequence")
+
+
+@of_machines
+def scaling_long(result: dict) -> str:
+    """Time per token of a training step over long sequences, and from which length on it is below the Transformer's."""
+    lengths = list(map(str, result["lengths"]))
+    rows = [[variant, *(f"{numbers['training'][length]:,.1f}" for length in lengths),
+             "" if variant == "transformer" else shown(numbers.get("training_crossover"))]
+            for variant, numbers in result["variants"].items()]
+    header = ["µs per token of a training step", *(f"T = {length}" for length in lengths), "below the Transformer from"]
+    return table(header, rows) + where(result) + picture(result, "scaling_long", "Time per token over long sequences")
+
+
+def picture(result: dict, name: str, about: str) -> str:
+    """The picture that a benchmark drew beside its result, for the page of benchmarks."""
+    return f"\n![{about}](results/{result['folder']}/{name}.png)\n"
 
 
 def learning() -> str:
@@ -156,9 +185,9 @@ def streaming() -> str:
     return table(header, rows) + f"{result['verdict']} " + where(result)
 
 
-def without() -> str:
+@of_machines
+def without(result: dict) -> str:
     """What each technique is worth: speed with it over speed without it, and the same of memory where that differs."""
-    result = results("without")
     presets = next(iter(result["variants"].values()))
     techniques = dict.fromkeys(name for numbers in presets.values() for name in numbers["ratio"])
 
@@ -190,7 +219,8 @@ def variants() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {writer.__name__: writer for writer in (
-    train, decode, ops, scaling, learning, mqar, mqar_without_shift, extrapolation, duplication, streaming, without, variants,
+    train, decode, ops, scaling, scaling_long, learning, mqar, mqar_without_shift, extrapolation, duplication, streaming,
+    without, variants,
 )}
 
 

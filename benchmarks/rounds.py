@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -83,13 +84,19 @@ def host() -> dict:
             "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"), **versions}
 
 
-def save(name: str, result: dict, part: str | None = None) -> dict:
-    """Write benchmarks/results/NAME.json, which benchmarks/report.py quotes in the README; what was written.
+def machine() -> Path:
+    """The folder for times, which mean something beside others of the same processor: benchmarks/results/PROCESSOR."""
+    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", host()["processor"].lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save(name: str, result: dict, part: str | None = None, folder: Path = RESULTS) -> dict:
+    """Write NAME.json, which benchmarks/report.py quotes in the README; what was written.
 
     What was measured before stays in ``result[part]`` beside what is new, if it was on the same machine with the same settings.
     """
-    RESULTS.mkdir(exist_ok=True)
-    path, result = RESULTS / f"{name}.json", {"host": host(), **result}
+    path, result = folder / f"{name}.json", {"host": host(), **result}
     if part and path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         if _settings(before, part) == _settings(result, part):

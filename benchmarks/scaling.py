@@ -8,8 +8,8 @@ so that only their division into sequences changes. Writing is measured with a s
 alternate within a process, and every variant has processes of its own. ``ratio`` is the time per token at the longest
 sequence over that at the shortest, the median over the rounds with the smallest and the largest. If the Transformer is among
 the variants, ``crossover`` is the length from which on another one is faster than it. ``--save`` writes
-benchmarks/results/scaling.json and draws scaling.png beside it (with matplotlib), where crossovers are dotted lines; with
-``--name long`` they are scaling_long.json and scaling_long.png, for other lengths.
+scaling.json in benchmarks/results/PROCESSOR and draws scaling.png beside it (with matplotlib), where crossovers are dotted
+lines; with ``--name long`` they are scaling_long.json and scaling_long.png, for other lengths.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import statistics
 import time
 
 import numpy as np
-from rounds import RESULTS, known, run, save, warn_if_busy
+from rounds import known, machine, run, save, warn_if_busy
 from train import VOCAB, Random, writers
 
 from autograd.cpu.process import blas_threads, cores
@@ -104,7 +104,7 @@ def picture(results: dict[str, dict], lengths: list[int], name: str) -> None:
         axes.minorticks_off()
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(RESULTS / f"{name}.png", facecolor="white")
+    figure.savefig(machine() / f"{name}.png", facecolor="white")
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help=f"default: {','.join(map(str, LENGTHS))}")
     parser.add_argument("--rounds", type=int, default=3, help="processes per variant (default: 3)")
     parser.add_argument("--threads", type=int, default=cores(), help="of training (default: the usable cores)")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/scaling.json and scaling.png")
+    parser.add_argument("--save", action="store_true", help="write scaling.json and scaling.png for this processor")
     parser.add_argument("--name", help="of other files for the results: scaling_NAME.json and scaling_NAME.png")
     parser.add_argument("--worker", action="store_true", help="measure in this process and print one JSON line")
     arguments = parser.parse_args()
@@ -145,7 +145,7 @@ def main() -> None:
               "variants": report}
     if arguments.save:
         name = f"scaling_{arguments.name}" if arguments.name else "scaling"
-        result = save(name, result, "variants")
+        result = save(name, result, "variants", machine())
         picture(result["variants"], lengths, name)
     print(json.dumps(result))
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import numpy as np
 from rivals import language_model
-from rounds import alternate, known, median, ratios, run, save, warn_if_busy
+from rounds import alternate, known, machine, median, ratios, run, save, warn_if_busy
 
 from autograd import DeviceError
 from autograd.cpu.process import cores, peak_mb
@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--without", action="append", default=[], metavar="TECHNIQUE",
                         help=f"compare with our own step without it: all, {', '.join(TECHNIQUES)}")
     parser.add_argument("--profile", action="store_true", help="time of each operator in our step, instead")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/train.json, or without.json")
+    parser.add_argument("--save", action="store_true", help="write train.json, or without.json, for this processor")
     parser.add_argument("--worker", choices=["minitv", *RIVALS, *TECHNIQUES], help="measure this contender in this process")
     arguments = parser.parse_args()
     names = known(arguments.variants or ["transformer"], rivalled(), parser, "VARIANT")
@@ -328,7 +328,7 @@ def main() -> None:
     result = {"benchmark": name, "device": arguments.device, "threads": arguments.threads, "rounds": arguments.rounds,
               "seconds": arguments.seconds, "variants": report}
     if arguments.save:
-        save(name, result, "variants")
+        save(name, result, "variants", machine())
     print(json.dumps(result))
 
 
