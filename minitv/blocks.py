@@ -78,6 +78,7 @@ class Block(Module):
 
     channels: ClassVar[int] = 1  # how many mixers of channels it joins
     normed: ClassVar[bool] = False  # whether its output is normalised, so that the model needs no norm before its head
+    lossy: ClassVar[str] = "normalise the sum of x and what they add to it"  # what hides x, in one without branches
 
     @property
     def branches(self) -> tuple[Branch, ...]:

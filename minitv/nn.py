@@ -23,6 +23,7 @@ from autograd import (
     gelu_tanh,
     layer_norm,
     linear,
+    relu,
     relu_squared,
     rms_norm,
     silu,
@@ -38,7 +39,8 @@ from . import room
 M = TypeVar("M", bound="Module")
 T = TypeVar("T", bound=Tensor)
 
-ACTIVATIONS: dict[str, Callable] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu_squared": relu_squared, "silu": silu}
+ACTIVATIONS: dict[str, Callable] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu, "relu_squared": relu_squared,
+                                    "silu": silu}
 
 
 class Parameter(Tensor):

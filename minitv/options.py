@@ -44,7 +44,8 @@ class ModelOptions:
     width: int = option(128, "size of the vector of one token", low=1, high=2**20)
     ffn_multiple: float = option(4.0, "hidden size of the feed-forward network, in widths", above=0, high=1024)
     activation: str = option(
-        "gelu", "activation function of the feed-forward network", choices=("gelu", "gelu_tanh", "relu_squared", "silu")
+        "gelu", "activation function of the feed-forward network",
+        choices=("gelu", "gelu_tanh", "relu", "relu_squared", "silu"),
     )
     norm: str = option("layer_norm", "normalisation", choices=("layer_norm", "rms_norm"))
     positions: str = option(

@@ -111,8 +111,8 @@ class Reversible(Stack):
     def __init__(self, rng: Random, variant: Any, model: ModelOptions, options: Any, dtype: Any = np.float32):
         super().__init__(rng, variant, model, options, dtype)
         if not all(block.branches for block in self.blocks):
-            raise UserError(f"--stack reversible: the blocks of {variant.name} normalise the sum of x and what they add to it, "
-                            "so that x cannot be computed from it; allowed: residual")
+            raise UserError(f"--stack reversible: the blocks of {variant.name} {variant.block.lossy}, so that x cannot be "
+                            "computed from what they give; allowed: residual")
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         steps = [(partial(branch, rng=rng and rng.split(layer)), branch.parameters())

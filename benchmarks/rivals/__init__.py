@@ -18,7 +18,7 @@ def load(variant: str):
 def feed_forward(torch, model, options, layer):
     """The feed-forward half of a block."""
     nn, hidden = torch.nn, max(1, round(model.ffn_multiple * model.width))
-    functions = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"), "silu": nn.SiLU()}
+    functions = {"gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh"), "relu": nn.ReLU(), "silu": nn.SiLU()}
     return nn.Sequential(nn.Linear(model.width, hidden, bias=model.bias), functions[model.activation],
                          nn.Linear(hidden, model.width, bias=model.bias), nn.Dropout(model.dropout))
 

@@ -23,7 +23,7 @@ from .. import blocks, nn
 from ..models.lm import LanguageModel
 from ..ops.gated.cpu import swish
 
-GELU, GELU_TANH, RELU_SQUARED, SILU = range(4)
+GELU, GELU_TANH, RELU, RELU_SQUARED, SILU = range(5)
 
 
 class Linear(NamedTuple):
@@ -91,6 +91,10 @@ def activate(x, activation, y, spare):
         gelu_row(x, y, spare)
     elif activation == GELU_TANH:
         gelu_tanh_row(x, y, spare)
+    elif activation == RELU:
+        zero = x.dtype.type(0)
+        for i in range(x.size):
+            y[i] = zero if x[i] < zero else x[i]
     elif activation == RELU_SQUARED:
         relu_squared_row(x, y)
     else:
