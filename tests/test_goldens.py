@@ -15,10 +15,12 @@ from autograd.verify import DTYPES, PLACES, compute, declared, differentiate, dt
 from minitv.nn import Module, Parameter, RMSNorm
 from minitv.optim import AdamW
 from minitv.options import ModelOptions
+from minitv.variants import simplified
 from minitv.variants.hyena import Hyena, HyenaOptions
 from minitv.variants.linformer import Linformer, LinformerOptions
 from minitv.variants.longnet import Bidirectional, Dilated, LongNetOptions
 from minitv.variants.retnet import EPS
+from minitv.variants.simplified import SimplifiedOptions
 from tests.autograd.operator_checks import marks
 from tests.conftest import operators
 from tests.minitv import models
@@ -462,6 +464,40 @@ def test_the_mixer_of_longnet_equals_that_of_torchscale_on_a_gpu(place):
         verify_longnet(Golden("longnet"), "xpos", np.float32, "cuda")
 
 
+# -- simplified blocks -------------------------------------------------------------------------------------------------
+SIMPLIFIED = {"sas-p": {}, "sas": dict(block="serial"), "first-without-norms": dict(normed_layers="first"),
+              "later-without-norms": dict(normed_layers="first", block="serial"), "both-directions": {},
+              "everything": dict(block="serial", value_matrices="all", output_matrices=True, qk_norm=True, skip=True)}
+
+
+def verify_simplified(golden, case, dtype, place="cpu"):
+    golden.only(case)
+    weights = {name: w.astype(dtype) for name, w in golden.below(f"{case}/param/").items()}
+    hidden, width = weights["ffn.up.weight"].shape
+    options = SimplifiedOptions(heads=golden[f"{case}/heads"].item(), **SIMPLIFIED[case])
+    model = ModelOptions(width=width, ffn_multiple=hidden / width, bias="ffn.up.bias" in weights, norm="rms_norm",
+                         activation="relu", layers=2)
+    kind = simplified.Bidirectional if case == "both-directions" else simplified.ShapedAttention
+    layer = 0 if case in ("first-without-norms", "both-directions") else 1
+    made = (part(Random(0), model, options, layer, dtype) for part in (kind, simplified.FeedForward))
+    block = simplified.Simplified(model, *made, dtype=dtype)
+    block.load(weights)
+    verify_mixer(golden, case, block, dtype, place)
+
+
+@each_way
+@pytest.mark.parametrize("case", SIMPLIFIED)
+def test_the_simplified_blocks_equal_those_with_matrices(kernel, case, dtype):
+    with use(kernel=kernel):
+        verify_simplified(Golden("simplified"), case, dtype)
+
+
+@pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
+def test_the_simplified_blocks_equal_those_with_matrices_on_a_gpu(place):
+    with PLACES[place]():
+        verify_simplified(Golden("simplified"), "everything", np.float32, "cuda")
+
+
 # -- AdamW -------------------------------------------------------------------------------------------------------------
 @each_way
 def test_five_steps_of_the_optimiser_equal_pytorch(kernel, dtype):
@@ -539,6 +575,16 @@ def test_a_longnet_that_is_off_is_noticed(entry):
     golden[entry] = golden[entry] * (1 + 1e-9)
     with use(kernel="none"), pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
         verify_longnet(golden, "detached", np.float64)
+
+
+@pytest.mark.parametrize("entry", [
+    pytest.param(key, marks=[] if key.endswith(("out", "grad", "gamma")) else pytest.mark.full)
+    for key in Golden("simplified") if key.startswith(("everything/out", "everything/grad"))])
+def test_a_simplified_block_that_is_off_is_noticed(entry):
+    golden = Golden("simplified")
+    golden[entry] = golden[entry] * (1 + 1e-9)
+    with use(kernel="none"), pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+        verify_simplified(golden, "everything", np.float64)
 
 
 @pytest.mark.parametrize("entry", ["in/gain", "grad/eps", "out/1", "cotangent/1", "note"])

@@ -1,0 +1,389 @@
+"""Simplified blocks: a Transformer without skip connections, values, output matrices (He and Hofmann 2023, arXiv 2311.01906).
+
+The variant ``simplified`` is a language model. ``simplified-bert`` sees both directions, as BERT. Numbers in brackets name
+the paper's equations. minitv/variants/transformer.py tells what queries, keys, values and heads are for.
+
+The problem. A Transformer block has two networks, attention and a feed-forward network. Each reads a norm of x and adds its
+output to x. This works, but nobody knows which of the parts are needed. If one leaves out the additions, a deep model does not
+learn at all. Attention is a mean of tokens, and after many means all tokens are the same vector: the rank collapses (section
+4.1). The additions hide this, because x itself always passes beside the mean.
+
+The idea. The skip connection moves into the attention matrix. At the start this matrix is exactly the identity, so each token
+reads itself alone, and no rank collapses. Then several parts are not needed any more. The paper removes one after the other and
+trains as well as before: the skip connection of attention (section 4.1), the matrices of values and outputs (4.2), the order of
+the two networks, which now read the same input (4.3), and the norms (4.4). What remains is half as many matrices in attention,
+and a block without any addition of x:
+
+    y = attention(z) + 0.1 ffn(z),   z = norm(x)
+
+- Why α I + β A - γ C: with α = β = γ = 1 it is the identity plus what attention has learned, A - C. C is what A is at the
+  start, because the queries start at 0, so all scores are equal. Without C the start would be I + C, a mean again.
+- Why the queries start at 0 and the keys do not: with q = 0 each score is 0. With keys of 0 too, the gradient of the queries
+  would be 0 as well, and the layer would never learn. In the first step the keys have no gradient, the queries have one.
+- Why α, β and γ are trained, for each head by itself: heads that look around need less of the identity. At the start the
+  gradient of γ is minus that of β, because A and C are equal.
+- Why no values and no outputs: in the paper the model learns better if a step changes these two matrices by little. The extreme
+  is to keep them at the identity, and then there is nothing to multiply. Head h takes the channels h K .. (h + 1) K - 1 of z
+  for its values, and writes its mean to the same channels. The feed-forward network mixes channels.
+- Why the first layer keeps a matrix of values: it reads embeddings, and the paper trains slightly better with it. It begins as
+  the identity: W = α_V I + β_V W' with W' = 0, equation (6) with W_init = I.
+- Why 0.1 before the feed-forward network: nothing else keeps the signal of a deep model without skip connections from changing
+  in every layer. 18 layers take 0.1, and L layers 0.1 √(18 / L) here, as the paper says that 1/√L is the right order.
+- Why a serial block has a skip connection at all: with --block serial the feed-forward network reads what attention gives, and
+  adds to it. This is the paper's SAS, the parallel block is SAS-P. At the start both compute the same.
+- Why it can do without norms: a norm makes the learning rate of what stands before it smaller when a network grows. The paper
+  finds training without norms stable but slower (--normed-layers first).
+
+What it costs. Attention has 2 D² weights instead of 4 D², so a block with a feed-forward network of width 4 D has 10 D² instead
+of 12 D², 16.7 % less, and as much less work. The presets give the saved weights to the feed-forward network, so that models of
+equal size are compared; --ffn-multiple 4 is the paper's model. Attention itself is as long as before, and generating keeps the
+same cache. What is lost: a head cannot choose which channels it passes on.
+
+In the paper 18 layers of width 768 learn as much in each step as the usual block, with and without the serial order, and less
+without norms: a loss of 1.155 as usual and about 1.245 without norms after 40 000 steps (README of the paper's code). BERT
+models reach 78.9 of GLUE as usual, 78.4 with SAS and 78.3 with SAS-P, with 101 instead of 120 million weights and 1.09 and 1.16
+times the speed.
+
+    ours                                                       the paper's
+    B T D H             batch, tokens, width, heads            -, T, d, H
+    K = D / H           channels of a query, key or value      d_k
+    x, z, y [B T D]     input of a block, its norm, its output X_in, Norm(X_in), X_out
+    W [outputs inputs]  a matrix of weights, used as x Wᵀ      W [inputs outputs], used as X W
+    Wqk [2D D]          all queries, then all keys             W^Q, W^K
+    A [T T]             weights of attention, a row a query    A(X)
+    C [T T]             the same where all scores are 0        C
+    α, β, γ [H]         gains of the identity, of A and C      α, β, γ
+    gain, in attention  a gain of all heads                    β_SA
+    gain, in the ffn    the same of the feed-forward network   β_FF
+    skip                gain of what the ffn adds to           α_FF
+
+The block:
+
+    q, k = split(z Wqkᵀ + b),   v = z                          in the first layer v = α_V z + β_V z W'ᵀ, (6)
+    h = gain · merge((α I + β A - γ C) v in each head)         A = softmax(q kᵀ / √K), as in (2); no output matrix
+    f(z) = gain · max(0, z W₁ᵀ) W₂ᵀ
+    y = h + f(z)                                               SAS-P: (1) with α_SA = α_FF = 0, both networks reading z
+    y = skip · h + f(norm(h))                                  SAS: (1) with α_SA = 0
+
+minitv/ops/shaped/__init__.py has α v + β A v - γ C v and its gradients: C v is a running mean, so no [T T] matrix is stored. A
+v is the operator attention as in the Transformer. The state for generating is its cache, and the mean of all values so far.
+
+Three tokens. One head with one channel, and the gains 1. At the start all scores are equal: A v is C v, and the output is v.
+
+    >>> import numpy as np
+    >>> from minitv.ops import attention, shaped
+    >>> v, one = np.array([[[4.], [8], [2]]]), np.ones(1)  # [B T D], [H]
+    >>> def outputs(q, k):
+    ...     a, _ = attention(q[None, None], k[None, None], v[None], scale=np.log(2))
+    ...     y, mean = shaped(a.reshape(1, 3, 1), v, one, one, one)
+    ...     print(a.numpy().ravel().round(3), y.numpy().ravel().round(3), mean.numpy().ravel().round(3))
+    >>> k = np.array([[1., 0], [0, 1], [1, 1]])
+    >>> outputs(np.zeros((3, 2)), k)
+    [4.    6.    4.667] [4. 8. 2.] [4.667]
+
+4, 6 and 4.667 are the means of 4, of 4 and 8, and of all. With other queries the weights of token 2 become 1/9, 4/9 and 4/9,
+and a_2 = 4.889. Only the difference to the mean is added to v_2: 2 + 4.889 - 4.667 = 2.222.
+
+    >>> outputs(np.array([[1., 0], [1, 1], [0, 2]]), k)
+    [4.    6.    4.889] [4.    8.    2.222] [4.667]
+
+The same by the matrix:
+
+    >>> A = np.array([[1, 0, 0], [1/2, 1/2, 0], [1/9, 4/9, 4/9]])
+    >>> C = np.array([[1, 0, 0], [1/2, 1/2, 0], [1/3, 1/3, 1/3]])
+    >>> print(((np.eye(3) + A - C) @ v[0]).ravel().round(3))
+    [4.    8.    2.222]
+
+The third token after the first two, with their mean 6 and nothing else of them:
+
+    >>> y, mean = shaped(np.array([[[44 / 9]]]), v[:, 2:], one, one, one, np.array([[6.]]), past=2)
+    >>> print(y.numpy().ravel().round(3), mean.numpy().ravel().round(3))
+    [2.222] [4.667]
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from autograd import Tensor, concat, linear, rms_norm
+from autograd.random import Random
+
+from .. import blocks
+from ..config import check, option
+from ..errors import UserError
+from ..models.encoder import Encoder
+from ..nn import ACTIVATIONS, NORMS, Dropout, LayerNorm, Linear, Module, Parameter, Stateful, full, made
+from ..ops import attention, merge_heads, shaped, split_heads
+from ..options import ModelOptions
+from ..shift import Shifted
+from ..variant import Page, Variant
+from .transformer import rotation_of
+
+
+@dataclass(frozen=True)
+class SimplifiedOptions:
+    """simplified"""
+
+    heads: int = option(4, "attention heads; they divide the width", low=1)
+    block: str = option(
+        "parallel", "SAS-P, where both networks read x, or SAS, where the feed-forward network reads what attention gives and "
+        "adds to it", choices=("parallel", "serial"),
+    )
+    normed_layers: str = option(
+        "every", "layers that normalise what they read: every layer, or the first one alone", choices=("every", "first")
+    )
+    value_matrices: str = option(
+        "first", "layers with a matrix of values, which starts as the identity: the first, all of them, or none",
+        choices=("first", "all", "none"),
+    )
+    output_matrices: bool = option(False, "a matrix after the heads in every layer, which starts as the identity")
+    matrix_gain: float = option(1.0, "first gain of what these matrices learn; the paper's Figure 4 has 0.2", above=0)
+    skip: bool = option(False, "attention adds to x, as in usual blocks")
+    qk_norm: bool = option(False, "an RMS norm of each query and key, as in the authors' later work (arXiv 2405.19279)")
+    ffn_gain: float | None = option(
+        None, "first gain of the feed-forward network; none = 0.1 √(18 / layers), as 0.1 in the paper's 18 layers", above=0
+    )
+
+    __post_init__ = check
+
+
+class State(NamedTuple):
+    """The cache: keys and values of all past tokens, each [B H S K], and the mean of the values [B D]."""
+
+    keys: Tensor
+    values: Tensor
+    mean: Tensor
+
+
+class Blend(Module):
+    """y = α x + β x Wᵀ for x[B T D], equation (6) with the identity as W_init; W starts at 0, α at 1 and β at ``gain``."""
+
+    def __init__(self, width: int, gain: float, dtype):
+        self.weight = full((width, width), 0, dtype)
+        self.alpha, self.beta = full((1,), 1, dtype), full((1,), gain, dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.alpha * x + self.beta * linear(x, self.weight)  # (6)
+
+    def readings(self) -> dict[str, float]:
+        return {name: vars(self)[name].item() for name in ("alpha", "beta")}
+
+
+class ShapedAttention(Stateful):
+    """gain · merge((α I + β A - γ C) v) for x[B T D], causal, section 4.1; state size B (2 t D + D).
+
+    The values are x itself, where the options have no matrix of values. The first queries are 0, keys are from N(0, init_std²),
+    all gains are 1 and biases 0, so that the first output is exactly the values. Dropout drops weights of A alone, because the
+    identity is the only way that leads past this layer. UserError if the heads do not divide the width, or if rope gets a head
+    with an odd number of channels.
+    """
+
+    without_rope = None
+    without_alibi = "a block starts as the identity only where all scores are equal"
+    causal: ClassVar[bool] = True  # whether a position sees the past alone
+
+    def __init__(self, rng: Random, model: ModelOptions, options: SimplifiedOptions, layer: int = 0, dtype=np.float32):
+        width, self.heads = model.width, options.heads
+        size = model.head_dim(self.heads)
+        self.options, self.layer, self.dropout = options, layer, model.dropout
+        self.rotation = rotation_of(model, self.heads)
+        self.qk = made(Parameter, (2 * width, width), dtype, lambda: np.concatenate(
+            [np.zeros((width, width)), rng.split(0).normal((width, width), np.float64) * model.init_std]))
+        self.qk_bias = full((2 * width,), 0, dtype) if model.bias else None
+        self.q_norm, self.k_norm = (full((size,), 1, dtype) if options.qk_norm else None for _ in range(2))
+        self.alpha, self.beta, self.gamma = (full((self.heads,), 1, dtype) for _ in range(3))
+        self.gain = full((1,), 1, dtype)  # β_SA
+        blended = {"first": layer == 0, "all": True, "none": False}[options.value_matrices]
+        self.values = Blend(width, options.matrix_gain, dtype) if blended else None
+        self.out = Blend(width, options.matrix_gain, dtype) if options.output_matrices else None
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        q, k, v = self._heads(x, 0)
+        dropping = dict(dropout=self.dropout, seed=rng.split(0).seed) if rng is not None and self.dropout else {}
+        (heads,) = split_heads(v, heads=(self.heads,))
+        return self._shape(attention(q, k, heads, causal=self.causal, **dropping)[0], v)[0]
+
+    def init_state(self, batch: int) -> State:
+        width = self.qk.shape[1]
+        empty = self.constant(0.0, batch, self.heads, 0, width // self.heads)
+        return State(empty, empty, self.constant(0.0, batch, width))
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        past = state.keys.shape[2]
+        q, k, v = self._heads(x, past)
+        (heads,) = split_heads(v, heads=(self.heads,))
+        keys, values = concat([state.keys, k], axis=2), concat([state.values, heads], axis=2)  # [B H S K]
+        y, mean = self._shape(attention(q, keys, values)[0], v, state.mean, past)
+        return y, State(keys, values, mean)
+
+    def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q and k [B H T K] of positions from ``start`` on, and v [B T D]."""
+        q, k = split_heads(linear(x, self.qk, self.qk_bias), heads=(self.heads, self.heads))
+        if self.q_norm is not None:
+            q, k = rms_norm(q, self.q_norm), rms_norm(k, self.k_norm)
+        if self.rotation is not None:
+            q, k = self.rotation.queries(q, start), self.rotation.keys(k, start)
+        return q, k, x if self.values is None else self.values(x)  # (6)
+
+    def _shape(self, a: Tensor, v: Tensor, mean: Tensor | None = None, past: int = 0) -> tuple[Tensor, Tensor]:
+        """The output [B T D] of attention's a[B H T K] and the values, and the mean of all values."""
+        gains = (gain * self.gain for gain in (self.alpha, self.beta, self.gamma))  # [H]
+        y, mean = shaped(merge_heads([a]), v, *gains, mean, past=past, causal=self.causal)  # section 4.1
+        return y if self.out is None else self.out(y), mean
+
+    def readings(self) -> dict[str, float]:
+        """The gains; of those of the heads, the mean."""
+        return {name: float(vars(self)[name].numpy().mean()) for name in ("alpha", "beta", "gamma", "gain")}
+
+
+class Bidirectional(ShapedAttention):
+    """The same without a mask: every output depends on all tokens, so there is no state and nothing to continue."""
+
+    causal = False
+
+
+class FeedForward(blocks.FeedForward):
+    """gain · f(x W₁ᵀ + b) W₂ᵀ + b for x[B T D]; the first W₁ and W₂ are from N(0, init_std²)."""
+
+    def __init__(self, rng: Random, model: ModelOptions, options: SimplifiedOptions, layer: int = 0, dtype=np.float32):
+        width, hidden = model.width, max(1, round(model.ffn_multiple * model.width))
+        kwargs = dict(std=model.init_std, bias=model.bias, dtype=dtype)
+        self.up, self.down = Linear(rng.split(0), width, hidden, **kwargs), Linear(rng.split(1), hidden, width, **kwargs)
+        self.gain = full((1,), options.ffn_gain or 0.1 * math.sqrt(18 / model.layers), dtype)  # β_FF
+        self.activation, self.dropout = ACTIVATIONS[model.activation], Dropout(model.dropout)
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        return self.gain * super().__call__(x, rng)
+
+    def readings(self) -> dict[str, float]:
+        return {"gain": self.gain.item()}
+
+
+class Simplified(blocks.Block):
+    """SAS-P: y = attention(z) + ffn(z) with z = norm(x), section 4.3. SAS: h = attention(norm(x)); y = skip · h + ffn(norm(h)).
+
+    Attention and the feed-forward network have their gains inside. The options of the mixer say which block it is. Without
+    norms, the first layer has a LayerNorm all the same, which makes the size of the embeddings harmless.
+    """
+
+    lossy = "do not add to x"
+
+    def __init__(self, model: ModelOptions, mixer: Stateful, ffn: Stateful, *, dtype=np.float32):
+        inner = mixer.mixer if isinstance(mixer, Shifted) else mixer
+        options = inner.options
+        if inner is not mixer and not options.skip:
+            raise UserError("--token-shift: half of the channels would come one position later in every layer, because these "
+                            "blocks do not add to x; allowed: --skip beside it")
+        kwargs, first, every = dict(bias=model.bias, dtype=dtype), inner.layer == 0, options.normed_layers == "every"
+        norm = NORMS[model.norm] if every else LayerNorm
+        self.norm1 = norm(model.width, **kwargs) if first or every else None
+        self.mixer = mixer
+        self.serial, self.adds = options.block == "serial", options.skip
+        self.norm2 = norm(model.width, **kwargs) if self.serial and every else None
+        self.ffn = ffn
+        self.skip = full((1,), 1, dtype) if self.serial else None  # α_FF
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        z = self._norm(self.norm1, x)
+        h = self.mixer(z, rng and rng.split(0))
+        return self._join(x, z, h, lambda z: self.ffn(z, rng and rng.split(1)))
+
+    def init_state(self, batch: int) -> tuple[Any, ...]:
+        return self.mixer.init_state(batch), self.ffn.init_state(batch)
+
+    def prefill(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
+        z = self._norm(self.norm1, x)
+        h, mixed = self.mixer.prefill(z, state[0])
+        return self._join(x, z, h, self.ffn), (mixed, None)
+
+    def _join(self, x: Tensor, z: Tensor, h: Tensor, ffn) -> Tensor:
+        if self.adds:
+            h = x + h
+        return self.skip * h + ffn(self._norm(self.norm2, h)) if self.serial else h + ffn(z)
+
+    @staticmethod
+    def _norm(norm: Module | None, x: Tensor) -> Tensor:
+        return x if norm is None else norm(x)
+
+    def readings(self) -> dict[str, float]:
+        return {} if self.skip is None else {"skip": self.skip.item()}
+
+
+# The feed-forward network takes what attention leaves of 4 D², 2 D² but for the value matrix of the first of L layers.
+WIDER = {preset: dict(ffn_multiple=5 - 1 / (2 * layers)) for preset, layers in (("tiny", 2), ("nanogpt-cpu", 4), ("small", 6))}
+PAPER = dict(norm="rms_norm", activation="relu")
+
+SHAPE = "y = gain (α v + β A v - γ C v) in every head, with A = softmax(q kᵀ / √K), C = A at q = 0 and v = norm(x); q, k = "
+TRAINING = ("training, for each layer and sequence: O(T D²) for the matrices, of which attention has 2 D² weights and the "
+            "feed-forward network 8 D², in the presets 10 D²; O(T² D) for attention, O(T D) for the running mean. Memory: "
+            "O(T D), because no kernel stores a T × T matrix. ")
+GOLDEN = ("the blocks of the paper's code, written again in PyTorch with its matrices I and C: SAS, SAS-P, without norms, with "
+          "all matrices, in both directions; outputs and all gradients")
+DISCREPANCIES = (
+    "the code stores I and C as matrices of the longest sequence and adds them to A; here C v is a running mean, which is the "
+    "same function, and costs T D numbers instead of T²",
+    "the code's cached generation takes the first rows of I where it needs the last ones; here the state carries a mean, and "
+    "reading in parts equals reading at once",
+    "the code's dropout acts on the whole matrix, and so on the identity, which is the only way past attention; here it acts "
+    "on A alone",
+    "the code has biases in queries and keys and in no other matrix; here --bias switches all of them on",
+    "the code divides by √mean(x²) + eps, here the divisor is √(mean(x²) + eps); the model's last norm is a LayerNorm in the "
+    "code, and the one that --norm names here",
+    "the paper trains with a learning rate that falls in a line, and finds this better than a cosine; here it is the cosine of "
+    "all variants",
+    "weights start from N(0, 0.02²) in the code at width 768; here from N(0, init_std²), which is 0.02 at that width",
+)
+REVIEW = ("it says 15 % faster with 15 % less weights, which is right for the first version of the paper; the newer one says "
+          "16 % faster, for SAS-P, with SAS 9 %, and a block alone has 16.7 % less weights")
+
+SIMPLIFIED = Variant(
+    name="simplified",
+    summary="Blocks without skip connections, values and output matrices, whose attention starts as the identity",
+    paper="He and Hofmann 2023, arXiv 2311.01906",
+    mixer=ShapedAttention,
+    options=SimplifiedOptions,
+    channel=FeedForward,
+    block=Simplified,
+    overrides=PAPER,
+    presets=WIDER,
+    page=Page(
+        formula=SHAPE + "split(v Wᵀ); SAS-P: x ← y + gain ffn(norm(x)); SAS: x ← skip y + gain ffn(norm(y))",
+        cost=TRAINING + "Generating token t: O(D²) for the matrices, O(t D) for attention and O(D) for the mean",
+        state="(2 t + 1) D numbers in each layer: keys and values of all t tokens so far, and the mean of the values",
+        operators=("shaped", "attention"),
+        golden=GOLDEN,
+        discrepancies=DISCREPANCIES,
+        review=REVIEW,
+    ),
+)
+
+SIMPLIFIED_BERT = Variant(
+    name="simplified-bert",
+    summary="The simplified blocks in both directions, as in the paper's BERT",
+    paper="He and Hofmann 2023, arXiv 2311.01906",
+    mixer=Bidirectional,
+    options=SimplifiedOptions,
+    channel=FeedForward,
+    block=Simplified,
+    model=Encoder,
+    overrides=PAPER,
+    presets=WIDER,
+    page=Page(
+        formula=SHAPE + "split(v Wᵀ), over all positions, where C is 1/T everywhere",
+        cost=TRAINING + "It does not generate",
+        state="none: it sees a whole sequence at once",
+        operators=("shaped", "attention"),
+        golden=GOLDEN,
+        discrepancies=(
+            *DISCREPANCIES,
+            "the paper's BERT starts with a gain of 0.05 before the feed-forward network: --ffn-gain 0.05",
+            "with padded sequences C must leave out what attention leaves out, or the block does not start as the identity; "
+            "the tasks here have sequences of one length",
+        ),
+        review=REVIEW,
+    ),
+)
