@@ -1,8 +1,9 @@
 """The same models in PyTorch, as a good PyTorch user would write them: what the benchmarks compare with.
 
 A variant's module here has ``mixer(torch, model, options, layer)``, an ``nn.Module`` from [B T D] to [B T D] with as many
-parameters as ours, and perhaps ``feed_forward`` with the same arguments in place of the one below; ``OPERATORS`` and
-``inputs`` are the variant's operator alone, for benchmarks/ops.py.
+parameters as ours, and perhaps ``feed_forward`` with the same arguments in place of the one below, or a whole ``block`` and
+``norm(torch, model)``, the norm before the logits; ``OPERATORS`` and ``inputs`` are the variant's operator alone, for
+benchmarks/ops.py.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ def language_model(torch, variant: str, model, options, vocab: int):
             self.embed = nn.Embedding(vocab, model.width)
             self.positions = nn.Parameter(torch.zeros(model.context, model.width)) if parts.POSITIONS else None
             self.drop = nn.Dropout(model.dropout)
-            self.blocks = nn.ModuleList(Block(layer) for layer in range(model.layers))
-            self.norm = nn.LayerNorm(model.width, bias=model.bias)
+            block = getattr(parts, "block", lambda torch, model, options, layer: Block(layer))
+            self.blocks = nn.ModuleList(block(torch, model, options, layer) for layer in range(model.layers))
+            norm = getattr(parts, "norm", lambda torch, model: nn.LayerNorm(model.width, bias=model.bias))
+            self.norm = norm(torch, model)
             self.head = nn.Linear(model.width, vocab, bias=False)
             if model.tied:
                 self.head.weight = self.embed.weight
