@@ -26,7 +26,7 @@ from .options import (
     StreamOptions,
     TrainOptions,
 )
-from .picture import plot
+from .picture import plot, plot_readings
 from .report import columns, count, reflow, tell, wrap
 from .signals import Stop
 
@@ -533,14 +533,18 @@ def _plot(argv: list[str]) -> int:
         "minitv plot",
         usage="minitv plot DIR [DIR ...] [--out FILE]",
         description="Draw the curves of a run from DIR/log.jsonl, beside its baselines: the training data, smoothed,\n"
-        "and the held-out data with its best step. Of several runs, the held-out curves share a picture.",
+        "and the held-out data with its best step. Of several runs, the held-out curves share a picture.\n"
+        "Numbers that the layers of one run told of themselves, as gains, are drawn in DIR/readings.png.",
         epilog="examples:\n  minitv plot runs/transformer\n  minitv plot runs/rwkv runs/retnet --out both.svg",
     )
     parser.add_argument("directories", metavar="DIR", nargs="+", help="the folders of runs")
     text = "picture to write: .png, .svg or .pdf (default: curve.png in the folder; of several runs, curves.png here)"
     parser.add_argument("--out", metavar="FILE", help=text)
     arguments = parser.parse(argv)
-    print(plot(arguments["directories"], arguments.get("out")))
+    directories, out = arguments["directories"], arguments.get("out")
+    print(plot(directories, out))
+    if len(directories) == 1 and out is None and (path := plot_readings(directories[0])):
+        print(path)
     return 0
 
 

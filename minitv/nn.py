@@ -165,6 +165,15 @@ class Module:
             if type(module).redraw is not Module.redraw:
                 module.redraw(step, rng.split(step, i))
 
+    def readings(self) -> dict[str, float]:
+        """Numbers of this module alone, by name, that a run writes down at every evaluation and draws; none by default."""
+        return {}
+
+    def all_readings(self) -> dict[str, float]:
+        """Those of the module and of all inside it, by dotted names."""
+        return {f"{place}.{name}": value for place, module in self._walk() if isinstance(module, Module)
+                for name, value in module.readings().items()}
+
     def add_statistics(self, *sums) -> None:
         """Called once after a training step in which the module called ``gather``, with the totals of the whole step."""
         raise NotImplementedError(f"{type(self).__name__} gathers statistics and does not say what becomes of them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import warnings
@@ -15,7 +16,7 @@ from .errors import RunError, UserError, plain
 from .log import LOG, read_log
 from .report import count, duration
 
-CURVE, CURVES = "curve.png", "curves.png"
+CURVE, CURVES, READINGS = "curve.png", "curves.png", "readings.png"
 BASELINE, INK = "#767676", "#333333"
 BITS = "bits per character"
 
@@ -149,6 +150,32 @@ def plot(directories: Sequence[str | Path], path: str | Path | None = None) -> P
                 about=about(runs), note=note, rising=run.rising)
 
 
+def plot_readings(directory: str | Path) -> Path | None:
+    """Draw what the modules of a run's model told of themselves over its steps, DIR/readings.png; None if they told nothing.
+
+    A number that several layers have is a line for each layer, and a thicker one for their mean.
+    """
+    header, records = read_log(directory)
+    kinds: dict[str, list[list[tuple[int, float]]]] = {}
+    for name in header.get("readings") or ():
+        kind = ".".join(part for part in name.split(".") if part != "blocks" and not part.isdigit())
+        if points := _series(records, name, 1.0):
+            kinds.setdefault(kind, []).append(points)
+    lines = []
+    for i, (kind, layers) in enumerate(kinds.items()):
+        style = Look(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)], MARKERS[i % len(MARKERS)])
+        lines += [Line(points, "", style, 0.8, 0.35) for points in layers if len(layers) > 1]
+        values: dict[int, list[float]] = {}
+        for step, value in itertools.chain(*layers):
+            values.setdefault(step, []).append(value)
+        mean = [(step, math.fsum(column) / len(column)) for step, column in sorted(values.items())]
+        lines.append(Line(mean, kind, style, marker="full"))
+    if not lines:
+        return None
+    return draw(Path(directory) / READINGS, lines, {}, "numbers of the model's layers", rising=None,
+                title=header.get("variant") or "", note="thin: each layer  ·  thick: the mean of all layers")
+
+
 def _overlay(path: Path, directories: Sequence[str | Path], runs: list[Curves]) -> Path:
     """Several runs in one picture: the held-out curve of each, or its smoothed training where it was never evaluated."""
     names = [run.variant for run in runs]
@@ -185,10 +212,11 @@ def about(runs: Sequence[Curves]) -> str:
 
 
 def draw(path: Path, lines: Sequence[Line], baselines: Mapping[str, float], metric: str, *, title: str, about: str = "",
-         note: str = "", rising: bool = False, axis: str | None = None, mark: tuple[int, str] | None = None) -> Path:
+         note: str = "", rising: bool | None = False, axis: str | None = None, mark: tuple[int, str] | None = None) -> Path:
     """A picture of lines, each with its last value at its end and a ring at its best step, beside baselines by name.
 
-    With ``axis``, its name, the steps are something else that begins at 1 and doubles. ``mark`` is a step with a text.
+    ``rising`` says whether higher values are better, None that neither are. With ``axis``, its name, the steps are something
+    else that begins at 1 and doubles. ``mark`` is a step with a text.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -264,7 +292,8 @@ def draw(path: Path, lines: Sequence[Line], baselines: Mapping[str, float], metr
         )
 
     axes.set_xlabel((axis or "optimizer step") + (f"\n{note}" if note else ""), color=INK, fontsize=8.5)
-    axes.set_ylabel(f"{metric} ({'higher' if rising else 'lower'} is better)", color=INK, parse_math=False)
+    verdict = "" if rising is None else f" ({'higher' if rising else 'lower'} is better)"
+    axes.set_ylabel(metric + verdict, color=INK, parse_math=False)
     axes.set_title(plain(title, 90) + (f"\n{about}" if about else ""), loc="left", fontsize=10, color=INK, parse_math=False)
     axes.tick_params(colors=INK, labelsize=9)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.6, zorder=0)

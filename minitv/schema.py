@@ -83,6 +83,7 @@ class Header:
     metric: Metric | None = None
     baselines: dict[str, float] | None = None
     corpus: dict[str, Any] | None = None
+    readings: list[str] | None = None  # the keys of what the modules of the model tell of themselves
     started: str | None = None
 
 

@@ -27,7 +27,7 @@ from .config import did_you_mean
 from .errors import RunError, UserError, quoted
 from .files import PICTURE, TABLE
 from .log import DAMAGED, LOG
-from .picture import CURVE
+from .picture import CURVE, READINGS
 
 Block = TypeVar("Block", str, bytes)
 
@@ -181,7 +181,7 @@ class Reader:
             with self._reading(f" {folder}"):
                 written = _written_beside(folder, runs, folders, files)
             if folder == root and _is_run(root):
-                written |= {LOG, DAMAGED, CURVE}
+                written |= {LOG, DAMAGED, CURVE, READINGS}
                 links += checkpoint.NAMES
             folders[:] = [name for name in folders if name not in runs and name not in links]
             leave("file that minitv wrote", "files that minitv wrote",

@@ -24,7 +24,7 @@ from .lock import LOCK, held
 from .log import DAMAGED, LOG, Log
 from .optim import cosine
 from .options import TrainOptions
-from .picture import CURVE, plot
+from .picture import CURVE, READINGS, plot, plot_readings
 from .report import Progress, count, duration, tell
 from .signals import Stop
 from .task import Task
@@ -136,7 +136,7 @@ def _check_free(directory: Path, overwrite: bool) -> None:
 
 def _remove_run(directory: Path) -> None:
     """Remove what another run left in its folder."""
-    for name in (LOG, DAMAGED, CURVE):
+    for name in (LOG, DAMAGED, CURVE, READINGS):
         (directory / name).unlink(missing_ok=True)
     for name in checkpoint.NAMES:
         checkpoint.remove(directory, name)
@@ -250,13 +250,13 @@ class _Session:
         return loss
 
     def _evaluate(self, held_out, step: int) -> dict[str, float]:
-        """The held-out loss in nats an answer, and the task's metric."""
+        """The held-out loss in nats an answer, the task's metric, and what the modules of the model tell of themselves."""
         sums = self.trainer.evaluate(held_out)
         loss = float(sums[0] / sums[1])
         if not math.isfinite(loss):  # before these weights replace the last good checkpoint
             raise self._nonfinite(self.trainer.find_nonfinite(held_out, step) or "the held-out loss", step)
         self.answers = int(sums[1])
-        return {"val_loss": loss, f"val_{self.task.key}": self.task.value(sums)}
+        return {"val_loss": loss, f"val_{self.task.key}": self.task.value(sums), **self.trainer.model.all_readings()}
 
     def _training_value(self, loss: float) -> dict[str, float]:
         value = self.task.training_value(loss)
@@ -320,6 +320,7 @@ class _Session:
             "metric": {"name": task.metric, "key": task.key, "rising": task.rising},
             "baselines": task.baselines,
             "parameters": self.trainer.parameters,
+            **({"readings": readings} if (readings := list(self.trainer.model.all_readings())) else {}),
             **task.header(),
             "threads": self.trainer.workers,
             "device": self.run.device,
@@ -376,5 +377,7 @@ class _Session:
                        "the end); those weights are the checkpoint 'best': --checkpoint best")
         try:
             tell(f"curve: {plot([self.directory])}")
+            if path := plot_readings(self.directory):
+                tell(f"readings: {path}")
         except UserError as error:
             tell(f"no picture of the curve: {error}")

@@ -84,6 +84,26 @@ def test_plot_leaves_no_global_figure(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
+# -- readings ----------------------------------------------------------------------------------------------------------
+
+def test_readings_of_layers_are_drawn_beside_their_mean(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(picture, "draw", lambda path, lines, *rest, **kwargs: drawn.update(lines=lines, **kwargs) or path)
+    names = ["blocks.0.mixer.alpha", "blocks.1.mixer.alpha", "norm.gain"]
+    records = [{"step": step, "val_loss": 2.0, names[0]: 1.0, names[1]: 1.0 + step, names[2]: 0.5} for step in (0, 4)]
+    found = picture.plot_readings(curve(tmp_path, records, readings=names, variant="simplified"))
+    assert found == tmp_path / "readings.png" and drawn["rising"] is None
+    assert [(line.name, line.points) for line in drawn["lines"]] == [
+        ("", [(0, 1.0), (4, 1.0)]), ("", [(0, 1.0), (4, 5.0)]), ("mixer.alpha", [(0, 1.0), (4, 3.0)]),
+        ("norm.gain", [(0, 0.5), (4, 0.5)])]
+
+
+def test_without_readings_nothing_is_drawn(tmp_path):
+    assert picture.plot_readings(curve(tmp_path, [{"step": 1, "loss": 2.0}])) is None
+    assert picture.plot_readings(curve(tmp_path, [{"step": 1, "loss": 2.0}], readings=["blocks.0.mixer.alpha"])) is None
+    assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
+
+
 # -- looks -------------------------------------------------------------------------------------------------------------
 
 def test_every_variant_has_a_look_of_its_own():

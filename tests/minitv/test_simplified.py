@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import minitv
 from autograd import Tensor, assert_close, no_grad, sum
 from autograd.random import Random
 from minitv.errors import UserError
+from minitv.log import read_log
 from minitv.optim import AdamW
 from minitv.options import ModelOptions
 from minitv.variants.simplified import Bidirectional, ShapedAttention, SimplifiedOptions
@@ -151,6 +153,29 @@ def test_attention_of_both_directions_sees_all():
         x = Tensor(np.random.default_rng(0).normal(size=(1, 6, 16)), requires_grad=True)
         sum(mixer(x)[:, 2]).backward()
         assert (np.abs(x.grad.numpy()[0, 3:]).max() > 0) == sees
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+def test_a_run_writes_down_its_gains_resumes_and_writes(tmp_path):
+    """At every evaluation; bit for bit what it would have been without a stop."""
+    data = tmp_path / "text.txt"
+    data.write_text("abcdefgh " * 400)
+    options = dict(data=str(data), context=8, layers=2, width=16, batch=4, threads=1, eval_every=2, lr=1e-2, warmup=1,
+                   sample_tokens=0)
+    whole = minitv.train("simplified", steps=4, out=str(tmp_path / "whole"), **options)
+    part = str(tmp_path / "part")
+    minitv.train("simplified", steps=4, out=part, on_step=lambda record: record["step"] < 2, **options)
+    again = minitv.train(resume=part)
+    assert whole.write("ab", tokens=20, seed=1) == again.write("ab", tokens=20, seed=1)
+    (header, records), (_, others) = (read_log(str(tmp_path / name)) for name in ("whole", "part"))
+    evaluated = [record for record in records if "val_loss" in record]
+    assert [record["step"] for record in evaluated] == [0, 2, 4]
+    gains = {name: p.numpy().mean() for name, p in whole.model.named_parameters() if p.ndim == 1 and "norm" not in name}
+    assert set(header["readings"]) == set(gains) and len(gains) == 2 * 5 + 2
+    for name, value in gains.items():
+        assert evaluated[-1][name] == others[-1][name] == pytest.approx(value, rel=1e-6)
+        assert evaluated[-1][name] != evaluated[0][name]
+    assert (tmp_path / "whole" / "readings.png").exists() == (tmp_path / "whole" / "curve.png").exists()
 
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
