@@ -1,6 +1,6 @@
 """Elementwise operators: one table row each. Inputs broadcast like NumPy's; the engine undoes it in the gradient.
 
-Decided where mathematics leaves a choice: |x| and relu have gradient 0 at 0; clip passes the gradient at its bounds;
+Decided where mathematics leaves a choice: |x| has gradient 0 at 0; clip passes the gradient at its bounds;
 maximum and minimum share it evenly on ties and propagate NaN; sqrt, log and division follow the limits (an infinite
 slope is infinite). x ** 0 is 1 for every x, also 0, infinity and NaN, so its slope by x is 0. The slope of x ** y by y is
 its limit, -inf for 0 ** y with y < 0, 0 with y > 0, except that both slopes of 0 ** 0 are 0; it is NaN for a negative x.
@@ -106,10 +106,6 @@ def _constant(like: Tensor, array) -> Tensor:
     return Tensor.wrap(namespace(like.data).asarray(array, dtype=like.dtype))
 
 
-def _relu(x):
-    return namespace(x).maximum(x, x.dtype.type(0))
-
-
 def _sigmoid(x):
     return special(x).expit(x)
 
@@ -208,8 +204,6 @@ silu = unary("silu", "x sigmoid(x), 0 at -∞", lambda x: 0.0 if x == -math.inf 
 softplus = unary("softplus", "ln(1 + e^x); -softplus(-x) is the stable ln(sigmoid(x))",
                  lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))), _softplus, lambda g, x: g * sigmoid(x),
                  analytic=False)
-relu = unary("relu", "max(x, 0)", lambda x: x if x > 0 or x != x else 0.0, _relu,
-             lambda g, x: where(x.data > 0, g, 0.0), kinks=(0.0,), analytic=False)
 absolute = unary("absolute", "|x|", abs, lambda x: namespace(x).abs(x),
                  lambda g, x: g * _constant(x, namespace(x.data).sign(x.data)), kinks=(0.0,), analytic=False,
                  method="__abs__")

@@ -20,7 +20,7 @@ def cumulative(torch, a, v, alpha, beta, gamma):
     return alpha * v + beta * a - gamma * (v.cumsum(1) / counts)
 
 
-OPERATORS = {"shaped": {"cumulative sums": cumulative}}
+OPERATORS = {"shaping": {"cumulative sums": cumulative}}
 
 
 def norm(torch, model):

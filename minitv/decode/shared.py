@@ -16,6 +16,7 @@ import numpy as np
 from autograd.cpu.compile import cpu_kernel, inner
 from autograd.ops.gelu.cpu import gelu_row, gelu_tanh_row
 from autograd.ops.layer_norm.cpu import layer_norm_rows
+from autograd.ops.relu.cpu import relu_row
 from autograd.ops.relu_squared.cpu import relu_squared_row
 from autograd.ops.rms_norm.cpu import rms_norm_rows
 
@@ -92,9 +93,7 @@ def activate(x, activation, y, spare):
     elif activation == GELU_TANH:
         gelu_tanh_row(x, y, spare)
     elif activation == RELU:
-        zero = x.dtype.type(0)
-        for i in range(x.size):
-            y[i] = zero if x[i] < zero else x[i]
+        relu_row(x, y)
     elif activation == RELU_SQUARED:
         relu_squared_row(x, y)
     else:

@@ -1,48 +1,61 @@
 """Simplified blocks: a Transformer without skip connections, values, output matrices (He and Hofmann 2023, arXiv 2311.01906).
 
-The variant ``simplified`` is a language model. ``simplified-bert`` sees both directions, as BERT. Numbers in brackets name
-the paper's equations. minitv/variants/transformer.py tells what queries, keys, values and heads are for.
+The variant ``simplified`` is a language model. ``simplified-bert`` sees both directions, as BERT. Numbers in brackets name the
+paper's equations. minitv/variants/transformer.py tells what queries, keys, values and heads are for.
 
-The problem. A Transformer block has two networks, attention and a feed-forward network. Each reads a norm of x and adds its
-output to x. This works, but nobody knows which of the parts are needed. If one leaves out the additions, a deep model does not
-learn at all. Attention is a mean of tokens, and after many means all tokens are the same vector: the rank collapses (section
-4.1). The additions hide this, because x itself always passes beside the mean.
+The problem. A Transformer block has two networks, attention and a feed-forward network. Each of them reads a norm of x and adds
+its output to x. Which of these parts are needed was not known, and they cannot just be left out. Without the addition of x, the
+skip connection, attention gives each token a mean of tokens. After many layers of means all tokens are the same vector. This is
+called rank collapse, and such a model hardly learns (section 4.1). The skip connection hides it, because x itself always passes
+beside the mean.
 
-The idea. The skip connection moves into the attention matrix. At the start this matrix is exactly the identity, so each token
-reads itself alone, and no rank collapses. Then several parts are not needed any more. The paper removes one after the other and
-trains as well as before: the skip connection of attention (section 4.1), the matrices of values and outputs (4.2), the order of
-the two networks, which now read the same input (4.3), and the norms (4.4). What remains is half as many matrices in attention,
-and a block without any addition of x:
+The idea. The skip connection moves into the matrix of attention. At the start this matrix is the identity: each token reads
+itself alone, and no rank collapses. Then further parts can go. The paper removes one after the other, and looks each time
+whether the model still learns as fast: the skip connection of attention (section 4.1), the matrices of values and outputs
+(4.2), the order of the two networks, which then read the same input (4.3), and the norms (4.4). What remains is a block with
+half the matrices of attention, and without any addition of x:
 
-    y = attention(z) + 0.1 ffn(z),   z = norm(x)
+    z = norm(x),   y = attention(z) + 0.1 ffn(z)
 
-- Why α I + β A - γ C: with α = β = γ = 1 it is the identity plus what attention has learned, A - C. C is what A is at the
-  start, because the queries start at 0, so all scores are equal. Without C the start would be I + C, a mean again.
-- Why the queries start at 0 and the keys do not: with q = 0 each score is 0. With keys of 0 too, the gradient of the queries
-  would be 0 as well, and the layer would never learn. In the first step the keys have no gradient, the queries have one.
-- Why α, β and γ are trained, for each head by itself: heads that look around need less of the identity. At the start the
-  gradient of γ is minus that of β, because A and C are equal.
-- Why no values and no outputs: in the paper the model learns better if a step changes these two matrices by little. The extreme
-  is to keep them at the identity, and then there is nothing to multiply. Head h takes the channels h K .. (h + 1) K - 1 of z
-  for its values, and writes its mean to the same channels. The feed-forward network mixes channels.
-- Why the first layer keeps a matrix of values: it reads embeddings, and the paper trains slightly better with it. It begins as
-  the identity: W = α_V I + β_V W' with W' = 0, equation (6) with W_init = I.
-- Why 0.1 before the feed-forward network: nothing else keeps the signal of a deep model without skip connections from changing
-  in every layer. 18 layers take 0.1, and L layers 0.1 √(18 / L) here, as the paper says that 1/√L is the right order.
-- Why a serial block has a skip connection at all: with --block serial the feed-forward network reads what attention gives, and
-  adds to it. This is the paper's SAS, the parallel block is SAS-P. At the start both compute the same.
-- Why it can do without norms: a norm makes the learning rate of what stands before it smaller when a network grows. The paper
-  finds training without norms stable but slower (--normed-layers first).
+- Why α I + β A - γ C: I is the identity and A are the weights of attention. C is what A is at the start, because the queries
+  start at 0, so that all scores are equal. With α = β = γ = 1 the sum is I + (A - C): the identity, and what attention has
+  learned since. Without C the start would be I + C, which mixes in a mean of all tokens.
+- Why the queries start at 0 and the keys do not: a score is the product of both. With queries of 0 all scores are 0. In the
+  first step the gradient of the keys is 0, but that of the queries is not. If both were 0, both gradients would be 0 for ever.
+- Why α, β and γ are trained, in each head by itself: a head that looks around needs less of the identity than one that does
+  not. At the start the gradient of γ is minus that of β, because A and C are equal.
+- Why no values and no outputs: the paper trains both matrices as α_V I + β_V W', where W' starts at 0 (6). It learns faster
+  when β_V is small, so that the matrices stay near the identity. When the gains are trained too, β_V / α_V goes to 0 in almost
+  all layers (section 4.2). So the paper keeps the identity, and there is nothing left to multiply by. Head h then takes the
+  channels h K to (h + 1) K - 1 of z for its values, and writes its mean to the same channels. The feed-forward network mixes
+  the channels.
+- Why the first layer has a matrix of values all the same: the paper's code trains one there, α_V I + β_V W' with α_V = β_V = 1.
+  --value-matrices none leaves it out, and all has one in every layer.
+- Why 0.1 before the feed-forward network: no skip connection passes x along, so every layer changes it. The sum of the changes
+  of L layers stays of one size if each has a gain of the order 1/√L. The paper takes 0.1 for 18 layers, so here the gain starts
+  at 0.1 √(18 / L), and is trained.
+- Why a serial block has a skip connection left: --block serial is the paper's SAS. Its feed-forward network reads what
+  attention gives, and adds to that. The parallel block is SAS-P, the simpler and faster one. Both are the same function at the
+  start.
+- Why norms can go: in a usual block x grows from layer to layer, and a norm keeps what a network reads at one size. So its
+  output becomes small beside x. Here the gains make it small, and norms are not needed for that (section 4.4). Without norms
+  (--normed-layers first) training is stable in the paper, but slower. The first layer has one even then, because it reads
+  embeddings.
+- Why dropout acts on A alone: the identity is the only way that leads past attention. For the same reason three shared options
+  do not fit here. --token-shift would delay half of the channels in every layer. --stack reversible needs an addition of x.
+  With --positions alibi the scores would not be equal at the start.
 
-What it costs. Attention has 2 D² weights instead of 4 D², so a block with a feed-forward network of width 4 D has 10 D² instead
-of 12 D², 16.7 % less, and as much less work. The presets give the saved weights to the feed-forward network, so that models of
-equal size are compared; --ffn-multiple 4 is the paper's model. Attention itself is as long as before, and generating keeps the
-same cache. What is lost: a head cannot choose which channels it passes on.
+What it costs. Attention has 2 D² weights instead of 4 D². A block with a feed-forward network of width 4 D has 10 D² instead of
+12 D², which is 16.7 % less, and so is the work for its matrices. The work for A stays as it is. The presets give the saved
+weights to the feed-forward network, so that models of equal size are compared; --ffn-multiple 4 is the paper's block. What is
+lost: a head cannot choose what it hands over, and no vector passes through the model unchanged.
 
-In the paper 18 layers of width 768 learn as much in each step as the usual block, with and without the serial order, and less
-without norms: a loss of 1.155 as usual and about 1.245 without norms after 40 000 steps (README of the paper's code). BERT
-models reach 78.9 of GLUE as usual, 78.4 with SAS and 78.3 with SAS-P, with 101 instead of 120 million weights and 1.09 and 1.16
-times the speed.
+What the paper reports. 18 layers of width 768 learn as much in each step with SAS and SAS-P as with the usual block, and less
+without norms: the README of the code has a loss of 1.155 for the usual block and 1.245 without norms after 40 000 steps. Of
+BERT models the GLUE score is 78.9 with the usual block, 78.4 with SAS and 78.3 with SAS-P. These two have 101 million weights
+instead of 120 million, and train 1.09 and 1.16 times as fast.
+
+A run writes the gains down at every evaluation, and draws them in readings.png beside its curve.
 
     ours                                                       the paper's
     B T D H             batch, tokens, width, heads            -, T, d, H
@@ -53,29 +66,32 @@ times the speed.
     A [T T]             weights of attention, a row a query    A(X)
     C [T T]             the same where all scores are 0        C
     α, β, γ [H]         gains of the identity, of A and C      α, β, γ
-    gain, in attention  a gain of all heads                    β_SA
-    gain, in the ffn    the same of the feed-forward network   β_FF
-    skip                gain of what the ffn adds to           α_FF
+    α_V, β_V            gains of a matrix of values            α_V, β_V
+    gain of attention   of all heads, 1 at the start           β_SA
+    gain of the ffn     of the feed-forward network            β_FF
+    skip                of what the ffn adds to in SAS         α_FF
 
 The block:
 
     q, k = split(z Wqkᵀ + b),   v = z                          in the first layer v = α_V z + β_V z W'ᵀ, (6)
-    h = gain · merge((α I + β A - γ C) v in each head)         A = softmax(q kᵀ / √K), as in (2); no output matrix
-    f(z) = gain · max(0, z W₁ᵀ) W₂ᵀ
-    y = h + f(z)                                               SAS-P: (1) with α_SA = α_FF = 0, both networks reading z
-    y = skip · h + f(norm(h))                                  SAS: (1) with α_SA = 0
+    A = softmax(q kᵀ / √K) in each head                        (2), over j ≤ i alone in ``simplified``
+    h = gain · merge((α I + β A - γ C) v)                      section 4.1: heads side by side, and no matrix after them
+    f(z) = gain · max(0, z W₁ᵀ) W₂ᵀ                            hidden width 4 D; the model's --bias adds biases
+    y = h + f(z)                                               SAS-P, section 4.3: (1) without skip connections
+    y = skip · h + f(norm(h))                                  SAS, section 4.2: (1) with α_SA = 0
 
-minitv/ops/shaped/__init__.py has α v + β A v - γ C v and its gradients: C v is a running mean, so no [T T] matrix is stored. A
+minitv/ops/shaping/__init__.py has α v + β A v - γ C v and its gradients: C v is a running mean, so no [T T] matrix is stored. A
 v is the operator attention as in the Transformer. The state for generating is its cache, and the mean of all values so far.
 
-Three tokens. One head with one channel, and the gains 1. At the start all scores are equal: A v is C v, and the output is v.
+Three tokens. One head with values of one channel, and gains of 1. At the start all scores are equal, so A v is C v, and the
+output is v. Printed are a = A v, the output and the mean of all values.
 
     >>> import numpy as np
-    >>> from minitv.ops import attention, shaped
+    >>> from minitv.ops import attention, shaping
     >>> v, one = np.array([[[4.], [8], [2]]]), np.ones(1)  # [B T D], [H]
     >>> def outputs(q, k):
     ...     a, _ = attention(q[None, None], k[None, None], v[None], scale=np.log(2))
-    ...     y, mean = shaped(a.reshape(1, 3, 1), v, one, one, one)
+    ...     y, mean = shaping(a.reshape(1, 3, 1), v, one, one, one)
     ...     print(a.numpy().ravel().round(3), y.numpy().ravel().round(3), mean.numpy().ravel().round(3))
     >>> k = np.array([[1., 0], [0, 1], [1, 1]])
     >>> outputs(np.zeros((3, 2)), k)
@@ -94,9 +110,9 @@ The same by the matrix:
     >>> print(((np.eye(3) + A - C) @ v[0]).ravel().round(3))
     [4.    8.    2.222]
 
-The third token after the first two, with their mean 6 and nothing else of them:
+In generating, the third token follows two whose mean is 6. The cache of keys and values gives a_2, and the mean the rest:
 
-    >>> y, mean = shaped(np.array([[[44 / 9]]]), v[:, 2:], one, one, one, np.array([[6.]]), past=2)
+    >>> y, mean = shaping(np.array([[[44 / 9]]]), v[:, 2:], one, one, one, np.array([[6.]]), past=2)
     >>> print(y.numpy().ravel().round(3), mean.numpy().ravel().round(3))
     [2.222] [4.667]
 """
@@ -117,7 +133,7 @@ from ..config import check, option
 from ..errors import UserError
 from ..models.encoder import Encoder
 from ..nn import ACTIVATIONS, NORMS, Dropout, LayerNorm, Linear, Module, Parameter, Stateful, full, made
-from ..ops import attention, merge_heads, shaped, split_heads
+from ..ops import attention, merge_heads, shaping, split_heads
 from ..options import ModelOptions
 from ..shift import Shifted
 from ..variant import Page, Variant
@@ -222,7 +238,7 @@ class ShapedAttention(Stateful):
 
     def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """q and k [B H T K] of positions from ``start`` on, and v [B T D]."""
-        q, k = split_heads(linear(x, self.qk, self.qk_bias), heads=(self.heads, self.heads))
+        q, k = split_heads(linear(x, self.qk, self.qk_bias), heads=(self.heads, self.heads))  # (2)
         if self.q_norm is not None:
             q, k = rms_norm(q, self.q_norm), rms_norm(k, self.k_norm)
         if self.rotation is not None:
@@ -232,7 +248,7 @@ class ShapedAttention(Stateful):
     def _shape(self, a: Tensor, v: Tensor, mean: Tensor | None = None, past: int = 0) -> tuple[Tensor, Tensor]:
         """The output [B T D] of attention's a[B H T K] and the values, and the mean of all values."""
         gains = (gain * self.gain for gain in (self.alpha, self.beta, self.gamma))  # [H]
-        y, mean = shaped(merge_heads([a]), v, *gains, mean, past=past, causal=self.causal)  # section 4.1
+        y, mean = shaping(merge_heads([a]), v, *gains, mean, past=past, causal=self.causal)  # section 4.1
         return y if self.out is None else self.out(y), mean
 
     def readings(self) -> dict[str, float]:
@@ -303,7 +319,7 @@ class Simplified(blocks.Block):
     def _join(self, x: Tensor, z: Tensor, h: Tensor, ffn) -> Tensor:
         if self.adds:
             h = x + h
-        return self.skip * h + ffn(self._norm(self.norm2, h)) if self.serial else h + ffn(z)
+        return self.skip * h + ffn(self._norm(self.norm2, h)) if self.serial else h + ffn(z)  # (1)
 
     @staticmethod
     def _norm(norm: Module | None, x: Tensor) -> Tensor:
@@ -354,7 +370,7 @@ SIMPLIFIED = Variant(
         formula=SHAPE + "split(v Wᵀ); SAS-P: x ← y + gain ffn(norm(x)); SAS: x ← skip y + gain ffn(norm(y))",
         cost=TRAINING + "Generating token t: O(D²) for the matrices, O(t D) for attention and O(D) for the mean",
         state="(2 t + 1) D numbers in each layer: keys and values of all t tokens so far, and the mean of the values",
-        operators=("shaped", "attention"),
+        operators=("shaping", "attention"),
         golden=GOLDEN,
         discrepancies=DISCREPANCIES,
         review=REVIEW,
@@ -376,7 +392,7 @@ SIMPLIFIED_BERT = Variant(
         formula=SHAPE + "split(v Wᵀ), over all positions, where C is 1/T everywhere",
         cost=TRAINING + "It does not generate",
         state="none: it sees a whole sequence at once",
-        operators=("shaped", "attention"),
+        operators=("shaping", "attention"),
         golden=GOLDEN,
         discrepancies=(
             *DISCREPANCIES,

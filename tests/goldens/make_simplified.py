@@ -1,4 +1,4 @@
-"""Makes shaped.npz and simplified.npz: shaped attention and simplified blocks in PyTorch, in float64 on the CPU.
+"""Makes shaping.npz and simplified.npz: shaped attention and simplified blocks in PyTorch, in float64 on the CPU.
 
     pip install what make_goldens.py needs
     python tests/goldens/make_simplified.py
@@ -7,7 +7,7 @@ There is no package of the paper's code, so the blocks are written here once mor
 code (github.com/bobby-he/simplified_transformers): the matrices I and C are stored as such, and α I + β A - γ C is one matrix
 that multiplies the values. PyTorch differentiates.
 
-The entries of shaped.npz are those of ops.npz. simplified.npz holds whole blocks, CASE/...:
+The entries of shaping.npz are those of ops.npz. simplified.npz holds whole blocks, CASE/...:
 
     in, out, cotangent, grad    the input [B T D], the output, and their gradients
     param/NAME, grad/NAME       parameters, under the names of our block
@@ -47,7 +47,7 @@ def combined(weights, v, alpha, beta, gamma, causal):
     return merged(matrix @ heads_of(v, len(alpha)))
 
 
-def shaped() -> dict[str, np.ndarray]:
+def shaping() -> dict[str, np.ndarray]:
     """The operator gets A v; a mean of the past is the first row of a longer sequence, as often as it stands for values."""
     calls = Calls(31)
     normal = calls.normal
@@ -63,9 +63,9 @@ def shaped() -> dict[str, np.ndarray]:
         gains = {name: normal(heads) for name in ("alpha", "beta", "gamma")}
         return {"a": normal(*shape), "v": normal(*shape), **gains, **more}
 
-    calls.add("shaped.causal", call, inputs(3, 2))
-    calls.add("shaped.carried", lambda **x: call(**x, past=4), inputs(2, 3, mean=normal(2, 6)), past=4)
-    calls.add("shaped.both", lambda **x: call(**x, causal=False), inputs(2, 2), causal=False)
+    calls.add("shaping.causal", call, inputs(3, 2))
+    calls.add("shaping.carried", lambda **x: call(**x, past=4), inputs(2, 3, mean=normal(2, 6)), past=4)
+    calls.add("shaping.both", lambda **x: call(**x, causal=False), inputs(2, 2), causal=False)
     return calls.arrays
 
 
@@ -160,4 +160,4 @@ def blocks() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    write(shaped=shaped, simplified=blocks)
+    write(shaping=shaping, simplified=blocks)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ...laws import non_finite
 from ...op import op
-from ..elementwise import relu, scalar_loop
+from ..elementwise import scalar_loop
+from ..relu import relu
 
 
 @op("x[...] -> y[...]", laws=[non_finite()])

@@ -1,4 +1,4 @@
-"""shaped: attention beside the identity and less its own start (shaped attention: Noci et al. 2023, arXiv 2306.17759).
+"""shaping: attention beside the identity and less its own start (shaped attention: Noci et al. 2023, arXiv 2306.17759).
 
 He and Hofmann 2023, arXiv 2311.01906, section 4.1, replace the weights A of attention in each head by
 
@@ -43,7 +43,7 @@ from ..heads import merge_heads, split_heads
 
 @op("a[B T D], v[B T D], alpha[H], beta[H], gamma[H], mean?[B D] -> y[B T D], mean[B D]",
     laws=[causal("a v", causal=True), independent("B"), linear_in("a"), linear_in("v")])
-def shaped(a, v, alpha, beta, gamma, mean=None, *, past=0, causal=True):
+def shaping(a, v, alpha, beta, gamma, mean=None, *, past=0, causal=True):
     """y_t = α v_t + β a_t - γ m_t, with the mean m_t of the values up to token t; and the mean of all values.
 
     a[B T D] are the outputs of attention for the values v[B T D], their heads side by side; alpha[H], beta[H] and gamma[H] have
@@ -64,7 +64,7 @@ def shaped(a, v, alpha, beta, gamma, mean=None, *, past=0, causal=True):
     return y, last
 
 
-@shaped.form
+@shaping.form
 def composed(a, v, alpha, beta, gamma, mean, past, causal):
     """The means of all tokens at once, as running sums divided by how many they are of."""
     xp, (batch, length, width), heads = namespace(v.data), v.shape, alpha.shape[0]
@@ -77,20 +77,20 @@ def composed(a, v, alpha, beta, gamma, mean, past, causal):
     return alpha * v + beta * a - gamma * m, reshape(whole * (1 / max(past + length, 1)), (batch, width))
 
 
-shaped.kernel("cpu")
-shaped.kernel("cuda")
+shaping.kernel("cpu")
+shaping.kernel("cuda")
 
 
-@shaped.validate
+@shaping.validate
 def _(v, alpha, past):
     heads = alpha.shape[0]
     if heads < 1 or v.shape[2] % heads:
-        raise ShapeError(f"shaped: the H = {heads} heads of alpha do not divide the D = {v.shape[2]} channels of v")
+        raise ShapeError(f"shaping: the H = {heads} heads of alpha do not divide the D = {v.shape[2]} channels of v")
     if type(past) is not int or past < 0:
-        raise DomainError(f"shaped: past is {past!r}, allowed: an integer of at least 0")
+        raise DomainError(f"shaping: past is {past!r}, allowed: an integer of at least 0")
 
 
-@shaped.inputs
+@shaping.inputs
 def _(draw):
     batch, length, heads = draw.size(0, 2), draw.size(0, 6), draw.size(1, 3)
     width = heads * draw.size(0, 3)
@@ -109,20 +109,20 @@ def _uniform(case):
     return merge_heads.definition([y]).astype(case.v.dtype)
 
 
-@law(shaped, "where all scores are equal and β = γ, it is α v")
+@law(shaping, "where all scores are equal and β = γ, it is α v")
 def _(case, draw):
     """The weights are the identity then, and every block begins like this."""
     y = case(a=_uniform(case), gamma=case.beta, past=0, mean=None).y
     assert_close(y, np.repeat(case.alpha, case.v.shape[2] // len(case.alpha)) * case.v, "it is not α v", terms=64)
 
 
-@law(shaped, "m is what attention gives where all scores are equal")
+@law(shaping, "m is what attention gives where all scores are equal")
 def _(case, draw):
     y = case(alpha=0.0, beta=0.0, gamma=-1.0, past=0, mean=None).y
     assert_close(y, _uniform(case), "m is another mean", terms=64)
 
 
-@law(shaped, "a sequence in two parts, with the mean of the first, is the sequence")
+@law(shaping, "a sequence in two parts, with the mean of the first, is the sequence")
 def _(case, draw):
     length = case.v.shape[1]
     cut = draw.integer(0, length)
@@ -134,7 +134,7 @@ def _(case, draw):
         assert_close(np.concatenate([y, other], axis=1), case().y, f"y depends on the cut at {cut}", terms=64)
 
 
-@law(shaped, "a number of a head is that of its channels alone")
+@law(shaping, "a number of a head is that of its channels alone")
 def _(case, draw):
     h, size = draw.integer(0, len(case.alpha) - 1), case.v.shape[2] // len(case.alpha)
     alone = {name: case[name][..., h * size : (h + 1) * size] for name in ("a", "v", "mean") if case[name] is not None}

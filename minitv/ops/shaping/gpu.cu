@@ -1,8 +1,8 @@
-// shaped: a thread a channel of a sequence, which goes from token to token; neighbouring threads read neighbouring channels.
+// shaping: a thread a channel of a sequence, which goes from token to token; neighbouring threads read neighbouring channels.
 #include "kernel.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)
-mtv_shaped_forward(const float* __restrict__ a, const float* __restrict__ v, const float* __restrict__ alpha,
+mtv_shaping_forward(const float* __restrict__ a, const float* __restrict__ v, const float* __restrict__ alpha,
                    const float* __restrict__ beta, const float* __restrict__ gamma, const float* __restrict__ first,
                    float* __restrict__ y, float* __restrict__ last, long long n, int T, int D, int size, int past, int causal)
 {
@@ -24,7 +24,7 @@ mtv_shaped_forward(const float* __restrict__ a, const float* __restrict__ v, con
 
 // sums[3, B, D]: of the gradients of the gains. g_mean is the gradient of the last mean, gmean that of the first.
 extern "C" __global__ void __launch_bounds__(128)
-mtv_shaped_backward(const float* __restrict__ a, const float* __restrict__ v, const float* __restrict__ alpha,
+mtv_shaping_backward(const float* __restrict__ a, const float* __restrict__ v, const float* __restrict__ alpha,
                     const float* __restrict__ beta, const float* __restrict__ gamma, const float* __restrict__ first,
                     const float* __restrict__ g, const float* __restrict__ g_mean, float* __restrict__ ga,
                     float* __restrict__ gv, float* __restrict__ gmean, float* __restrict__ sums, long long n, int T, int D,

@@ -1,4 +1,4 @@
-"""shaped on the CPU: one pass each way; forward carries the mean from token to token, backward the sum R from the last one."""
+"""shaping on the CPU: one pass each way; forward carries the mean from token to token, backward the sum R from the last one."""
 
 import numpy as np
 
