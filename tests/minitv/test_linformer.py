@@ -247,7 +247,7 @@ def test_every_output_sees_every_token():
     assert (np.abs(model(changed).numpy() - before).max(axis=2) > 1e-9).all()
     record = variants.load("linformer")
     assert default_task(record) == "masked" and not record.causal
-    with pytest.raises(UserError, match=r"--task text: linformer sees the whole sequence .*; every row of E K mixes all "
+    with pytest.raises(UserError, match=r"--task text: linformer sees the whole sequence .*; every row of E k mixes all "
                                         r"positions, so that no mask .*; linformer-segment is a relative"):
         namespace(record, tasks.load("text"))
 
