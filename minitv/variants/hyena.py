@@ -133,10 +133,9 @@ from ..variant import Page, Variant
 
 
 @dataclass(frozen=True)
-class HyenaOptions:
-    """hyena"""
+class FilterOptions:
+    """filters"""
 
-    order: int = option(2, "order N: N gates, N + 1 projections and N - 1 long convolutions", low=2, high=100)
     short_filter: int = option(3, "taps of the short convolution", low=1, high=1000)
     filter_width: int = option(64, "hidden size of the network that makes the long filters", low=1, high=2**16)
     filter_depth: int = option(4, "linear layers of the filter network", low=2, high=100)
@@ -148,7 +147,16 @@ class HyenaOptions:
     window: bool = option(True, "filters fade with the distance")
     fast_decay: float = option(0.3, "part of the context after which the fastest window is at 1 %", above=0)
     slow_decay: float = option(1.5, "part of the context after which the slowest window is at 1 %", above=0)
-    window_shift: float = option(0.0, "number that is added to the window; the paper mentions one, its code has 0")
+    window_shift: float = option(0.0, "number that is added to the window; Hyena's paper mentions one, its code has 0")
+
+    window_order: ClassVar[str] = "channels"  # of a single filter there is no other
+
+
+@dataclass(frozen=True)
+class HyenaOptions(FilterOptions):
+    """hyena"""
+
+    order: int = option(2, "order N: N gates, N + 1 projections and N - 1 long convolutions", low=2, high=100)
     window_order: str = option(
         "channels", "for order > 2: decays go from slow to fast over the channels of each filter, as in the authors' "
         "training code, or over the filters one after the other, as in their standalone code", choices=("channels", "filters")
@@ -238,7 +246,7 @@ class Filters(Module):
     The network's first weights come from N(0, filter_std²).
     """
 
-    def __init__(self, rng: Random, context: int, width: int, count: int, options: HyenaOptions, dtype):
+    def __init__(self, rng: Random, context: int, width: int, count: int, options: FilterOptions, dtype):
         hidden, depth, bands, std = options.filter_width, options.filter_depth, options.filter_bands, options.filter_std
         self.count = count
         position = np.arange(context)[:, None]
