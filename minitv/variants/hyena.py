@@ -243,10 +243,11 @@ def _last(x: Tensor, length: int) -> Tensor:
 class Filters(Module):
     """filter(i) = window(i) ∘ network(features(i)) for lags i: ``count`` filters [T D], T up to the context; equation (7).
 
-    The network's first weights come from N(0, filter_std²).
+    The network's first weights come from N(0, filter_std²). All but its linear layers may be those of other filters, ``like``.
     """
 
-    def __init__(self, rng: Random, context: int, width: int, count: int, options: FilterOptions, dtype):
+    def __init__(self, rng: Random, context: int, width: int, count: int, options: FilterOptions, dtype,
+                 like: Filters | None = None):
         hidden, depth, bands, std = options.filter_width, options.filter_depth, options.filter_bands, options.filter_std
         self.count = count
         position = np.arange(context)[:, None]
@@ -256,14 +257,6 @@ class Filters(Module):
             angles = np.linspace(1e-4, max(bands - 1, 1e-4), bands) * 2 * np.pi * position / context
             return np.concatenate([time, np.cos(angles), -np.sin(angles)], axis=1)  # appendix D.3 [T 2K+1]
 
-        self._features_lr = options.features_lr
-        if options.features_lr:
-            self.features = full((context, 2 * bands + 1), 0, dtype)  # what training adds
-        sizes = [2 * bands + 1, *[hidden] * (depth - 1)]
-        self.layers = [Linear(rng.split(i), a, b, std=std, dtype=dtype) for i, (a, b) in enumerate(itertools.pairwise(sizes))]
-        self.out = Linear(rng.split(depth), hidden, count * width, std=std, bias=False, dtype=dtype)
-        self.frequency = full((hidden,), options.sine_frequency, dtype)
-
         def window() -> np.ndarray:
             slow, fast = (-math.log(0.01) / part for part in (options.slow_decay, options.fast_decay))
             decay = np.linspace(slow, fast, count * width)
@@ -271,6 +264,16 @@ class Filters(Module):
                 decay = decay.reshape(width, count).T.reshape(-1)
             return np.exp(-time * decay) + options.window_shift  # figure 3.1 [T count·D]
 
+        self._features_lr = options.features_lr
+        if options.features_lr:  # what training adds
+            self.features = full((context, 2 * bands + 1), 0, dtype) if like is None else like.features
+        sizes = [2 * bands + 1, *[hidden] * (depth - 1)]
+        self.layers = [Linear(rng.split(i), a, b, std=std, dtype=dtype) for i, (a, b) in enumerate(itertools.pairwise(sizes))]
+        self.out = Linear(rng.split(depth), hidden, count * width, std=std, bias=False, dtype=dtype)
+        if like is not None:
+            self.frequency, self.table, self.window = like.frequency, like.table, like.window
+            return
+        self.frequency = full((hidden,), options.sine_frequency, dtype)
         self.table = made(Buffer, (context, 2 * bands + 1), dtype, features, saved=False)  # [T 2K+1]
         shape = context, count * width
         self.window = made(Buffer, shape, dtype, window, saved=False) if options.window else None  # [T count·D]

@@ -58,7 +58,7 @@ The mixer. f * a is the convolution that looks back, f̄ ⋆ a the one that look
     (f * a)_t = Σ_{s≤t} f_{t-s} a_s,    (f̄ ⋆ a)_t = Σ_{s>t} f̄_{s-t-1} a_s
 
 The filters are Hyena's, f(i) = window(i) ∘ network(features(i)), with 2 frequencies and sines of frequency 10 at the start. The
-networks of f and f̄ share the features, the frequency and the window, and those of h and h̄ too.
+networks of f and f̄ share the features, the frequencies of the sines and the window, and those of h and h̄ too.
 
 The feed-forward network and the block. In ``monarch-mixer`` the block has one sum and one norm. ``monarch-mixer-causal`` has
 the block of GPT-2, with two of both:
@@ -257,15 +257,11 @@ def looks_ahead(filter: Tensor, lag_zero: str) -> Tensor:
 
 
 class Filters(hyena.Filters):
-    """A filter [T D] that looks back, and one that looks ahead if ``both``, whose networks share all but their matrices."""
+    """A filter [T D] that looks back, and one that looks ahead if ``both``, which share all but their linear layers."""
 
     def __init__(self, rng: Random, context: int, width: int, both: bool, options: hyena.FilterOptions, dtype):
         super().__init__(rng.split(0), context, width, 1, options, dtype)
-        self.ahead = hyena.Filters(rng.split(1), context, width, 1, options, dtype) if both else None
-        if self.ahead is not None:
-            for name in ("features", "frequency", "table", "window"):
-                if hasattr(self, name):
-                    setattr(self.ahead, name, getattr(self, name))
+        self.ahead = hyena.Filters(rng.split(1), context, width, 1, options, dtype, like=self) if both else None
 
     def pair(self, length: int) -> tuple[Tensor, Tensor | None]:
         """Both filters, [T D] each, for ``length`` tokens."""
