@@ -80,8 +80,8 @@ keeps two past inputs of the short convolution, and all past inputs of both long
 is told in minitv/ops/long_conv/online.py, with the way to compute a token in O(D log² T).
 
 What to choose. --blocks 4 is the paper's for every width; more blocks have fewer weights. --permute is free, and lets blocks
-mix. --projections monarch makes the projections Win and Wout Monarch matrices too. Then no part of a layer grows as D², as in
-the paper's layer, and unlike in its published models. --no-residual-conv leaves h and e out, and in ``monarch-mixer`` nothing
+mix. --monarch-order 2 makes the projections Win and Wout Monarch matrices too. They cost O(T D √D) then, as in the paper's
+layer, and more factors cost less. --no-residual-conv leaves h and e out, and in ``monarch-mixer`` nothing
 passes a token on then but the gated product.
 
 Three tokens, one channel, a = 1, 2, 4 and f = f̄ = 1, 1/2, 1/4. The authors' code puts both filters on one circle of 2 T points:
@@ -134,6 +134,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -150,6 +151,7 @@ from ..models.encoder import Encoder
 from ..nn import ACTIVATIONS, NORMS, Dropout, Linear, Module, Stateful, full, normal, uniform
 from ..ops import block_diagonal, long_conv, monarch
 from ..ops.long_conv import online
+from ..ops.monarch import factors, product
 from ..options import ModelOptions
 from ..variant import Page, Variant
 from . import hyena
@@ -161,9 +163,9 @@ class CausalOptions(hyena.FilterOptions):
 
     blocks: int = option(4, "blocks of the block-diagonal matrices of the feed-forward network; 1 = dense", low=1, high=2**20)
     permute: bool = option(False, "the channels are permuted before each block-diagonal matrix, so that blocks mix")
-    projections: str = option(
-        "dense", "matrices of the projections before and after the convolutions: dense, as in the authors' code, or Monarch",
-        choices=("dense", "monarch"),
+    monarch_order: int | None = option(
+        None, "factors of the Monarch matrices that the projections before and after the convolutions are; none = they are "
+        "dense, as in the authors' code", low=2, high=20,
     )
     residual_conv: bool = option(True, "a second long convolution, of the mixer's input, is added after the gate")
     input_norm: bool = option(
@@ -185,22 +187,24 @@ class MonarchOptions(CausalOptions):
 
 # -- along the channels ------------------------------------------------------------------------------------------------
 class MonarchLinear(Module):
-    """y = M x + b for x[... inputs] -> y[... outputs] with a Monarch matrix M of about √inputs blocks.
+    """y = M x + b for x[... inputs] -> y[... outputs] with a Monarch matrix M of ``order`` factors.
 
-    The blocks are those of a divisor Q of ``inputs``, of all the one nearest to √inputs. There are inputs²/Q + outputs Q
-    weights. They are drawn so that y has the variance that a dense matrix from N(0, std²) gives it.
+    ``inputs`` is a product n₁ n₂ ... of nearly equal digits, and M has about (n₁ + n₂ + ...) inputs weights. They are drawn so
+    that y has the variance that a dense matrix from N(0, std²) gives it. ``outputs`` must be a multiple of ``inputs``.
     """
 
-    def __init__(self, rng: Random, inputs: int, outputs: int, *, std: float, bias: bool = True, dtype=np.float32):
-        divisors = [n for n in range(1, inputs + 1) if inputs % n == 0 and outputs % (inputs // n) == 0]
-        blocks = min(divisors, key=lambda n: abs(math.log(n * n / inputs)))
-        rows = inputs // blocks
-        self.first = normal(rng.split(0), (blocks, rows, rows), 1 / math.sqrt(rows), dtype)  # [Q A P]
-        self.second = normal(rng.split(1), (rows, outputs // rows, blocks), std * math.sqrt(rows), dtype)  # [A C Q]
+    def __init__(self, rng: Random, inputs: int, outputs: int, *, order: int, std: float, bias: bool = True, dtype=np.float32):
+        digits = factors.digits(inputs, order)
+        self.factors = []
+        for i, size in enumerate(digits):
+            last = i == order - 1
+            shape = inputs // size, size * (outputs // inputs if last else 1), size
+            deviation = std * math.sqrt(inputs / size) if last else 1 / math.sqrt(size)
+            self.factors.append(normal(rng.split(i), shape, deviation, dtype))
         self.bias = full((outputs,), 0, dtype) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = monarch(x, self.first, self.second)
+        y = monarch(x, *self.factors) if len(self.factors) == 2 else product(x, self.factors)
         return y if self.bias is None else y + self.bias
 
 
@@ -280,7 +284,8 @@ class Mixer(Stateful):
     both = False  # whether it sees both sides
 
     def __init__(self, rng: Random, model: ModelOptions, options: CausalOptions, layer: int = 0, dtype=np.float32):
-        width, make = model.width, MonarchLinear if options.projections == "monarch" else Linear
+        width, order = model.width, options.monarch_order
+        make = Linear if order is None else partial(MonarchLinear, order=order)
         self.context = model.context
         self.norm = NORMS[model.norm](width, bias=model.bias, dtype=dtype) if options.input_norm else None
         self.project = make(rng.split(0), width, 3 * width, std=model.init_std, bias=model.bias, dtype=dtype)
@@ -423,7 +428,7 @@ MONARCH_MIXER = Variant(
                "monarch",
         discrepancies=(
             "the paper's layer is sub-quadratic in the width too; the projections of its published models are dense, and the "
-            "blocks of their feed-forward network are four for every width, which costs D² / 4: --projections, --blocks",
+            "blocks of their feed-forward network are four for every width, which costs O(D²): --monarch-order, --blocks",
             "the paper's matrices along the tokens may be any Monarch matrices; the published models compute convolutions by "
             "Fourier transforms, as here",
             "the authors' code has two ways to make a filter of two directions, of which its layer calls one: --lag-zero",

@@ -60,8 +60,8 @@ def enlarged(made):
 
 # -- matrices ----------------------------------------------------------------------------------------------------------
 def test_the_projection_loses_all_but_the_largest_singular_values():
-    dense, blocks, rows = normal(12, 10), 5, 3
-    first, second = factors.nearest(dense, blocks, rows)
+    dense = normal(12, 10)
+    first, second = factors.nearest(dense, (2, 5), (3, 4))
     assert first.shape == (5, 3, 2) and second.shape == (3, 4, 5)
     near = matrix(first, second).numpy()
     parts = dense.reshape(4, 3, 2, 5).transpose(1, 3, 0, 2)  # [A Q C P]
@@ -71,10 +71,16 @@ def test_the_projection_loses_all_but_the_largest_singular_values():
         assert np.linalg.norm(dense - other) > np.linalg.norm(dense - near)
 
 
-@pytest.mark.parametrize(("blocks", "rows"), [(4, 3), (5, 5), (0, 3), (5, 0)])
-def test_a_projection_that_does_not_divide_the_matrix_is_refused(blocks, rows):
-    with pytest.raises(ShapeError, match=r"nearest: a matrix of 12 x 10 numbers .*allowed: a divisor of 10 and one of 12"):
-        factors.nearest(normal(12, 10), blocks, rows)
+@pytest.mark.parametrize(("columns", "rows"), [((2, 4), (3, 4)), ((2, 5), (3, 5)), ((2, 5), (12,)), ((), ())])
+def test_digits_that_do_not_make_the_matrix_are_refused(columns, rows):
+    with pytest.raises(ShapeError, match=r"nearest: rows .* and columns .* as many of both are allowed; got"):
+        factors.nearest(normal(12, 10), columns, rows)
+
+
+@pytest.mark.parametrize(("number", "count", "expected"), [
+    (128, 2, [16, 8]), (128, 3, [8, 4, 4]), (12, 2, [4, 3]), (7, 2, [7, 1]), (1, 3, [1, 1, 1]), (360, 3, [10, 6, 6])])
+def test_digits_are_nearly_equal(number, count, expected):
+    assert factors.digits(number, count) == expected
 
 
 def whole(case_factors):
@@ -92,6 +98,9 @@ def test_a_product_of_order_three():
     made = [normal(*size, seed=i) for i, size in enumerate(sizes)]
     x = normal(2, 30)
     assert_close(product(Tensor(x), made).numpy(), x @ whole(made).T, terms=100)
+    again = factors.nearest(whole(made), (5, 3, 2), (4, 2, 3))
+    assert [factor.shape for factor in again] == sizes
+    assert_close(whole(again), whole(made), terms=1000)
     with pytest.raises(ShapeError, match="block_diagonal: x"):
         product(Tensor(x), [made[0], made[2]])
 
@@ -227,7 +236,7 @@ def test_both_directions_share_what_is_no_matrix():
     assert inner == {"layers", "out"}
 
 
-VARIED = {"blocks": 2, "permute": True, "projections": "monarch", "residual_conv": False, "input_norm": True, "short_filter": 1,
+VARIED = {"blocks": 2, "permute": True, "monarch_order": 2, "residual_conv": False, "input_norm": True, "short_filter": 1,
           "filter_width": 7, "filter_depth": 3, "filter_bands": 1, "filter_std": 0.5, "sine_frequency": 1.0, "features_lr": 0.0,
           "window": False, "fast_decay": 0.1, "slow_decay": 3.0, "window_shift": 0.5, "lag_zero": "twice"}
 
@@ -253,7 +262,8 @@ def test_every_option_of_the_mixer_does_something(variant):
 
 
 OPTIONS = {"as it is": {}, "without the second": dict(residual_conv=False), "normalised": dict(input_norm=True),
-           "monarch projections": dict(projections="monarch"), "one tap": dict(short_filter=1), "fixed": dict(features_lr=0.0)}
+           "monarch projections": dict(monarch_order=2),
+           "three factors": dict(monarch_order=3), "one tap": dict(short_filter=1), "fixed": dict(features_lr=0.0)}
 
 
 @pytest.mark.parametrize("block", [online.BLOCK, 4])
@@ -315,19 +325,19 @@ def test_a_context_of_one_position(variant):
 
 # -- along the channels ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("width", [1, 7, 12, 64])
+@pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_monarch_projection(width, times):
-    """As much variance as the dense one has, and about 2 (or 4) N √N weights instead of N² (or 3 N²)."""
-    made = MonarchLinear(Random(0), width, times * width, std=0.1, dtype=np.float64)
+def test_a_monarch_projection(width, order, times):
+    """As much variance as the dense one has, for p N^(1 + 1/p) weights instead of N²."""
+    made = MonarchLinear(Random(0), width, times * width, order=order, std=0.1, dtype=np.float64)
     made.bias.assign_(normal(times * width))
     x = normal(500, width)
-    expected = x @ matrix(made.first, made.second).numpy().T + made.bias.numpy()
-    assert_close(made(Tensor(x)).numpy(), expected, terms=100)
+    dense = matrix(*made.factors).numpy() if order == 2 else whole([factor.numpy() for factor in made.factors])
+    assert_close(made(Tensor(x)).numpy(), x @ dense.T + made.bias.numpy(), terms=100)
     if width == 64:
-        assert made.first.size + made.second.size == (1 + times) * 64 * 8
-        dense = Linear(Random(1), width, times * width, std=0.1, bias=False, dtype=np.float64)
-        variances = [float(np.var(y)) for y in (expected - made.bias.numpy(), dense(Tensor(x)).numpy())]
-        assert variances[0] == pytest.approx(variances[1], rel=0.2)
+        assert sum(factor.size for factor in made.factors) == (order - 1 + times) * 64 * {2: 8, 3: 4}[order]
+        other = Linear(Random(1), width, times * width, std=0.1, bias=False, dtype=np.float64)
+        assert np.var(x @ dense.T) == pytest.approx(np.var(other(Tensor(x)).numpy()), rel=0.2)
 
 
 def connected(width=16, **options):

@@ -5,7 +5,8 @@ Monarch matrix has two block-diagonal factors, and a permutation between them th
 Then every output sees every input, for about 2 N √N products. Both steps are plain products of small dense matrices, which
 processors do best.
 
-An input has two digits, j = Q j₁ + j₀, and so has an output, k = k₁ + A k₂. R_j₀ [A P] and L_k₁ [C Q] are the blocks:
+The number of an input is written with two digits, j = Q j₁ + j₀, and that of an output too, k = k₁ + A k₂. The first factor
+replaces the digit j₁ by k₁, the second one j₀ by k₂. R_j₀ [A P] and L_k₁ [C Q] are the blocks:
 
     t[k₁, j₀] = Σ_j₁ R_j₀[k₁, j₁] x[Q j₁ + j₀]              one block for each j₀, ``first`` [Q A P]
     y[k₁ + A k₂] = Σ_j₀ L_k₁[k₂, j₀] t[k₁, j₀]              one block for each k₁, ``second`` [A C Q]
@@ -17,14 +18,14 @@ An input has two digits, j = Q j₁ + j₀, and so has an output, k = k₁ + A k
     Q, A          √N in both: here blocks may be rectangular, and M has C·A rows and P·Q columns
     strided       the permutation P, see minitv/ops/block_diagonal/__init__.py
 
-Cost for each row of x: Q A (P + C) weights and as many products, 2 N √N for square ones with P = Q = A = C = √N. With p
-factors of N^(1/p) digits it is p N^(1 + 1/p): ``product`` computes that. For p = log₂ N this is the order of a fast Fourier
+Cost for each row of x: Q A (P + C) products, and as many weights. For P = Q = A = C = √N these are 2 N √N. With p factors, each
+for one of p digits, they are p N^(1 + 1/p): ``product`` computes that. For p = log₂ N this is the order of a fast Fourier
 transform.
 
 What it can be. The Fourier transform is a Monarch matrix, with complex blocks (``dft`` in factors.py). Here R_j₀ is a small
 Fourier transform, and L_k₁ has the twiddle factors. So a convolution is two Monarch products, a product of spectra and an
-inverse Monarch product: the form ``monarch`` of long_conv. The inverse and the transpose of a Monarch matrix are Monarch
-matrices too, with the factors in the other order.
+inverse Monarch product: the form ``monarch`` of long_conv. The transpose of a Monarch matrix is one too, with the factors in
+the other order, and so is the inverse, if all blocks have one.
 
     >>> import numpy as np
     >>> from minitv.ops.monarch.factors import dft, nearest
@@ -38,18 +39,19 @@ Projection. In a Monarch matrix, the part with fixed k₁ and j₀ is a column o
 approximation of any matrix takes the largest singular value of each of these parts (``nearest`` in factors.py):
 
     >>> for name, M in (("stride", stride(2, 2)), ("identity", np.eye(4))):
-    ...     print(name, np.linalg.norm(M - matrix(*nearest(M, blocks=2, rows=2)).numpy()).round(6))
+    ...     print(name, np.linalg.norm(M - matrix(*nearest(M, columns=(2, 2), rows=(2, 2))).numpy()).round(6))
     stride 0.0
     identity 1.414214
 
-The identity is none, because M always has permutations in it: its parts have rank 2.
+The permutation by stride is a Monarch matrix. The identity is none, because its parts have rank 2.
 
-Causality. Let column j of M hold the values of a polynomial q_j at the N points w^k. Then M u are the values of
-u(Z) = Σ_j u_j q_j(Z), and a product of values belongs to the product of polynomials. M⁻¹ finds coefficients again. So
-y = M⁻¹ (M h ∘ M u) multiplies two polynomials. If q_j begins with the power Z^j, then q_i q_j begins with Z^(i+j), and output t
-sees u_0 ... u_t alone: y is causal, without a mask. One condition more is needed. Values at N points cannot tell Z^N from 1. So
-h and u may use the first N / 2 columns only, and these q_j need degrees below N / 2. Else the future comes back around the
-circle. The law "a bounded product of polynomials is causal" below checks this for learnable q_j, see ``triangular``.
+Causality (arXiv 2310.12109). Let column j of M hold the values of a polynomial q_j at the N points w^k, w = e^(-2πi / N). Then
+M u are the values of u(Z) = Σ_j u_j q_j(Z), and a product of values belongs to the product of polynomials. M⁻¹ finds
+coefficients again. So y = M⁻¹ (M h ∘ M u) multiplies two polynomials. If q_j begins with the power Z^j, then q_i q_j begins
+with Z^(i+j), and output t sees u_0 ... u_t alone: y is causal, without a mask. One condition more is needed. Values at N points
+cannot tell Z^N from 1. So h and u may use the first N / 2 columns only, and these q_j need degrees below N / 2. Else the future
+comes back around the circle. The law "a bounded product of polynomials is causal" below checks this for learnable q_j, see
+``triangular`` in factors.py.
 
 Gradients: dx = Mᵀ g is a Monarch product of g, by second and first transposed. The others are sums over the rows of x, with
 t from above and h[k₁, k₂] = g[k₁ + A k₂]:
@@ -211,9 +213,9 @@ def _(case, draw):
 
 @law(monarch, "the projection finds the factors of a Monarch matrix")
 def _(case, draw):
-    blocks, rows, _ = case.first.shape
+    (blocks, rows, columns), outputs = case.first.shape, case.second.shape[1]
     whole = case(x=np.eye(case.x.shape[-1], dtype=case.x.dtype)).y  # Mᵀ
-    first, second = factors.nearest(whole.T, blocks, rows)
+    first, second = factors.nearest(whole.T, (columns, blocks), (rows, outputs))
     assert_close(case(first=first, second=second).y, case().y, "the projection changes a Monarch matrix", terms=256)
 
 

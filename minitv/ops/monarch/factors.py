@@ -7,6 +7,7 @@ matrix of higher order has a list of factors.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -47,26 +48,35 @@ def transposed(first, second):
     return np.swapaxes(second, 1, 2), np.swapaxes(first, 1, 2)
 
 
-def nearest(matrix: np.ndarray, blocks: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The factors first[Q A P] and second[A C Q] of the Monarch matrix that is nearest to matrix[C·A, P·Q].
+def nearest(matrix: np.ndarray, columns: Sequence[int], rows: Sequence[int]) -> list[np.ndarray]:
+    """The factors of a Monarch matrix near matrix[rows, columns], whose sizes are the products of the digits' sizes.
 
-    ``blocks`` is Q and ``rows`` is A. Each of the A Q parts that ``first`` and ``second`` make independently is a C × P matrix
-    of rank 1, so the nearest one has the largest singular value σ and its vectors u and v (Eckart and Young 1936):
+    For two digits it is the nearest. With ``columns`` P, Q and ``rows`` A, C, the part with fixed k₁ and j₀ is a C × P matrix,
+    which in a Monarch matrix has rank 1. The best one has the largest singular value σ and its vectors u and v (Eckart and
+    Young 1936). What remains, as a sum of squares, are all other singular values:
 
         M[k₁ + A k₂, Q j₁ + j₀] ≈ σ u_k₂ v_j₁        second = √σ u,    first = √σ v
 
-    Distance is the root of the sum of squares, and what remains of it are all other singular values. ShapeError if Q does not
-    divide the columns or A the rows.
+    For more digits, ``second`` is a matrix for each k₁, and its factors are found in the same way. A Monarch matrix of that
+    order comes back exactly; of another matrix this is an approximation. ShapeError if the digits do not make the sizes.
     """
-    outputs, inputs = matrix.shape
-    if blocks < 1 or rows < 1 or inputs % blocks or outputs % rows:
-        raise ShapeError(f"nearest: a matrix of {outputs} x {inputs} numbers has no parts for {blocks} blocks and {rows} rows; "
-                         f"allowed: a divisor of {inputs} and one of {outputs}")
-    parts = matrix.reshape(outputs // rows, rows, inputs // blocks, blocks).transpose(1, 3, 0, 2)  # [A Q C P]
+    if len(rows) != len(columns) or matrix.shape != (math.prod(rows), math.prod(columns)):
+        raise ShapeError(f"nearest: rows {tuple(rows)} and columns {tuple(columns)} are digits of a matrix of "
+                         f"{math.prod(rows)} x {math.prod(columns)}, as many of both are allowed; got {matrix.shape}")
+    if len(rows) == 1:
+        return [matrix[None]]
+    parts = matrix.reshape(math.prod(rows[1:]), rows[0], columns[0], math.prod(columns[1:])).transpose(1, 3, 0, 2)  # [A Q C P]
     u, s, vt = np.linalg.svd(parts, full_matrices=False)
     root = np.sqrt(s[..., :1])  # [A Q 1]
-    second, first = u[..., 0] * root, vt[..., 0, :] * root  # [A Q C], [A Q P]
-    return np.ascontiguousarray(first.transpose(1, 0, 2)), np.ascontiguousarray(second.transpose(0, 2, 1))
+    first = (vt[..., 0, :] * root).transpose(1, 0, 2)  # [Q A P]
+    second = (u[..., 0] * root).transpose(0, 2, 1)  # [A C Q]
+    inner = [nearest(one, columns[1:], rows[1:]) for one in second]  # for each k₁, factors of L_k₁
+    factors = [first]
+    for i, together in enumerate(zip(*inner, strict=True)):  # k₁ stands after the digits of j, before those of k₂
+        later = math.prod(columns[i + 2 :])
+        blocks = [factor.reshape(later, -1, *factor.shape[1:]) for factor in together]
+        factors.append(np.stack(blocks, axis=1).reshape(-1, *blocks[0].shape[2:]))
+    return [np.ascontiguousarray(factor) for factor in factors]
 
 
 def polynomials(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +108,20 @@ def triangular(low: np.ndarray, high: np.ndarray, bounded: bool = True) -> tuple
     if bounded:
         high[:, : n1 // 2, n1 // 2 :] = 0
     return low, high
+
+
+def digits(number: int, count: int) -> list[int]:
+    """``count`` factors of a number that are as nearly equal as its prime factors let them be, the largest first."""
+    primes, rest, prime = [], number, 2
+    while rest > 1:
+        while rest % prime == 0:
+            primes.append(prime)
+            rest //= prime
+        prime += 1
+    made = [1] * count
+    for prime in reversed(primes):
+        made[made.index(min(made))] *= prime
+    return sorted(made, reverse=True)
 
 
 def sizes(length: int) -> tuple[int, int]:
