@@ -35,13 +35,13 @@ What is lost. The weights of tokens depend on the distance, and on their own gat
 content, as attention does. The longest text is fixed when the model is built. A layer that generates keeps all its past inputs.
 In the feed-forward network, an output does not see all channels. With G = 4, blocks 0 and 1 of the first matrix make gates, and
 blocks 2 and 3 values. So output blocks 0 and 1 depend on input blocks 0 and 2 alone, and output blocks 2 and 3 on input blocks
-1 and 3. With --permute, every output depends on every channel, if a block has enough of them.
+1 and 3. With --permute, every output depends on every channel, if 2 H ≥ G².
 
     ours                                                                 the authors' code
     B T D               batch, tokens, channels                          b, l, d
     M, K                width and frequencies of the filters' networks   order, (emb_dim - 1) / 2
     G, H                blocks and hidden size, feed-forward network     nblocks, intermediate_size
-    u [T D]             input of the mixer, normalised by --input-norm    u
+    u [T D]             input of the mixer, normalised by --input-norm   u
     x¹ x² v [T D]       gates and value                                  x1, x2, v
     short [3D, 3]       short filter of every projection                 short_filter
     f, f̄ [T D]          filter that looks back, and one that looks ahead k_fwd, k_rev of filter_fn
@@ -76,13 +76,20 @@ tokens.
 
 How it is trained. ``monarch-mixer`` learns the task ``masked``; the paper's models ask for 30 of 100 tokens, and for 15 in
 tests: --mask-rate 0.3. ``monarch-mixer-causal`` learns to guess the next token, at all positions at once. To write a token, it
-keeps two past inputs of the short convolution, and all past inputs of both long ones. There is no state of fixed size: that
-is told in minitv/ops/long_conv/online.py, with the way to compute a token in O(D log² T).
+keeps two past inputs of the short convolution, and all past inputs of both long ones, with their sums for later positions.
+With a width of 128, these are 33,536 numbers in each layer after 64 tokens, 131 KiB in float32. That is twice what a
+Transformer keeps. There is no state of fixed size: minitv/ops/long_conv/online.py tells why, and how a token costs O(D log² T)
+all the same.
+
+Gradients. The operators' pages have those of convolutions and of block-diagonal matrices. The gate multiplies: let g be the
+gradient of c, and r = f * a + f̄ ⋆ a + d ∘ a. Then x² has the gradient g ∘ r, and r has g ∘ x². From this the convolution gives
+a gradient of a, which is α here. So x¹ has v ∘ α, and v has x¹ ∘ α. The second convolution gives u a gradient of its own, from
+g.
 
 What to choose. --blocks 4 is the paper's for every width; more blocks have fewer weights. --permute is free, and lets blocks
 mix. --monarch-order 2 makes the projections Win and Wout Monarch matrices too. They cost O(T D √D) then, as in the paper's
-layer, and more factors cost less. --no-residual-conv leaves h and e out, and in ``monarch-mixer`` nothing
-passes a token on then but the gated product.
+layer, and more factors cost less. --no-residual-conv leaves h and e out, and in ``monarch-mixer`` nothing passes a token on
+then but the gated product. The other options of filters are Hyena's.
 
 Three tokens, one channel, a = 1, 2, 4 and f = f̄ = 1, 1/2, 1/4. The authors' code puts both filters on one circle of 2 T points:
 
