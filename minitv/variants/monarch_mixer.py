@@ -439,8 +439,8 @@ MONARCH_MIXER = Variant(
             "the paper's matrices along the tokens may be any Monarch matrices; the published models compute convolutions by "
             "Fourier transforms, as here",
             "the authors' code has two ways to make a filter of two directions, of which its layer calls one: --lag-zero",
-            "their block-diagonal matrix can permute its inputs and their models do not use it: --permute. Theirs is the "
-            "inverse of the permutation here, which is that of Monarch matrices; with random first weights this is the same",
+            "their block-diagonal matrix can permute its inputs, and their models do not use that: --permute. Theirs is the "
+            "inverse of the permutation here, which is that of Monarch matrices",
             "their code fills up a width that the blocks do not divide; here it is refused",
             "their model of 80 M parameters normalises the input of the mixer, the larger ones do not: --input-norm",
             "the short convolution looks back alone, also in this model that sees both sides: so it is here",

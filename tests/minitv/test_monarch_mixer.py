@@ -340,6 +340,19 @@ def test_a_monarch_projection(width, order, times):
         assert np.var(x @ dense.T) == pytest.approx(np.var(other(Tensor(x)).numpy()), rel=0.2)
 
 
+def test_how_weights_grow_with_the_width():
+    """Of four widths a Monarch matrix of two factors has 8 times the weights, one of three 6.35 times, four blocks 16 times."""
+    def growth(count):
+        return count(1024) / count(256)
+
+    def projection(order):
+        return lambda width: sum(np.prod(f.shape) for f in MonarchLinear(Random(0), width, width, order=order, std=1.0).factors)
+
+    assert growth(projection(2)) == 8
+    assert growth(projection(3)) == pytest.approx(4 ** (4 / 3), rel=0.1)
+    assert growth(lambda width: FeedForward(Random(0), ModelOptions(width=width), CausalOptions()).up.weight.size) == 16
+
+
 def connected(width=16, **options):
     """Which inputs [16] each output of the feed-forward network sees."""
     model = ModelOptions(width=width, context=4, layers=1)
