@@ -97,10 +97,11 @@ def scaling(result: dict) -> str:
     """Time per token of short and long sequences, in training and in writing."""
     short, long = (str(end(result["lengths"])) for end in (min, max))
     rows = [[variant, *(cell for part in ("training", "writing") for cell in
-                        (f"{numbers[part][short]:,.1f}", f"{numbers[part][long]:,.1f}", ratio(numbers[f"{part}_ratio"])))]
+                        (f"{numbers[part][short]:,.1f}", f"{numbers[part][long]:,.1f}", ratio(numbers[f"{part}_ratio"]))),
+             f"{numbers['state_bytes'] / 1e3:,.1f} kB" if "state_bytes" in numbers else "–"]
             for variant, numbers in result["variants"].items()]
     header = ["µs per token", *(f"{part}, {of}" for part in ("training", "writing")
-                                for of in (f"T = {short}", f"T = {long}", "grows"))]
+                                for of in (f"T = {short}", f"T = {long}", "grows")), f"state, T = {long}"]
     return table(header, rows) + where(result) + picture(result, "scaling", "Time per token over the length of the sequence")
 
 

@@ -5,11 +5,12 @@
 
 The model has 2 layers of width 128; a step has as many tokens as the longest sequence (a sequence for each thread at least),
 so that only their division into sequences changes. Writing is measured with a state that has read so many tokens. The lengths
-alternate within a process, and every variant has processes of its own. ``ratio`` is the time per token at the longest
-sequence over that at the shortest, the median over the rounds with the smallest and the largest. If the Transformer is among
-the variants, ``crossover`` is the length from which on another one is faster than it. ``--save`` writes
-scaling.json in benchmarks/results/PROCESSOR and draws scaling.png beside it (with matplotlib), where crossovers are dotted
-lines; with ``--name long`` they are scaling_long.json and scaling_long.png, for other lengths.
+alternate within a process, and every variant has processes of its own. ``state_bytes`` is the memory of the state after the
+longest. ``ratio`` is the time per token at the longest sequence over that at the shortest, the median over the rounds with the
+smallest and the largest. If the Transformer is among the variants, ``crossover`` is the length from which on another one is
+faster than it. ``--save`` writes scaling.json in benchmarks/results/PROCESSOR and draws scaling.png beside it (with
+matplotlib), where crossovers are dotted lines; with ``--name long`` they are scaling_long.json and scaling_long.png, for other
+lengths.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import numpy as np
 from rounds import known, machine, run, save, warn_if_busy
 from train import VOCAB, Random, writers
 
+from autograd import no_grad
 from autograd.cpu.process import blas_threads, cores
 from minitv import variants
+from minitv.compare import state_bytes
 from minitv.experiment import Experiment
 from minitv.task import Batch
 
@@ -56,12 +59,12 @@ def training(variant: str, lengths: list[int], threads: int) -> dict[int, float]
     return {length: min(durations) for length, durations in times.items()}
 
 
-def writing(variant: str, lengths: list[int]) -> dict[int, float]:
-    """Microseconds for the next token after so many."""
+def writing(variant: str, lengths: list[int]) -> tuple[dict[int, float], int]:
+    """Microseconds for the next token after so many, and the bytes of the state after the most."""
     from minitv.decode import decoder
 
-    reader = decoder(experiment(variant, max(lengths) + 64).build(VOCAB))
-    medians = {}
+    model = experiment(variant, max(lengths) + 64).build(VOCAB)
+    reader, medians = decoder(model), {}
     with blas_threads(1):
         for length in lengths:
             reader.prefill(np.random.default_rng(0).integers(0, VOCAB, length))
@@ -71,7 +74,9 @@ def writing(variant: str, lengths: list[int]) -> dict[int, float]:
                 reader.step(token)
                 times.append(1e6 * (time.perf_counter() - start))
             medians[length] = statistics.median(times[8:])
-    return medians
+    with no_grad():
+        _, state = model.prefill(np.zeros((1, max(lengths)), int), model.init_state(1))
+    return medians, state_bytes(state)
 
 
 def crossover(lengths: list[int], times: dict[str, float], dense: dict[str, float]) -> float | None:
@@ -121,14 +126,15 @@ def main() -> None:
     lengths = [int(length) for length in arguments.lengths.split(",")]
     if arguments.worker:
         (variant,) = names
-        print(json.dumps({"training": training(variant, lengths, arguments.threads), "writing": writing(variant, lengths)}))
+        written, size = writing(variant, lengths)
+        print(json.dumps({"training": training(variant, lengths, arguments.threads), "writing": written, "state_bytes": size}))
         return
     warn_if_busy()
     report: dict[str, dict] = {}
     for variant in names:
         rounds = [run(__file__, [variant, "--worker", "--lengths", arguments.lengths, "--threads", arguments.threads],
                       arguments.threads) for _ in range(arguments.rounds)]
-        report[variant] = {}
+        report[variant] = {"state_bytes": rounds[0]["state_bytes"]}
         for part in ("training", "writing"):
             times = {str(length): round(statistics.median(r[part][str(length)] for r in rounds), 3) for length in lengths}
             grown = [r[part][str(lengths[-1])] / r[part][str(lengths[0])] for r in rounds]

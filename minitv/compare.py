@@ -278,13 +278,18 @@ def _writing(directory: Path) -> tuple[int, float]:
     context = model.context
     with no_grad(), blas_threads(1):
         _, state = model.prefill(np.zeros((1, context), np.intp), model.init_state(1))
-        size = sum(array.nbytes for array in _arrays(state))
+        size = state_bytes(state)
         rates = []
         for seed in range(4):  # the first compiles
             start = time.perf_counter()
             tokens = sum(1 for _ in generate(model, np.zeros(1, np.intp), max(context - 1, 1), Random(seed)))
             rates.append(tokens / (time.perf_counter() - start))
     return size, statistics.median(rates[1:])
+
+
+def state_bytes(state: Any) -> int:
+    """The memory of a model's state."""
+    return sum(array.nbytes for array in _arrays(state))
 
 
 def _arrays(state: Any) -> Iterator[np.ndarray]:

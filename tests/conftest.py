@@ -23,6 +23,7 @@ from autograd.registry import operators_of
 FEW, MANY = 3, 30  # examples of a property
 PROCESSES = 4  # at most: each compiles what the others compile at the same moment, and holds all of it in memory
 LEFT_OUT = pytest.StashKey[int]()
+SETTINGS: dict[object, settings] = {}  # of the properties, as they are declared
 
 
 def pytest_addoption(parser):
@@ -37,7 +38,8 @@ def pytest_configure(config):
         max_examples=MANY if config.getoption("full") or config.getoption("rest") else FEW,
         deadline=None,  # the first call of a kernel compiles it
         derandomize=bool(os.environ.get("CI")),
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        # filter_too_much: some routes take few of the calls that are drawn for their operator, such as those of one position.
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         print_blob=True,
     )
     settings.load_profile("minitv")
@@ -87,6 +89,18 @@ def pytest_collection_modifyitems(config, items):
     except DeviceError as error:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason=str(error)))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """A property begins every case with its own settings.
+
+    Hypothesis puts new ones on top of those before for every case of a parametrised property, and goes down through all of them
+    by recursion, which Python ends after some 950 cases.
+    """
+    if hasattr(function := getattr(item, "function", None), "_hypothesis_internal_use_settings"):
+        own = SETTINGS.setdefault(function, function._hypothesis_internal_use_settings)
+        function._hypothesis_internal_use_settings = own
 
 
 def pytest_sessionfinish(session):

@@ -1,9 +1,9 @@
 """The same models in PyTorch, as a good PyTorch user would write them: what the benchmarks compare with.
 
 A variant's module here has ``mixer(torch, model, options, layer)``, an ``nn.Module`` from [B T D] to [B T D] with as many
-parameters as ours, and perhaps ``feed_forward`` with the same arguments in place of the one below, or a whole ``block`` and
-``norm(torch, model)``, the norm before the logits; ``OPERATORS`` and ``inputs`` are the variant's operator alone, for
-benchmarks/ops.py.
+parameters as ours, perhaps ``feed_forward`` with the same arguments in place of the one below, perhaps
+``block(torch, model, mixer, ffn)`` in place of the Transformer's block, and perhaps ``norm(torch, model)``, which stands before
+the logits; ``OPERATORS`` and ``inputs`` are the variant's operator alone, for benchmarks/ops.py.
 """
 
 from __future__ import annotations
@@ -30,16 +30,20 @@ def language_model(torch, variant: str, model, options, vocab: int):
     parts = load(variant)
 
     class Block(nn.Module):
-        def __init__(self, layer):
+        def __init__(self, mixer, ffn):
             super().__init__()
             self.norm1 = nn.LayerNorm(model.width, bias=model.bias)
             self.norm2 = nn.LayerNorm(model.width, bias=model.bias)
-            self.mixer = parts.mixer(torch, model, options, layer)
-            self.ffn = getattr(parts, "feed_forward", feed_forward)(torch, model, options, layer)
+            self.mixer, self.ffn = mixer, ffn
 
         def forward(self, x, *cache):
             x = x + self.mixer(self.norm1(x), *cache)
             return x + self.ffn(self.norm2(x))
+
+    def block(layer):
+        mixer = parts.mixer(torch, model, options, layer)
+        ffn = getattr(parts, "feed_forward", feed_forward)(torch, model, options, layer)
+        return parts.block(torch, model, mixer, ffn) if hasattr(parts, "block") else Block(mixer, ffn)
 
     class LanguageModel(nn.Module):
         def __init__(self):
@@ -47,8 +51,7 @@ def language_model(torch, variant: str, model, options, vocab: int):
             self.embed = nn.Embedding(vocab, model.width)
             self.positions = nn.Parameter(torch.zeros(model.context, model.width)) if parts.POSITIONS else None
             self.drop = nn.Dropout(model.dropout)
-            block = getattr(parts, "block", lambda torch, model, options, layer: Block(layer))
-            self.blocks = nn.ModuleList(block(torch, model, options, layer) for layer in range(model.layers))
+            self.blocks = nn.ModuleList(block(layer) for layer in range(model.layers))
             norm = getattr(parts, "norm", lambda torch, model: nn.LayerNorm(model.width, bias=model.bias))
             self.norm = norm(torch, model)
             self.head = nn.Linear(model.width, vocab, bias=False)

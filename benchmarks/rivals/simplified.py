@@ -36,6 +36,7 @@ def mixer(torch, model, options, layer):
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
+            self.options, self.layer = options, layer
             self.qk = nn.Linear(model.width, 2 * model.width, bias=model.bias)
             self.alpha, self.beta, self.gamma = (nn.Parameter(torch.ones(options.heads)) for _ in range(3))
             self.gain = nn.Parameter(torch.ones(1))
@@ -56,21 +57,20 @@ def mixer(torch, model, options, layer):
     return Attention()
 
 
-def block(torch, model, options, layer):
-    """The whole block, SAS-P or SAS."""
-    from . import feed_forward
-
-    nn, every, serial = torch.nn, options.normed_layers == "every", options.block == "serial"
+def block(torch, model, mixer, ffn):
+    """SAS-P or SAS, as the options of the mixer say."""
+    nn, options = torch.nn, mixer.options
+    every, serial = options.normed_layers == "every", options.block == "serial"
 
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
             self.norm1, self.norm2 = nn.Identity(), nn.Identity()
-            if every or layer == 0:
+            if every or mixer.layer == 0:
                 self.norm1 = norm(torch, model) if every else nn.LayerNorm(model.width, bias=model.bias)
             if every and serial:
                 self.norm2 = norm(torch, model)
-            self.mixer, self.ffn = mixer(torch, model, options, layer), feed_forward(torch, model, options, layer)
+            self.mixer, self.ffn = mixer, ffn
             self.gain = nn.Parameter(torch.ones(1))
             self.skip = nn.Parameter(torch.ones(1)) if serial else None
 

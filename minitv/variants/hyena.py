@@ -133,10 +133,9 @@ from ..variant import Page, Variant
 
 
 @dataclass(frozen=True)
-class HyenaOptions:
-    """hyena"""
+class FilterOptions:
+    """filters"""
 
-    order: int = option(2, "order N: N gates, N + 1 projections and N - 1 long convolutions", low=2, high=100)
     short_filter: int = option(3, "taps of the short convolution", low=1, high=1000)
     filter_width: int = option(64, "hidden size of the network that makes the long filters", low=1, high=2**16)
     filter_depth: int = option(4, "linear layers of the filter network", low=2, high=100)
@@ -148,7 +147,16 @@ class HyenaOptions:
     window: bool = option(True, "filters fade with the distance")
     fast_decay: float = option(0.3, "part of the context after which the fastest window is at 1 %", above=0)
     slow_decay: float = option(1.5, "part of the context after which the slowest window is at 1 %", above=0)
-    window_shift: float = option(0.0, "number that is added to the window; the paper mentions one, its code has 0")
+    window_shift: float = option(0.0, "number that is added to the window; Hyena's paper mentions one, its code has 0")
+
+    window_order: ClassVar[str] = "channels"  # of a single filter there is no other
+
+
+@dataclass(frozen=True)
+class HyenaOptions(FilterOptions):
+    """hyena"""
+
+    order: int = option(2, "order N: N gates, N + 1 projections and N - 1 long convolutions", low=2, high=100)
     window_order: str = option(
         "channels", "for order > 2: decays go from slow to fast over the channels of each filter, as in the authors' "
         "training code, or over the filters one after the other, as in their standalone code", choices=("channels", "filters")
@@ -235,10 +243,11 @@ def _last(x: Tensor, length: int) -> Tensor:
 class Filters(Module):
     """filter(i) = window(i) ∘ network(features(i)) for lags i: ``count`` filters [T D], T up to the context; equation (7).
 
-    The network's first weights come from N(0, filter_std²).
+    The network's first weights come from N(0, filter_std²). All but its linear layers may be those of other filters, ``like``.
     """
 
-    def __init__(self, rng: Random, context: int, width: int, count: int, options: HyenaOptions, dtype):
+    def __init__(self, rng: Random, context: int, width: int, count: int, options: FilterOptions, dtype,
+                 like: Filters | None = None):
         hidden, depth, bands, std = options.filter_width, options.filter_depth, options.filter_bands, options.filter_std
         self.count = count
         position = np.arange(context)[:, None]
@@ -248,14 +257,6 @@ class Filters(Module):
             angles = np.linspace(1e-4, max(bands - 1, 1e-4), bands) * 2 * np.pi * position / context
             return np.concatenate([time, np.cos(angles), -np.sin(angles)], axis=1)  # appendix D.3 [T 2K+1]
 
-        self._features_lr = options.features_lr
-        if options.features_lr:
-            self.features = full((context, 2 * bands + 1), 0, dtype)  # what training adds
-        sizes = [2 * bands + 1, *[hidden] * (depth - 1)]
-        self.layers = [Linear(rng.split(i), a, b, std=std, dtype=dtype) for i, (a, b) in enumerate(itertools.pairwise(sizes))]
-        self.out = Linear(rng.split(depth), hidden, count * width, std=std, bias=False, dtype=dtype)
-        self.frequency = full((hidden,), options.sine_frequency, dtype)
-
         def window() -> np.ndarray:
             slow, fast = (-math.log(0.01) / part for part in (options.slow_decay, options.fast_decay))
             decay = np.linspace(slow, fast, count * width)
@@ -263,6 +264,16 @@ class Filters(Module):
                 decay = decay.reshape(width, count).T.reshape(-1)
             return np.exp(-time * decay) + options.window_shift  # figure 3.1 [T count·D]
 
+        self._features_lr = options.features_lr
+        if options.features_lr:  # what training adds
+            self.features = full((context, 2 * bands + 1), 0, dtype) if like is None else like.features
+        sizes = [2 * bands + 1, *[hidden] * (depth - 1)]
+        self.layers = [Linear(rng.split(i), a, b, std=std, dtype=dtype) for i, (a, b) in enumerate(itertools.pairwise(sizes))]
+        self.out = Linear(rng.split(depth), hidden, count * width, std=std, bias=False, dtype=dtype)
+        if like is not None:
+            self.frequency, self.table, self.window = like.frequency, like.table, like.window
+            return
+        self.frequency = full((hidden,), options.sine_frequency, dtype)
         self.table = made(Buffer, (context, 2 * bands + 1), dtype, features, saved=False)  # [T 2K+1]
         shape = context, count * width
         self.window = made(Buffer, shape, dtype, window, saved=False) if options.window else None  # [T count·D]

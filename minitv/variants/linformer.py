@@ -535,7 +535,7 @@ LINFORMER = Variant(
     mixer=Linformer,
     options=LinformerOptions,
     model=Encoder,
-    not_causal="every row of E K mixes all positions, so that no mask can hide the later ones; linformer-segment is a relative "
+    not_causal="every row of E k mixes all positions, so that no mask can hide the later ones; linformer-segment is a relative "
                "that sees the past alone",
     page=Page(
         formula="y = softmax(q (E k)ᵀ / √K) (F v) in every head, with E and F of the shape M × T; q, k, v = x Wᵀ, "

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 
-from autograd import Tensor, cross_entropy
+from autograd import Tensor, assert_close, cross_entropy, no_grad
 from autograd.device import beside
 from autograd.random import Random
 from minitv import variants
 from minitv.experiment import Experiment
 from minitv.task import Task
+from tests.autograd import emulator, fake_cupy
 
 NAMES = [name for name in variants.variants() if variants.load(name).causal]  # those that can write
 
@@ -31,6 +34,32 @@ def mean_loss(model, ids, labels, rng=None) -> Tensor:
     """The mean cross-entropy in nats of the tokens that follow each position."""
     logits = model(ids, rng)
     return cross_entropy(logits, beside(labels, logits.data))
+
+
+def assert_same_on_a_gpu(make: Callable[[], Any], ids: np.ndarray, cut: int | None = None) -> None:
+    """The loss of tokens [B T] and all gradients of the float32 model that ``make`` gives are the same on the emulated GPU, and
+    with ``cut`` the logits of the last token, which is read alone after the first so many and the others."""
+    if emulator.missing:
+        pytest.skip(emulator.missing)
+
+    def results(put: Callable, device: str) -> list[np.ndarray]:
+        model = make()
+        model.to(device)
+        loss = mean_loss(model, put(ids), put(np.roll(ids, -1, 1)))
+        loss.backward()
+        found = [loss.numpy(), *(p.grad.numpy() for p in model.parameters())]
+        if cut is not None:
+            with no_grad():
+                _, state = model.prefill(put(ids[:, :cut]), model.init_state(len(ids)))
+                _, state = model.prefill(put(ids[:, cut:-1]), state)
+                found.append(model.prefill(put(ids[:, -1:]), state)[0].numpy())
+        return found
+
+    expected = results(np.asarray, "cpu")
+    with fake_cupy.installed("fast") as cupy:
+        found = results(cupy.asarray, "cuda")
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, terms=10_000)
 
 
 class Ids(Task):

@@ -16,9 +16,8 @@ from minitv.experiment import default_task, namespace
 from minitv.nn import Buffer, Parameter
 from minitv.options import ModelOptions
 from minitv.variants.linformer import Linformer, LinformerOptions, SegmentAttention, SegmentOptions
-from tests.autograd import emulator, fake_cupy
 from tests.minitv import models
-from tests.minitv.models import mean_loss
+from tests.minitv.models import assert_same_on_a_gpu, mean_loss
 
 CONTEXT, WIDTH, HEADS, VOCAB = 12, 8, 2, 11
 EVERY = {
@@ -248,7 +247,7 @@ def test_every_output_sees_every_token():
     assert (np.abs(model(changed).numpy() - before).max(axis=2) > 1e-9).all()
     record = variants.load("linformer")
     assert default_task(record) == "masked" and not record.causal
-    with pytest.raises(UserError, match=r"--task text: linformer sees the whole sequence .*; every row of E K mixes all "
+    with pytest.raises(UserError, match=r"--task text: linformer sees the whole sequence .*; every row of E k mixes all "
                                         r"positions, so that no mask .*; linformer-segment is a relative"):
         namespace(record, tasks.load("text"))
 
@@ -298,27 +297,7 @@ def test_no_later_token_is_seen_however_large(scale, projection):
 @pytest.mark.parametrize("variant", ["linformer", "linformer-segment"])
 @each_option
 def test_on_a_gpu_the_model_is_the_same(variant, options):
-    if emulator.missing:
-        pytest.skip(emulator.missing)
-    ids = tokens()
-
-    def run(put, device):
-        model = build(variant, np.float32, **options)
-        model.to(device)
-        loss = mean_loss(model, put(ids), put(np.roll(ids, -1, 1)))
-        loss.backward()
-        results = [loss.numpy(), *(p.grad.numpy() for p in model.parameters())]
-        if variant == "linformer-segment":
-            with no_grad():
-                _, state = model.prefill(put(ids[:, :9]), model.init_state(3))
-                results.append(model.prefill(put(ids[:, 9:10]), state)[0].numpy())
-        return results
-
-    expected = run(np.asarray, "cpu")
-    with fake_cupy.installed("fast") as cupy:
-        found = run(cupy.asarray, "cuda")
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a, b, terms=10_000)
+    assert_same_on_a_gpu(lambda: build(variant, np.float32, **options), tokens(), 9 if variant == "linformer-segment" else None)
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

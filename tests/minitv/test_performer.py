@@ -16,9 +16,8 @@ from minitv.ops.favor import log_features
 from minitv.ops.favor.projection import random_projection
 from minitv.options import ModelOptions
 from minitv.variants.performer import Performer, PerformerOptions
-from tests.autograd import emulator, fake_cupy
 from tests.minitv import models
-from tests.minitv.models import mean_loss
+from tests.minitv.models import assert_same_on_a_gpu
 
 OPTIONS = {
     "positive": {}, "hyperbolic": dict(features="hyperbolic"), "regularised": dict(features="regularised", orthogonal=False),
@@ -173,22 +172,8 @@ def test_the_state_does_not_grow():
 @each_option
 @pytest.mark.parametrize("variant", ["performer", "performer-encoder"])
 def test_on_a_gpu_the_model_is_the_same(variant, options):
-    if emulator.missing:
-        pytest.skip(emulator.missing)
     ids = np.random.default_rng(0).integers(0, 11, (2, 40))
-
-    def run(put, device):
-        model = build(options, np.float32, variant)
-        model.to(device)
-        loss = mean_loss(model, put(ids), put(np.roll(ids, -1, 1)))
-        loss.backward()
-        return [loss.numpy(), *(p.grad.numpy() for p in model.parameters())]
-
-    expected = run(np.asarray, "cpu")
-    with fake_cupy.installed("fast") as cupy:
-        found = run(cupy.asarray, "cuda")
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a, b, terms=10_000)
+    assert_same_on_a_gpu(lambda: build(options, np.float32, variant), ids)
 
 
 def test_directions_are_drawn_anew_at_intervals_and_by_layer():

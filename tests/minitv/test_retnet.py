@@ -12,9 +12,8 @@ from autograd.random import Random
 from minitv.errors import UserError
 from minitv.options import ModelOptions
 from minitv.variants.retnet import Retention, RetNetOptions
-from tests.autograd import emulator, fake_cupy
 from tests.minitv import models
-from tests.minitv.models import mean_loss
+from tests.minitv.models import assert_same_on_a_gpu
 
 OPTIONS = {
     "paper": {}, "torchscale": dict(head_norm="rms_norm", ffn="glu", ffn_width=1.6875, value_width=1.6875, out_gain=0.5),
@@ -46,25 +45,7 @@ def test_every_option_agrees_in_chunks_and_in_steps(options):
 @pytest.mark.full
 @each_option
 def test_on_a_gpu_the_model_is_the_same(options):
-    if emulator.missing:
-        pytest.skip(emulator.missing)
-    ids = np.random.default_rng(0).integers(0, 11, (2, 70))
-
-    def run(put, device):
-        model = build(options, np.float32)
-        model.to(device)
-        loss = mean_loss(model, put(ids), put(np.roll(ids, -1, 1)))
-        loss.backward()
-        with no_grad():
-            _, state = model.prefill(put(ids[:, :66]), model.init_state(2))
-            logits, _ = model.prefill(put(ids[:, 66:67]), state)
-        return [loss.numpy(), logits.numpy(), *(p.grad.numpy() for p in model.parameters())]
-
-    expected = run(np.asarray, "cpu")
-    with fake_cupy.installed("fast") as cupy:
-        found = run(cupy.asarray, "cuda")
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a, b, terms=10_000)
+    assert_same_on_a_gpu(lambda: build(options, np.float32), np.random.default_rng(0).integers(0, 11, (2, 70)), 66)
 
 
 def test_both_schedules_of_decays():

@@ -12,9 +12,8 @@ from autograd.errors import DomainError, ShapeError
 from minitv.errors import UserError
 from minitv.ops import attention, rope, split_heads
 from minitv.ops.rope import RAMPS, SCALINGS, Rotation, Scaling, half_order, repaired, rope_angles, xpos_growth
-from tests.autograd import emulator, fake_cupy
 from tests.minitv import models
-from tests.minitv.models import mean_loss
+from tests.minitv.models import assert_same_on_a_gpu
 
 VOCAB, CONTEXT = 11, 8
 OPTIONS = {
@@ -221,25 +220,7 @@ def test_the_state_of_the_linear_one_does_not_grow():
     ("roformer", OPTIONS["xpos"]), ("roformer", OPTIONS["dynamic"]), ("roformer", OPTIONS["half"]), ("roformer-linear", {}),
     ("transformer", dict(positions="alibi"))], ids=str)
 def test_on_a_gpu_the_model_is_the_same(variant, options):
-    if emulator.missing:
-        pytest.skip(emulator.missing)
-    ids = tokens(2 * CONTEXT)
-
-    def run(put, device):
-        model = build(variant, dtype=np.float32, spread=0.1, **options)
-        model.to(device)
-        loss = mean_loss(model, put(ids), put(np.roll(ids, -1, 1)))
-        loss.backward()
-        with no_grad():
-            _, state = model.prefill(put(ids[:, :9]), model.init_state(2))
-            logits, _ = model.prefill(put(ids[:, 9:10]), state)
-        return [loss.numpy(), logits.numpy(), *(p.grad.numpy() for p in model.parameters())]
-
-    expected = run(np.asarray, "cpu")
-    with fake_cupy.installed("fast") as cupy:
-        found = run(cupy.asarray, "cuda")
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a, b, terms=10_000)
+    assert_same_on_a_gpu(lambda: build(variant, dtype=np.float32, spread=0.1, **options), tokens(2 * CONTEXT), 9)
 
 
 @pytest.mark.parametrize("feature", ["elu", "relu"])

@@ -22,8 +22,7 @@ from minitv.sample import generate, streams
 from minitv.stream import ANEW, DENSE, SINKS, WINDOW, Streams
 from minitv.tokenizer import ByteTokenizer
 from minitv.variants.attention_sinks import streaming
-from tests.autograd import emulator, fake_cupy
-from tests.minitv.models import mean_loss
+from tests.minitv.models import assert_same_on_a_gpu
 from tests.minitv.test_sample import CHARACTERS, build, stored
 
 SMALL = dict(context=8, layers=2, width=16)
@@ -95,25 +94,9 @@ def test_what_is_kept_of_a_text_does_not_grow():
                          ids=["rope", "alibi"])
 def test_on_a_gpu_the_model_is_the_same(options):
     """Beyond the window, trained and read in parts."""
-    if emulator.missing:
-        pytest.skip(emulator.missing)
+    options = {**SMALL, "window": 4, "sinks": 2, "layers": 1, **options}
     ids = np.random.default_rng(0).integers(0, 11, (1, 15))
-
-    def run(put, device):
-        model = build("attention-sinks", 11, np.float32, **{**SMALL, "window": 4, "sinks": 2, "layers": 1, **options})
-        model.to(device)
-        loss = mean_loss(model, put(ids), put(np.roll(ids, -1, 1)))
-        loss.backward()
-        with no_grad():
-            _, state = model.prefill(put(ids[:, :11]), model.init_state(1))
-            logits, _ = model.prefill(put(ids[:, 11:]), state)
-        return [loss.numpy(), logits.numpy(), *(p.grad.numpy() for p in model.parameters())]
-
-    expected = run(np.asarray, "cpu")
-    with fake_cupy.installed("fast") as cupy:
-        found = run(cupy.asarray, "cuda")
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a, b, terms=10_000)
+    assert_same_on_a_gpu(lambda: build("attention-sinks", 11, np.float32, **options), ids, 11)
 
 
 # -- the command

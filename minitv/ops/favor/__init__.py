@@ -148,33 +148,6 @@ def _read(lq, mean, logsum):
     return matmul(softmax(lq + logsum[:, :, None], axis=3), mean)
 
 
-@favor.form
-def parallel(q, k, v, projection, mask, mean, logsum, features, scale, offset, causal):
-    """Y = softmax(E) V with E_ij = ln Σ_f φ_f(q_i) φ_f(k_j): time and memory O(T² F), the definition for all pairs at once."""
-    xp = namespace(q.data)
-    lq, lk, v, mean, logsum = _prepared(q, k, v, projection, mask, mean, logsum, features, scale, offset)
-    seen = visible(q.shape[2], q.shape[2], causal, None, xp)
-    pairs = lq[:, :, :, None] + lk[:, :, None]  # [B H T T F]
-    if seen is not None:
-        pairs = where(seen[:, :, None], pairs, -INF)
-    weights = softmax(concat([lq + logsum[:, :, None], logsumexp(pairs, axis=4)], axis=3), axis=3)  # [B H T F+T]
-    size = len(projection)
-    y = matmul(weights[..., :size], mean) + weighted(weights[..., size:], v, seen)
-    return y, *_after(lk, v, mean, logsum)
-
-
-@favor.form
-def recurrent(q, k, v, projection, mask, mean, logsum, features, scale, offset, causal):
-    """One position after the other, as a model generates text: O(F (K + V)) time each, in a state of F (V + 1) numbers."""
-    lq, lk, v, mean, logsum = _prepared(q, k, v, projection, mask, mean, logsum, features, scale, offset)
-    ys = [v[:, :, :0]]
-    for t in range(q.shape[2]):
-        mean, logsum = _after(lk[:, :, t:t + 1], v[:, :, t:t + 1], mean, logsum)
-        if causal:
-            ys.append(_read(lq[:, :, t:t + 1], mean, logsum))
-    return concat(ys, axis=2) if causal else _read(lq, mean, logsum), mean, logsum
-
-
 def _chunk(lq, lk, v, mean, logsum):
     """One chunk as matrix products, by the formulas of the page; in halves where a row sum is too small to be divided by."""
     xp, length, dtype = namespace(lq.data), lq.shape[2], lq.dtype
@@ -212,6 +185,33 @@ def chunkwise(q, k, v, projection, mask, mean, logsum, features, scale, offset, 
             ys.append(y)
         else:
             mean, logsum = _after(lk[:, :, part], v[:, :, part], mean, logsum)
+    return concat(ys, axis=2) if causal else _read(lq, mean, logsum), mean, logsum
+
+
+@favor.form
+def parallel(q, k, v, projection, mask, mean, logsum, features, scale, offset, causal):
+    """Y = softmax(E) V with E_ij = ln Σ_f φ_f(q_i) φ_f(k_j): time and memory O(T² F), the definition for all pairs at once."""
+    xp = namespace(q.data)
+    lq, lk, v, mean, logsum = _prepared(q, k, v, projection, mask, mean, logsum, features, scale, offset)
+    seen = visible(q.shape[2], q.shape[2], causal, None, xp)
+    pairs = lq[:, :, :, None] + lk[:, :, None]  # [B H T T F]
+    if seen is not None:
+        pairs = where(seen[:, :, None], pairs, -INF)
+    weights = softmax(concat([lq + logsum[:, :, None], logsumexp(pairs, axis=4)], axis=3), axis=3)  # [B H T F+T]
+    size = len(projection)
+    y = matmul(weights[..., :size], mean) + weighted(weights[..., size:], v, seen)
+    return y, *_after(lk, v, mean, logsum)
+
+
+@favor.form
+def recurrent(q, k, v, projection, mask, mean, logsum, features, scale, offset, causal):
+    """One position after the other, as a model generates text: O(F (K + V)) time each, in a state of F (V + 1) numbers."""
+    lq, lk, v, mean, logsum = _prepared(q, k, v, projection, mask, mean, logsum, features, scale, offset)
+    ys = [v[:, :, :0]]
+    for t in range(q.shape[2]):
+        mean, logsum = _after(lk[:, :, t:t + 1], v[:, :, t:t + 1], mean, logsum)
+        if causal:
+            ys.append(_read(lq[:, :, t:t + 1], mean, logsum))
     return concat(ys, axis=2) if causal else _read(lq, mean, logsum), mean, logsum
 
 

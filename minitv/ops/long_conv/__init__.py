@@ -15,6 +15,9 @@ transform of a convolution is the product of the transforms.
 
     y = inverse(transform(x) ∘ transform(filter))            both padded with zeros to n points
 
+``monarch`` computes the same transforms as Monarch products (minitv/ops/monarch/__init__.py), which are products of small
+dense matrices, in O(T √T).
+
 A Fourier transform takes its n points as a circle. With n < 2 T - 1, the last inputs would reach the first outputs, and a
 model could read the future:
 
@@ -25,9 +28,9 @@ model could read the future:
     [3.75 4.5  5.75]
     [1.   3.5  5.75]
 
-Every point of a transform depends on all inputs. So with ``fft``, a NaN or an infinity anywhere becomes one in every output of
-its channel, and the rounding of an output depends on later inputs too. ``direct`` and ``relaxed`` (online.py) show an input to
-its own output and to later ones only.
+Every point of a transform depends on all inputs. So with ``fft`` and ``monarch``, a NaN or an infinity anywhere becomes one in
+every output of its channel, and the rounding of an output depends on later inputs too. ``direct`` and ``relaxed`` (online.py)
+show an input to its own output and to later ones only.
 
 Gradients, where g_t is the gradient of y_t, and summed over the batch for the filters. Each is a convolution in the other
 direction, a correlation, which transforms compute with the conjugate of one factor:
@@ -46,6 +49,8 @@ from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import complex_multiply, concat, flip, getitem, irfft, pad, rfft, swapaxes
 
+from ..monarch import circular_convolution
+from ..monarch.factors import sizes
 from .online import begin, read
 
 
@@ -64,7 +69,7 @@ def _kept(whole, filter):
 
 
 @op("x[B T D], filter[L D], skip?[D], reverse?[R D], history?[B S D] -> y[B T D], history[B P D]", view=True,
-    laws=[causal("x", except_for=("fft",), reverse=None), independent("B D"), linear_in("x"), linear_in("filter"),
+    laws=[causal("x", except_for=("fft", "monarch"), reverse=None), independent("B D"), linear_in("x"), linear_in("filter"),
           streams("T", reverse=None)])
 def long_conv(x, filter, skip=None, reverse=None, history=None):
     """y_t = Σ_s filter_s x_{t-s} + skip x_t + Σ_s reverse_s x_{t+s} in every channel, and the last L - 1 inputs.
@@ -107,6 +112,22 @@ def fft(x, filter, skip, reverse, history):
         points = next_fast_len(length + taps - 1, real=True)  # of factors 2, 3 and 5; fewer points would wrap around
         spectrum = complex_multiply(rfft(swapaxes(x), n=points), rfft(swapaxes(filter[:taps]), n=points))  # of [B D points]
         return swapaxes(irfft(spectrum, n=points)[..., :length])  # [B T D]
+
+    return _both_ways(causal, x, filter, skip, reverse, history)
+
+
+@long_conv.form
+def monarch(x, filter, skip, reverse, history):
+    """The same transforms, as products of dense matrices of about √T rows: time O(T √T) per channel (arXiv 2310.12109)."""
+
+    def causal(x, filter):
+        length, taps = x.shape[1], min(x.shape[1], filter.shape[0])
+        if not taps or not length:
+            return x * 0.0
+        n1, n2 = sizes(length + taps - 1)
+        padded = [pad(swapaxes(part), widths=(*[(0, 0)] * (part.ndim - 1), (0, n1 * n2 - part.shape[-2])))
+                  for part in (x, filter[:taps])]  # [B D n₁n₂], [D n₁n₂]
+        return swapaxes(circular_convolution(*padded, (n1, n2))[..., :length])  # [B T D]
 
     return _both_ways(causal, x, filter, skip, reverse, history)
 
