@@ -78,8 +78,8 @@ class FusedDecoder(Decoder):
             self._state, self._position = self._start, 0
         else:
             logits, self._position = super().prefill(ids), len(ids)
-        for halves, states in zip(self._blocks, self._state.blocks, strict=True):
-            for half, state in zip(halves, states, strict=True):
+        for block, halves, states in zip(self.model.blocks, self._blocks, self._state.blocks, strict=True):
+            for half, state in zip(halves, states if type(block) is PreNorm else (states,), strict=True):
                 half.load(state, self._position)
         if few:
             for token in ids:
@@ -105,9 +105,9 @@ class FusedDecoder(Decoder):
 
 
 def _halves(model: LanguageModel) -> list[list[tuple]]:
-    """The norm and the module of every half of every block."""
+    """The norm and the module of every half of every block; one of another kind than PreNorm is a module of its own."""
     return [[(norm, module) for norm, module in ((block.norm1, block.mixer), (block.norm2, block.ffn)) if module is not None]
-            for block in model.blocks]
+            if type(block) is PreNorm else [(None, block)] for block in model.blocks]
 
 
 def _half(model: LanguageModel, module):
@@ -126,7 +126,8 @@ def unread(model: LanguageModel) -> str | None:
         return "they run on the CPU"
     if model.encoding not in ("learned", "rope", "none"):
         return f"they know learned positions, rope and none, not {model.encoding}"
-    if type(model.blocks) is not Stack or any(type(block) is not PreNorm for block in model.blocks):
+    strange = (block for block in model.blocks if type(block) is not PreNorm and _half(model, block) is None)
+    if type(model.blocks) is not Stack or next(strange, None) is not None:
         return "they know stacks of blocks x + f(norm(x)) alone"
     unknown = (module for halves in _halves(model) for _, module in halves if _half(model, module) is None)
     return next((f"they do not know the module {type(module).__name__} with its options" for module in unknown), None)

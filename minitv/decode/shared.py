@@ -148,15 +148,16 @@ def activation_of(module: nn.Module) -> int:
 class Half:
     """Half of a block for one token after the other: ``half(x, position)`` adds f(norm(x)) to x[D].
 
-    It is made of the weights as they are. A subclass says which module it computes, and has the kernel that does it.
+    It is made of the weights as they are. A subclass says which module it computes, and has the kernel that does it. The module
+    may also be a whole block of a kind of its own, which has no norm before it and makes x anew.
     """
 
     module: ClassVar[type]
     kernel: ClassVar[Callable]
 
-    def __init__(self, norm: nn.Module, module: Any, model: LanguageModel):
+    def __init__(self, norm: nn.Module | None, module: Any, model: LanguageModel):
         self.width, self.dtype = model.embed.weight.shape[1], model.embed.weight.dtype
-        self.weights, self.state = self.wire(norm_of(norm), module, model)
+        self.weights, self.state = self.wire(norm and norm_of(norm), module, model)
         self._arguments = self.weights, self.state, np.empty(self.memory(module, model) + 2, self.dtype)  # 2 for ``norm``
         self._compute = bound(self.kernel, np.empty(self.width, self.dtype), 0, *self._arguments)
 
@@ -165,7 +166,7 @@ class Half:
         """Whether it computes this module, with its options."""
         return type(module) is cls.module
 
-    def wire(self, norm: Norm, module: Any, model: LanguageModel) -> tuple[NamedTuple, NamedTuple | None]:
+    def wire(self, norm: Norm | None, module: Any, model: LanguageModel) -> tuple[NamedTuple, NamedTuple | None]:
         """The kernel's weights and its state."""
         raise NotImplementedError
 

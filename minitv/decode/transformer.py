@@ -49,7 +49,7 @@ _column = inner(column)
 
 
 @inner
-def _turn(position, weights, sign, x, heads, size, cos, sin, y):
+def turn_heads(position, weights, sign, x, heads, size, cos, sin, y):
     """y = x[heads size], turned by the position; pairs grow with their growth times ``sign``."""
     position -= weights.centre
     turn(position, weights.angles, cos, sin)
@@ -73,12 +73,12 @@ def attend(x, position, weights, cache, memory):
     linear(weights.qkv, h, qkv, False)
     q, k, v = qkv[:width], qkv[width : width + groups * size], qkv[width + groups * size :]
     if weights.angles.size:
-        turned, at = take(memory, at, width + groups * size)
+        pair, at = take(memory, at, width + groups * size)
         cos, at = take(memory, at, weights.angles.size)
         sin, at = take(memory, at, weights.angles.size)
-        _turn(position, weights, 1.0, q, heads, size, cos, sin, turned[:width])
-        _turn(position, weights, -1.0, k, groups, size, cos, sin, turned[width:])
-        q, k = turned[:width], turned[width:]
+        turn_heads(position, weights, 1.0, q, heads, size, cos, sin, pair[:width])
+        turn_heads(position, weights, -1.0, k, groups, size, cos, sin, pair[width:])
+        q, k = pair[:width], pair[width:]
     for g in range(groups):
         for c in range(size):
             cache.keys[g, c, last] = k[g * size + c]

@@ -366,6 +366,7 @@ SIMPLIFIED = Variant(
     block=Simplified,
     overrides=PAPER,
     presets=WIDER,
+    fused="simplified",
     page=Page(
         formula=SHAPE + "split(v Wᵀ); SAS-P: x ← y + gain ffn(norm(x)); SAS: x ← skip y + gain ffn(norm(y))",
         cost=TRAINING + "Generating token t: O(D²) for the matrices, O(t D) for attention and O(D) for the mean",

@@ -8,6 +8,7 @@ import pytest
 import minitv
 from autograd import Tensor, assert_close, no_grad, sum
 from autograd.random import Random
+from minitv.decode import FusedDecoder, decoder, unread
 from minitv.errors import UserError
 from minitv.log import read_log
 from minitv.optim import AdamW
@@ -153,6 +154,21 @@ def test_attention_of_both_directions_sees_all():
         x = Tensor(np.random.default_rng(0).normal(size=(1, 6, 16)), requires_grad=True)
         sum(mixer(x)[:, 2]).backward()
         assert (np.abs(x.grad.numpy()[0, 3:]).max() > 0) == sees
+
+
+@pytest.mark.parametrize("positions", ["rope", "none"])
+def test_kernels_write_beyond_the_context(positions):
+    model, ids = build(dict(positions=positions, block="serial"), np.float32), np.resize(tokens(), 40)
+    exact = build(dict(positions=positions, block="serial"))
+    expected, reader = exact(ids[None]).numpy()[0], decoder(model)
+    assert type(reader) is FusedDecoder
+    for first in (3, 20):  # read by the kernels, and by the model
+        found = [reader.prefill(ids[:first]).copy(), *(reader.step(token).copy() for token in ids[first:])]
+        assert_close(np.array(found), expected[first - 1 :], terms=1000)
+
+
+def test_kernels_know_no_shift():
+    assert unread(build(OPTIONS["shifted"])) == "they know stacks of blocks x + f(norm(x)) alone"
 
 
 # -- a run -------------------------------------------------------------------------------------------------------------
