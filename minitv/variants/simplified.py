@@ -164,7 +164,11 @@ class SimplifiedOptions:
         None, "first gain of the feed-forward network; none = 0.1 √(18 / layers), as 0.1 in the paper's 18 layers", above=0
     )
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
+        if self.matrix_gain != 1 and self.value_matrices == "none" and not self.output_matrices:
+            raise UserError(f"--matrix-gain: {self.matrix_gain:g} is given and --value-matrices is none, so that there is no "
+                            "matrix that it concerns; allowed: 1")
 
 
 class State(NamedTuple):
@@ -342,8 +346,8 @@ GOLDEN = ("the blocks of the paper's code, written again in PyTorch with its mat
 DISCREPANCIES = (
     "the code stores I and C as matrices of the longest sequence and adds them to A; here C v is a running mean, which is the "
     "same function, and costs T D numbers instead of T²",
-    "the code's cached generation takes the first rows of I where it needs the last ones; here the state carries a mean, and "
-    "reading in parts equals reading at once",
+    "in the code's cached generation all rows of I are added to the one row of the new token; here the state carries a mean, "
+    "and reading in parts equals reading at once",
     "the code's dropout acts on the whole matrix, and so on the identity, which is the only way past attention; here it acts "
     "on A alone",
     "the code has biases in queries and keys and in no other matrix; here --bias switches all of them on",
