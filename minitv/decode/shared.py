@@ -152,7 +152,7 @@ class Half:
     kernel: ClassVar[Callable]
 
     def __init__(self, norm: nn.Module, module: Any, model: LanguageModel):
-        self.width, self.dtype = model.embed.weight.shape[1], model.embed.weight.dtype
+        (self.width,), self.dtype = norm.weight.shape, norm.weight.dtype
         self.weights, self.state = self.wire(norm_of(norm), module, model)
         self._arguments = self.weights, self.state, np.empty(self.memory(module, model) + 2, self.dtype)  # 2 for ``norm``
         self._compute = bound(self.kernel, np.empty(self.width, self.dtype), 0, *self._arguments)

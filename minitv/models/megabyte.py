@@ -164,6 +164,11 @@ class Levels(Module):
         return ((str(i), level) for i, level in enumerate(self.levels))
 
     @property
+    def stacks(self) -> list[Any]:
+        """The stacks of those levels that have blocks."""
+        return [level.stack for level in self.levels if level.size.layers]
+
+    @property
     def blocks(self) -> list[Block]:
         """The blocks of all levels."""
         return [block for level in self.levels for block in level.stack]

@@ -287,6 +287,7 @@ MEGABYTE = Variant(
     mixer=Attention,
     options=MegabyteOptions,
     model=Megabyte,
+    fused="megabyte",
     without=("embed_norm",),
     presets={"small": dict(patch="8", local_layers="2")},
     page=Page(

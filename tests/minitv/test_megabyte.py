@@ -11,6 +11,8 @@ import pytest
 from autograd import Tensor, assert_close, cross_entropy, no_grad, use
 from autograd.random import Random
 from minitv import variants
+from minitv.decode import Decoder, decoder, unread
+from minitv.decode.megabyte import Reader
 from minitv.errors import UserError
 from minitv.nn import Statistics
 from minitv.ops import attention
@@ -196,6 +198,35 @@ def test_strided_logits_are_those_of_first_halves(length):
             assert_close(read(strided, ids, cuts)[0], strided(ids).numpy(), terms=10_000)
         with Statistics().part(0):
             assert_close(strided(ids).numpy(), one, terms=1000)
+
+
+@pytest.mark.parametrize("options", [
+    pytest.param(OPTIONS[name], id=name, marks=[] if name in FEW else pytest.mark.full)
+    for name in ("as published", "previous", "appendix", "three levels", "four levels", "narrow", "one token", "one patch",
+                 "no global blocks", "previous in levels")])
+def test_kernels_write_what_the_model_computes(options):
+    """From every length of a prompt on, of which short ones are read token by token."""
+    model = build(**{"context": 30, **options})
+    reader, ids = decoder(model), tokens(30, 1)[0]
+    assert type(reader) is Reader
+    with no_grad():
+        expected = model(ids[None]).numpy()[0]
+    for first in (1, 7, 17, 18, 19, 24, 29):
+        logits = [reader.prefill(ids[:first]).copy(), *(reader.step(token).copy() for token in ids[first:])]
+        assert_close(np.array(logits), expected[first - 1 :], terms=10_000)
+        assert reader.position == 30
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    (dict(strided=True), "they take one pass, and --strided two"), (OPTIONS["reversible"], "they know stacks of blocks x + f("),
+    (OPTIONS["across"], "they do not know the module AcrossPatches with its options")], ids=str)
+def test_what_no_kernel_knows_takes_the_models_own_step(options, reason):
+    model, ids = build(**options), [1, 5, 2, 2, 7, 4, 3]
+    reader = decoder(model)
+    assert type(reader) is Decoder and reason in unread(model)
+    reader.prefill(ids[:2])
+    for position in range(2, 7):
+        assert_close(reader.step(ids[position]), model(np.array(ids[: position + 1])[None]).numpy()[0, -1], terms=1000)
 
 
 # -- another implementation ---------------------------------------------------------------------------------------------
