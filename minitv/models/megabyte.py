@@ -15,6 +15,7 @@ level knows what stands before the tokens that it is about, and nothing more. va
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from autograd.device import beside, namespace
 from autograd.random import Random
 
 from ..blocks import Block
+from ..errors import UserError
 from ..nn import NORMS, Embedding, Linear, Module, normal, training
 from ..options import ModelOptions
 from ..stack import STACKS
@@ -282,3 +284,19 @@ class Megabyte(LanguageModel):
                 carries[i + 1] = concat([carries[i + 1], level.carried(x, levels[i + 1].size.group)], axis=1)
         keep = min(self.patch - 1, history.shape[1])
         return x, State(end, history[:, history.shape[1] - keep :], tuple(states), tuple(carries))
+
+
+def strided(model: LanguageModel) -> Megabyte:
+    """The same model, with the same weights, which takes two passes unless it is trained; UserError if it has no patches."""
+    if not isinstance(model, Megabyte):
+        raise UserError(f"--strided: {model.variant.name} reads no patches, allowed: megabyte")
+    if model.patch % 2:
+        raise UserError(f"--strided: {odd(model.patch)}")
+    model = copy.copy(model)
+    model.stride = model.patch // 2
+    return model
+
+
+def odd(patch: int) -> str:
+    """Why a patch has no halves."""
+    return f"half of a patch of {patch} tokens is no number of tokens, allowed: an even --patch"

@@ -116,7 +116,7 @@ Options beyond the graph above:
 - ``--strided`` is strided inference (section 2.3.3), for evaluation and writing alone. A second pass begins half a patch later,
   and each logit is taken from the pass in which it stands in the first half of its patch. That costs twice the time, and the
   second pass does not see the first P/2 tokens. On PG-19 it lowers 0.9079 bits per byte to 0.8926 (Table 11). Figures with and
-  without it must not be compared.
+  without it must not be compared. ``minitv eval RUN --strided`` does it with a model that was trained without the option.
 
 The last patch of a text need not be full: it is filled up, and the logits beyond the end are cut off.
 """
@@ -134,7 +134,7 @@ from autograd.random import Random
 
 from ..config import check, option
 from ..errors import UserError
-from ..models.megabyte import Megabyte, Size
+from ..models.megabyte import Megabyte, Size, odd
 from ..ops import merge_heads
 from ..options import ModelOptions
 from ..variant import Page, Variant
@@ -193,7 +193,7 @@ class MegabyteOptions(transformer.TransformerOptions):
                                 f"{width[i - 1] // groups[i - 1]} of {width[i - 1]} channels and has {d}, allowed with "
                                 f"--local-widths {','.join(str(model.width // (units[0] // u)) for u in units[1:])}")
         if self.strided and units[0] % 2:
-            raise UserError(f"--strided: half of a patch of {units[0]} tokens is no number of tokens, allowed: an even --patch")
+            raise UserError(f"--strided: {odd(units[0])}")
         if self.reach:
             if self.reach > min(groups):
                 raise UserError(f"--reach {self.reach}: the patch before has fewer positions, allowed: 0 to {min(groups)}")

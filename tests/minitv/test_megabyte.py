@@ -10,10 +10,11 @@ import pytest
 
 from autograd import Tensor, assert_close, cross_entropy, no_grad, use
 from autograd.random import Random
-from minitv import variants
+from minitv import cli, sample, variants
 from minitv.decode import Decoder, decoder, unread
 from minitv.decode.megabyte import Reader
 from minitv.errors import UserError
+from minitv.models import megabyte
 from minitv.nn import Statistics
 from minitv.ops import attention
 from minitv.options import ModelOptions
@@ -312,3 +313,41 @@ def test_the_small_preset_has_patches_of_eight_and_a_large_global_model():
     made = variants.load("megabyte").configure("small")
     assert [(size.width, size.layers, size.unit, size.group) for size in made.mixer.levels(made.model)] == \
         [(384, 4, 8, 0), (384, 2, 1, 8)]
+
+
+# -- from the command line ----------------------------------------------------------------------------------------------
+def command(capsys, *words):
+    """What a command prints, and its errors."""
+    assert cli.main([*map(str, words)]) == 0
+    return capsys.readouterr()
+
+
+def test_it_trains_resumes_writes_and_is_evaluated(tmp_path, capsys, monkeypatch):
+    """On bytes, with a context that patches do not divide; a run in two parts is the run in one."""
+    monkeypatch.chdir(tmp_path)
+    text = Path("t.txt")
+    text.write_text("Der Müller mahlt, die Mühle läuft. " * 60, encoding="utf-8")
+    shape = ("megabyte", "--data", text, "--tokenizer", "byte", "--context", 10, "--width", 16, "--heads", 2, "--batch", 4,
+             "--eval-every", 0, "--threads", 1, "--warmup", 0, "--dropout", 0.1, "--lr", 0.01, "--min-lr", 0.01)
+    command(capsys, "train", *shape, "--steps", 6, "--out", "whole")
+    command(capsys, "train", *shape, "--steps", 3, "--out", "parts")
+    command(capsys, "train", "--resume", "parts", "--steps", 6)
+    one, two = (sample.load(name).model.state() for name in ("whole", "parts"))
+    assert one.keys() == two.keys() and not [name for name in one if not np.array_equal(one[name], two[name])]
+    assert len(command(capsys, "sample", "whole", "--tokens", 30, "--prompt", "Mü").out.encode()) >= 30
+    plain, strided = (command(capsys, "eval", "whole", "--data", text, *more).out for more in ((), ("--strided",)))
+    assert "in windows of 10\n" in plain and "in windows of 10, in two passes\n" in strided
+    trained = sample.load("whole")
+    ids = trained.tokenizer.encode("Müller läuft")
+    with no_grad():
+        found = megabyte.strided(trained.model)(ids[None, :10]).numpy()
+        first, second = trained.model(ids[None, :10]).numpy(), trained.model(ids[None, 2:10]).numpy()
+    for t in range(10):
+        assert np.array_equal(found[0, t], first[0, t] if t % 4 < 2 else second[0, t - 2])
+
+
+def test_what_has_no_halves_of_patches():
+    with pytest.raises(UserError, match="--strided: transformer reads no patches, allowed: megabyte"):
+        megabyte.strided(models.build("transformer", 5))
+    with pytest.raises(UserError, match="--strided: half of a patch of 1 tokens is no number of tokens"):
+        megabyte.strided(build(patch="1"))
