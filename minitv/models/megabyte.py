@@ -10,7 +10,8 @@ a position of level i is a unit of u_i tokens, and n_i of them make one position
     logits   of the innermost level, where a position is a token
 
 Position a is the first to know token a u_i, and what it gives serves to predict the tokens a u_i + 1 .. (a + 1) u_i. So every
-level knows what stands before the tokens that it is about, and nothing more. variants/megabyte.py teaches the paper.
+level knows what stands before the tokens that it is about, and nothing more. variants/megabyte.py teaches the paper, whose
+equations have their numbers here.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Level(Module):
         """x [B A d] of the positions from ``start`` to ``stop`` - 1, by the ``history`` of tokens [B ..] from ``first`` on."""
         unit, width = self.size.unit, self.size.width
         low, high = (start - 1) * unit + 1, (stop - 1) * unit + 1  # the tokens of these units, from ``low`` to ``high`` - 1
-        x = self.embed(history[:, max(low, 0) - first : high - first])  # [B .. d/u]
+        x = self.embed(history[:, max(low, 0) - first : high - first])  # (1) [B .. d/u]
         batch, _, channels = x.shape
         if self.sines:
             x = x * math.sqrt(channels)
@@ -104,21 +105,21 @@ class Level(Module):
             x = self._placed(x, range(max(low, 0), high))
         if low < 0:  # before the text
             x = concat([broadcast_to(self._pads(unit - 1, channels), shape=(batch, unit - 1, channels)), x], axis=1)
-        x = reshape(x, (batch, stop - start, width))  # [B A d]
+        x = reshape(x, (batch, stop - start, width))  # (2) [B A d]
         if not self.size.group:
             return x
         places = np.arange(start, stop) % self.size.group
         if self.padded:
             begins = beside((places == 0)[:, None], x.data)  # [A 1]
             x = where(begins, reshape(self._pads(unit, channels), (width,)), x)
-        return self._placed(x + carry, places)
+        return self._placed(x + carry, places)  # (4)
 
     def read(self, x: Tensor, start: int, state: tuple | None, rng: Random | None = None) -> tuple[Tensor, tuple | None]:
         """y [B A d] of positions from ``start`` on; without a state they are whole groups, and nothing is kept."""
         group, (batch, length, width) = self.size.group, x.shape
-        if self.size.whole:
+        if self.size.whole:  # (3)
             return (self.stack(x, rng), None) if state is None else self.stack.prefill(x, state)
-        if state is None:
+        if state is None:  # (5)
             return reshape(self.stack(reshape(x, (-1, group, width)), rng), x.shape), None
         running = min(-start % group, length)  # positions of a group that has begun before
         whole = (length - running) // group * group

@@ -35,7 +35,9 @@ its patch is an accident: the same word looks different to the global model in e
     K = T / P          patches, rounded up                      K
     D                  width of the global model, --width       P · D_G
     D / P              channels of a token in it                D_G
-    d                  width of the local model                 D_L
+    d                  width of the local model, --local-widths D_L
+    L_g L_l            global and local blocks; --layers is     -
+                       their sum, --local-layers is L_l
     x_t                token t; x_0 is given, not predicted     x_{t-1}
     E₀ [V D/P]         embedding of the global model            E^global-embed
     positions [C D/P]  learned positions in a context of C      E^pos
