@@ -98,6 +98,13 @@ token that the logits t change with.
      [1 1 1 1 1 0]
      [1 1 1 1 1 1]]
 
+Writing. When a patch is complete, the global model takes one step: it reads the patch, keeps a key and a value of it in each
+layer, and its output waits in P parts. For each token of the next patch the local model takes one step, with a part and the
+token before. Its keys and values are dropped when the patch ends. A patch needs L_g + P L_l layers one after the other, where a
+Transformer with as many layers needs P (L_g + L_l) (section 3.2).
+
+Tokens here are the characters of the text, or its bytes as in the paper: --tokenizer byte.
+
 How to choose P. Attention is cheapest at P = (2 L_g D T / (L_l d))^(1/3), with L_g global and L_l local blocks: about 5 for
 T = 64 and 8 for T = 256, where everything else is equal. The paper takes 8 for text, 12 to 192 for pictures and 32 for sound,
 and finds hardly any difference between 48 and 768 for pictures (Table 12). It puts most weights in the global model (Table 13).
