@@ -15,6 +15,7 @@ from minitv.decode import Decoder, decoder, unread
 from minitv.decode.megabyte import Reader
 from minitv.errors import UserError
 from minitv.models import megabyte
+from minitv.models.megabyte import Level
 from minitv.nn import Statistics
 from minitv.ops import attention
 from minitv.options import ModelOptions
@@ -44,7 +45,7 @@ def spread(model, by=0.3):
     """The model with weights so large that everything counts."""
     rng = np.random.default_rng(0)
     for parameter in model.parameters():
-        parameter.assign_(parameter.numpy() + by * rng.normal(size=parameter.shape))
+        parameter.assign_((parameter.numpy() + by * rng.normal(size=parameter.shape)).astype(parameter.dtype))
     return model
 
 
@@ -88,6 +89,21 @@ def test_a_logit_depends_on_exactly_the_past(options):
             assert (dependence(model, length) == np.tril(np.ones((length, length), bool))).all()
 
 
+@pytest.mark.parametrize(("level", "by"), [(0, -1), (0, 1), (1, -1), (1, 1)], ids=["global early", "global late", "local early",
+                                                                             "local late"])
+def test_a_level_that_reads_a_token_too_early_or_too_late_is_noticed(level, by, monkeypatch):
+    """Then logits depend on the future, or something of the past is missing."""
+    model, entered = build(), Level.entered
+
+    def shifted(self, history, *rest):
+        return entered(self, np.roll(history, by, axis=1) if self is model.blocks.levels[level] else history, *rest)
+
+    monkeypatch.setattr(Level, "entered", shifted)
+    past = np.tril(np.ones((12, 12), bool))
+    found = dependence(model, 12)
+    assert (found & ~past).any() if by < 0 else (past & ~found).any()
+
+
 @each_option
 @pytest.mark.usefixtures("either_way")
 def test_any_split_gives_what_the_call_gives(options):
@@ -128,20 +144,14 @@ def carried_over(model, flat, names):
 
 
 def test_patches_of_one_token_are_the_flat_model():
-    """Without local blocks; what a patch gives goes to the head."""
+    """Without local blocks: what the global model gives goes to the head, behind a second norm."""
     model = build(patch="1", local_layers="0", carry_projection=False, tied=False)
-    level = model.blocks.levels[1]
-    for parameter in (level.pads, level.positions):
+    outer, inner = model.blocks.levels
+    for parameter in (inner.pads, inner.positions):
         parameter.assign_(np.zeros(parameter.shape))
-    model.norm.weight.assign_(np.ones(16))
     flat = carried_over(model, models.build("transformer", 11, np.float64, **SMALL, tied=False), {
-        "embed.weight": "blocks.0.embed.weight", "positions": "blocks.0.positions", "blocks.": "blocks.0.stack.",
-        "norm.weight": "blocks.0.norm.weight"})
-    once = model.blocks.levels[0].norm  # MEGABYTE has a second norm behind the first
-    expected = flat.logits(flat.hidden(tokens()))
-    assert_close(model.logits(model.hidden(tokens())).numpy(),
-                 (model.norm(once(flat.hidden(tokens()))) @ flat.head.weight.T).numpy(), terms=10_000)
-    assert expected.shape == (2, 12, 11)
+        "embed.weight": "blocks.0.embed.weight", "positions": "blocks.0.positions", "blocks.": "blocks.0.stack."})
+    assert_close(model(tokens()).numpy(), model.logits(outer.norm(flat.hidden(tokens()))).numpy(), terms=10_000)
 
 
 def test_patches_of_one_token_with_local_blocks_are_a_flat_model_whose_last_blocks_see_one_token():
@@ -299,6 +309,13 @@ def test_its_cache_cannot_be_streamed():
 
     with pytest.raises(UserError, match="--window: megabyte has no cache of keys and values that could be cut"):
         streaming(build(positions="rope"), 4, 2)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("options", [OPTIONS["across"], OPTIONS["previous in levels"], OPTIONS["sines"], dict(strided=True)],
+                         ids=str)
+def test_it_is_the_same_on_a_gpu(options):
+    models.assert_same_on_a_gpu(lambda: spread(models.build("megabyte", 11, np.float32, **{**SMALL, **options})), tokens(11), 6)
 
 
 def test_ids_are_checked():
