@@ -72,14 +72,14 @@ class Level(Module):
 
     def __init__(self, rng: Random, variant: Any, model: ModelOptions, options: Any, size: Size, inner: Size | None,
                  vocab: int, embed: Embedding | None, dtype: Any):
-        self.size, self.std = size, model.init_std
+        self.size, std = size, model.init_std
         channels = size.width // size.unit  # of a token
-        self.embed = embed or Embedding(rng.split(0), vocab, channels, std=self.std, dtype=dtype)
+        self.embed = embed or Embedding(rng.split(0), vocab, channels, std=std, dtype=dtype)
         self.padded = bool(size.group) and options.start == "pad"  # whether groups begin with a pad
         pads = size.unit if self.padded else size.unit - 1
-        self.pads = normal(rng.split(1), (pads, channels), self.std, dtype) if pads and options.pads == "learned" else None
+        self.pads = normal(rng.split(1), (pads, channels), std, dtype) if pads and options.pads == "learned" else None
         places = (size.group, size.width) if size.group else (model.context, channels)
-        self.positions = normal(rng.split(2), places, self.std, dtype) if model.positions == "learned" else None
+        self.positions = normal(rng.split(2), places, std, dtype) if model.positions == "learned" else None
         self.sines = model.positions == "sinusoidal"
         self.stack = Nothing()
         if size.layers:
@@ -90,7 +90,7 @@ class Level(Module):
         if inner is not None:
             self.norm = NORMS[model.norm](size.width, bias=model.bias, dtype=dtype)
             if options.carry_projection:
-                self.project = Linear(rng.split(4), size.width // inner.group, inner.width, std=self.std, bias=False,
+                self.project = Linear(rng.split(4), size.width // inner.group, inner.width, std=std, bias=False,
                                       dtype=dtype)
 
     def entered(self, history: np.ndarray, first: int, start: int, stop: int, carry: Tensor | None) -> Tensor:
@@ -104,14 +104,14 @@ class Level(Module):
         if not self.size.group:
             x = self._placed(x, range(max(low, 0), high))
         if low < 0:  # before the text
-            x = concat([broadcast_to(self._pads(unit - 1, channels), shape=(batch, unit - 1, channels)), x], axis=1)
+            x = concat([broadcast_to(self._pads(unit - 1), shape=(batch, unit - 1, channels)), x], axis=1)
         x = reshape(x, (batch, stop - start, width))  # (2) [B A d]
         if not self.size.group:
             return x
         places = np.arange(start, stop) % self.size.group
         if self.padded:
             begins = beside((places == 0)[:, None], x.data)  # [A 1]
-            x = where(begins, reshape(self._pads(unit, channels), (width,)), x)
+            x = where(begins, reshape(self._pads(unit), (width,)), x)
         return self._placed(x + carry, places)  # (4)
 
     def read(self, x: Tensor, start: int, state: tuple | None, rng: Random | None = None) -> tuple[Tensor, tuple | None]:
@@ -140,7 +140,7 @@ class Level(Module):
         y = reshape(self.norm(y), (batch, length * group, width // group))
         return y if self.project is None else self.project(y)
 
-    def _pads(self, count: int, channels: int) -> Tensor:
+    def _pads(self, count: int) -> Tensor:
         """The vectors [count d/u] of what stands before the text or a group."""
         if self.pads is not None:
             return self.pads[:count]
