@@ -3,8 +3,8 @@
     python benchmarks/decode.py [VARIANT ...] [--preset nanogpt-cpu ...] [--rounds 5] [--seconds 5] [--threads N] [--save]
 
 All start from one token and write until the context is full, again and again, and draw each token from the softmax of its
-logits. PyTorch has the same Transformer with a cache of keys and values, and no other variant. Rounds, ratios and --save as
-in benchmarks/rounds.py.
+logits. PyTorch has the same Transformer and MEGABYTE, with caches of keys and values, and no other variant. Rounds, ratios and
+--save as in benchmarks/rounds.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import json
 import time
 
 import numpy as np
-from rivals import language_model, transformer
+from rivals import language_model, load
 from rounds import alternate, known, machine, median, ratios, run, save, warn_if_busy
 from train import SHAPES, VOCAB, experiment, writers
 
 from autograd.cpu.process import cores
 
 RIVALS = {"eager": "PyTorch eager", "operators": "through our operators"}
+EAGER = ("transformer", "megabyte")
 
 
 def minitv(variant: str, preset: str, fused: bool = True):
@@ -38,13 +39,13 @@ def minitv(variant: str, preset: str, fused: bool = True):
     return lambda index: sum(1 for _ in sample.generate(model, np.array([1]), model.context - 1, Random(index)))
 
 
-def pytorch(preset: str, threads: int):
+def pytorch(variant: str, preset: str, threads: int):
     import torch
 
     torch.set_num_threads(threads)
-    of = experiment("transformer", preset)
-    network = language_model(torch, "transformer", of.model, of.mixer, VOCAB).eval()
-    caches, context = transformer.cache(torch, of.model, of.mixer), of.model.context
+    of = experiment(variant, preset)
+    network = language_model(torch, variant, of.model, of.mixer, VOCAB).eval()
+    caches, context = load(variant).cache(torch, of.model, of.mixer), of.model.context
 
     @torch.inference_mode()
     def write(index: int) -> int:
@@ -60,11 +61,11 @@ def pytorch(preset: str, threads: int):
 
 def work(contender: str, variant: str, preset: str, threads: int, seconds: float) -> dict:
     """Measure one contender in this process; ``skipped`` holds the reason if it cannot run here."""
-    if contender == "eager" and variant != "transformer":
-        return {"skipped": "only the Transformer is written for it"}
+    if contender == "eager" and variant not in EAGER:
+        return {"skipped": f"only {' and '.join(EAGER)} are written for it"}
     if contender == "eager" and importlib.util.find_spec("torch") is None:
         return {"skipped": "torch is not installed"}
-    write = pytorch(preset, threads) if contender == "eager" else minitv(variant, preset, contender == "minitv")
+    write = pytorch(variant, preset, threads) if contender == "eager" else minitv(variant, preset, contender == "minitv")
     for index in range(3):
         write(index)
     tokens, start = 0, time.perf_counter()

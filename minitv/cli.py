@@ -287,21 +287,25 @@ def _eval(argv: list[str]) -> int:
     from .sample import open_run
 
     run = open_run(directory, config.checkpoint, config.device, "predict the next token")
-    tokenizer = run.tokenizer
+    tokenizer, model = run.tokenizer, run.model
+    if config.strided:
+        from .models.megabyte import strided
+
+        model = strided(model)
     if config.text:
         with naming("--text"):
             ids, description, sha256 = tokenizer.encode(config.text), "--text", None
     else:
         ids, description, sha256 = read_text(config.data, tokenizer, config.encoding)
     with naming(description):
-        result = evaluate(run.model, tokenizer, ids)
-    characters = tokenizer.characters_in(ids)
+        result = evaluate(model, tokenizer, ids)
+    characters, passes = tokenizer.characters_in(ids), ", in two passes" if getattr(model, "stride", 0) else ""
     rows = [
         ("model", f"{run.experiment.variant.name} of {directory}, step {run.step}"),
         ("text", f"{description}: {count(characters)} character{'s' * (characters != 1)}"),
         ("loss", f"{result.loss:.4f} nats per token"),
         ("bits", f"{result.bits_per_character:.4f} per character, {result.bits_per_token:.4f} per token"),
-        ("predicted", f"{len(result.surprise)} tokens, all but the first, in windows of {run.model.context}"),
+        ("predicted", f"{len(result.surprise)} tokens, all but the first, in windows of {model.context}{passes}"),
     ]
     if sha256 is not None and sha256 == run.saved.get("corpus_sha256"):
         rows.append(("note", "this is the text that the model was trained on: it has seen most of it"))

@@ -217,6 +217,8 @@ class EvalOptions:
     text: str = option("", "the text itself")
     encoding: str = _encoding()
     per_character: bool = option(False, "list every character of the text with the bits that it cost")
+    strided: bool = option(False, "a model that reads patches (megabyte) takes two passes, half a patch apart, each of which "
+                           "predicts the first halves of its patches")
     checkpoint: str = _checkpoint()
     device: str = _device()
 

@@ -3,7 +3,8 @@
 A variant's module here has ``mixer(torch, model, options, layer)``, an ``nn.Module`` from [B T D] to [B T D] with as many
 parameters as ours, perhaps ``feed_forward`` with the same arguments in place of the one below, perhaps
 ``block(torch, model, mixer, ffn)`` in place of the Transformer's block, and perhaps ``norm(torch, model)``, which stands before
-the logits; ``OPERATORS`` and ``inputs`` are the variant's operator alone, for benchmarks/ops.py.
+the logits. Where a model is no stack of blocks the module has ``language_model(torch, model, options, vocab)`` instead.
+``OPERATORS`` and ``inputs`` are the variant's operator alone, for benchmarks/ops.py.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ def feed_forward(torch, model, options, layer):
                          nn.Linear(hidden, model.width, bias=model.bias), nn.Dropout(model.dropout))
 
 
-def language_model(torch, variant: str, model, options, vocab: int):
-    """Embedding, blocks and head: ``net(ids)`` are logits, ``net(ids, labels)`` is the mean loss."""
-    nn, functional = torch.nn, torch.nn.functional
-    parts = load(variant)
+def make_block(torch, parts, model, options, layer):
+    """A layer of the variant with the module ``parts``: x + mixer(norm(x)), then x + feed_forward(norm(x)), if not its own."""
+    nn = torch.nn
 
     class Block(nn.Module):
         def __init__(self, mixer, ffn):
@@ -40,10 +40,17 @@ def language_model(torch, variant: str, model, options, vocab: int):
             x = x + self.mixer(self.norm1(x), *cache)
             return x + self.ffn(self.norm2(x))
 
-    def block(layer):
-        mixer = parts.mixer(torch, model, options, layer)
-        ffn = getattr(parts, "feed_forward", feed_forward)(torch, model, options, layer)
-        return parts.block(torch, model, mixer, ffn) if hasattr(parts, "block") else Block(mixer, ffn)
+    mixer = parts.mixer(torch, model, options, layer)
+    ffn = getattr(parts, "feed_forward", feed_forward)(torch, model, options, layer)
+    return parts.block(torch, model, mixer, ffn) if hasattr(parts, "block") else Block(mixer, ffn)
+
+
+def language_model(torch, variant: str, model, options, vocab: int):
+    """Embedding, blocks and head: ``net(ids)`` are logits, ``net(ids, labels)`` is the mean loss."""
+    nn, functional = torch.nn, torch.nn.functional
+    parts = load(variant)
+    if hasattr(parts, "language_model"):
+        return parts.language_model(torch, model, options, vocab)
 
     class LanguageModel(nn.Module):
         def __init__(self):
@@ -51,7 +58,7 @@ def language_model(torch, variant: str, model, options, vocab: int):
             self.embed = nn.Embedding(vocab, model.width)
             self.positions = nn.Parameter(torch.zeros(model.context, model.width)) if parts.POSITIONS else None
             self.drop = nn.Dropout(model.dropout)
-            self.blocks = nn.ModuleList(block(layer) for layer in range(model.layers))
+            self.blocks = nn.ModuleList(make_block(torch, parts, model, options, i) for i in range(model.layers))
             norm = getattr(parts, "norm", lambda torch, model: nn.LayerNorm(model.width, bias=model.bias))
             self.norm = norm(torch, model)
             self.head = nn.Linear(model.width, vocab, bias=False)

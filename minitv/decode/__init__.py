@@ -4,7 +4,8 @@ A token needs each weight once, in a few small products: a step through the oper
 it does on arithmetic. The model's own ``prefill`` defines what the kernels compute, and takes their place where there are none.
 
 A variant's record names its page here, a module with the kernels of its halves of a block, beside the weights and states that
-they take: HALVES, subclasses of shared.Half, each of which says what it computes.
+they take: HALVES, subclasses of shared.Half, each of which says what it computes. Where a model is no stack of blocks the page
+has a FusedDecoder of its own, READER, and ``refused(model)`` may say why it cannot read one.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class FusedDecoder(Decoder):
 
     def __init__(self, model: LanguageModel):
         super().__init__(model)
-        self._blocks = [[_half(model, module)(norm, module, model) for norm, module in halves] for halves in _halves(model)]
+        self._blocks = self.halves()
         self._halves = [half for block in self._blocks for half in block]
         self._embedding, self._head, self._position = model.embed.weight.data, shared.Head(model), 0
         self._x, self._spare = (np.empty(size, self._embedding.dtype) for size in (self._embedding.shape[1], 2))
@@ -67,6 +68,11 @@ class FusedDecoder(Decoder):
         if model.embed_norm is not None:
             norm = shared.norm_of(model.embed_norm)
             self._embed_norm = shared.bound(shared.norm, self._x, norm, self._x, self._spare), norm
+
+    def halves(self) -> list[list[shared.Half]]:
+        """The kernels of every block."""
+        return [[_half(self.model, module)(norm, module, self.model) for norm, module in halves]
+                for halves in _halves(self.model)]
 
     @property
     def position(self) -> int:
@@ -112,8 +118,11 @@ def _halves(model: LanguageModel) -> list[list[tuple]]:
 
 def _half(model: LanguageModel, module):
     """The class on the variant's page that computes a module, or None."""
-    page = importlib.import_module(f".{model.variant.fused}", __package__)
-    return next((half for half in page.HALVES if half.computes(module)), None)
+    return next((half for half in _page(model).HALVES if half.computes(module)), None)
+
+
+def _page(model: LanguageModel):
+    return importlib.import_module(f".{model.variant.fused}", __package__)
 
 
 def unread(model: LanguageModel) -> str | None:
@@ -127,12 +136,15 @@ def unread(model: LanguageModel) -> str | None:
     if model.encoding not in ("learned", "rope", "none"):
         return f"they know learned positions, rope and none, not {model.encoding}"
     strange = (block for block in model.blocks if type(block) is not PreNorm and _half(model, block) is None)
-    if type(model.blocks) is not Stack or next(strange, None) is not None:
+    if next(strange, None) is not None or \
+            any(type(stack) is not Stack for stack in getattr(model.blocks, "stacks", (model.blocks,))):
         return "they know stacks of blocks x + f(norm(x)) alone"
+    if reason := getattr(_page(model), "refused", lambda model: None)(model):
+        return reason
     unknown = (module for halves in _halves(model) for _, module in halves if _half(model, module) is None)
     return next((f"they do not know the module {type(module).__name__} with its options" for module in unknown), None)
 
 
 def decoder(model: LanguageModel) -> Decoder:
     """The fastest Decoder of a model."""
-    return Decoder(model) if unread(model) else FusedDecoder(model)
+    return Decoder(model) if unread(model) else getattr(_page(model), "READER", FusedDecoder)(model)

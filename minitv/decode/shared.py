@@ -156,7 +156,8 @@ class Half:
     kernel: ClassVar[Callable]
 
     def __init__(self, norm: nn.Module | None, module: Any, model: LanguageModel):
-        self.width, self.dtype = model.embed.weight.shape[1], model.embed.weight.dtype
+        like = (norm or model.embed).weight
+        self.width, self.dtype = like.shape[-1], like.dtype
         self.weights, self.state = self.wire(norm and norm_of(norm), module, model)
         self._arguments = self.weights, self.state, np.empty(self.memory(module, model) + 2, self.dtype)  # 2 for ``norm``
         self._compute = bound(self.kernel, np.empty(self.width, self.dtype), 0, *self._arguments)

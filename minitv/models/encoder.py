@@ -66,15 +66,9 @@ class Encoder(Module):
 
     def embedded(self, ids: np.ndarray, start: int) -> Tensor:
         """What the first block reads, [B T D], of ids [B T] at the positions from ``start`` on."""
-        if not hasattr(ids, "ndim"):  # a list
-            ids = np.asarray(ids)
-        if ids.ndim != 2:
-            raise ShapeError(f"ids are [B T], the tokens of B sequences; got an array of shape {ids.shape}"
-                             + (": ids[None] is one sequence" if ids.ndim == 1 else ""))
-        stop, weight = start + ids.shape[1], self.embed.weight
-        if self.bounded and stop > self.context:
-            raise ShapeError(f"the model has {self.context} positions; {start} + {ids.shape[1]} tokens do not fit")
-        x = self.embed(beside(ids, weight.data))
+        ids, weight = self.checked(ids, start), self.embed.weight
+        stop = start + ids.shape[1]
+        x = self.embed(ids)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         if self.encoding == "sinusoidal":
@@ -82,6 +76,17 @@ class Encoder(Module):
         if self.positions is None:
             return x
         return x + (self.positions if stop - start == self.context else self.positions[start:stop])
+
+    def checked(self, ids: np.ndarray, start: int) -> np.ndarray:
+        """Ids where the weights lie; ShapeError unless they are [B T] and fit behind ``start`` tokens."""
+        if not hasattr(ids, "ndim"):  # a list
+            ids = np.asarray(ids)
+        if ids.ndim != 2:
+            raise ShapeError(f"ids are [B T], the tokens of B sequences; got an array of shape {ids.shape}"
+                             + (": ids[None] is one sequence" if ids.ndim == 1 else ""))
+        if self.bounded and start + ids.shape[1] > self.context:
+            raise ShapeError(f"the model has {self.context} positions; {start} + {ids.shape[1]} tokens do not fit")
+        return beside(ids, self.embed.weight.data)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [... V] of what the last block gave, [... D]."""

@@ -56,7 +56,7 @@ def expected(model, ids):
 def own_options(variant):
     """Options of the variant with the values to draw, which fit every width above: an integer's smallest and its default."""
     known = {"heads": (1, 2, 5), "kv_heads": (1,), "value_width": (1.5, 2.0), "scaling": ("none",),
-             "yarn_ramp": ("turns",)}
+             "yarn_ramp": ("turns",), "reach": (0,), "strided": (False,), "carry_projection": (True,)}
     for field in fields(variants.load(variant).options):
         kinds = {bool: (False, True), int: [(field.metadata["low"] or 0) + more for more in (0, 1, 2, 7)] + [field.default]}
         if choices := known.get(field.name) or field.metadata["choices"] or kinds.get(type(field.default)):
@@ -73,7 +73,7 @@ def test_every_step_gives_the_logits_of_the_model(variant, data):
     model, exact = build(variant, dtype, **options), build(variant, **options)
     exact.load(model.state())
     reader = decoder(model)
-    assert type(reader) is FusedDecoder
+    assert isinstance(reader, FusedDecoder)
     terms = TERMS.get(variant, 200)
     length = data.draw(st.sampled_from(range(1, model.context + 1)))  # lists alone are short
     ids = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=length, max_size=length))
@@ -232,7 +232,7 @@ def test_a_window_longer_than_the_context_is_kept_where_there_are_no_positions()
                                     for name in PRESETS])
 def test_every_page_serves_every_preset(variant, preset):
     made = variants.load(variant).configure(preset)
-    small = replace(made.model, layers=1)
+    small = replace(made.model, layers=2)  # as many as the layers inside a patch
     model = made.variant.build(small, made.mixer, VOCAB, Random(0))
     assert unread(model) is None
 

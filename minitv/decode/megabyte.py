@@ -1,0 +1,119 @@
+"""MEGABYTE: a token is a step of the local model, and every P tokens one of the global model before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from autograd.errors import DomainError, ShapeError
+
+from ..models.megabyte import Level, Megabyte
+from ..variants import megabyte
+from . import FEW, Decoder, FusedDecoder, shared, transformer
+from .shared import FeedForward
+
+
+class Attention(transformer.Attention):
+    """Its cache is written anew from the first place of every group on."""
+
+    module = megabyte.Attention
+
+
+HALVES = Attention, FeedForward
+
+
+class LevelReader:
+    """One level for one position after the other: x[d] by the last tokens, and what it gives to the level inside."""
+
+    def __init__(self, level: Level, halves: list[Any], inner: Level | None):
+        self.size, self.halves = level.size, halves
+        self.table = level.embed.weight.data
+        self.dtype, channels = self.table.dtype, self.table.shape[1]
+        self.padded, self.pads = level.padded, np.repeat(self.table[:1], self.size.unit, axis=0)
+        if level.pads is not None:
+            self.pads = level.pads.data
+        self.positions = None if level.positions is None else level.positions.data
+        self.x, self.y, spare = np.empty((self.size.unit, channels), self.dtype), *np.empty((2, self.size.width), self.dtype)
+        self.carry = np.zeros((max(self.size.group, 1), self.size.width), self.dtype)  # [n d], from the level around
+        self.inner = inner and inner.size.group
+        if inner is not None:
+            self.matrix = None if level.project is None else level.project.weight.data
+            self._norm = shared.norm_of(level.norm), self.y, spare
+            self._compute = shared.bound(shared.norm, self.y, *self._norm)
+
+    def step(self, tokens: list[int], position: int) -> np.ndarray:
+        """What the position gives, [d], that begins when ``position`` tokens stood before the last one of ``tokens``."""
+        unit, group = self.size.unit, self.size.group
+        place = position // unit % group if group else position // unit
+        if self.padded and not place:
+            self.x[:] = self.pads
+        else:
+            new = min(unit, position + 1)
+            self.x[: unit - new] = self.pads[: unit - new]
+            self.x[unit - new :] = self.table[tokens[-new:]]
+            if self.positions is not None and not group:
+                self.x[unit - new :] += self.positions[position + 1 - new : position + 1]
+        x = self.x.reshape(-1)
+        if group:
+            x += self.carry[place]
+            if self.positions is not None:
+                x += self.positions[place]
+        for half in self.halves:
+            half(x, place)
+        return x
+
+    def down(self, x: np.ndarray) -> np.ndarray:
+        """What the positions of the level inside get, [n d']."""
+        self._compute(x, *self._norm)
+        parts = self.y.reshape(self.inner, -1)
+        return parts if self.matrix is None else parts @ self.matrix.T
+
+
+class Reader(FusedDecoder):
+    """The decoder of a Megabyte."""
+
+    def __init__(self, model: Megabyte):
+        Decoder.__init__(self, model)
+        levels, halves = model.blocks.levels, iter(self.halves())
+        self._levels = [LevelReader(level, [half for _ in level.stack for half in next(halves)], inner)
+                        for level, inner in zip(levels, [*levels[1:], None], strict=True)]
+        self._head, self._position, self._tokens, self._vocab = shared.Head(model), 0, [], model.embed.weight.shape[0]
+
+    def prefill(self, ids: np.ndarray) -> np.ndarray:
+        if len(ids) <= FEW:
+            self._state, self._position, self._tokens = self._start, 0, []  # caches are written anew from their beginning
+            for token in ids:
+                logits = self.step(token)
+            return logits
+        logits = Decoder.prefill(self, ids)
+        self._position, self._tokens = len(ids), self._state.recent[0].tolist()
+        for level, states, carry in zip(self._levels, self._state.levels, self._state.carries, strict=True):
+            for half, state in zip(level.halves, (state for block in states for state in block), strict=True):
+                half.load(state, self._position)
+            if rest := carry.shape[1]:
+                level.carry[-rest:] = carry.data[0]
+        return logits
+
+    def step(self, token: int) -> np.ndarray:
+        position = self._position
+        if self.model.bounded and position >= self.model.context:
+            raise ShapeError(f"the model has {self.model.context} positions; {position} + 1 tokens do not fit")
+        if not 0 <= token < self._vocab:
+            raise DomainError(f"the model knows the tokens 0 .. {self._vocab - 1}, got {token}")
+        self._tokens = [*self._tokens[1 - self.model.patch :], int(token)] if self.model.patch > 1 else [int(token)]
+        for i, level in enumerate(self._levels):
+            if position % level.size.unit == 0:
+                x = level.step(self._tokens, position)
+                if level.inner:
+                    self._levels[i + 1].carry[:] = level.down(x)
+        self._position += 1
+        return self._head(x)
+
+
+READER = Reader
+
+
+def refused(model: Megabyte) -> str | None:
+    """Why no kernels can read a model, beside what holds for all variants."""
+    return "they take one pass, and --strided two" if model.stride else None
