@@ -42,8 +42,8 @@ half the matrices of attention, and without any addition of x:
   (--normed-layers first) training is stable in the paper, but slower. The first layer has one even then, because it reads
   embeddings.
 - Why dropout acts on A alone: the identity is the only way that leads past attention. For the same reason three shared options
-  do not fit here. --token-shift would delay half of the channels in every layer. --stack reversible needs an addition of x.
-  With --positions alibi the scores would not be equal at the start.
+  do not fit here. --token-shift would delay half of the channels in every layer (--skip permits it). --stack reversible needs
+  an addition of x. With --positions alibi the scores would not be equal at the start.
 
 What it costs. Attention has 2 D² weights instead of 4 D². A block with a feed-forward network of width 4 D has 10 D² instead of
 12 D², which is 16.7 % less, and so is the work for its matrices. The work for A stays as it is. The presets give the saved
@@ -197,9 +197,9 @@ class ShapedAttention(Stateful):
     """gain · merge((α I + β A - γ C) v) for x[B T D], causal, section 4.1; state size B (2 t D + D).
 
     The values are x itself, where the options have no matrix of values. The first queries are 0, keys are from N(0, init_std²),
-    all gains are 1 and biases 0, so that the first output is exactly the values. Dropout drops weights of A alone, because the
-    identity is the only way that leads past this layer. UserError if the heads do not divide the width, or if rope gets a head
-    with an odd number of channels.
+    all gains are 1 and biases 0, so that the first output is the values, to rounding. Dropout drops weights of A alone, because
+    the identity is the only way that leads past this layer. UserError if the heads do not divide the width, or if rope gets a
+    head with an odd number of channels.
     """
 
     without_rope = None
@@ -267,7 +267,7 @@ class Bidirectional(ShapedAttention):
 
 
 class FeedForward(blocks.FeedForward):
-    """gain · f(x W₁ᵀ + b) W₂ᵀ + b for x[B T D]; the first W₁ and W₂ are from N(0, init_std²)."""
+    """gain · (f(x W₁ᵀ + b) W₂ᵀ + b) for x[B T D]; the first W₁ and W₂ are from N(0, init_std²)."""
 
     def __init__(self, rng: Random, model: ModelOptions, options: SimplifiedOptions, layer: int = 0, dtype=np.float32):
         width, hidden = model.width, max(1, round(model.ffn_multiple * model.width))
@@ -290,7 +290,7 @@ class Simplified(blocks.Block):
     norms, the first layer has a LayerNorm all the same, which makes the size of the embeddings harmless.
     """
 
-    lossy = "do not add to x"
+    lossy = "need not add to x"
 
     def __init__(self, model: ModelOptions, mixer: Stateful, ffn: Stateful, *, dtype=np.float32):
         inner = mixer.mixer if isinstance(mixer, Shifted) else mixer

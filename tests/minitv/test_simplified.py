@@ -232,7 +232,7 @@ def test_weight_decay_leaves_gains_alone():
     (dict(positions="alibi"), "--positions alibi: simplified cannot add distances .* starts as the identity only where all"),
     (dict(positions="rope", heads=16), "--positions rope: it turns pairs of channels"),
     (dict(token_shift=True), "--token-shift: half of the channels .* allowed: --skip beside it"),
-    (dict(stack="reversible"), "--stack reversible: the blocks of simplified do not add to x"),
+    (dict(stack="reversible"), "--stack reversible: the blocks of simplified need not add to x"),
     (dict(matrix_gain=0.2, value_matrices="none"), "--matrix-gain: 0.2 is given and --value-matrices is none"),
     (dict(ffn_gain=0.0), "ffn_gain: 0.0 is too small, allowed: a number above 0 or none"),
 ])
