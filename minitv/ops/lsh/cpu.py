@@ -60,20 +60,20 @@ def _hash(x, rotations, factors, shape, like, buckets):
 def sort(labels, order, place, starts):
     """Positions by (label, position), the inverse, and in starts[n + 1] where the positions of each label begin."""
     one, length, count = U(1), U(labels.size), U(starts.size)  # a signed index might count from the end, which is a test
-    starts[:] = 0
+    places, total = np.zeros(starts.size, np.int32), np.int32(0)  # of a label: how many there are, then the next one's place
     for t in range(length):
-        starts[U(labels[t]) + one] += 1
-    for n in range(one, count):
-        starts[n] += starts[n - one]
-    for t in range(length):  # starts[n] moves from the begin of n to its end, which is the begin of the next
+        places[U(labels[t])] += 1
+    for n in range(count - one):
+        number = places[n]
+        starts[n] = places[n] = total
+        total += number
+    starts[count - one] = total
+    for t in range(length):
         label = U(labels[t])
-        p = starts[label]
-        starts[label] = p + 1
+        p = places[label]
+        places[label] = p + 1
         order[U(p)] = t
         place[t] = p
-    for n in range(starts.size - 1, 0, -1):
-        starts[n] = starts[n - 1]
-    starts[0] = 0
 
 
 @cpu_kernel
