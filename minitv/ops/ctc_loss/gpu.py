@@ -18,9 +18,9 @@ def forward(logits, targets, input_lengths, target_lengths, blank, reduction, ze
     xp, (B, T, V), U = namespace(logits), logits.shape, targets.shape[1]
     frames, labels = lengths_of(logits, targets, input_lengths, target_lengths)
     logits, ends = contiguous(logits), tuple(contiguous(x) for x in (targets, frames, labels))
-    sums, alpha, losses = xp.empty((B, T), np.float64), xp.empty((B, T, 2 * U + 1), np.float64), xp.empty(B, np.float64)
-    SOURCE.launch("mtv_ctc_sums", warps(B * T), logits, sums, B * T, V)
-    SOURCE.launch("mtv_ctc_forward", B, logits, *ends, sums, alpha, losses, T, V, U, blank)
+    sums, alpha, losses = (xp.empty(shape, np.float64) for shape in ((B, T), (B, T + 1, 2 * U + 1), (B,)))
+    SOURCE.launch("mtv_ctc_loss_sums", warps(B * T), logits, sums, B * T, V)
+    SOURCE.launch("mtv_ctc_loss_forward", B, logits, *ends, sums, alpha, losses, T, V, U, blank)
     share = weights(reduction, frames, labels)
     shown = xp.where(losses == np.inf, 0.0, losses) if zero_infinity else losses
     loss = shown if reduction == "none" else (shown * share).sum()
@@ -31,7 +31,7 @@ def backward(saved, g):
     logits, ends, sums, alpha, losses, share, blank = saved
     xp, (B, T, V), U = namespace(logits), logits.shape, ends[0].shape[1]
     gammas, beta, gx = alpha.copy(), xp.empty((B, 2, 2 * U + 1), np.float64), xp.empty_like(logits)
-    SOURCE.launch("mtv_ctc_backward", B, logits, *ends, sums, losses, gammas, beta, T, V, U, blank)
-    SOURCE.launch("mtv_ctc_gradient", warps(B * T), logits, *ends, sums, gammas, losses, (g * share).astype(np.float32), gx,
+    SOURCE.launch("mtv_ctc_loss_backward", B, logits, *ends, sums, losses, gammas, beta, T, V, U, blank)
+    SOURCE.launch("mtv_ctc_loss_gradient", warps(B * T), logits, *ends, sums, gammas, losses, (g * share).astype(np.float32), gx,
                   B * T, T, V, U, blank)
     return (gx,)
