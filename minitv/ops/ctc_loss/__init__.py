@@ -5,71 +5,75 @@ Connectionist temporal classification: Graves, Fernández, Gomez and Schmidhuber
 The problem. A recording has T frames, and its transcript has U labels, of which there are fewer. A model gives a distribution
 over the labels for every frame. A loss per frame would need to know where each label is spoken, and nobody has marked that.
 The idea. The model has one more class, the blank, which says "no new label here". A *path* names one class for each frame. It
-is read by a fixed rule: runs of the same class become one, then blanks are dropped. With - for the blank,
+is read by a fixed rule: runs of the same class become one, then blanks are dropped. With _ for the blank,
 
-    a a - b b -    and    - a - - - b    both read  a b;         a - a reads  a a, and a a reads  a
+    a a _ b b _    and    _ a _ _ _ b    both read  a b;         a _ a    reads  a a;         a a    reads  a
 
 CTC does not choose a path. The probability of a transcript is the sum over all paths that read as it, and the loss is minus
-its logarithm. So the model is free to find out where the labels are. The blank between two equal labels is necessary, because
-they would otherwise become one. Therefore a transcript of U labels with R equal neighbours needs at least U + R frames.
-What is lost. Given the frames, classes at different frames are independent of each other. So the loss knows no language: that
-a "u" follows a "q" must be seen in the frames, or be added by a language model (decoding.py). And a transcript can never be
-longer than the recording has frames.
+its logarithm. So the model is free to find out where the labels are. Two equal labels in a row need a blank between them,
+because they would become one without it. Therefore a transcript of U labels with R equal neighbours needs U + R frames or more.
+What is lost. Given the recording, the classes at different frames are independent of each other. So the loss knows no language:
+that a "u" follows a "q" must be heard in the frames, or be added by a language model (decoding.py). A transcript cannot be
+longer than the recording has frames. Trained models say the blank almost everywhere and each label in a frame or two, so they
+do not tell how long a label lasts.
 
     logits[B T V]            what the model says of every frame; V counts the blank too
-    p_t(v)                   softmax(logits)_v at frame t
-    targets[B U]             labels without blanks, of which the first target_lengths[b] count, U_b here
-    input_lengths[B]         how many of the T frames count, T_b here
-    e                        the extended target - l_1 - l_2 ... l_U -, of S = 2U + 1 symbols: its *states* s = 0 ... S-1
-    α_t(s), β_t(s)           probabilities of the first, and of the last part of a path, in the paper's letters
-    γ_t(s)                   the probability that the path is in state s at frame t, given the transcript
+    p_t(v)                   the probability of class v at frame t: softmax(logits)
+    targets[B U]             labels l_1 ... l_U without blanks; the first target_lengths[b] of them count
+    input_lengths[B]         how many of the T frames count
+    e                        the extended target _ l_1 _ l_2 _ ... l_U _. Its S = 2U + 1 places are the *states* s = 0 ... S-1
+    α_t(s)                   the probability of the frames up to t, of paths that are in state s at frame t
+    β_t(s)                   the probability of the frames after t, of paths that are in state s at frame t
+    γ_t(s)                   the probability that the path is in state s at frame t, given that it reads as the transcript
 
 Forward. There are far too many paths to add one by one, but all that matters of the first t frames is how far into e they
-have come. A path stays in its state, goes on to the next, or leaves out a blank between two labels that differ:
+have come. From frame to frame, a path stays in its state, goes on to the next, or leaves out the blank between two labels that
+differ. The first frame is the first blank or the first label, the last frame is the last label or the last blank:
 
-    α_0(0) = p_0(-),  α_0(1) = p_0(l_1),  else 0
+    α_0(0) = p_0(_),  α_0(1) = p_0(l_1),  else 0
     α_t(s) = p_t(e_s) (α_{t-1}(s) + α_{t-1}(s-1) + [e_s is a label and e_s ≠ e_{s-2}] α_{t-1}(s-2))
-    Z      = α_{T-1}(S-1) + α_{T-1}(S-2)                the last label may be followed by blanks; only the first if U = 0
+    Z      = α_{T-1}(S-1) + α_{T-1}(S-2)                (the first term alone if U = 0)
     loss   = -ln Z
 
-Backward. β is the same from the end, without the frame itself, so that α_t(s) β_t(s) is a sum over whole paths:
+Backward. β runs from the end. It leaves out the frame t itself, so that the product α_t(s) β_t(s) is a sum over whole paths:
 
     β_{T-1}(S-1) = β_{T-1}(S-2) = 1,  else 0
-    β_t(s) = Σ p_{t+1}(e_r) β_{t+1}(r)     over r = s, r = s+1, and r = s+2 where e_r is a label and e_r ≠ e_s
+    β_t(s) = Σ p_{t+1}(e_r) β_{t+1}(r)     over r = s, r = s+1, and r = s+2 if e_r is a label and e_r ≠ e_s
     γ_t(s) = α_t(s) β_t(s) / Z,            and Σ_s γ_t(s) = 1 at every t
 
 Gradient. ∂loss/∂p_t(v) = -Σ_{s: e_s = v} γ_t(s) / p_t(v), and through the softmax
 
     ∂loss/∂logits_t(v) = p_t(v) - Σ_{s: e_s = v} γ_t(s)
 
-the difference between what the model says and what it would say if it knew the transcript, just as in cross_entropy, where the
-second part is 1 for the label. Frames after T_b have gradient 0.
+This is the difference between what the model says and what it would say if it knew the transcript. In cross_entropy the second
+part is 1 for the label and 0 for the others; here it is spread over the classes. Frames that do not count have gradient 0.
 
-An example: two frames, the transcript "a", and the classes blank, a. Three paths read "a": a a, a - and - a. With the
-probabilities of a 0.4 and 0.9 they have 0.36, 0.04 and 0.54, together 0.94. In the first frame the path is at "a" with
-the probability γ = 0.4 / 0.94 = 0.4255; the model says 0.4, so the gradient there is 0.4 - 0.4255 = -0.0255.
+An example: two frames, the transcript "a", and the classes _ and a. Three paths read as "a": a a, a _ and _ a. With the
+probabilities 0.4 and 0.9 of a, they have 0.36, 0.04 and 0.54, together Z = 0.94. Given the transcript, the path is at "a" in
+the first frame with the probability γ = (0.36 + 0.04) / 0.94 = 0.4255. The model says 0.4. So the gradient of that logit is
+0.4 - 0.4255 = -0.0255.
 
 >>> import numpy as np
 >>> from autograd import Tensor
 >>> from minitv.ops import ctc_loss
->>> p = np.array([[[0.6, 0.4], [0.1, 0.9]]])                # [B T V]
+>>> p = np.array([[[0.6, 0.4], [0.1, 0.9]]], np.float32)    # [B T V]
 >>> logits = Tensor(np.log(p), requires_grad=True)
 >>> loss = ctc_loss(logits, np.array([[1]]))
 >>> round(float(np.exp(-loss.item())), 4)
 0.94
 >>> loss.backward()
->>> logits.grad.numpy().round(4) + 0.0
-array([[[ 0.0255, -0.0255],
-        [ 0.0574, -0.0574]]])
+>>> print(logits.grad.numpy().round(4))
+[[[ 0.0255 -0.0255]
+  [ 0.0574 -0.0574]]]
 
-Cost. O(B T (U + V)) time: the recursions go frame after frame, and all states of a frame next to each other. α takes
-T (2U + 1) numbers for each utterance. Probabilities of long paths are far below what a float holds, so they are kept as
-logarithms, or with exponents of their own (cpu.py); both are float64 for float32 logits too, because a loss of 1000 has an
-error of 1e-4 in float32. decoding.py beside this page turns frames into labels.
+Cost. O(T (U + V)) time for each utterance. The recursions go frame after frame, and all states of a frame next to each other.
+α takes T (2U + 1) numbers for each utterance. The probability of a long path is far below what a float holds, so numbers are
+kept as logarithms, or with exponents of their own (cpu.py). All of that is float64, for float32 logits too: a loss of 1000 has
+an error of 1e-4 in float32. decoding.py beside this page turns frames into labels.
 
 ``reduction`` names what is done with the B losses, because "mean" means different things in different libraries:
 
-    "none"     the losses [B]                     "mean"     Σ_b loss_b / max(U_b, 1) / B, which PyTorch calls "mean"
+    "none"     the losses [B]                     "mean"     Σ_b loss_b / max(U_b, 1) / B, which PyTorch calls "mean" too
     "sum"      Σ_b loss_b                         "batch"    Σ_b loss_b / B
                                                   "frames"   Σ_b loss_b / Σ_b T_b
 """
@@ -207,8 +211,8 @@ def _(logits, targets, input_lengths, target_lengths, blank, reduction, zero_inf
     if not zero_infinity:
         needed = frames_needed(targets, labels)
         _check(needed - frames, -2**62, 0, "ctc_loss: targets[{b}] needs {needed} frames, for its labels and a blank between "
-               "equal ones, and has {frames}; so it is with {count} of the {batch} targets. zero_infinity=True gives them the "
-               "loss 0", needed=needed, frames=frames)
+               "equal ones, and has {frames}; {count} of {batch} targets need too many, and zero_infinity=True gives these "
+               "the loss 0", needed=needed, frames=frames)
 
 
 def _check(values, low, high, sentence, **more):

@@ -1,10 +1,11 @@
 """ctc_loss on the CPU: forward, backward and gradient of one utterance after the other, without a logarithm in the recursions.
 
 Every probability is a pair (m, k), the number m 2^k with a float64 m and an integer k. A sum takes the largest exponent of its
-terms and multiplies each m by a power of 2, which is a shift of bits; a product multiplies the m and adds the k. So nothing
-underflows however long the path is, products and sums keep all digits, and all of it is a few instructions for 8 states at a
-time, where the logarithm of a sum of exponentials takes a hundred. What is 0 has m = 0 and an exponent below all others, EMPTY.
-The m drift away from 1 by less than a factor of 5 a frame, so they are brought back to [1, 2) after every PERIOD frames only.
+terms and multiplies each m by a power of 2, which needs no more than a shift of bits; a product multiplies the m and adds the
+k. So nothing underflows however long the path is, and products and sums keep all digits. A sum takes a few instructions, for 8
+states at a time where a processor has registers that wide; the logarithm of a sum of exponentials would take a hundred. What
+is 0 has m = 0 and an exponent below all others, EMPTY. The m drift away from 1 by less than a factor of 5 a frame, so they are
+brought back to [1, 2) after every PERIOD frames only.
 
 The blanks of the extended target and its labels are two rows, so that neighbours in a row are updated alike:
 
@@ -25,7 +26,7 @@ from . import lengths_of, weights
 
 EMPTY = -(2**61)  # the exponent of 0: below that of any path, and three times as much is no overflow
 APART = 2 * EMPTY  # of what must not be added, below all that is 0
-PERIOD = 16
+PERIOD = 16  # frames
 FURTHEST = -(2.0**43)  # a logit that is further below the largest one has the probability 0
 LOG2E, LN2 = 1 / math.log(2), math.log(2)
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860682030941723212e-6  # k LN2_HIGH loses no digits up to k = 2^37
@@ -35,6 +36,12 @@ LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860682030941723212e-6  # k LN2_HIGH l
 def _power(k):
     """2^k for k up to 1023; 0 where that is too small to count."""
     return np.int64(((k if k > -960 else -1023) + 1023) << 52).view(np.float64)
+
+
+@inline(exact=True)
+def _rest(x, power):
+    """x - power ln 2 in two parts, which regrouping would undo."""
+    return (x - power * LN2_HIGH) - power * LN2_LOW
 
 
 @inner
@@ -49,7 +56,7 @@ def _frame(row, m, k, share):
         far = np.float64(row[v]) - top
         d = far if far > FURTHEST else FURTHEST
         power = np.floor(d * LOG2E + 0.5)
-        rest = exp((d - power * LN2_HIGH) - power * LN2_LOW)
+        rest = exp(_rest(d, power))
         m[v] = (rest if far > FURTHEST else 0.0) if far == far else far
         k[v] = np.int64(power)
         share[v] = m[v] * _power(k[v])

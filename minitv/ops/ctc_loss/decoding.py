@@ -17,6 +17,7 @@ may the same label begin anew. With as many beams as there are transcripts the s
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -90,8 +91,9 @@ def beam_search(logits: np.ndarray, *, beams: int = 16, blank: int = 0,
                 if longer not in bonus:
                     bonus[longer] = bonus[labels] + (language(labels, symbol) if language else 0.0)
         found = {labels: (_logsum(blanks[labels]), _logsum(nonblanks[labels])) for labels in {**blanks, **nonblanks}}
-        best = sorted(found, key=lambda labels: (-_logsum(found[labels]) - bonus[labels], labels))
-        kept = {labels: found[labels] for labels in best[:beams] if _logsum(found[labels]) > -math.inf}
+        total = {labels: _logsum(pair) + bonus[labels] for labels, pair in found.items()}
+        best = heapq.nsmallest(beams, total, key=lambda labels: (-total[labels], labels))
+        kept = {labels: found[labels] for labels in best if total[labels] > -math.inf}
         bonus = {labels: bonus[labels] for labels in kept}
     scores = {labels: _logsum(pair) + bonus[labels] + (language(labels, None) if language else 0.0)
               for labels, pair in kept.items()}

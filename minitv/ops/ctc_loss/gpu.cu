@@ -7,13 +7,19 @@
 __device__ __forceinline__ double log_sum(double a, double b, double c)
 {
     double top = fmax(fmax(a, b), c);
-    return top == -(double)INFINITE ? top : top + log(exp(a - top) + exp(b - top) + exp(c - top));
+    return top == -(double)INFINITE ? a + b + c : top + log(exp(a - top) + exp(b - top) + exp(c - top));  // -inf, or NaN
+}
+
+// A number from 0 to `most`: the host reports lengths and labels out of range, but later.
+__device__ __forceinline__ int within(long long n, int most)
+{
+    return n < 0 ? 0 : n > most ? most : (int)n;
 }
 
 // The class of a state: every second one is a label.
-__device__ __forceinline__ int symbol(const long long* __restrict__ targets, int s, int blank)
+__device__ __forceinline__ int symbol(const long long* __restrict__ targets, int s, int blank, int V)
 {
-    return s % 2 ? (int)targets[s / 2] : blank;
+    return s % 2 ? within(targets[s / 2], V - 1) : blank;
 }
 
 // Whether a path may come to a state from two states before: from one label to another.
@@ -46,7 +52,7 @@ mtv_ctc_loss_forward(const float* __restrict__ logits, const long long* __restri
                      int T, int V, int U, int blank)
 {
     const double nothing = -(double)INFINITE;
-    int b = blockIdx.x, length = (int)frames[b], S = 2 * (int)labels[b] + 1;
+    int b = blockIdx.x, length = within(frames[b], T), S = 2 * within(labels[b], U) + 1;
     logits += (long long)b * T * V;
     targets += (long long)b * U;
     sums += (long long)b * T;
@@ -57,7 +63,7 @@ mtv_ctc_loss_forward(const float* __restrict__ logits, const long long* __restri
     for (int t = 0; t < length; t++) {
 #pragma unroll 1
         for (int s = threadIdx.x; s < S; s += THREADS) {
-            double share = logits[symbol(targets, s, blank)] - sums[t];
+            double share = logits[symbol(targets, s, blank, V)] - sums[t];
             alpha[s + 2 * U + 1] = share + log_sum(alpha[s], s > 0 ? alpha[s - 1] : nothing,
                                                    skips(targets, s) ? alpha[s - 2] : nothing);
         }
@@ -76,7 +82,7 @@ mtv_ctc_loss_backward(const float* __restrict__ logits, const long long* __restr
                       double* __restrict__ beta, int T, int V, int U, int blank)
 {
     const double nothing = -(double)INFINITE;
-    int b = blockIdx.x, length = (int)frames[b], S = 2 * (int)labels[b] + 1;
+    int b = blockIdx.x, length = within(frames[b], T), S = 2 * within(labels[b], U) + 1;
     double loss = losses[b];
     logits += (long long)b * T * V;
     targets += (long long)b * U;
@@ -89,7 +95,7 @@ mtv_ctc_loss_backward(const float* __restrict__ logits, const long long* __restr
         for (int s = threadIdx.x; s < S; s += THREADS) {  // each thread has the states that it wrote
             double later = after[s];
             row[s] = loss == -nothing ? 0. : exp(row[s] + later + loss);
-            with[s] = later + logits[(long long)t * V + symbol(targets, s, blank)] - sums[t];
+            with[s] = later + logits[(long long)t * V + symbol(targets, s, blank, V)] - sums[t];
         }
         __syncthreads();
 #pragma unroll 1
@@ -109,7 +115,7 @@ mtv_ctc_loss_gradient(const float* __restrict__ logits, const long long* __restr
 {
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
-    int b = row / T, count = (int)labels[b];
+    int b = row / T, count = within(labels[b], U);
     bool counts = row % T < frames[b] && losses[b] != (double)INFINITE;
     double total = sums[row];
     logits += (long long)row * V;

@@ -32,6 +32,7 @@ def backward(saved, g):
     xp, (B, T, V), U = namespace(logits), logits.shape, ends[0].shape[1]
     gammas, beta, gx = alpha.copy(), xp.empty((B, 2, 2 * U + 1), np.float64), xp.empty_like(logits)
     SOURCE.launch("mtv_ctc_loss_backward", B, logits, *ends, sums, losses, gammas, beta, T, V, U, blank)
-    SOURCE.launch("mtv_ctc_loss_gradient", warps(B * T), logits, *ends, sums, gammas, losses, (g * share).astype(np.float32), gx,
+    factors = (g * share).astype(np.float32)  # [B]
+    SOURCE.launch("mtv_ctc_loss_gradient", warps(B * T), logits, *ends, sums, gammas, losses, factors, gx,
                   B * T, T, V, U, blank)
     return (gx,)
