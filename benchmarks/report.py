@@ -126,6 +126,16 @@ def learning() -> str:
     return learned("learning", f"held-out text, `{results('learning')['preset']}`")
 
 
+def learning_attention() -> str:
+    """The same of the relatives of attention and of the last papers, with one learning rate."""
+    return learned("learning_attention", "held-out text")
+
+
+def masked() -> str:
+    """What models that see both sides learn of hidden tokens."""
+    return learned("masked", "hidden tokens of a text")
+
+
 def mqar() -> str:
     """What each variant recalls with the token shift."""
     return learned("mqar", "multi-query associative recall, `--token-shift`")
@@ -145,7 +155,7 @@ def learned(name: str, title: str) -> str:
     for row in result["variants"]:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
         rows.append([row["variant"], *(shown(row["swept"][name]) for name in axes), f"{row['parameters']:,}", f"{row['lr']:g}",
-                     f"{row[key]:.3f}{spread}", f"{row['state_bytes'] / 1e3:,.1f} kB"])
+                     f"{row[key]:.3f}{spread}", "–" if row["state_bytes"] is None else f"{row['state_bytes'] / 1e3:,.1f} kB"])
     blank = [""] * (2 + len(axes))
     rows += [[name, *blank, f"{value:.3f}", ""] for name, value in result["baselines"].items()]
     seeds = result["variants"][0]["seeds"]
@@ -220,8 +230,8 @@ def variants() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {writer.__name__: writer for writer in (
-    train, decode, ops, scaling, scaling_long, learning, mqar, mqar_without_shift, extrapolation, duplication, streaming,
-    without, variants,
+    train, decode, ops, scaling, scaling_long, learning, learning_attention, masked, mqar, mqar_without_shift, extrapolation,
+    duplication, streaming, without, variants,
 )}
 
 
