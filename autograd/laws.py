@@ -130,16 +130,17 @@ def axis(argument, letter: str) -> int:
     return argument.dims.index(letter) - len(argument.dims)
 
 
-def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), **conditions) -> tuple[Law, Law]:
+def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), **conditions) -> tuple[Law, ...]:
     """Output at position t does not depend on the named inputs after t, in calls with these ``conditions``.
 
     An input along another axis is ``name:letter``; its last position belongs to the last of ``letter``. These are two laws:
-    later inputs may be other numbers; and they may be NaN or infinite, which 0 times them would show, but not for the forms
-    and kernels that ``except_for`` names.
+    later inputs may be other numbers; and they may be NaN or infinite, which 0 times them would show. ``except_for`` names
+    forms and kernels that add up all positions and let the later ones cancel, as a Fourier transform does. For them there is a
+    third law in place of both: earlier outputs change by rounding alone, relative to the largest output.
     """
     places = [(name, symbol or letter) for name, _, symbol in (part.partition(":") for part in inputs.split())]
 
-    def check(case, draw, values):
+    def check(case, draw, values, to_rounding=False):
         if not case.has(conditions):
             return
         x, at = case.inputs(letter)[places[0][0]]
@@ -155,19 +156,25 @@ def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), **c
             changes[name] = np.moveaxis(changed, 0, at)
         for argument, old, new in zip(case.op.signature.outputs, case(), case(**changes), strict=True):
             if letter in argument.dims:  # else a state, after everything
-                at = axis(argument, letter)
-                assert_close(np.moveaxis(new, at, 0)[:cut], np.moveaxis(old, at, 0)[:cut],
-                             f"{case.op.name}: {argument.name} before position {cut} depends on later inputs")
+                at, largest = axis(argument, letter), max(np.abs(y).max(initial=0) for y in (old, new))
+                earlier = [np.moveaxis(y, at, 0)[:cut] for y in (new, old)]
+                if to_rounding:
+                    earlier = [np.append(y, largest).astype(y.dtype) for y in earlier]
+                assert_close(*earlier, f"{case.op.name}: {argument.name} before position {cut} depends on later inputs")
 
     def numbers(case, draw):
         check(case, draw, draw.floats)
+
+    def rounded(case, draw):
+        check(case, draw, draw.floats, to_rounding=True)
 
     def no_numbers(case, draw):
         with contextlib.suppress(KernelError):  # a kernel that declines such numbers leaks nothing
             check(case, draw, lambda *shape: np.full(shape, draw.choice((np.nan, np.inf, -np.inf))))
 
     name = f"causal in {inputs} over {letter}"
-    return Law(name, numbers), Law(f"{name}, where what comes later is no number", no_numbers, except_for)
+    laws = Law(name, numbers, except_for), Law(f"{name}, where what comes later is no number", no_numbers, except_for)
+    return (*laws, Law(f"{name}, to rounding", rounded)) if except_for else laws
 
 
 def independent(letters: str, **fixed) -> Law:
