@@ -130,13 +130,14 @@ def axis(argument, letter: str) -> int:
     return argument.dims.index(letter) - len(argument.dims)
 
 
-def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), **conditions) -> tuple[Law, ...]:
+def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), inexact: tuple[str, ...] = (),
+           **conditions) -> tuple[Law, ...]:
     """Output at position t does not depend on the named inputs after t, in calls with these ``conditions``.
 
     An input along another axis is ``name:letter``; its last position belongs to the last of ``letter``. These are two laws:
-    later inputs may be other numbers; and they may be NaN or infinite, which 0 times them would show. ``except_for`` names
-    forms and kernels that add up all positions and let the later ones cancel, as a Fourier transform does. For them there is a
-    third law in place of both: earlier outputs change by rounding alone, relative to the largest output.
+    later inputs may be other numbers; and they may be NaN or infinite, which 0 times them would show, but not for the forms
+    and kernels that ``except_for`` names. For those that ``inexact`` names, which add up all positions so that the later ones
+    cancel, a third law stands in place of the first: earlier outputs change by rounding alone, relative to the largest output.
     """
     places = [(name, symbol or letter) for name, _, symbol in (part.partition(":") for part in inputs.split())]
 
@@ -156,9 +157,10 @@ def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), **c
             changes[name] = np.moveaxis(changed, 0, at)
         for argument, old, new in zip(case.op.signature.outputs, case(), case(**changes), strict=True):
             if letter in argument.dims:  # else a state, after everything
-                at, largest = axis(argument, letter), max(np.abs(y).max(initial=0) for y in (old, new))
+                at = axis(argument, letter)
                 earlier = [np.moveaxis(y, at, 0)[:cut] for y in (new, old)]
                 if to_rounding:
+                    largest = max(np.abs(y).max(initial=0) for y in (old, new))
                     earlier = [np.append(y, largest).astype(y.dtype) for y in earlier]
                 assert_close(*earlier, f"{case.op.name}: {argument.name} before position {cut} depends on later inputs")
 
@@ -173,8 +175,8 @@ def causal(inputs: str, letter: str = "T", except_for: tuple[str, ...] = (), **c
             check(case, draw, lambda *shape: np.full(shape, draw.choice((np.nan, np.inf, -np.inf))))
 
     name = f"causal in {inputs} over {letter}"
-    laws = Law(name, numbers, except_for), Law(f"{name}, where what comes later is no number", no_numbers, except_for)
-    return (*laws, Law(f"{name}, to rounding", rounded)) if except_for else laws
+    laws = Law(name, numbers, inexact), Law(f"{name}, where what comes later is no number", no_numbers, except_for)
+    return (*laws, Law(f"{name}, to rounding", rounded)) if inexact else laws
 
 
 def independent(letters: str, **fixed) -> Law:

@@ -578,7 +578,8 @@ def _columns(rows: Any) -> None:
     column = max([14, *(len(name) for name, _ in rows)])
     for name, text in rows:
         if width is not None and width - column - 4 < max([26, *map(len, text.split())]):
-            print("\n".join([f"  {name}"] * bool(name) + [wrap(text, width, "    ", "    ")]))
+            indent = " " * max(0, min(2, width - len(name)))
+            print("\n".join([indent + name] * bool(name) + [wrap(text, width, "    ", "    ")]))
         else:
             print(wrap(text, width, f"  {name:<{column}}  ", " " * (column + 4)))
 

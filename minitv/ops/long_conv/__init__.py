@@ -69,8 +69,8 @@ def _kept(whole, filter):
 
 
 @op("x[B T D], filter[L D], skip?[D], reverse?[R D], history?[B S D] -> y[B T D], history[B P D]", view=True,
-    laws=[causal("x", except_for=("fft", "monarch"), reverse=None), independent("B D"), linear_in("x"), linear_in("filter"),
-          streams("T", reverse=None)])
+    laws=[causal("x", except_for=("fft", "monarch"), inexact=("monarch",), reverse=None), independent("B D"), linear_in("x"),
+          linear_in("filter"), streams("T", reverse=None)])
 def long_conv(x, filter, skip=None, reverse=None, history=None):
     """y_t = Σ_s filter_s x_{t-s} + skip x_t + Σ_s reverse_s x_{t+s} in every channel, and the last L - 1 inputs.
 
