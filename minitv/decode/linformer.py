@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from autograd import Tensor, no_grad
 
-from ..ops.rope import Rotation
 from ..variants import linformer
 from .shared import FeedForward
 from .transformer import Attention
@@ -20,11 +19,11 @@ class SegmentAttention(Attention):
     def wire(self, norm, module, model):
         self._module, segment, mixtures = module, module.segment, module.rows
         columns = model.context // segment * mixtures + segment
-        return self.wired(norm, module, module.heads, Rotation(()), columns, segment=segment, mixtures=mixtures)
+        return self.wired(norm, module, module.heads, None, columns, segment=segment, mixtures=mixtures)
 
     def load(self, state, position):
-        self._write(0, state.mixed_keys, state.mixed_values)
-        self._write(state.mixed_keys.shape[2], state.keys, state.values)
+        self.write(0, state.mixed_keys, state.mixed_values)
+        self.write(state.mixed_keys.shape[2], state.keys, state.values)
 
     def __call__(self, x, position):
         super().__call__(x, position)
@@ -35,7 +34,7 @@ class SegmentAttention(Attention):
         with no_grad():
             keys = module.mixtures(module.E, Tensor(self.state.keys[None, :, :, first : first + segment].swapaxes(2, 3)), 1)
             values = module.mixtures(module.F, Tensor(self.state.values[None, :, first : first + segment]), 1)
-        self._write(first, keys, values)
+        self.write(first, keys, values)
 
 
 HALVES = SegmentAttention, FeedForward

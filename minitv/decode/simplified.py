@@ -14,10 +14,9 @@ from autograd.ops.rms_norm.cpu import rms_norm_rows
 
 from .. import nn
 from ..ops.attention.cpu import step
-from ..ops.rope import Rotation
 from ..variants import simplified
-from .shared import Half, Linear, Norm, activate, activation_of, linear, linear_of, norm, norm_of, take
-from .transformer import turn_heads
+from .shared import Linear, Norm, activate, activation_of, linear, linear_of, norm, norm_of, take
+from .transformer import Cached, Turns, append, turned, turns_of
 
 
 class Weights(NamedTuple):
@@ -40,14 +39,10 @@ class Weights(NamedTuple):
     down: Linear
     activation: int
     sink: np.ndarray  # [H], -inf: no head has one
-    angles: np.ndarray  # of the pairs, radians a position; empty: nothing is turned
-    growth: np.ndarray
-    gain: float
-    centre: int
-    interleaved: bool
+    turns: Turns
 
 
-class Cache(NamedTuple):
+class State(NamedTuple):
     """Keys are kept transposed, as in the Transformer's."""
 
     keys: np.ndarray  # [H K columns]
@@ -93,17 +88,8 @@ def block(x, position, weights, cache, memory):
     if weights.q_norm.size:
         _norm_heads(q, weights.q_norm, heads, memory[at:])
         _norm_heads(k, weights.k_norm, heads, memory[at:])
-    if weights.angles.size:
-        pair, at = take(memory, at, 2 * width)
-        cos, at = take(memory, at, weights.angles.size)
-        sin, at = take(memory, at, weights.angles.size)
-        turn_heads(position, weights, 1.0, q, heads, size, cos, sin, pair[:width])
-        turn_heads(position, weights, -1.0, k, heads, size, cos, sin, pair[width:])
-        q, k = pair[:width], pair[width:]
-    for g in range(heads):
-        for c in range(size):
-            cache.keys[g, c, position] = k[g * size + c]
-            cache.values[g, position, c] = v[g * size + c]
+    q, k, at = turned(position, weights.turns, q, k, heads, heads, size, memory, at)
+    append(cache, position, k, v)
     lse, at = take(memory, at, heads)
     step(q, cache.keys, cache.values, position + 1, x.dtype.type(1 / np.sqrt(size)), weights.sink, a, lse, memory[at:])
     share = one / x.dtype.type(position + 1)
@@ -125,8 +111,8 @@ def block(x, position, weights, cache, memory):
         x[c] += x.dtype.type(weights.skip) * h[c]
 
 
-class Block(Half):
-    """Its cache has room for the context, and grows where a model reads further."""
+class Block(Cached):
+    """A whole block; its cache has room for the context at first."""
 
     module = simplified.Simplified
     kernel = staticmethod(block)
@@ -137,7 +123,7 @@ class Block(Half):
 
     def wire(self, norm, module, model):
         mixer, ffn = module.mixer, module.ffn
-        heads, size, rotation = mixer.heads, self.width // mixer.heads, mixer.rotation or Rotation(())
+        heads, size = mixer.heads, self.width // mixer.heads
         alpha, beta, gamma = (np.repeat(gain.data * mixer.gain.data, size) for gain in (mixer.alpha, mixer.beta, mixer.gamma))
         bias = np.zeros(2 * self.width, self.dtype) if mixer.qk_bias is None else mixer.qk_bias.data
         q_norm, k_norm = (np.empty(0, self.dtype) if gains is None else gains.data for gains in (mixer.q_norm, mixer.k_norm))
@@ -145,12 +131,8 @@ class Block(Half):
             self.norm(module.norm1), Linear(mixer.qk.data, bias), q_norm, k_norm, self.blend(mixer.values), alpha, beta, gamma,
             self.blend(mixer.out), module.adds, module.serial, module.skip.item() if module.serial else 1.0,
             self.norm(module.norm2), linear_of(ffn.up), Linear(*(ffn.gain.data * part for part in linear_of(ffn.down))),
-            activation_of(ffn), np.full(heads, -np.inf, self.dtype), np.array(rotation.angles, np.float64),
-            np.array(rotation.growth or (0.0,) * len(rotation.angles)), float(rotation.gain), rotation.centre,
-            rotation.pairing == "interleaved")
-        columns = model.context
-        return weights, Cache(np.zeros((heads, size, columns), self.dtype), np.zeros((heads, columns, size), self.dtype),
-                              np.zeros(self.width, self.dtype))
+            activation_of(ffn), np.full(heads, -np.inf, self.dtype), turns_of(mixer.rotation))
+        return weights, State(*self.empty(heads, size, model.context), np.zeros(self.width, self.dtype))
 
     def norm(self, module: nn.Module | None) -> Norm:
         nothing = np.empty(0, self.dtype)
@@ -169,23 +151,12 @@ class Block(Half):
 
     def load(self, state: Any, position: int) -> None:
         keys, values, mean = state[0]
-        self._make_room(position)
-        self.state.keys[:, :, :position] = keys.data[0].swapaxes(1, 2)
-        self.state.values[:, :position] = values.data[0]
+        self.write(0, keys, values)
         self.state.mean[:] = mean.data[0]
 
     def __call__(self, x, position):
-        self._make_room(position + 1)
+        self.make_room(position + 1)
         super().__call__(x, position)
-
-    def _make_room(self, columns: int) -> None:
-        room = self.state.keys.shape[2]
-        if columns <= room:
-            return
-        more = max(columns, 2 * room) - room
-        self.state = Cache(np.pad(self.state.keys, ((0, 0), (0, 0), (0, more))),
-                           np.pad(self.state.values, ((0, 0), (0, more), (0, 0))), self.state.mean)
-        self._arguments = self.weights, self.state, np.empty(self._arguments[2].size + more, self.dtype)
 
 
 HALVES = (Block,)

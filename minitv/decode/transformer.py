@@ -1,6 +1,7 @@
 """The Transformer and its relatives: attention of one token, with the cache of keys and values.
 
-Where a complete segment becomes a few mixtures of keys and values, they take its place, and the next token's follow them."""
+Where a complete segment becomes a few mixtures of keys and values, they take its place, and the next token's follow them.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +20,22 @@ from ..variants import roformer, transformer
 from .shared import FeedForward, Half, Linear, Norm, linear, linear_of, norm, take
 
 
-class Weights(NamedTuple):
-    norm: Norm
-    qkv: Linear
-    out: Linear
-    sink: np.ndarray  # [H], a score of each head that belongs to no token; -inf is none
+class Turns(NamedTuple):
+    """How queries and keys are turned: a Rotation as kernels read it."""
+
     angles: np.ndarray  # of the pairs, radians a position; empty: nothing is turned
     growth: np.ndarray  # of the pairs of a query for each position, its logarithm
     gain: float
     centre: int
     interleaved: bool
+
+
+class Weights(NamedTuple):
+    norm: Norm
+    qkv: Linear
+    out: Linear
+    sink: np.ndarray  # [H], a score of each head that belongs to no token; -inf is none
+    turns: Turns
     segment: int = 2**62  # tokens that become mixtures; of no text by default
     mixtures: int = 0
 
@@ -49,15 +56,38 @@ _column = inner(column)
 
 
 @inner
-def turn_heads(position, weights, sign, x, heads, size, cos, sin, y):
+def _turn_heads(position, turns, sign, x, heads, size, cos, sin, y):
     """y = x[heads size], turned by the position; pairs grow with their growth times ``sign``."""
-    position -= weights.centre
-    turn(position, weights.angles, cos, sin)
+    position -= turns.centre
+    turn(position, turns.angles, cos, sin)
     for j in range(cos.size):
-        factor = weights.gain * math.exp(sign * weights.growth[j] * position)
+        factor = turns.gain * math.exp(sign * turns.growth[j] * position)
         cos[j], sin[j] = cos[j] * factor, sin[j] * factor
     one, tables = x.dtype.type(1), (cos.reshape(1, 1, cos.size), sin.reshape(1, 1, cos.size))
-    rotate((x, (0, size, 0)), (1, heads, 1, size), tables[0], tables[1], weights.interleaved, one, one, y)
+    rotate((x, (0, size, 0)), (1, heads, 1, size), tables[0], tables[1], turns.interleaved, one, one, y)
+
+
+@inner
+def turned(position, turns, q, k, heads, groups, size, memory, at):
+    """q[heads size] and k[groups size], turned where they are to be, and where the scratch memory that they take ends."""
+    if not turns.angles.size:
+        return q, k, at
+    both, at = take(memory, at, q.size + k.size)
+    cos, at = take(memory, at, turns.angles.size)
+    sin, at = take(memory, at, turns.angles.size)
+    _turn_heads(position, turns, 1.0, q, heads, size, cos, sin, both[: q.size])
+    _turn_heads(position, turns, -1.0, k, groups, size, cos, sin, both[q.size :])
+    return both[: q.size], both[q.size :], at
+
+
+@inner
+def append(cache, last, k, v):
+    """k and v, [G head_dim], become a column of the cache."""
+    groups, size, _ = cache.keys.shape
+    for g in range(groups):
+        for c in range(size):
+            cache.keys[g, c, last] = k[g * size + c]
+            cache.values[g, last, c] = v[g * size + c]
 
 
 @cpu_kernel
@@ -72,67 +102,70 @@ def attend(x, position, weights, cache, memory):
     norm(x, weights.norm, h, memory[at:])
     linear(weights.qkv, h, qkv, False)
     q, k, v = qkv[:width], qkv[width : width + groups * size], qkv[width + groups * size :]
-    if weights.angles.size:
-        pair, at = take(memory, at, width + groups * size)
-        cos, at = take(memory, at, weights.angles.size)
-        sin, at = take(memory, at, weights.angles.size)
-        turn_heads(position, weights, 1.0, q, heads, size, cos, sin, pair[:width])
-        turn_heads(position, weights, -1.0, k, groups, size, cos, sin, pair[width:])
-        q, k = pair[:width], pair[width:]
-    for g in range(groups):
-        for c in range(size):
-            cache.keys[g, c, last] = k[g * size + c]
-            cache.values[g, last, c] = v[g * size + c]
+    q, k, at = turned(position, weights.turns, q, k, heads, groups, size, memory, at)
+    append(cache, last, k, v)
     lse, at = take(memory, at, heads)
     step(q, cache.keys, cache.values, last + 1, scale, weights.sink, y, lse, memory[at:])
     linear(weights.out, y, x, True)
 
 
-class Attention(Half):
-    """Its cache has room for the context, and grows where a model reads further."""
+def turns_of(rotation: Rotation | None) -> Turns:
+    rotation = rotation or Rotation(())
+    growth = np.array(rotation.growth or (0.0,) * len(rotation.angles))
+    return Turns(np.array(rotation.angles, np.float64), growth, float(rotation.gain), rotation.centre,
+                 rotation.pairing == "interleaved")
+
+
+class Cached(Half):
+    """A half whose state has keys and values, as Cache has them, and grows where a model reads beyond its room."""
+
+    def empty(self, groups: int, size: int, columns: int) -> Cache:
+        return Cache(np.zeros((groups, size, columns), self.dtype), np.zeros((groups, columns, size), self.dtype))
+
+    def write(self, first: int, keys: Tensor, values: Tensor) -> None:
+        """Keys and values [1 G n K] become columns from ``first`` on."""
+        stop = first + keys.shape[2]
+        self.make_room(stop)
+        self.state.keys[:, :, first:stop] = keys.data[0].swapaxes(1, 2)
+        self.state.values[:, first:stop] = values.data[0]
+
+    def make_room(self, columns: int) -> None:
+        groups, _, room = self.state.keys.shape
+        if columns <= room:
+            return
+        more = max(columns, 2 * room) - room
+        self.state = self.state._replace(keys=np.pad(self.state.keys, ((0, 0), (0, 0), (0, more))),
+                                         values=np.pad(self.state.values, ((0, 0), (0, more), (0, 0))))
+        memory = self._arguments[2].size + self.weights.sink.size // groups * more  # the scores of a query
+        self._arguments = self.weights, self.state, np.empty(memory, self.dtype)
+
+
+class Attention(Cached):
+    """Its cache has room for the context at first."""
 
     module = transformer.Attention
     kernel = staticmethod(attend)
 
     def wire(self, norm, module, model):
-        return self.wired(norm, module, module.kv_heads, module.rotation or Rotation(()), model.context)
+        return self.wired(norm, module, module.kv_heads, module.rotation, model.context)
 
-    def wired(self, norm: Norm, module: Any, groups: int, rotation: Rotation, columns: int, **segments: int):
+    def wired(self, norm: Norm, module: Any, groups: int, rotation: Rotation | None, columns: int,
+              **segments: int):
         """Weights, and an empty cache of ``columns`` keys and values in each of ``groups`` heads."""
         heads, size = module.heads, self.width // module.heads
-        cache = Cache(np.zeros((groups, size, columns), self.dtype), np.zeros((groups, columns, size), self.dtype))
-        growth = np.array(rotation.growth or (0.0,) * len(rotation.angles))
         return Weights(norm, linear_of(module.qkv), linear_of(module.out), np.full(heads, -np.inf, self.dtype),
-                       np.array(rotation.angles, np.float64), growth, float(rotation.gain), rotation.centre,
-                       rotation.pairing == "interleaved", **segments), cache
+                       turns_of(rotation), **segments), self.empty(groups, size, columns)
 
     def memory(self, module, model):
         groups, _, columns = self.state.keys.shape
         return 8 * self.width + module.heads + module.heads // groups * columns  # the scores of a query at the end
 
     def load(self, state, position):
-        self._write(0, state.keys, state.values)
+        self.write(0, state.keys, state.values)
 
     def __call__(self, x, position):
-        self._make_room(column(position, self.weights.segment, self.weights.mixtures) + 1)
+        self.make_room(column(position, self.weights.segment, self.weights.mixtures) + 1)
         super().__call__(x, position)
-
-    def _write(self, first: int, keys: Tensor, values: Tensor) -> None:
-        """Keys and values [1 G n K] become columns from ``first`` on."""
-        stop = first + keys.shape[2]
-        self._make_room(stop)
-        self.state.keys[:, :, first:stop] = keys.data[0].swapaxes(1, 2)
-        self.state.values[:, first:stop] = values.data[0]
-
-    def _make_room(self, columns: int) -> None:
-        groups, _, room = self.state.keys.shape
-        if columns <= room:
-            return
-        more = max(columns, 2 * room) - room
-        self.state = Cache(np.pad(self.state.keys, ((0, 0), (0, 0), (0, more))),
-                           np.pad(self.state.values, ((0, 0), (0, more), (0, 0))))
-        memory = self._arguments[2].size + self.weights.sink.size // groups * more
-        self._arguments = self.weights, self.state, np.empty(memory, self.dtype)
 
 
 class Rotary(Attention):
