@@ -131,11 +131,6 @@ def learning_attention() -> str:
     return learned("learning_attention", "held-out text")
 
 
-def masked() -> str:
-    """What models that see both sides learn of hidden tokens."""
-    return learned("masked", "hidden tokens of a text")
-
-
 def mqar() -> str:
     """What each variant recalls with the token shift."""
     return learned("mqar", "multi-query associative recall, `--token-shift`")
@@ -230,7 +225,7 @@ def variants() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {writer.__name__: writer for writer in (
-    train, decode, ops, scaling, scaling_long, learning, learning_attention, masked, mqar, mqar_without_shift, extrapolation,
+    train, decode, ops, scaling, scaling_long, learning, learning_attention, mqar, mqar_without_shift, extrapolation,
     duplication, streaming, without, variants,
 )}
 

@@ -156,6 +156,14 @@ def elements(n: int, times: int = 1) -> Callable[[int], int]:
     return lambda block: times * ceil_div(n, block)
 
 
+def apply(source: Source, kernel: str, *arrays):
+    """What a kernel that makes one element of each element of its arrays gives, an array like the first."""
+    arrays = [contiguous(x) for x in arrays]
+    out = namespace(*arrays).empty_like(arrays[0])
+    source.launch(kernel, elements(out.size), *arrays, out, out.size)
+    return out
+
+
 def warps(n: int) -> Callable[[int], int]:
     """A warp for each of n rows."""
     return lambda block: ceil_div(n, block // 32)

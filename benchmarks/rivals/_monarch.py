@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 
-
-def convolve(torch, x, taps, skip):
-    """x[B D T] on a circle of 2 T points with taps[D at most 2 T]."""
-    length = x.shape[-1]
-    spectrum = torch.fft.rfft(x, n=2 * length) * torch.fft.rfft(taps, n=2 * length)
-    return torch.fft.irfft(spectrum, n=2 * length)[..., :length] + x * skip[:, None]
+from .hyena import convolve, features_and_window
 
 
 def mixer(torch, model, options, both: bool):
@@ -24,10 +18,9 @@ def mixer(torch, model, options, both: bool):
         def __init__(self):
             super().__init__()
             hidden, bands = options.filter_width, options.filter_bands
-            position = torch.arange(context)[:, None]
-            angles = torch.linspace(1e-4, bands - 1, bands) * 2 * math.pi * position / context
-            time = position / (context - 1)
-            self.register_buffer("table", torch.cat([time, torch.cos(angles), -torch.sin(angles)], dim=1))
+            table, window = features_and_window(torch, options, context, width)
+            self.register_buffer("table", table)
+            self.register_buffer("window", window)
             self.features = nn.Parameter(torch.zeros_like(self.table)) if options.features_lr else None
             sizes = [2 * bands + 1, *[hidden] * (options.filter_depth - 1)]
             self.networks = nn.ModuleList(
@@ -35,8 +28,6 @@ def mixer(torch, model, options, both: bool):
                 for _ in range(1 + both))
             self.frequency = nn.Parameter(torch.full((hidden,), options.sine_frequency))
             self.skip = nn.Parameter(torch.randn(width))
-            slow, fast = (-math.log(0.01) / part for part in (options.slow_decay, options.fast_decay))
-            self.register_buffer("window", torch.exp(-time * torch.linspace(slow, fast, width)))
 
         def taps(self, network, length):
             x = self.table[:length]
@@ -48,7 +39,8 @@ def mixer(torch, model, options, both: bool):
 
         def forward(self, x):
             parts = [self.taps(network, x.shape[-1]) for network in self.networks]
-            return convolve(torch, x, torch.cat([parts[0], parts[1].flip(-1)], dim=1) if both else parts[0], self.skip)
+            taps = torch.cat([parts[0], parts[1].flip(-1)], dim=1) if both else parts[0]
+            return convolve(torch, x, taps, self.skip, x.shape[-1])
 
     class Mixer(nn.Module):
         def __init__(self):

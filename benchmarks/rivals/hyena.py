@@ -34,9 +34,19 @@ OPERATORS = {"long_conv": {"torch.fft": fft, "torch.fft, channels last": fft_cha
 
 
 def convolve(torch, x, filter, skip, length: int):
-    """x[B D T] with filter[D T], both padded to 2 T."""
+    """x[B D T] with filter[D at most 2 T], on a circle of 2 T points."""
     spectrum = torch.fft.rfft(x, n=2 * length) * torch.fft.rfft(filter, n=2 * length)
     return torch.fft.irfft(spectrum, n=2 * length)[..., :length] + x * skip[:, None]
+
+
+def features_and_window(torch, options, context: int, channels: int):
+    """What the network of a filter reads at each of ``context`` lags [T 2K+1], and its windows [T channels]."""
+    bands, position = options.filter_bands, torch.arange(context)[:, None]
+    angles = torch.linspace(1e-4, bands - 1, bands) * 2 * math.pi * position / context
+    time = position / (context - 1)
+    slow, fast = (-math.log(0.01) / part for part in (options.slow_decay, options.fast_decay))
+    return (torch.cat([time, torch.cos(angles), -torch.sin(angles)], dim=1),
+            torch.exp(-time * torch.linspace(slow, fast, channels)))
 
 
 def mixer(torch, model, options, layer: int):
@@ -50,17 +60,14 @@ def mixer(torch, model, options, layer: int):
         def __init__(self):
             super().__init__()
             hidden, bands = options.filter_width, options.filter_bands
-            position = torch.arange(context)[:, None]
-            angles = torch.linspace(1e-4, bands - 1, bands) * 2 * math.pi * position / context
-            time = position / (context - 1)
-            self.register_buffer("table", torch.cat([time, torch.cos(angles), -torch.sin(angles)], dim=1))
+            table, window = features_and_window(torch, options, context, (order - 1) * width)
+            self.register_buffer("table", table)
+            self.register_buffer("window", window)
             self.features = nn.Parameter(torch.zeros_like(self.table)) if options.features_lr else None
             sizes = [2 * bands + 1, *[hidden] * (options.filter_depth - 1)]
             self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
             self.out = nn.Linear(hidden, (order - 1) * width, bias=False)
             self.frequency = nn.Parameter(torch.full((hidden,), options.sine_frequency))
-            slow, fast = (-math.log(0.01) / part for part in (options.slow_decay, options.fast_decay))
-            self.register_buffer("window", torch.exp(-time * torch.linspace(slow, fast, (order - 1) * width)))
 
         def forward(self, length):
             x = self.table[:length]

@@ -1,20 +1,14 @@
 """relu_squared on a GPU: one pass each way; backward needs only x."""
 
-from ...cuda.source import Source, contiguous, elements, float32_only
-from ...device import namespace
+from ...cuda.source import Source, apply, float32_only
 
 SOURCE = Source(__file__)
 supports = float32_only
 
 
 def forward(x):
-    x = contiguous(x)
-    y = namespace(x).empty_like(x)
-    SOURCE.launch("mtv_relu_squared_forward", elements(y.size), x, y, y.size)
-    return y, x
+    return apply(SOURCE, "mtv_relu_squared_forward", x), x
 
 
 def backward(saved, g):
-    x, gx = saved, namespace(saved).empty_like(saved)
-    SOURCE.launch("mtv_relu_squared_backward", elements(x.size), x, contiguous(g), gx, x.size)
-    return (gx,)
+    return (apply(SOURCE, "mtv_relu_squared_backward", saved, g),)
