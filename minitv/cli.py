@@ -213,19 +213,21 @@ def _sample(argv: list[str]) -> int:
         "minitv sample",
         synonyms=SYNONYMS,
         usage="minitv sample DIR [options]",
-        description="Write text with a trained model. DIR is the folder of a run.",
+        description="Write text with a trained model. DIR is the folder of a run. A model of pairs answers the prompt: it\n"
+        "writes the target of this source, without the source before it.",
         epilog='examples:\n  minitv sample runs/transformer --prompt "def " --tokens 300\n'
         "  echo -n 'ROMEO:' | minitv sample runs/mine --prompt - --temperature 0.7 --top-k 20\n"
-        "  minitv sample runs/mine/best --count 3",
+        "  minitv sample runs/mine/best --count 3\n"
+        "  minitv sample runs/one-wide-ffn-pairs --prompt 31415 --beam 4",
     )
     directory, config = _of_a_run(parser, SampleOptions, argv)
     if config.prompt == "-":
         config = replace(config, prompt=_standard_input())
     from .sample import streams
 
-    for number, (seed, pieces) in enumerate(streams(directory, config), 1):
+    for number, (seed, begin, pieces) in enumerate(streams(directory, config), 1):
         heading = f"--- text {number} of {config.count}, seed {seed} ---\n" if config.count > 1 else ""
-        text, last = heading + config.prompt, ""
+        text, last = heading + begin, ""
         for piece in pieces:
             sys.stdout.write(text + piece)  # the prompt goes out with the first piece: after all checks have passed
             sys.stdout.flush()
@@ -522,6 +524,11 @@ def _writing(variant: Any) -> str:
     """How a model of a variant generates text on this machine."""
     from autograd.cpu.compile import unavailable
 
+    from .models.encdec import EncoderDecoder
+
+    if issubclass(variant.model, EncoderDecoder):
+        return ("an answer to a source, token after token, with keys and values of both in the state; greedy, drawn, or the "
+                "best of a beam (minitv sample DIR --prompt SOURCE --beam N)")
     if not variant.causal:
         return "not at all: an output depends on the whole sequence"
     if variant.fused is None:

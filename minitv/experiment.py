@@ -102,7 +102,9 @@ def namespace(variant: Variant, task: type[Task]) -> Options:
     """The options that a variant has on a task."""
     if not suits(variant, task):
         reason = "sees the past alone, and this task asks for what both sides say"
-        if task.causal:
+        if variant.model.reads != task.reads:
+            reason = f"reads {variant.model.reads}, and this task has {task.reads}"
+        elif task.causal:
             reason = "sees the whole sequence at once, and the answers of this task stand in it"
             reason += variant.not_causal and f"; {variant.not_causal}"
         others = [name for name in variants.variants() if suits(variants.load(name), task)]
@@ -113,7 +115,7 @@ def namespace(variant: Variant, task: type[Task]) -> Options:
 
 def suits(variant: Variant, task: type[Task]) -> bool:
     """Whether a variant can be trained for a task."""
-    return task.causal in (None, variant.causal)
+    return variant.model.reads == task.reads and task.causal in (None, variant.causal)
 
 
 def possible(variant: Variant) -> list[str]:
@@ -125,7 +127,7 @@ def default_task(variant: Variant) -> str:
     """The task that a variant is trained for unless another is asked for."""
     names = possible(variant)
     if not names:
-        raise UserError(f"{variant.name}: there is no task for it, it sees the whole sequence at once")
+        raise UserError(f"{variant.name}: there is no task for it, which reads {variant.model.reads}")
     names.sort(key=lambda name: (name != DEFAULT_TASK, tasks.load(name).causal is None))
     return names[0]
 

@@ -13,6 +13,7 @@ from autograd.device import beside
 from autograd.random import Random
 from minitv import variants
 from minitv.experiment import Experiment
+from minitv.models.encdec import EncoderDecoder
 from minitv.task import Task
 from tests.autograd import emulator, fake_cupy
 
@@ -30,9 +31,14 @@ def build(variant: str, vocab: int = 11, dtype=np.float64, seed: int = 0, **valu
     return made.variant.build(made.model, made.mixer, vocab, Random(seed), dtype)
 
 
+def logits_of(model, ids, rng=None) -> Tensor:
+    """Logits [B T V] of ids [B T]; a model of pairs gets them as sources and as targets."""
+    return model(ids, ids, rng) if isinstance(model, EncoderDecoder) else model(ids, rng)
+
+
 def mean_loss(model, ids, labels, rng=None) -> Tensor:
     """The mean cross-entropy in nats of the tokens that follow each position."""
-    logits = model(ids, rng)
+    logits = logits_of(model, ids, rng)
     return cross_entropy(logits, beside(labels, logits.data))
 
 

@@ -17,7 +17,7 @@ from minitv.experiment import default_task, namespace
 from minitv.options import PRESETS, ModelOptions
 from minitv.tasks import load as load_task
 from tests.minitv import models
-from tests.minitv.models import configure, mean_loss
+from tests.minitv.models import configure, logits_of, mean_loss
 
 EVERY = list(variants.variants())
 SMALL = dict(context=12, layers=2, width=16, dropout=0.3)
@@ -61,7 +61,8 @@ def behaviour(record, model, mixer):
     for parameter in made.parameters():  # where weights start at 0, much of a model is not seen
         parameter.assign_(parameter.numpy() + 0.3 * noise.normal(size=parameter.shape))
     ids = np.random.default_rng(1).integers(0, VOCAB, (2, 7))
-    return {**weights, "logits": made(ids).numpy(), "dropped": made(ids, Random(2)).numpy(), "context": np.array(made.context)}
+    return {**weights, "logits": logits_of(made, ids).numpy(), "dropped": logits_of(made, ids, Random(2)).numpy(),
+            "context": np.array(made.context)}
 
 
 def same(one, two):
