@@ -205,8 +205,9 @@ def work(contender: str, variant: str, preset: str, threads: int, seconds: float
     if not math.isfinite(loss):
         raise SystemExit(f"{contender}, {variant}, {preset}: the loss is {loss}")
     setup = experiment(variant, preset)
-    return {"tokens_per_s": count * setup.run.batch * batches(setup, 1)[0].length / elapsed, "ms_per_step": 1e3 * elapsed / count,
-            "first_step_s": first, "parameters": parameters, "loss": loss, "peak_mb": peak_mb()}
+    tokens = setup.run.batch * batches(setup, 1)[0].length
+    return {"tokens_per_s": count * tokens / elapsed, "ms_per_step": 1e3 * elapsed / count, "first_step_s": first,
+            "parameters": parameters, "loss": loss, "peak_mb": peak_mb()}
 
 
 def profile(variant: str, preset: str, seconds: float) -> None:

@@ -30,6 +30,8 @@ from .picture import plot, plot_readings
 from .report import columns, count, reflow, tell, wrap
 from .signals import Stop
 
+EVALUATED = 64  # pairs in a call of the model
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 the machine said no, 2 usage, 130 interrupted."""
@@ -280,7 +282,8 @@ def _eval(argv: list[str]) -> int:
         "Every token after the first is predicted from those before it in its window of the model's\n"
         "context, as in training. With --per-character each character of the text stands in a line with\n"
         "its surprise: the bits that it cost, -log2 of the probability that the model gave it. 0 bits: the\n"
-        "model was sure; 1 bit: it gave the character one half.",
+        "model was sure; 1 bit: it gave the character one half.\n"
+        "Of a model of pairs: how many targets it writes without a mistake.",
         epilog="examples:\n  minitv eval runs/mine --data other.txt\n"
         '  minitv eval runs/mine/best --text "def main(self):" --per-character',
     )
@@ -288,7 +291,10 @@ def _eval(argv: list[str]) -> int:
     from .evaluate import evaluate, read_text
     from .sample import open_run
 
-    run = open_run(directory, config.checkpoint, config.device, "predict the next token")
+    run = open_run(directory, config.checkpoint, config.device, "predict the next token", answers=bool(config.data))
+    if run.answers:
+        _columns(_eval_pairs(run, directory, config))
+        return 0
     tokenizer, model = run.tokenizer, run.model
     if config.strided:
         from .models.megabyte import strided
@@ -319,6 +325,30 @@ def _eval(argv: list[str]) -> int:
             print(f"{offset:>8}  {cost}  {ascii(character) if character.isspace() else repr(character):<9}  "
                   f"{'#' * min(60, round(2 * bits)) if bits == bits else ''}".rstrip())
     return 0
+
+
+def _eval_pairs(run: Any, directory: str, config: EvalOptions) -> list[tuple[str, str]]:
+    """How many targets of a file the model writes without a mistake, as rows (label, text)."""
+    from .tasks.pairs import Pairs, encoded, read_pairs
+
+    name = run.experiment.variant.name
+    for flag, given in (("--per-character", config.per_character), ("--strided", config.strided)):
+        if given:
+            raise UserError(f"{flag}: {name} answers sources, this is for models that continue a text")
+    pairs, description, sha256 = read_pairs(config.data, config.encoding, run.model.context)
+    with naming(description):
+        batches = [encoded(pairs[i : i + EVALUATED], run.tokenizer) for i in range(0, len(pairs), EVALUATED)]
+    sums = sum(Pairs.score(run.model, batch) for batch in batches)
+    rows = [
+        ("model", f"{name} of {directory}, step {run.step}"),
+        ("pairs", f"{description}: {count(len(pairs))} pair{'s' * (len(pairs) != 1)}"),
+        ("loss", f"{sums[0] / sums[1]:.4f} nats per token, {100 * sums[2] / sums[1]:.1f} % of {count(sums[1])} tokens right"),
+        ("exact", f"{100 * sums[4] / sums[3]:.1f} % of the targets written without a mistake, {count(sums[4])} of "
+                  f"{count(sums[3])}"),
+    ]
+    if sha256 == run.saved.get("pairs_sha256"):
+        rows.append(("note", "these are the pairs that the model was trained on: it has seen most of them"))
+    return rows
 
 
 def _convert(argv: list[str]) -> int:

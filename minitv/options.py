@@ -225,7 +225,8 @@ class SampleOptions:
 class EvalOptions:
     """evaluation"""
 
-    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-)", metavar="PATH")
+    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-); for a model of "
+                       "pairs, a source, a tab and its target in each line", metavar="PATH")
     text: str = option("", "the text itself")
     encoding: str = _encoding()
     per_character: bool = option(False, "list every character of the text with the bits that it cost")

@@ -27,7 +27,7 @@ def language_model(torch, model, options, vocab: int):
         def forward(self, x, memory=None):
             arrays = [self.inward(x)] if memory is None else [self.inward(x), self.memory(memory)]
             q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for y in arrays for part in y.split(width, dim=2))
-            y = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal, dropout_p=drop if self.training else 0.0)
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal, dropout_p=drop * self.training)
             return functional.dropout(self.out(y.transpose(1, 2).flatten(2)), drop, self.training)
 
     class Layer(nn.Module):

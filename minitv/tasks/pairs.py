@@ -22,6 +22,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -168,29 +169,14 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     # -- pairs of a file
 
     def _open(self) -> str:
-        """Read the file into ``_texts``; returns its characters. UserError names a line that is no pair."""
-        source = Reader("--data", self.options.encoding, False, _tell, "").open(self.options.data)
-        digest, texts, characters = hashlib.sha256(), {False: [], True: []}, set()
-        for document in source.documents:
-            for number, line in enumerate("".join(document.texts()).removesuffix("\n").split("\n"), 1):
-                digest.update(line.encode() + b"\n")
-                where, parts = f"{document.where}, line {number}", line.removesuffix("\r").split("\t")
-                if len(parts) != 2 or not all(parts):
-                    wrong = ("it has no tab" if len(parts) == 1 else f"it has {len(parts) - 1} tabs" if len(parts) > 2 else
-                             f"its {'target' if parts[0] else 'source'} is empty")
-                    raise UserError(f"{where}, {quoted(line)}: {wrong}, allowed: a source, a tab and a target")
-                for what, text in zip(("source", "target"), parts, strict=True):
-                    if len(text) >= self._context:
-                        raise UserError(f"{where}: its {what} has {len(text)} characters, and with its end it does not fit "
-                                        f"--context {self._context}: give a longer --context")
-                characters.update(*parts)
-                texts[is_held_out(parts[0])].append((parts[0], parts[1]))
-        self._texts, self.sha256, self._description = texts, digest.hexdigest(), source.description
-        for held_out, purpose in ((False, "to train on"), (True, "held out")):
-            if not texts[held_out]:
-                raise UserError(f"--data: {source.description} has {sum(map(len, texts.values()))} pairs, and none of them is "
-                                f"{purpose}: one of {SHARE} different sources is held out, by its checksum; give more pairs")
-        return "".join(sorted(characters))
+        """Read the file into ``_texts``; returns its characters."""
+        pairs, self._description, self.sha256 = read_pairs(self.options.data, self.options.encoding, self._context)
+        self._texts = {side: [pair for pair in pairs if is_held_out(pair[0]) == side] for side in (False, True)}
+        for side, purpose in ((False, "to train on"), (True, "held out")):
+            if not self._texts[side]:
+                raise UserError(f"--data: {self._description} has {len(pairs)} pairs, and none of them is {purpose}: one of "
+                                f"{SHARE} different sources is held out, by its checksum; give more pairs")
+        return "".join(sorted(set().union(*map(set, chain.from_iterable(pairs)))))
 
     def _rows(self, step: int) -> list[int]:
         """The numbers of a step's pairs: each pass over the file takes all of them in a new order."""
@@ -205,10 +191,8 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
 
     def batch(self, step: int) -> Pair:
         if self._texts is not None:
-            return self._batch([self._ids[row] for row in self._rows(step)])
-        encode = self.tokenizer.encode
-        pairs = self.draw(self._random.split(step), self._count, held_out=False)
-        return self._batch([(encode(source), encode(target)) for source, target in pairs])
+            return _batch([self._ids[row] for row in self._rows(step)], self.end)
+        return encoded(self.draw(self._random.split(step), self._count, held_out=False), self.tokenizer)
 
     @functools.cached_property
     def examples(self) -> Texts:
@@ -220,24 +204,18 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
 
     @functools.cached_property
     def _held_out(self) -> Pair:
-        encode = self.tokenizer.encode
-        return self._batch([(encode(source), encode(target)) for source, target in self.examples])
+        return encoded(self.examples, self.tokenizer)
 
     def held_out(self) -> Pair:
         return self._held_out
 
-    def _batch(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Pair:
-        labels = padded([target for _, target in pairs], self.end)  # [B T]
-        target = np.concatenate([np.full((len(labels), 1), self.end), labels[:, :-1]], axis=1)
-        target = np.where(labels == NOTHING, PADDING, target)
-        return Pair(padded([source for source, _ in pairs], self.end), target, labels)
-
     # -- figures
 
-    def score(self, model: Any, batch: Pair) -> np.ndarray:
+    @classmethod
+    def score(cls, model: Any, batch: Pair) -> np.ndarray:
         """Sums: cross-entropy in nats, tokens, right tokens, pairs, pairs whose tokens are all right."""
         with no_grad():
-            logits, labels = self.answers(model, batch)
+            logits, labels = cls.answers(model, batch)
             labels = labels.reshape(-1)
             nats = cross_entropy(logits.reshape(-1, logits.shape[-1]), beside(labels, logits.data), reduction="sum").item()
             right = to_numpy(logits.data).argmax(-1).reshape(-1) == labels
@@ -297,6 +275,45 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any]:
         return {"tokenizer": saved.get("tokenizer")}
+
+
+def read_pairs(path: str, encoding: str, context: int) -> tuple[Texts, str, str]:
+    """The pairs of a file as ``--data`` names it, a few words about it, and the SHA-256 of its lines.
+
+    UserError names a line that is no pair, or that does not fit a context.
+    """
+    source = Reader("--data", encoding, False, _tell, "").open(path)
+    digest, pairs = hashlib.sha256(), []
+    for document in source.documents:
+        for number, line in enumerate("".join(document.texts()).removesuffix("\n").split("\n"), 1):
+            digest.update(line.encode() + b"\n")
+            pairs.append(_pair(line.removesuffix("\r"), f"{document.where}, line {number}", context))
+    return pairs, source.description, digest.hexdigest()
+
+
+def _pair(line: str, where: str, context: int) -> tuple[str, str]:
+    """A source and its target; UserError if the line is no pair, or does not fit a context."""
+    parts = line.split("\t")
+    if len(parts) != 2 or not all(parts):
+        wrong = ("it has no tab" if len(parts) == 1 else f"it has {len(parts) - 1} tabs" if len(parts) > 2 else
+                 f"its {'target' if parts[0] else 'source'} is empty")
+        raise UserError(f"{where}, {quoted(line)}: {wrong}, allowed: a source, a tab and a target")
+    for what, text in zip(("source", "target"), parts, strict=True):
+        if len(text) >= context:
+            raise UserError(f"{where}: its {what} has {len(text)} characters, and with its end it does not fit --context "
+                            f"{context}: give a longer --context")
+    return parts[0], parts[1]
+
+
+def encoded(pairs: Texts, tokenizer: CharTokenizer) -> Pair:
+    """A batch of pairs; UserError names a character that is not known."""
+    return _batch([(tokenizer.encode(source), tokenizer.encode(target)) for source, target in pairs], tokenizer.vocab)
+
+
+def _batch(pairs: list[tuple[np.ndarray, np.ndarray]], end: int) -> Pair:
+    labels = padded([target for _, target in pairs], end)  # [B T]
+    target = np.concatenate([np.full((len(labels), 1), end), labels[:, :-1]], axis=1)
+    return Pair(padded([source for source, _ in pairs], end), np.where(labels == NOTHING, PADDING, target), labels)
 
 
 def is_held_out(source: str) -> bool:

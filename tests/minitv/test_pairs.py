@@ -14,7 +14,7 @@ from minitv.errors import UserError
 from minitv.models.encdec import PADDING
 from minitv.sample import load
 from minitv.task import NOTHING
-from minitv.tasks.pairs import DIGITS, Pairs, is_held_out
+from minitv.tasks.pairs import DIGITS, Pairs, encoded, is_held_out
 from minitv.trainer import Trainer
 from tests.minitv import models
 
@@ -231,14 +231,14 @@ def test_pairs_are_shown_with_answers():
 def run(tmp_path_factory):
     """A model that reverses strings of up to two digits, not always right."""
     folder = str(tmp_path_factory.mktemp("runs") / "pairs")
-    argv = ["train", "one-wide-ffn", "--out", folder, "--longest", "2", "--width", "32", "--layers", "1", "--steps", "30",
-            "--warmup", "5", "--eval-every", "15", "--threads", "1", "--eval-examples", "20", "--context", "8"]
+    argv = ["train", "one-wide-ffn", "--out", folder, "--longest", "2", "--width", "32", "--layers", "1", "--steps", "120",
+            "--warmup", "5", "--eval-every", "60", "--threads", "1", "--eval-examples", "20", "--context", "8"]
     assert cli.main(argv) == 0
     return folder
 
 
 def test_a_run_says_what_it_is_made_of(run, capsys):
-    assert cli.main(["train", "--resume", run, "--steps", "31"]) == 0
+    assert cli.main(["train", "--resume", run, "--steps", "121"]) == 0
     lines = capsys.readouterr().err
     assert "weights   " in lines and "executed (a shared one once for each layer)" in lines
     assert "cost      " in lines and "for a token of the target" in lines and "sequence accuracy" in lines and " → " in lines
@@ -273,6 +273,25 @@ def test_a_source_is_answered(run, capsys):
 def test_what_cannot_be_answered_is_a_sentence(run, capsys, argv, words):
     assert cli.main(["sample", run, *argv]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_pairs_of_a_file_are_evaluated(run, file, capsys):
+    tokenizer, model = load(run).tokenizer, load(run).model
+    sources = [str(i) for i in range(10, 80)]
+    written = [tokenizer.decode(ids) for ids in model.greedy(encoded([(s, s) for s in sources], tokenizer).source, 8)]
+    right = [text if i % 3 else "999" for i, text in enumerate(written)]  # as the model writes, but for every third
+    path = file("".join(f"{source}\t{target}\n" for source, target in zip(sources, right, strict=True)))
+    hits = sum(text == target for text, target in zip(written, right, strict=True))
+    assert hits > 40 and all(written)
+    assert cli.main(["eval", run, "--data", path]) == 0
+    out = capsys.readouterr().out
+    assert f"{100 * hits / 70:.1f} % of the targets written without a mistake, {hits} of 70" in out and "note" not in out
+    for argv, words in ((["--data", file("31 13", "other")], "line 1, '31 13': it has no tab"),
+                        (["--data", file("3x\t4", "third")], "third: the character 'x' (U+0078) at offset 1 is unknown"),
+                        (["--data", path, "--per-character"], "--per-character: one-wide-ffn answers sources"),
+                        (["--data", path, "--strided"], "--strided: one-wide-ffn answers sources")):
+        assert cli.main(["eval", run, *argv]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_it_predicts_no_text(run, capsys):
