@@ -225,11 +225,12 @@ def _sample(argv: list[str]) -> int:
     directory, config = _of_a_run(parser, SampleOptions, argv)
     if config.prompt == "-":
         config = replace(config, prompt=_standard_input())
-    from .sample import streams
+    from .sample import open_run
 
-    for number, (seed, begin, pieces) in enumerate(streams(directory, config), 1):
+    run = open_run(directory, config.checkpoint, config.device, "write", answers=True)
+    for number, (seed, pieces) in enumerate(run.streams(config), 1):
         heading = f"--- text {number} of {config.count}, seed {seed} ---\n" if config.count > 1 else ""
-        text, last = heading + begin, ""
+        text, last = heading + ("" if run.answers else config.prompt), ""
         for piece in pieces:
             sys.stdout.write(text + piece)  # the prompt goes out with the first piece: after all checks have passed
             sys.stdout.flush()

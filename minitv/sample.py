@@ -169,6 +169,10 @@ class Trained(NamedTuple):
         return generate(model, prompt, options.tokens, Random(seed), temperature=temperature, top_k=options.top_k,
                         top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
 
+    def streams(self, options: SampleOptions) -> Iterator[tuple[int, Iterator[str]]]:
+        """The seeds and the pieces of ``options.count`` texts."""
+        return ((seed, self.pieces(options, seed)) for seed in range(options.seed, options.seed + options.count))
+
     def _answer(self, options: SampleOptions, seed: int) -> Iterator[str]:
         """The target of the source ``options.prompt``, token after token; of a beam as a whole."""
         model, tokenizer, name = self.model, self.tokenizer, self.experiment.variant.name
@@ -225,15 +229,12 @@ def open_run(directory: str, name: str, device: str, purpose: str, *, answers: b
     return run
 
 
-def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, str, Iterator[str]]]:
-    """Yield ``options.count`` texts, each as its seed, what it begins with, and the pieces that follow.
+def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Iterator[str]]]:
+    """Yield ``options.count`` texts that continue or answer ``options.prompt``, each as its seed and its pieces.
 
-    The seeds are ``options.seed`` and those after it. A text begins with ``options.prompt``, and an answer to it with nothing.
-    Both end before ``options.stop``.
+    The seeds are ``options.seed`` and those after it. A text ends before ``options.stop``.
     """
-    run = open_run(directory, options.checkpoint, options.device, "write", answers=True)
-    for seed in range(options.seed, options.seed + options.count):
-        yield seed, "" if run.answers else options.prompt, run.pieces(options, seed)
+    yield from open_run(directory, options.checkpoint, options.device, "write", answers=True).streams(options)
 
 
 def _until(stop: str | None, pieces: Iterator[str]) -> Iterator[str]:

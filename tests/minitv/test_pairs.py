@@ -295,6 +295,8 @@ def test_pairs_of_a_file_are_evaluated(run, file, capsys):
 
 
 def test_it_predicts_no_text(run, capsys):
+    assert cli.main(["convert", run]) == 2
+    assert "one-wide-ffn is no language model with heads of keys and values that could be shared" in capsys.readouterr().err
     for argv in (["eval", run, "--text", "31"], ["stream", run]):
         assert cli.main(argv) == 2
         assert "one-wide-ffn answers a source, it cannot" in capsys.readouterr().err
