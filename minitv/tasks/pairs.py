@@ -73,9 +73,10 @@ class PairsOptions(DrawnOptions):
         if self.rule in ("add", "all") and self.shortest > self.number:
             raise UserError(f"--shortest: {self.shortest} is more than the {self.number} digits that a number has with "
                             f"--longest {self.longest}")
-        for name in ("rule", "shortest", "longest"):
-            if self.data and (value := getattr(self, name)) != settings(type(self))[name].default:
-                raise UserError(f"--{name} {value}: this is for pairs that are drawn, and --data gives other ones")
+        for name in ("rule", "shortest", "longest") if self.data else ():
+            if (value := getattr(self, name)) != (default := settings(type(self))[name].default):
+                raise UserError(f"--{name} {value}: this is for pairs that are drawn, and --data gives other ones; allowed "
+                                f"beside it: {default}")
 
     @property
     def number(self) -> int:
