@@ -25,7 +25,7 @@ same patch so far, and nothing else. Numbers in brackets name the paper's equati
   learned vector stands there instead.
 - Why that is cheap: attention costs T²/P² among patches and T P inside them, and T^(4/3) in all with P = T^(1/3) (section 3.1).
   And a global block works once for P bytes, so it may have P times as many weights at the same cost. With equal computation the
-  paper has 1.000 bits per byte of PG-19, a Transformer with a shorter context 1.057 (Table 7).
+  paper has 1.000 bits per byte of old books (PG-19), and a Transformer with a shorter context has 1.057 (Table 7).
 
 What is lost. The global model gives its part before the first byte of the patch is known, so the large model never reacts to
 bytes of the running patch. Predictions become worse towards the end of a patch (section 2.3.3). And where a word begins in its

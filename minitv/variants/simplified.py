@@ -85,8 +85,8 @@ The block:
     A = softmax(q kᵀ / √K) in each head                        (2), over j ≤ i alone in ``simplified``
     h = gain · merge((α I + β A - γ C) v)                      (12), (13): heads side by side, and no matrix after them
     f(z) = gain · max(0, z W₁ᵀ) W₂ᵀ                            hidden width 4 D; the model's --bias adds biases
-    y = h + f(z)                                               SAS-P: (7) with α_comb = 0
-    y = skip · h + f(norm(h))                                  SAS: (1) with α_SA = 0
+    y = h + f(z)                                               SAS-P: (7) with α_comb = 0, that is without + x
+    y = skip · h + f(norm(h))                                  SAS: (1) with α_SA = 0, that is h without + x
 
 minitv/ops/shaping/__init__.py has α v + β A v - γ C v and its gradients: C v is a running mean, so no [T T] matrix is stored.
 The operator attention gives A v, as in the Transformer. The state for generating is the cache of its keys and values, and the
