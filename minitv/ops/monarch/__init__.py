@@ -201,12 +201,12 @@ def assert_near(actual, expected, dtype, message: str, terms: float = 64) -> Non
     assert_close(one.astype(dtype), other, message, terms)
 
 
-@law(monarch, "M = P L P R P, with L and R block-diagonal")
+@law(monarch, "M = Π L Π R Π, with L and R block-diagonal")
 def _(case, draw):
     (blocks, rows, columns), outputs = case.first.shape, case.second.shape[1]
     dense = (stride(rows, outputs) @ block_diag(*case.second) @ stride(blocks, rows) @ block_diag(*case.first)
              @ stride(columns, blocks))
-    assert_close(case().y, case.x @ dense.T, "M is not P L P R P", terms=64)
+    assert_close(case().y, case.x @ dense.T, "M is not Π L Π R Π", terms=64)
 
 
 @law(monarch, "the transpose is a Monarch matrix with the factors in the other order")
