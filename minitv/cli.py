@@ -17,6 +17,7 @@ from .config import Options, Parser, Setting, choose, encode, read_toml, table
 from .errors import UserError, naming, plain
 from .options import (
     DEFAULT_PRESET,
+    ONE_TEXT,
     PRESETS,
     SYNONYMS,
     ConvertOptions,
@@ -213,18 +214,25 @@ def _sample(argv: list[str]) -> int:
         "minitv sample",
         synonyms=SYNONYMS,
         usage="minitv sample DIR [options]",
-        description="Write text with a trained model. DIR is the folder of a run.",
+        description="Write text with a trained model. DIR is the folder of a run. A model of images or sound writes\n"
+        "a file: sample.png, or sample.wav.",
         epilog='examples:\n  minitv sample runs/transformer --prompt "def " --tokens 300\n'
         "  echo -n 'ROMEO:' | minitv sample runs/mine --prompt - --temperature 0.7 --top-k 20\n"
-        "  minitv sample runs/mine/best --count 3",
+        "  minitv sample runs/mine/best --count 3\n  minitv sample runs/digits --count 25 --complete 0.5 --out digits.png",
     )
     directory, config = _of_a_run(parser, SampleOptions, argv)
     if config.prompt == "-":
         config = replace(config, prompt=_standard_input())
-    from .sample import streams
+    from .sample import open_run, texts, write_file
 
-    for number, (seed, pieces) in enumerate(streams(directory, config), 1):
-        heading = f"--- text {number} of {config.count}, seed {seed} ---\n" if config.count > 1 else ""
+    run = open_run(directory, config.checkpoint, config.device, "write", files=True)
+    if run.experiment.task.suffix:
+        path, what = write_file(run, directory, config)
+        print(f"{path}: {what}")
+        return 0
+    several = (config.count or 1) > 1
+    for number, (seed, pieces) in enumerate(texts(run, config), 1):
+        heading = f"--- text {number} of {config.count}, seed {seed} ---\n" if several else ""
         text, last = heading + config.prompt, ""
         for piece in pieces:
             sys.stdout.write(text + piece)  # the prompt goes out with the first piece: after all checks have passed
@@ -278,7 +286,8 @@ def _eval(argv: list[str]) -> int:
         "Every token after the first is predicted from those before it in its window of the model's\n"
         "context, as in training. With --per-character each character of the text stands in a line with\n"
         "its surprise: the bits that it cost, -log2 of the probability that the model gave it. 0 bits: the\n"
-        "model was sure; 1 bit: it gave the character one half.",
+        "model was sure; 1 bit: it gave the character one half. A model of images or sound predicts those of\n"
+        "--data, by default what its run held out.",
         epilog="examples:\n  minitv eval runs/mine --data other.txt\n"
         '  minitv eval runs/mine/best --text "def main(self):" --per-character',
     )
@@ -286,12 +295,18 @@ def _eval(argv: list[str]) -> int:
     from .evaluate import evaluate, read_text
     from .sample import open_run
 
-    run = open_run(directory, config.checkpoint, config.device, "predict the next token")
-    tokenizer, model = run.tokenizer, run.model
+    run = open_run(directory, config.checkpoint, config.device, "predict the next token", files=True)
+    model = run.model
     if config.strided:
         from .models.megabyte import strided
 
         model = strided(model)
+    if run.experiment.task.suffix:
+        _columns(_judged(run, model, directory, config))
+        return 0
+    tokenizer = run.tokenizer
+    if not config.data and not config.text:
+        raise UserError(ONE_TEXT)
     if config.text:
         with naming("--text"):
             ids, description, sha256 = tokenizer.encode(config.text), "--text", None
@@ -317,6 +332,29 @@ def _eval(argv: list[str]) -> int:
             print(f"{offset:>8}  {cost}  {ascii(character) if character.isspace() else repr(character):<9}  "
                   f"{'#' * min(60, round(2 * bits)) if bits == bits else ''}".rstrip())
     return 0
+
+
+def _judged(run: Any, model: Any, directory: str, config: EvalOptions) -> list[tuple[str, str]]:
+    """How well a model of images or sound predicts data, beside its baselines."""
+    from .evaluate import judge
+
+    experiment = run.experiment
+    if config.text or config.per_character:
+        raise UserError(f"--{'text' if config.text else 'per-character'}: the task {experiment.task.name} has no text")
+    saved = run.saved
+    if config.data:
+        experiment, saved = experiment.replace(data=config.data), experiment.task.of_other_data(saved)
+    task = experiment.begin(saved)
+    sums = judge(task, model)
+    value, answers, passes = task.value(sums), int(sums[1]), ", in two passes" if getattr(model, "stride", 0) else ""
+    return [
+        ("model", f"{experiment.variant.name} of {directory}, step {run.step}"),
+        ("data", f"{task.description}, {'all of it' if config.data else 'what is held out'}"),
+        ("loss", f"{sums[0] / sums[1]:.4f} nats per value"),
+        ("bits", f"{value:.4f} {task.metric}, {task.verdict(value, answers)}"),
+        ("predicted", f"{count(answers)} values{passes}"),
+        *task.about()[-1:],
+    ]
 
 
 def _convert(argv: list[str]) -> int:

@@ -140,11 +140,12 @@ def elsewhere(name: str) -> str:
 
 
 def preset_layers(variant: Variant, task: type[Task], name: str) -> list[Layer]:
-    """The values of a preset: what the task wants, what all variants share, what the paper of this variant wants."""
+    """The values of a preset: what the task wants, what all variants share, what the variant wants, and wants on this task."""
     choose("preset", name, PRESETS)
     offered = namespace(variant, task).settings
     layers = [(f"task {task.name}", task.defaults), (f"preset {name}", PRESETS[name]), (variant.name, variant.overrides),
-              (f"preset {name}", variant.presets.get(name, {}))]
+              (f"preset {name}", variant.presets.get(name, {})),
+              (f"{variant.name} on {task.name}", variant.on_tasks.get(task.name, {}))]
     return [(source, {k: v for k, v in values.items() if k in offered}) for source, values in layers]
 
 

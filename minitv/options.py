@@ -168,6 +168,9 @@ class TrainOptions:
             raise UserError(f"--min-lr: {self.min_lr} is above --lr, which is {self.lr}")
 
 
+OF_SOME = "prompt", "tokens", "stop", "window", "sinks", "out", "complete", "seconds"  # of sampling; Task.writes says of which
+
+
 @dataclass(frozen=True)
 class SampleOptions:
     """sampling"""
@@ -189,7 +192,13 @@ class SampleOptions:
     )
     stop: str | None = option(None, "end before this text appears in what is written")
     seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
-    count: int = option(1, "texts to write, with the seeds from --seed on", low=1, high=2**20)
+    count: int | None = option(None, "texts, images or sounds to write, with the seeds from --seed on; none = 1, or 16 images",
+                               low=1, high=2**20)
+    out: str | None = option(None, "file for images (.png) or sounds (.wav); none = sample.png or sample.wav in DIR",
+                             metavar="FILE")
+    complete: float | None = option(None, "share of each image or sound that is given: the beginning of one that was held out",
+                                    above=0, below=1)
+    seconds: float = option(2.0, "length of a sound", above=0, high=3600)
     window: int | None = _window()
     sinks: int | None = _sinks()
     checkpoint: str = _checkpoint()
@@ -201,19 +210,23 @@ class SampleOptions:
         _check_device(self.device)
         if self.stop == "":
             raise UserError("--stop: an empty text is everywhere, give at least one character")
-        if self.seed + self.count > 2**63:
+        if self.seed + (self.count or 1) > 2**63:
             raise UserError(f"--count: {self.count} seeds from {self.seed} on end above 2**63 - 1: give a smaller --seed")
         if self.tokens is None and self.window is None and self.sinks is None:
             object.__setattr__(self, "tokens", 500)
-        if self.tokens is None and self.count > 1:
+        if self.tokens is None and (self.count or 1) > 1:
             raise UserError(f"--count {self.count}: the first text has no end without --tokens, allowed: 1")
+
+
+ONE_TEXT = "--data and --text: give one of them, the text that the model is to predict"
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     """evaluation"""
 
-    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-)", metavar="PATH")
+    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-); images or sound "
+                       "for a model of them", metavar="PATH")
     text: str = option("", "the text itself")
     encoding: str = _encoding()
     per_character: bool = option(False, "list every character of the text with the bits that it cost")
@@ -225,8 +238,8 @@ class EvalOptions:
     def __post_init__(self) -> None:
         check(self)
         _check_device(self.device)
-        if bool(self.data) == bool(self.text):
-            raise UserError("--data and --text: give one of them, the text that the model is to predict")
+        if self.data and self.text:
+            raise UserError(ONE_TEXT)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from .errors import CheckpointError, RunError, UserError, device_errors, naming
 from .evaluate import Evaluation, evaluate
 from .experiment import Experiment, from_checkpoint
 from .models.lm import LanguageModel
-from .options import SampleOptions
+from .options import OF_SOME, SampleOptions
 from .variants.attention_sinks import cache_of, streaming
 
 BLOCK = 64  # random numbers drawn at a time
@@ -65,10 +66,11 @@ def penalise(logits: np.ndarray, mask: np.ndarray, penalty: float) -> np.ndarray
 
 def generate(model: LanguageModel, prompt: np.ndarray, tokens: int | None, rng: Random, *, temperature: float = 1.0,
              top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0,
-             repetition_penalty: float = 1.0) -> Iterator[int]:
+             repetition_penalty: float = 1.0, among: int | None = None) -> Iterator[int]:
     """Yield ``tokens`` ids that continue the prompt's ids (at least one), or ids without end where that is None.
 
-    ``choose`` draws each; ``penalise`` applies before it to every token of the prompt and of what has been generated. Where the
+    ``choose`` draws each, among the first ids alone where ``among`` says how many; ``penalise`` applies before it to every
+    token of the prompt and of what has been generated. Where the
     model ends at its context, as learned positions do, the state is then rebuilt from the last half of it, so at
     least context / 2 tokens are always seen.
     """
@@ -93,7 +95,7 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int | None, rng: 
                 mask = np.zeros(len(logits), bool)
                 mask[history] = True
             scores = penalise(logits, mask, repetition_penalty)
-        token = choose(scores, float(uniforms[i % BLOCK]), temperature, top_k, top_p, min_p)
+        token = choose(scores[:among], float(uniforms[i % BLOCK]), temperature, top_k, top_p, min_p)
         history.append(token)
         if mask is not None:
             mask[token] = True
@@ -127,7 +129,7 @@ class Trained(NamedTuple):
     def write(self, prompt: str = "", tokens: int = 200, **options: Any) -> str:
         """The text that the model continues a prompt with; ``options`` are those of ``minitv sample``, such as temperature."""
         config = SampleOptions(prompt=prompt, tokens=tokens, **options)
-        if wrong := [name for name in ("count", "checkpoint", "device") if name in options]:
+        if wrong := [name for name in ("count", "checkpoint", "device", "out", "complete", "seconds") if name in options]:
             raise UserError(f"write: {wrong[0]} is an option of `minitv sample` alone; a run that is loaded writes one text, "
                             "with its weights where they are")
         return "".join(self.pieces(config, config.seed))
@@ -169,14 +171,18 @@ def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
     yield decoder.finish()
 
 
-def open_run(directory: str, name: str, device: str, purpose: str) -> Trained:
-    """A run's checkpoint with its causal model on a device, for a task with text; ``purpose`` says in an error what for."""
+def open_run(directory: str, name: str, device: str, purpose: str, *, files: bool = False) -> Trained:
+    """A run's checkpoint with its causal model on a device, for a task with text; ``purpose`` says in an error what for.
+
+    With ``files`` the task may also be one whose models write files.
+    """
     with device_errors():
         select(device)
     run = load(directory, name)
     with naming(directory):
         run.check_causal(purpose)
-        _ = run.tokenizer  # there is one
+        if not (files and run.experiment.task.suffix):
+            _ = run.tokenizer  # there is one
     run.model.to(device)
     return run
 
@@ -186,9 +192,36 @@ def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Itera
 
     The seeds are ``options.seed`` and those after it. A text ends before ``options.stop``.
     """
-    run = open_run(directory, options.checkpoint, options.device, "write")
-    for seed in range(options.seed, options.seed + options.count):
+    yield from texts(open_run(directory, options.checkpoint, options.device, "write"), options)
+
+
+def texts(run: Trained, options: SampleOptions) -> Iterator[tuple[int, Iterator[str]]]:
+    """The same for a run that is open."""
+    check_options(run.experiment.task, options)
+    for seed in range(options.seed, options.seed + (options.count or 1)):
         yield seed, run.pieces(options, seed)
+
+
+def write_file(run: Trained, directory: str, options: SampleOptions) -> tuple[Path, str]:
+    """Write what a model makes up that writes no text; gives the file, and what it holds in words."""
+    task = run.experiment.task
+    check_options(task, options)
+    path = Path(options.out) if options.out else checkpoint.run_folder(directory) / f"sample{task.suffix}"
+    if path.suffix.lower() != task.suffix:
+        raise UserError(f"--out {path}: a model of {task.name} writes a file that ends with {task.suffix}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--out {path}: {'this is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+    with blas_threads(1):
+        return path, task.write_file(run, options, path)
+
+
+def check_options(task: Any, options: SampleOptions) -> None:
+    """Raise UserError if an option was given that concerns what models of other tasks write."""
+    usual = SampleOptions()
+    for name in OF_SOME:
+        if name not in task.writes and getattr(options, name) != getattr(usual, name):
+            others = f", allowed: {', '.join('--' + name for name in task.writes)}" if task.writes else ""
+            raise UserError(f"--{name}: this says nothing to a model of the task {task.name}{others}")
 
 
 def _until(stop: str | None, pieces: Iterator[str]) -> Iterator[str]:

@@ -53,6 +53,8 @@ class Task:
     rising: ClassVar[bool] = True  # whether more of it is better
     goal: ClassVar[float | None] = None  # a value of the metric; compare says after how many steps each variant reached it
     after: ClassVar[str] = "what it learned is in {directory}"  # what can be done after a run
+    writes: ClassVar[tuple[str, ...]] = ()  # the options of `minitv sample` that concern what a model of it writes
+    suffix: ClassVar[str] = ""  # of the file that a model of it writes, where that is no text
 
     vocab: int  # ids are 0 ... vocab - 1
     baselines: dict[str, float]  # the metric of methods that do not learn, by name
@@ -139,6 +141,19 @@ class Task:
     def stored_tokenizer(cls, saved: Mapping[str, Any]) -> Any:
         """What turns text into ids and back, from a checkpoint's state; UserError where a task has no text."""
         raise UserError(f"the task {cls.name} has no text to write")
+
+    @classmethod
+    def write_file(cls, run: Any, options: Any, path: Any) -> str:
+        """Write what a trained model of the task makes up into a file, and say what that is; for a task with a ``suffix``.
+
+        ``run`` is a Trained as in sample.py, ``options`` are those of `minitv sample`.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint's state for a task with other data, all of which is held out; UserError where data is drawn."""
+        raise UserError(f"--data: the sequences of the task {cls.name} are drawn, and the held-out ones are always the same")
 
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any] | None:

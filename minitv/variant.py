@@ -52,6 +52,7 @@ class Variant:
     not_causal: str = ""  # why it cannot be made to see the past alone, where that is no matter of a mask
     without: tuple[str, ...] = ()  # shared options that do nothing here
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what differs from the presets of all
+    on_tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the same by task, for every preset
     fused: str | None = None  # the module of minitv/decode with kernels for writing
 
     @property
