@@ -282,7 +282,10 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     def stored_tokenizer(cls, saved: Mapping[str, Any]) -> Any:
         if not isinstance(saved.get("tokenizer"), Mapping):
             raise CheckpointError("the checkpoint has no tokenizer")
-        return from_json(saved["tokenizer"])
+        tokenizer = from_json(saved["tokenizer"])
+        if tokenizer.kind != "char":
+            raise CheckpointError(f"the checkpoint has a tokenizer of the kind {tokenizer.kind}, and pairs have characters")
+        return tokenizer
 
     @classmethod
     def stored_vocab(cls, saved: Mapping[str, Any]) -> int:

@@ -316,6 +316,7 @@ def test_a_model_of_texts_has_no_beam(tmp_path, capsys):
     assert "--beam: this says nothing to a model of the task text, allowed: --prompt" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_variants_are_compared_on_pairs(tmp_path, capsys):
     argv = ["compare", "--task", "pairs", "--width", "16", "--layers", "1", "--steps", "2", "--eval-every", "2",
             "--longest", "3", "--eval-examples", "10", "--threads", "1", "--context", "8", "--out", str(tmp_path / "c")]
@@ -326,6 +327,7 @@ def test_variants_are_compared_on_pairs(tmp_path, capsys):
     assert all(len(rows[name]) >= 7 for name in ("encoder-decoder", "one-wide-ffn"))  # with a state and a speed of writing
 
 
+@pytest.mark.full
 def test_a_small_model_learns_to_reverse():
     """In few steps it is far better than the baselines at strings that it has never seen."""
     t = task(longest=3, batch=64)
