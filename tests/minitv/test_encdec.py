@@ -15,10 +15,11 @@ from minitv import variants
 from minitv.decode import decoder
 from minitv.errors import UserError
 from minitv.experiment import default_task, namespace, possible
-from minitv.models.encdec import PADDING, padded
+from minitv.models.encdec import PADDING, CrossAttention, EncoderDecoder, Reader, Writer, padded
 from minitv.optim import AdamW
 from minitv.sample import generate
 from minitv.tasks import load as load_task
+from minitv.variants.transformer import Attention
 from tests.minitv import models
 from tests.minitv.models import assert_same_on_a_gpu
 
@@ -122,6 +123,41 @@ def test_what_does_not_fit_is_a_sentence():
 def test_the_model_on_a_gpu_is_that_on_the_cpu():
     ids = pairs(((3, 8), (6, 8), (1, 8)))[0]
     assert_same_on_a_gpu(lambda: build(dtype=np.float32), np.where(ids < 0, 2, ids))
+
+
+def without_a_mask(call, place):
+    """The same function without its argument ``seen``, which stands at a place."""
+    return lambda *args: call(*args[:place], None, *args[place + 1 :])
+
+
+def padding():
+    test_padding_changes_nothing("one-wide", "sinusoidal")
+
+
+def parts():
+    test_reading_in_parts_is_the_call("one-wide", "none")
+
+
+PLANTED = {
+    "the encoder sees padding": (padding, Reader, "__call__", without_a_mask(Reader.__call__, 2)),
+    "cross-attention sees padding": (padding, CrossAttention, "__call__", without_a_mask(CrossAttention.__call__, 3)),
+    "positions begin anew": (parts, EncoderDecoder, "_entered",
+                             lambda self, ids, start, *rest, entered=EncoderDecoder._entered: entered(self, ids, 0, *rest)),
+    "a part sees later tokens": (parts, Attention, "causal", False),
+    "the past is forgotten": (parts, Writer, "prefill", lambda self, y, past, *rest, prefill=Writer.prefill: prefill(
+        self, y, type(past)(*(x[:, :, :0] for x in past)), *rest)),
+    "only the end of the source is read": (test_a_target_depends_on_its_past_and_on_the_whole_source, EncoderDecoder, "encode",
+                                       lambda self, source, *rest, encode=EncoderDecoder.encode: encode(
+                                           self, source[:, -2:], *rest)),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_an_error_that_is_planted_is_noticed(planted, monkeypatch):
+    law, owner, name, wrong = PLANTED[planted]
+    monkeypatch.setattr(owner, name, wrong)
+    with pytest.raises(AssertionError):
+        law()
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
