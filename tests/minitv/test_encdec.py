@@ -30,7 +30,8 @@ MODES = {
     "pairs-of-layers": dict(layers=3, share="each", drop="none", share_every=2, decoder_layers=1),
     "nothing": dict(share="none", drop="both"),
 }
-each_mode = pytest.mark.parametrize("mode", MODES)
+QUICK = ("encoder-decoder", "one-wide", "all")
+each_mode = pytest.mark.parametrize("mode", [pytest.param(mode, marks=[] if mode in QUICK else pytest.mark.full) for mode in MODES])
 
 
 def build(mode="one-wide", dtype=np.float64, spread=0.3, **options):
@@ -178,7 +179,7 @@ def written(model, source, limit):
     return ids[1:]
 
 
-@pytest.mark.parametrize("mode", ["encoder-decoder", "one-wide", "all", "nothing"])
+@pytest.mark.parametrize("mode", [*QUICK, "nothing"])
 def test_greedy_answers_are_those_of_reading_anew(mode):
     model, source = talkative(mode)
     for limit in (0, 1, 8):
