@@ -31,7 +31,8 @@ MODES = {
     "nothing": dict(share="none", drop="both"),
 }
 QUICK = ("encoder-decoder", "one-wide", "all")
-each_mode = pytest.mark.parametrize("mode", [pytest.param(mode, marks=[] if mode in QUICK else pytest.mark.full) for mode in MODES])
+each_mode = pytest.mark.parametrize("mode", [pytest.param(mode, marks=[] if mode in QUICK else pytest.mark.full)
+                                             for mode in MODES])
 
 
 def build(mode="one-wide", dtype=np.float64, spread=0.3, **options):

@@ -231,14 +231,14 @@ def test_pairs_are_shown_with_answers():
 def run(tmp_path_factory):
     """A model that reverses strings of up to two digits, not always right."""
     folder = str(tmp_path_factory.mktemp("runs") / "pairs")
-    argv = ["train", "one-wide-ffn", "--out", folder, "--longest", "2", "--width", "32", "--layers", "1", "--steps", "120",
-            "--warmup", "5", "--eval-every", "60", "--threads", "1", "--eval-examples", "20", "--context", "8"]
+    argv = ["train", "one-wide-ffn", "--out", folder, "--longest", "2", "--width", "32", "--layers", "1", "--steps", "70",
+            "--lr", "1e-2", "--warmup", "5", "--eval-every", "35", "--threads", "1", "--eval-examples", "20", "--context", "8"]
     assert cli.main(argv) == 0
     return folder
 
 
 def test_a_run_says_what_it_is_made_of(run, capsys):
-    assert cli.main(["train", "--resume", run, "--steps", "121"]) == 0
+    assert cli.main(["train", "--resume", run, "--steps", "71"]) == 0
     lines = capsys.readouterr().err
     assert "weights   " in lines and "executed (a shared one once for each layer)" in lines
     assert "cost      " in lines and "for a token of the target" in lines and "sequence accuracy" in lines and " → " in lines
