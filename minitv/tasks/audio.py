@@ -198,7 +198,7 @@ def made_up(rate: int) -> np.ndarray:
             length += len(notes[-1])
         parts.append(np.concatenate(notes)[: seconds * rate])
     sound = np.concatenate(parts)
-    return mu_law(sound + 0.002 * SOUND.split(2).normal(sound.shape, np.float64))
+    return mu_law(sound + 0.0003 * SOUND.split(2).normal(sound.shape, np.float64))
 
 
 def note(random: Random, rate: int) -> np.ndarray:
@@ -228,4 +228,4 @@ def sung(hertz: float, formants: np.ndarray, count: int, rate: int, phase: float
     angle = 2 * np.pi * hertz * time + 0.01 * hertz / 5 * np.sin(2 * np.pi * 5 * time + phase)
     harmonics = np.arange(1, int(0.45 * rate / hertz) + 1)[:, None]
     resonance = (1 / (1 + ((harmonics * hertz - formants) / 80) ** 2)).sum(axis=1, keepdims=True)
-    return ((resonance + 0.02) / harmonics**0.5 * np.sin(harmonics * angle)).sum(axis=0) * np.minimum(1, time / 0.02)
+    return ((resonance + 0.02) / harmonics * np.sin(harmonics * angle)).sum(axis=0) * np.minimum(1, time / 0.02)

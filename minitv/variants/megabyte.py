@@ -109,6 +109,12 @@ How to choose P. Attention is cheapest at P = (2 L_g D T / (L_l d))^(1/3), with 
 T = 64 and 8 for T = 256, where everything else is equal. The paper takes 8 for text, 12 to 192 for pictures and 32 for sound,
 and finds hardly any difference between 48 and 768 for pictures (Table 12). It puts most weights in the global model (Table 13).
 
+Pictures and sound: ``minitv train megabyte --task images`` and ``--task audio``. A picture is a sequence of pixels behind a
+sign that begins it. The sign takes the last place of the first pads, so a patch holds whole rows of pixels, or whole squares
+with --scan patch, and never parts of two. Without other options --patch is 8 for pictures, a row of the smallest ones, and 16
+for sound, 2 milliseconds. The paper has squares of 2 by 2 pixels, each of three bytes, for pictures of 64 by 64, and squares of
+8 by 8 for larger ones (Table 5).
+
 Options beyond the graph above:
 
 - ``--start previous`` reads x_{kP} at the first place of patch k in place of the pad. Equation (4), as it is printed, says so
@@ -299,6 +305,7 @@ MEGABYTE = Variant(
     fused="megabyte",
     without=("embed_norm",),
     presets={"small": dict(patch="8", local_layers="2")},
+    on_tasks={"images": dict(patch="8"), "audio": dict(patch="16")},  # a row of 8 pixels, 2 ms of sound
     page=Page(
         formula="in_k = the embeddings of the P tokens before patch k, side by side; out = blocks(in) over patches; token p of "
                 "patch k gets W out_k[part p] + E x_{kP+p}, a pad in place of E x for p = 0; logits = E blocks(..) over the "
