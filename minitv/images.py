@@ -85,28 +85,28 @@ def _folder(root: Path) -> Images:
         raise UserError(f"{root}: reading PNG files needs matplotlib: pip install matplotlib") from None
     names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()
              and not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    wanted = sorted((name for name in names if name.lower().endswith(".png")), key=rank)
-    if not wanted:
+    png = sorted((name for name in names if name.lower().endswith(".png")), key=rank)
+    if not png:
         raise UserError(f"{root}: holds no PNG file")
-    images, coloured = [], 0
-    for name in wanted:
+    images, colourful = [], 0
+    for name in png:
         try:
             image = imread(root / name)  # [H W], or [H W C] with colours, transparency or both
         except (OSError, SyntaxError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{root / name}: is no PNG file that can be read: {reason}") from None
         if image.ndim == 3:
-            coloured += 1
+            colourful += 1
             opaque = image[..., -1] if image.shape[2] in (2, 4) else 1.0
             grey = image[..., :3] @ np.array([0.299, 0.587, 0.114]) if image.shape[2] > 2 else image[..., 0]
             image = grey * opaque
         if images and image.shape != images[0].shape:
-            raise UserError(f"{root}: {name} has {_size(image.shape)} pixels and {wanted[0]} has {_size(images[0].shape)}, "
+            raise UserError(f"{root}: {name} has {_size(image.shape)} pixels and {png[0]} has {_size(images[0].shape)}, "
                             "allowed: images of one size")
         images.append(np.round(image * 255).astype(np.uint8))
-    notes = [f"the colours of {coloured} become grey, on black where they are transparent"] * bool(coloured)
-    notes += [f"left out: {len(names) - len(wanted)} that are no PNG files"] * (len(names) > len(wanted))
-    return Images(np.stack(images), 256, f"{root}, {len(wanted)} PNG files", notes)
+    notes = [f"the colours of {colourful} become grey, on black where they are transparent"] * bool(colourful)
+    notes += [f"left out: {len(names) - len(png)} that are no PNG files"] * (len(names) > len(png))
+    return Images(np.stack(images), 256, f"{root}, {len(png)} PNG files", notes)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -13,9 +13,9 @@ either a plucked string or a sung vowel, with a little noise.
 - A vowel is a sum of the harmonics of its pitch. Each is as loud as three resonances of the mouth make it; their frequencies
   are those of Peterson and Barney 1952 (J. Acoust. Soc. Am. 24(2)), men's voices.
 
-Of sound in files the last tenth is held out. Baselines count in the training part: bits of a sample by nothing, by the counts
-of all samples, of those that have the same sample before them, and of those where a straight line through the two samples
-before arrives at the same level. What is predicted is not the loudness of noise: that part of a sound costs bits in any model.
+Of sound in files the last tenth is held out. Baselines count in the training part. They give a sample by nothing; by the counts
+of all samples; of those behind the same sample; and of those where a straight line through the two samples before arrives at
+the same level. Noise costs bits in every model, since nothing before it says what it will be.
 """
 
 from __future__ import annotations
@@ -88,23 +88,23 @@ class Audio(Media, name="audio", summary="sound in 8 bits a sample (mu-law), one
             cut = int(TRAINING * len(levels))
             self.description, self.sha256 = f"{options.data}, {files} file{'s' * (files != 1)}", digest(levels)
         else:
-            levels, cut = made_up(options.rate), SECONDS * options.rate
+            levels, cut = synthesis(options.rate), SECONDS * options.rate
             self.description, self.sha256 = "strings and vowels that are made up", ""
         self.description += f": {duration(len(levels) / options.rate)}"
         self.form = {"rate": options.rate}
         self.check_same(saved)
         whole = saved is not None and saved.get("data_sha256") == EVERYTHING
-        self.training, self.held = levels[: 0 if whole else cut], levels[0 if whole else cut :]
+        self.training, self.test = levels[: 0 if whole else cut], levels[0 if whole else cut :]
         if not whole:
             _check(self.training, context, "the training part")
             self._batches = Batches(self.training, batch, context, seed)
-        _check(self.held, context, "what is held out")
+        _check(self.test, context, "what is held out")
 
     def batch(self, step: int) -> Batch:
         return Batch(*self._batches.batch(step))
 
     def held_out(self) -> Batch:
-        return Batch(*windows(self.held, self.context, self.options.eval_tokens))
+        return Batch(*windows(self.test, self.context, self.options.eval_tokens))
 
     @functools.cached_property
     def baselines(self) -> dict[str, float]:
@@ -112,47 +112,47 @@ class Audio(Media, name="audio", summary="sound in 8 bits a sample (mu-law), one
         result = {"uniform": math.log2(LEVELS)}
         if not len(self.training):
             return result
-        learned, held = (sample(part, COUNTED).astype(np.int64) for part in (self.training, self.held))
+        training, test = (sample(part, COUNTED).astype(np.int64) for part in (self.training, self.test))
         p: Any = 1 / LEVELS
         for name, context in (("all samples", np.zeros_like), ("the one before", lambda part: np.append(SILENCE, part[:-1]))):
-            before, asked = context(learned), context(held)
-            p = after(before, learned, asked, held, LEVELS, p)
+            before, query = context(training), context(test)
+            p = after(before, training, query, test, LEVELS, p)
             result[name] = float(-np.log2(p).mean())
             if name == "all samples":
                 alone = p
-        p = after(_line(learned), learned, _line(held), held, LEVELS, alone)
+        p = after(_line(training), training, _line(test), test, LEVELS, alone)
         return result | {"the two before, as a line": float(-np.log2(p).mean())}
 
     def show(self, model: Any, rng: Random) -> str:
         """A curve of samples with which the model continues the held-out part, behind its first ones."""
-        begun = self.held[: max(1, self.context // 2)]
-        levels = np.fromiter(generate(model, begun, SHOWN, rng), np.int64)
+        prefix = self.test[: max(1, self.context // 2)]
+        levels = np.fromiter(generate(model, prefix, SHOWN, rng), np.int64)
         heights = np.round(from_mu_law(levels) / max(np.abs(from_mu_law(levels)).max(), 1e-9) * (HEIGHT // 2)).astype(int)
         rows = range(HEIGHT // 2, -(HEIGHT // 2) - 1, -1)
         curve = ["".join("#" if height == row else "-" if row == 0 else " " for height in heights).rstrip() for row in rows]
-        return "\n".join([*curve, f"{SHOWN} samples that the model wrote behind {len(begun)} of the held-out sound"])
+        return "\n".join([*curve, f"{SHOWN} samples that the model wrote behind {len(prefix)} of the held-out sound"])
 
     @classmethod
     def write_file(cls, run: Any, options: Any, path: Path) -> str:
         rate, number = cls.stored_form(run.saved)["rate"], options.count or 1
         length = max(2, round(options.seconds * rate))
-        begun, how = np.full((number, 1), SILENCE), ""
+        prefix, remark = np.full((number, 1), SILENCE), ""
         if options.complete is not None:
             task, given = run.experiment.begin(run.saved), max(1, int(options.complete * length))
-            if number * length > len(task.held):
+            if number * length > len(task.test):
                 raise UserError(f"--seconds: {number} · {options.seconds:g} seconds are to be completed, and "
-                                f"{len(task.held) / rate:.3g} are held out")
-            begun = task.held[: number * length].reshape(number, length)[:, :given]  # [N given]
-            how = f"; {given / rate:.3g} seconds of each are the beginning of one that was held out"
+                                f"{len(task.test) / rate:.3g} are held out")
+            prefix = task.test[: number * length].reshape(number, length)[:, :given]  # [N given]
+            remark = f"; {given / rate:.3g} seconds of each are the beginning of one that was held out"
         sounds, pause = [], np.zeros(round(PAUSE * rate), np.float32)
-        for i, first in enumerate(begun):
+        for i, first in enumerate(prefix):
             rest = generate(run.model, first, length - len(first), Random(options.seed + i),
                             temperature=options.temperature_or(0.8),
                             top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
                             repetition_penalty=options.repetition_penalty)
             sounds += [pause] * bool(i) + [from_mu_law(np.append(first, np.fromiter(rest, np.int64)))]
         write_wav(path, np.concatenate(sounds), rate)
-        return f"{number} sound{'s' * (number != 1)} of {length / rate:g} seconds, {rate} samples a second{how}"
+        return f"{number} sound{'s' * (number != 1)} of {length / rate:g} seconds, {rate} samples a second{remark}"
 
 
 def _check(levels: np.ndarray, context: int, part: str) -> None:
@@ -179,17 +179,17 @@ def read_sound(source: str, rate: int) -> tuple[np.ndarray, list[str], int]:
         paths = [root / name for name in sorted(names, key=rank)]
         if not paths:
             raise UserError(f"{source}: holds no WAV file")
-    found, done = [], Counter()
+    parts, counts = [], Counter()
     for path in paths:
         samples, notes = read_wav(path, rate)
-        found.append(mu_law(samples))
-        done.update(notes)
-    notes = [text if len(paths) == 1 else f"of {number} of {len(paths)} files: {text}" for text, number in done.items()]
-    return np.concatenate(found), notes, len(paths)
+        parts.append(mu_law(samples))
+        counts.update(notes)
+    notes = [text if len(paths) == 1 else f"of {number} of {len(paths)} files: {text}" for text, number in counts.items()]
+    return np.concatenate(parts), notes, len(paths)
 
 
 @functools.lru_cache(maxsize=2)
-def made_up(rate: int) -> np.ndarray:
+def synthesis(rate: int) -> np.ndarray:
     """The levels uint8 of the sound that is made up: SECONDS for training, then HELD_OUT_SECONDS."""
     parts = []
     for which, seconds in enumerate((SECONDS, HELD_OUT_SECONDS)):
@@ -199,7 +199,7 @@ def made_up(rate: int) -> np.ndarray:
             length += len(notes[-1])
         parts.append(np.concatenate(notes)[: seconds * rate])
     sound = np.concatenate(parts)
-    return mu_law(sound + 0.002 * SOUND.split(2).normal(sound.shape, np.float64))
+    return mu_law(sound + 0.0003 * SOUND.split(2).normal(sound.shape, np.float64))
 
 
 def note(random: Random, rate: int) -> np.ndarray:
@@ -208,7 +208,7 @@ def note(random: Random, rate: int) -> np.ndarray:
     count = int((0.2 + 0.3 * length) * rate)
     hertz = 110 * 2 ** (SCALE[int(pitch * len(SCALE))] / 12)
     sound = (string(random.split(1), hertz, count, rate) if kind < 0.5 else
-             sung(hertz, VOWELS[int(vowel * len(VOWELS))], count, rate, 2 * np.pi * phase))
+             sing(hertz, VOWELS[int(vowel * len(VOWELS))], count, rate, 2 * np.pi * phase))
     sound *= np.minimum(1, np.arange(count, 0, -1) / (0.01 * rate))  # it ends softly
     return sound * (0.3 + 0.5 * loudness) / np.abs(sound).max()
 
@@ -223,10 +223,10 @@ def string(random: Random, hertz: float, count: int, rate: int) -> np.ndarray:
     return np.concatenate(blocks)[:count]
 
 
-def sung(hertz: float, formants: np.ndarray, count: int, rate: int, phase: float) -> np.ndarray:
+def sing(hertz: float, formants: np.ndarray, count: int, rate: int, phase: float) -> np.ndarray:
     """A vowel [N] whose pitch trembles by one in a hundred, 5 times a second."""
     time = np.arange(count) / rate
     angle = 2 * np.pi * hertz * time + 0.01 * hertz / 5 * np.sin(2 * np.pi * 5 * time + phase)
     harmonics = np.arange(1, int(0.45 * rate / hertz) + 1)[:, None]
     resonance = (1 / (1 + ((harmonics * hertz - formants) / 80) ** 2)).sum(axis=1, keepdims=True)
-    return ((resonance + 0.02) / harmonics**0.5 * np.sin(harmonics * angle)).sum(axis=0) * np.minimum(1, time / 0.02)
+    return ((resonance + 0.02) / harmonics * np.sin(harmonics * angle)).sum(axis=0) * np.minimum(1, time / 0.02)

@@ -48,7 +48,7 @@ from ..task import Batch
 from ._drawn import HELD_OUT
 from ._media import EVERYTHING, Media, digest
 
-LEARNED = Random(3).split(2**63)  # the source of the drawn images that the baselines count
+COUNTING = Random(3).split(2**63)  # the source of the drawn images that the baselines count
 DRAWN_LEVELS, COUNTED_DRAWN = 16, 5000
 TRAINING = 0.8  # the share of images in a file
 SHOWN = 100  # characters in a line of images on the screen
@@ -105,8 +105,8 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
         self._images: tuple[np.ndarray, np.ndarray] | None = None  # for training and held out, where they are not drawn
         if options.data:
             with naming("--data"):
-                found = read_images(options.data)
-            pixels, depth, self.description, self.notes, self.sha256 = *found, digest(found.pixels)
+                source = read_images(options.data)
+            pixels, depth, self.description, self.notes, self.sha256 = *source, digest(source.pixels)
             if saved is not None and "depth" in (form := self.stored_form(saved)) and depth <= form["depth"]:
                 depth = form["depth"]  # the brightest level need not be in these images
             self.description += f": {count(len(pixels))} images"
@@ -160,28 +160,28 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
     def baselines(self) -> dict[str, float]:
         """Bits per held-out pixel of what counting knows of a pixel."""
         levels = self.form["levels"]
-        learned = self.draw(LEARNED, COUNTED_DRAWN) if self._images is None else self._images[0]
-        result, held = {"uniform": math.log2(levels)}, self.held_out_images
-        if not len(learned):
+        training = self.draw(COUNTING, COUNTED_DRAWN) if self._images is None else self._images[0]
+        result, test = {"uniform": math.log2(levels)}, self.held_out_images
+        if not len(training):
             return result
-        learned = learned[: max(1, COUNTED // learned[0].size)]
-        flat, asked = (images.reshape(len(images), -1).astype(np.int64) for images in (learned, held))  # [N P]
-        places = np.arange(flat.shape[1])
+        training = training[: max(1, COUNTED // training[0].size)]
+        values, targets = (images.reshape(len(images), -1).astype(np.int64) for images in (training, test))  # [N P]
+        places = np.arange(values.shape[1])
 
         def bits(p: np.ndarray) -> float:
             return float(-np.log2(p).mean())
 
-        def known(context: np.ndarray, of: np.ndarray, below: Any) -> np.ndarray:
-            return after(context.ravel(), flat.ravel(), of.ravel(), asked.ravel(), levels, below)
+        def estimate(context: np.ndarray, query: np.ndarray, below: Any) -> np.ndarray:
+            return after(context.ravel(), values.ravel(), query.ravel(), targets.ravel(), levels, below)
 
-        nothing, nothing_held = np.zeros_like(flat), np.zeros_like(asked)
-        alone = known(nothing, nothing_held, 1 / levels)
-        here = known(nothing + places, nothing_held + places, alone)
+        nothing, nothing_else = np.zeros_like(values), np.zeros_like(targets)
+        alone = estimate(nothing, nothing_else, 1 / levels)
+        here = estimate(nothing + places, nothing_else + places, alone)
         result |= {"all pixels": bits(alone), "pixels at its place": bits(here)}
         for name, axis in (("and the left one", 2), ("and the upper one", 1)):
             before = [places + len(places) * np.where(np.indices(images.shape)[axis] > 0, 1 + np.roll(images, 1, axis), 0)
-                      .reshape(len(images), -1).astype(np.int64) for images in (learned, held)]
-            result[name] = bits(known(*before, here))
+                      .reshape(len(images), -1).astype(np.int64) for images in (training, test)]
+            result[name] = bits(estimate(*before, here))
         return result
 
     def show(self, model: Any, rng: Random) -> str:
@@ -190,27 +190,27 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
         if width > SHOWN:
             return ""
         number = min(4, (SHOWN + 2) // (width + 2))
-        pixels = np.stack([made(model, self.form, self.order, rng.split(i)) for i in range(number)])
+        pixels = np.stack([draw_image(model, self.form, self.order, rng.split(i)) for i in range(number)])
         return as_text(pixels, self.form["levels"])
 
     @classmethod
     def write_file(cls, run: Any, options: Any, path: Path) -> str:
         form, of_task = cls.stored_form(run.saved), run.experiment.data
         order, number = scan(form["rows"], form["columns"], of_task), options.count or WRITTEN
-        begun, how = None, ""
+        prefix, note = None, ""
         if options.complete is not None:
             task = run.experiment.begin(run.saved)
             given = int(options.complete * len(order))
-            begun = task.sequences(task.held_out_images[:number]).labels[:, :given]  # [N given]
-            if len(begun) < number:
-                raise UserError(f"--count: {number} images are to be completed, and {len(begun)} are held out")
-            how = f"; the first {given} of {len(order)} pixels are those of images that were held out"
+            prefix = task.sequences(task.held_out_images[:number]).labels[:, :given]  # [N given]
+            if len(prefix) < number:
+                raise UserError(f"--count: {number} images are to be completed, and {len(prefix)} are held out")
+            note = f"; the first {given} of {len(order)} pixels are those of images that were held out"
         pixels = np.stack([
-            made(run.model, form, order, Random(options.seed + i), () if begun is None else begun[i],
-                 temperature=options.temperature_or(0.8), top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
-                 repetition_penalty=options.repetition_penalty) for i in range(number)])
+            draw_image(run.model, form, order, Random(options.seed + i), () if prefix is None else prefix[i],
+                       temperature=options.temperature_or(0.8), top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
+                       repetition_penalty=options.repetition_penalty) for i in range(number)])
         write_png(path, grid(pixels, form["levels"]))
-        return f"{number} image{'s' * (number != 1)} of {form['rows']} by {form['columns']} pixels{how}"
+        return f"{number} image{'s' * (number != 1)} of {form['rows']} by {form['columns']} pixels{note}"
 
 
 def scan(height: int, width: int, options: ImagesOptions) -> np.ndarray:
@@ -224,12 +224,13 @@ def scan(height: int, width: int, options: ImagesOptions) -> np.ndarray:
     return places.reshape(height // side, side, width // side, side).swapaxes(1, 2).reshape(-1)
 
 
-def made(model: Any, form: Mapping[str, int], order: np.ndarray, rng: Random, begun: Any = (), **options: Any) -> np.ndarray:
-    """An image [H W] that a model makes up behind the pixels ``begun``; ``options`` are those of ``generate``."""
-    prompt = np.array([form["levels"], *begun], np.int64)
-    rest = list(generate(model, prompt, len(order) - len(begun), rng, among=form["levels"], **options))
+def draw_image(model: Any, form: Mapping[str, int], order: np.ndarray, rng: Random, prefix: Any = (), **options: Any
+               ) -> np.ndarray:
+    """An image [H W] that a model makes up behind the pixels ``prefix``; ``options`` are those of ``generate``."""
+    prompt = np.array([form["levels"], *prefix], np.int64)
+    rest = list(generate(model, prompt, len(order) - len(prefix), rng, among=form["levels"], **options))
     pixels = np.empty(len(order), np.uint8)
-    pixels[order] = [*begun, *rest]
+    pixels[order] = [*prefix, *rest]
     return pixels.reshape(form["rows"], form["columns"])
 
 

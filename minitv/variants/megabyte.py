@@ -122,6 +122,12 @@ How to choose the models. It is best to have most weights in the global model (T
 There both learn with Adam, β = 0.9 and 0.98, a weight decay of 0.1, gradients clipped at 1, a dropout of 0.1, and a learning
 rate that rises for 500 steps and then falls to 0 (appendix A.1).
 
+Pictures and sound: ``minitv train megabyte --task images`` and ``--task audio``. A picture is a sequence of pixels behind a
+sign that begins it. The sign takes the last place of the first pads, so a patch holds whole rows of pixels, or whole squares
+with --scan patch, and never parts of two. Without other options --patch is 8 for pictures, a row of the smallest ones, and 16
+for sound, 2 milliseconds. The paper has squares of 2 by 2 pixels, each of three bytes, for pictures of 64 by 64, and squares of
+8 by 8 for larger ones (Table 5).
+
 Options beyond the graph above:
 
 - ``--start previous`` reads x_{kP} at the first place of patch k in place of the pad. Equation (4), as it is printed, says so
@@ -312,6 +318,7 @@ MEGABYTE = Variant(
     fused="megabyte",
     without=("embed_norm",),
     presets={"small": dict(patch="8", local_layers="2")},
+    on_tasks={"images": dict(patch="8"), "audio": dict(patch="16")},  # a row of 8 pixels, 2 ms of sound
     page=Page(
         formula="in_k = the embeddings of the P tokens before patch k, side by side; out = blocks(in) over patches; token p of "
                 "patch k gets W out_k[part p] + E x_{kP+p}, a pad in place of E x for p = 0; logits = E blocks(..) over the "

@@ -128,10 +128,10 @@ def task(context: int = 32, batch: int = 4, seed: int = 0, saved=None, **values)
 
 def test_the_sound_that_is_made_up_is_always_the_same_and_has_a_pitch():
     t = task(rate=2000)
-    assert len(t.training) == 60 * 2000 and len(t.held) == 6 * 2000
+    assert len(t.training) == 60 * 2000 and len(t.test) == 6 * 2000
     assert np.array_equal(t.training, task(rate=2000, seed=5).training)
     rate, hertz = 8000, 220.0
-    for sound in (audio.string(Random(0), hertz, 2000, rate), audio.sung(hertz, audio.VOWELS[2], 2000, rate, 0.0)):
+    for sound in (audio.string(Random(0), hertz, 2000, rate), audio.sing(hertz, audio.VOWELS[2], 2000, rate, 0.0)):
         spectrum = np.abs(np.fft.rfft(sound[400:2000] * np.hanning(1600)))
         autocorrelation = np.fft.irfft(np.abs(np.fft.rfft(sound[400:2000], 4096)) ** 2)[20:60]
         assert abs(20 + autocorrelation.argmax() - rate / hertz) < 1.5 and spectrum.max() > 0
@@ -152,7 +152,7 @@ def test_a_sample_is_asked_for_by_those_before_it(tmp_path):
     wave = (np.sin(np.arange(3000) / 7) * 0.5).astype(np.float32)
     t = task(data=str(saved(tmp_path / "a.wav", wave)))
     levels = mu_law(wave)
-    assert np.array_equal(t.training, levels[:2700]) and np.array_equal(t.held, levels[2700:])
+    assert np.array_equal(t.training, levels[:2700]) and np.array_equal(t.test, levels[2700:])
     for inputs, labels in (t.batch(0), t.held_out()):
         assert inputs.shape[1] == 32 and np.array_equal(inputs[:, 1:], labels[:, :-1])
     assert np.array_equal(task(data=str(tmp_path / "a.wav")).batch(3).inputs, t.batch(3).inputs)
@@ -165,7 +165,7 @@ def test_a_folder_of_files_is_one_sound_in_the_order_of_their_hashes(tmp_path):
         saved(tmp_path / name, np.stack([wave, wave], axis=1), 8000 if name == "a.wav" else 16000)
     (tmp_path / "readme.txt").write_text("text")
     t = task(data=str(tmp_path), rate=16000)
-    whole = np.concatenate([t.training, t.held])
+    whole = np.concatenate([t.training, t.test])
     order = sorted(waves, key=rank)
     assert [np.unique(from_mu_law(whole)[at]).round(1).tolist() for at in (np.r_[300], np.r_[len(whole) - 300])] == [
         [np.float32(waves[order[0]][0]).round(1)], [np.float32(waves[order[2]][0]).round(1)]]
@@ -191,7 +191,7 @@ def test_data_that_is_no_sound_is_a_sentence(tmp_path, make, sentence):
 def test_baselines_count_as_they_say(tmp_path):
     wave = np.round(np.sin(np.arange(400) / 5), 1).astype(np.float32) * 0.5
     t = task(data=str(saved(tmp_path / "a.wav", wave)))
-    learned, held = t.training.astype(int).tolist(), t.held.astype(int).tolist()
+    learned, held = t.training.astype(int).tolist(), t.test.astype(int).tolist()
 
     def bits(*contexts):
         total = []
@@ -245,7 +245,7 @@ def test_a_model_continues_what_was_held_out(run, tmp_path, capsys):
     out = tmp_path / "a.wav"
     assert cli.main(["sample", str(run), "--seconds", "0.05", "--complete", "0.4", "--out", str(out)]) == 0
     assert "; 0.02 seconds of each are the beginning of one that was held out" in capsys.readouterr().out
-    samples, held = wavfile.read(out)[1], from_mu_law(task(rate=2000).held[:100])
+    samples, held = wavfile.read(out)[1], from_mu_law(task(rate=2000).test[:100])
     equal = np.abs(samples / 32767 - held) < 1e-4
     assert equal[:40].all() and not equal[40:].all()
 

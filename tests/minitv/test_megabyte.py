@@ -19,6 +19,7 @@ from minitv.models.megabyte import Level
 from minitv.nn import Statistics
 from minitv.ops import attention
 from minitv.options import ModelOptions
+from minitv.tasks.images import Images
 from minitv.variants.megabyte import AcrossPatches, MegabyteOptions
 from tests.minitv import models
 
@@ -278,6 +279,35 @@ def test_a_megabyte_that_is_off_is_noticed(entry):
     entries[entry] = entries[entry] * (1 + 1e-9)
     with use(kernel="none"), pytest.raises(AssertionError, match="differs from PyTorch"):
         verify(entries)
+
+
+def test_a_patch_of_pixels_is_a_row_or_a_square_and_one_of_sound_a_short_piece():
+    """Without other options; the global model reads whole patches of what is predicted."""
+    for task, patch in (("images", "8"), ("audio", "16"), ("text", "4")):
+        experiment = variants.load("megabyte").configure(task=task)
+        assert experiment.mixer.patch == patch
+    assert variants.load("megabyte").configure("small", task="images", context=64).mixer.patch == "8"
+    pixels = np.arange(64).reshape(1, 8, 8)
+    for values, rows in ((dict(scan="raster"), pixels[0]), (dict(scan="patch", patch_side=4),
+                          pixels[0].reshape(2, 4, 2, 4).swapaxes(1, 2).reshape(4, 16))):
+        t = Images(Images.Options(**values), 64, 1, 0)
+        inputs, labels = t.sequences(pixels)
+        assert np.array_equal(labels.reshape(rows.shape), rows)  # patch k predicts row k
+        size = rows.shape[1]
+        model = build(context=64, width=2 * size, patch=str(size))
+        assert np.array_equal(np.flatnonzero(_read_at(model, inputs, 1)), np.arange(1, size + 1))  # and reads row k - 1
+
+
+def _read_at(model, ids, patch):
+    """Which tokens [T] a position of the global model reads."""
+    level = model.blocks.levels[0]
+    found = np.zeros(ids.shape[1], bool)
+    before = level.entered(ids % 11, 0, 0, patch + 1, None).numpy()[0, patch]
+    for t in range(ids.shape[1]):
+        other = ids % 11
+        other[0, t] = (other[0, t] + 3) % 11
+        found[t] = (level.entered(other, 0, 0, patch + 1, None).numpy()[0, patch] != before).any()
+    return found
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------------

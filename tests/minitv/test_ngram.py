@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minitv.corpus import open_corpus
-from minitv.ngram import ngram_bpc
+from minitv.ngram import after, ngram_bpc
 
 SHAKESPEARE = Path(os.environ.get("MINITV_TINYSHAKESPEARE") or "tinyshakespeare.txt")
 
@@ -85,3 +85,14 @@ def test_tinyshakespeare():
     got = ngram_bpc(corpus.training, corpus.held_out, 65)
     assert got == corpus.baselines
     assert got == pytest.approx([4.829, 3.586, 2.956, 2.559, 2.408, 2.450], abs=0.0006)
+
+
+@given(texts())
+def test_counts_in_a_context_are_n_grams_where_the_context_is_the_token_before(sample):
+    train, held, vocab = sample
+    assume(len(train) > 1)
+    ids, length = np.array([*train, *held]), len(train)
+    alone = after(np.zeros(length, int), ids[:length], np.zeros(len(held), int), ids[length:], vocab, 1 / vocab)
+    p = after(ids[: length - 1], ids[1:length], ids[length - 1 : -1], ids[length:], vocab, alone)
+    expected = ngram_bpc(ids[:length], ids[length:], vocab, max_order=1)
+    np.testing.assert_allclose([-np.log2(alone).mean(), -np.log2(p).mean()], expected, rtol=0, atol=1e-12)

@@ -188,6 +188,12 @@ def test_a_context_of_one_token():
         assert token == np.argmax(model(np.array([[before]])).numpy()[0, -1])
 
 
+def test_only_the_first_tokens_are_written_where_that_is_asked_for():
+    model = build("transformer", 11)
+    written = list(generate(model, np.array([10]), 200, Random(0), temperature=5.0, among=3))
+    assert set(written) == {0, 1, 2} and max(generate(model, np.array([10]), 200, Random(0), temperature=5.0)) > 2
+
+
 def test_the_seed_decides():
     model = build("transformer", 11)
     texts = [list(generate(model, np.array([1]), 20, Random(seed), temperature=5.0)) for seed in (0, 0, 1)]

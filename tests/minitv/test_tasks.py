@@ -54,6 +54,25 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(task, variant, tmp_pa
     assert values[-1] == next(line[f"val_{cls.key}"] for line in records(parts)[1] if line["step"] == 6)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("task", [name for name in tasks() if load(name).suffix])
+@pytest.mark.parametrize("variant", [name for name in variants.variants() if variants.load(name).causal])
+def test_every_causal_variant_begins_without_knowledge_of_images_and_sound_and_learns(variant, task):
+    experiment = variants.load(variant).configure(task=task, context=64, width=32, layers=2, batch=2)
+    data = experiment.begin()
+    model, batch = experiment.build(data.vocab), data.batch(0)
+    sums = data.score(model, batch)
+    assert abs(data.value(sums) - math.log2(data.vocab)) < 1 and sums[1] == batch.labels.size
+    for _ in range(3):
+        loss, count = data.loss(model, batch)
+        loss.backward()
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.assign_(parameter.numpy() - np.float32(0.03 / count) * parameter.grad.numpy())
+        model.zero_grad()
+    assert data.score(model, batch)[0] < sums[0]
+
+
 def test_an_accuracy_that_chance_explains_is_no_better_than_the_baseline():
     class Guessing(Task):
         baselines = {"chance": 0.125}  # noqa: RUF012
