@@ -25,6 +25,7 @@ from .options import (
     SampleOptions,
     StreamOptions,
     TrainOptions,
+    TranscribeOptions,
 )
 from .picture import plot, plot_readings
 from .report import columns, count, reflow, tell, wrap
@@ -235,14 +236,16 @@ def _sample(argv: list[str]) -> int:
     return 0
 
 
-def _of_a_run(parser: Parser, kind: type, argv: list[str]) -> tuple[str, Any]:
-    """The folder that a command reads, and the command's options."""
+def _of_a_run(parser: Parser, kind: type, argv: list[str], *others: str) -> tuple[Any, ...]:
+    """The folder that a command reads, and the command's options; between them what stands in ``others``, by name."""
     text = "the folder of a run, or of one of its checkpoints (DIR/best)"
     parser.add_argument("directory", metavar="DIR", help=text)
+    for name in others:
+        parser.add_argument(name, metavar="FILE", nargs="*", help="recordings, WAV or FLAC")
     options = Options(kind)
     parser.add_options(options)
     arguments = parser.parse(argv)
-    directory = arguments.pop("directory")
+    directory, more = arguments.pop("directory"), [arguments.pop(name, None) for name in others]
     values, _ = options.merge(("command line", arguments))
     (config,) = options.build(values)
     if "checkpoint" in arguments:
@@ -252,7 +255,7 @@ def _of_a_run(parser: Parser, kind: type, argv: list[str]) -> tuple[str, Any]:
         if run_folder(directory) != Path(directory) and name != config.checkpoint:
             raise UserError(f"--checkpoint {config.checkpoint}: {directory} is the checkpoint {name!r}; "
                             "give the folder of the run")
-    return directory, config
+    return directory, *more, config
 
 
 def _standard_input() -> str:
@@ -363,6 +366,23 @@ def _stream(argv: list[str]) -> int:
             raise
         tell(f"no picture: {error}")
     return 130 if result.stopped else 0
+
+
+def _transcribe(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv transcribe",
+        synonyms=SYNONYMS,
+        usage="minitv transcribe DIR FILE.wav [FILE.wav ...] [options]",
+        description="Write down what is said in recordings, with a model that was trained on speech. A recording of another\n"
+        "rate is resampled. With --stream, words appear while the sound is read.",
+        epilog="examples:\n  minitv train conformer --out runs/mine\n  minitv transcribe runs/mine hello.wav --beam 8\n"
+        '  minitv transcribe runs/mine --say "three one four" --picture heard.png',
+    )
+    directory, paths, config = _of_a_run(parser, TranscribeOptions, argv, "files")
+    from .transcribe import transcribe
+
+    transcribe(directory, paths or (), config)
+    return 0
 
 
 def _list(argv: list[str]) -> int:
@@ -591,6 +611,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (_eval, "say how well a trained model predicts a text"),
     "convert": (_convert, "give a trained Transformer fewer heads of keys and values"),
     "stream": (_stream, "read a text of any length in constant memory"),
+    "transcribe": (_transcribe, "write down what is said in a recording"),
     "list": (_list, "list the variants, tasks and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),
     "explain": (_explain, "show a variant or an operator: formula, cost, forms, kernels"),
@@ -599,7 +620,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
 
 
 def _overview() -> str:
-    commands = "\n".join(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
     return f"""usage: minitv COMMAND [options]
 
 Transformer variants from scratch, on a small autograd engine.

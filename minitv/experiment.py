@@ -78,7 +78,8 @@ class Experiment:
         return self._build(vocab)
 
     def _build(self, vocab: int) -> Any:
-        return self.variant.build(self.model, self.mixer, vocab, Random(self.run.seed).split(WEIGHTS))
+        return self.variant.build(self.model, self.mixer, vocab, Random(self.run.seed).split(WEIGHTS),
+                                  **self.task.shape(self.data))
 
     def to_json(self) -> dict[str, Any]:
         """The experiment for a checkpoint or a log: all that ``from_json`` needs."""
@@ -102,7 +103,9 @@ def namespace(variant: Variant, task: type[Task]) -> Options:
     """The options that a variant has on a task."""
     if not suits(variant, task):
         reason = "sees the past alone, and this task asks for what both sides say"
-        if task.causal:
+        if task.reads != variant.reads:
+            reason = f"reads {variant.reads}, and this task has {task.reads}"
+        elif task.causal:
             reason = "sees the whole sequence at once, and the answers of this task stand in it"
             reason += variant.not_causal and f"; {variant.not_causal}"
         others = [name for name in variants.variants() if suits(variants.load(name), task)]
@@ -113,7 +116,7 @@ def namespace(variant: Variant, task: type[Task]) -> Options:
 
 def suits(variant: Variant, task: type[Task]) -> bool:
     """Whether a variant can be trained for a task."""
-    return task.causal in (None, variant.causal)
+    return task.reads == variant.reads and task.causal in (None, variant.causal)
 
 
 def possible(variant: Variant) -> list[str]:

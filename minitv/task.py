@@ -28,6 +28,16 @@ class Batch(NamedTuple):
         """Some of the sequences."""
         return type(self)(*(array[rows] for array in self))
 
+    @property
+    def length(self) -> int:
+        """The positions of a sequence, by which micro-batches are sized."""
+        return self.inputs.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are read, for the speed of a run."""
+        return self.inputs.size
+
 
 @dataclass(frozen=True)
 class NoOptions:
@@ -45,6 +55,7 @@ class Task:
     name: ClassVar[str]
     summary: ClassVar[str]
     Options: ClassVar[type] = NoOptions  # a dataclass of options, see config.py
+    reads: ClassVar[str] = "tokens"  # what an input is: tokens, or frames of sound; a model says the same of itself
     causal: ClassVar[bool | None] = True  # whether an answer may depend on the past alone; None: on the past or on both sides
     defaults: ClassVar[dict[str, Any]] = {}  # of the options that all tasks share, such as context and steps
     metric: ClassVar[str] = "accuracy"  # the figure that ``value`` gives, with its unit
@@ -89,6 +100,10 @@ class Task:
         """The metric, of sums that ``score`` gave."""
         return float(sums[2] / sums[1])
 
+    def interval(self, sums: np.ndarray) -> tuple[float, float] | None:
+        """Bounds between which the metric lies with a confidence of 95 %, where the task knows them."""
+        return None
+
     def training_value(self, loss: float) -> float | None:
         """The metric on a training batch, where the mean loss in nats says it; None elsewhere."""
         return None
@@ -126,6 +141,11 @@ class Task:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the task, as JSON."""
+        return {}
+
+    @classmethod
+    def shape(cls, options: Any) -> dict[str, int]:
+        """What a model must know of the inputs besides the vocabulary, by the names of its arguments."""
         return {}
 
     @classmethod

@@ -148,8 +148,8 @@ class Trainer:
 
     def _slices(self, batch: Batch) -> list[slice]:
         """Micro-batches: equal for all workers where that is possible."""
-        sequences, length = batch.inputs.shape[:2]
-        size = max(1, min(-(-sequences // self.workers), self.MICRO_BATCH_TOKENS // length))
+        sequences = len(batch.inputs)
+        size = max(1, min(-(-sequences // self.workers), self.MICRO_BATCH_TOKENS // max(batch.length, 1)))
         parts = -(-sequences // size)
         edges = [sequences * i // parts for i in range(parts + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(edges)]

@@ -59,10 +59,15 @@ class Variant:
         """Whether an output depends on the past alone, so that the variant can write."""
         return issubclass(self.model, LanguageModel)
 
+    @property
+    def reads(self) -> str:
+        """What an input is, as a task says it: tokens, unless the model says something else."""
+        return getattr(self.model, "reads", "tokens")
+
     def configure(self, preset: str | None = None, *, task: str | None = None, **values: Any) -> Experiment:
         """All options of a run: the defaults, then the preset, then ``values``; UserError names what does not fit."""
         return merge(self, task, preset, ("arguments", values))[0]
 
-    def build(self, model: Any, options: Any, vocab: int, rng: Random, dtype: Any = np.float32) -> Any:
-        """A new model with ``model`` options and the variant's own."""
-        return self.model(self, model, options, vocab, rng, dtype)
+    def build(self, model: Any, options: Any, vocab: int, rng: Random, dtype: Any = np.float32, **shape: int) -> Any:
+        """A new model with ``model`` options and the variant's own; ``shape`` is what Task.shape says of the inputs."""
+        return self.model(self, model, options, vocab, rng, dtype, **shape)

@@ -30,6 +30,14 @@ def build(variant: str, vocab: int = 11, dtype=np.float64, seed: int = 0, **valu
     return made.variant.build(made.model, made.mixer, vocab, Random(seed), dtype)
 
 
+def inputs(variant, batch: int, length: int, vocab: int, seed: int = 1) -> np.ndarray:
+    """What a model of a variant reads: ids [B T], or as many frames [B 8 T M] as make at least T positions."""
+    rng = np.random.default_rng(seed)
+    if variant.reads == "frames":
+        return rng.normal(size=(batch, 8 * length, 40)).astype(np.float32)
+    return rng.integers(0, vocab, (batch, length))
+
+
 def mean_loss(model, ids, labels, rng=None) -> Tensor:
     """The mean cross-entropy in nats of the tokens that follow each position."""
     logits = model(ids, rng)

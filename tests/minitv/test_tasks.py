@@ -17,7 +17,7 @@ from minitv.tasks import load, tasks
 def couples():
     """Tasks, each with up to two variants that it is for; the second one with --full."""
     for task in tasks():
-        suitable = [name for name in ("transformer", "rwkv", "encoder") if suits(variants.load(name), load(task))]
+        suitable = [name for name in ("transformer", "rwkv", "encoder", "conformer") if suits(variants.load(name), load(task))]
         yield from (pytest.param(task, name, marks=[pytest.mark.full] * i) for i, name in enumerate(suitable[:2]))
 
 
@@ -31,7 +31,7 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(task, variant, tmp_pa
     data = tmp_path / "text.txt"
     data.write_text("the cat sat on the mat and the dog ate the cake of the cat; " * 60)
     cls = load(task)
-    few = ["--data", str(data), "--eval-tokens", "200"] if hasattr(cls.Options(), "data") else ["--eval-examples", "20"]
+    few = ["--data", str(data), "--eval-tokens", "200"] if hasattr(cls.Options(), "eval_tokens") else ["--eval-examples", "20"]
     run = ["train", variant, "--task", task, "--width", "8", "--layers", "1", "--batch", "4", "--threads", "1", "--warmup", "1",
            *few]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
