@@ -69,6 +69,7 @@ SPEAKERS, UTTERANCES = Random(0).split(2**62), Random(1).split(2**62)
 BLOCK_S = 0.005  # amplitudes are constant for so long
 GAP_S = (0.02, 0.20)  # between two words
 EDGE_S = (0.05, 0.25)  # before the first and after the last
+QUIETER = 25  # dB from the noisiest room to the most quiet one
 
 
 def digits_of(speaker: int, number: int, longest: int = 5) -> list[str]:
@@ -77,8 +78,11 @@ def digits_of(speaker: int, number: int, longest: int = 5) -> list[str]:
     return [DIGITS[int(10 * digit)] for digit in digits[: 1 + int(longest * count)]]
 
 
-def say(words: list[str], speaker: int, number: int, rate: int) -> np.ndarray:
-    """The sound of an utterance, float32 [N] at ``rate`` samples a second: a function of the arguments alone."""
+def say(words: list[str], speaker: int, number: int, rate: int, snr: float = 5.0) -> np.ndarray:
+    """The sound of an utterance, float32 [N] at ``rate`` samples a second: a function of the arguments alone.
+
+    The voice is ``snr`` to ``snr`` + 25 dB louder than the noise of its room.
+    """
     voice, random = SPEAKERS.split(speaker).uniform((6,), np.float64), UTTERANCES.split(speaker, number, 1)
     mouth, pitch, breath = 0.85 + 0.35 * voice[0], 90 + 160 * voice[1], 0.02 * voice[2]
     tempo, brightness = 0.8 + 0.4 * voice[3], 0.6 + 0.8 * voice[4]
@@ -108,9 +112,9 @@ def say(words: list[str], speaker: int, number: int, rate: int) -> np.ndarray:
         if strength:
             piece = slice((end - span) * block, end * block)
             sound[piece] += strength * _band(hiss[piece], part.band, rate) * np.hanning(span * block + 2)[1:-1] ** 0.25
-    gain, snr = random.split(5).uniform((2,), np.float64)
+    gain, louder = random.split(5).uniform((2,), np.float64)
     power = np.mean(sound**2) + 1e-12
-    room = random.split(6).normal((len(sound),), np.float64) * np.sqrt(power / 10 ** ((5 + 25 * snr) / 10))
+    room = random.split(6).normal((len(sound),), np.float64) * np.sqrt(power / 10 ** ((snr + QUIETER * louder) / 10))
     sound = sound + room
     return (sound * (0.1 + 0.5 * gain) / np.abs(sound).max()).astype(np.float32)
 

@@ -75,6 +75,8 @@ class SpeechOptions:
     time_share: float = option(0.05, "share of the utterance in such a stripe, at most", low=0, high=1)
     utterances: int = option(4000, "different training utterances of digits, of as many voices", low=1, high=10**6)
     longest: int = option(5, "digits in an utterance, at most", low=1, high=50)
+    snr: float = option(5.0, "dB by which a computed voice is louder than its room, at least; 25 dB more at most", low=-40,
+                        high=100)
     eval_examples: int = option(200, "held-out utterances of digits", low=1, high=10**6, group=STEPS, resumable=True)
 
     __post_init__ = check
@@ -126,8 +128,8 @@ class Corpus:
 class Digits(Corpus):
     """Computed voices, one for each utterance, from the speaker with the number ``first`` on, made when they are asked for."""
 
-    def __init__(self, count: int, first: int, longest: int, front: FrontEnd):
-        self._first, self._longest, self._front, self.speakers = first, longest, front, count
+    def __init__(self, count: int, first: int, longest: int, snr: float, front: FrontEnd):
+        self._first, self._longest, self._snr, self._front, self.speakers = first, longest, snr, front, count
         self.identity = f"{count} voices from {first} on, {longest} digits"
         self._made: dict[int, np.ndarray] = {}
 
@@ -143,7 +145,7 @@ class Digits(Corpus):
     def frames(self, number: int) -> np.ndarray:
         if number not in self._made:
             words = digits_of(self._first + number, 0, self._longest)
-            self._made[number] = self._front(say(words, self._first + number, 0, self._front.rate))
+            self._made[number] = self._front(say(words, self._first + number, 0, self._front.rate, self._snr))
         return self._made[number]
 
 
@@ -295,7 +297,7 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
     Options = SpeechOptions
     reads = "frames"
     causal = False
-    defaults = {"batch": 16, "steps": 1000, "eval_every": 250, "warmup": 100}  # noqa: RUF012
+    defaults = {"batch": 16, "steps": 400, "eval_every": 100, "warmup": 100}  # noqa: RUF012
     metric, unit, key, rising = "word error rate", "WER", "wer", False
     baselines = {"all blank": 1.0}  # noqa: RUF012
     after = "write down recordings with: minitv transcribe {directory} FILE.wav"
@@ -310,8 +312,8 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
         elif options.val_data:
             raise UserError("--val-data: this concerns recordings, and --data is not given")
         else:
-            self.training = Digits(options.utterances, 0, options.longest, front)
-            self.testing = Digits(options.eval_examples, STRANGERS, options.longest, front)
+            self.training = Digits(options.utterances, 0, options.longest, options.snr, front)
+            self.testing = Digits(options.eval_examples, STRANGERS, options.longest, options.snr, front)
         kind = options.labels or ("character" if options.data else "word")
         if saved is None:
             texts = map(self.training.text, range(len(self.training))) if options.data else DIGITS

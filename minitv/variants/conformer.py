@@ -167,7 +167,7 @@ CONFORMER = Variant(
     options=ConformerOptions,
     block=ConformerBlock,
     model=Conformer,
-    overrides=dict(context=1000, activation="silu", bias=True, dropout=0.1, lr=1e-3),
+    overrides=dict(context=1000, activation="silu", bias=True, dropout=0.1, lr=2e-3),
     # The convolutions of the front make 18 D² weights and a block 24 D², where a Transformer's block has 12 D².
     presets={"tiny": dict(width=64, layers=3, ffn_multiple=4.5), "nanogpt-cpu": dict(width=96, layers=3, ffn_multiple=3.5),
              "small": dict(width=256, layers=6, heads=4)},

@@ -20,7 +20,7 @@ RATE = 8000
 
 
 def options(**values):
-    return SpeechOptions(**{"utterances": 33, "eval_examples": 6, **values})
+    return SpeechOptions(**{"utterances": 9, "eval_examples": 6, **values})
 
 
 def task(batch=4, seed=1, context=1000, saved=None, **values):
@@ -50,6 +50,13 @@ def test_a_word_takes_as_long_as_people_need(word):
     assert all(0.2 < s < 1.7 for s in seconds)
 
 
+def test_a_room_is_as_loud_as_it_is_asked_for():
+    quiet, noisy = (say(["six"], 3, 0, RATE, snr) for snr in (60, -20))
+    hush = slice(0, 300)  # before the first word
+    assert np.abs(quiet[hush]).max() < 0.02 * np.abs(quiet).max() and np.abs(noisy[hush]).max() > 0.3 * np.abs(noisy).max()
+    assert len(task(utterances=2, snr=-20.0).held_out().inputs) == 6
+
+
 def test_digits_are_all_alike_and_up_to_the_longest():
     drawn = [digits_of(speaker, 0, 5) for speaker in range(2000)]
     lengths = np.bincount([len(words) for words in drawn], minlength=6)
@@ -61,7 +68,7 @@ def test_digits_are_all_alike_and_up_to_the_longest():
 def test_a_vowel_has_its_formants():
     """Twice the power near 300 and 870 Hz in "two" than between them, for a mouth of size 1."""
     front = FrontEnd(RATE, 40)
-    frames = np.concatenate([front(say(["two"], speaker, 0, RATE)) for speaker in range(20)])
+    frames = np.concatenate([front(say(["two"], speaker, 0, RATE)) for speaker in range(12)])
     loud = frames[frames.mean(axis=1) > np.quantile(frames.mean(axis=1), 0.7)].mean(axis=0)
     hertz = 700 * (10 ** (np.linspace(0, mel(RATE / 2), 42)[1:-1] / 2595) - 1)
     assert loud[(hertz > 200) & (hertz < 450)].max() > loud[(hertz > 1500) & (hertz < 2000)].max() + 1
@@ -122,10 +129,11 @@ def test_masks_hide_stripes_and_nothing_else():
 
 # -- batches -----------------------------------------------------------------------------------------------------------
 def test_a_batch_is_a_function_of_the_seed_and_the_step():
-    one, again, other = task().batch(7), task().batch(7), task(seed=2).batch(7)
+    made = task()
+    one, again, other = made.batch(7), task().batch(7), task(seed=2).batch(7)
     assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
     assert not np.array_equal(one.numbers, other.numbers) or not np.array_equal(one.inputs, other.inputs)
-    assert not np.array_equal(one.numbers, task().batch(8).numbers)
+    assert not np.array_equal(one.numbers, made.batch(8).numbers)
 
 
 def test_utterances_of_a_batch_are_padded_and_the_longest_comes_first():
@@ -148,7 +156,7 @@ def test_nobody_is_heard_in_training_and_held_out():
 
 def test_frames_are_normalised_by_the_training_data():
     made = task()
-    every = np.concatenate([made.front.scaled(made.training.frames(i)) for i in range(32)])
+    every = np.concatenate([made.front.scaled(made.training.frames(i)) for i in range(9)])
     assert_close(every.mean(axis=0) + 1, np.ones(40), terms=10**6)
     own = task(normalise="utterance").held_out()
     frames = own.inputs[0, : own.lengths[0]]
@@ -348,7 +356,7 @@ def test_unknown_symbols_are_refused_by_name(tmp_path):
 
 # -- a whole run -------------------------------------------------------------------------------------------------------
 SMALL = ["--width", "8", "--layers", "1", "--heads", "2", "--kernel", "3", "--batch", "4", "--threads", "1", "--warmup", "1",
-         "--steps", "2", "--eval-every", "2", "--eval-examples", "6"]
+         "--steps", "2", "--eval-every", "2", "--eval-examples", "6", "--utterances", "9", "--longest", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +373,7 @@ def test_what_a_run_tells(run):
     assert checkpoint.load_run(str(run)).state.task["units"] == sorted(DIGITS)
 
 
+@pytest.mark.full
 def test_batch_norm_is_resumed_bit_for_bit(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     more = ["--conv-norm", "batch", "--dropout", "0.1"]

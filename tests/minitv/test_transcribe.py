@@ -14,7 +14,7 @@ from minitv.sample import load
 from minitv.transcribe import Recogniser, picture
 
 TRAINED = ["--width", "8", "--layers", "1", "--heads", "2", "--kernel", "3", "--batch", "4", "--threads", "1", "--warmup", "1",
-           "--steps", "2", "--eval-every", "0", "--eval-examples", "6", "--utterances", "20"]
+           "--steps", "2", "--eval-every", "0", "--eval-examples", "6", "--utterances", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def talkative(run):
     return recogniser
 
 
-@pytest.mark.parametrize("step", [50, 800, 10**6])
+@pytest.mark.parametrize("step", [400, 10**6])
 def test_a_stream_writes_what_the_whole_writes(run, step):
     recogniser, sound = talkative(run), say(["three", "one", "four"], 2_000_000, 0, 8000)
     parts = list(recogniser.stream(sound[i : i + step] for i in range(0, len(sound), step)))
@@ -117,6 +117,7 @@ def test_other_commands_refuse_a_model_of_speech(run, capsys):
     assert "conformer sees a whole sequence at once, it cannot predict the next token" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_model_of_text_hears_nothing(tmp_path, sound, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat. " * 60)
