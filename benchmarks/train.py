@@ -30,8 +30,10 @@ from autograd.cpu.process import cores, peak_mb
 from autograd.device import select
 from minitv import config, variants
 from minitv.experiment import Experiment
+from minitv.models.encdec import EncoderDecoder
 from minitv.options import PRESETS
 from minitv.task import Batch, Task
+from minitv.tasks.pairs import Pair
 
 VOCAB = 65
 WARMUP_S = 1.0
@@ -41,7 +43,7 @@ RIVALS = {"eager": "PyTorch eager", "compile": "PyTorch compile"}
 
 
 def rivalled() -> list[str]:
-    """The variants that have a rival; they all are trained to give an answer at every position."""
+    """The variants that have a rival; they all are trained to give an answer at every position that they write."""
     return [name for name in variants.variants() if importlib.util.find_spec(f"rivals.{name.replace('-', '_')}")]
 
 
@@ -66,10 +68,13 @@ def experiment(variant: str, preset: str, **values: object) -> Experiment:
     return record.configure("small", **shape, **values)
 
 
-def batches(setup: Experiment, count: int = 16) -> list[Batch]:
-    """Batches [B T] that are the same for all contenders."""
+def batches(setup: Experiment, count: int = 16) -> list[Batch | Pair]:
+    """Batches [B T] that are the same for all contenders; of a model of pairs, a source is its target."""
     windows = np.random.default_rng(0).integers(0, VOCAB, (count, setup.run.batch, setup.model.context + 1))
-    return [Batch(w[:, :-1].copy(), w[:, 1:].copy()) for w in windows]
+    read = [(w[:, :-1].copy(), w[:, 1:].copy()) for w in windows]
+    if issubclass(setup.variant.model, EncoderDecoder):
+        return [Pair(ids, ids, labels) for ids, labels in read]
+    return [Batch(*arrays) for arrays in read]
 
 
 # -- contenders: each returns (number of parameters, step(index) -> loss) --------------------------------------------
@@ -200,8 +205,9 @@ def work(contender: str, variant: str, preset: str, threads: int, seconds: float
     if not math.isfinite(loss):
         raise SystemExit(f"{contender}, {variant}, {preset}: the loss is {loss}")
     setup = experiment(variant, preset)
-    return {"tokens_per_s": count * setup.run.batch * setup.model.context / elapsed, "ms_per_step": 1e3 * elapsed / count,
-            "first_step_s": first, "parameters": parameters, "loss": loss, "peak_mb": peak_mb()}
+    tokens = setup.run.batch * batches(setup, 1)[0].length
+    return {"tokens_per_s": count * tokens / elapsed, "ms_per_step": 1e3 * elapsed / count, "first_step_s": first,
+            "parameters": parameters, "loss": loss, "peak_mb": peak_mb()}
 
 
 def profile(variant: str, preset: str, seconds: float) -> None:

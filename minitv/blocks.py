@@ -24,6 +24,10 @@ class FeedForward(Stateful):
         hidden = max(1, round(self.multiple(model, options) * model.width))
         self.up = Linear(rng.split(0), model.width, hidden, std=model.init_std, bias=model.bias, dtype=dtype)
         self.down = Linear(rng.split(1), hidden, model.width, std=model.output_std, bias=model.bias, dtype=dtype)
+        self._finish(model)
+
+    def _finish(self, model: ModelOptions) -> None:
+        """What does not depend on the hidden size."""
         self.activation = ACTIVATIONS[model.activation]
         self.dropout = Dropout(model.dropout)
 

@@ -31,6 +31,8 @@ from .picture import plot, plot_readings
 from .report import columns, count, reflow, tell, wrap
 from .signals import Stop
 
+EVALUATED = 64  # pairs in a call of the model
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 the machine said no, 2 usage, 130 interrupted."""
@@ -214,19 +216,22 @@ def _sample(argv: list[str]) -> int:
         "minitv sample",
         synonyms=SYNONYMS,
         usage="minitv sample DIR [options]",
-        description="Write text with a trained model. DIR is the folder of a run.",
+        description="Write text with a trained model. DIR is the folder of a run. A model of pairs answers the prompt: it\n"
+        "writes the target of this source, without the source before it.",
         epilog='examples:\n  minitv sample runs/transformer --prompt "def " --tokens 300\n'
         "  echo -n 'ROMEO:' | minitv sample runs/mine --prompt - --temperature 0.7 --top-k 20\n"
-        "  minitv sample runs/mine/best --count 3",
+        "  minitv sample runs/mine/best --count 3\n"
+        "  minitv sample runs/one-wide-ffn-pairs --prompt 31415 --beam 4",
     )
     directory, config = _of_a_run(parser, SampleOptions, argv)
     if config.prompt == "-":
         config = replace(config, prompt=_standard_input())
-    from .sample import streams
+    from .sample import open_run
 
-    for number, (seed, pieces) in enumerate(streams(directory, config), 1):
+    run = open_run(directory, config.checkpoint, config.device, "write", answers=True)
+    for number, (seed, pieces) in enumerate(run.streams(config), 1):
         heading = f"--- text {number} of {config.count}, seed {seed} ---\n" if config.count > 1 else ""
-        text, last = heading + config.prompt, ""
+        text, last = heading + ("" if run.answers else config.prompt), ""
         for piece in pieces:
             sys.stdout.write(text + piece)  # the prompt goes out with the first piece: after all checks have passed
             sys.stdout.flush()
@@ -281,7 +286,8 @@ def _eval(argv: list[str]) -> int:
         "Every token after the first is predicted from those before it in its window of the model's\n"
         "context, as in training. With --per-character each character of the text stands in a line with\n"
         "its surprise: the bits that it cost, -log2 of the probability that the model gave it. 0 bits: the\n"
-        "model was sure; 1 bit: it gave the character one half.",
+        "model was sure; 1 bit: it gave the character one half.\n"
+        "Of a model of pairs: how many targets it writes without a mistake.",
         epilog="examples:\n  minitv eval runs/mine --data other.txt\n"
         '  minitv eval runs/mine/best --text "def main(self):" --per-character',
     )
@@ -289,7 +295,10 @@ def _eval(argv: list[str]) -> int:
     from .evaluate import evaluate, read_text
     from .sample import open_run
 
-    run = open_run(directory, config.checkpoint, config.device, "predict the next token")
+    run = open_run(directory, config.checkpoint, config.device, "predict the next token", answers=bool(config.data))
+    if run.answers:
+        _columns(_eval_pairs(run, directory, config))
+        return 0
     tokenizer, model = run.tokenizer, run.model
     if config.strided:
         from .models.megabyte import strided
@@ -320,6 +329,30 @@ def _eval(argv: list[str]) -> int:
             print(f"{offset:>8}  {cost}  {ascii(character) if character.isspace() else repr(character):<9}  "
                   f"{'#' * min(60, round(2 * bits)) if bits == bits else ''}".rstrip())
     return 0
+
+
+def _eval_pairs(run: Any, directory: str, config: EvalOptions) -> list[tuple[str, str]]:
+    """How many targets of a file the model writes without a mistake, as rows (label, text)."""
+    from .tasks.pairs import Pairs, encoded, read_pairs
+
+    name = run.experiment.variant.name
+    for flag, given in (("--per-character", config.per_character), ("--strided", config.strided)):
+        if given:
+            raise UserError(f"{flag}: {name} answers sources, this is for models that continue a text")
+    pairs, description, sha256 = read_pairs(config.data, config.encoding, run.model.context)
+    with naming(description):
+        batches = [encoded(pairs[i : i + EVALUATED], run.tokenizer) for i in range(0, len(pairs), EVALUATED)]
+    sums = sum(Pairs.score(run.model, batch) for batch in batches)
+    rows = [
+        ("model", f"{name} of {directory}, step {run.step}"),
+        ("pairs", f"{description}: {count(len(pairs))} pair{'s' * (len(pairs) != 1)}"),
+        ("loss", f"{sums[0] / sums[1]:.4f} nats per token, {100 * sums[2] / sums[1]:.1f} % of {count(sums[1])} tokens right"),
+        ("exact", f"{100 * sums[4] / sums[3]:.1f} % of the targets written without a mistake, {count(sums[4])} of "
+                  f"{count(sums[3])}"),
+    ]
+    if sha256 == run.saved.get("pairs_sha256"):
+        rows.append(("note", "these are the pairs that the model was trained on: it has seen most of them"))
+    return rows
 
 
 def _convert(argv: list[str]) -> int:
@@ -542,6 +575,11 @@ def _writing(variant: Any) -> str:
     """How a model of a variant generates text on this machine."""
     from autograd.cpu.compile import unavailable
 
+    from .models.encdec import EncoderDecoder
+
+    if issubclass(variant.model, EncoderDecoder):
+        return ("an answer to a source, token after token, with keys and values of both in the state; greedy, drawn, or the "
+                "best of a beam (minitv sample DIR --prompt SOURCE --beam N)")
     if not variant.causal:
         return "not at all: an output depends on the whole sequence"
     if variant.fused is None:

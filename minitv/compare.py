@@ -255,7 +255,7 @@ def measure(run: Run) -> dict[str, Any]:
     values = [value for _, value in points]
     losses = [record["val_loss"] for record in records if record.get("val_loss") is not None]
     speeds = [record["tokens_per_s"] for record in records if record.get("tokens_per_s") and record["step"] > 1]
-    state, speed = _writing(run.directory) if run.experiment.variant.causal else (None, None)
+    state, speed = _writing(run.directory) or (None, None)
     return {"variant": run.variant, "folder": run.directory.name, "seed": run.seed, "swept": run.swept,
             "parameters": header["parameters"], "steps": run.steps, "lr": run.experiment.run.lr,
             field(task): values[-1] if values else None, "val_loss": losses[-1] if losses else None,
@@ -273,9 +273,14 @@ def first_step(points: Sequence[tuple[int, float]], task: type[Task]) -> int | N
     return next((step for step, value in points if (value >= task.goal if task.rising else value <= task.goal)), None)
 
 
-def _writing(directory: Path) -> tuple[int, float]:
-    model = load(str(directory)).model
-    context = model.context
+def _writing(directory: Path) -> tuple[int, float] | None:
+    """The size of the state and the tokens per second of a model that can write; an answer is to a source of full length."""
+    trained = load(str(directory))
+    if not (trained.answers or trained.experiment.variant.causal):
+        return None
+    context, model = trained.model.context, trained.model
+    if trained.answers:
+        model = model.given(np.zeros(context, np.intp))
     with no_grad(), blas_threads(1):
         _, state = model.prefill(np.zeros((1, context), np.intp), model.init_state(1))
         size = state_bytes(state)

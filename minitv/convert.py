@@ -12,6 +12,7 @@ from .errors import UserError
 from .optim import AdamW
 from .options import ConvertOptions
 from .sample import load
+from .variant import Variant
 from .variants.transformer import Attention
 
 VARIANT = "grouped-query"
@@ -26,10 +27,13 @@ def convert(directory: str, options: ConvertOptions) -> Path:
     """
     old = load(directory, options.checkpoint)
     experiment = old.experiment
-    if experiment.variant.mixer is not Attention:
-        having = [name for name in variants.variants() if variants.load(name).mixer is Attention]
-        raise UserError(f"{directory}: {experiment.variant.name} has no heads of keys and values that could be shared, "
-                        f"allowed: {', '.join(having)}")
+    def fits(variant: Variant) -> bool:
+        return variant.mixer is Attention and variant.model.reads == variants.load(VARIANT).model.reads
+
+    if not fits(experiment.variant):
+        having = [name for name in variants.variants() if fits(variants.load(name))]
+        raise UserError(f"{directory}: {experiment.variant.name} is no language model with heads of keys and values that could "
+                        f"be shared, allowed: {', '.join(having)}")
     out = Path(options.out or f"{checkpoint.run_folder(directory)}-{options.kv_heads}-kv-heads")
     if any(checkpoint.exists(out, name) for name in checkpoint.NAMES):
         raise UserError(f"--out {out}: there is a run in this folder, give another one")

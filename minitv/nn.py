@@ -165,6 +165,10 @@ class Module:
             if type(module).redraw is not Module.redraw:
                 module.redraw(step, rng.split(step, i))
 
+    def about(self) -> list[tuple[str, str]]:
+        """Lines (label, text) about a model at the beginning of a run, besides its name and size; none by default."""
+        return []
+
     def readings(self) -> dict[str, float]:
         """Numbers of this module alone, by name, that a run writes down at every evaluation and draws; none by default."""
         return {}

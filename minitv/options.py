@@ -172,11 +172,13 @@ class TrainOptions:
 class SampleOptions:
     """sampling"""
 
-    prompt: str = option("", "text to continue; - reads it from standard input")
+    prompt: str = option("", "text to continue, or the source that a model of pairs answers; - reads it from standard input")
     tokens: int | None = option(
-        None, "tokens to write; none = 500, or without end, until Ctrl-C, with --window or --sinks", low=1
+        None, "tokens to write, of an answer at most; none = 500, or without end, until Ctrl-C, with --window or --sinks", low=1
     )
-    temperature: float = option(0.8, "below 1 = safer, above 1 = wilder, 0 = always the likeliest token", low=0)
+    temperature: float | None = option(
+        None, "below 1 = safer, above 1 = wilder, 0 = always the likeliest token; none = 0.8 for a text, 0 for an answer", low=0
+    )
     top_k: int | None = option(None, "draw among the k likeliest tokens only", low=1)
     top_p: float = option(1.0, "draw among the likeliest tokens that together have this probability", above=0, high=1)
     min_p: float = option(0.0, "never draw a token that is less likely than this times the likeliest", low=0, high=1)
@@ -190,6 +192,12 @@ class SampleOptions:
     stop: str | None = option(None, "end before this text appears in what is written")
     seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
     count: int = option(1, "texts to write, with the seeds from --seed on", low=1, high=2**20)
+    beam: int | None = option(
+        None, "beginnings of an answer that are followed at once, the best one is written; none = the likeliest token is taken "
+        "again and again", low=1, high=1000)
+    length_penalty: float = option(
+        1.0, "with --beam: the sum of an answer's log-probabilities is divided by its length to this power; 0 = not at all",
+        low=0, high=100)
     window: int | None = _window()
     sinks: int | None = _sinks()
     checkpoint: str = _checkpoint()
@@ -199,6 +207,10 @@ class SampleOptions:
     def __post_init__(self) -> None:
         check(self)
         _check_device(self.device)
+        if self.beam is None and self.length_penalty != 1:
+            raise UserError(f"--length-penalty {self.length_penalty:g}: it ranks the answers of a beam, give --beam N")
+        if self.beam is not None and (self.temperature or self.count > 1):
+            raise UserError(f"--beam {self.beam}: a beam draws nothing, so --temperature and --count do not go with it")
         if self.stop == "":
             raise UserError("--stop: an empty text is everywhere, give at least one character")
         if self.seed + self.count > 2**63:
@@ -213,7 +225,8 @@ class SampleOptions:
 class EvalOptions:
     """evaluation"""
 
-    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-)", metavar="PATH")
+    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-); for a model of "
+                       "pairs, a source, a tab and its target in each line", metavar="PATH")
     text: str = option("", "the text itself")
     encoding: str = _encoding()
     per_character: bool = option(False, "list every character of the text with the bits that it cost")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from . import checkpoint
 from .errors import CheckpointError, RunError, UserError, device_errors, naming
 from .evaluate import Evaluation, evaluate
 from .experiment import Experiment, from_checkpoint
+from .models.encdec import EncoderDecoder, padded
 from .models.lm import LanguageModel
 from .options import SampleOptions
 from .variants.attention_sinks import cache_of, streaming
@@ -132,23 +134,65 @@ class Trained(NamedTuple):
                             "with its weights where they are")
         return "".join(self.pieces(config, config.seed))
 
+    @property
+    def answers(self) -> bool:
+        """Whether the model answers a source, in place of continuing a text."""
+        return isinstance(self.model, EncoderDecoder)
+
     def check_causal(self, purpose: str) -> None:
-        """Raise UserError if the model reads both sides of a position; ``purpose`` says what for it may not."""
+        """Raise UserError if the model does not continue texts; ``purpose`` says what for it must."""
         if not self.experiment.variant.causal:
-            raise UserError(f"{self.experiment.variant.name} sees a whole sequence at once, it cannot {purpose}")
+            does = "answers a source" if self.answers else "sees a whole sequence at once"
+            raise UserError(f"{self.experiment.variant.name} {does}, it cannot {purpose}")
 
     def pieces(self, options: SampleOptions, seed: int) -> Iterator[str]:
         """The text of one seed, in pieces; it ends before ``options.stop``."""
+        if self.answers:
+            return _until(options.stop, self._answer(options, seed))
         self.check_causal("write")
         tokenizer = self.tokenizer
+        if options.beam is not None:
+            raise UserError(f"--beam: {self.experiment.variant.name} continues a text, which has no end; a beam is for models "
+                            "that answer a source")
         with naming("--prompt"):
             prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
         model = self.model
         if options.window is not None or options.sinks is not None:
             model = streaming(model, *cache_of(model, options.window, options.sinks))
-        ids = generate(model, prompt, options.tokens, Random(seed), temperature=options.temperature, top_k=options.top_k,
-                       top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
+        ids = self._drawn(model, prompt, options, seed, 0.8)
         return _until(options.stop, _decoded(tokenizer.decoder(), ids))
+
+    @staticmethod
+    def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seed: int, temperature: float) -> Iterator[int]:
+        """The ids that ``generate`` draws; ``temperature`` stands for an option that is not given."""
+        temperature = temperature if options.temperature is None else options.temperature
+        return generate(model, prompt, options.tokens, Random(seed), temperature=temperature, top_k=options.top_k,
+                        top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
+
+    def streams(self, options: SampleOptions) -> Iterator[tuple[int, Iterator[str]]]:
+        """The seeds and the pieces of ``options.count`` texts."""
+        return ((seed, self.pieces(options, seed)) for seed in range(options.seed, options.seed + options.count))
+
+    def _answer(self, options: SampleOptions, seed: int) -> Iterator[str]:
+        """The target of the source ``options.prompt``, token after token; of a beam as a whole."""
+        model, tokenizer, name = self.model, self.tokenizer, self.experiment.variant.name
+        if options.window is not None or options.sinks is not None:
+            raise UserError(f"--window and --sinks: {name} answers a source, they are for models that continue a text")
+        with naming("--prompt"):
+            if not options.prompt:
+                raise UserError(f"{name} answers a source: give one")
+            source = tokenizer.encode(options.prompt)
+            if len(source) >= model.context:
+                raise UserError(f"the source has {len(source)} tokens, and {name} was trained with --context {model.context}: "
+                                f"allowed are {model.context - 1}")
+        source, limit = padded([source], model.end)[0], min(options.tokens, model.context)
+        if options.beam is not None:
+            with blas_threads(1):
+                best = model.beam(source, options.beam, limit, options.length_penalty)[0]
+            yield tokenizer.decode(best.ids)
+            return
+        ids = self._drawn(model.given(source), np.array([model.end]), replace(options, tokens=limit), seed, 0.0)
+        yield from _decoded(tokenizer.decoder(), itertools.takewhile(lambda token: token != model.end, ids))
 
 
 def load(directory: str, name: str = "last") -> Trained:
@@ -169,26 +213,28 @@ def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
     yield decoder.finish()
 
 
-def open_run(directory: str, name: str, device: str, purpose: str) -> Trained:
-    """A run's checkpoint with its causal model on a device, for a task with text; ``purpose`` says in an error what for."""
+def open_run(directory: str, name: str, device: str, purpose: str, *, answers: bool = False) -> Trained:
+    """A run's checkpoint with its causal model on a device, for a task with text; ``purpose`` says in an error what for.
+
+    With ``answers`` a model that answers a source will do as well.
+    """
     with device_errors():
         select(device)
     run = load(directory, name)
     with naming(directory):
-        run.check_causal(purpose)
+        if not (answers and run.answers):
+            run.check_causal(purpose)
         _ = run.tokenizer  # there is one
     run.model.to(device)
     return run
 
 
 def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Iterator[str]]]:
-    """Yield ``options.count`` texts that continue ``options.prompt``, each as its seed and its pieces.
+    """Yield ``options.count`` texts that continue or answer ``options.prompt``, each as its seed and its pieces.
 
     The seeds are ``options.seed`` and those after it. A text ends before ``options.stop``.
     """
-    run = open_run(directory, options.checkpoint, options.device, "write")
-    for seed in range(options.seed, options.seed + options.count):
-        yield seed, run.pieces(options, seed)
+    yield from open_run(directory, options.checkpoint, options.device, "write", answers=True).streams(options)
 
 
 def _until(stop: str | None, pieces: Iterator[str]) -> Iterator[str]:

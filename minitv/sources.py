@@ -54,13 +54,14 @@ class Reader:
     """What is the same for all documents of a source.
 
     ``option`` is the one that named the source, for errors. ``any_bytes``: a document may be no text. ``tell`` is called with
-    sentences for the user.
+    sentences for the user. ``otherwise`` ends the error about what is no text in the encoding.
     """
 
     option: str
     encoding: str
     any_bytes: bool
     tell: Callable[[str], Any]
+    otherwise: str = ", or take any bytes with --tokenizer byte"
 
     def __post_init__(self) -> None:
         self.encoding = check_encoding(self.encoding)
@@ -313,7 +314,7 @@ class Document:
         encoding = self._reader.encoding.upper()
         other = "utf-16" if data.startswith(WIDE_MARKS) else "NAME"
         return UserError(f"{self.where} is not {encoding} text: {reason}; give another encoding with "
-                         f"--encoding {other}, or take any bytes with --tokenizer byte")
+                         f"--encoding {other}{self._reader.otherwise}")
 
     def _ended(self, blocks: Iterable[Block], newline: Block) -> Iterator[Block]:
         last = newline[:0]

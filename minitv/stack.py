@@ -51,12 +51,7 @@ class Stack(Module):
         self.blocks: list[Block] = []
         for layer in range(model.layers):
             mixer = make(variant.mixer, MIXERS, layer)
-            for positions, does, reason in (("rope", "turn queries and keys", mixer.without_rope),
-                                            ("alibi", "add distances to scores", mixer.without_alibi)):
-                if model.positions == positions and reason:
-                    rope = "" if mixer.without_rope else ", rope"
-                    raise UserError(f"--positions {positions}: {variant.name} cannot {does}, because {reason}; allowed: "
-                                    f"learned, sinusoidal{rope}, none")
+            check_positions(variant.name, model, mixer)
             if model.token_shift:
                 if not variant.causal:
                     raise UserError(f"--token-shift: {variant.name} sees both sides of a position, the shift is for those that "
@@ -135,6 +130,16 @@ class Reversible(Stack):
 
 
 STACKS: dict[str, type[Stack]] = {"residual": Stack, "reversible": Reversible}
+
+
+def check_positions(name: str, model: ModelOptions, mixer: Stateful) -> None:
+    """UserError if the mixer of a variant of this name does not know the model's kind of positions."""
+    for positions, does, reason in (("rope", "turn queries and keys", mixer.without_rope),
+                                    ("alibi", "add distances to scores", mixer.without_alibi)):
+        if model.positions == positions and reason:
+            rope = "" if mixer.without_rope else ", rope"
+            raise UserError(f"--positions {positions}: {name} cannot {does}, because {reason}; allowed: learned, "
+                            f"sinusoidal{rope}, none")
 
 
 def cycle(flag: str, pattern: str, kinds: Mapping[str, type[Stateful]], layer: int) -> type[Stateful]:

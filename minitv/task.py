@@ -14,12 +14,16 @@ from autograd.device import beside, read
 from autograd.random import Random
 
 from .errors import CheckpointError, UserError
+from .models.encoder import Encoder
 
 NOTHING = -1  # a label where no answer is asked
 
 
 class Batch(NamedTuple):
-    """Some sequences: what the model reads, and the answers that are asked of it; every array begins with the axis B."""
+    """Some sequences: what the model reads, and the answers that are asked of it; every array begins with the axis B.
+
+    A task whose model reads several arrays has a tuple of its own, in their order, with the labels at its end.
+    """
 
     inputs: np.ndarray  # ids [B T]
     labels: np.ndarray  # ids [B T], NOTHING where no answer is asked
@@ -30,13 +34,8 @@ class Batch(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The positions of a sequence, by which micro-batches are sized."""
-        return self.inputs.shape[1]
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens are read, for the speed of a run."""
-        return self.inputs.size
+        """The positions of a sequence that the model reads: those of all arrays but the labels."""
+        return sum(array.shape[1] for array in self[:-1])
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Task:
     name: ClassVar[str]
     summary: ClassVar[str]
     Options: ClassVar[type] = NoOptions  # a dataclass of options, see config.py
-    reads: ClassVar[str] = "tokens"  # what an input is: tokens, or frames of sound; a model says the same of itself
+    reads: ClassVar[str] = Encoder.reads  # what a model must read that is trained for it
     causal: ClassVar[bool | None] = True  # whether an answer may depend on the past alone; None: on the past or on both sides
     defaults: ClassVar[dict[str, Any]] = {}  # of the options that all tasks share, such as context and steps
     metric: ClassVar[str] = "accuracy"  # the figure that ``value`` gives, with its unit
@@ -107,6 +106,10 @@ class Task:
     def training_value(self, loss: float) -> float | None:
         """The metric on a training batch, where the mean loss in nats says it; None elsewhere."""
         return None
+
+    def asked(self, sums: np.ndarray) -> int:
+        """How many answers the metric is a mean of, of sums that ``score`` gave."""
+        return int(sums[1])
 
     def verdict(self, value: float, answers: int) -> str:
         """How a value of the metric, from so many answers, compares with the baselines, as a part of a sentence.
@@ -168,7 +171,8 @@ class Task:
     @staticmethod
     def answers(model: Any, batch: Batch, rng: Random | None = None) -> tuple[Tensor, np.ndarray]:
         """Logits [N V] or [B T V] where an answer is asked, and the labels [N] or [B T] there."""
-        questions = batch.labels != NOTHING
+        *read, labels = batch
+        questions = labels != NOTHING
         if questions.all():
-            return model(batch.inputs, rng), batch.labels
-        return model(batch.inputs, rng, at=np.flatnonzero(questions)), batch.labels[questions]
+            return model(*read, rng), labels
+        return model(*read, rng, at=np.flatnonzero(questions)), labels[questions]

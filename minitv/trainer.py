@@ -148,7 +148,7 @@ class Trainer:
 
     def _slices(self, batch: Batch) -> list[slice]:
         """Micro-batches: equal for all workers where that is possible."""
-        sequences = len(batch.inputs)
+        sequences = len(batch.labels)
         size = max(1, min(-(-sequences // self.workers), self.MICRO_BATCH_TOKENS // max(batch.length, 1)))
         parts = -(-sequences // size)
         edges = [sequences * i // parts for i in range(parts + 1)]

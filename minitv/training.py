@@ -174,6 +174,8 @@ class _Session:
         workers = f"{trainer.workers} worker thread{'s' * (trainer.workers > 1)}" if run.device == "cpu" else run.device
         name, size = self.experiment.variant.name, count(trainer.parameters)
         tell(f"{name}, {size} parameters, {workers}, folder {self.directory}", "model     ")
+        for label, text in trainer.model.about():
+            tell(text, f"{label:<9} ")
         with compiler.at_compilation(self._announce_compilation):
             if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
                 if run.overwrite and (reason := trainer.find_nonfinite(self.task.batch(0), 0)):
@@ -199,7 +201,7 @@ class _Session:
             batch = task.batch(step)
             loss = self._step(batch, step)
             number, since = step + 1, since + 1
-            rate = since * batch.tokens / (time.perf_counter() - clock)
+            rate = since * len(batch.labels) * batch.length / (time.perf_counter() - clock)
             record = {"step": number, "loss": loss, **self._training_value(loss), "tokens_per_s": round(rate, 1),
                       "elapsed_s": round(self._elapsed(), 3), "lr": trainer.lr, "grad_norm": trainer.grad_norm}
             progress.update(number, loss=loss, metric=self._shown_metric(loss), tokens_per_s=rate)
@@ -255,7 +257,7 @@ class _Session:
         loss = float(sums[0] / max(sums[1], 1))
         if not math.isfinite(loss):  # before these weights replace the last good checkpoint
             raise self._nonfinite(self.trainer.find_nonfinite(held_out, step) or "the held-out loss", step)
-        self.answers = int(sums[1])
+        self.answers = self.task.asked(sums)
         bounds = dict(zip(self._bounds, self.task.interval(sums) or (), strict=False))
         return {"val_loss": loss, f"val_{self.task.key}": self.task.value(sums), **bounds, **self.trainer.model.all_readings()}
 

@@ -28,7 +28,7 @@ from .options import TranscribeOptions
 from .picture import COLOURS, INK, save, sheet
 from .report import tell
 from .sample import Trained, load
-from .tasks.speech import normalised, read_sound, stored_alphabet, stored_scale
+from .tasks.speech import Speech, normalised, read_sound, stored_alphabet, stored_scale
 
 PIECE_S = 0.1  # of a stream
 
@@ -38,7 +38,7 @@ class Recogniser:
 
     def __init__(self, run: Trained):
         experiment = run.experiment
-        if experiment.task.reads != "frames":
+        if experiment.task is not Speech:
             raise UserError(f"the model was trained on the task {experiment.task.name}, which has no sound; train one with: "
                             "minitv train conformer")
         self.model, self.options = run.model, experiment.data

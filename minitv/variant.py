@@ -59,11 +59,6 @@ class Variant:
         """Whether an output depends on the past alone, so that the variant can write."""
         return issubclass(self.model, LanguageModel)
 
-    @property
-    def reads(self) -> str:
-        """What an input is, as a task says it: tokens, unless the model says something else."""
-        return getattr(self.model, "reads", "tokens")
-
     def configure(self, preset: str | None = None, *, task: str | None = None, **values: Any) -> Experiment:
         """All options of a run: the defaults, then the preset, then ``values``; UserError names what does not fit."""
         return merge(self, task, preset, ("arguments", values))[0]

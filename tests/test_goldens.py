@@ -498,6 +498,52 @@ def test_the_simplified_blocks_equal_those_with_matrices_on_a_gpu(place):
         verify_simplified(Golden("simplified"), "everything", np.float32, "cuda")
 
 
+# -- encoder-decoders ---------------------------------------------------------------------------------------------------
+ENCDEC = {"encoder-decoder": {}, "one-wide": {}, "all": dict(share="all", drop="none"),
+          "no-encoder": dict(share="none", drop="encoder", widen=1.0)}
+
+
+def verify_encdec(golden, case, dtype, place="cpu"):
+    golden.only(case)
+    weights = {name: w.astype(dtype) for name, w in golden.below(f"{case}/param/").items()}
+    numbers = {side: [int(name.split(".")[1]) for name in weights if name.startswith(side)] for side in ("encoder", "decoder")}
+    vocab, width = weights["embed.weight"].shape
+    source, target = golden[f"{case}/source"], golden[f"{case}/target"]
+    model = models.build("one-wide-ffn" if ENCDEC[case] or case == "one-wide" else case, vocab, dtype, width=width,
+                         layers=1 + max(numbers["encoder"]), decoder_layers=1 + max(numbers["decoder"]),
+                         ffn_multiple=6 / width, heads=golden[f"{case}/heads"].item(),
+                         positions=str(golden[f"{case}/positions"]), bias=True, context=source.shape[1], **ENCDEC[case])
+    if model.target_positions is not None:  # torch's is as long as its targets
+        for table in (weights, rest := golden.below(f"{case}/grad/")):
+            table["target_positions"] = np.pad(table["target_positions"], ((0, 1), (0, 0)))
+    else:
+        rest = golden.below(f"{case}/grad/")
+    model.load(weights)
+    model.to(place)
+    logits = model(*(move(ids, place) for ids in (source, target)))
+    seen = target >= 0
+    close(logits.numpy()[seen], golden[f"{case}/logits"][seen], dtype, "logits")
+    logits.backward(Tensor(move(golden[f"{case}/cotangent"].astype(dtype), place)))
+    parameters = dict(model.named_parameters())
+    assert set(parameters) == set(rest)
+    for name, parameter in parameters.items():
+        close(parameter.grad.numpy(), rest[name], dtype, f"gradient of {name}")
+    assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
+
+
+@each_way
+@pytest.mark.parametrize("case", ENCDEC)
+def test_encoder_decoders_equal_those_of_torchs_layers(kernel, case, dtype):
+    with use(kernel=kernel):
+        verify_encdec(Golden("one_wide_ffn"), case, dtype)
+
+
+@pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
+def test_encoder_decoders_equal_those_of_torchs_layers_on_a_gpu(place):
+    with PLACES[place]():
+        verify_encdec(Golden("one_wide_ffn"), "one-wide", np.float32, "cuda")
+
+
 # -- AdamW -------------------------------------------------------------------------------------------------------------
 @each_way
 def test_five_steps_of_the_optimiser_equal_pytorch(kernel, dtype):
@@ -585,6 +631,16 @@ def test_a_simplified_block_that_is_off_is_noticed(entry):
     golden[entry] = golden[entry] * (1 + 1e-9)
     with use(kernel="none"), pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
         verify_simplified(golden, "everything", np.float64)
+
+
+@pytest.mark.parametrize("entry", [
+    pytest.param(key, marks=[] if key.endswith(("logits", "ffn.down.weight", "embed.weight")) else pytest.mark.full)
+    for key in Golden("one_wide_ffn") if key.startswith(("one-wide/logits", "one-wide/grad"))])
+def test_an_encoder_decoder_that_is_off_is_noticed(entry):
+    golden = Golden("one_wide_ffn")
+    golden[entry] = golden[entry] * (1 + 1e-9)
+    with use(kernel="none"), pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
+        verify_encdec(golden, "one-wide", np.float64)
 
 
 @pytest.mark.parametrize("entry", ["in/gain", "grad/eps", "out/1", "cotangent/1", "note"])

@@ -3,7 +3,8 @@
 A variant's module here has ``mixer(torch, model, options, layer)``, an ``nn.Module`` from [B T D] to [B T D] with as many
 parameters as ours, perhaps ``feed_forward`` with the same arguments in place of the one below, perhaps
 ``block(torch, model, mixer, ffn)`` in place of the Transformer's block, and perhaps ``norm(torch, model)``, which stands before
-the logits. Where a model is no stack of blocks the module has ``language_model(torch, model, options, vocab)`` instead.
+the logits. Where a model is no stack of blocks the module has ``language_model(torch, model, options, vocab)`` instead, whose
+net gets the arrays of a batch.
 ``OPERATORS`` and ``inputs`` are the variant's operator alone, for benchmarks/ops.py.
 """
 

@@ -17,7 +17,7 @@ chunks see and the last inputs of the depthwise convolution. variants/conformer.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -279,7 +279,7 @@ class State(NamedTuple):
 class Conformer(Module):
     """An encoder of frames [B T F], F = ``features``, that gives logits of ``vocab`` classes; class 0 is CTC's blank."""
 
-    reads = "frames"
+    reads: ClassVar[str] = "frames of sound"
 
     def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32,
                  features: int = 40):

@@ -37,6 +37,7 @@ from ..digits import DIGITS, digits_of, say
 from ..error_rate import bootstrap, edits
 from ..errors import CheckpointError, UserError, plain, quoted
 from ..mel import FrontEnd, SpecAugment, scale_of
+from ..models.conformer import Conformer
 from ..ops import ctc_loss
 from ..ops.ctc_loss import frames_needed
 from ..ops.ctc_loss.decoding import greedy
@@ -99,11 +100,6 @@ class Utterances(NamedTuple):
     def length(self) -> int:
         """Positions of an utterance as a model has them that reads every fourth frame."""
         return -(-self.inputs.shape[1] // 4)
-
-    @property
-    def tokens(self) -> int:
-        """Frames that count."""
-        return int(self.lengths.sum())
 
 
 class Corpus:
@@ -295,7 +291,7 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
     """Frames of utterances, and labels of which nobody says where they are."""
 
     Options = SpeechOptions
-    reads = "frames"
+    reads = Conformer.reads
     causal = False
     defaults = {"batch": 16, "steps": 400, "eval_every": 100, "warmup": 100}  # noqa: RUF012
     metric, unit, key, rising = "word error rate", "WER", "wer", False

@@ -94,7 +94,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -172,11 +172,13 @@ class Attention(Stateful):
         self.out = Linear(rng.split(1), width, width, std=model.output_std, bias=model.bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
 
-    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+    def __call__(self, x: Tensor, rng: Random | None = None, seen: Any = None) -> Tensor:
+        """``seen`` [B 1 1 T] is False at positions that nobody sees, such as padded ones; None: there are none."""
         q, k, v = self._heads(x, 0)
+        mask = {} if seen is None else {"mask": seen}
         if rng is None or not self.dropout.p:
-            return self.out(merge_heads([self._attend(q, k, v)]))  # section 3.2.2 [B T D]
-        y = self._attend(q, k, v, dropout=self.dropout.p, seed=rng.split(0).seed)
+            return self.out(merge_heads([self._attend(q, k, v, **mask)]))  # section 3.2.2 [B T D]
+        y = self._attend(q, k, v, dropout=self.dropout.p, seed=rng.split(0).seed, **mask)
         return self.dropout(self.out(merge_heads([y])), rng.split(1))
 
     def turning(self, width: int, model: ModelOptions, options) -> Rotation | None:
@@ -192,9 +194,9 @@ class Attention(Stateful):
         state = State(concat([state.keys, k], axis=2), concat([state.values, v], axis=2))  # [B G S K]
         return self.out(merge_heads([self._attend(q, *state)])), state
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, **dropping) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, **masking) -> Tensor:
         slopes = None if self.slopes is None else self.slopes.data
-        return attention(q, k, v, slopes=slopes, causal=self.causal, **dropping)[0]  # (1) [B H T K]
+        return attention(q, k, v, slopes=slopes, causal=self.causal, **masking)[0]  # (1) [B H T K]
 
     def _heads(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """q[B H T K], k[B G T K] and v[B G T K] of positions from ``start`` on."""

@@ -13,6 +13,8 @@ from autograd.device import beside
 from autograd.random import Random
 from minitv import variants
 from minitv.experiment import Experiment
+from minitv.models.conformer import Conformer
+from minitv.models.encdec import EncoderDecoder
 from minitv.task import Task
 from tests.autograd import emulator, fake_cupy
 
@@ -30,17 +32,17 @@ def build(variant: str, vocab: int = 11, dtype=np.float64, seed: int = 0, **valu
     return made.variant.build(made.model, made.mixer, vocab, Random(seed), dtype)
 
 
-def inputs(variant, batch: int, length: int, vocab: int, seed: int = 1) -> np.ndarray:
-    """What a model of a variant reads: ids [B T], or as many frames [B 8 T M] as make at least T positions."""
-    rng = np.random.default_rng(seed)
-    if variant.reads == "frames":
-        return rng.normal(size=(batch, 8 * length, 40)).astype(np.float32)
-    return rng.integers(0, vocab, (batch, length))
+def logits_of(model, ids, rng=None) -> Tensor:
+    """Logits [B T V] of ids [B T]; a model of pairs gets them as sources and as targets, one of sound gets frames of noise."""
+    if isinstance(model, Conformer):
+        noise = np.random.default_rng(ids).normal(size=(len(ids), 8 * ids.shape[1], model.features))
+        return model(noise, rng)[:, : ids.shape[1]]
+    return model(ids, ids, rng) if isinstance(model, EncoderDecoder) else model(ids, rng)
 
 
 def mean_loss(model, ids, labels, rng=None) -> Tensor:
     """The mean cross-entropy in nats of the tokens that follow each position."""
-    logits = model(ids, rng)
+    logits = logits_of(model, ids, rng)
     return cross_entropy(logits, beside(labels, logits.data))
 
 

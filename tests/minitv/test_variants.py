@@ -17,7 +17,7 @@ from minitv.experiment import default_task, namespace
 from minitv.options import PRESETS, ModelOptions
 from minitv.tasks import load as load_task
 from tests.minitv import models
-from tests.minitv.models import configure, mean_loss
+from tests.minitv.models import configure, logits_of, mean_loss
 
 EVERY = list(variants.variants())
 SMALL = dict(context=12, layers=2, width=16, dropout=0.3)
@@ -60,8 +60,9 @@ def behaviour(record, model, mixer):
     weights, noise = made.state(), np.random.default_rng(0)
     for parameter in made.parameters():  # where weights start at 0, much of a model is not seen
         parameter.assign_(parameter.numpy() + 0.3 * noise.normal(size=parameter.shape))
-    ids = models.inputs(record, 2, 7, VOCAB)
-    return {**weights, "logits": made(ids).numpy(), "dropped": made(ids, Random(2)).numpy(), "context": np.array(made.context)}
+    ids = np.random.default_rng(1).integers(0, VOCAB, (2, 7))
+    return {**weights, "logits": logits_of(made, ids).numpy(), "dropped": logits_of(made, ids, Random(2)).numpy(),
+            "context": np.array(made.context)}
 
 
 def same(one, two):
@@ -101,13 +102,12 @@ def test_what_a_variant_is_without_does_nothing(variant, name):
 def test_check_mode_changes_no_gradient(variant):
     """Kernels then read arrays that are locked against writing."""
     model = models.build(variant, 11, np.float32, context=8, layers=1, width=16)
-    ids = models.inputs(variants.load(variant), 3, 8, 11)
-    labels = np.random.default_rng(0).integers(0, 11, model(ids).shape[:2])
+    ids = np.random.default_rng(0).integers(0, 11, (3, 9))
     gradients = []
     for checked in (False, True):
         model.zero_grad()
         with check_mode() if checked else nullcontext():
-            mean_loss(model, ids, labels).backward()
+            mean_loss(model, ids[:, :-1], ids[:, 1:]).backward()
         gradients.append({name: p.grad.numpy() for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         np.testing.assert_array_equal(gradients[1][name], gradient, err_msg=name)
