@@ -452,11 +452,12 @@ def _info(argv: list[str]) -> int:
 
     system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     rows = [("minitv", __version__), ("python", system)]
-    for name in ("numpy", "numba", "scipy", "safetensors", "matplotlib"):
+    optional = {"matplotlib": "for curve.png", "soundfile": "for FLAC files"}
+    for name in ("numpy", "numba", "scipy", "safetensors", *optional):
         try:
             rows.append((name, version(name)))
         except PackageNotFoundError:
-            rows.append((name, 'not installed; for curve.png: pip install matplotlib'))
+            rows.append((name, f"not installed; {optional.get(name, 'it is needed')}: pip install {name}"))
     import numpy  # noqa: F401 - loads the BLAS that is shown below
     from threadpoolctl import threadpool_info
 

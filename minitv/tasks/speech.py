@@ -311,6 +311,10 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
             self.training = Digits(options.utterances, 0, options.longest, options.snr, front)
             self.testing = Digits(options.eval_examples, STRANGERS, options.longest, options.snr, front)
         kind = options.labels or ("character" if options.data else "word")
+        self._sha256 = hashlib.sha256(self.training.identity.encode()).hexdigest()
+        if saved is not None and saved.get("training_sha256", self._sha256) != self._sha256:
+            raise UserError(f"--data {options.data}: these are other recordings or transcripts than those of the run, as their "
+                            "SHA-256 says; begin a run on them with --init-from")
         if saved is None:
             texts = map(self.training.text, range(len(self.training))) if options.data else DIGITS
             self.alphabet = Alphabet.of(kind, texts)
@@ -442,7 +446,8 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
-        return {"labels": self.alphabet.kind, "units": list(self.alphabet.units), "scale": self.front.scale.tolist()}
+        return {"labels": self.alphabet.kind, "units": list(self.alphabet.units), "scale": self.front.scale.tolist(),
+                "training_sha256": self._sha256}
 
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from autograd.verify import PLACES
 from minitv import variants
 from minitv.errors import UserError
 from minitv.experiment import default_task, possible
-from minitv.models.conformer import BatchNorm, Conformer, Subsampling
+from minitv.models.conformer import BatchNorm, Conformer, Convolution, RelativeAttention, Subsampling
 from minitv.nn import Statistics
 from minitv.ops import ctc_loss, relative_attention
 from minitv.ops.relative_attention import shifted
@@ -169,6 +169,28 @@ def test_padding_shows_nowhere(options):
     if options.get("conv_norm") != "batch":
         for row, length in enumerate(lengths):
             assert_close(model(frames[row : row + 1, :length]).numpy()[0], results[0][row], "alone it is another", terms=1000)
+
+
+def leaks():
+    def into_the_filter(monkeypatch):
+        call = Convolution.__call__
+        monkeypatch.setattr(Convolution, "__call__", lambda self, x, rng=None, seen=None: call(self, x, rng, None))
+
+    def into_attention(monkeypatch):
+        visible = RelativeAttention.visible
+        monkeypatch.setattr(RelativeAttention, "visible", lambda self, *places, seen=None: visible(self, *places[:4]))
+
+    def into_lengths(monkeypatch):
+        monkeypatch.setattr(Conformer, "positions", lambda self, lengths: np.minimum(lengths // 2 + 1, 16))
+
+    return [into_the_filter, into_attention, into_lengths]
+
+
+@pytest.mark.parametrize("leak", leaks(), ids=lambda leak: leak.__name__)
+def test_a_leak_of_padding_is_noticed(leak, monkeypatch):
+    leak(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_padding_shows_nowhere({})
 
 
 def test_utterances_without_a_position_have_no_logits_and_no_influence():

@@ -172,6 +172,17 @@ def test_a_resumed_run_has_the_same_frames():
             task(saved={**made.state(), **broken})
 
 
+def test_a_run_goes_on_with_its_own_recordings_alone(tmp_path):
+    made = task(data=str(corpus(tmp_path / "a")))
+    saved = {**made.state(), "vocab": made.vocab}
+    assert len(task(data=str(tmp_path / "a"), saved=saved).training) == 4
+    corpus(tmp_path / "b", text="two one")
+    with pytest.raises(UserError, match="these are other recordings or transcripts than those of the run"):
+        task(data=str(tmp_path / "b"), saved=saved)
+    other = task(data=str(tmp_path / "b"), saved=made.inherited(saved))
+    assert other.alphabet.units == made.alphabet.units and np.array_equal(other.front.scale, made.front.scale)
+
+
 def test_an_utterance_longer_than_the_context_is_refused():
     with pytest.raises(UserError, match=r"--context: an utterance has \d+ frames of 10 ms, and 50 are allowed"):
         task(context=50).batch(0)
