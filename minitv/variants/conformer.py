@@ -27,22 +27,22 @@ one position. After them, a linear layer gives logits of the words or letters fo
   have.
 - Why a gate in the convolution (GLU, Dauphin et al. 2017): half of the channels decide by a sigmoid how much of the other half
   passes. The filter then reads what was let in, and not everything.
-- Why a filter for each channel alone (depthwise): K taps for each of D channels are K D weights, where filters that mix
-  channels have K D². The two linear layers beside it mix the channels.
-- Why swish, z · sigmoid(z): it learns faster than max(0, z) in the paper. --activation has others.
+- Why a filter for each channel alone (depthwise): 32 taps for each of D channels are 32 D weights, where filters that mix
+  channels have 32 D². The two linear layers beside it mix the channels.
+- Why swish, z · sigmoid(z): with max(0, z) the paper has 4.5 % word errors in place of 4.3 %. --activation has others.
 - Why fewer positions than frames: a frame comes every 10 ms, and a letter lasts 60. Attention over a fourth of the positions
   costs a sixteenth. It must not be too few: CTC needs a position for each label, and one more between two equal ones.
 
 What it gives. In the paper, a model of 118.8 M parameters makes 2.1 % word errors on LibriSpeech's clean test and 4.3 % on the
-other one. Without the convolution the second is 4.9 %, with one feed-forward network in place of two 5.0 %, and without
-relative positions 5.6 %, where each of these steps includes those before it. The published models read their output by a
-network with memory, a transducer. Here CTC reads it, as in most models since.
+other one. With max(0, z) the second is 4.5 %, without the convolution 4.9 %, with one feed-forward network in place of two 5.0
+%, and without relative positions 5.6 %, where each of these steps includes those before it. The published models read their
+output by a network with memory, a transducer. Here CTC reads it, as in most models since.
 
 What is lost. Attention costs O(T²), so very long recordings must be cut. The batch norm of the paper ties utterances of a batch
 together. And the plain model needs the whole utterance before it writes a word.
 
     ours                                                              theirs
-    T' positions, D     positions after subsampling, --width          -, d: encoder dim
+    B, T, D             utterances, positions of one, --width         -, -, encoder dim d
     M                   bands of the spectrogram, --mels              80 filterbank channels
     H, K = D / H        heads, and channels of one                    h, d_k
     u, w                bias_u, bias_v: what is asked without query   u, v (Transformer-XL)
@@ -55,7 +55,7 @@ The modules. f is the activation, ∘ is elementwise, and dropout stands at the 
     attention: q, k, v = split(Wqkv norm(x) + b)
         y_i = Σ_j softmax_j(((q_i + u) · k_j + (q_i + w) · p_{i-j}) / √K) v_j,    W merge(y) + b
     convolution: a, b = split(W₁ norm(x) + b₁),   z = a ∘ sigmoid(b),   W₂ f(norm(filter(z))) + b₂
-        filter(z)_t = b + Σ_j weight_j z_{t + (kernel-1)/2 - j}       0 outside of the utterance
+        filter(z)_t = b + Σ_j weight_j z_{t + j - (kernel-1)/2},  j = 0 .. kernel - 1        0 outside of the utterance
 
 R_n are sines and cosines of the distance n. minitv/ops/relative_attention shows how the scores of all distances become those of
 all pairs without computing anything: a shift.
@@ -70,7 +70,7 @@ utterance, so T frames make (T - 1) // 2 positions for each halving:
     [0, 1, 1, 2, 24]
 
 Attention hides the other positions, the filter reads 0 there, and norms over a batch leave them out. So an utterance has the
-same logits alone and in any batch, but for rounding.
+same logits alone and in any batch, but for rounding; with a batch norm that holds outside of training.
 
 Which norm follows the filter. The paper has a batch norm: each channel over all positions of all utterances. It needs large
 batches, and while training an utterance depends on those beside it: here on those of its micro-batch. --conv-norm layer, the
