@@ -121,29 +121,11 @@ def picture(result: dict, name: str, about: str) -> str:
     return f"\n![{about}](results/{result['folder']}/{name}.png)\n"
 
 
-def learning() -> str:
-    """What each variant learns of a text in the same steps, the best first."""
-    return learned("learning", f"held-out text, `{results('learning')['preset']}`")
-
-
-def learning_attention() -> str:
-    """The same of the relatives of attention and of the last papers, with one learning rate."""
-    return learned("learning_attention", "held-out text")
-
-
-def mqar() -> str:
-    """What each variant recalls with the token shift."""
-    return learned("mqar", "multi-query associative recall, `--token-shift`")
-
-
-def mqar_without_shift() -> str:
-    """What each variant recalls without it."""
-    return learned("mqar_without_shift", "multi-query associative recall")
-
-
-def learned(name: str, title: str) -> str:
-    """The table of ``minitv compare`` that benchmarks/learning.py kept, and the baselines below it."""
-    result = results(name)
+def learned(name: str) -> str:
+    """What each variant learns in the same steps, the best first, and the baselines: a table of ``minitv compare`` that
+    benchmarks/learning.py kept.
+    """
+    result, title = results(name), LEARNED[name]
     key, unit = result["metric"]["key"], result["metric"]["name"]
     axes = [name for name in result["variants"][0]["swept"] if name != "lr"]
     rows = []
@@ -245,10 +227,18 @@ def variants() -> str:
     return "".join(pages)
 
 
-TABLES: dict[str, Callable[[], str]] = {writer.__name__: writer for writer in (
-    train, decode, ops, scaling, scaling_long, learning, learning_attention, mqar, mqar_without_shift, extrapolation,
-    duplication, streaming, one_wide, without, variants,
-)}
+LEARNED = {  # results of benchmarks/learning.py, and the first words of their tables
+    "learning": "held-out text, `nanogpt-cpu`",
+    "learning_attention": "held-out text",
+    "masked": "hidden characters",
+    "mqar": "multi-query associative recall, `--token-shift`",
+    "mqar_without_shift": "multi-query associative recall",
+}
+TABLES: dict[str, Callable[[], str]] = {
+    **{writer.__name__: writer for writer in (train, decode, ops, scaling, scaling_long, extrapolation, duplication, streaming,
+                                              without, variants)},
+    **{name: functools.partial(learned, name) for name in LEARNED},
+}
 
 
 def filled(text: str) -> str:

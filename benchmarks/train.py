@@ -342,12 +342,13 @@ def main() -> None:
     print(f"{arguments.threads} threads, {arguments.rounds} rounds of {arguments.seconds:g} s")
     print(f"{'variant':<12} {'preset':<12} {'':<38} {'tokens/s':>8} {'range':>18} {'ms/step':>8} {'first s':>8} "
           f"{'peak MB':>8}  ours / theirs")
-    report = {variant: {preset: compare(variant, preset, contenders, arguments) for preset in presets} for variant in names}
     name = ("without" if techniques else "train") + "_gpu" * (arguments.device != "cpu")
     result = {"benchmark": name, "device": arguments.device, "threads": arguments.threads, "rounds": arguments.rounds,
-              "seconds": arguments.seconds, "variants": report}
-    if arguments.save:
-        save(name, result, "variants", machine())
+              "seconds": arguments.seconds, "variants": {}}
+    for variant in names:
+        result["variants"][variant] = {preset: compare(variant, preset, contenders, arguments) for preset in presets}
+        if arguments.save:  # at once: what is measured stays, whatever comes later
+            save(name, result, "variants", machine())
     print(json.dumps(result))
 
 

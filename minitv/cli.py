@@ -17,6 +17,7 @@ from .config import Options, Parser, Setting, choose, encode, read_toml, table
 from .errors import UserError, naming, plain
 from .options import (
     DEFAULT_PRESET,
+    ONE_TEXT,
     PRESETS,
     SYNONYMS,
     ConvertOptions,
@@ -30,8 +31,6 @@ from .options import (
 from .picture import plot, plot_readings
 from .report import columns, count, reflow, tell, wrap
 from .signals import Stop
-
-EVALUATED = 64  # pairs in a call of the model
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -216,21 +215,26 @@ def _sample(argv: list[str]) -> int:
         "minitv sample",
         synonyms=SYNONYMS,
         usage="minitv sample DIR [options]",
-        description="Write text with a trained model. DIR is the folder of a run. A model of pairs answers the prompt: it\n"
-        "writes the target of this source, without the source before it.",
+        description="Write text with a trained model. DIR is the folder of a run. A model of images or sound writes\n"
+        "a file: sample.png, or sample.wav. A model of pairs answers the prompt, and does not repeat it.",
         epilog='examples:\n  minitv sample runs/transformer --prompt "def " --tokens 300\n'
         "  echo -n 'ROMEO:' | minitv sample runs/mine --prompt - --temperature 0.7 --top-k 20\n"
-        "  minitv sample runs/mine/best --count 3\n"
+        "  minitv sample runs/mine/best --count 3\n  minitv sample runs/digits --count 25 --complete 0.5 --out digits.png\n"
         "  minitv sample runs/one-wide-ffn-pairs --prompt 31415 --beam 4",
     )
     directory, config = _of_a_run(parser, SampleOptions, argv)
     if config.prompt == "-":
         config = replace(config, prompt=_standard_input())
-    from .sample import open_run
+    from .sample import open_run, texts, write_file
 
-    run = open_run(directory, config.checkpoint, config.device, "write", answers=True)
-    for number, (seed, pieces) in enumerate(run.streams(config), 1):
-        heading = f"--- text {number} of {config.count}, seed {seed} ---\n" if config.count > 1 else ""
+    run = open_run(directory, config.checkpoint, config.device, "write", others=True)
+    if run.experiment.task.suffix:
+        path, what = write_file(run, directory, config)
+        print(f"{path}: {what}")
+        return 0
+    several = (config.count or 1) > 1
+    for number, (seed, pieces) in enumerate(texts(run, config), 1):
+        heading = f"--- text {number} of {config.count}, seed {seed} ---\n" if several else ""
         text, last = heading + ("" if run.answers else config.prompt), ""
         for piece in pieces:
             sys.stdout.write(text + piece)  # the prompt goes out with the first piece: after all checks have passed
@@ -286,8 +290,8 @@ def _eval(argv: list[str]) -> int:
         "Every token after the first is predicted from those before it in its window of the model's\n"
         "context, as in training. With --per-character each character of the text stands in a line with\n"
         "its surprise: the bits that it cost, -log2 of the probability that the model gave it. 0 bits: the\n"
-        "model was sure; 1 bit: it gave the character one half.\n"
-        "Of a model of pairs: how many targets it writes without a mistake.",
+        "model was sure; 1 bit: it gave the character one half. A model of images, sound or pairs predicts\n"
+        "those of --data, by default what its run held out.",
         epilog="examples:\n  minitv eval runs/mine --data other.txt\n"
         '  minitv eval runs/mine/best --text "def main(self):" --per-character',
     )
@@ -295,15 +299,18 @@ def _eval(argv: list[str]) -> int:
     from .evaluate import evaluate, read_text
     from .sample import open_run
 
-    run = open_run(directory, config.checkpoint, config.device, "predict the next token", answers=bool(config.data))
-    if run.answers:
-        _columns(_eval_pairs(run, directory, config))
-        return 0
-    tokenizer, model = run.tokenizer, run.model
+    run = open_run(directory, config.checkpoint, config.device, "predict the next token", others=True)
+    model = run.model
     if config.strided:
         from .models.megabyte import strided
 
         model = strided(model)
+    if run.experiment.task.suffix or run.answers:
+        _columns(_judged(run, model, directory, config))
+        return 0
+    tokenizer = run.tokenizer
+    if not config.data and not config.text:
+        raise UserError(ONE_TEXT)
     if config.text:
         with naming("--text"):
             ids, description, sha256 = tokenizer.encode(config.text), "--text", None
@@ -331,28 +338,30 @@ def _eval(argv: list[str]) -> int:
     return 0
 
 
-def _eval_pairs(run: Any, directory: str, config: EvalOptions) -> list[tuple[str, str]]:
-    """How many targets of a file the model writes without a mistake, as rows (label, text)."""
-    from .tasks.pairs import Pairs, encoded, read_pairs
+def _judged(run: Any, model: Any, directory: str, config: EvalOptions) -> list[tuple[str, str]]:
+    """How well a model of images, sound or pairs predicts data, beside its baselines."""
+    from .evaluate import judge
 
-    name = run.experiment.variant.name
-    for flag, given in (("--per-character", config.per_character), ("--strided", config.strided)):
-        if given:
-            raise UserError(f"{flag}: {name} answers sources, this is for models that continue a text")
-    pairs, description, sha256 = read_pairs(config.data, config.encoding, run.model.context)
-    with naming(description):
-        batches = [encoded(pairs[i : i + EVALUATED], run.tokenizer) for i in range(0, len(pairs), EVALUATED)]
-    sums = sum(Pairs.score(run.model, batch) for batch in batches)
-    rows = [
-        ("model", f"{name} of {directory}, step {run.step}"),
-        ("pairs", f"{description}: {count(len(pairs))} pair{'s' * (len(pairs) != 1)}"),
-        ("loss", f"{sums[0] / sums[1]:.4f} nats per token, {100 * sums[2] / sums[1]:.1f} % of {count(sums[1])} tokens right"),
-        ("exact", f"{100 * sums[4] / sums[3]:.1f} % of the targets written without a mistake, {count(sums[4])} of "
-                  f"{count(sums[3])}"),
+    experiment = run.experiment
+    if config.text or config.per_character:
+        flag = "--text" if config.text else "--per-character"
+        raise UserError(f"{flag}: the task {experiment.task.name} has no text to continue")
+    saved = run.saved
+    if config.data:
+        experiment = experiment.replace(data=config.data, encoding=config.encoding)
+        saved = experiment.task.of_other_data(saved)
+    task = experiment.begin(saved)
+    sums = judge(task, model)
+    value, answers, passes = task.value(sums), task.asked(sums), ", in two passes" if getattr(model, "stride", 0) else ""
+    items, label = ("pairs", "accuracy") if run.answers else ("values", "bits")
+    return [
+        ("model", f"{experiment.variant.name} of {directory}, step {run.step}"),
+        ("data", f"{task.description}, {'all of it' if config.data else 'what is held out'}"),
+        ("loss", f"{sums[0] / sums[1]:.4f} nats per {'token' if run.answers else 'value'}"),
+        (label, f"{value:.4f} {task.metric}, {task.verdict(value, answers)}"),
+        ("predicted", f"{count(answers)} {items}{passes}"),
+        *task.about()[-1:],
     ]
-    if sha256 == run.saved.get("pairs_sha256"):
-        rows.append(("note", "these are the pairs that the model was trained on: it has seen most of them"))
-    return rows
 
 
 def _convert(argv: list[str]) -> int:

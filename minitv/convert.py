@@ -28,7 +28,7 @@ def convert(directory: str, options: ConvertOptions) -> Path:
     old = load(directory, options.checkpoint)
     experiment = old.experiment
     def fits(variant: Variant) -> bool:
-        return variant.mixer is Attention and variant.model.reads == variants.load(VARIANT).model.reads
+        return variant.mixer is Attention and variant.reads == variants.load(VARIANT).reads
 
     if not fits(experiment.variant):
         having = [name for name in variants.variants() if fits(variants.load(name))]

@@ -84,6 +84,21 @@ def open_text(source: str | None, tokenizer: Any, encoding: str) -> Source:
     return Reader("--data", encoding, isinstance(tokenizer, ByteTokenizer), tell).open(source)
 
 
+def judge(task: Any, model: Any) -> np.ndarray:
+    """The sums of ``task.score`` over what the task holds out; RunError when the model computes a number that is not finite."""
+    batch = task.held_out()
+    on_gpu = is_cupy(model.embed.weight.data)
+    rows = max(1, (TOKENS_GPU if on_gpu else TOKENS) // batch.length)
+    parts = [batch.part(slice(i, i + rows)) for i in range(0, len(batch.inputs), rows)]
+    with blas_threads(1), ThreadPoolExecutor(1 if on_gpu else cores()) as pool:
+        started = [pool.submit(copy_context().run, task.score, model, part) for part in parts]
+        shown = tqdm(started, desc="reading", unit="call", delay=2, leave=False, disable=None)
+        sums = sum(part.result() for part in shown)
+    if not np.isfinite(sums).all():
+        raise RunError("the model's loss is not finite: its weights, or what it computes from them, are not")
+    return sums
+
+
 def read_text(source: str, tokenizer: Any, encoding: str) -> tuple[np.ndarray, str, str]:
     """The ids [N] of a source as ``--data`` names it, a few words about it, and the SHA-256 of its UTF-8.
 

@@ -103,8 +103,8 @@ def namespace(variant: Variant, task: type[Task]) -> Options:
     """The options that a variant has on a task."""
     if not suits(variant, task):
         reason = "sees the past alone, and this task asks for what both sides say"
-        if variant.model.reads != task.reads:
-            reason = f"reads {variant.model.reads}, and this task has {task.reads}"
+        if task.reads != variant.reads:
+            reason = f"reads {variant.reads}, and this task has {task.reads}"
         elif task.causal:
             reason = "sees the whole sequence at once, and the answers of this task stand in it"
             reason += variant.not_causal and f"; {variant.not_causal}"
@@ -116,7 +116,7 @@ def namespace(variant: Variant, task: type[Task]) -> Options:
 
 def suits(variant: Variant, task: type[Task]) -> bool:
     """Whether a variant can be trained for a task."""
-    return variant.model.reads == task.reads and task.causal in (None, variant.causal)
+    return task.reads == variant.reads and task.causal in (None, variant.causal)
 
 
 def possible(variant: Variant) -> list[str]:
@@ -128,7 +128,7 @@ def default_task(variant: Variant) -> str:
     """The task that a variant is trained for unless another is asked for."""
     names = possible(variant)
     if not names:
-        raise UserError(f"{variant.name}: there is no task for it, which reads {variant.model.reads}")
+        raise UserError(f"{variant.name}: there is no task for it, which reads {variant.reads}")
     names.sort(key=lambda name: (name != DEFAULT_TASK, tasks.load(name).causal is None))
     return names[0]
 
@@ -143,11 +143,12 @@ def elsewhere(name: str) -> str:
 
 
 def preset_layers(variant: Variant, task: type[Task], name: str) -> list[Layer]:
-    """The values of a preset: what the task wants, what all variants share, what the paper of this variant wants."""
+    """The values of a preset: what the task wants, what all variants share, what the variant wants, and wants on this task."""
     choose("preset", name, PRESETS)
     offered = namespace(variant, task).settings
     layers = [(f"task {task.name}", task.defaults), (f"preset {name}", PRESETS[name]), (variant.name, variant.overrides),
-              (f"preset {name}", variant.presets.get(name, {}))]
+              (f"preset {name}", variant.presets.get(name, {})),
+              (f"{variant.name} on {task.name}", variant.on_tasks.get(task.name, {}))]
     return [(source, {k: v for k, v in values.items() if k in offered}) for source, values in layers]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 PIECE = 2**13  # so many tokens at most follow one another in a sample of a text
@@ -46,6 +48,26 @@ def ngram_bpc(train_ids: np.ndarray, held_ids: np.ndarray, vocab: int, max_order
         history[first + 1:length + 1] = gram[:len(history) - first - 1]
         history[length + 1:] = np.where(matches, place, -1)[:-1]
     return bits
+
+
+def after(contexts: np.ndarray, tokens: np.ndarray, asked: np.ndarray, held: np.ndarray, vocab: int, below: Any) -> np.ndarray:
+    """The probability of each of the tokens ``held`` [M] in its context ``asked`` [M], by what stands in other ones.
+
+    ``tokens`` [N] stood in the ``contexts`` [N], integers from 0 up. As above, p(c | h) = (N(hc) + T(h) below) / (N(h) + T(h)),
+    where ``below`` [M] is what is known without the context.
+    """
+    pairs, counts = np.unique(contexts.astype(np.int64) * vocab + tokens, return_counts=True)
+    seen, first, kinds = np.unique(pairs // vocab, return_index=True, return_counts=True)
+    totals = np.add.reduceat(counts, first)  # N(h)
+    n, t = (_found(seen, asked, values) for values in (totals, kinds))
+    hits = _found(pairs, asked.astype(np.int64) * vocab + held, counts)
+    return np.where(n > 0, (hits + t * below) / np.maximum(n + t, 1), below)
+
+
+def _found(keys: np.ndarray, asked: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The value [M] of each key [M] that is asked for, among sorted ones; 0 where it is not there."""
+    places = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return np.where(keys[places] == asked, values[places], 0)
 
 
 def _number(keys: np.ndarray, number: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

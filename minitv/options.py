@@ -168,6 +168,10 @@ class TrainOptions:
             raise UserError(f"--min-lr: {self.min_lr} is above --lr, which is {self.lr}")
 
 
+OF_SOME = ("prompt", "tokens", "stop", "window", "sinks", "beam", "length_penalty", "out", "complete", "seconds"
+           )  # of sampling; Task.writes says of which
+
+
 @dataclass(frozen=True)
 class SampleOptions:
     """sampling"""
@@ -177,7 +181,7 @@ class SampleOptions:
         None, "tokens to write, of an answer at most; none = 500, or without end, until Ctrl-C, with --window or --sinks", low=1
     )
     temperature: float | None = option(
-        None, "below 1 = safer, above 1 = wilder, 0 = always the likeliest token; none = 0.8 for a text, 0 for an answer", low=0
+        None, "below 1 = safer, above 1 = wilder, 0 = always the likeliest token; none = 0.8, for an answer 0", low=0
     )
     top_k: int | None = option(None, "draw among the k likeliest tokens only", low=1)
     top_p: float = option(1.0, "draw among the likeliest tokens that together have this probability", above=0, high=1)
@@ -191,13 +195,19 @@ class SampleOptions:
     )
     stop: str | None = option(None, "end before this text appears in what is written")
     seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
-    count: int = option(1, "texts to write, with the seeds from --seed on", low=1, high=2**20)
+    count: int | None = option(None, "texts, images or sounds to write, with the seeds from --seed on; none = 1, or 16 images",
+                               low=1, high=2**20)
     beam: int | None = option(
         None, "beginnings of an answer that are followed at once, the best one is written; none = the likeliest token is taken "
         "again and again", low=1, high=1000)
     length_penalty: float = option(
         1.0, "with --beam: the sum of an answer's log-probabilities is divided by its length to this power; 0 = not at all",
         low=0, high=100)
+    out: str | None = option(None, "file for images (.png) or sounds (.wav); none = sample.png or sample.wav in DIR",
+                             metavar="FILE")
+    complete: float | None = option(None, "share of each image or sound that is given: the beginning of one that was held out",
+                                    above=0, below=1)
+    seconds: float = option(2.0, "length of a sound", above=0, high=3600)
     window: int | None = _window()
     sinks: int | None = _sinks()
     checkpoint: str = _checkpoint()
@@ -209,24 +219,31 @@ class SampleOptions:
         _check_device(self.device)
         if self.beam is None and self.length_penalty != 1:
             raise UserError(f"--length-penalty {self.length_penalty:g}: it ranks the answers of a beam, give --beam N")
-        if self.beam is not None and (self.temperature or self.count > 1):
+        if self.beam is not None and (self.temperature or (self.count or 1) > 1):
             raise UserError(f"--beam {self.beam}: a beam draws nothing, so --temperature and --count do not go with it")
         if self.stop == "":
             raise UserError("--stop: an empty text is everywhere, give at least one character")
-        if self.seed + self.count > 2**63:
+        if self.seed + (self.count or 1) > 2**63:
             raise UserError(f"--count: {self.count} seeds from {self.seed} on end above 2**63 - 1: give a smaller --seed")
         if self.tokens is None and self.window is None and self.sinks is None:
             object.__setattr__(self, "tokens", 500)
-        if self.tokens is None and self.count > 1:
+        if self.tokens is None and (self.count or 1) > 1:
             raise UserError(f"--count {self.count}: the first text has no end without --tokens, allowed: 1")
+
+    def temperature_or(self, usual: float) -> float:
+        """The temperature, if it was given, or the usual one of what is written."""
+        return usual if self.temperature is None else self.temperature
+
+
+ONE_TEXT = "--data and --text: give one of them, the text that the model is to predict"
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     """evaluation"""
 
-    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-); for a model of "
-                       "pairs, a source, a tab and its target in each line", metavar="PATH")
+    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-); images, sound or "
+                       "pairs for a model of them", metavar="PATH")
     text: str = option("", "the text itself")
     encoding: str = _encoding()
     per_character: bool = option(False, "list every character of the text with the bits that it cost")
@@ -238,8 +255,8 @@ class EvalOptions:
     def __post_init__(self) -> None:
         check(self)
         _check_device(self.device)
-        if bool(self.data) == bool(self.text):
-            raise UserError("--data and --text: give one of them, the text that the model is to predict")
+        if self.data and self.text:
+            raise UserError(ONE_TEXT)
 
 
 @dataclass(frozen=True)

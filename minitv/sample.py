@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from .evaluate import Evaluation, evaluate
 from .experiment import Experiment, from_checkpoint
 from .models.encdec import EncoderDecoder, padded
 from .models.lm import LanguageModel
-from .options import SampleOptions
+from .options import OF_SOME, SampleOptions
 from .variants.attention_sinks import cache_of, streaming
 
 BLOCK = 64  # random numbers drawn at a time
@@ -67,10 +68,11 @@ def penalise(logits: np.ndarray, mask: np.ndarray, penalty: float) -> np.ndarray
 
 def generate(model: LanguageModel, prompt: np.ndarray, tokens: int | None, rng: Random, *, temperature: float = 1.0,
              top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0,
-             repetition_penalty: float = 1.0) -> Iterator[int]:
+             repetition_penalty: float = 1.0, among: int | None = None) -> Iterator[int]:
     """Yield ``tokens`` ids that continue the prompt's ids (at least one), or ids without end where that is None.
 
-    ``choose`` draws each; ``penalise`` applies before it to every token of the prompt and of what has been generated. Where the
+    ``choose`` draws each, among the first ids alone where ``among`` says how many; ``penalise`` applies before it to every
+    token of the prompt and of what has been generated. Where the
     model ends at its context, as learned positions do, the state is then rebuilt from the last half of it, so at
     least context / 2 tokens are always seen.
     """
@@ -95,7 +97,7 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int | None, rng: 
                 mask = np.zeros(len(logits), bool)
                 mask[history] = True
             scores = penalise(logits, mask, repetition_penalty)
-        token = choose(scores, float(uniforms[i % BLOCK]), temperature, top_k, top_p, min_p)
+        token = choose(scores[:among], float(uniforms[i % BLOCK]), temperature, top_k, top_p, min_p)
         history.append(token)
         if mask is not None:
             mask[token] = True
@@ -129,9 +131,10 @@ class Trained(NamedTuple):
     def write(self, prompt: str = "", tokens: int = 200, **options: Any) -> str:
         """The text that the model continues a prompt with; ``options`` are those of ``minitv sample``, such as temperature."""
         config = SampleOptions(prompt=prompt, tokens=tokens, **options)
-        if wrong := [name for name in ("count", "checkpoint", "device") if name in options]:
+        if wrong := [name for name in ("count", "checkpoint", "device", "out", "complete", "seconds") if name in options]:
             raise UserError(f"write: {wrong[0]} is an option of `minitv sample` alone; a run that is loaded writes one text, "
                             "with its weights where they are")
+        check_options(self.experiment.task, config)
         return "".join(self.pieces(config, config.seed))
 
     @property
@@ -151,9 +154,6 @@ class Trained(NamedTuple):
             return _until(options.stop, self._answer(options, seed))
         self.check_causal("write")
         tokenizer = self.tokenizer
-        if options.beam is not None:
-            raise UserError(f"--beam: {self.experiment.variant.name} continues a text, which has no end; a beam is for models "
-                            "that answer a source")
         with naming("--prompt"):
             prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
         model = self.model
@@ -165,19 +165,13 @@ class Trained(NamedTuple):
     @staticmethod
     def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seed: int, temperature: float) -> Iterator[int]:
         """The ids that ``generate`` draws; ``temperature`` stands for an option that is not given."""
-        temperature = temperature if options.temperature is None else options.temperature
-        return generate(model, prompt, options.tokens, Random(seed), temperature=temperature, top_k=options.top_k,
-                        top_p=options.top_p, min_p=options.min_p, repetition_penalty=options.repetition_penalty)
-
-    def streams(self, options: SampleOptions) -> Iterator[tuple[int, Iterator[str]]]:
-        """The seeds and the pieces of ``options.count`` texts."""
-        return ((seed, self.pieces(options, seed)) for seed in range(options.seed, options.seed + options.count))
+        return generate(model, prompt, options.tokens, Random(seed), temperature=options.temperature_or(temperature),
+                        top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
+                        repetition_penalty=options.repetition_penalty)
 
     def _answer(self, options: SampleOptions, seed: int) -> Iterator[str]:
         """The target of the source ``options.prompt``, token after token; of a beam as a whole."""
         model, tokenizer, name = self.model, self.tokenizer, self.experiment.variant.name
-        if options.window is not None or options.sinks is not None:
-            raise UserError(f"--window and --sinks: {name} answers a source, they are for models that continue a text")
         with naming("--prompt"):
             if not options.prompt:
                 raise UserError(f"{name} answers a source: give one")
@@ -213,18 +207,19 @@ def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
     yield decoder.finish()
 
 
-def open_run(directory: str, name: str, device: str, purpose: str, *, answers: bool = False) -> Trained:
+def open_run(directory: str, name: str, device: str, purpose: str, *, others: bool = False) -> Trained:
     """A run's checkpoint with its causal model on a device, for a task with text; ``purpose`` says in an error what for.
 
-    With ``answers`` a model that answers a source will do as well.
+    With ``others`` the model may also answer sources, or write files.
     """
     with device_errors():
         select(device)
     run = load(directory, name)
     with naming(directory):
-        if not (answers and run.answers):
+        if not (others and run.answers):
             run.check_causal(purpose)
-        _ = run.tokenizer  # there is one
+        if not (others and run.experiment.task.suffix):
+            _ = run.tokenizer  # there is one
     run.model.to(device)
     return run
 
@@ -234,7 +229,43 @@ def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Itera
 
     The seeds are ``options.seed`` and those after it. A text ends before ``options.stop``.
     """
-    yield from open_run(directory, options.checkpoint, options.device, "write", answers=True).streams(options)
+    run = open_run(directory, options.checkpoint, options.device, "write", others=True)
+    with naming(directory):
+        _ = run.tokenizer  # there is one
+    yield from texts(run, options)
+
+
+def texts(run: Trained, options: SampleOptions) -> Iterator[tuple[int, Iterator[str]]]:
+    """The same for a run that is open."""
+    check_options(run.experiment.task, options)
+    for seed in range(options.seed, options.seed + (options.count or 1)):
+        yield seed, run.pieces(options, seed)
+
+
+def write_file(run: Trained, directory: str, options: SampleOptions) -> tuple[Path, str]:
+    """Write what a model makes up that writes no text; gives the file, and what it holds in words."""
+    task = run.experiment.task
+    check_options(task, options)
+    path = Path(options.out) if options.out else checkpoint.run_folder(directory) / f"sample{task.suffix}"
+    if path.suffix.lower() != task.suffix:
+        raise UserError(f"--out {path}: a model of {task.name} writes a file that ends with {task.suffix}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--out {path}: {'this is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+    with blas_threads(1):
+        return path, task.write_file(run, options, path)
+
+
+def check_options(task: Any, options: SampleOptions) -> None:
+    """Raise UserError if an option was given that concerns what models of other tasks write."""
+    usual = SampleOptions()
+    for name in OF_SOME:
+        if name not in task.writes and getattr(options, name) != getattr(usual, name):
+            others = f", allowed: {', '.join(map(_flag, task.writes))}" if task.writes else ""
+            raise UserError(f"{_flag(name)}: this says nothing to a model of the task {task.name}{others}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _until(stop: str | None, pieces: Iterator[str]) -> Iterator[str]:

@@ -14,7 +14,6 @@ from autograd.device import beside, read
 from autograd.random import Random
 
 from .errors import CheckpointError, UserError
-from .models.encoder import Encoder
 
 NOTHING = -1  # a label where no answer is asked
 
@@ -34,8 +33,13 @@ class Batch(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The positions of a sequence that the model reads: those of all arrays but the labels."""
-        return sum(array.shape[1] for array in self[:-1])
+        """The positions of a sequence, by which micro-batches are sized."""
+        return self.inputs.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are read, for the speed of a run."""
+        return self.inputs.size
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Task:
     name: ClassVar[str]
     summary: ClassVar[str]
     Options: ClassVar[type] = NoOptions  # a dataclass of options, see config.py
-    reads: ClassVar[str] = Encoder.reads  # what a model must read that is trained for it
+    reads: ClassVar[str] = "tokens"  # what an input is: tokens, or frames of sound; a model says the same of itself
     causal: ClassVar[bool | None] = True  # whether an answer may depend on the past alone; None: on the past or on both sides
     defaults: ClassVar[dict[str, Any]] = {}  # of the options that all tasks share, such as context and steps
     metric: ClassVar[str] = "accuracy"  # the figure that ``value`` gives, with its unit
@@ -63,6 +67,8 @@ class Task:
     rising: ClassVar[bool] = True  # whether more of it is better
     goal: ClassVar[float | None] = None  # a value of the metric; compare says after how many steps each variant reached it
     after: ClassVar[str] = "what it learned is in {directory}"  # what can be done after a run
+    writes: ClassVar[tuple[str, ...]] = ()  # the options of `minitv sample` that concern what a model of it writes
+    suffix: ClassVar[str] = ""  # of the file that a model of it writes, where that is no text
 
     vocab: int  # ids are 0 ... vocab - 1
     baselines: dict[str, float]  # the metric of methods that do not learn, by name
@@ -162,6 +168,19 @@ class Task:
     def stored_tokenizer(cls, saved: Mapping[str, Any]) -> Any:
         """What turns text into ids and back, from a checkpoint's state; UserError where a task has no text."""
         raise UserError(f"the task {cls.name} has no text to write")
+
+    @classmethod
+    def write_file(cls, run: Any, options: Any, path: Any) -> str:
+        """Write what a trained model of the task makes up into a file, and say what that is; for a task with a ``suffix``.
+
+        ``run`` is a Trained as in sample.py, ``options`` are those of `minitv sample`.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint's state for a task with other data, all of which is held out; UserError where data is drawn."""
+        raise UserError(f"--data: the sequences of the task {cls.name} are drawn, and the held-out ones are always the same")
 
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any] | None:

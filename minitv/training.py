@@ -201,7 +201,7 @@ class _Session:
             batch = task.batch(step)
             loss = self._step(batch, step)
             number, since = step + 1, since + 1
-            rate = since * len(batch.labels) * batch.length / (time.perf_counter() - clock)
+            rate = since * batch.tokens / (time.perf_counter() - clock)
             record = {"step": number, "loss": loss, **self._training_value(loss), "tokens_per_s": round(rate, 1),
                       "elapsed_s": round(self._elapsed(), 3), "lr": trainer.lr, "grad_norm": trainer.grad_norm}
             progress.update(number, loss=loss, metric=self._shown_metric(loss), tokens_per_s=rate)

@@ -52,12 +52,18 @@ class Variant:
     not_causal: str = ""  # why it cannot be made to see the past alone, where that is no matter of a mask
     without: tuple[str, ...] = ()  # shared options that do nothing here
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what differs from the presets of all
+    on_tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the same by task, for every preset
     fused: str | None = None  # the module of minitv/decode with kernels for writing
 
     @property
     def causal(self) -> bool:
         """Whether an output depends on the past alone, so that the variant can write."""
         return issubclass(self.model, LanguageModel)
+
+    @property
+    def reads(self) -> str:
+        """What an input is, as a task says it: tokens, unless the model says something else."""
+        return getattr(self.model, "reads", "tokens")
 
     def configure(self, preset: str | None = None, *, task: str | None = None, **values: Any) -> Experiment:
         """All options of a run: the defaults, then the preset, then ``values``; UserError names what does not fit."""

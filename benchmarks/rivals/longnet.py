@@ -42,7 +42,7 @@ def dilated(torch, attend, q, k, v, segments, dilations):
     for w, r in zip(segments, dilations, strict=True):
         rest, c = -length % w, min(r, heads)  # c heads keep different positions
         padded = [torch.nn.functional.pad(x, (0, 0, 0, rest)) if rest else x for x in (q, k, v)]
-        split = [x.view(batch, heads // c, c, -1, w // r, r, width)[:, :, :, :, :, :c] for x in padded]
+        split = [x.reshape(batch, heads // c, c, -1, w // r, r, width)[:, :, :, :, :, :c] for x in padded]
         kept = [x.diagonal(dim1=2, dim2=5).movedim(-1, 2) for x in split]  # [B H/c c segments w/r width]
         y, lse = attend(torch, *(x.flatten(0, 3)[:, None] for x in kept))
         y, lse = y.view_as(kept[0]), lse.detach().view(kept[0].shape[:-1])

@@ -168,7 +168,7 @@ class EncoderDecoder(Encoder):
     ``options`` are the variant's own: ``heads``, and ``plan(model)`` for the layers.
     """
 
-    reads: ClassVar[str] = "pairs of sequences, a source and a target"
+    reads: ClassVar[str] = "pairs of sequences"
 
     def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32):
         self.variant, self.context, self.encoding, self.end = variant, model.context, model.positions, vocab - 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +31,6 @@ class Encoder(Module):
 
     ``model`` are the options every variant has, ``options`` the variant's own; the weights follow from ``rng``.
     """
-
-    reads: ClassVar[str] = "one sequence"
 
     def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32):
         self.variant, self.context = variant, model.context

@@ -9,9 +9,9 @@ a position of level i is a unit of u_i tokens, and n_i of them make one position
     carry    the n_{i+1} parts of y[a], each times W_i, go to the positions of level i + 1 that lie in it
     logits   of the innermost level, where a position is a token
 
-Position a is the first to know token a u_i, and what it gives serves to predict the tokens a u_i + 1 .. (a + 1) u_i. So every
-level knows what stands before the tokens that it is about, and nothing more. variants/megabyte.py teaches the paper, whose
-equations have their numbers here.
+Position a is the first one that sees token a u_i. Its output serves to predict the tokens a u_i + 1 .. (a + 1) u_i. So it sees
+all tokens before those which it helps to predict, and no others. variants/megabyte.py teaches the paper, whose equations have
+their numbers here.
 """
 
 from __future__ import annotations

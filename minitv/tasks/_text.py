@@ -50,6 +50,8 @@ class CorpusOptions:
 class OnText(Task):
     """A task whose sequences are windows of a text: ``corpus`` holds its two parts and ``tokenizer`` reads it."""
 
+    writes = ("prompt", "tokens", "stop", "window", "sinks")
+
     def __init__(self, options: CorpusOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         self.options, self.context = options, context
         tokenizer, expected = (None, None) if saved is None else (self.stored_tokenizer(saved), saved.get("corpus_sha256"))

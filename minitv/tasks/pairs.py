@@ -32,7 +32,7 @@ from autograd.device import beside
 from autograd.random import Random
 
 from ..config import check, option, settings
-from ..errors import CheckpointError, UserError, naming, quoted
+from ..errors import CheckpointError, UserError, quoted
 from ..models.encdec import PADDING, EncoderDecoder, padded
 from ..options import DATA
 from ..report import count, tell
@@ -42,6 +42,7 @@ from ..tokenizer import CharTokenizer, from_json
 from ._drawn import HELD_OUT, DrawnOptions
 
 DIGITS = "0123456789"
+EVERYTHING = "everything"  # stands in a state in place of a hash: other pairs, all of which are held out
 SHARE = 10  # one of so many sources is held out
 TURNS = 200  # of drawing, for sources on the side that is asked for
 COMMONEST = Random(3).split(2**63)  # pairs of which a baseline learns, the same for every seed of a run
@@ -73,9 +74,6 @@ class PairsOptions(DrawnOptions):
         if self.rule in ("add", "all") and self.shortest > self.number:
             raise UserError(f"--shortest: {self.shortest} is more than the {self.number} digits that a number has with "
                             f"--longest {self.longest}")
-        for name in ("rule", "shortest", "longest"):
-            if self.data and (value := getattr(self, name)) != settings(type(self))[name].default:
-                raise UserError(f"--{name} {value}: this is for pairs that are drawn, and --data gives other ones")
 
     @property
     def number(self) -> int:
@@ -87,11 +85,20 @@ class Pair(NamedTuple):
     """Some pairs: the sources, the targets so far, and the token that is asked for after each; see models/encdec.py."""
 
     source: np.ndarray  # ids [B S], each row with its end sign, padded behind it
-    target: np.ndarray  # ids [B T], each row begins with the end sign
+    inputs: np.ndarray  # ids [B T], each row begins with the end sign
     labels: np.ndarray  # ids [B T], NOTHING behind the end sign
 
     part = Batch.part
-    length = Batch.length
+
+    @property
+    def length(self) -> int:
+        """The positions of a pair."""
+        return self.source.shape[1] + self.inputs.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are read."""
+        return self.source.size + self.inputs.size
 
 
 class Pairs(Task, name="pairs", summary="an answer to each source: a string reversed or sorted, a sum, or what a file says"):
@@ -102,19 +109,27 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     reads = EncoderDecoder.reads
     defaults: ClassVar[dict[str, Any]] = {"batch": 64, "steps": 1000, "eval_every": 100}
     metric, goal = "sequence accuracy", 0.9
+    writes = ("prompt", "tokens", "stop", "beam", "length_penalty")
     after = "ask it with: minitv sample {directory} --prompt SOURCE"
 
     def __init__(self, options: PairsOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         self.options, self._context, self._count, self._random = options, context, batch, Random(seed)
         self._texts: dict[bool, Texts] | None = None  # of a file: False, those that are trained on, True, those held out
-        self.sha256 = None  # of the file
+        self.sha256, self.description = None, "pairs that are drawn"
+        began = None if saved is None else saved.get("pairs_sha256", EVERYTHING)
+        for name in ("rule", "shortest", "longest") if options.data and saved is None else ():
+            if (value := getattr(options, name)) != settings(type(options))[name].default:
+                raise UserError(f"--{name} {value}: this is for pairs that are drawn, and --data gives other ones")
+        self._everything = bool(saved) and saved.get("pairs_sha256") == EVERYTHING  # is held out
         alphabet = self._open() if options.data else self._fitting()
         self.tokenizer = CharTokenizer.train(alphabet) if saved is None else self.stored_tokenizer(saved)
-        if saved is not None and saved.get("pairs_sha256", self.sha256) != self.sha256:
-            began = "pairs that are drawn, without --data" if saved["pairs_sha256"] is None else "the pairs of another file"
-            raise UserError(f"--data {options.data or 'is not given'}: this run began with {began}")
-        with naming(f"--data {options.data}" if options.data else f"--rule {options.rule}"):
-            self.tokenizer.encode(alphabet)
+        if saved is not None and began not in (self.sha256, EVERYTHING):
+            what = "pairs that are drawn, without --data" if began is None else "the pairs of another file"
+            raise UserError(f"--data {options.data or 'is not given'}: this run began with {what}")
+        if unknown := sorted(set(alphabet) - set(self.tokenizer.characters)):
+            where = f"--data {options.data}" if options.data else f"--rule {options.rule}"
+            raise UserError(f"{where}: the model does not know {quoted(''.join(unknown))}, it knows the characters "
+                            f"{quoted(self.tokenizer.characters)}")
         self.end = self.tokenizer.vocab
         self.vocab = self.end + 1
         if self._texts is not None:
@@ -170,11 +185,12 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
 
     def _open(self) -> str:
         """Read the file into ``_texts``; returns its characters."""
-        pairs, self._description, self.sha256 = read_pairs(self.options.data, self.options.encoding, self._context)
-        self._texts = {side: [pair for pair in pairs if is_held_out(pair[0]) == side] for side in (False, True)}
+        pairs, self.description, self.sha256 = read_pairs(self.options.data, self.options.encoding, self._context)
+        self._texts = {side: [pair for pair in pairs if (self._everything or is_held_out(pair[0])) == side]
+                       for side in (False, True)}
         for side, purpose in ((False, "to train on"), (True, "held out")):
-            if not self._texts[side]:
-                raise UserError(f"--data: {self._description} has {len(pairs)} pairs, and none of them is {purpose}: one of "
+            if not (self._texts[side] or self._everything):
+                raise UserError(f"--data: {self.description} has {len(pairs)} pairs, and none of them is {purpose}: one of "
                                 f"{SHARE} different sources is held out, by its checksum; give more pairs")
         return "".join(sorted(set().union(*map(set, chain.from_iterable(pairs)))))
 
@@ -200,6 +216,7 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
         number = self.options.eval_examples
         if self._texts is None:
             return self.draw(HELD_OUT, number, held_out=True)
+        number = None if self._everything else number
         return sorted(self._texts[True], key=lambda pair: hashlib.sha256("\t".join(pair).encode()).digest())[:number]
 
     @functools.cached_property
@@ -211,11 +228,10 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
 
     # -- figures
 
-    @classmethod
-    def score(cls, model: Any, batch: Pair) -> np.ndarray:
+    def score(self, model: Any, batch: Pair) -> np.ndarray:
         """Sums: cross-entropy in nats, tokens, right tokens, pairs, pairs whose tokens are all right."""
         with no_grad():
-            logits, labels = cls.answers(model, batch)
+            logits, labels = self.answers(model, batch)
             labels = labels.reshape(-1)
             nats = cross_entropy(logits.reshape(-1, logits.shape[-1]), beside(labels, logits.data), reduction="sum").item()
             right = to_numpy(logits.data).argmax(-1).reshape(-1) == labels
@@ -232,7 +248,7 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     @functools.cached_property
     def baselines(self) -> dict[str, float]:
         """The share of targets that are the source itself, and that are the commonest target of other pairs."""
-        others = self.draw(COMMONEST, LEARNED, held_out=False) if self._texts is None else self._texts[False]
+        others = self.draw(COMMONEST, LEARNED, held_out=False) if self._texts is None else self._texts[False] or self.examples
         commonest = Counter(target for _, target in others).most_common(1)[0][0]
         asked = self.examples
         return {"copy of the source": sum(source == target for source, target in asked) / len(asked),
@@ -241,7 +257,7 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     def about(self) -> list[tuple[str, str]]:
         rows = super().about()
         if self._texts is not None:
-            rows.insert(0, ("pairs", f"{self._description}: {count(len(self._texts[False]))} to train on, "
+            rows.insert(0, ("pairs", f"{self.description}: {count(len(self._texts[False]))} to train on, "
                                      f"{count(len(self._texts[True]))} held out, sha256 {self.sha256[:16]}"))
         return rows
 
@@ -266,11 +282,18 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     def stored_tokenizer(cls, saved: Mapping[str, Any]) -> Any:
         if not isinstance(saved.get("tokenizer"), Mapping):
             raise CheckpointError("the checkpoint has no tokenizer")
-        return from_json(saved["tokenizer"])
+        tokenizer = from_json(saved["tokenizer"])
+        if tokenizer.kind != "char":
+            raise CheckpointError(f"the checkpoint has a tokenizer of the kind {tokenizer.kind}, and pairs have characters")
+        return tokenizer
 
     @classmethod
     def stored_vocab(cls, saved: Mapping[str, Any]) -> int:
         return cls.stored_tokenizer(saved).vocab + 1
+
+    @classmethod
+    def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        return {**saved, "pairs_sha256": EVERYTHING}
 
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,11 @@ class Utterances(NamedTuple):
         """Positions of an utterance as a model has them that reads every fourth frame."""
         return -(-self.inputs.shape[1] // 4)
 
+    @property
+    def tokens(self) -> int:
+        """Frames that count."""
+        return int(self.lengths.sum())
+
 
 class Corpus:
     """Utterances by their numbers: what is said, a name, and frames [T M], float32 and not normalised."""

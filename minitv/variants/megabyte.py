@@ -2,32 +2,34 @@
 
 The problem. A text is five times as long in bytes as in words, a picture or a minute of sound has a million bytes. A
 Transformer over bytes pays for that twice: every byte meets all bytes before it, so attention grows with T², and every byte
-passes through all large feed-forward networks, most of which it would not need. And it writes one byte after the other through
-all layers. Word pieces shorten a text, but they must be made by another program first, and pictures and sound have none.
+passes through all large feed-forward networks, although most bytes are easy to predict. And it writes one byte after the other
+through all layers. Word pieces shorten a text, but another program must make them first, and pictures and sound have none.
 
-The idea. Cut the text into patches of P bytes. A large global model has one position for each patch. What it reads there is the
-patch before, the embeddings of its P bytes side by side, and what it gives goes to the P bytes of its own patch. A small local
-model predicts these bytes one after the other. It sees what the global model said of the patch, and the bytes of the same patch
-so far, and nothing else. Numbers in brackets name the paper's equations.
+The idea. Cut the text into patches of P bytes. A large global model has one position for each patch. There it reads the patch
+before: the embeddings of its P bytes, side by side. Its output at this position serves to predict the patch of the position. A
+small local model predicts the bytes of the patch one after the other. It sees the global output for the patch, the bytes of the
+same patch so far, and nothing else. Numbers in brackets name the paper's equations.
 
 - Why side by side and not the sum: a sum would not tell which byte stood where. P bytes with D/P channels each fill one vector
   of D channels, and the global model gives D channels back, D/P of them to each byte.
-- Why a local model: bytes that the global model predicted all at once would not know of each other. Where cat and dog are both
-  likely, cag and dot would be likely too, and one answer for each of 256^P patches is too many (section 2.4). Without a local
-  model the paper has 1.263 bits per byte of scientific articles in place of 0.687 (Table 10).
-- Why a global model: without it, a byte sees its own patch alone, 1.373 bits per byte.
+- Why a local model: bytes that the global model predicted all at once would not know of each other. If the next word is cat or
+  dog, it would also write cag and dot. To predict the patch as a whole, it would need a probability for each of 256^P patches,
+  which are too many (section 2.4). Without a local model the paper has 1.263 bits per byte of scientific articles in place of
+  0.687 (Table 10).
+- Why a global model: without it, a byte sees its own patch alone. Then the same articles take 1.373 bits per byte.
 - Why two shifts: patch k must not be read before it is written, so the global model reads patch k - 1 at position k. A byte
-  must not be read before it is predicted, so the local model reads the byte before. Together they show exactly the past: the
-  last byte of the patch before, which the local model never reads at the first place of a patch, comes by the global model.
+  must not be read before it is predicted, so the local model reads the byte before. At the first place of a patch, the local
+  model does not read the byte before, which is in another patch. The global model has read it. So both shifts together show
+  exactly the past.
 - Why pads: at the first place of a patch there is no byte before in the patch, and at the first patch no patch before. A
   learned vector stands there instead.
-- Why that is cheap: attention costs T²/P² among patches and T P inside them, at best T^(4/3) in place of T². And a global
-  block works once for P bytes, so it may have P times as many weights at the same cost. With equal computation the paper has
-  1.000 bits per byte of PG-19, a Transformer with a shorter context 1.057 (Table 7).
+- Why that is cheap: attention costs T²/P² among patches and T P inside them, and T^(4/3) in all with P = T^(1/3) (section 3.1).
+  And a global block works once for P bytes, so it may have P times as many weights at the same cost. With equal computation the
+  paper has 1.000 bits per byte of old books (PG-19), and a Transformer with a shorter context has 1.057 (Table 7).
 
-What is lost. What the global model says of a patch is said before the first byte of the patch is known, so the large model
-never reacts to bytes of the running patch. Predictions become worse towards the end of a patch. And the position of a word in
-its patch is an accident: the same word looks different to the global model in each of P places.
+What is lost. The global model gives its part before the first byte of the patch is known, so the large model never reacts to
+bytes of the running patch. Predictions become worse towards the end of a patch (section 2.3.3). And where a word begins in its
+patch is an accident: the same word looks different to the global model at each of P places (section 2.3.1).
 
     ours                                                        the paper's
     B T V              batch, tokens that are read, vocabulary  -, T, V
@@ -57,9 +59,15 @@ that is given. It takes the last place of the pads before the text. Nothing else
     P(token t + 1 is v) = softmax(E₁ out_{k,p})_v,   t = kP + p                    (6) with --tied
 
 The blocks are the Transformer's, x + layer(norm(x)), with causal attention (minitv/variants/transformer.py). Learned positions
-inside a patch are added in (4) as well. minitv/models/megabyte.py computes all of it: ``entered`` is (1), (2) and (4), ``read``
-(3) and (5), ``carried`` the product with W. In backward only the shifts are new: what arrives at a pad is summed over the batch
-and over all patches, and what arrives at position k belongs to the tokens of patch k - 1.
+inside a patch are added in (4) as well. The loss is the Transformer's, the mean of -ln P(token t + 1) over all t.
+minitv/models/megabyte.py computes all of it: ``entered`` is (1), (2) and (4), ``read`` (3) and (5), ``carried`` the product
+with W, and ``logits`` of minitv/models/encoder.py is (6).
+
+Gradients. Attention, norms and matrices have those of the Transformer, only the shifts are new. The gradient of in_k is cut
+into P parts, which go to the embeddings of the tokens (k - 1) P + 1 to k P. Those of in_0 go to token 0 and to the pads, summed
+over the batch. The gradient of in_{k,0} goes to the pad of the local model, summed over the batch and all patches. That of
+out_k consists of Wᵀ times the gradients of in_{k,0} to in_{k,P-1}, side by side. E₁ has two gradients with --tied, as the
+embedding of (4) and as the matrix of (6).
 
 Four tokens in patches of 2. To see the shifts alone, a token t of this example is embedded as the number x_t, the pads are 9
 and 7, W is 10, and in place of blocks there are sums over the past.
@@ -79,9 +87,9 @@ and 7, W is 10, and in place of blocks there are sums over the past.
     [[ 97 132]
      [147 218]]
 
-Row k, column p stands at token t = 2 k + p. For example, 147 is 10 · (9 + 5) + 7. Blocks also mix the columns of a patch, which
-these sums do not. So in a real model every logit depends on exactly the tokens up to it: row t of this table has a 1 for each
-token that the logits t change with.
+Row k, column p stands at token t = 2 k + p. For example, 147 is 10 · (9 + 5) + 7. The global blocks of a model also mix the two
+columns of ``entered``, which these sums do not. So in a real model every logit depends on exactly the tokens up to it. Row t of
+the next table has a 1 for each token that changes the logits t.
 
     >>> from minitv import variants
     >>> model = variants.load("megabyte").configure(context=6, width=16, patch="2", heads=2).build(5)
@@ -107,7 +115,12 @@ Tokens here are the characters of the text, or its bytes as in the paper: --toke
 
 How to choose P. Attention is cheapest at P = (2 L_g D T / (L_l d))^(1/3), with L_g global and L_l local blocks: about 5 for
 T = 64 and 8 for T = 256, where everything else is equal. The paper takes 8 for text, 12 to 192 for pictures and 32 for sound,
-and finds hardly any difference between 48 and 768 for pictures (Table 12). It puts most weights in the global model (Table 13).
+and finds hardly any difference between 48 and 768 for pictures (Table 12). P must divide --width.
+
+How to choose the models. It is best to have most weights in the global model (Table 13): make it wider than the local one
+(--local-widths), and give it more layers (--local-layers). In the paper they have 24 layers of width 1536 and 18 of width 1024.
+There both learn with Adam, β = 0.9 and 0.98, a weight decay of 0.1, gradients clipped at 1, a dropout of 0.1, and a learning
+rate that rises for 500 steps and then falls to 0 (appendix A.1).
 
 Options beyond the graph above:
 
@@ -309,15 +322,15 @@ MEGABYTE = Variant(
              "and O(t D / P) in a global one",
         state="2 D t / P numbers in each global layer, keys and values of all patches so far, and at most 2 P d in each local "
               "layer, those of the running patch; besides, the last P - 1 tokens, and less than P vectors of d numbers from "
-              "the global model. With D = d = 128 and P = 4 a global layer has 4096 numbers after 64 tokens and a local one "
-              "1024 at most, a layer of the Transformer 16 384",
+              "the global model. With D = d = 128 and P = 4 a global layer has 4,096 numbers after 64 tokens and a local one "
+              "1,024 at most, which are 16 and 4 KiB in float32; a layer of the Transformer has 64 KiB",
         operators=("attention", "embedding"),
         golden="the paper's equations (1) to (6), written position by position with PyTorch's attention, norms and loss: whole "
                "models of two and three levels with all gradients, in both kinds of pads",
         discrepancies=(
             "the paper predicts the first byte from pads alone; here the first token of a text is given, and its embedding is "
             "the last vector of the pads before the text",
-            "equation (4), as it is printed, adds the embedding of the byte before at every place; the text and Figure 2 have "
+            "equation (4), as it is printed, adds the embedding of the byte before at every place; the text and Figure 1 have "
             "a pad at the first place of a patch: --start, the default is the pad",
             "in the program of appendix B pads are the embedding of token 0 and w^GL is missing: --pads first-id "
             "--no-carry-projection",
@@ -332,11 +345,11 @@ MEGABYTE = Variant(
             "last one of patch k, by a global model that knows the patches before k; a matrix follows the embeddings that "
             "stand side by side; and its loss leaves out every byte 0",
         ),
-        review="it gives the time O(T^(4/3) d), which is right for attention alone with P = T^(1/3): the paper has O(T²/P² + T "
-               "P) in section 3.1, and P = 8 where T^(1/3) is 20; all other layers cost O(T). It gives the space O(T log T d), "
-               "which is nowhere in the paper: activations take O(T (D / P + d)) for each layer, without a logarithm. It says "
-               "that 1.5 billion parameters write 40 % faster than 350 million in a Transformer: Table 9 has 93 s and 132 s "
-               "for 8192 bytes, by a global model of 1.3 billion and a local one of 218 million against a Transformer with a "
-               "context of 1024",
+        review="it gives the time O(T^(4/3) d), which is right for attention alone with P = T^(1/3). The paper has O(T²/P² + T "
+               "P) in section 3.1, and takes P = 8 where T^(1/3) is 20. All other layers cost O(T). It gives the space O(T log "
+               "T d), which is nowhere in the paper: activations take O(T (D / P + d)) for each layer, without a logarithm. It "
+               "says that 1.5 billion parameters write 40 % faster than 350 million in a Transformer. That is right for "
+               "writing 8192 bytes: Table 9 has 93 s for a global model of 1.3 billion and a local one of 218 million, and "
+               "132 s for a Transformer with a context of 1024",
     ),
 )

@@ -6,40 +6,45 @@ it. The variant ``monarch-mixer-causal`` is a causal relative, which can generat
 The problem. A Transformer mixes T tokens by attention, which costs O(T²), and D channels by dense matrices, which cost O(D²).
 The paper asks for one cheap operation that can do both, and that processors do fast.
 
-The idea. A Monarch matrix is a product of two block-diagonal matrices and permutations. It costs N √N for N numbers, and it
-can be a Fourier transform, see minitv/ops/monarch/__init__.py. The layer of the paper mixes tokens and channels with such
-matrices. X [T D] is the input, σ an activation, ∘ is elementwise, and M₁ ... M₄ are Monarch matrices:
+The idea. A Monarch matrix is a product of two block-diagonal matrices and permutations. Multiplying N numbers by it costs N √N,
+and it can be a Fourier transform, see minitv/ops/monarch/__init__.py. The layer of the paper mixes tokens and channels with
+such matrices. X [T D] is the input, k [T D] are weights, σ is an activation, ∘ is elementwise, and M₁ ... M₄ are Monarch
+matrices:
 
-    Y = M₂ (K ∘ (M₁ X))                along the tokens, with weights K [T D]
+    Y = M₂ (k ∘ (M₁ X))                along the tokens
     Zᵀ = M₄ σ(M₃ Yᵀ)                   along the channels
 
 If M₁ is the Fourier transform and M₂ its inverse, then the first line is a convolution of each channel with a filter as long
-as the text, whose Fourier transform is K. This is what the published models compute.
+as the text, whose Fourier transform is k. This is what the published models compute.
 
 - Why a convolution mixes tokens: every token reaches every other one, with a weight that depends on the distance alone. It
-  costs O(T log T) by fast Fourier transforms, and O(T √T) as Monarch products, which matrix units of a GPU do faster.
+  costs O(T log T) by fast Fourier transforms. As Monarch products it costs O(T √T), but these are products of small dense
+  matrices, for which GPUs have special units.
 - Why gates: a convolution has the same weights for every text. A product with a projection of the same token lets the text
-  decide what passes, as in Hyena (minitv/variants/hyena.py), from which most of the layer comes.
-- Why a second convolution, of the layer's input: the block has no sum x + mixer(x). The second convolution reads x itself,
-  and its term d begins at random from N(0, 1), so each channel passes its own token on, times a number.
+  decide what passes. One gate before the convolution and one after it are Hyena of order 2 (minitv/variants/hyena.py), from
+  which the authors took the layer.
+- Why a second convolution, of the layer's input u: the block has no sum x + mixer(x). The second convolution reads u itself.
+  Its term e begins at random, from N(0, 1), so that each channel passes its own token on, times a number.
 - Why a short convolution: a gate and a value then see the two tokens before their own.
 - Why block-diagonal matrices in the feed-forward network: with G blocks they have G times fewer weights than dense ones.
 - Why no permutation stands between them: the dense projections of the next layer mix the channels. See "What is lost".
 - Why a network makes the filters: with free taps, the number of parameters would grow with T. See Hyena.
 
-What it gives. By the paper, M2-BERT with 80 M parameters reaches 79.9 on the GLUE tasks, where BERT-base with 110 M reaches
-79.6. For 4096 tokens it reads 9.1 times as many tokens in a second as the BERT of the package transformers, and twice as many
-as BERT with FlashAttention. Others could not repeat all speeds, as they write in issue 44 of the authors' repository.
+What it gives. In the paper, M2-BERT with 80 M parameters reaches 79.9 on the GLUE tasks, where BERT-base with 110 M reaches
+79.6. In texts of 4096 tokens, it reads 9.1 times as many tokens in a second as the BERT of the package transformers, and twice
+as many as BERT with FlashAttention. In texts of 512 tokens it reads 1.05 times as many as the latter, 386 in a millisecond. A
+user of the authors' code measured 224 there (issue 44 of their repository). A causal model with 360 M parameters predicts texts
+as well as a Transformer of that size.
 
 What is lost. The weights of tokens depend on the distance, and on their own gates: a token cannot look for another one by its
 content, as attention does. The longest text is fixed when the model is built. A layer that generates keeps all its past inputs.
 In the feed-forward network, an output does not see all channels. With G = 4, blocks 0 and 1 of the first matrix make gates, and
 blocks 2 and 3 values. So output blocks 0 and 1 depend on input blocks 0 and 2 alone, and output blocks 2 and 3 on input blocks
-1 and 3. With --permute, every output depends on every channel, if 2 H ≥ G².
+1 and 3. With --permute, every output depends on every channel, if 2 H ≥ G² for a hidden size H.
 
     ours                                                                 the authors' code
     B T D               batch, tokens, channels                          b, l, d
-    M, K                width and frequencies of the filters' networks   order, (emb_dim - 1) / 2
+    M, K                width and frequencies of the filters' networks   order, (emb_dim - 1) / 2 = 2
     G, H                blocks and hidden size, feed-forward network     nblocks, intermediate_size
     u [T D]             input of the mixer, normalised by --input-norm   u
     x¹ x² v [T D]       gates and value                                  x1, x2, v
@@ -68,30 +73,33 @@ the block of GPT-2, with two of both:
     x ← x + mixer(norm(x)),    x ← x + ffn(norm(x))               ``monarch-mixer-causal``
 
 Causality. ``monarch-mixer`` sees both sides, and refuses every task in which an answer may depend on the past alone. The causal
-relative has f and h only, so y_t sees u_0 ... u_t. The paper proves more: its theorem on causal maps says which Monarch
-matrices M₁ and M₂ = M₁⁻¹ give a causal layer without a mask. A column of M₁ must be a polynomial of a bounded degree, taken at
-roots of unity. minitv/ops/monarch/__init__.py explains this, and a law checks it for learnable polynomials. Here M₁ is the
-Fourier transform, whose polynomials are the powers of Z. Its bound on the degree is why a transform takes 2 T points for T
-tokens.
+relative has f and h only, and their sums end at the token itself, so y_t sees u_0 ... u_t without a mask. A Fourier transform
+takes its points as a circle, so for T tokens it needs 2 T points: with fewer, late inputs would reach early outputs around the
+circle. The paper proves more. It says which other Monarch matrices M₁, with M₂ = M₁⁻¹, make the first line of its layer causal:
+those whose columns are values of certain polynomials. minitv/ops/monarch/__init__.py explains them.
 
 How it is trained. ``monarch-mixer`` learns the task ``masked``; the paper's models ask for 30 of 100 tokens, and for 15 in
-tests: --mask-rate 0.3. ``monarch-mixer-causal`` learns to guess the next token, at all positions at once. To write a token, it
-keeps two past inputs of the short convolution, and all past inputs of both long ones, with their sums for later positions.
-With a width of 128, these are 33,536 numbers in each layer after 64 tokens, 131 KiB in float32. That is twice what a
-Transformer keeps. There is no state of fixed size: minitv/ops/long_conv/online.py tells why, and how a token costs O(D log² T)
-all the same.
+tests: --mask-rate 0.3. The authors' smallest model has 12 layers of width 768, filter networks of width 128 and texts of 128
+tokens. It learns with AdamW at 8e-4, and the rate rises for 6 % of the steps and then falls in a line.
 
-Gradients. The operators' pages have those of convolutions and of block-diagonal matrices. The gate multiplies: let g be the
-gradient of c, and r = f * a + f̄ ⋆ a + d ∘ a. Then x² has the gradient g ∘ r, and r has g ∘ x². From this the convolution gives
-a gradient of a, which is α here. So x¹ has v ∘ α, and v has x¹ ∘ α. The second convolution gives u a gradient of its own, from
-g.
+How it writes. ``monarch-mixer-causal`` learns to guess the next token, at all positions at once. To write a token, it keeps two
+past inputs of the short convolution, and all past inputs of both long ones, with their sums for later positions. With a width
+of 128, these are 33,536 numbers in each layer after 64 tokens, 131 KiB in float32. That is twice what a Transformer keeps.
+There is no state of fixed size: minitv/ops/long_conv/online.py tells why, and how a token costs O(D log² T) on average.
 
-What to choose. --blocks 4 is the paper's for every width; more blocks have fewer weights. --permute is free, and lets blocks
-mix. --monarch-order 2 makes the projections Win and Wout Monarch matrices too. They cost O(T D √D) then, as in the paper's
-layer, and more factors cost less. --no-residual-conv leaves h and e out, and in ``monarch-mixer`` nothing passes a token on
-then but the gated product. The other options of filters are Hyena's.
+Gradients. The operators' pages have those of convolutions and of block-diagonal matrices. The gates multiply. Let g be the
+gradient of c, and r = f * a + f̄ ⋆ a + d ∘ a the first convolution. Then x² has the gradient g ∘ r, and r has g ∘ x². The
+backward pass of the convolution turns the latter into the gradient of a. Let this be α. So x¹ has the gradient v ∘ α, and v
+has x¹ ∘ α. The second convolution gets g itself, and passes it on to u.
 
-Three tokens, one channel, a = 1, 2, 4 and f = f̄ = 1, 1/2, 1/4. The authors' code puts both filters on one circle of 2 T points:
+What to choose. --blocks 4 is the paper's for every width; more blocks have fewer weights. --permute lets blocks mix and has no
+weights of its own. --monarch-order 2 makes the projections Win and Wout Monarch matrices too. They cost O(T D √D) then, as in
+the paper's layer, and more factors cost less. --no-residual-conv leaves h and e out. In ``monarch-mixer`` nothing passes a
+token on then but the gated product. --filter-width is the size M of the filters' networks, 128 in the authors' models. Their
+other options are Hyena's, and minitv/variants/hyena.py explains them.
+
+Three tokens, one channel, a = 1, 2, 4 and f = f̄ = 1, 1/2, 1/4. The authors' code puts both filters on one circle of 2 T
+points. The one that looks ahead stands at its end, backwards:
 
     >>> import numpy as np
     >>> a, f = np.array([1., 2, 4]), np.array([1, 0.5, 0.25])
@@ -101,8 +109,9 @@ Three tokens, one channel, a = 1, 2, 4 and f = f̄ = 1, 1/2, 1/4. The authors' c
     >>> print(np.fft.irfft(np.fft.rfft(a, 6) * np.fft.rfft(circle), 6)[:3].round(6))
     [5.   6.5  5.25]
 
-So 5 = f_0 · 1 + f̄_0 · 2 + f̄_1 · 4. A token is in its own output once. A second way in the same code adds the complex conjugate
-of the transform of f̄. That filter begins at the token itself, which counts twice then: --lag-zero twice.
+So the first output is 5 = f_0 · 1 + f̄_0 · 2 + f̄_1 · 4, and a token is in its own output once. A second function in the same
+code adds the complex conjugate of the transform of f̄. In it f̄_0 stands for the token itself, which counts twice then:
+4 = (f_0 + f̄_0) · 1 + f̄_1 · 2 + f̄_2 · 4. The option is --lag-zero twice.
 
     >>> spectrum = np.fft.rfft(f, 6) + np.fft.rfft(f, 6).conj()
     >>> print(np.fft.irfft(np.fft.rfft(a, 6) * spectrum, 6)[:3].round(6))
@@ -120,8 +129,8 @@ The operator of this library computes both, the last one too by Monarch products
     [4.   6.5  9.25]
     [4.   6.5  9.25]
 
-How many ways lead from each of 8 channels to outputs 0, 2, 4 and 6 of the feed-forward network, one of each block, for G = 4,
-H = 8 and all weights 1. First as it is, then with --permute:
+Which channels does an output of the feed-forward network see? Take D = H = 8, G = 4 and all weights 1. Each row below is one
+output, the first of a block, and counts the ways from each of 8 channels to it. First as it is, then with --permute:
 
     >>> from minitv.ops.block_diagonal import matrix
     >>> for strided in (False, True):
@@ -319,10 +328,10 @@ class Mixer(Stateful):
 
     def _joined(self, u: Tensor, z: Tensor, convolve, rng: Random | None = None) -> Tensor:
         """y of the input u and its projections z[B T 3D], with convolution i of a as ``convolve(i, a)``."""
-        x1, x2, v = split(z, sizes=3)
-        y = convolve(0, self.dropout(v * x1, rng and rng.split(0))) * x2
+        x1, x2, v = split(z, sizes=3)  # x¹, x², v
+        y = convolve(0, self.dropout(v * x1, rng and rng.split(0))) * x2  # x² ∘ (f * a + f̄ ⋆ a + d ∘ a)
         if len(self.filters) > 1:
-            y = y + convolve(1, u)
+            y = y + convolve(1, u)  # h * u + h̄ ⋆ u + e ∘ u
         return self.dropout(self.out(y), rng and rng.split(1))
 
     def _ahead(self, filter: Tensor) -> Tensor:

@@ -3,44 +3,43 @@
 The variant ``simplified`` is a language model. ``simplified-bert`` sees both directions, as BERT. Numbers in brackets name the
 paper's equations. minitv/variants/transformer.py tells what queries, keys, values and heads are for.
 
-The problem. A Transformer block has two networks, attention and a feed-forward network. Each of them reads a norm of x and adds
-its output to x. Which of these parts are needed was not known, and they cannot just be left out. Without the addition of x, the
-skip connection, attention gives each token a mean of tokens. After many layers of means all tokens are the same vector. This is
-called rank collapse, and such a model hardly learns (section 4.1). The skip connection hides it, because x itself always passes
-beside the mean.
+The problem. A Transformer block has two networks, attention and a feed-forward network. Each of them reads a norm of its
+input x and adds its output to x. That sum is called a skip connection. It was not known which of these parts are needed, and
+they cannot just be left out. Attention gives each token a mean of tokens. If x is not added to it, all tokens are the same
+vector after many layers of means. This is called rank collapse, and such a model hardly learns (section 4.1).
 
-The idea. The skip connection moves into the matrix of attention. At the start this matrix is the identity: each token reads
-itself alone, and no rank collapses. Then further parts can go. The paper removes one after the other, and looks each time
-whether the model still learns as fast: the skip connection of attention (section 4.1), the matrices of values and outputs
-(4.2), the order of the two networks, which then read the same input (4.3), and the norms (4.4). What remains is a block with
-half the matrices of attention, and without any addition of x:
+The idea. The skip connection moves into the matrix of attention. The weights A become α I + β A - γ C (5). At the start this
+is the identity I: each token reads itself alone, and no rank collapses. Then other parts can go. The paper removes one after
+the other, and each time checks that the model learns as fast as before: the skip connection of attention (section 4.1), the
+matrices of values and outputs (4.2), the order of the two networks, which then read the same input (4.3), and the norms (4.4).
+What remains is a block with half the matrices of attention, and without any addition of x:
 
     z = norm(x),   y = attention(z) + 0.1 ffn(z)
 
-- Why α I + β A - γ C: I is the identity and A are the weights of attention. C is what A is at the start, because the queries
-  start at 0, so that all scores are equal. With α = β = γ = 1 the sum is I + (A - C): the identity, and what attention has
-  learned since. Without C the start would be I + C, which mixes in a mean of all tokens.
+- Why α I + β A - γ C: C is what A is at the start, because the queries start at 0, so that all scores are equal. α, β and γ
+  start at 1, so the sum is I + (A - C): the identity, and what attention has learned since. Without C the start would be
+  I + A, which mixes a mean of all tokens into each of them. Shaped attention is the name of this sum (Noci et al. 2023).
 - Why the queries start at 0 and the keys do not: a score is the product of both. With queries of 0 all scores are 0. In the
   first step the gradient of the keys is 0, but that of the queries is not. If both were 0, both gradients would be 0 for ever.
 - Why α, β and γ are trained, in each head by itself: a head that looks around needs less of the identity than one that does
   not. At the start the gradient of γ is minus that of β, because A and C are equal.
-- Why no values and no outputs: the paper trains both matrices as α_V I + β_V W', where W' starts at 0 (6). It learns faster
-  when β_V is small, so that the matrices stay near the identity. When the gains are trained too, β_V / α_V goes to 0 in almost
-  all layers (section 4.2). So the paper keeps the identity, and there is nothing left to multiply by. Head h then takes the
-  channels h K to (h + 1) K - 1 of z for its values, and writes its mean to the same channels. The feed-forward network mixes
-  the channels.
-- Why the first layer has a matrix of values all the same: the paper's code trains one there, α_V I + β_V W' with α_V = β_V = 1.
-  --value-matrices none leaves it out, and all has one in every layer.
+- Why no values and no outputs: without the skip connection, a model learns slowly if these matrices start at random numbers.
+  The paper writes each as α_V W_init + β_V W' with W' = 0 at the start (6). The model learns faster if β_V is small, which
+  keeps the matrix near W_init, and best if W_init is the identity. When the gains α_V and β_V are trained too, β_V / α_V goes
+  to 0 in almost all layers (section 4.2). So the paper keeps the identity, and no matrix is left. Head h takes the channels h K
+  to (h + 1) K - 1 of z as its values, and writes its result to the same channels. The feed-forward network mixes the channels.
+- Why the first layer has a matrix of values all the same: it is the only one whose β_V / α_V stays above 0.05. It reads the
+  embeddings. It helps very little (4.2). --value-matrices none leaves it out, and all has one in every layer.
 - Why 0.1 before the feed-forward network: no skip connection passes x along, so every layer changes it. The sum of the changes
   of L layers stays of one size if each has a gain of the order 1/√L. The paper takes 0.1 for 18 layers, so here the gain starts
   at 0.1 √(18 / L), and is trained.
 - Why a serial block has a skip connection left: --block serial is the paper's SAS. Its feed-forward network reads what
-  attention gives, and adds to that. The parallel block is SAS-P, the simpler and faster one. Both are the same function at the
-  start.
-- Why norms can go: in a usual block x grows from layer to layer, and a norm keeps what a network reads at one size. So its
-  output becomes small beside x. Here the gains make it small, and norms are not needed for that (section 4.4). Without norms
-  (--normed-layers first) training is stable in the paper, but slower. The first layer has one even then, because it reads
-  embeddings.
+  attention gives, and adds to that. Without this sum, a serial block learned much slower (Figure 22). The parallel block,
+  SAS-P, has no such sum, and is the faster one. Both are the same function at the start.
+- Why norms can go: in a usual block x grows from layer to layer, and a norm keeps what a network reads at one size. So the
+  output of a network is small beside x. Here the gains make it small, without norms (section 4.4). With --normed-layers first
+  a model learns a little less in each step, but a step is faster. The first layer has a norm even then, because it reads
+  embeddings. When the paper fine-tuned its BERT without norms on other tasks, some texts gave NaN (section 5).
 - Why dropout acts on A alone: the identity is the only way that leads past attention. For the same reason three shared options
   do not fit here. --token-shift would delay half of the channels in every layer (--skip permits it). --stack reversible needs
   an addition of x. With --positions alibi the scores would not be equal at the start.
@@ -48,12 +47,21 @@ half the matrices of attention, and without any addition of x:
 What it costs. Attention has 2 D² weights instead of 4 D². A block with a feed-forward network of width 4 D has 10 D² instead of
 12 D², which is 16.7 % less, and so is the work for its matrices. The work for A stays as it is. The presets give the saved
 weights to the feed-forward network, so that models of equal size are compared; --ffn-multiple 4 is the paper's block. What is
-lost: a head cannot choose what it hands over, and no vector passes through the model unchanged.
+lost: a head cannot choose what it hands over, and no vector passes through the model unchanged. The models of the paper have
+100 to 300 million weights, and larger ones are not tried (section 6).
 
-What the paper reports. 18 layers of width 768 learn as much in each step with SAS and SAS-P as with the usual block, and less
-without norms: the README of the code has a loss of 1.155 for the usual block and 1.245 without norms after 40 000 steps. Of
-BERT models the GLUE score is 78.9 with the usual block, 78.4 with SAS and 78.3 with SAS-P. These two have 101 million weights
-instead of 120 million, and train 1.09 and 1.16 times as fast.
+What the paper reports. 18 layers of width 768 learn as much in each step with SAS and SAS-P as with the usual block. The README
+of the code has a loss of 1.155 for the usual block after 40,000 steps, and 1.245 for SAS-P without norms. Of BERT models the
+GLUE score is 78.9 with the usual block, 78.4 with SAS and 78.3 with SAS-P (Table 1). These two have 101 million weights instead
+of 120 million, and train 1.09 and 1.16 times as fast.
+
+How it is trained, and what to choose. ``simplified`` learns to guess the next token at all positions at once, and
+``simplified-bert`` the hidden tokens of the task ``masked``; the paper hides 25 of 100: --mask-rate 0.25. For the language
+model, the best learning rate of SAS and SAS-P was 1e-3, which is that of the usual block too. AdamW decays matrices alone, and
+no gain, here as in the paper (appendix D). If the feed-forward network is half as wide, the paper starts its gain at 0.2
+instead of 0.1. --value-matrices all --output-matrices --matrix-gain 0.2 is the model of Figure 4, with --block serial. It ended
+with a higher loss than the model without these matrices. --skip is there for comparisons: in a usual block, with its skip
+connections, the matrices of values and outputs do help (Figure 20).
 
 A run writes the gains down at every evaluation, and draws them in readings.png beside its curve.
 
@@ -68,20 +76,21 @@ A run writes the gains down at every evaluation, and draws them in readings.png 
     α, β, γ [H]         gains of the identity, of A and C      α, β, γ
     α_V, β_V            gains of a matrix of values            α_V, β_V
     gain of attention   of all heads, 1 at the start           β_SA
-    gain of the ffn     of the feed-forward network            β_FF
-    skip                of what the ffn adds to in SAS         α_FF
+    gain of the ffn     of the feed-forward network, f or ffn  β_FF
+    skip                of what the ffn adds to in SAS         α_FF, 1 at the start
 
 The block:
 
     q, k = split(z Wqkᵀ + b),   v = z                          in the first layer v = α_V z + β_V z W'ᵀ, (6)
     A = softmax(q kᵀ / √K) in each head                        (2), over j ≤ i alone in ``simplified``
-    h = gain · merge((α I + β A - γ C) v)                      section 4.1: heads side by side, and no matrix after them
+    h = gain · merge((α I + β A - γ C) v)                      (12), (13): heads side by side, and no matrix after them
     f(z) = gain · max(0, z W₁ᵀ) W₂ᵀ                            hidden width 4 D; the model's --bias adds biases
-    y = h + f(z)                                               SAS-P, section 4.3: (1) without skip connections
-    y = skip · h + f(norm(h))                                  SAS, section 4.2: (1) with α_SA = 0
+    y = h + f(z)                                               SAS-P: (7) with α_comb = 0, that is without + x
+    y = skip · h + f(norm(h))                                  SAS: (1) with α_SA = 0, that is h without + x
 
-minitv/ops/shaping/__init__.py has α v + β A v - γ C v and its gradients: C v is a running mean, so no [T T] matrix is stored. A
-v is the operator attention as in the Transformer. The state for generating is its cache, and the mean of all values so far.
+minitv/ops/shaping/__init__.py has α v + β A v - γ C v and its gradients: C v is a running mean, so no [T T] matrix is stored.
+The operator attention gives A v, as in the Transformer. The state for generating is the cache of its keys and values, and the
+mean of all values so far. The cache is not smaller than a Transformer's, because z itself is the value of a token.
 
 Three tokens. One head with values of one channel, and gains of 1. At the start all scores are equal, so A v is C v, and the
 output is v. Printed are a = A v, the output and the mean of all values.
@@ -194,7 +203,7 @@ class Blend(Module):
 
 
 class ShapedAttention(Stateful):
-    """gain · merge((α I + β A - γ C) v) for x[B T D], causal, section 4.1; state size B (2 t D + D).
+    """gain · merge((α I + β A - γ C) v) for x[B T D], causal, (12) and (13); state size B (2 t D + D).
 
     The values are x itself, where the options have no matrix of values. The first queries are 0, keys are from N(0, init_std²),
     all gains are 1 and biases 0, so that the first output is the values, to rounding. Dropout drops weights of A alone, because
@@ -252,7 +261,7 @@ class ShapedAttention(Stateful):
     def _shape(self, a: Tensor, v: Tensor, mean: Tensor | None = None, past: int = 0) -> tuple[Tensor, Tensor]:
         """The output [B T D] of attention's a[B H T K] and the values, and the mean of all values."""
         gains = (gain * self.gain for gain in (self.alpha, self.beta, self.gamma))  # [H]
-        y, mean = shaping(merge_heads([a]), v, *gains, mean, past=past, causal=self.causal)  # section 4.1
+        y, mean = shaping(merge_heads([a]), v, *gains, mean, past=past, causal=self.causal)  # (13)
         return y if self.out is None else self.out(y), mean
 
     def readings(self) -> dict[str, float]:
@@ -323,7 +332,7 @@ class Simplified(blocks.Block):
     def _join(self, x: Tensor, z: Tensor, h: Tensor, ffn) -> Tensor:
         if self.adds:
             h = x + h
-        return self.skip * h + ffn(self._norm(self.norm2, h)) if self.serial else h + ffn(z)  # (1)
+        return self.skip * h + ffn(self._norm(self.norm2, h)) if self.serial else h + ffn(z)  # (1), (7)
 
     @staticmethod
     def _norm(norm: Module | None, x: Tensor) -> Tensor:
@@ -356,6 +365,7 @@ DISCREPANCIES = (
     "the paper trains with a learning rate that falls in a line, and finds this better than a cosine; here it is the cosine of "
     "all variants",
     "weights start from N(0, 0.02²) in the code at width 768; here from N(0, init_std²), which is 0.02 at that width",
+    "the paper has sines for positions, its code GPT-2's learned vectors; here --positions, learned by default",
 )
 REVIEW = ("it says 15 % faster with 15 % less weights, which is right for the first version of the paper; the newer one says "
           "16 % faster, for SAS-P, with SAS 9 %, and a block alone has 16.7 % less weights")
@@ -374,7 +384,8 @@ SIMPLIFIED = Variant(
     page=Page(
         formula=SHAPE + "split(v Wᵀ); SAS-P: x ← y + gain ffn(norm(x)); SAS: x ← skip y + gain ffn(norm(y))",
         cost=TRAINING + "Generating token t: O(D²) for the matrices, O(t D) for attention and O(D) for the mean",
-        state="(2 t + 1) D numbers in each layer: keys and values of all t tokens so far, and the mean of the values",
+        state="(2 t + 1) D numbers in each layer: keys and values of all t tokens so far, and the mean of the values. With D = "
+              "128 these are 16,512 numbers after 64 tokens, 64.5 KiB in float32; the Transformer keeps 64 KiB",
         operators=("shaping", "attention"),
         golden=GOLDEN,
         discrepancies=DISCREPANCIES,
@@ -401,7 +412,8 @@ SIMPLIFIED_BERT = Variant(
         golden=GOLDEN,
         discrepancies=(
             *DISCREPANCIES,
-            "the paper's BERT starts with a gain of 0.05 before the feed-forward network: --ffn-gain 0.05",
+            "the paper's BERT starts with a gain of 0.05 before the feed-forward network: --ffn-gain 0.05. It has LayerNorms "
+            "and a feed-forward network with a gate and gelu; here the norm is --norm, and the network has no gate",
             "with padded sequences C must leave out what attention leaves out, or the block does not start as the identity; "
             "the tasks here have sequences of one length",
         ),

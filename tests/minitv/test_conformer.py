@@ -279,10 +279,10 @@ def test_running_statistics_are_saved():
 # -- the record --------------------------------------------------------------------------------------------------------
 def test_it_learns_speech_and_nothing_else():
     assert possible(CONFORMER) == ["speech"] and default_task(CONFORMER) == "speech" and not CONFORMER.causal
-    with pytest.raises(UserError, match="--task text: conformer reads frames of sound, and this task has one sequence; "
+    with pytest.raises(UserError, match="--task text: conformer reads frames of sound, and this task has tokens; "
                                         "tasks for it: speech"):
         CONFORMER.configure(task="text")
-    with pytest.raises(UserError, match=r"--task speech: transformer reads one sequence, and this task has frames of sound; .* "
+    with pytest.raises(UserError, match=r"--task speech: transformer reads tokens, and this task has frames of sound; .* "
                                         r"conformer$"):
         variants.load("transformer").configure(task="speech")
 

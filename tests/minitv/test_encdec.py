@@ -334,9 +334,9 @@ def test_its_task_is_pairs_and_no_other():
     for name in ("one-wide-ffn", "encoder-decoder"):
         record = variants.load(name)
         assert possible(record) == ["pairs"] and default_task(record) == "pairs" and not record.causal
-        with pytest.raises(UserError, match=r"--task text: .* reads pairs of sequences, a source and a target, and this task "
-                                            r"has one sequence; tasks for it: pairs; variants for this task: aft-conv"):
+        with pytest.raises(UserError, match=r"--task text: .* reads pairs of sequences, and this task has tokens; "
+                                            r"tasks for it: pairs; variants for this task: aft-conv"):
             namespace(record, load_task("text"))
-    with pytest.raises(UserError, match=r"--task pairs: transformer reads one sequence, and this task has pairs of sequences, "
-                                        r"a source and a target; .* variants for this task: encoder-decoder, one-wide-ffn"):
+    with pytest.raises(UserError, match=r"--task pairs: transformer reads tokens, and this task has pairs of sequences; .*"
+                                        r" variants for this task: encoder-decoder, one-wide-ffn"):
         namespace(variants.load("transformer"), load_task("pairs"))

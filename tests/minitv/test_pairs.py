@@ -30,8 +30,8 @@ def texts(t: Pairs, batch) -> list[tuple[str, str]]:
         assert (row[end + 1 :] == PADDING).all()
         return t.tokenizer.decode(row[:end])
 
-    assert (batch.target[:, 0] == t.end).all() and ((batch.target == PADDING) == (batch.labels == NOTHING)).all()
-    assert (batch.target[:, 1:] == np.where(batch.labels[:, 1:] == NOTHING, PADDING, batch.labels[:, :-1])).all()
+    assert (batch.inputs[:, 0] == t.end).all() and ((batch.inputs == PADDING) == (batch.labels == NOTHING)).all()
+    assert (batch.inputs[:, 1:] == np.where(batch.labels[:, 1:] == NOTHING, PADDING, batch.labels[:, :-1])).all()
     return [(text(source), text(labels)) for source, labels in zip(batch.source, batch.labels, strict=True)]
 
 
@@ -77,7 +77,7 @@ def test_no_source_is_on_both_sides():
 
 def test_micro_batches_and_lengths():
     batch = task(batch=10).batch(0)
-    assert batch.length == batch.source.shape[1] + batch.target.shape[1]
+    assert batch.length == batch.source.shape[1] + batch.inputs.shape[1]
     part = batch.part(slice(2, 5))
     assert type(part) is type(batch) and np.array_equal(part.labels, batch.labels[2:5]) and len(part.source) == 3
 
@@ -184,7 +184,7 @@ def test_a_resumed_run_reads_the_same_file(file):
         task(data=file("\n".join(f"{i}\t{i}" for i in range(99))), saved=task().state())
     inherited = Pairs.inherited(saved)
     assert task(data=file("\n".join(LINES[::-1])), saved=inherited).vocab == again.vocab
-    with pytest.raises(UserError, match=r"--rule add: the character '\+' .* is unknown"):
+    with pytest.raises(UserError, match=r"--rule add: the model does not know '\+', it knows"):
         task(rule="add", saved=Pairs.inherited(task().state()))
 
 
@@ -265,7 +265,7 @@ def test_a_source_is_answered(run, capsys):
     (["--prompt", ""], "--prompt: one-wide-ffn answers a source: give one"),
     (["--prompt", "3a"], "--prompt: the character 'a' (U+0061) at offset 1 is unknown"),
     (["--prompt", "12345678"], "--prompt: the source has 8 tokens, and one-wide-ffn was trained with --context 8: allowed"),
-    (["--prompt", "3", "--window", "4"], "--window and --sinks: one-wide-ffn answers a source"),
+    (["--prompt", "3", "--window", "4"], "--window: this says nothing to a model of the task pairs, allowed: --prompt"),
     (["--prompt", "3", "--length-penalty", "2"], "--length-penalty 2: it ranks the answers of a beam, give --beam N"),
     (["--prompt", "3", "--beam", "2", "--temperature", "1"], "--beam 2: a beam draws nothing"),
     (["--prompt", "3", "--beam", "0"], "--beam: 0 is too small"),
@@ -285,11 +285,13 @@ def test_pairs_of_a_file_are_evaluated(run, file, capsys):
     assert hits > 40 and all(written)
     assert cli.main(["eval", run, "--data", path]) == 0
     out = capsys.readouterr().out
-    assert f"{100 * hits / 70:.1f} % of the targets written without a mistake, {hits} of 70" in out and "note" not in out
+    assert f"{hits / 70:.4f} sequence accuracy, better than" in out and "70 pairs" in out and "all of it" in out
+    assert cli.main(["eval", run]) == 0
+    assert "pairs that are drawn, what is held out" in (out := capsys.readouterr().out) and "20 pairs" in out
     for argv, words in ((["--data", file("31 13", "other")], "line 1, '31 13': it has no tab"),
-                        (["--data", file("3x\t4", "third")], "third: the character 'x' (U+0078) at offset 1 is unknown"),
-                        (["--data", path, "--per-character"], "--per-character: one-wide-ffn answers sources"),
-                        (["--data", path, "--strided"], "--strided: one-wide-ffn answers sources")):
+                        (["--data", file("3x\t4", "third")], "third: the model does not know 'x', it knows the"),
+                        (["--data", path, "--per-character"], "--per-character: the task pairs has no text to continue"),
+                        (["--data", path, "--strided"], "--strided: one-wide-ffn reads no patches")):
         assert cli.main(["eval", run, *argv]) == 2
         assert words in capsys.readouterr().err
 
@@ -297,9 +299,12 @@ def test_pairs_of_a_file_are_evaluated(run, file, capsys):
 def test_it_predicts_no_text(run, capsys):
     assert cli.main(["convert", run]) == 2
     assert "one-wide-ffn is no language model with heads of keys and values that could be shared" in capsys.readouterr().err
-    for argv in (["eval", run, "--text", "31"], ["stream", run]):
+    for argv, words in ((["eval", run, "--text", "31"], "--text: the task pairs has no text to continue"),
+                        (["stream", run], "one-wide-ffn answers a source, it cannot")):
         assert cli.main(argv) == 2
-        assert "one-wide-ffn answers a source, it cannot" in capsys.readouterr().err
+        assert words in capsys.readouterr().err
+    with pytest.raises(UserError, match="one-wide-ffn answers a source, it cannot predict the next token"):
+        minitv.load(run).loss("31")
 
 
 def test_a_model_of_texts_has_no_beam(tmp_path, capsys):
@@ -308,9 +313,10 @@ def test_a_model_of_texts_has_no_beam(tmp_path, capsys):
     assert cli.main(["train", "--data", str(text), "--out", str(tmp_path / "run"), "--steps", "1", "--width", "8",
                      "--layers", "1", "--context", "8", "--eval-every", "0"]) == 0
     assert cli.main(["sample", str(tmp_path / "run"), "--beam", "2"]) == 2
-    assert "--beam: transformer continues a text, which has no end" in capsys.readouterr().err
+    assert "--beam: this says nothing to a model of the task text, allowed: --prompt" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_variants_are_compared_on_pairs(tmp_path, capsys):
     argv = ["compare", "--task", "pairs", "--width", "16", "--layers", "1", "--steps", "2", "--eval-every", "2",
             "--longest", "3", "--eval-examples", "10", "--threads", "1", "--context", "8", "--out", str(tmp_path / "c")]
@@ -321,6 +327,7 @@ def test_variants_are_compared_on_pairs(tmp_path, capsys):
     assert all(len(rows[name]) >= 7 for name in ("encoder-decoder", "one-wide-ffn"))  # with a state and a speed of writing
 
 
+@pytest.mark.full
 def test_a_small_model_learns_to_reverse():
     """In few steps it is far better than the baselines at strings that it has never seen."""
     t = task(longest=3, batch=64)

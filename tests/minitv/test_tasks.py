@@ -32,7 +32,8 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(task, variant, tmp_pa
     data = tmp_path / "text.txt"
     data.write_text("the cat sat on the mat and the dog ate the cake of the cat; " * 60)
     cls = load(task)
-    few = ["--data", str(data), "--eval-tokens", "200"] if hasattr(cls.Options(), "eval_tokens") else ["--eval-examples", "20"]
+    few = [*["--data", str(data)] * hasattr(cls.Options(), "tokenizer"),
+           *(["--eval-tokens", "200"] if hasattr(cls.Options(), "eval_tokens") else ["--eval-examples", "20"])]
     run = ["train", variant, "--task", task, "--width", "8", "--layers", "1", "--batch", "4", "--threads", "1", "--warmup", "1",
            *few]
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -1,15 +1,15 @@
 """block_diagonal: a matrix that is 0 but for G blocks on its diagonal, the factor of which Monarch matrices are products.
 
-    y_gO+o = Σ_j W_goj x_gJ+j                        in blocks: y = diag(W_0, ..., W_(G-1)) x
-    y_gO+o = Σ_j W_goj x_jG+g                        ``strided``: y = diag(W_0, ..., W_(G-1)) P x
+    y[g O + o] = Σ_j W[g, o, j] x[g J + j]           in blocks: y = diag(W_0, ..., W_(G-1)) x
+    y[g O + o] = Σ_j W[g, o, j] x[j G + g]           ``strided``: y = diag(W_0, ..., W_(G-1)) P x
 
-W [G O J] has G blocks of O × J numbers. So it has G times fewer weights than the dense matrix of G O × G J numbers, and costs
-G times fewer products. What is lost: an output sees the inputs of its own block alone.
+W [G O J] has G blocks W_g of O × J numbers. So it has G times fewer weights than the dense matrix of G O × G J numbers, and
+costs G times fewer products. What is lost: an output sees the inputs of its own block alone.
 
-P is the stride permutation. Without it, block g reads J channels side by side. With it, block g reads every G-th channel,
-from channel g on. Therefore two products one after the other, the second strided, let every output see every input, if the
-first one has at least as many outputs in each block as the second one has blocks. This is the idea of Monarch matrices, see
-minitv/ops/monarch/__init__.py.
+P is the stride permutation. Without it, block g reads J channels side by side. With it, block g reads every G-th channel, from
+channel g on. So two products one after the other, the second one strided, mix all channels: each block of the second reads some
+outputs of every block of the first, if a block of the first has at least G outputs, where G counts the blocks of the second.
+Then every output sees every input. This is the idea of Monarch matrices, see minitv/ops/monarch/__init__.py.
 
     >>> import numpy as np
     >>> W = np.ones((2, 2, 2))
@@ -18,9 +18,10 @@ minitv/ops/monarch/__init__.py.
     [ 3.  3. 70. 70.]
     [31. 31. 42. 42.]
 
-Gradients, where h is the gradient of y, and summed over all rows for W:
+Gradients. Let h be the gradient of y. dW is summed over all rows of x.
 
-    dx = diag(W_0, ..., W_(G-1))ᵀ h, put back in order by Pᵀ        dW_goj = h_gO+o x_gJ+j, or h_gO+o x_jG+g
+    dx = diag(W_0, ..., W_(G-1))ᵀ h                  ``strided``: Pᵀ diag(W_0, ..., W_(G-1))ᵀ h
+    dW[g, o, j] = h[g O + o] x[g J + j]              ``strided``: h[g O + o] x[j G + g]
 
 The form ``batched`` is one product of matrices for each block, which BLAS computes on views of x. ``dense`` writes the zeros
 out, and shows that the operator is an ordinary matrix.
@@ -41,7 +42,7 @@ from autograd.ops import linear, matmul, reshape, swapaxes, transpose
 
 @op("x[... I], weight[G O J] -> y[... M]", analytic=True, laws=[linear_in("x"), linear_in("weight")])
 def block_diagonal(x, weight, *, strided=False):
-    """y_gO+o = Σ_j weight_goj x_gJ+j for x[... G·J], weight[G O J] -> y[... G·O]; block g reads x_jG+g with ``strided``.
+    """y[g O + o] = Σ_j weight[g, o, j] x[g J + j] for x[... G·J], weight[G O J]; with ``strided`` block g reads x[j G + g].
 
     ShapeError if x has not G · J channels.
     """

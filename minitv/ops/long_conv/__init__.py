@@ -32,8 +32,8 @@ Every point of a transform depends on all inputs. So with ``fft`` and ``monarch`
 every output of its channel, and the rounding of an output depends on later inputs too. ``direct`` and ``relaxed`` (online.py)
 show an input to its own output and to later ones only.
 
-Gradients, where g_t is the gradient of y_t, and summed over the batch for the filters. Each is a convolution in the other
-direction, a correlation, which transforms compute with the conjugate of one factor:
+Gradients. Let g_t be the gradient of y_t. Those of the filters and of skip are summed over the batch. Each sum runs in the
+other direction than a convolution, which is a correlation: transforms compute it with the conjugate of one factor.
 
     dx_t = Σ_s filter_s g_{t+s} + skip g_t + Σ_s reverse_s g_{t-s}            dskip = Σ_t g_t x_t
     dfilter_s = Σ_t g_t x_{t-s}                                               dreverse_s = Σ_t g_t x_{t+s}

@@ -5,27 +5,32 @@ Monarch matrix has two block-diagonal factors, and a permutation between them th
 Then every output sees every input, for about 2 N √N products. Both steps are plain products of small dense matrices, which
 processors do best.
 
-The number of an input is written with two digits, j = Q j₁ + j₀, and that of an output too, k = k₁ + A k₂. The first factor
-replaces the digit j₁ by k₁, the second one j₀ by k₂. R_j₀ [A P] and L_k₁ [C Q] are the blocks:
+The number of an input is written with two digits, j = Q j₁ + j₀ with j₁ < P and j₀ < Q. That of an output has two digits too,
+k = k₁ + A k₂ with k₁ < A and k₂ < C. The first factor replaces the digit j₁ by k₁, the second one j₀ by k₂. R_j₀ [A P] and
+L_k₁ [C Q] are the blocks:
 
     t[k₁, j₀] = Σ_j₁ R_j₀[k₁, j₁] x[Q j₁ + j₀]              one block for each j₀, ``first`` [Q A P]
     y[k₁ + A k₂] = Σ_j₀ L_k₁[k₂, j₀] t[k₁, j₀]              one block for each k₁, ``second`` [A C Q]
-    M = P L P R P,    M[k, j] = L_k₁[k₂, j₀] R_j₀[k₁, j₁]   L and R block-diagonal, each P a stride permutation
+    M[k, j] = L_k₁[k₂, j₀] R_j₀[k₁, j₁]
+    M = Π L Π R Π                                           L and R block-diagonal, each Π a stride permutation
 
-    ours          Monarch's papers
+The outer two Π bring inputs and outputs into the order of their digits. The one in the middle mixes the blocks.
+
+    ours          the papers of Dao and of Fu (arXiv 2310.12109)
     first, R      R, the factor that is applied first
     second, L     L
-    Q, A          √N in both: here blocks may be rectangular, and M has C·A rows and P·Q columns
-    strided       the permutation P, see minitv/ops/block_diagonal/__init__.py
+    P, Q, A, C    √N in all: here blocks may be rectangular, and M has C·A rows and P·Q columns
+    Π             P; the argument ``strided`` in minitv/ops/block_diagonal/__init__.py
 
 Cost for each row of x: Q A (P + C) products, and as many weights. For P = Q = A = C = √N these are 2 N √N. With p factors, each
-for one of p digits, they are p N^(1 + 1/p): ``product`` computes that. For p = log₂ N this is the order of a fast Fourier
-transform.
+for one of p digits, they are p N^(1 + 1/p): ``product`` computes that. For p = log₂ N these are 2 N log₂ N products, as many as
+in a fast Fourier transform but for a constant.
 
 What it can be. The Fourier transform is a Monarch matrix, with complex blocks (``dft`` in factors.py). Here R_j₀ is a small
-Fourier transform, and L_k₁ has the twiddle factors. So a convolution is two Monarch products, a product of spectra and an
-inverse Monarch product: the form ``monarch`` of long_conv. The transpose of a Monarch matrix is one too, with the factors in
-the other order, and so is the inverse, if all blocks have one.
+Fourier transform of P points. L_k₁ is one of Q points, whose column j₀ is multiplied by e^(-2πi j₀ k₁ / N). So a convolution
+takes three Monarch products. Two make the spectra of the input and of the filter, and the third, an inverse one, turns their
+product back. This is the form ``monarch`` of long_conv. The transpose of a Monarch matrix is one too, with the factors in the
+other order, and so is the inverse, if all blocks have one.
 
     >>> import numpy as np
     >>> from minitv.ops.monarch.factors import dft, nearest
@@ -46,15 +51,16 @@ approximation of any matrix takes the largest singular value of each of these pa
 The permutation by stride is a Monarch matrix. The identity is none, because its parts have rank 2.
 
 Causality (arXiv 2310.12109). Let column j of M hold the values of a polynomial q_j at the N points w^k, w = e^(-2πi / N). Then
-M u are the values of u(Z) = Σ_j u_j q_j(Z), and a product of values belongs to the product of polynomials. M⁻¹ finds
-coefficients again. So y = M⁻¹ (M h ∘ M u) multiplies two polynomials. If q_j begins with the power Z^j, then q_i q_j begins
-with Z^(i+j), and output t sees u_0 ... u_t alone: y is causal, without a mask. One condition more is needed. Values at N points
-cannot tell Z^N from 1. So h and u may use the first N / 2 columns only, and these q_j need degrees below N / 2. Else the future
-comes back around the circle. The law "a bounded product of polynomials is causal" below checks this for learnable q_j, see
-``triangular`` in factors.py.
+M u are the values of u(Z) = Σ_j u_j q_j(Z), and a product of values belongs to the product of polynomials. M⁻¹ finds the
+coefficients y_t of a polynomial Σ_t y_t q_t(Z) by its values. So y = M⁻¹ (M h ∘ M u) multiplies the polynomials of h and u. Let
+the lowest power of q_j be Z^j. Then the lowest power of q_i q_j is Z^(i+j), so it is a sum of polynomials q_t with t ≥ i + j
+alone. So u_j reaches the outputs t ≥ j alone: y is causal, without a mask. One condition more is needed. At the N points, Z^N
+has the same values as 1. So h and u may use the first N / 2 columns only, and these q_j need degrees below N / 2. Else the
+future comes back around the circle. For the Fourier transform q_j is Z^j. The law "a bounded product of polynomials is causal"
+below checks this for learnable q_j, see ``triangular`` in factors.py.
 
-Gradients: dx = Mᵀ g is a Monarch product of g, by second and first transposed. The others are sums over the rows of x, with
-t from above and h[k₁, k₂] = g[k₁ + A k₂]:
+Gradients. Let g be the gradient of y. Then dx = Mᵀ g is a Monarch product of g, by second and first transposed. The others are
+sums over the rows of x, with t from above and h[k₁, k₂] = g[k₁ + A k₂]:
 
     dL_k₁ = Σ h[k₁, :] t[k₁, :]ᵀ,    dt[k₁, j₀] = Σ_k₂ L_k₁[k₂, j₀] h[k₁, k₂],    dR_j₀ = Σ dt[:, j₀] x[:, j₀]ᵀ
 """
@@ -195,12 +201,12 @@ def assert_near(actual, expected, dtype, message: str, terms: float = 64) -> Non
     assert_close(one.astype(dtype), other, message, terms)
 
 
-@law(monarch, "M = P L P R P, with L and R block-diagonal")
+@law(monarch, "M = Π L Π R Π, with L and R block-diagonal")
 def _(case, draw):
     (blocks, rows, columns), outputs = case.first.shape, case.second.shape[1]
     dense = (stride(rows, outputs) @ block_diag(*case.second) @ stride(blocks, rows) @ block_diag(*case.first)
              @ stride(columns, blocks))
-    assert_close(case().y, case.x @ dense.T, "M is not P L P R P", terms=64)
+    assert_close(case().y, case.x @ dense.T, "M is not Π L Π R Π", terms=64)
 
 
 @law(monarch, "the transpose is a Monarch matrix with the factors in the other order")

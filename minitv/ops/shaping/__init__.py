@@ -1,27 +1,28 @@
 """shaping: attention beside the identity and less its own start (shaped attention: Noci et al. 2023, arXiv 2306.17759).
 
-He and Hofmann 2023, arXiv 2311.01906, section 4.1, replace the weights A of attention in each head by
+He and Hofmann 2023, arXiv 2311.01906, equation (5), replace the weights A of attention in each head by
 
     α I + β A - γ C           I the identity, C the weights of a softmax whose scores are all equal, α, β, γ numbers of the head
 
-Row t of C has 1 / (t + 1) at the tokens 0 .. t if token t sees no later one, and 1 / T everywhere if it sees all T tokens. So C
-times values is their mean: the mean of all so far, or of all. And (α I + β A - γ C) v needs no matrix but A v, which attention
-gives:
+minitv/variants/simplified.py tells why. Row t of C has 1 / (t + 1) at the tokens 0 .. t if token t sees no later one, and 1 / T
+everywhere if it sees all T tokens. So row t of C v is a mean of values: of all values so far, or of all. Attention gives A v.
+With it, (α I + β A - γ C) v needs no matrix, and costs O(T D) for T tokens with D channels:
 
     y_t = α v_t + β a_t - γ m_t           a = A v, the outputs of attention,   m_t = (v_0 + .. + v_t) / (t + 1)
 
 A sequence may continue another one of n tokens with the mean μ. Then m_t = (n μ + v_0 + .. + v_t) / (n + t + 1), and the mean
-of the last token is what the next segment needs. The code adds each value to the mean, m ← m + (v_t - m) / (n + t + 1), and not
-to a sum. So it keeps its precision however long the sequence is.
+of the last token is what the next part of the sequence needs. The kernel does not keep a sum, which would grow with the length
+and lose precision. It corrects the mean by each value: m ← m + (v_t - m) / (n + t + 1).
 
-Gradients. Let g_t be the gradient of y_t and c that of the last mean. With R_t = Σ g_i / (n + i + 1) over the tokens i ≥ t, and
-N tokens in all,
+Gradients. Let g_t be the gradient of y_t and c that of the last mean. Let R_t be the sum of g_i / (n + i + 1) over the tokens
+i ≥ t, and N the number of all tokens, those n before included. The products of the second line are summed over the tokens, the
+channels of a head and the batch:
 
     da = β g      dv_t = α g_t - γ R_t + c / N      dμ = n (c / N - γ R_0)
     dα = Σ g_t · v_t      dβ = Σ g_t · a_t      dγ = -Σ g_t · m_t = -(Σ v_t · R_t + n μ · R_0)
 
-So one pass from the last token to the first has everything, and nothing but the inputs is kept. If every token sees all of
-them, R = (Σ g_i) / N takes the place of every R_t.
+So one pass from the last token to the first computes all of them, and training keeps the inputs alone. If every token sees all
+others, the sum of all g_i / N takes the place of every R_t.
 """
 
 from __future__ import annotations
