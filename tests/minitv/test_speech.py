@@ -14,7 +14,7 @@ from minitv.digits import DIGITS, WORDS, digits_of, say
 from minitv.errors import UserError
 from minitv.mel import FrontEnd, SpecAugment, mel, scale_of, triangles
 from minitv.task import NOTHING
-from minitv.tasks.speech import Recordings, Speech, SpeechOptions, divide, recordings
+from minitv.tasks.speech import Recordings, Speech, SpeechOptions, divide, read_sound, recordings
 
 RATE = 8000
 
@@ -321,7 +321,8 @@ def mistakes():
         path.write_bytes(path.read_bytes()[:400])
 
     def flac(root):
-        (root / "0" / "7" / "0-7-0001.wav").rename(root / "0" / "7" / "0-7-0001.flac")
+        (root / "0" / "7" / "0-7-0001.wav").unlink()
+        (root / "0" / "7" / "0-7-0001.flac").write_bytes(b"fLaC and nothing")
 
     def twice(root):
         (root / "0" / "7" / "more.trans.txt").write_text("0-7-0001 one\n")
@@ -354,6 +355,20 @@ def test_mistakes_in_a_folder_of_recordings(tmp_path, capsys, spoil, said):
 def test_folders_that_are_not_there(values, said):
     with pytest.raises(UserError, match=said):
         task(**values)
+
+
+def test_flac_is_read_with_soundfile(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    sound = np.stack([say(["one"], 0, 0, 16000)] * 2, axis=1)
+    soundfile.write(tmp_path / "a.flac", sound, 16000)
+    samples, notes = read_sound(tmp_path / "a.flac", RATE)
+    assert notes == ["2 channels become their mean", "16000 samples a second are resampled to 8000"]
+    assert abs(len(samples) - len(sound) / 2) <= 1
+    (tmp_path / "b.flac").write_bytes(b"fLaC and nothing")
+    with pytest.raises(UserError, match=r"b\.flac: is no FLAC file that can be read"):
+        read_sound(tmp_path / "b.flac", RATE)
+    with pytest.raises(UserError, match=r"nowhere\.flac: is no FLAC file that can be read"):
+        read_sound(tmp_path / "nowhere.flac", RATE)
 
 
 def test_unknown_symbols_are_refused_by_name(tmp_path):
