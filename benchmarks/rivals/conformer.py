@@ -31,7 +31,10 @@ def inputs(rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], dict]:
 
 
 def language_model(torch, model, options, vocab, features=40):
-    """Frames: ``net(frames, None, lengths)`` are logits, ``net(frames, labels, lengths)`` is the mean CTC loss of a label."""
+    """Frames: ``net(frames, None, lengths)`` are logits, ``net(frames, labels, lengths)`` is the mean CTC loss of a label.
+
+    It has the default options but for sizes.
+    """
     nn, functional, width = torch.nn, torch.nn.functional, model.width
     hidden, heads, drop = max(1, round(model.ffn_multiple * width)), options.heads, model.dropout
 

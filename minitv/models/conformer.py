@@ -237,36 +237,50 @@ class Convolution(Stateful):
 class ConformerBlock(Block):
     """x ← x + ½ ffn(norm(x)); x ← x + mixer(norm(x)); x ← x + convolution(norm(x)); x ← norm(x + ½ ffn₂(norm(x))).
 
-    ``seen`` [B T] says which positions count.
+    ``seen`` [B T] says which positions count. Without ``options.macaron`` there is no ffn, and ffn₂ takes a whole step; without
+    ``options.convolution`` there is none.
     """
 
     channels = 2
     normed = True
 
     def __init__(self, rng: Random, model: ModelOptions, options: Any, layer: int, dtype=np.float32):
-        norms = [NORMS[model.norm](model.width, bias=model.bias, dtype=dtype) for _ in range(5)]
-        self.norm1, self.ffn = norms[0], FeedForward(rng.split(0), model, options, layer, dtype)
-        self.norm2, self.mixer = norms[1], RelativeAttention(rng.split(1), model, options, layer, dtype)
-        self.norm3, self.convolution = norms[2], Convolution(rng.split(2), model, options, layer, dtype)
-        self.norm4, self.ffn2 = norms[3], FeedForward(rng.split(3), model, options, layer, dtype)
-        self.norm = norms[4]
+        def made(kind: type[Stateful], stream: int) -> tuple[Module, Stateful]:
+            norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+            return norm, kind(rng.split(stream), model, options, layer, dtype)
+
+        self.norm1, self.ffn = made(FeedForward, 0) if options.macaron else (None, None)
+        self.norm2, self.mixer = made(RelativeAttention, 1)
+        self.norm3, self.convolution = made(Convolution, 2) if options.convolution else (None, None)
+        self.norm4, self.ffn2 = made(FeedForward, 3)
+        self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
 
     def __call__(self, x: Tensor, rng: Random | None = None, seen: Any = None) -> Tensor:
-        x = x + self.ffn(self.norm1(x), rng and rng.split(0)) * 0.5
+        x = self._before(x, rng and rng.split(0))
         x = x + self.mixer(self.norm2(x), rng and rng.split(1), seen)
-        x = x + self.convolution(self.norm3(x), rng and rng.split(2), seen)
-        return self.norm(x + self.ffn2(self.norm4(x), rng and rng.split(3)) * 0.5)
+        if self.convolution is not None:
+            x = x + self.convolution(self.norm3(x), rng and rng.split(2), seen)
+        return self._after(x, rng and rng.split(3))
 
-    def init_state(self, batch: int) -> tuple[Keys, Tensor]:
-        return self.mixer.init_state(batch), self.convolution.init_state(batch)
+    def _before(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        return x if self.ffn is None else x + self.ffn(self.norm1(x), rng) * 0.5
 
-    def prefill(self, x: Tensor, state: tuple[Keys, Tensor]) -> tuple[Tensor, tuple[Keys, Tensor]]:
-        x = x + self.ffn(self.norm1(x)) * 0.5
-        y, keys = self.mixer.prefill(self.norm2(x), state[0])
+    def _after(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        y = self.ffn2(self.norm4(x), rng)
+        return self.norm(x + (y if self.ffn is None else y * 0.5))
+
+    def init_state(self, batch: int) -> tuple[Keys, Tensor | None]:
+        return self.mixer.init_state(batch), None if self.convolution is None else self.convolution.init_state(batch)
+
+    def prefill(self, x: Tensor, state: tuple[Keys, Tensor | None]) -> tuple[Tensor, tuple[Keys, Tensor | None]]:
+        keys, recent = state
+        x = self._before(x)
+        y, keys = self.mixer.prefill(self.norm2(x), keys)
         x = x + y
-        y, recent = self.convolution.prefill(self.norm3(x), state[1])
-        x = x + y
-        return self.norm(x + self.ffn2(self.norm4(x)) * 0.5), (keys, recent)
+        if self.convolution is not None:
+            y, recent = self.convolution.prefill(self.norm3(x), recent)
+            x = x + y
+        return self._after(x), (keys, recent)
 
 
 class State(NamedTuple):

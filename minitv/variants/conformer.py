@@ -113,7 +113,8 @@ hundred steps.
 
 What to choose. --kernel 15 with 40 ms a position sees 0.6 s, more than a digit. The paper tries 7 to 65 and finds 32 best; an
 even number has no middle, so here it is odd unless the filter looks back alone. --subsampling 2 leaves twice as many positions:
-letters of a word that is spoken fast need them. --chunk 4 to 16 are usual for streams: the longer, the better and the later.
+letters of a word that is spoken fast need them. --no-convolution and --no-macaron leave parts out, as the paper does to see
+what they are worth. --chunk 4 to 16 are usual for streams: the longer, the better and the later.
 """
 
 from __future__ import annotations
@@ -137,6 +138,9 @@ class ConformerOptions:
                             "channels, or each channel over all frames of a batch, as in the paper",
                             choices=("layer", "group", "batch"))
     conv_groups: int = option(4, "groups of channels of --conv-norm group; they divide the width", low=1)
+    convolution: bool = option(True, "blocks have their convolution; without it, they show what it is worth")
+    macaron: bool = option(True, "blocks have half a step of a feed-forward network before and after; without it, one "
+                                 "whole step after")
     subsampling: str = option("4", "frames of the spectrogram from one position of the model to the next",
                               choices=("2", "4", "8"))
     chunk: int | None = option(None, "positions of a chunk, so that the model can follow a stream: a position sees its own "
@@ -150,6 +154,9 @@ class ConformerOptions:
                 raise UserError(f"--kernel: {self.kernel} taps have no middle, allowed: an odd number, or with --chunk any")
             if self.left_chunks is not None:
                 raise UserError("--left-chunks: this concerns --chunk, and the model sees the whole utterance")
+        if not self.convolution and (self.kernel, self.conv_norm) != (15, "layer"):
+            flag = "--kernel" if self.kernel != 15 else "--conv-norm"
+            raise UserError(f"{flag}: this concerns the convolution, which --no-convolution leaves out")
         if self.conv_norm != "group" and self.conv_groups != 4:
             raise UserError(f"--conv-groups: this concerns --conv-norm group, and --conv-norm is {self.conv_norm}")
 

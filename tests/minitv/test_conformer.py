@@ -213,7 +213,8 @@ def test_frames_of_another_shape_are_refused():
 @pytest.mark.parametrize(("chunk", "left"), [(1, None), (1, 0), (1, 3), (2, 1), (3, None), (4, 2)])
 @pytest.mark.parametrize("length", [40, 53])
 def test_a_stream_is_the_whole(chunk, left, length):
-    model = build(chunk=chunk, left_chunks=left, subsampling="4" if chunk == 2 else "2", kernel=4)
+    less = {(1, 0): dict(convolution=False, kernel=15), (3, None): dict(macaron=False)}.get((chunk, left), {})
+    model = build(**{"chunk": chunk, "left_chunks": left, "subsampling": "4" if chunk == 2 else "2", "kernel": 4, **less})
     frames = normal(2, length, BANDS)
     whole = model(frames).numpy()
     with no_grad():
@@ -246,6 +247,28 @@ def test_logits_of_a_chunk_depend_on_its_frames_and_those_before():
 def test_a_model_of_whole_utterances_has_no_state():
     with pytest.raises(UserError, match="--stream: this model sees a whole utterance at once, train one with --chunk"):
         build().init_state(1)
+
+
+def test_without_its_convolution_a_block_is_one_whose_convolution_adds_nothing():
+    whole, frames = build(kernel=15), normal(2, 40, BANDS)
+    for block in whole.blocks:
+        for parameter in (block.convolution.out.weight, block.convolution.out.bias):
+            parameter.assign_(np.zeros(parameter.shape))
+    part = build(kernel=15, convolution=False)
+    part.load({name: array for name, array in whole.state().items() if ".convolution." not in name and ".norm3." not in name})
+    assert np.array_equal(part(frames).numpy(), whole(frames).numpy())
+
+
+def test_without_macaron_a_block_takes_one_whole_step():
+    whole, frames = build(), normal(2, 40, BANDS)
+    for block in whole.blocks:
+        for parameter in (block.ffn.down.weight, block.ffn.down.bias):
+            parameter.assign_(np.zeros(parameter.shape))
+    part = build(macaron=False)
+    part.load({name: array / 2 if ".ffn2.down." in name else array for name, array in whole.state().items()
+               if ".ffn." not in name and ".norm1." not in name})
+    assert_close(part(frames).numpy(), whole(frames).numpy(), terms=1000)
+    assert build(macaron=False, chunk=2).init_state(1).blocks[0][0].keys.shape[2] == 0
 
 
 # -- batch norm --------------------------------------------------------------------------------------------------------
@@ -291,6 +314,8 @@ def test_it_learns_speech_and_nothing_else():
     (dict(kernel=4), "--kernel: 4 taps have no middle, allowed: an odd number, or with --chunk any"),
     (dict(left_chunks=2), "--left-chunks: this concerns --chunk"),
     (dict(conv_groups=2), "--conv-groups: this concerns --conv-norm group, and --conv-norm is layer"),
+    (dict(convolution=False, kernel=31), "--kernel: this concerns the convolution, which --no-convolution leaves out"),
+    (dict(convolution=False, conv_norm="batch"), "--conv-norm: this concerns the convolution, which --no-convolution leaves"),
     (dict(heads=3), "--heads: 3 heads do not divide the width 64"),
     (dict(conv_norm="group", conv_groups=3), "--conv-groups: 3 groups do not divide the width 64"),
     (dict(mels=6), "--mels: 6 bands are too few for --subsampling 4, allowed: at least 7")])
