@@ -17,9 +17,11 @@ import argparse
 import importlib.util
 import json
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from rivals import language_model
@@ -30,6 +32,7 @@ from autograd.cpu.process import cores, peak_mb
 from autograd.device import select
 from minitv import config, variants
 from minitv.experiment import Experiment
+from minitv.models.conformer import Conformer
 from minitv.models.encdec import EncoderDecoder
 from minitv.options import PRESETS
 from minitv.task import Batch, Task
@@ -65,11 +68,21 @@ def experiment(variant: str, preset: str, **values: object) -> Experiment:
         return record.configure(preset, **values)
     heads = config.settings(record.options).keys() & {"heads"}
     shape = {name: value for name, value in UNTUNED.items() if name != "heads" or heads}
+    if issubclass(record.model, Conformer):
+        del shape["context"]  # utterances are as long as they are
     return record.configure("small", **shape, **values)
 
 
-def batches(setup: Experiment, count: int = 16) -> list[Batch | Pair]:
+def task_of(setup: Experiment) -> Task:
+    """Whose loss is computed: that of an answer at every position, or of a model of sound that of the task speech."""
+    return setup.begin() if issubclass(setup.variant.model, Conformer) else Random()
+
+
+def batches(setup: Experiment, count: int = 16) -> list[Any]:
     """Batches [B T] that are the same for all contenders; of a model of pairs, a source is its target."""
+    if issubclass(setup.variant.model, Conformer):
+        task = task_of(setup)
+        return [task.batch(step) for step in range(count)]
     windows = np.random.default_rng(0).integers(0, VOCAB, (count, setup.run.batch, setup.model.context + 1))
     read = [(w[:, :-1].copy(), w[:, 1:].copy()) for w in windows]
     if issubclass(setup.variant.model, EncoderDecoder):
@@ -83,7 +96,7 @@ def minitv(variant: str, preset: str, threads: int, device: str = "cpu") -> tupl
     from minitv.trainer import Trainer
 
     setup = experiment(variant, preset, threads=threads, device=device)
-    trainer, data = Trainer(setup, Random()), batches(setup)
+    trainer, data = Trainer(setup, task_of(setup)), batches(setup)
     return trainer.parameters, lambda index: trainer.step(data[index % len(data)], index)
 
 
@@ -95,7 +108,7 @@ def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str
     torch.manual_seed(0)
     setup = experiment(variant, preset)
     run = setup.run
-    model = language_model(torch, variant, setup.model, setup.mixer, VOCAB).to(device)
+    model = language_model(torch, variant, setup.model, setup.mixer, task_of(setup).vocab).to(device)
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": run.weight_decay},
@@ -205,7 +218,7 @@ def work(contender: str, variant: str, preset: str, threads: int, seconds: float
     if not math.isfinite(loss):
         raise SystemExit(f"{contender}, {variant}, {preset}: the loss is {loss}")
     setup = experiment(variant, preset)
-    tokens = setup.run.batch * batches(setup, 1)[0].length
+    tokens = setup.run.batch * statistics.mean(batch.length for batch in batches(setup))
     return {"tokens_per_s": count * tokens / elapsed, "ms_per_step": 1e3 * elapsed / count, "first_step_s": first,
             "parameters": parameters, "loss": loss, "peak_mb": peak_mb()}
 

@@ -44,10 +44,19 @@ def read_wav(path: str | os.PathLike, rate: int) -> tuple[np.ndarray, list[str]]
             before, samples = wavfile.read(BytesIO(content))
     except Exception as error:  # what SciPy raises at bytes that are no WAV file is of any kind
         raise UserError(f"{os.fspath(path)}: is no WAV file that can be read: {str(error).rstrip('.')}") from None
+    return prepared(path, samples, before, rate)
+
+
+class NoSound(UserError):
+    """A file that can be read, and holds not a single sample."""
+
+
+def prepared(path: str | os.PathLike, samples: np.ndarray, before: int, rate: int) -> tuple[np.ndarray, list[str]]:
+    """What ``read_wav`` gives, of the samples [N] or [N channels] of a file at ``before`` samples a second."""
     if not RATES[0] <= before <= RATES[1]:
         raise UserError(f"{os.fspath(path)}: has {before} samples a second, allowed: {RATES[0]} to {RATES[1]}")
     if not samples.size:
-        raise UserError(f"{os.fspath(path)}: holds no sound")
+        raise NoSound(f"{os.fspath(path)}: holds no sound")
     notes = []
     if samples.dtype == np.uint8:
         samples = (samples - 128.0) / 128

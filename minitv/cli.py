@@ -26,6 +26,7 @@ from .options import (
     SampleOptions,
     StreamOptions,
     TrainOptions,
+    TranscribeOptions,
 )
 from .picture import plot, plot_readings
 from .report import columns, count, reflow, tell, wrap
@@ -244,14 +245,16 @@ def _sample(argv: list[str]) -> int:
     return 0
 
 
-def _of_a_run(parser: Parser, kind: type, argv: list[str]) -> tuple[str, Any]:
-    """The folder that a command reads, and the command's options."""
+def _of_a_run(parser: Parser, kind: type, argv: list[str], *others: str) -> tuple[Any, ...]:
+    """The folder that a command reads, and the command's options; between them what stands in ``others``, by name."""
     text = "the folder of a run, or of one of its checkpoints (DIR/best)"
     parser.add_argument("directory", metavar="DIR", help=text)
+    for name in others:
+        parser.add_argument(name, metavar="FILE", nargs="*", help="recordings, WAV or FLAC")
     options = Options(kind)
     parser.add_options(options)
     arguments = parser.parse(argv)
-    directory = arguments.pop("directory")
+    directory, more = arguments.pop("directory"), [arguments.pop(name, None) for name in others]
     values, _ = options.merge(("command line", arguments))
     (config,) = options.build(values)
     if "checkpoint" in arguments:
@@ -261,7 +264,7 @@ def _of_a_run(parser: Parser, kind: type, argv: list[str]) -> tuple[str, Any]:
         if run_folder(directory) != Path(directory) and name != config.checkpoint:
             raise UserError(f"--checkpoint {config.checkpoint}: {directory} is the checkpoint {name!r}; "
                             "give the folder of the run")
-    return directory, config
+    return directory, *more, config
 
 
 def _standard_input() -> str:
@@ -407,6 +410,23 @@ def _stream(argv: list[str]) -> int:
     return 130 if result.stopped else 0
 
 
+def _transcribe(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv transcribe",
+        synonyms=SYNONYMS,
+        usage="minitv transcribe DIR FILE.wav [FILE.wav ...] [options]",
+        description="Write down what is said in recordings, with a model that was trained on speech. A recording of another\n"
+        "rate is resampled. With --stream, words appear while the sound is read.",
+        epilog="examples:\n  minitv train conformer --out runs/mine\n  minitv transcribe runs/mine hello.wav --beam 8\n"
+        '  minitv transcribe runs/mine --say "three one four" --picture heard.png',
+    )
+    directory, paths, config = _of_a_run(parser, TranscribeOptions, argv, "files")
+    from .transcribe import transcribe
+
+    transcribe(directory, paths or (), config)
+    return 0
+
+
 def _list(argv: list[str]) -> int:
     _plain("list", "List the variants with their paper and their tasks, the tasks, and the presets.", argv)
     from .experiment import possible
@@ -441,11 +461,12 @@ def _info(argv: list[str]) -> int:
 
     system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     rows = [("minitv", __version__), ("python", system)]
-    for name in ("numpy", "numba", "scipy", "safetensors", "matplotlib"):
+    optional = {"matplotlib": "for curve.png", "soundfile": "for FLAC files"}
+    for name in ("numpy", "numba", "scipy", "safetensors", *optional):
         try:
             rows.append((name, version(name)))
         except PackageNotFoundError:
-            rows.append((name, 'not installed; for curve.png: pip install matplotlib'))
+            rows.append((name, f"not installed; {optional.get(name, 'it is needed')}: pip install {name}"))
     import numpy  # noqa: F401 - loads the BLAS that is shown below
     from threadpoolctl import threadpool_info
 
@@ -638,6 +659,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eval": (_eval, "say how well a trained model predicts a text"),
     "convert": (_convert, "give a trained Transformer fewer heads of keys and values"),
     "stream": (_stream, "read a text of any length in constant memory"),
+    "transcribe": (_transcribe, "write down what is said in a recording"),
     "list": (_list, "list the variants, tasks and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),
     "explain": (_explain, "show a variant or an operator: formula, cost, forms, kernels"),
@@ -646,7 +668,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
 
 
 def _overview() -> str:
-    commands = "\n".join(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
     return f"""usage: minitv COMMAND [options]
 
 Transformer variants from scratch, on a small autograd engine.

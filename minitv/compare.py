@@ -255,10 +255,13 @@ def measure(run: Run) -> dict[str, Any]:
     values = [value for _, value in points]
     losses = [record["val_loss"] for record in records if record.get("val_loss") is not None]
     speeds = [record["tokens_per_s"] for record in records if record.get("tokens_per_s") and record["step"] > 1]
+    low, high = f"val_{task.key}_low", f"val_{task.key}_high"
+    bounds = [[record[low], record[high]] for record in records if record.get(low) is not None]
     state, speed = _writing(run.directory) or (None, None)
     return {"variant": run.variant, "folder": run.directory.name, "seed": run.seed, "swept": run.swept,
             "parameters": header["parameters"], "steps": run.steps, "lr": run.experiment.run.lr,
-            field(task): values[-1] if values else None, "val_loss": losses[-1] if losses else None,
+            field(task): values[-1] if values else None, "interval": bounds[-1] if bounds else None,
+            "val_loss": losses[-1] if losses else None,
             "steps_to_goal": first_step(points, task),
             "ngram_bpc": header.get("ngram_bpc"), "baselines": header.get("baselines") or {},
             "tokens_per_s": statistics.median(speeds) if speeds else None,
@@ -322,7 +325,8 @@ def summary(results: list[dict[str, Any]], task: type[Task]) -> list[dict[str, A
         values = [run[key] for run in best if run[key] is not None]
         row = {"variant": variant, "seeds": len(best), "swept": best[0]["swept"],
                key: statistics.mean(values) if values else None,
-               "spread": statistics.stdev(values) if len(values) > 1 else None}
+               "spread": statistics.stdev(values) if len(values) > 1 else None,
+               "interval": best[0].get("interval") if len(best) == 1 else None}
         for name in ("parameters", "lr", "tokens_per_s", "peak_mb", "state_bytes", "decode_tokens_per_s"):
             numbers = [run[name] for run in best if run[name] is not None]
             row[name] = statistics.median(numbers) if numbers else None
@@ -356,6 +360,8 @@ def text(rows: list[dict[str, Any]], baselines: Mapping[str, float], task: type[
         lines[0].append(f"steps to {task.goal:g}")
     for row in rows:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
+        if row.get("interval"):
+            spread = " ({:.3f} to {:.3f})".format(*row["interval"])
         lines.append([row["variant"], *_values(row["swept"], swept), count(row["parameters"]),
                       _cell(row[key], lambda value: f"{value:.3f}") + spread, _cell(row["tokens_per_s"], count),
                       _cell(row["peak_mb"], count), _cell(row["state_bytes"], lambda size: f"{size / 1e3:.1f}"),

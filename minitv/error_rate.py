@@ -85,12 +85,17 @@ def error_rate(references: Sequence[Sequence[Any]], hypotheses: Sequence[Sequenc
                         "least one word")
     counts = [edits(*pair) for pair in zip(references, hypotheses, strict=True)]
     totals = np.array([count.total for count in counts])  # [N]
+    return ErrorRate(float(totals.sum() / lengths.sum()), *bootstrap(totals, lengths, seed=seed),
+                     *(int(n) for n in np.sum(counts, axis=0)), int(lengths.sum()))
+
+
+def bootstrap(edits: np.ndarray, lengths: np.ndarray, *, seed: int = 0) -> tuple[float, float]:
+    """The bounds of the 95 % interval of Σ edits / Σ lengths over utterances [N]."""
     drawn = np.random.default_rng(seed).multinomial(len(lengths), np.full(len(lengths), 1 / len(lengths)), DRAWS)  # [draws N]
     sizes = drawn @ lengths
-    rates = (drawn @ totals)[sizes > 0] / sizes[sizes > 0]
+    rates = (drawn @ edits)[sizes > 0] / sizes[sizes > 0]
     low, high = np.quantile(rates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return ErrorRate(float(totals.sum() / lengths.sum()), float(low), float(high), *(int(n) for n in np.sum(counts, axis=0)),
-                     int(lengths.sum()))
+    return float(low), float(high)
 
 
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str], *, seed: int = 0) -> ErrorRate:

@@ -78,7 +78,8 @@ class Experiment:
         return self._build(vocab)
 
     def _build(self, vocab: int) -> Any:
-        return self.variant.build(self.model, self.mixer, vocab, Random(self.run.seed).split(WEIGHTS))
+        return self.variant.build(self.model, self.mixer, vocab, Random(self.run.seed).split(WEIGHTS),
+                                  **self.task.shape(self.data))
 
     def to_json(self) -> dict[str, Any]:
         """The experiment for a checkpoint or a log: all that ``from_json`` needs."""

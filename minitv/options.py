@@ -294,6 +294,29 @@ class StreamOptions:
         _check_device(self.device)
 
 
+@dataclass(frozen=True)
+class TranscribeOptions:
+    """transcription"""
+
+    beam: int = option(1, "transcripts that are followed at a time (prefix beam search); 1 = the best class of every frame",
+                       low=1, high=1000)
+    stream: bool = option(False, "read the sound piece by piece and write words when they are known, with a model that was "
+                                 "trained with --chunk")
+    say: str | None = option(None, "digits, such as three one four, that a computed voice says in place of a file",
+                             metavar="WORDS")
+    speaker: int = option(2_000_000, "number of that voice; training hears none from 1,000,000 on", low=0, high=2**31)
+    picture: str | None = option(None, "picture of the spectrogram, the probabilities and the alignment: .png, .svg or .pdf",
+                                 metavar="FILE")
+    checkpoint: str = _checkpoint()
+    device: str = _device()
+
+    def __post_init__(self) -> None:
+        check(self)
+        _check_device(self.device)
+        if self.stream and self.beam > 1:
+            raise UserError(f"--beam {self.beam}: a stream is read by the best class of every frame, allowed with --stream: 1")
+
+
 def _check_device(device: str) -> None:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UserError(f"--device: {device!r} is unknown, allowed: cpu, cuda, cuda:0, cuda:1, ...")

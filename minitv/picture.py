@@ -218,19 +218,8 @@ def draw(path: Path, lines: Sequence[Line], baselines: Mapping[str, float], metr
     ``rising`` says whether higher values are better, None that neither are. With ``axis``, its name, the steps are something
     else that begins at 1 and doubles. ``mark`` is a step with a text.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError('a picture needs matplotlib: pip install matplotlib') from None
-    if not path.name or (path.exists() and not path.is_file()):
-        raise UserError(f"--out {path}: this is not a file")
-    if not path.parent.is_dir():
-        raise UserError(f"--out {path}: there is no folder {path.parent}")
-
-    figure = Figure(figsize=(9, 5.4), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    canvas = sheet(path)
+    axes = canvas.figure.add_subplot()
     labels: list[tuple[float, str, str, bool]] = []  # height, text, colour, bold
     points = [point for line in lines for point in line.points]
     end = max(1, *(step for step, _ in points))
@@ -300,6 +289,25 @@ def draw(path: Path, lines: Sequence[Line], baselines: Mapping[str, float], metr
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+    return save(canvas, path)
+
+
+def sheet(path: Path, flag: str = "--out", height: float = 5.4) -> Any:
+    """The canvas of an empty picture, with its ``figure``; UserError without matplotlib, or if ``path`` cannot be a file."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError('a picture needs matplotlib: pip install matplotlib') from None
+    if not path.name or (path.exists() and not path.is_file()):
+        raise UserError(f"{flag} {path}: this is not a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}")
+    return FigureCanvasAgg(Figure(figsize=(9, height), dpi=150, layout="constrained"))
+
+
+def save(canvas: Any, path: Path) -> Path:
+    """Write a picture so that a crash leaves the old file or the new one; UserError for a suffix that is unknown."""
     temporary = path.with_name(f".{path.stem}.partial{path.suffix or '.png'}")
     try:
         with warnings.catch_warnings():

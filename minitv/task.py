@@ -105,6 +105,10 @@ class Task:
         """The metric, of sums that ``score`` gave."""
         return float(sums[2] / sums[1])
 
+    def interval(self, sums: np.ndarray) -> tuple[float, float] | None:
+        """Bounds between which the metric lies with a confidence of 95 %, where the task knows them."""
+        return None
+
     def training_value(self, loss: float) -> float | None:
         """The metric on a training batch, where the mean loss in nats says it; None elsewhere."""
         return None
@@ -146,6 +150,11 @@ class Task:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of the task, as JSON."""
+        return {}
+
+    @classmethod
+    def shape(cls, options: Any) -> dict[str, int]:
+        """What a model must know of the inputs besides the vocabulary, by the names of its arguments."""
         return {}
 
     @classmethod

@@ -254,11 +254,17 @@ class _Session:
     def _evaluate(self, held_out, step: int) -> dict[str, float]:
         """The held-out loss in nats an answer, the task's metric, and what the modules of the model tell of themselves."""
         sums = self.trainer.evaluate(held_out)
-        loss = float(sums[0] / sums[1])
+        loss = float(sums[0] / max(sums[1], 1))
         if not math.isfinite(loss):  # before these weights replace the last good checkpoint
             raise self._nonfinite(self.trainer.find_nonfinite(held_out, step) or "the held-out loss", step)
         self.answers = self.task.asked(sums)
-        return {"val_loss": loss, f"val_{self.task.key}": self.task.value(sums), **self.trainer.model.all_readings()}
+        bounds = dict(zip(self._bounds, self.task.interval(sums) or (), strict=False))
+        return {"val_loss": loss, f"val_{self.task.key}": self.task.value(sums), **bounds, **self.trainer.model.all_readings()}
+
+    @property
+    def _bounds(self) -> tuple[str, str]:
+        """The names of a record for the bounds of the metric."""
+        return f"val_{self.task.key}_low", f"val_{self.task.key}_high"
 
     def _training_value(self, loss: float) -> dict[str, float]:
         value = self.task.training_value(loss)
@@ -279,8 +285,9 @@ class _Session:
     def _report(self, step: int, record: Mapping[str, Any]) -> None:
         task, value = self.task, record[f"val_{self.task.key}"]
         self.last_loss, self.last_value = record["val_loss"], value
-        verdict = task.verdict(value, self.answers)
-        tell(f"step {step}: held-out loss {record['val_loss']:.4f} nats, {value:.3f} {task.metric}, {verdict}")
+        verdict, low, high = task.verdict(value, self.answers), *map(record.get, self._bounds)
+        bounds = "" if low is None else f" (95 %: {low:.3f} to {high:.3f})"
+        tell(f"step {step}: held-out loss {record['val_loss']:.4f} nats, {value:.3f}{bounds} {task.metric}, {verdict}")
         if text := task.show(self.trainer.model, Random(self.run.seed).split(SHOWN, step)):
             self.progress.text("\n".join("    " + line for line in text.split("\n")))
 

@@ -69,6 +69,6 @@ class Variant:
         """All options of a run: the defaults, then the preset, then ``values``; UserError names what does not fit."""
         return merge(self, task, preset, ("arguments", values))[0]
 
-    def build(self, model: Any, options: Any, vocab: int, rng: Random, dtype: Any = np.float32) -> Any:
-        """A new model with ``model`` options and the variant's own."""
-        return self.model(self, model, options, vocab, rng, dtype)
+    def build(self, model: Any, options: Any, vocab: int, rng: Random, dtype: Any = np.float32, **shape: int) -> Any:
+        """A new model with ``model`` options and the variant's own; ``shape`` is what Task.shape says of the inputs."""
+        return self.model(self, model, options, vocab, rng, dtype, **shape)

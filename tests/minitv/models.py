@@ -13,6 +13,7 @@ from autograd.device import beside
 from autograd.random import Random
 from minitv import variants
 from minitv.experiment import Experiment
+from minitv.models.conformer import Conformer
 from minitv.models.encdec import EncoderDecoder
 from minitv.task import Task
 from tests.autograd import emulator, fake_cupy
@@ -32,7 +33,10 @@ def build(variant: str, vocab: int = 11, dtype=np.float64, seed: int = 0, **valu
 
 
 def logits_of(model, ids, rng=None) -> Tensor:
-    """Logits [B T V] of ids [B T]; a model of pairs gets them as sources and as targets."""
+    """Logits [B T V] of ids [B T]; a model of pairs gets them as sources and as targets, one of sound gets frames of noise."""
+    if isinstance(model, Conformer):
+        noise = np.random.default_rng(ids).normal(size=(len(ids), 8 * ids.shape[1], model.features))
+        return model(noise, rng)[:, : ids.shape[1]]
     return model(ids, ids, rng) if isinstance(model, EncoderDecoder) else model(ids, rng)
 
 

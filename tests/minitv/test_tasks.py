@@ -17,7 +17,7 @@ from minitv.tasks import load, tasks
 def couples():
     """Tasks, each with up to two variants that it is for; the second one with --full."""
     for task in tasks():
-        suitable = [name for name in ("transformer", "rwkv", "encoder", "one-wide-ffn", "encoder-decoder")
+        suitable = [name for name in ("transformer", "rwkv", "encoder", "conformer", "one-wide-ffn", "encoder-decoder")
                     if suits(variants.load(name), load(task))]
         yield from (pytest.param(task, name, marks=[pytest.mark.full] * i) for i, name in enumerate(suitable[:2]))
 

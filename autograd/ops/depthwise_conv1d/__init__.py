@@ -1,0 +1,93 @@
+"""depthwise_conv1d: a short filter per channel over the past and the future.
+
+    y_t = b + Σ_{j < W} weight_j x_{t + ahead - (W - 1 - j)}                        outside of 0 .. T-1, x is 0
+
+Tap j sees the position ahead - (W - 1 - j) further on. With ahead = 0 the last tap is the present, which is causal_conv1d; with
+ahead = (W - 1) / 2 the filter is centred, and looks as far ahead as back. Gradients, where g_t is the gradient of y_t:
+
+    dx_s = Σ_j weight_j g_{s - ahead + (W - 1 - j)},    dweight_j = Σ_t g_t x_{t + ahead - (W - 1 - j)},    db = Σ_t g_t
+
+So dx is such a filter of g, with its taps turned round, and the kernels are those of causal_conv1d, which sum any number of
+taps over the past and the future. Padding counts as what stands in it: who pads sequences makes it 0 before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...errors import DomainError, ShapeError
+from ...laws import causal, independent, law, linear_in
+from ...metric import assert_close
+from ...op import op
+from ..causal_conv1d import causal_conv1d
+from ..index import getitem
+from ..shape import pad, swapaxes
+
+
+@op("x[B T C], weight[C W], bias?[C] -> y[B T C]", analytic=True,
+    laws=[causal("x", ahead=0), independent("B"), linear_in("x"), linear_in("weight")])
+def depthwise_conv1d(x, weight, bias=None, *, ahead=0):
+    """y_t = b + Σ_{j < W} weight_j x_{t + ahead - (W - 1 - j)} in each channel, with 0 outside of x; x[B T C], weight[C W].
+
+    ``ahead`` is how many positions after its own an output sees, from 0 (causal) to W - 1: DomainError. A weight without taps
+    raises ShapeError.
+    """
+    out = np.zeros_like(x)
+    batch, length, channels = x.shape
+    width = weight.shape[1]
+    for b, t, c in np.ndindex(batch, length, channels):
+        for j in range(width):
+            source = t + ahead - (width - 1 - j)
+            if 0 <= source < length:
+                out[b, t, c] += weight[c, j] * x[b, source, c]
+        if bias is not None:
+            out[b, t, c] += bias[c]
+    return out
+
+
+@depthwise_conv1d.form
+def composed(x, weight, bias, ahead):
+    """The sum of the sequence moved by each tap's distance, times the tap."""
+    length, width = x.shape[1], weight.shape[1]
+    padded = pad(x, widths=((0, 0), (width - 1 - ahead, ahead), (0, 0)))
+    taps = swapaxes(weight)
+    y = bias
+    for j in range(width):
+        term = getitem(padded, key=(slice(None), slice(j, j + length))) * taps[j]
+        y = term if y is None else y + term
+    return y
+
+
+depthwise_conv1d.kernel("cpu")
+depthwise_conv1d.kernel("cuda")
+
+
+@depthwise_conv1d.validate
+def _(x, weight, bias, ahead):
+    if weight.shape[1] < 1:
+        raise ShapeError(f"depthwise_conv1d: weight {weight.shape} needs at least one tap")
+    if type(ahead) is not int or not 0 <= ahead < weight.shape[1]:
+        raise DomainError(f"depthwise_conv1d: ahead is {ahead!r}, allowed: an integer from 0 to W - 1 = {weight.shape[1] - 1}")
+
+
+@depthwise_conv1d.inputs
+def _(draw):
+    channels, width = draw.size(0, 3), draw.size(1, 4)
+    bias = draw.floats(channels) if draw.boolean() else None
+    return ((draw.floats(draw.size(0, 2), draw.size(0, 5), channels), draw.floats(channels, width), bias),
+            {"ahead": draw.integer(0, width - 1)})
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+@law(depthwise_conv1d, "it is causal_conv1d of a sequence that has as many zeros behind it as it looks ahead")
+def _(case, draw):
+    longer = np.pad(case.x, ((0, 0), (0, case.ahead), (0, 0)))
+    expected = causal_conv1d.definition(longer.astype(np.float64), case.weight.astype(np.float64), case.bias)
+    assert_close(case().y, expected[:, case.ahead :], "it is another filter", terms=16)
+
+
+@law(depthwise_conv1d, "a centred filter that is the same backwards reads a sequence backwards alike")
+def _(case, draw):
+    if case.weight.shape[1] == 2 * case.ahead + 1:
+        weight = case.weight + case.weight[:, ::-1]
+        assert_close(case(x=case.x[:, ::-1], weight=weight).y, case(weight=weight).y[:, ::-1], "it has a direction", terms=16)

@@ -1,0 +1,160 @@
+"""relative_attention: attention whose scores know distances (Transformer-XL: Dai et al. 2019, arXiv 1901.02860).
+
+A query asks for two things: what a key is, and how far away it stands. For the second there is a vector p_c for each distance.
+
+    S_ij = ((q_i + u) · k_j + (q_i + w) · p_c) / √K           c is the column of the distance i - j
+    y_i = Σ_j softmax_j(S_ij) v_j                             over the keys j that query i sees
+
+u and w are learned for each head. They ask without a query: u which keys matter to all, w which distances do. This is section
+3.3 of Transformer-XL, where w is called v.
+
+Distances. The last of the T queries stands where the last of the S keys does, so query i stands at i + S - T. Its distance to
+key j is n = i + S - T - j. It is S - 1 for the last query and the first key, 0 for a key at the query's place, and -(T - 1) for
+the first query and the last key, which lies in the future. So there are C = T + S - 1 distances, and p_c belongs to n = S - 1 -
+c:
+
+    c = 0, .. C - 1      n = S - 1, S - 2, .. 1, 0, -1, .. -(T - 1)              c = T - 1 - i + j
+
+The shift. All products M_ic = (q_i + w) · p_c are one matrix product, T × C numbers for each head, and the score of i and j
+stands in row i, column T - 1 - i + j. So row i of the scores is a slice of row i of M, which begins one column earlier than
+that of the row before. In memory the rows follow each other, C numbers apart. Read with C - 1 numbers a row, from number T - 1
+on, all slices stand below each other: three views, and nothing is computed.
+
+    M, T = S = 3, C = 5                     numbers T - 1 .. with rows of C - 1      the first S columns
+    00 01 02 03 04                          02 03 04 10                              02 03 04
+    10 11 12 13 14                          11 12 13 14                              11 12 13
+    20 21 22 23 24                          20 21 22 23                              20 21 22
+
+Backward, a gradient of the scores goes back to the slices it came from, and the rest of M has gradient 0.
+
+A trap. Transformer-XL is causal, so it has vectors for the T distances to the past alone, and its own shift then makes wrong
+numbers above the diagonal, of the next row. Its mask hides them. Where both sides are seen, as in a Conformer, they are not
+hidden: several libraries had this error (ESPnet's pull request 2816 mends it). Here future distances have columns of their own,
+and the definition takes the distance of each pair instead of a shift.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from autograd import Tensor
+from autograd.errors import ShapeError
+from autograd.laws import independent, law, linear_in
+from autograd.metric import assert_close
+from autograd.op import op
+from autograd.ops import getitem, matmul, reshape, softmax, swapaxes
+from autograd.shapes import broadcasts_to
+
+from ..attention import attention
+from ..pairs import scores, weighted
+
+
+@op("q[B H T K], k[B H S K], v[B H S V], p[H C K], u[H K], w[H K], mask?:bool[...] -> y[B H T V]",
+    laws=[independent("B", mask=None), linear_in("v")])
+def relative_attention(q, k, v, p, u, w, mask=None):
+    """y_i = Σ_j softmax_j(((q_i + u) · k_j + (q_i + w) · p_c) / √K) v_j with c = T - 1 - i + j, for every head.
+
+    q[B H T K], k[B H S K], v[B H S V] -> y[B H T V]; p[H C K] has a vector for each of the C = T + S - 1 distances, the largest
+    first, and u[H K], w[H K] are learned. mask is broadcastable to [B H T S], True where a key is seen; a query that sees
+    nothing gives zeros. Another C, and a mask of another shape, raise ShapeError.
+    """
+    (batch, heads, queries, width), keys = q.shape, k.shape[2]
+    y, scale = np.zeros((*q.shape[:3], v.shape[3]), q.dtype), 1 / math.sqrt(max(width, 1))
+    seen = np.broadcast_to(True if mask is None else mask, (batch, heads, queries, keys))
+    for b, h, i in np.ndindex(batch, heads, queries):
+        logits = {}
+        for j in (j for j in range(keys) if seen[b, h, i, j]):
+            distance = (i + keys - queries) - j
+            place = p[h, keys - 1 - distance]
+            logits[j] = scale * sum((q[b, h, i, c].item() + u[h, c].item()) * k[b, h, j, c].item()
+                                    + (q[b, h, i, c].item() + w[h, c].item()) * place[c].item() for c in range(width))
+        top = max(logits.values(), default=-math.inf)
+        total = sum(math.exp(s - top) for s in logits.values())
+        for j, s in logits.items():
+            y[b, h, i] += math.exp(s - top) / total * v[b, h, j]
+    return y
+
+
+def shifted(m: Tensor, keys: int) -> Tensor:
+    """The numbers [.. T S] for every query and key, of m[.. T C], which has them for every query and distance."""
+    *lead, queries, columns = m.shape
+    if not queries or not keys:
+        return reshape(m[..., :0], (*lead, queries, keys))
+    if queries == 1:
+        return m
+    flat = reshape(m, (*lead, queries * columns))
+    rows = getitem(flat, key=(..., slice(queries - 1, queries - 1 + queries * (columns - 1))))
+    return getitem(reshape(rows, (*lead, queries, columns - 1)), key=(..., slice(0, keys)))
+
+
+@relative_attention.form
+def parallel(q, k, v, p, u, w, mask):
+    """All scores as two products of matrices, the second one shifted. Time O(T (S + C) K), memory O(T C) for each head."""
+    (_, heads, _, width), keys = q.shape, k.shape[2]
+    content = scores(q + reshape(u, (heads, 1, width)), k, mask)  # [B H T S]
+    places = matmul(q + reshape(w, (heads, 1, width)), swapaxes(p))  # M [B H T C]
+    content = content + shifted(places, keys)  # S [B H T S]
+    return weighted(softmax(content * (1 / math.sqrt(max(width, 1))), mask), v, mask)
+
+
+@relative_attention.validate
+def _(q, k, p, mask):
+    (batch, heads, queries, _), keys = q.shape, k.shape[2]
+    columns = max(queries + keys - 1, 0)
+    if p.shape[1] != columns:
+        raise ShapeError(f"relative_attention: p has {p.shape[1]} distances; T = {queries} queries and S = {keys} keys have "
+                         f"{columns}")
+    if mask is not None and not broadcasts_to(mask.shape, (batch, heads, queries, keys)):
+        raise ShapeError(f"relative_attention: mask {mask.shape} does not broadcast to [B H T S] = "
+                         f"{(batch, heads, queries, keys)}")
+
+
+@relative_attention.inputs
+def _(draw):
+    batch, heads, queries, keys = draw.size(0, 2), draw.size(1, 2), draw.size(0, 5), draw.size(0, 5)
+    width, out = draw.size(1, 4), draw.size(0, 3)
+    mask = None
+    if draw.boolean():
+        mask = draw.mask(*[1 if draw.integer(0, 3) == 0 else n for n in (batch, heads, queries, keys)][draw.integer(0, 2):])
+    columns = max(queries + keys - 1, 0)
+    q, k, v = (draw.floats(batch, heads, *shape) for shape in ((queries, width), (keys, width), (keys, out)))
+    return (q, k, v, draw.floats(heads, columns, width), draw.floats(heads, width), draw.floats(heads, width), mask), {}
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+@law(relative_attention, "where all distances look alike, it is attention")
+def _(case, draw):
+    p = np.broadcast_to(case.p[:, :1] if case.p.shape[1] else case.p, case.p.shape)
+    expected = attention.definition(case.q.astype(np.float64) + case.u[:, None], case.k.astype(np.float64), case.v, case.mask,
+                                    causal=False)[0]
+    assert_close(case(p=p).y, expected, "it is not attention of q + u", terms=64)
+
+
+@law(relative_attention, "a vector of a distance far above the others picks that distance")
+def _(case, draw):
+    queries, keys = case.q.shape[2], case.k.shape[2]
+    if not queries or not keys or case.mask is not None:
+        return
+    column = draw.integer(0, queries + keys - 2)
+    p, zero = np.zeros_like(case.p), np.zeros_like(case.q)
+    p[:, column] = 1
+    y = case(q=zero, u=0.0, w=400.0 / math.sqrt(case.q.shape[3]), p=p).y
+    for i in range(queries):
+        j = column - (queries - 1 - i)
+        if 0 <= j < keys:
+            assert_close(y[:, :, i], case.v[:, :, j], f"query {i} takes another value than that at its distance", terms=64)
+
+
+@law(relative_attention, "the same distances from a later beginning give the same")
+def _(case, draw):
+    """Queries and keys after as many that nobody sees."""
+    more = draw.integer(1, 2)
+    batch, heads, queries, keys = *case.q.shape[:3], case.k.shape[2]
+    seen = np.broadcast_to(True if case.mask is None else case.mask, (batch, heads, queries, keys))
+    longer = {name: np.concatenate([draw.floats(*x.shape[:2], more, x.shape[3]), x], axis=2)
+              for name, x in (("k", case.k), ("v", case.v))}
+    p = np.concatenate([draw.floats(heads, queries + keys + more - 1 - case.p.shape[1], case.p.shape[2]), case.p], axis=1)
+    mask = np.concatenate([np.zeros((*seen.shape[:3], more), bool), seen], axis=3)
+    assert_close(case(**longer, p=p, mask=mask).y, case(mask=seen).y, "a distance depends on the place", terms=64)

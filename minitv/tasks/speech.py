@@ -1,0 +1,491 @@
+"""Speech: recordings of unknown length, of which the words are asked for, by the CTC loss (minitv/ops/ctc_loss).
+
+Without --data, voices that are computed say one to five digits (minitv/digits.py). --data DIR takes recordings with transcripts
+as LibriSpeech has them: a file NAME.trans.txt has a line for each recording, its name and what is said, and the recording of
+that name is a .wav or .flac file in the same folder.
+
+    DIR/84/121123/84-121123.trans.txt           84-121123-0000 GO DO YOU HEAR
+    DIR/84/121123/84-121123-0000.flac
+
+The folder above a chapter is a speaker. Held out are speakers whom training does not hear, a tenth of them: a word that was
+learned from a voice is easier to hear from the same voice. The metric is the word error rate: all words that must be changed,
+left out or added to make the transcripts of what the model wrote, divided by the words of the transcripts. Its interval is that
+of the bootstrap over utterances (minitv/error_rate.py). A model that writes nothing has the rate 1, and that is the first thing
+which every model learns, because frames without a new word are the most.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from autograd import Tensor, no_grad, to_numpy
+from autograd.device import beside
+from autograd.random import Random
+
+from .. import room
+from ..audio import NoSound, prepared, read_wav
+from ..config import check, option
+from ..digits import DIGITS, digits_of, say
+from ..error_rate import bootstrap, edits
+from ..errors import CheckpointError, UserError, plain, quoted
+from ..mel import FrontEnd, SpecAugment, scale_of
+from ..models.conformer import Conformer
+from ..ops import ctc_loss
+from ..ops.ctc_loss import frames_needed
+from ..ops.ctc_loss.decoding import greedy
+from ..options import DATA, STEPS
+from ..report import count, tell
+from ..task import NOTHING, Task
+
+BATCHES, MASKS = range(2)  # the independent random streams of a run
+STRANGERS = 10**6  # held-out speakers of the digits have numbers from here on
+MEASURED = 32  # utterances of digits whose frames say how all are normalised
+SHOWN = 3  # utterances on the screen
+NAMED = 5  # utterances that a note names
+SUFFIXES = ".wav", ".flac"
+
+
+@dataclass(frozen=True)
+class SpeechOptions:
+    """speech"""
+
+    data: str = option("", "folder of recordings (WAV, or FLAC with the package soundfile) and transcripts (*.trans.txt), as "
+                       "LibriSpeech has them; without it, digits that computed voices say", metavar="DIR", group=DATA,
+                       resumable=True, harmless=True)
+    val_data: str | None = option(None, "folder of held-out recordings; none = a tenth of the speakers of --data, or of its "
+                                  "recordings where one speaks them all", metavar="DIR", group=DATA, resumable=True,
+                                  harmless=True)
+    labels: str | None = option(None, "what the model writes: words or characters; none = words of the digits, characters of "
+                                "--data", choices=("word", "character"))
+    rate: int = option(8000, "samples a second that recordings are brought to", low=2000, high=192_000)
+    mels: int = option(40, "bands of the spectrogram", low=1, high=1024)
+    normalise: str = option("corpus", "mean and variance of the bands are those of all training data, or of each utterance, "
+                            "which a stream cannot know", choices=("corpus", "utterance"))
+    frequency_masks: int = option(2, "stripes of bands that are hidden in each training utterance (SpecAugment)", low=0,
+                                  high=100)
+    frequency_width: int = option(8, "bands in such a stripe, at most", low=0, high=1024)
+    time_masks: int = option(2, "stripes of time that are hidden in each training utterance", low=0, high=100)
+    time_share: float = option(0.05, "share of the utterance in such a stripe, at most", low=0, high=1)
+    utterances: int = option(4000, "different training utterances of digits, of as many voices", low=1, high=10**6)
+    longest: int = option(5, "digits in an utterance, at most", low=1, high=50)
+    snr: float = option(5.0, "dB by which a computed voice is louder than its room, at least; 25 dB more at most", low=-40,
+                        high=100)
+    eval_examples: int = option(200, "held-out utterances of digits", low=1, high=10**6, group=STEPS, resumable=True)
+
+    __post_init__ = check
+
+
+class Utterances(NamedTuple):
+    """A batch: frames, labels, how many of the frames count, and the numbers of the utterances in their corpus."""
+
+    inputs: np.ndarray  # frames [B T M], 0 where they do not count
+    labels: np.ndarray  # [B U], NOTHING behind the last
+    lengths: np.ndarray  # frames that count [B]
+    numbers: np.ndarray  # [B]
+
+    def part(self, rows: slice) -> Utterances:
+        """Some of the utterances, without the padding that only longer ones need."""
+        part = type(self)(*(array[rows] for array in self))
+        return part._replace(inputs=part.inputs[:, : max(part.lengths.max(initial=0), 1)])
+
+    @property
+    def length(self) -> int:
+        """Positions of an utterance as a model has them that reads every fourth frame."""
+        return -(-self.inputs.shape[1] // 4)
+
+    @property
+    def tokens(self) -> int:
+        """Frames that count."""
+        return int(self.lengths.sum())
+
+
+class Corpus:
+    """Utterances by their numbers: what is said, a name, and frames [T M], float32 and not normalised."""
+
+    speakers: int
+    identity: str  # other texts or other names have another one
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def text(self, number: int) -> str:
+        raise NotImplementedError
+
+    def name(self, number: int) -> str:
+        raise NotImplementedError
+
+    def frames(self, number: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Digits(Corpus):
+    """Computed voices, one for each utterance, from the speaker with the number ``first`` on, made when they are asked for."""
+
+    def __init__(self, count: int, first: int, longest: int, snr: float, front: FrontEnd):
+        self._first, self._longest, self._snr, self._front, self.speakers = first, longest, snr, front, count
+        self.identity = f"{count} voices from {first} on, {longest} digits"
+        self._made: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.speakers
+
+    def text(self, number: int) -> str:
+        return " ".join(digits_of(self._first + number, 0, self._longest))
+
+    def name(self, number: int) -> str:
+        return f"speaker {self._first + number}"
+
+    def frames(self, number: int) -> np.ndarray:
+        if number not in self._made:
+            words = digits_of(self._first + number, 0, self._longest)
+            self._made[number] = self._front(say(words, self._first + number, 0, self._front.rate, self._snr))
+        return self._made[number]
+
+
+class Recording(NamedTuple):
+    """A recording and its transcript."""
+
+    name: str
+    speaker: str
+    path: Path
+    text: str
+
+
+class Recordings(Corpus):
+    """Recordings on disk. All are read at the beginning; their frames stay in memory.
+
+    Left out, and told, are those without sound or without words, and those of more frames than ``context``.
+    """
+
+    def __init__(self, every: Sequence[Recording], front: FrontEnd, context: int):
+        from tqdm import tqdm
+
+        kept, self._frames, notes, total = [], [], {}, 0
+        for recording in tqdm(every, desc="reading sound", unit="file", delay=2, leave=False, disable=None):
+            try:
+                sound, said = read_sound(recording.path, front.rate)
+            except NoSound:
+                sound, said = np.zeros(0, np.float32), []
+            for note in said:
+                notes.setdefault(note, []).append(recording.name)
+            why = ("there is no sound" if not len(sound) else "there are no words" if not recording.text else
+                   f"it has more than --context {context} frames" if front.frames(len(sound)) > context else "")
+            if why:
+                notes.setdefault(f"left out, because {why}:", []).append(recording.name)
+                continue
+            kept.append(recording)
+            self._frames.append(front(sound))
+            total += self._frames[-1].nbytes
+            room.check(total, "the frames of the recordings")
+        for note, names in notes.items():
+            tell(f"{note} {'' if note.endswith(':') else 'in '}{_some(names)}", "note      ")
+        if not kept:
+            raise UserError(f"--data: none of {len(every)} recordings can be used; {next(iter(notes))} {_some(names)}")
+        self._kept = kept
+        self.speakers = len({recording.speaker for recording in kept})
+        texts = "\n".join(f"{recording.name} {recording.text}" for recording in kept)
+        self.identity = hashlib.sha256(texts.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def text(self, number: int) -> str:
+        return self._kept[number].text
+
+    def name(self, number: int) -> str:
+        return self._kept[number].name
+
+    def frames(self, number: int) -> np.ndarray:
+        return self._frames[number]
+
+
+def read_sound(path: Path, rate: int) -> tuple[np.ndarray, list[str]]:
+    """The samples [N] of a .wav or .flac file at ``rate``, and what was done to them; UserError if it cannot be read."""
+    if path.suffix.lower() != ".flac":
+        return read_wav(path, rate)
+    try:
+        import soundfile
+    except ImportError:
+        raise UserError(f"{path}: a FLAC file needs the package soundfile: pip install soundfile, or give WAV files") from None
+    try:
+        samples, before = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
+        raise UserError(f"{path}: is no FLAC file that can be read: {str(error).rstrip('.')}") from None
+    return prepared(path, samples, before, rate)
+
+
+def recordings(folder: str, flag: str) -> list[Recording]:
+    """The recordings with transcripts in a folder, by name; UserError says what is missing or cannot be read."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{flag} {folder}: there is no such folder, a folder with recordings and transcripts is needed")
+    found: dict[str, Recording] = {}
+    for path in sorted(root.rglob("*.trans.txt")):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read as UTF-8: {getattr(error, 'strerror', None) or error}") from None
+        for line in filter(str.strip, lines):
+            name, _, text = line.strip().partition(" ")
+            sounds = [path.parent / f"{name}{suffix}" for suffix in SUFFIXES]
+            here = [sound for sound in sounds if sound.is_file()]
+            if not here:
+                raise UserError(f"{path}: {plain(name, 60)} has a transcript and no recording, {sounds[0].name} or "
+                                f"{sounds[1].name} is needed beside it")
+            if name in found:
+                raise UserError(f"{path}: {plain(name, 60)} has a transcript in {found[name].path.parent} already")
+            above = path.parent.relative_to(root).parts
+            speaker = above[0] if above else name.partition("-")[0]
+            found[name] = Recording(name, speaker, here[0], " ".join(text.split()))
+    if not found:
+        raise UserError(f"{flag} {folder}: there is no transcript, a file *.trans.txt with lines of a name and a text")
+    return [found[name] for name in sorted(found)]
+
+
+def divide(every: Sequence[Recording]) -> tuple[list[Recording], list[Recording]]:
+    """For training, and held out: a tenth of the speakers, in the order of the SHA-256 of their names; of one, of the names."""
+    alone = len({recording.speaker for recording in every}) == 1
+    groups: dict[str, list[Recording]] = {}
+    for recording in every:
+        groups.setdefault(recording.name if alone else recording.speaker, []).append(recording)
+    order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    if len(order) < 2:
+        raise UserError("--data: there is one recording, and another one must be held out; give more, or --val-data")
+    out = set(order[: max(1, len(order) // 10)])
+    parts: tuple[list[Recording], list[Recording]] = ([], [])
+    for name, group in groups.items():
+        parts[name in out].extend(group)
+    return parts
+
+
+class Alphabet:
+    """What a model writes, by class: class 0 is the blank, class i the unit i - 1 of ``units``, words or characters."""
+
+    def __init__(self, kind: str, units: Sequence[str]):
+        self.kind, self.units = kind, tuple(units)
+        self._class = {unit: i for i, unit in enumerate(self.units, 1)}
+
+    @classmethod
+    def of(cls, kind: str, texts: Iterable[str]) -> Alphabet:
+        """All units of some texts, in order."""
+        return cls(kind, sorted({unit for text in texts for unit in (text.split() if kind == "word" else text)}))
+
+    def encode(self, text: str, name: str) -> list[int]:
+        """The classes of a transcript; UserError names a unit that the model does not know."""
+        units = text.split() if self.kind == "word" else text
+        if unknown := [unit for unit in units if unit not in self._class]:
+            known = " ".join(self.units[:12]) + (" ..." if len(self.units) > 12 else "")
+            raise UserError(f"the transcript of {plain(name, 60)} has the {self.kind} {quoted(unknown[0])}, which is in no "
+                            f"transcript that is trained on; known: {plain(known, 100)}")
+        return [self._class[unit] for unit in units]
+
+    def decode(self, classes: Sequence[int]) -> str:
+        """The text of classes without blanks."""
+        return " ".join((" " if self.kind == "word" else "").join(self.units[i - 1] for i in classes).split())
+
+
+class Speech(Task, name="speech", summary="the words of recordings, spoken digits unless there are others (CTC)"):
+    """Frames of utterances, and labels of which nobody says where they are."""
+
+    Options = SpeechOptions
+    reads = Conformer.reads
+    causal = False
+    defaults = {"batch": 16, "steps": 400, "eval_every": 100, "warmup": 100}  # noqa: RUF012
+    metric, unit, key, rising = "word error rate", "WER", "wer", False
+    baselines = {"all blank": 1.0}  # noqa: RUF012
+    after = "write down recordings with: minitv transcribe {directory} FILE.wav"
+
+    def __init__(self, options: SpeechOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
+        self.options, self.context, self._count, self._random = options, context, batch, Random(seed)
+        front = FrontEnd(options.rate, options.mels)
+        if options.data:
+            every = recordings(options.data, "--data")
+            parts = (every, recordings(options.val_data, "--val-data")) if options.val_data else divide(every)
+            self.training, self.testing = (Recordings(part, front, context) for part in parts)
+        elif options.val_data:
+            raise UserError("--val-data: this concerns recordings, and --data is not given")
+        else:
+            self.training = Digits(options.utterances, 0, options.longest, options.snr, front)
+            self.testing = Digits(options.eval_examples, STRANGERS, options.longest, options.snr, front)
+        kind = options.labels or ("character" if options.data else "word")
+        self._sha256 = hashlib.sha256(self.training.identity.encode()).hexdigest()
+        if saved is not None and saved.get("training_sha256", self._sha256) != self._sha256:
+            raise UserError(f"--data {options.data}: these are other recordings or transcripts than those of the run, as their "
+                            "SHA-256 says; begin a run on them with --init-from")
+        if saved is None:
+            texts = map(self.training.text, range(len(self.training))) if options.data else DIGITS
+            self.alphabet = Alphabet.of(kind, texts)
+            measured = len(self.training) if options.data else min(MEASURED, len(self.training))
+            scale = scale_of(np.concatenate([self.training.frames(i) for i in range(measured)]))
+        else:
+            self.alphabet, scale = stored_alphabet(saved), stored_scale(saved, options.mels)
+        self.front = front._replace(scale=scale)
+        self.vocab = len(self.alphabet.units) + 1
+        self._masks = SpecAugment(options.frequency_masks, options.frequency_width, options.time_masks, options.time_share)
+        self._short: set[str] = set()  # training utterances with more labels than the model has positions
+        self._lock = threading.Lock()
+        for corpus in (self.training, self.testing) if options.data else ():
+            for i in range(len(corpus)):
+                self.alphabet.encode(corpus.text(i), corpus.name(i))
+
+    @classmethod
+    def shape(cls, options: SpeechOptions) -> dict[str, int]:
+        return {"features": options.mels}
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+    def batch(self, step: int) -> Utterances:
+        random = self._random.split(BATCHES, step)
+        numbers = np.sort(random.integers(0, len(self.training), (self._count,)))
+        return self._assembled(self.training, numbers, self._random.split(MASKS, step))
+
+    def held_out(self) -> Utterances:
+        return self._held_out
+
+    @functools.cached_property
+    def _held_out(self) -> Utterances:
+        return self._assembled(self.testing, np.arange(len(self.testing)), None)
+
+    def _assembled(self, corpus: Corpus, numbers: np.ndarray, masks: Random | None) -> Utterances:
+        """A batch of some utterances of a corpus, the longest first."""
+        frames = [self._normalised(corpus.frames(i)) for i in numbers.tolist()]
+        if (most := max(map(len, frames), default=0)) > self.context:
+            raise UserError(f"--context: an utterance has {most} frames of 10 ms, and {self.context} are allowed; give more, "
+                            "or utterances of fewer digits (--longest)")
+        if masks is not None:
+            frames = [self._masks(x, masks.split(row)) for row, x in enumerate(frames)]
+        order = sorted(range(len(frames)), key=lambda row: -len(frames[row]))
+        labels = [self.alphabet.encode(corpus.text(i), corpus.name(i)) for i in numbers.tolist()]
+        inputs = np.zeros((len(frames), max(map(len, frames), default=0) or 1, self.options.mels), np.float32)  # [B T M]
+        targets = np.full((len(frames), max(map(len, labels), default=0)), NOTHING)  # [B U]
+        for place, row in enumerate(order):
+            inputs[place, : len(frames[row])] = frames[row]
+            targets[place, : len(labels[row])] = labels[row]
+        lengths = np.array([len(frames[row]) for row in order], np.intp)
+        return Utterances(inputs, targets, lengths, numbers[order])
+
+    def _normalised(self, frames: np.ndarray) -> np.ndarray:
+        return normalised(self.front, frames, self.options.normalise)
+
+    # -- loss and metric -----------------------------------------------------------------------------------------------
+    def loss(self, model: Any, batch: Utterances, rng: Random | None = None) -> tuple[Tensor, int]:
+        """The sum of the CTC losses in nats, and how many labels there are; utterances that are too short count as 0."""
+        logits, positions, targets, labels, fits = self._asked(model, batch, rng)
+        if not fits.all():
+            with self._lock:
+                self._short |= set(map(self.training.name, batch.numbers[~fits].tolist()))
+        loss = ctc_loss(logits, *(beside(x, logits.data) for x in (targets, positions, labels)), reduction="sum",
+                        zero_infinity=True)
+        return loss, int(labels[fits].sum())
+
+    def score(self, model: Any, batch: Utterances) -> np.ndarray:
+        """The loss, the number of labels, and for each held-out utterance its edits, its words, and whether it is too short."""
+        sums = np.zeros(2 + 3 * len(self.testing))
+        with no_grad():
+            logits, positions, targets, labels, fits = self._asked(model, batch, None)
+            losses = ctc_loss(logits, *(beside(x, logits.data) for x in (targets, positions, labels)), reduction="none",
+                              zero_infinity=True)
+            sums[:2] = to_numpy(losses.data).sum(dtype=np.float64), labels[fits].sum()
+            written = greedy(to_numpy(logits.data), positions)
+        each = sums[2:].reshape(3, -1)
+        for number, classes, fitting in zip(batch.numbers.tolist(), written, fits.tolist(), strict=True):
+            words = self.testing.text(number).split()
+            each[:, number] = edits(words, self.alphabet.decode(classes).split()).total, len(words), not fitting
+        return sums
+
+    @staticmethod
+    def _asked(model: Any, batch: Utterances, rng: Random | None):
+        """Logits [B T' V], positions [B] that count, targets [B U], labels [B] that count, and which of them fit."""
+        logits = model(batch.inputs, rng, lengths=batch.lengths)
+        positions, labels = model.positions(batch.lengths), (batch.labels != NOTHING).sum(axis=1)
+        targets = np.where(batch.labels == NOTHING, 0, batch.labels)
+        return logits, positions, targets, labels, frames_needed(targets, labels) <= positions
+
+    def value(self, sums: np.ndarray) -> float:
+        wrong, words, _ = sums[2:].reshape(3, -1)
+        return float(wrong.sum() / max(words.sum(), 1))
+
+    def interval(self, sums: np.ndarray) -> tuple[float, float] | None:
+        wrong, words, _ = sums[2:].reshape(3, -1)
+        return bootstrap(wrong, words) if words.any() else None
+
+    # -- what a person sees ---------------------------------------------------------------------------------------------
+    def about(self) -> list[tuple[str, str]]:
+        kind = f"{len(self.alphabet.units)} different {self.alphabet.kind}s"
+        sizes = " and ".join(f"{count(len(corpus))} utterances of {count(corpus.speakers)} speakers {what}"
+                             for corpus, what in ((self.training, "for training"), (self.testing, "held out")))
+        return [*super().about(), ("speech", f"{self.options.data or 'digits of computed voices'}: {sizes}; {kind}")]
+
+    def header(self) -> dict[str, Any]:
+        identity = f"{self.training.identity}\n{self.testing.identity}"
+        return {"corpus": {"description": self.options.data or "digits of computed voices",
+                           "sha256": hashlib.sha256(identity.encode()).hexdigest(),
+                           "utterances": len(self.training), "held_out": len(self.testing)}}
+
+    def show(self, model: Any, rng: Random) -> str:
+        """Some held-out utterances: what was said, and what the model wrote."""
+        batch = self._held_out
+        rows = rng.permutation(len(batch.inputs))[:SHOWN]
+        some = Utterances(*(array[rows] for array in batch))
+        with no_grad():
+            logits = model(some.inputs, lengths=some.lengths)
+        written = greedy(to_numpy(logits.data), model.positions(some.lengths))
+        lines = []
+        for number, classes in zip(some.numbers.tolist(), written, strict=True):
+            lines += [f"said:    {self.testing.text(number)}", f"written: {self.alphabet.decode(classes)}"]
+        needed = frames_needed(np.maximum(batch.labels, 0), (batch.labels != NOTHING).sum(axis=1))
+        short = needed > model.positions(batch.lengths)
+        for what, names in (("held-out", list(map(self.testing.name, batch.numbers[short].tolist()))),
+                            ("training", sorted(self._short))):
+            if names:
+                lines.append(f"too short for their transcripts, so that they count nothing: {len(names)} {what} utterances, "
+                             f"{_some(names)}")
+        return "\n".join(lines)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        return {"labels": self.alphabet.kind, "units": list(self.alphabet.units), "scale": self.front.scale.tolist(),
+                "training_sha256": self._sha256}
+
+    @staticmethod
+    def inherited(saved: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: saved[key] for key in ("labels", "units", "scale") if key in saved}
+
+
+def normalised(front: FrontEnd, frames: np.ndarray, how: str) -> np.ndarray:
+    """Frames [T M] that were made without a scale, normalised by that of ``front`` or by their own, float32."""
+    if how == "utterance" and len(frames):
+        front = front._replace(scale=scale_of(frames))
+    return front.scaled(frames).astype(np.float32)
+
+
+def stored_alphabet(saved: Mapping[str, Any]) -> Alphabet:
+    """What a model of a checkpoint writes."""
+    kind, units = saved.get("labels"), saved.get("units")
+    if kind not in ("word", "character") or not isinstance(units, list) or not all(isinstance(unit, str) for unit in units):
+        raise CheckpointError("the checkpoint has no units, texts that the model writes")
+    return Alphabet(kind, units)
+
+
+def stored_scale(saved: Mapping[str, Any], mels: int) -> np.ndarray:
+    """By what the frames of a checkpoint's model are normalised, [2 M]."""
+    try:
+        scale = np.array(saved.get("scale"), np.float64)
+    except (TypeError, ValueError):
+        scale = np.zeros(0)
+    if scale.shape != (2, mels) or not np.isfinite(scale).all() or not (scale[1] > 0).all():
+        raise CheckpointError(f"the checkpoint has no scale, two rows of {mels} finite numbers")
+    return scale
+
+
+def _some(names: Sequence[str]) -> str:
+    """A few names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(plain(name, 40) for name in names[:NAMED]) + more

@@ -1,0 +1,174 @@
+"""minitv transcribe: what a trained model hears in a recording, at once or as a stream, and a picture of how it came to it.
+
+    run = load("runs/conformer")
+    Recogniser(run).transcript(sound)                    # samples at run's rate
+    for text in Recogniser(run).stream(pieces): ...
+
+A stream gives what the whole gives: frames depend on their own samples, the model's logits on their chunk and the ones before,
+and the greedy rule of CTC on the class of the frame before.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from autograd import no_grad, to_numpy
+from autograd.cpu.process import blas_threads
+from autograd.device import select
+
+from .digits import WORDS, say
+from .errors import UserError, device_errors, plain, quoted
+from .mel import HOP_S, FrontEnd
+from .ops.ctc_loss.decoding import align, beam_search, collapse
+from .options import TranscribeOptions
+from .picture import COLOURS, INK, save, sheet
+from .report import tell
+from .sample import Trained, load
+from .tasks.speech import Speech, normalised, read_sound, stored_alphabet, stored_scale
+
+PIECE_S = 0.1  # of a stream
+
+
+class Recogniser:
+    """A trained model of speech, with the front end and the alphabet that it was trained with."""
+
+    def __init__(self, run: Trained):
+        experiment = run.experiment
+        if experiment.task is not Speech:
+            raise UserError(f"the model was trained on the task {experiment.task.name}, which has no sound; train one with: "
+                            "minitv train conformer")
+        self.model, self.options = run.model, experiment.data
+        self.alphabet = stored_alphabet(run.saved)
+        self.front = FrontEnd(self.options.rate, self.options.mels, stored_scale(run.saved, self.options.mels))
+
+    def frames(self, sound: np.ndarray) -> np.ndarray:
+        """What the model reads, [T M], of samples [N]."""
+        return normalised(self.front, self.front._replace(scale=None)(sound), self.options.normalise)
+
+    def logits(self, sound: np.ndarray) -> np.ndarray:
+        """What the model says of every position, [T' V], of samples [N]."""
+        frames = self.frames(sound)
+        with no_grad(), blas_threads(1):
+            logits = to_numpy(self.model(frames[None]).data)[0]
+        return logits[: int(self.model.positions(len(frames)))]
+
+    def classes(self, logits: np.ndarray, beam: int = 1) -> Sequence[int]:
+        """The labels of the best path of logits [T' V], or the best of so many transcripts."""
+        if beam > 1:
+            return beam_search(logits, beams=beam)[0][0]
+        return collapse(logits.argmax(axis=-1).tolist())
+
+    def transcript(self, sound: np.ndarray, beam: int = 1) -> str:
+        """What is said in samples [N]."""
+        return self.alphabet.decode(self.classes(self.logits(sound), beam))
+
+    def stream(self, pieces: Iterable[np.ndarray]) -> Iterator[str]:
+        """The text of a sound that comes in pieces [n], whenever there is more of it."""
+        if self.options.normalise != "corpus":
+            raise UserError("--stream: the model was trained with --normalise utterance, which a stream does not know")
+        state, front = self.model.init_state(1), self.front
+        rest, previous, written = np.zeros(0, np.float32), None, []
+
+        def read(frames: np.ndarray, last: bool) -> str:
+            nonlocal state, previous
+            with no_grad(), blas_threads(1):
+                logits, state = self.model.prefill(frames[None], state, last)
+            path = to_numpy(logits.data)[0].argmax(axis=-1).tolist()
+            before = self.alphabet.decode(written)
+            written.extend(collapse(path, previous=previous))
+            previous = path[-1] if path else previous
+            return self.alphabet.decode(written)[len(before):]
+
+        for piece in pieces:
+            rest = np.concatenate([rest, piece])
+            frames = front(rest)
+            rest = rest[len(frames) * front.hop :]
+            if text := read(frames, False):
+                yield text
+        if text := read(np.zeros((0, front.bands), np.float32), True):
+            yield text
+
+
+def transcribe(directory: str, paths: Sequence[str], options: TranscribeOptions) -> None:
+    """Print what is said in every file, or in what ``options.say`` makes; UserError if there is nothing to read."""
+    with device_errors():
+        select(options.device)
+    if bool(paths) == (options.say is not None):
+        raise UserError("FILE and --say: give one of them, a recording or digits that a computed voice is to say")
+    if options.picture and len(paths) > 1:
+        raise UserError(f"--picture: it shows one recording, and {len(paths)} are given")
+    recogniser = Recogniser(load(directory, options.checkpoint))
+    recogniser.model.to(options.device)
+    rate = recogniser.front.rate
+    if options.picture:
+        sheet(Path(options.picture), "--picture")  # what does not fit is told before the work
+    for name in paths or [options.say]:
+        if options.say is not None:
+            sound, notes = say(_words(options.say), options.speaker, 0, rate), []
+        else:
+            sound, notes = read_sound(Path(name), rate)
+        for note in notes:
+            tell(f"{plain(name)}: {note}", "note      ")
+        if recogniser.model.positions(recogniser.front.frames(len(sound))) < 1:
+            tell(f"{plain(name)}: {len(sound) / rate:.3f} s are too short for a single position of the model", "note      ")
+        heading = f"{plain(name)}: " if len(paths) > 1 else ""
+        if options.stream:
+            step = round(PIECE_S * rate)
+            print(heading, end="", flush=True)
+            for text in recogniser.stream(sound[i : i + step] for i in range(0, len(sound), step)):
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            print()
+        else:
+            print(heading + recogniser.transcript(sound, options.beam))
+        if options.picture:
+            tell(f"picture: {picture(recogniser, sound, options.beam, Path(options.picture), name)}")
+
+
+def _words(text: str) -> list[str]:
+    """The digits of a text, as words or as figures; UserError for another word."""
+    words = [list(WORDS)[int(word)] if word.isdecimal() and len(word) == 1 else word.lower() for word in text.split()]
+    if unknown := [word for word in words if word not in WORDS]:
+        raise UserError(f"--say: {quoted(unknown[0])} is no digit, allowed: {', '.join(WORDS)}")
+    if not words:
+        raise UserError(f"--say: there is no word in it, allowed: {', '.join(WORDS)}")
+    return words
+
+
+def picture(recogniser: Recogniser, sound: np.ndarray, beam: int, path: Path, title: str) -> Path:
+    """Draw the spectrogram, the probability of each label that was written and of the blank, and where each label stands."""
+    canvas = sheet(path, "--picture", height=6.4)
+    frames, logits = recogniser.frames(sound), recogniser.logits(sound).astype(np.float64)
+    classes = recogniser.classes(logits, beam)
+    probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))  # [T' V]
+    subsample = recogniser.model.subsample
+    seconds = (np.arange(len(logits)) * subsample.stride + (subsample.window - 1) / 2) * HOP_S  # the middle of each position
+    figure = canvas.figure
+    above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2.4, 0.9))
+    above.imshow(frames.T, origin="lower", aspect="auto", cmap="magma",
+                 extent=(0, max(len(frames), 1) * HOP_S, 0, frames.shape[1]))
+    above.set_ylabel("mel band", color=INK)
+    middle.plot(seconds, probabilities[:, 0], color="#aaaaaa", linewidth=1, label="blank")
+    units = recogniser.alphabet.units
+    colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(dict.fromkeys(classes))}
+    for label, colour in colours.items():
+        middle.plot(seconds, probabilities[:, label], color=colour, linewidth=1.6, label=units[label - 1])
+    middle.set_ylabel("probability", color=INK)
+    middle.set_ylim(-0.03, 1.03)
+    middle.legend(loc="upper left", bbox_to_anchor=(1.005, 1), fontsize=8, frameon=False)
+    where = align(logits, classes) if len(logits) else []
+    before = 0
+    for at, label in zip(seconds, where, strict=True):
+        if label and label != before:
+            below.text(at, 0.5, units[label - 1], color=colours[label], ha="center", va="center", fontsize=9, parse_math=False)
+            above.axvline(at, color="white", linewidth=0.6, alpha=0.6)
+        before = label
+    below.set_yticks([])
+    below.set_ylabel("written", color=INK)
+    below.set_xlabel("seconds", color=INK)
+    figure.suptitle(plain(title, 90), fontsize=10, color=INK, parse_math=False)
+    return save(canvas, path)
