@@ -25,7 +25,17 @@ on, all slices stand below each other: three views, and nothing is computed.
     10 11 12 13 14                          11 12 13 14                              11 12 13
     20 21 22 23 24                          20 21 22 23                              20 21 22
 
-Backward, a gradient of the scores goes back to the slices it came from, and the rest of M has gradient 0.
+    >>> m = Tensor(np.add.outer([0, 10, 20], range(5)).astype(float))
+    >>> print(shifted(m, 3).numpy().astype(int))
+    [[ 2  3  4]
+     [11 12 13]
+     [20 21 22]]
+
+Gradients. Let dS be the gradient of the scores, which that of y makes as in attention (minitv/ops/attention), and dM that of M:
+row i of dS stands in row i of dM from column T - 1 - i on, and the rest of dM is 0. Then
+
+    dq_i = (Σ_j dS_ij k_j + Σ_c dM_ic p_c) / √K        dk_j = Σ_i dS_ij (q_i + u) / √K        dp_c = Σ_i dM_ic (q_i + w) / √K
+    du = Σ_ij dS_ij k_j / √K                           dw = Σ_ic dM_ic p_c / √K               both, and dp, over the batch too
 
 A trap. Transformer-XL is causal, so it has vectors for the T distances to the past alone, and its own shift then makes wrong
 numbers above the diagonal, of the next row. Its mask hides them. Where both sides are seen, as in a Conformer, they are not
