@@ -1,4 +1,4 @@
-"""Sound: WAV files as samples from -1 to 1 at a rate that is asked for, and back; and samples as one of 256 levels.
+"""Sound: WAV and FLAC files as samples from -1 to 1 at a rate that is asked for, and back; and samples as one of 256 levels.
 
 The mu-law of ITU-T G.711 makes steps between levels small where sound is soft:
 
@@ -22,6 +22,7 @@ from . import files
 from .errors import UserError
 
 RATES = 1000, 768_000  # samples a second that a file may have
+SUFFIXES = ".wav", ".flac"
 
 
 def read_wav(path: str | os.PathLike, rate: int) -> tuple[np.ndarray, list[str]]:
@@ -44,6 +45,21 @@ def read_wav(path: str | os.PathLike, rate: int) -> tuple[np.ndarray, list[str]]
             before, samples = wavfile.read(BytesIO(content))
     except Exception as error:  # what SciPy raises at bytes that are no WAV file is of any kind
         raise UserError(f"{os.fspath(path)}: is no WAV file that can be read: {str(error).rstrip('.')}") from None
+    return prepared(path, samples, before, rate)
+
+
+def read_sound(path: Path, rate: int) -> tuple[np.ndarray, list[str]]:
+    """The samples [N] of a .wav or .flac file at ``rate``, and what was done to them; UserError if it cannot be read."""
+    if path.suffix.lower() != ".flac":
+        return read_wav(path, rate)
+    try:
+        import soundfile
+    except ImportError:
+        raise UserError(f"{path}: a FLAC file needs the package soundfile: pip install soundfile, or give WAV files") from None
+    try:
+        samples, before = soundfile.read(path, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
+        raise UserError(f"{path}: is no FLAC file that can be read: {str(error).rstrip('.')}") from None
     return prepared(path, samples, before, rate)
 
 

@@ -227,7 +227,8 @@ def _sample(argv: list[str]) -> int:
         config = replace(config, prompt=_standard_input())
     from .sample import open_run, texts, write_file
 
-    run = open_run(directory, config.checkpoint, config.device, "write", others=True)
+    run = open_run(directory, config.checkpoint, config.device, "write",
+                   others=lambda run: run.answers or bool(run.experiment.task.suffix))
     if run.experiment.task.suffix:
         path, what = write_file(run, directory, config)
         print(f"{path}: {what}")
@@ -290,22 +291,24 @@ def _eval(argv: list[str]) -> int:
         "Every token after the first is predicted from those before it in its window of the model's\n"
         "context, as in training. With --per-character each character of the text stands in a line with\n"
         "its surprise: the bits that it cost, -log2 of the probability that the model gave it. 0 bits: the\n"
-        "model was sure; 1 bit: it gave the character one half. A model of images, sound or pairs predicts\n"
-        "those of --data, by default what its run held out.",
+        "model was sure; 1 bit: it gave the character one half. A model of images, sound, pairs or speech\n"
+        "is asked for those of --data, by default for what its run held out.",
         epilog="examples:\n  minitv eval runs/mine --data other.txt\n"
-        '  minitv eval runs/mine/best --text "def main(self):" --per-character',
+        '  minitv eval runs/mine/best --text "def main(self):" --per-character\n'
+        "  minitv eval runs/conformer --data my-recordings",
     )
     directory, config = _of_a_run(parser, EvalOptions, argv)
     from .evaluate import evaluate, read_text
     from .sample import open_run
 
-    run = open_run(directory, config.checkpoint, config.device, "predict the next token", others=True)
+    run = open_run(directory, config.checkpoint, config.device, "predict the next token",
+                   others=lambda run: run.experiment.task.judged is not None)
     model = run.model
     if config.strided:
         from .models.megabyte import strided
 
         model = strided(model)
-    if run.experiment.task.suffix or run.answers:
+    if run.experiment.task.judged:
         _columns(_judged(run, model, directory, config))
         return 0
     tokenizer = run.tokenizer
@@ -339,28 +342,33 @@ def _eval(argv: list[str]) -> int:
 
 
 def _judged(run: Any, model: Any, directory: str, config: EvalOptions) -> list[tuple[str, str]]:
-    """How well a model of images, sound or pairs predicts data, beside its baselines."""
+    """How well a model predicts data that is no text to continue, beside its baselines."""
     from .evaluate import judge
 
     experiment = run.experiment
     if config.text or config.per_character:
         flag = "--text" if config.text else "--per-character"
         raise UserError(f"{flag}: the task {experiment.task.name} has no text to continue")
+    if config.encoding != "utf-8" and not hasattr(experiment.data, "encoding"):
+        raise UserError(f"--encoding: the data of the task {experiment.task.name} is no text file")
     saved = run.saved
     if config.data:
-        experiment = experiment.replace(data=config.data, encoding=config.encoding)
+        experiment = experiment.replace(data=config.data, encoding=config.encoding, val_data=None)
         saved = experiment.task.of_other_data(saved)
     task = experiment.begin(saved)
     sums = judge(task, model)
     value, answers, passes = task.value(sums), task.asked(sums), ", in two passes" if getattr(model, "stride", 0) else ""
-    items, label = ("pairs", "accuracy") if run.answers else ("values", "bits")
+    label, part, items = task.judged
+    bounds = task.interval(sums)
+    between = f" (95 %: {bounds[0]:.4f} to {bounds[1]:.4f})" if bounds else ""
     return [
         ("model", f"{experiment.variant.name} of {directory}, step {run.step}"),
         ("data", f"{task.description}, {'all of it' if config.data else 'what is held out'}"),
-        ("loss", f"{sums[0] / sums[1]:.4f} nats per {'token' if run.answers else 'value'}"),
-        (label, f"{value:.4f} {task.metric}, {task.verdict(value, answers)}"),
+        *(("note", text) for text in task.remarks(sums)),
+        ("loss", f"{sums[0] / max(sums[1], 1):.4f} nats per {part}"),
+        (label, f"{value:.4f}{between} {task.metric}, {task.verdict(value, answers)}"),
         ("predicted", f"{count(answers)} {items}{passes}"),
-        *task.about()[-1:],
+        *(row for row in task.about() if row[0] == "baselines"),
     ]
 
 

@@ -87,7 +87,7 @@ def open_text(source: str | None, tokenizer: Any, encoding: str) -> Source:
 def judge(task: Any, model: Any) -> np.ndarray:
     """The sums of ``task.score`` over what the task holds out; RunError when the model computes a number that is not finite."""
     batch = task.held_out()
-    on_gpu = is_cupy(model.embed.weight.data)
+    on_gpu = is_cupy(next(iter(model.parameters())).data)
     rows = max(1, (TOKENS_GPU if on_gpu else TOKENS) // batch.length)
     parts = [batch.part(slice(i, i + rows)) for i in range(0, len(batch.inputs), rows)]
     with blas_threads(1), ThreadPoolExecutor(1 if on_gpu else cores()) as pool:

@@ -136,8 +136,9 @@ def default_task(variant: Variant) -> str:
 def elsewhere(name: str) -> str:
     """For an error: which variants or tasks have an option of this name."""
     for what, owners in (("", [(entry.name, entry.load().options) for entry in variants.variants().values()]),
-                        ("the tasks ", [(entry.name, entry.load().Options) for entry in tasks.tasks().values()])):
+                        ("the task", [(entry.name, entry.load().Options) for entry in tasks.tasks().values()])):
         if having := [owner for owner, options in owners if name in settings(options)]:
+            what += what and "s " if len(having) > 1 else what and " "
             return f"; it is an option of {what}{', '.join(having)}"
     return ""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -60,8 +59,11 @@ def _array(path: Path) -> Images:
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             arrays = {"": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: no array of numbers can be read: {getattr(error, 'strerror', None) or error}") from None
+    except Exception as error:  # what NumPy raises at bytes that are no array is of many kinds
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        if "pickle" in reason:  # it takes whatever it does not know for that, and would advise to trust it
+            reason = "it is no file of NumPy, or one of other things than numbers"
+        raise UserError(f"{path}: no array of numbers can be read: {reason}") from None
     fitting = [name for name, array in arrays.items() if array.ndim == 3]
     name = "images" if "images" in arrays else fitting[0] if len(fitting) == 1 else next(iter(arrays), None)
     if name is None or (len(arrays) > 1 and name not in ("images", *fitting)) or (len(fitting) > 1 and name != "images"):
@@ -105,7 +107,8 @@ def _folder(root: Path) -> Images:
                             "allowed: images of one size")
         images.append(np.round(image * 255).astype(np.uint8))
     notes = [f"the colours of {colourful} become grey, on black where they are transparent"] * bool(colourful)
-    notes += [f"left out: {len(names) - len(png)} that are no PNG files"] * (len(names) > len(png))
+    others = len(names) - len(png)
+    notes += [f"left out: {others} that {'are' if others > 1 else 'is'} no PNG file{'s' * (others > 1)}"] * (others > 0)
     return Images(np.stack(images), 256, f"{root}, {len(png)} PNG files", notes)
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .config import check, option
+from .config import check, option, settings
 from .errors import UserError
 
 DATA, STEPS, OPTIMIZER, SCREEN = "data and output", "length and evaluation", "optimizer (AdamW)", "machine and screen"
@@ -168,7 +168,7 @@ class TrainOptions:
             raise UserError(f"--min-lr: {self.min_lr} is above --lr, which is {self.lr}")
 
 
-OF_SOME = ("prompt", "tokens", "stop", "window", "sinks", "beam", "length_penalty", "out", "complete", "seconds"
+OF_SOME = ("window", "sinks", "prompt", "tokens", "stop", "beam", "length_penalty", "out", "complete", "seconds"
            )  # of sampling; Task.writes says of which
 
 
@@ -221,6 +221,10 @@ class SampleOptions:
             raise UserError(f"--length-penalty {self.length_penalty:g}: it ranks the answers of a beam, give --beam N")
         if self.beam is not None and (self.temperature or (self.count or 1) > 1):
             raise UserError(f"--beam {self.beam}: a beam draws nothing, so --temperature and --count do not go with it")
+        declared = settings(type(self))
+        for name in ("top_k", "top_p", "min_p", "repetition_penalty") if self.beam is not None else ():
+            if getattr(self, name) != declared[name].default:
+                raise UserError(f"{declared[name].flag}: this changes what is drawn, and --beam {self.beam} draws nothing")
         if self.stop == "":
             raise UserError("--stop: an empty text is everywhere, give at least one character")
         if self.seed + (self.count or 1) > 2**63:
@@ -242,8 +246,8 @@ ONE_TEXT = "--data and --text: give one of them, the text that the model is to p
 class EvalOptions:
     """evaluation"""
 
-    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-); images, sound or "
-                       "pairs for a model of them", metavar="PATH")
+    data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-); images, sound, "
+                       "pairs, or recordings with transcripts for a model of them", metavar="PATH")
     text: str = option("", "the text itself")
     encoding: str = _encoding()
     per_character: bool = option(False, "list every character of the text with the bits that it cost")
@@ -304,7 +308,8 @@ class TranscribeOptions:
                                  "trained with --chunk")
     say: str | None = option(None, "digits, such as three one four, that a computed voice says in place of a file",
                              metavar="WORDS")
-    speaker: int = option(2_000_000, "number of that voice; training hears none from 1,000,000 on", low=0, high=2**31)
+    speaker: int = option(2_000_000, "number of that voice; training hears none from 1,000,000 on, "
+                         "where those that are held out begin", low=0, high=2**31)
     picture: str | None = option(None, "picture of the spectrogram, the probabilities and the alignment: .png, .svg or .pdf",
                                  metavar="FILE")
     checkpoint: str = _checkpoint()
@@ -313,6 +318,8 @@ class TranscribeOptions:
     def __post_init__(self) -> None:
         check(self)
         _check_device(self.device)
+        if self.say is None and self.speaker != 2_000_000:
+            raise UserError("--speaker: this is the voice of --say, which is not given")
         if self.stream and self.beam > 1:
             raise UserError(f"--beam {self.beam}: a stream is read by the best class of every frame, allowed with --stream: 1")
 

@@ -303,7 +303,10 @@ def sheet(path: Path, flag: str = "--out", height: float = 5.4) -> Any:
         raise UserError(f"{flag} {path}: this is not a file")
     if not path.parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}")
-    return FigureCanvasAgg(Figure(figsize=(9, height), dpi=150, layout="constrained"))
+    canvas = FigureCanvasAgg(Figure(figsize=(9, height), dpi=150, layout="constrained"))
+    if path.suffix and path.suffix[1:].lower() not in canvas.get_supported_filetypes():
+        raise UserError(f"{flag} {path}: no picture ends with {path.suffix}, allowed: .png, .svg, .pdf")
+    return canvas
 
 
 def save(canvas: Any, path: Path) -> Path:

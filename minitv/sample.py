@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,11 +130,16 @@ class Trained(NamedTuple):
 
     def write(self, prompt: str = "", tokens: int = 200, **options: Any) -> str:
         """The text that the model continues a prompt with; ``options`` are those of ``minitv sample``, such as temperature."""
+        task = self.experiment.task
+        if task.suffix:
+            raise UserError(f"write: a model of the task {task.name} writes no text, it makes a file with `minitv sample`")
+        if not self.answers:
+            self.check_causal("write")
         config = SampleOptions(prompt=prompt, tokens=tokens, **options)
         if wrong := [name for name in ("count", "checkpoint", "device", "out", "complete", "seconds") if name in options]:
             raise UserError(f"write: {wrong[0]} is an option of `minitv sample` alone; a run that is loaded writes one text, "
                             "with its weights where they are")
-        check_options(self.experiment.task, config)
+        check_options(task, config)
         return "".join(self.pieces(config, config.seed))
 
     @property
@@ -207,18 +212,18 @@ def _decoded(decoder, ids: Iterator[int]) -> Iterator[str]:
     yield decoder.finish()
 
 
-def open_run(directory: str, name: str, device: str, purpose: str, *, others: bool = False) -> Trained:
+def open_run(directory: str, name: str, device: str, purpose: str, *,
+             others: Callable[[Trained], bool] = lambda run: False) -> Trained:
     """A run's checkpoint with its causal model on a device, for a task with text; ``purpose`` says in an error what for.
 
-    With ``others`` the model may also answer sources, or write files.
+    ``others`` says of which other runs this will do, too.
     """
     with device_errors():
         select(device)
     run = load(directory, name)
     with naming(directory):
-        if not (others and run.answers):
+        if not others(run):
             run.check_causal(purpose)
-        if not (others and run.experiment.task.suffix):
             _ = run.tokenizer  # there is one
     run.model.to(device)
     return run
@@ -229,9 +234,7 @@ def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Itera
 
     The seeds are ``options.seed`` and those after it. A text ends before ``options.stop``.
     """
-    run = open_run(directory, options.checkpoint, options.device, "write", others=True)
-    with naming(directory):
-        _ = run.tokenizer  # there is one
+    run = open_run(directory, options.checkpoint, options.device, "write", others=lambda run: run.answers)
     yield from texts(run, options)
 
 

@@ -70,8 +70,11 @@ class Task:
     writes: ClassVar[tuple[str, ...]] = ()  # the options of `minitv sample` that concern what a model of it writes
     suffix: ClassVar[str] = ""  # of the file that a model of it writes, where that is no text
 
+    judged: ClassVar[tuple[str, str, str] | None] = None  # `minitv eval` without text: metric, what has a loss, what counts
+
     vocab: int  # ids are 0 ... vocab - 1
     baselines: dict[str, float]  # the metric of methods that do not learn, by name
+    description: str  # of the data in a few words, where it is judged
 
     def __init_subclass__(cls, *, name: str | None = None, summary: str = "", **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -108,6 +111,10 @@ class Task:
     def interval(self, sums: np.ndarray) -> tuple[float, float] | None:
         """Bounds between which the metric lies with a confidence of 95 %, where the task knows them."""
         return None
+
+    def remarks(self, sums: np.ndarray) -> list[str]:
+        """What else a reader of the metric must know of the data, of sums that ``score`` gave, as sentences."""
+        return []
 
     def training_value(self, loss: float) -> float | None:
         """The metric on a training batch, where the mean loss in nats says it; None elsewhere."""

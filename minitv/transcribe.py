@@ -20,6 +20,7 @@ from autograd import no_grad, to_numpy
 from autograd.cpu.process import blas_threads
 from autograd.device import select
 
+from .audio import read_sound
 from .digits import WORDS, say
 from .errors import UserError, device_errors, plain, quoted
 from .mel import HOP_S, FrontEnd
@@ -28,7 +29,7 @@ from .options import TranscribeOptions
 from .picture import COLOURS, INK, save, sheet
 from .report import tell
 from .sample import Trained, load
-from .tasks.speech import Speech, normalised, read_sound, stored_alphabet, stored_scale
+from .tasks.speech import Speech, normalised, stored_alphabet, stored_scale
 
 PIECE_S = 0.1  # of a stream
 

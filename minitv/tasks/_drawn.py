@@ -11,7 +11,7 @@ import numpy as np
 
 from autograd.random import Random
 
-from ..config import option
+from ..config import option, settings, shown
 from ..errors import UserError
 from ..options import STEPS
 from ..task import Batch, Task
@@ -53,6 +53,15 @@ class Drawn(Task):
     @functools.cached_property
     def _held_out(self) -> Batch:
         return self.draw(HELD_OUT, self.options.eval_examples)
+
+
+def check_drawn(options: Any, what: str, *names: str) -> None:
+    """Raise UserError if one of these options, which concern data that is drawn, is given beside ``--data``."""
+    for name in names if options.data else ():
+        setting = settings(type(options))[name]
+        if (value := getattr(options, name)) != setting.default:
+            raise UserError(f"{setting.flag} {shown(value)}: this is for {what}, and --data gives other ones; allowed with "
+                            f"--data: {shown(setting.default)}")
 
 
 def choose(random: Random, rows: int, among: int, count: int, weights: np.ndarray | None = None) -> np.ndarray:

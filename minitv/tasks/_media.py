@@ -23,9 +23,9 @@ class Media(Task):
     """
 
     rising = False
+    judged = "bits", "value", "values"
     form: dict[str, int]
     sha256: str
-    description: str
     notes: list[str]
 
     def check_same(self, saved: Mapping[str, Any] | None) -> None:
@@ -53,6 +53,9 @@ class Media(Task):
     @classmethod
     def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
         return {**saved, "data_sha256": EVERYTHING}
+
+    def remarks(self, sums: np.ndarray) -> list[str]:
+        return self.notes
 
     def value(self, sums: np.ndarray) -> float:
         return float(sums[0] / sums[1] / math.log(2))

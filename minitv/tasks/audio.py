@@ -32,7 +32,7 @@ import numpy as np
 
 from autograd.random import Random
 
-from ..audio import from_mu_law, mu_law, read_wav, write_wav
+from ..audio import SUFFIXES, from_mu_law, mu_law, read_sound, write_wav
 from ..config import check, option
 from ..corpus import COUNTED
 from ..data import Batches, windows
@@ -60,7 +60,8 @@ class AudioOptions:
     """audio"""
 
     data: str = option(
-        "", "sound: a WAV file, or a folder (every WAV file in it and below, in the order of the SHA-256 of their names); "
+        "", "sound: a file, WAV or FLAC (with the package soundfile), or a folder (every such file in it and below, in the "
+        "order of the SHA-256 of their names); "
         "without it, strings and vowels that are made up. The last tenth is held out",
         metavar="PATH", group=DATA, resumable=True, harmless=True,
     )
@@ -84,7 +85,7 @@ class Audio(Media, name="audio", summary="sound in 8 bits a sample (mu-law), one
         self.options, self.context, self.notes = options, context, []
         if options.data:
             with naming("--data"):
-                levels, self.notes, files = read_sound(options.data, options.rate)
+                levels, self.notes, files = read_levels(options.data, options.rate)
             cut = int(TRAINING * len(levels))
             self.description, self.sha256 = f"{options.data}, {files} file{'s' * (files != 1)}", digest(levels)
         else:
@@ -158,8 +159,9 @@ class Audio(Media, name="audio", summary="sound in 8 bits a sample (mu-law), one
 def _check(levels: np.ndarray, context: int, part: str) -> None:
     """Raise UserError if a part of the sound has no window."""
     if len(levels) < context + 1:
-        raise UserError(f"--data: {part} has {len(levels)} samples, and --context {context} needs at least {context + 1}: give "
-                        "longer sound, or a smaller --context")
+        many = f"{len(levels)} sample{'s' * (len(levels) != 1)}"
+        raise UserError(f"--data: {part} has {many}, and --context {context} needs at least {context + 1}: give longer sound, "
+                        "or a smaller --context")
 
 
 def _line(levels: np.ndarray) -> np.ndarray:
@@ -169,22 +171,24 @@ def _line(levels: np.ndarray) -> np.ndarray:
     return mu_law(2 * before - earlier).astype(np.int64)
 
 
-def read_sound(source: str, rate: int) -> tuple[np.ndarray, list[str], int]:
-    """The levels uint8 [N] of a WAV file or of those in a folder, what was done to them, and the number of files."""
+def read_levels(source: str, rate: int) -> tuple[np.ndarray, list[str], int]:
+    """The levels uint8 [N] of a sound file or of those in a folder, what was done to them, and the number of files."""
     root = Path(source)
-    paths = [root]
+    paths, others = [root], 0
     if root.is_dir():
-        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower() == ".wav"
-                 and path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)]
-        paths = [root / name for name in sorted(names, key=rank)]
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()
+                 and not any(part.startswith(".") for part in path.relative_to(root).parts)]
+        paths = [root / name for name in sorted(names, key=rank) if name.lower().endswith(SUFFIXES)]
+        others = len(names) - len(paths)
         if not paths:
-            raise UserError(f"{source}: holds no WAV file")
+            raise UserError(f"{source}: holds no WAV or FLAC file")
     parts, counts = [], Counter()
     for path in paths:
-        samples, notes = read_wav(path, rate)
+        samples, notes = read_sound(path, rate)
         parts.append(mu_law(samples))
         counts.update(notes)
     notes = [text if len(paths) == 1 else f"of {number} of {len(paths)} files: {text}" for text, number in counts.items()]
+    notes += [f"left out: {others} that {'are' if others > 1 else 'is'} no WAV or FLAC file{'s' * (others > 1)}"] * (others > 0)
     return np.concatenate(parts), notes, len(paths)
 
 

@@ -45,7 +45,7 @@ from ..options import DATA, STEPS
 from ..report import count
 from ..sample import generate
 from ..task import Batch
-from ._drawn import HELD_OUT
+from ._drawn import HELD_OUT, check_drawn
 from ._media import EVERYTHING, Media, digest
 
 COUNTING = Random(3).split(2**63)  # the source of the drawn images that the baselines count
@@ -88,7 +88,10 @@ class ImagesOptions:
     eval_examples: int = option(1000, "held-out images read at an evaluation, at most", low=1, high=2**20, group=STEPS,
                                resumable=True)
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
+        if self.scan != "patch" and self.patch_side != 2:
+            raise UserError(f"--patch-side: this concerns --scan patch, and --scan is {self.scan}")
 
 
 class Images(Media, name="images", summary="the pixels of small images, one after the other"):
@@ -103,13 +106,15 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
     def __init__(self, options: ImagesOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         self.options, self._count, self._random = options, batch, Random(seed)
         self._images: tuple[np.ndarray, np.ndarray] | None = None  # for training and held out, where they are not drawn
+        if saved is None:
+            check_drawn(options, "digits that are drawn", "side", "noise")
         if options.data:
             with naming("--data"):
                 source = read_images(options.data)
             pixels, depth, self.description, self.notes, self.sha256 = *source, digest(source.pixels)
             if saved is not None and "depth" in (form := self.stored_form(saved)) and depth <= form["depth"]:
                 depth = form["depth"]  # the brightest level need not be in these images
-            self.description += f": {count(len(pixels))} images"
+            self.description += f": {count(len(pixels))} image{'s' * (len(pixels) != 1)}"
         else:
             pixels, depth, self.notes, self.sha256 = None, options.levels or DRAWN_LEVELS, [], ""
             self.description = "digits that are drawn"

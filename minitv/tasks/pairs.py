@@ -31,7 +31,7 @@ from autograd import cross_entropy, no_grad, to_numpy
 from autograd.device import beside
 from autograd.random import Random
 
-from ..config import check, option, settings
+from ..config import check, option
 from ..errors import CheckpointError, UserError, quoted
 from ..models.encdec import PADDING, EncoderDecoder, padded
 from ..options import DATA
@@ -39,7 +39,7 @@ from ..report import count, tell
 from ..sources import Reader, check_encoding
 from ..task import NOTHING, Batch, Task
 from ..tokenizer import CharTokenizer, from_json
-from ._drawn import HELD_OUT, DrawnOptions
+from ._drawn import HELD_OUT, DrawnOptions, check_drawn
 
 DIGITS = "0123456789"
 EVERYTHING = "everything"  # stands in a state in place of a hash: other pairs, all of which are held out
@@ -109,6 +109,7 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     reads = EncoderDecoder.reads
     defaults: ClassVar[dict[str, Any]] = {"batch": 64, "steps": 1000, "eval_every": 100}
     metric, goal = "sequence accuracy", 0.9
+    judged = "accuracy", "token", "pairs"
     writes = ("prompt", "tokens", "stop", "beam", "length_penalty")
     after = "ask it with: minitv sample {directory} --prompt SOURCE"
 
@@ -117,9 +118,8 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
         self._texts: dict[bool, Texts] | None = None  # of a file: False, those that are trained on, True, those held out
         self.sha256, self.description = None, "pairs that are drawn"
         began = None if saved is None else saved.get("pairs_sha256", EVERYTHING)
-        for name in ("rule", "shortest", "longest") if options.data and saved is None else ():
-            if (value := getattr(options, name)) != settings(type(options))[name].default:
-                raise UserError(f"--{name} {value}: this is for pairs that are drawn, and --data gives other ones")
+        if saved is None:
+            check_drawn(options, "pairs that are drawn", "rule", "shortest", "longest")
         self._everything = bool(saved) and saved.get("pairs_sha256") == EVERYTHING  # is held out
         alphabet = self._open() if options.data else self._fitting()
         self.tokenizer = CharTokenizer.train(alphabet) if saved is None else self.stored_tokenizer(saved)
@@ -186,6 +186,8 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     def _open(self) -> str:
         """Read the file into ``_texts``; returns its characters."""
         pairs, self.description, self.sha256 = read_pairs(self.options.data, self.options.encoding, self._context)
+        if not pairs:
+            raise UserError(f"--data: {self.description}: there is no pair, allowed: lines of a source, a tab and a target")
         self._texts = {side: [pair for pair in pairs if (self._everything or is_held_out(pair[0])) == side]
                        for side in (False, True)}
         for side, purpose in ((False, "to train on"), (True, "held out")):
@@ -318,7 +320,8 @@ def _pair(line: str, where: str, context: int) -> tuple[str, str]:
     """A source and its target; UserError if the line is no pair, or does not fit a context."""
     parts = line.split("\t")
     if len(parts) != 2 or not all(parts):
-        wrong = ("it has no tab" if len(parts) == 1 else f"it has {len(parts) - 1} tabs" if len(parts) > 2 else
+        wrong = ("it is empty" if not line else "it has no tab" if len(parts) == 1 else
+                 f"it has {len(parts) - 1} tabs" if len(parts) > 2 else
                  f"its {'target' if parts[0] else 'source'} is empty")
         raise UserError(f"{where}, {quoted(line)}: {wrong}, allowed: a source, a tab and a target")
     for what, text in zip(("source", "target"), parts, strict=True):

@@ -31,12 +31,12 @@ from autograd.device import beside
 from autograd.random import Random
 
 from .. import room
-from ..audio import NoSound, prepared, read_wav
+from ..audio import SUFFIXES, NoSound, read_sound
 from ..config import check, option
 from ..digits import DIGITS, digits_of, say
 from ..error_rate import bootstrap, edits
 from ..errors import CheckpointError, UserError, plain, quoted
-from ..mel import FrontEnd, SpecAugment, scale_of
+from ..mel import WINDOW_S, FrontEnd, SpecAugment, scale_of
 from ..models.conformer import Conformer
 from ..ops import ctc_loss
 from ..ops.ctc_loss import frames_needed
@@ -44,13 +44,14 @@ from ..ops.ctc_loss.decoding import greedy
 from ..options import DATA, STEPS
 from ..report import count, tell
 from ..task import NOTHING, Task
+from ._drawn import check_drawn
 
 BATCHES, MASKS = range(2)  # the independent random streams of a run
 STRANGERS = 10**6  # held-out speakers of the digits have numbers from here on
 MEASURED = 32  # utterances of digits whose frames say how all are normalised
 SHOWN = 3  # utterances on the screen
 NAMED = 5  # utterances that a note names
-SUFFIXES = ".wav", ".flac"
+EVERYTHING = "everything"  # stands in a state in place of a hash: other recordings, all of which are held out
 
 
 @dataclass(frozen=True)
@@ -207,21 +208,6 @@ class Recordings(Corpus):
         return self._frames[number]
 
 
-def read_sound(path: Path, rate: int) -> tuple[np.ndarray, list[str]]:
-    """The samples [N] of a .wav or .flac file at ``rate``, and what was done to them; UserError if it cannot be read."""
-    if path.suffix.lower() != ".flac":
-        return read_wav(path, rate)
-    try:
-        import soundfile
-    except ImportError:
-        raise UserError(f"{path}: a FLAC file needs the package soundfile: pip install soundfile, or give WAV files") from None
-    try:
-        samples, before = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
-        raise UserError(f"{path}: is no FLAC file that can be read: {str(error).rstrip('.')}") from None
-    return prepared(path, samples, before, rate)
-
-
 def recordings(folder: str, flag: str) -> list[Recording]:
     """The recordings with transcripts in a folder, by name; UserError says what is missing or cannot be read."""
     root = Path(folder)
@@ -230,11 +216,11 @@ def recordings(folder: str, flag: str) -> list[Recording]:
     found: dict[str, Recording] = {}
     for path in sorted(root.rglob("*.trans.txt")):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as UTF-8: {getattr(error, 'strerror', None) or error}") from None
         for line in filter(str.strip, lines):
-            name, _, text = line.strip().partition(" ")
+            name, *words = line.split()
             sounds = [path.parent / f"{name}{suffix}" for suffix in SUFFIXES]
             here = [sound for sound in sounds if sound.is_file()]
             if not here:
@@ -244,9 +230,12 @@ def recordings(folder: str, flag: str) -> list[Recording]:
                 raise UserError(f"{path}: {plain(name, 60)} has a transcript in {found[name].path.parent} already")
             above = path.parent.relative_to(root).parts
             speaker = above[0] if above else name.partition("-")[0]
-            found[name] = Recording(name, speaker, here[0], " ".join(text.split()))
+            found[name] = Recording(name, speaker, here[0], " ".join(words))
     if not found:
         raise UserError(f"{flag} {folder}: there is no transcript, a file *.trans.txt with lines of a name and a text")
+    known = {recording.path for recording in found.values()}
+    if silent := [path.name for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path not in known]:
+        tell(f"{flag} {folder}: left out, because there is no transcript: {_some(silent)}", "note      ")
     return [found[name] for name in sorted(found)]
 
 
@@ -300,16 +289,23 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
     causal = False
     defaults = {"batch": 16, "steps": 400, "eval_every": 100, "warmup": 100}  # noqa: RUF012
     metric, unit, key, rising = "word error rate", "WER", "wer", False
+    judged = "errors", "label", "utterances"
     baselines = {"all blank": 1.0}  # noqa: RUF012
     after = "write down recordings with: minitv transcribe {directory} FILE.wav"
 
     def __init__(self, options: SpeechOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         self.options, self.context, self._count, self._random = options, context, batch, Random(seed)
         front = FrontEnd(options.rate, options.mels)
+        whole = saved is not None and saved.get("training_sha256") == EVERYTHING
+        if saved is None:
+            check_drawn(options, "digits of computed voices", "utterances", "longest", "snr", "eval_examples")
         if options.data:
             every = recordings(options.data, "--data")
-            parts = (every, recordings(options.val_data, "--val-data")) if options.val_data else divide(every)
-            self.training, self.testing = (Recordings(part, front, context) for part in parts)
+            if whole:
+                self.training = self.testing = Recordings(every, front, context)
+            else:
+                parts = (every, recordings(options.val_data, "--val-data")) if options.val_data else divide(every)
+                self.training, self.testing = (Recordings(part, front, context) for part in parts)
         elif options.val_data:
             raise UserError("--val-data: this concerns recordings, and --data is not given")
         else:
@@ -317,16 +313,22 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
             self.testing = Digits(options.eval_examples, STRANGERS, options.longest, options.snr, front)
         kind = options.labels or ("character" if options.data else "word")
         self._sha256 = hashlib.sha256(self.training.identity.encode()).hexdigest()
-        if saved is not None and saved.get("training_sha256", self._sha256) != self._sha256:
+        if saved is not None and not whole and saved.get("training_sha256", self._sha256) != self._sha256:
             raise UserError(f"--data {options.data}: these are other recordings or transcripts than those of the run, as their "
                             "SHA-256 says; begin a run on them with --init-from")
         if saved is None:
             texts = map(self.training.text, range(len(self.training))) if options.data else DIGITS
             self.alphabet = Alphabet.of(kind, texts)
             measured = len(self.training) if options.data else min(MEASURED, len(self.training))
-            scale = scale_of(np.concatenate([self.training.frames(i) for i in range(measured)]))
+            frames = np.concatenate([self.training.frames(i) for i in range(measured)])
+            if not len(frames):
+                raise UserError(f"--data {options.data}: each recording to train on is shorter than a frame of "
+                                f"{1000 * WINDOW_S:g} ms; give longer ones")
+            scale = scale_of(frames)
         else:
             self.alphabet, scale = stored_alphabet(saved), stored_scale(saved, options.mels)
+            if options.labels not in (None, self.alphabet.kind):
+                raise UserError(f"--labels {options.labels}: the model writes {self.alphabet.kind}s")
         self.front = front._replace(scale=scale)
         self.vocab = len(self.alphabet.units) + 1
         self._masks = SpecAugment(options.frequency_masks, options.frequency_width, options.time_masks, options.time_share)
@@ -416,11 +418,17 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
         wrong, words, _ = sums[2:].reshape(3, -1)
         return bootstrap(wrong, words) if words.any() else None
 
+    def asked(self, sums: np.ndarray) -> int:
+        return len(self.testing)
+
+    def remarks(self, sums: np.ndarray) -> list[str]:
+        short = np.flatnonzero(sums[2:].reshape(3, -1)[2])
+        return [self._too_short("held-out", list(map(self.testing.name, short.tolist())))] * bool(len(short))
+
     # -- what a person sees ---------------------------------------------------------------------------------------------
     def about(self) -> list[tuple[str, str]]:
         kind = f"{len(self.alphabet.units)} different {self.alphabet.kind}s"
-        sizes = " and ".join(f"{count(len(corpus))} utterances of {count(corpus.speakers)} speakers {what}"
-                             for corpus, what in ((self.training, "for training"), (self.testing, "held out")))
+        sizes = f"{self._size(self.training)} for training and {self._size(self.testing)} held out"
         return [*super().about(), ("speech", f"{self.options.data or 'digits of computed voices'}: {sizes}; {kind}")]
 
     def header(self) -> dict[str, Any]:
@@ -445,14 +453,32 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
         for what, names in (("held-out", list(map(self.testing.name, batch.numbers[short].tolist()))),
                             ("training", sorted(self._short))):
             if names:
-                lines.append(f"too short for their transcripts, so that they count nothing: {len(names)} {what} utterances, "
-                             f"{_some(names)}")
+                lines.append(self._too_short(what, names))
         return "\n".join(lines)
+
+    @staticmethod
+    def _too_short(what: str, names: Sequence[str]) -> str:
+        return (f"too short for their transcripts, so that the loss leaves them out: {len(names)} {what} "
+                f"utterance{'s' * (len(names) != 1)}, {_some(names)}")
+
+    @property
+    def description(self) -> str:
+        """What is held out, in a few words."""
+        return f"{self.options.data or 'digits of computed voices'}: {self._size(self.testing)}"
+
+    @staticmethod
+    def _size(corpus: Corpus) -> str:
+        return (f"{count(len(corpus))} utterance{'s' * (len(corpus) != 1)} of {count(corpus.speakers)} "
+                f"speaker{'s' * (corpus.speakers != 1)}")
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
         return {"labels": self.alphabet.kind, "units": list(self.alphabet.units), "scale": self.front.scale.tolist(),
                 "training_sha256": self._sha256}
+
+    @classmethod
+    def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        return {**saved, "training_sha256": EVERYTHING}
 
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -480,6 +506,8 @@ def stored_scale(saved: Mapping[str, Any], mels: int) -> np.ndarray:
         scale = np.array(saved.get("scale"), np.float64)
     except (TypeError, ValueError):
         scale = np.zeros(0)
+    if scale.shape != (2, mels) and scale.ndim == 2 and len(scale) == 2:
+        raise UserError(f"--mels {mels}: the model reads {scale.shape[1]} bands")
     if scale.shape != (2, mels) or not np.isfinite(scale).all() or not (scale[1] > 0).all():
         raise CheckpointError(f"the checkpoint has no scale, two rows of {mels} finite numbers")
     return scale

@@ -170,12 +170,13 @@ def test_a_folder_of_files_is_one_sound_in_the_order_of_their_hashes(tmp_path):
     assert [np.unique(from_mu_law(whole)[at]).round(1).tolist() for at in (np.r_[300], np.r_[len(whole) - 300])] == [
         [np.float32(waves[order[0]][0]).round(1)], [np.float32(waves[order[2]][0]).round(1)]]
     assert len(whole) == 2000 and "3 files" in t.description
-    assert sorted(t.notes) == ["of 1 of 3 files: 8000 samples a second are resampled to 16000",
+    assert sorted(t.notes) == ["left out: 1 that is no WAV or FLAC file",
+                               "of 1 of 3 files: 8000 samples a second are resampled to 16000",
                                "of 3 of 3 files: 2 channels become their mean"]
 
 
 @pytest.mark.parametrize(("make", "sentence"), [
-    (lambda folder: folder.mkdir(), "holds no WAV file"),
+    (lambda folder: folder.mkdir(), "holds no WAV or FLAC file"),
     (lambda folder: saved(folder, np.zeros(100, np.int16)), "what is held out has 10 samples, and --context 32 needs"),
     (lambda folder: saved(folder, np.zeros(20, np.int16)), "the training part has 18 samples, and --context 32 needs"),
     (lambda folder: folder.write_text("no sound"), "is no WAV file that can be read"),
@@ -273,6 +274,7 @@ def test_a_model_is_judged_by_what_is_held_out_and_by_other_sound(run, tmp_path,
     saved(tmp_path / "other.wav", np.ones(200, np.int16), 4000)
     assert cli.main(["eval", str(run), "--data", str(tmp_path / "other.wav"), "--strided"]) == 0
     assert "all of it" in (out := capsys.readouterr().out) and "96 values, in two passes" in out
+    assert "4000 samples a second are resampled to 2000" in " ".join(out.split())
 
 
 def test_a_model_of_text_takes_no_options_of_files(tmp_path, capsys):

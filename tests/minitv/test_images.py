@@ -15,6 +15,7 @@ from autograd.random import Random
 from minitv import cli
 from minitv.errors import UserError
 from minitv.images import as_text, grid, read_images, write_png
+from minitv.sample import load
 from minitv.tasks.images import Images, digits, scan
 
 SMALL = ["--layers", "2", "--width", "8", "--heads", "2", "--batch", "2", "--threads", "1", "--warmup", "1", "--steps", "2",
@@ -136,7 +137,7 @@ def test_levels_are_rounded_down(file):
     (some()[0], "the array has the shape [4, 4], allowed: [N H W]"),
     (np.zeros((3, 0, 4), np.uint8), "the array has the shape [3, 0, 4], allowed: [N H W]"),
     (some()[:, :, :, None], "the array has the shape [10, 4, 4, 1], allowed: [N H W]"),
-    (some()[:1], "1 images, allowed: at least 2"),
+    (some()[:1], "1 image, allowed: at least 2"),
     (some(rows=5), "--context: an image has 5 · 4 = 20 pixels, and the model sees 16 at once: give --context 20"),
     (np.array(["a"]), "allowed"),
 ], ids=lambda value: "" if isinstance(value, np.ndarray) else value[:30])
@@ -151,10 +152,14 @@ def test_sources_that_are_none_are_sentences(tmp_path, file, monkeypatch):
     (tmp_path / "b.npz").write_bytes(b"PK no archive")
     np.save(tmp_path / "c.npy", np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / "d.txt").write_text("text")
+    (tmp_path / "g.npy").write_text("text")
+    head = "{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999, 9, 9), }"  # of more numbers than there is memory
+    (tmp_path / "h.npy").write_bytes(b"\x93NUMPY\x01\0" + len(head).to_bytes(2, "little") + head.encode())
     for name, sentence in (("a.npy", "no array of numbers can be read"), ("b.npz", "no array of numbers can be read"),
-                           ("c.npy", "no array of numbers can be read: Object arrays cannot be loaded"),
+                           ("c.npy", "can be read: it is no file of NumPy, or one of other things than numbers"),
                            ("d.txt", "this is no source of images, allowed: digits, a file .npy or .npz, a folder"),
-                           ("e.png", "there is no such file or folder"), ("f.npy", "can be read: No such file")):
+                           ("e.png", "there is no such file or folder"), ("f.npy", "can be read: No such file"),
+                           ("g.npy", "can be read: it is no file of NumPy"), ("h.npy", "can be read: ")):
         with pytest.raises(UserError, match=sentence):
             read_images(str(tmp_path / name))
     two = file(None, "two.npz", a=some(), b=some())
@@ -188,7 +193,7 @@ def test_a_folder_of_png_files_is_read(tmp_path):
         write_png(tmp_path / f"{i}.png", image)
     (tmp_path / "notes.txt").write_text("hidden numbers")
     found = read_images(str(tmp_path))
-    assert found.levels == 256 and found.notes == ["left out: 1 that are no PNG files"]
+    assert found.levels == 256 and found.notes == ["left out: 1 that is no PNG file"]
     assert sorted(image.tobytes() for image in found.pixels) == sorted(image.tobytes() for image in pixels)
 
     imsave(tmp_path / "5.png", np.stack([pixels[0]] * 3, axis=2))  # grey, as colours
@@ -313,7 +318,9 @@ def test_a_model_completes_what_was_held_out(run, tmp_path, capsys):
     (["sample", "--out", "nowhere/a.png"], "--out nowhere/a.png: there is no folder nowhere"),
     (["sample", "--complete", "1.5"], "--complete: 1.5 is too large, allowed: a number above 0 and below 1"),
     (["sample", "--complete", "0.5", "--count", "21"], "--count: 21 images are to be completed, and 20 are held out"),
+    (["sample", "--window", "9"], "--window: this says nothing to a model of the task images"),
     (["eval", "--text", "a"], "--text: the task images has no text"),
+    (["eval", "--encoding", "latin-1"], "--encoding: the data of the task images is no text file"),
     (["eval", "--data", "other.npy"], "--data: other.npy: 10 images has rows 4, and the model knows rows 8"),
     (["eval", "--data", "bright.npy"], "--data: bright.npy: 10 images has levels 100, and the model knows levels 16"),
 ])
@@ -336,6 +343,20 @@ def test_a_model_is_judged_by_what_is_held_out_and_by_other_images(run, tmp_path
     assert cli.main(["eval", str(run), "--data", str(tmp_path / "other.npy"), "--strided"]) == 0
     out = capsys.readouterr().out
     assert "3 images, all of it" in out and "192 values, in two passes" in out
+
+
+def test_a_run_that_is_loaded_says_that_it_writes_files(run):
+    with pytest.raises(UserError, match=r"^write: a model of the task images writes no text, it makes a file with `minitv sam"):
+        load(str(run)).write()
+
+
+@pytest.mark.parametrize(("values", "sentence"), [
+    (dict(data="a.npy", side=9), "--side 9: this is for digits that are drawn, and --data gives other ones; allowed with --d"),
+    (dict(data="a.npy", noise=0.5), "--noise 0.5: this is for digits that are drawn"),
+    (dict(patch_side=4), "--patch-side: this concerns --scan patch, and --scan is raster")])
+def test_options_that_would_do_nothing_are_refused(values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        task(**values)
 
 
 def test_a_run_goes_on_with_the_images_of_its_beginning_alone(file, tmp_path, capsys):

@@ -149,13 +149,13 @@ def test_a_file_has_both_parts(file, ends):
 @pytest.mark.parametrize(("lines", "words"), [
     (["a\tb", "no tab here"], "line 2, 'no tab here': it has no tab, allowed: a source, a tab and a target"),
     (["a\tb\tc"], r"line 1, 'a\\tb\\tc': it has 2 tabs"),
-    (["a\tb", "", "c\td"], "line 2, '': it has no tab"),
+    (["a\tb", "", "c\td"], "line 2, '': it is empty"),
     (["\tb"], "line 1, .* its source is empty"),
     (["a\t"], "line 1, .* its target is empty"),
     (["a\tb", "a" * 32 + "\tb"], "line 2: its source has 32 characters, and with its end it does not fit --context 32"),
     (["a\t" + "b" * 40], "line 1: its target has 40 characters"),
     (["a\tb"], r"has 1 pairs, and none of them is (held out|to train on): one of 10 different sources"),
-    ([""], "line 1, '': it has no tab"),
+    ([""], "line 1, '': it is empty"),
 ])
 def test_a_line_that_is_no_pair_is_a_sentence(file, lines, words):
     with pytest.raises(UserError, match=words) as error:
@@ -268,6 +268,8 @@ def test_a_source_is_answered(run, capsys):
     (["--prompt", "3", "--window", "4"], "--window: this says nothing to a model of the task pairs, allowed: --prompt"),
     (["--prompt", "3", "--length-penalty", "2"], "--length-penalty 2: it ranks the answers of a beam, give --beam N"),
     (["--prompt", "3", "--beam", "2", "--temperature", "1"], "--beam 2: a beam draws nothing"),
+    (["--prompt", "3", "--beam", "2", "--top-k", "1"], "--top-k: this changes what is drawn, and --beam 2 draws nothing"),
+    (["--prompt", "3", "--beam", "2", "--min-p", "0.1"], "--min-p: this changes what is drawn"),
     (["--prompt", "3", "--beam", "0"], "--beam: 0 is too small"),
 ])
 def test_what_cannot_be_answered_is_a_sentence(run, capsys, argv, words):

@@ -9,18 +9,22 @@ from scipy.io import wavfile
 from autograd import assert_close
 from autograd.random import Random
 from minitv import checkpoint, cli
-from minitv.audio import write_wav
+from minitv.audio import read_sound, write_wav
 from minitv.digits import DIGITS, WORDS, digits_of, say
+from minitv.error_rate import word_error_rate
 from minitv.errors import UserError
 from minitv.mel import FrontEnd, SpecAugment, mel, scale_of, triangles
+from minitv.sample import load
 from minitv.task import NOTHING
-from minitv.tasks.speech import Recordings, Speech, SpeechOptions, divide, read_sound, recordings
+from minitv.tasks.speech import Recordings, Speech, SpeechOptions, divide, recordings
+from minitv.transcribe import Recogniser
 
 RATE = 8000
 
 
 def options(**values):
-    return SpeechOptions(**{"utterances": 5, "eval_examples": 6, **values})
+    drawn = {} if values.get("data") else {"utterances": 5, "eval_examples": 6}
+    return SpeechOptions(**{**drawn, **values})
 
 
 def task(batch=4, seed=1, context=1000, saved=None, **values):
@@ -286,6 +290,38 @@ def test_recordings_without_sound_or_words_or_too_long_ones_are_left_out_and_nam
     assert names(every) == {"0-7-0001", "1-7-0000", "2-7-0001"}
 
 
+def test_a_recording_without_a_transcript_is_left_out_and_named(tmp_path, capsys):
+    corpus(tmp_path)
+    (tmp_path / "1" / "7" / "1-7.trans.txt").write_text("1-7-0000 one\n")
+    assert len(recordings(str(tmp_path), "--data")) == 5
+    assert "left out, because there is no transcript: 1-7-0001.wav" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf1-7-0000 one two\n1-7-0001 one\n",
+                                     b"1-7-0000\tone two\r\n1-7-0001\tone\r\n"])
+def test_transcripts_may_have_a_byte_order_mark_and_tabs(tmp_path, content):
+    corpus(tmp_path)
+    (tmp_path / "1" / "7" / "1-7.trans.txt").write_bytes(content)
+    assert [r.text for r in recordings(str(tmp_path), "--data") if r.speaker == "1"] == ["one two", "one"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_recordings_without_a_frame_are_refused(tmp_path):
+    corpus(tmp_path)
+    for path in tmp_path.rglob("*.wav"):
+        write_wav(path, np.zeros(100), RATE)
+    with pytest.raises(UserError, match="each recording to train on is shorter than a frame of 25 ms; give longer ones"):
+        task(data=str(tmp_path))
+
+
+def test_a_model_keeps_its_labels_and_bands():
+    saved = task().state()
+    with pytest.raises(UserError, match=r"^--labels character: the model writes words$"):
+        task(saved=saved, labels="character")
+    with pytest.raises(UserError, match=r"^--mels 20: the model reads 40 bands$"):
+        task(saved=saved, mels=20)
+
+
 def test_utterances_that_are_too_short_for_their_transcripts_count_nothing_and_are_named(tmp_path):
     corpus(tmp_path)
     for speaker in range(3):
@@ -294,7 +330,7 @@ def test_utterances_that_are_too_short_for_their_transcripts_count_nothing_and_a
     loss, count = made.loss(Deaf7(), made._assembled(made.training, np.arange(4), None))
     assert np.isfinite(loss.numpy()) and count == 2 * len("one two")
     shown = made.show(Deaf7(), Random(0))
-    assert "too short for their transcripts, so that they count nothing: 1 held-out utterances, " in shown
+    assert "too short for their transcripts, so that the loss leaves them out: 1 held-out utterance, " in shown
     assert "2 training utterances, " in shown and "-7-0001" in shown
 
 
@@ -351,8 +387,11 @@ def test_mistakes_in_a_folder_of_recordings(tmp_path, capsys, spoil, said):
 
 @pytest.mark.parametrize(("values", "said"), [
     (dict(data="nowhere"), "--data nowhere: there is no such folder"),
-    (dict(val_data="nowhere"), "--val-data: this concerns recordings, and --data is not given")])
-def test_folders_that_are_not_there(values, said):
+    (dict(val_data="nowhere"), "--val-data: this concerns recordings, and --data is not given"),
+    (dict(data="a", utterances=7), "--utterances 7: this is for digits of computed voices, .* allowed with --data: 4000"),
+    (dict(data="a", snr=7.0), "--snr 7.0: this is for digits of computed voices"),
+    (dict(data="a", eval_examples=7), "--eval-examples 7: this is for digits of computed voices")])
+def test_options_that_do_not_go_together(values, said):
     with pytest.raises(UserError, match=said):
         task(**values)
 
@@ -390,6 +429,24 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speech") / "run"
     assert cli.main(["train", "conformer", *SMALL, "--chunk", "2", "--out", str(folder)]) == 0
     return folder
+
+
+def test_a_run_is_judged_by_what_is_held_out_and_by_other_recordings(run, tmp_path, capsys):
+    capsys.readouterr()
+    assert cli.main(["eval", str(run)]) == 0
+    out = capsys.readouterr().out
+    rate = float((run / "log.jsonl").read_text().split('"val_wer": ')[-1].split(",")[0])
+    assert "digits of computed voices: 6 utterances of 6 speakers, what is held out" in out and f" {rate:.4f} (95 %: " in out
+    corpus(tmp_path, speakers=2)
+    write_wav(tmp_path / "1" / "7" / "1-7-0000.wav", np.zeros(500), RATE)
+    assert cli.main(["eval", str(run), "--data", str(tmp_path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{tmp_path}: 4 utterances of 2 speakers, all of it" in out and "predicted 4 utterances" in out
+    assert "too short for their transcripts, so that the loss leaves them out: 1 held-out utterance, 1-7-0000" in out
+    texts = [word_error_rate(["one two"], [Recogniser(load(str(run))).transcript(say(["one", "two"], i, j, RATE))])
+             for i, j in ((0, 0), (0, 1), (1, 1))]
+    wrong = sum(each.substitutions + each.deletions + each.insertions for each in texts) + 2  # the short one says nothing
+    assert f"{wrong / 8:.4f} (95 %" in out
 
 
 def test_what_a_run_tells(run):

@@ -90,6 +90,8 @@ def test_a_picture(run, sound, tmp_path, capsys):
 @pytest.mark.parametrize(("argv", "said"), [
     ([], "FILE and --say: give one of them"),
     (["a.wav", "--say", "one"], "FILE and --say: give one of them"),
+    (["a.wav", "--speaker", "3"], "--speaker: this is the voice of --say, which is not given"),
+    (["--say", "one", "--picture", "x.txt"], "--picture x.txt: no picture ends with .txt, allowed: .png, .svg, .pdf"),
     (["nowhere.wav"], "nowhere.wav: cannot be read: "),
     (["--say", "eleven"], "--say: 'eleven' is no digit, allowed: zero, one, "),
     (["--say", " "], "--say: there is no word in it"),
@@ -98,7 +100,7 @@ def test_a_picture(run, sound, tmp_path, capsys):
     (["--say", "one", "--picture", "nowhere/x.png"], "nowhere")])
 def test_mistakes(run, tmp_path, monkeypatch, capsys, argv, said):
     monkeypatch.chdir(tmp_path)
-    if "--picture" in argv and importlib.util.find_spec("matplotlib") is None and "nowhere/x.png" in argv:
+    if "--picture" in argv and importlib.util.find_spec("matplotlib") is None and "--say" in argv:
         said = "a picture needs matplotlib"
     assert cli.main(["transcribe", str(run), *argv]) == 2
     out, err = capsys.readouterr()
@@ -114,6 +116,8 @@ def test_other_commands_refuse_a_model_of_speech(run, capsys):
     assert cli.main(["sample", str(run)]) == 2
     assert "conformer sees a whole sequence at once, it cannot write" in capsys.readouterr().err
     assert cli.main(["eval", str(run), "--text", "one"]) == 2
+    assert "--text: the task speech has no text to continue" in capsys.readouterr().err
+    assert cli.main(["stream", str(run)]) == 2
     assert "conformer sees a whole sequence at once, it cannot predict the next token" in capsys.readouterr().err
 
 
