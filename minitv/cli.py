@@ -166,7 +166,7 @@ def _compare(argv: list[str]) -> int:
         epilog="examples:\n  minitv compare\n  minitv compare transformer rwkv --preset nanogpt-cpu --data my.txt --seeds 3",
     )
     _preset_option(parser)
-    parser.add_argument("--task", metavar="NAME", help="what the models are trained for (default: text)")
+    parser.add_argument("--task", metavar="NAME", help="what the models are for (default: text, or what the first one reads)")
     seeds = Setting("seeds", int, False, 1, "runs of each variant, with the seeds from --seed on", "", low=1, high=1000)
     parser.add_argument("--seeds", type=seeds.parse, metavar="N", help=f"{seeds.help} (default: 1)")
     early = parser.peek(argv)
@@ -201,7 +201,7 @@ def _train_parser() -> Parser:
         "  minitv train rwkv --task mqar\n"
         "  minitv train --resume runs/mine --steps 4000",
     )
-    text = "what the model is trained for, a name from `minitv list` (default: text)"
+    text = "what the model is trained for, a name from `minitv list` (default: text, or what the variant reads)"
     parser.add_argument("--task", metavar="NAME", help=text)
     _preset_option(parser)
     parser.add_argument("--config", metavar="FILE.toml", help="values from a file, one `name = value` a line")
@@ -367,7 +367,7 @@ def _judged(run: Any, model: Any, directory: str, config: EvalOptions) -> list[t
         *(("note", text) for text in task.remarks(sums)),
         ("loss", f"{sums[0] / max(sums[1], 1):.4f} nats per {part}"),
         (label, f"{value:.4f}{between} {task.metric}, {task.verdict(value, answers)}"),
-        ("predicted", f"{count(answers)} {items}{passes}"),
+        ("predicted", f"{count(answers)} {items if answers != 1 else items[:-1]}{passes}"),
         *(row for row in task.about() if row[0] == "baselines"),
     ]
 
@@ -593,11 +593,14 @@ def _writing(variant: Any) -> str:
     """How a model of a variant generates text on this machine."""
     from autograd.cpu.compile import unavailable
 
+    from .models.conformer import Conformer
     from .models.encdec import EncoderDecoder
 
     if issubclass(variant.model, EncoderDecoder):
         return ("an answer to a source, token after token, with keys and values of both in the state; greedy, drawn, or the "
                 "best of a beam (minitv sample DIR --prompt SOURCE --beam N)")
+    if variant.reads == Conformer.reads:
+        return "what it hears, all at once or as a stream (minitv transcribe DIR FILE.wav)"
     if not variant.causal:
         return "not at all: an output depends on the whole sequence"
     if variant.fused is None:

@@ -32,7 +32,17 @@ from autograd.random import Random
 from . import checkpoint, files, tasks, variants
 from .config import Options, Sweep, encode, shown, table, to_json
 from .errors import CheckpointError, UserError, naming
-from .experiment import DEFAULT_TASK, Experiment, combine, elsewhere, from_checkpoint, namespace, preset_layers, suits
+from .experiment import (
+    DEFAULT_TASK,
+    Experiment,
+    combine,
+    default_task,
+    elsewhere,
+    from_checkpoint,
+    namespace,
+    preset_layers,
+    suits,
+)
 from .files import PICTURE, TABLE
 from .lock import held
 from .log import LOG, read_log
@@ -54,9 +64,10 @@ class Plan:
     def __init__(self, names: Sequence[str] = (), *, task: str | None = None, preset: str | None = None):
         if len(set(names)) < len(names):
             raise UserError(f"{max(names, key=names.count)} is given twice")
-        self.task = tasks.load(DEFAULT_TASK if task is None else task)
-        self.preset = DEFAULT_PRESET if preset is None else preset
         every = [variants.load(name) for name in names or variants.variants()]
+        usual = default_task(every[0]) if names else DEFAULT_TASK
+        self.task = tasks.load(usual if task is None else task)
+        self.preset = DEFAULT_PRESET if preset is None else preset
         self.variants = every if names else [variant for variant in every if suits(variant, self.task)]
         self._namespaces = {variant.name: namespace(variant, self.task) for variant in self.variants}
         self._layers = {variant.name: preset_layers(variant, self.task, self.preset) for variant in self.variants}

@@ -39,7 +39,7 @@ def _sinks() -> Any:
 class ModelOptions:
     """model: every variant"""
 
-    context: int = option(64, "characters (tokens) the model sees at once", low=1, high=2**20)
+    context: int = option(64, "characters (tokens, or frames of sound) the model sees at once", low=1, high=2**20)
     layers: int = option(2, "number of blocks", low=1, high=10_000)
     width: int = option(128, "size of the vector of one token", low=1, high=2**20)
     ffn_multiple: float = option(4.0, "hidden size of the feed-forward network, in widths", above=0, high=1024)

@@ -411,7 +411,10 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
         return logits, positions, targets, labels, frames_needed(targets, labels) <= positions
 
     def value(self, sums: np.ndarray) -> float:
-        wrong, words, _ = sums[2:].reshape(3, -1)
+        wrong, words, short = sums[2:].reshape(3, -1)
+        if short.all():
+            raise UserError(f"{self.description}: each one that is held out is too short for its transcript; give longer ones, "
+                            "or a smaller --subsampling")
         return float(wrong.sum() / max(words.sum(), 1))
 
     def interval(self, sums: np.ndarray) -> tuple[float, float] | None:

@@ -19,6 +19,7 @@ import pytest
 
 from minitv import compare
 from minitv.cli import main
+from minitv.errors import UserError
 from minitv.log import read_log
 from minitv.tasks.text import Text
 
@@ -292,6 +293,13 @@ def test_mistakes_are_sentences(argv, sentence, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = said(capfd, *argv)
     assert code == 2 and sentence in err and "Traceback" not in err and not Path("runs").exists()
+
+
+def test_the_task_is_what_the_first_variant_was_made_for():
+    assert compare.Plan(["encoder-decoder", "one-wide-ffn"]).task.name == "pairs"
+    assert compare.Plan(["conformer"]).task.name == "speech" and compare.Plan().task.name == "text"
+    with pytest.raises(UserError, match="--task pairs: transformer reads tokens, and this task has pairs"):
+        compare.Plan(["encoder-decoder", "transformer"])
 
 
 def test_help_names_every_option_once(capfd):

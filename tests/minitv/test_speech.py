@@ -314,6 +314,15 @@ def test_recordings_without_a_frame_are_refused(tmp_path):
         task(data=str(tmp_path))
 
 
+def test_a_run_ends_where_no_held_out_recording_can_be_judged(run, tmp_path, capsys):
+    for path in corpus(tmp_path).rglob("*.wav"):
+        write_wav(path, np.zeros(500), RATE)
+    capsys.readouterr()
+    assert cli.main(["eval", str(run), "--data", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "6 utterances of 3 speakers: each one that is held out is too short for its transcript" in err
+
+
 def test_a_model_keeps_its_labels_and_bands():
     saved = task().state()
     with pytest.raises(UserError, match=r"^--labels character: the model writes words$"):
