@@ -223,7 +223,8 @@ def _sample(argv: list[str]) -> int:
         "  minitv sample runs/one-wide-ffn-pairs --prompt 31415 --beam 4",
     )
     directory, config = _of_a_run(parser, SampleOptions, argv)
-    if config.prompt == "-":
+    read = config.prompt == "-"
+    if read:
         config = replace(config, prompt=_standard_input())
     from .sample import open_run, texts, write_file
 
@@ -233,6 +234,8 @@ def _sample(argv: list[str]) -> int:
         path, what = write_file(run, directory, config)
         print(f"{path}: {what}")
         return 0
+    if read and run.answers:  # the end of a line is no part of a source
+        config = replace(config, prompt=config.prompt.removesuffix("\n").removesuffix("\r"))
     several = (config.count or 1) > 1
     for number, (seed, pieces) in enumerate(texts(run, config), 1):
         heading = f"--- text {number} of {config.count}, seed {seed} ---\n" if several else ""

@@ -39,7 +39,7 @@ class Recogniser:
 
     def __init__(self, run: Trained):
         experiment = run.experiment
-        if experiment.task is not Speech:
+        if not issubclass(experiment.task, Speech):
             raise UserError(f"the model was trained on the task {experiment.task.name}, which has no sound; train one with: "
                             "minitv train conformer")
         self.model, self.options = run.model, experiment.data

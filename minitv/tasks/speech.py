@@ -334,6 +334,8 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
         self._masks = SpecAugment(options.frequency_masks, options.frequency_width, options.time_masks, options.time_share)
         self._short: set[str] = set()  # training utterances with more labels than the model has positions
         self._lock = threading.Lock()
+        if not options.data:
+            self.alphabet.encode(" ".join(DIGITS), "computed voices")
         for corpus in (self.training, self.testing) if options.data else ():
             for i in range(len(corpus)):
                 self.alphabet.encode(corpus.text(i), corpus.name(i))

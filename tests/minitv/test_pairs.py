@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 
 import numpy as np
@@ -259,6 +260,15 @@ def test_a_source_is_answered(run, capsys):
     assert minitv.load(run).write("31") == tokenizer.decode(model.greedy(source[None], 8)[0])
     assert cli.main(["sample", run, "--prompt", "31", "--temperature", "2", "--count", "3", "--tokens", "1"]) == 0
     assert capsys.readouterr().out.count("--- text ") == 3
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_source_may_come_from_standard_input_with_the_end_of_its_line(run, monkeypatch, capsys, end):
+    assert cli.main(["sample", run, "--prompt", "31"]) == 0
+    written = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"31{end}".encode())))
+    assert cli.main(["sample", run, "--prompt", "-"]) == 0
+    assert capsys.readouterr().out == written
 
 
 @pytest.mark.parametrize(("argv", "words"), [

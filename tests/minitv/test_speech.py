@@ -329,6 +329,9 @@ def test_a_model_keeps_its_labels_and_bands():
         task(saved=saved, labels="character")
     with pytest.raises(UserError, match=r"^--mels 20: the model reads 40 bands$"):
         task(saved=saved, mels=20)
+    saved |= {"labels": "character", "units": list(" EFGHINORSTUVWXZ")}  # of a run on LibriSpeech
+    with pytest.raises(UserError, match="the transcript of computed voices has the character "):
+        task(saved=saved)
 
 
 def test_utterances_that_are_too_short_for_their_transcripts_count_nothing_and_are_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 
 import numpy as np
@@ -11,6 +12,7 @@ from minitv import cli
 from minitv.audio import write_wav
 from minitv.digits import say
 from minitv.sample import load
+from minitv.tasks.speech import Speech
 from minitv.transcribe import Recogniser, picture
 
 TRAINED = ["--width", "8", "--layers", "1", "--heads", "2", "--kernel", "3", "--batch", "4", "--threads", "1", "--warmup", "1",
@@ -105,6 +107,16 @@ def test_mistakes(run, tmp_path, monkeypatch, capsys, argv, said):
     assert cli.main(["transcribe", str(run), *argv]) == 2
     out, err = capsys.readouterr()
     assert out == "" and said in err and err.startswith("minitv: error: ") and err.count("\n") == 1
+
+
+def test_a_task_that_is_made_of_speech_is_heard(run):
+    class Tones(Speech, name="tones", summary="as speech"):
+        pass
+
+    trained = load(str(run))
+    other = trained._replace(experiment=dataclasses.replace(trained.experiment, task=Tones))
+    sound = say(["one"], 2_000_000, 0, 8000)
+    assert Recogniser(other).transcript(sound) == Recogniser(trained).transcript(sound)
 
 
 def test_what_cannot_follow_a_stream(whole, sound, capsys):
