@@ -94,7 +94,7 @@ class Audio(Media, name="audio", summary="sound in 8 bits a sample (mu-law), one
         self.description += f": {duration(len(levels) / options.rate)}"
         self.form = {"rate": options.rate}
         self.check_same(saved)
-        whole = saved is not None and saved.get("data_sha256") == EVERYTHING
+        whole = self._whole = saved is not None and saved.get("data_sha256") == EVERYTHING
         self.training, self.test = levels[: 0 if whole else cut], levels[0 if whole else cut :]
         if not whole:
             _check(self.training, context, "the training part")
@@ -105,7 +105,7 @@ class Audio(Media, name="audio", summary="sound in 8 bits a sample (mu-law), one
         return Batch(*self._batches.batch(step))
 
     def held_out(self) -> Batch:
-        return Batch(*windows(self.test, self.context, self.options.eval_tokens))
+        return Batch(*windows(self.test, self.context, len(self.test) if self._whole else self.options.eval_tokens))
 
     @functools.cached_property
     def baselines(self) -> dict[str, float]:

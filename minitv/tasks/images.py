@@ -131,7 +131,8 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
                             f"{context} at once: give --context {height * width}, or smaller images")
         if pixels is not None:
             pixels = (pixels.astype(np.int64) * levels // depth).astype(np.uint8)
-            cut = 0 if saved is not None and saved.get("data_sha256") == EVERYTHING else int(TRAINING * len(pixels))
+            self._whole = saved is not None and saved.get("data_sha256") == EVERYTHING
+            cut = 0 if self._whole else int(TRAINING * len(pixels))
             if saved is None and not 0 < cut < len(pixels):
                 raise UserError(f"--data: {self.description}, allowed: at least 2, since a fifth is held out")
             self._images = pixels[:cut], pixels[cut:]
@@ -159,7 +160,7 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
         """The images [N H W] that an evaluation reads."""
         if self._images is None:
             return self.draw(HELD_OUT, self.options.eval_examples)
-        return self._images[1][: self.options.eval_examples]
+        return self._images[1][: None if self._whole else self.options.eval_examples]
 
     @functools.cached_property
     def baselines(self) -> dict[str, float]:
@@ -205,7 +206,7 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
         prefix, note = None, ""
         if options.complete is not None:
             task = run.experiment.begin(run.saved)
-            given = int(options.complete * len(order))
+            given = max(1, int(options.complete * len(order)))
             prefix = task.sequences(task.held_out_images[:number]).labels[:, :given]  # [N given]
             if len(prefix) < number:
                 raise UserError(f"--count: {number} images are to be completed, and {len(prefix)} are held out")

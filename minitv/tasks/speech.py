@@ -317,7 +317,7 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
             raise UserError(f"--data {options.data}: these are other recordings or transcripts than those of the run, as their "
                             "SHA-256 says; begin a run on them with --init-from")
         if saved is None:
-            texts = map(self.training.text, range(len(self.training))) if options.data else DIGITS
+            texts = map(self.training.text, range(len(self.training))) if options.data else [" ".join(DIGITS)]
             self.alphabet = Alphabet.of(kind, texts)
             measured = len(self.training) if options.data else min(MEASURED, len(self.training))
             frames = np.concatenate([self.training.frames(i) for i in range(measured)])

@@ -275,6 +275,9 @@ def test_a_model_is_judged_by_what_is_held_out_and_by_other_sound(run, tmp_path,
     assert cli.main(["eval", str(run), "--data", str(tmp_path / "other.wav"), "--strided"]) == 0
     assert "all of it" in (out := capsys.readouterr().out) and "96 values, in two passes" in out
     assert "4000 samples a second are resampled to 2000" in " ".join(out.split())
+    saved(tmp_path / "long.wav", np.ones(785, np.int16), 2000)
+    assert cli.main(["eval", str(run), "--data", str(tmp_path / "long.wav")]) == 0
+    assert "all of it" in (out := capsys.readouterr().out) and " 784 values" in out  # more than --eval-tokens 320
 
 
 def test_a_model_of_text_takes_no_options_of_files(tmp_path, capsys):

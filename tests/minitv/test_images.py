@@ -310,6 +310,11 @@ def test_a_model_completes_what_was_held_out(run, tmp_path, capsys):
     assert not np.array_equal(page, expected)
 
 
+def test_the_smallest_share_is_a_pixel(run, tmp_path, capsys):
+    assert cli.main(["sample", str(run), "--count", "1", "--complete", "0.001", "--out", str(tmp_path / "a.png")]) == 0
+    assert "the first 1 of 64 pixels" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("argv", "sentence"), [
     (["sample", "--prompt", "a"], "--prompt: this says nothing to a model of the task images, allowed: --out, --complete"),
     (["sample", "--tokens", "9"], "--tokens: this says nothing to a model of the task images"),
@@ -339,10 +344,11 @@ def test_a_model_is_judged_by_what_is_held_out_and_by_other_images(run, tmp_path
     assert "digits that are drawn, what is held out" in out and "1.3k values" in out and "bits per pixel, " in out
     line = next(line for line in (run / "log.jsonl").read_text().splitlines() if '"step": 2' in line)
     assert f"{float(line.split('val_bpp')[1].split(':')[1].split(',')[0]):.4f} bits per pixel" in out
-    np.save(tmp_path / "other.npy", some(3, 8, 8, 10))
-    assert cli.main(["eval", str(run), "--data", str(tmp_path / "other.npy"), "--strided"]) == 0
-    out = capsys.readouterr().out
-    assert "3 images, all of it" in out and "192 values, in two passes" in out
+    for number, values in ((3, "192 values"), (30, "1.9k values")):  # more than --eval-examples 20
+        np.save(tmp_path / "other.npy", some(number, 8, 8, 10))
+        assert cli.main(["eval", str(run), "--data", str(tmp_path / "other.npy"), "--strided"]) == 0
+        out = capsys.readouterr().out
+        assert f"{number} images, all of it" in out and f"{values}, in two passes" in out
 
 
 def test_a_run_that_is_loaded_says_that_it_writes_files(run):

@@ -323,6 +323,13 @@ def test_a_run_ends_where_no_held_out_recording_can_be_judged(run, tmp_path, cap
     assert not out and "6 utterances of 3 speakers: each one that is held out is too short for its transcript" in err
 
 
+def test_digits_may_be_written_by_their_characters():
+    made = task(labels="character")
+    text = next(text for text in texts(made.training) if " " in text)
+    assert made.alphabet.decode(made.alphabet.encode(text, "it")) == text and made.vocab == 1 + len(set(" ".join(DIGITS)))
+    assert (made.batch(0).labels != NOTHING).sum() > 16
+
+
 def test_a_model_keeps_its_labels_and_bands():
     saved = task().state()
     with pytest.raises(UserError, match=r"^--labels character: the model writes words$"):
