@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from autograd import no_grad, to_numpy
-from autograd.cpu.process import blas_threads
+from autograd.cpu.process import blas_threads, memory
 from autograd.device import select
 
+from . import room
 from .audio import read_sound
 from .digits import WORDS, say
 from .errors import UserError, device_errors, plain, quoted
@@ -32,6 +33,7 @@ from .sample import Trained, load
 from .tasks.speech import Speech, normalised, stored_alphabet, stored_scale
 
 PIECE_S = 0.1  # of a stream
+SCORES = 16  # bytes for two positions that see each other, in a head: scores, weights, and scores of all distances
 
 
 class Recogniser:
@@ -42,7 +44,7 @@ class Recogniser:
         if not issubclass(experiment.task, Speech):
             raise UserError(f"the model was trained on the task {experiment.task.name}, which has no sound; train one with: "
                             "minitv train conformer")
-        self.model, self.options = run.model, experiment.data
+        self.model, self.options, self.heads = run.model, experiment.data, experiment.mixer.heads
         self.alphabet = stored_alphabet(run.saved)
         self.front = FrontEnd(self.options.rate, self.options.mels, stored_scale(run.saved, self.options.mels))
 
@@ -53,6 +55,11 @@ class Recogniser:
     def logits(self, sound: np.ndarray) -> np.ndarray:
         """What the model says of every position, [T' V], of samples [N]."""
         frames = self.frames(sound)
+        size = SCORES * self.heads * int(self.model.positions(len(frames))) ** 2
+        if size > memory():
+            raise UserError(f"{len(sound) / self.front.rate:.0f} s of sound at once would take {room.text(size)} of memory, "
+                            f"and this machine has {room.text(memory())}: give shorter recordings, or --stream with a model "
+                            "that was trained with --chunk")
         with no_grad(), blas_threads(1):
             logits = to_numpy(self.model(frames[None]).data)[0]
         return logits[: int(self.model.positions(len(frames)))]

@@ -216,25 +216,26 @@ def recordings(folder: str, flag: str) -> list[Recording]:
     found: dict[str, Recording] = {}
     for path in sorted(root.rglob("*.trans.txt")):
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as UTF-8: {getattr(error, 'strerror', None) or error}") from None
+        sounds = {sound.stem: sound for suffix in reversed(SUFFIXES) for sound in path.parent.iterdir()
+                  if sound.suffix.lower() == suffix and sound.is_file()}  # of two, the WAV file
         for line in filter(str.strip, lines):
             name, *words = line.split()
-            sounds = [path.parent / f"{name}{suffix}" for suffix in SUFFIXES]
-            here = [sound for sound in sounds if sound.is_file()]
-            if not here:
-                raise UserError(f"{path}: {plain(name, 60)} has a transcript and no recording, {sounds[0].name} or "
-                                f"{sounds[1].name} is needed beside it")
+            if name not in sounds:
+                raise UserError(f"{path}: {plain(name, 60)} has a transcript and no recording, "
+                                f"{' or '.join(name + suffix for suffix in SUFFIXES)} is needed beside it")
             if name in found:
                 raise UserError(f"{path}: {plain(name, 60)} has a transcript in {found[name].path.parent} already")
             above = path.parent.relative_to(root).parts
             speaker = above[0] if above else name.partition("-")[0]
-            found[name] = Recording(name, speaker, here[0], " ".join(words))
+            found[name] = Recording(name, speaker, sounds[name], " ".join(words))
     if not found:
         raise UserError(f"{flag} {folder}: there is no transcript, a file *.trans.txt with lines of a name and a text")
-    known = {recording.path for recording in found.values()}
-    if silent := [path.name for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES and path not in known]:
+    known = {recording.path.with_suffix("") for recording in found.values()}
+    if silent := [path.name for path in sorted(root.rglob("*"))
+                  if path.suffix.lower() in SUFFIXES and path.with_suffix("") not in known]:
         tell(f"{flag} {folder}: left out, because there is no transcript: {_some(silent)}", "note      ")
     return [found[name] for name in sorted(found)]
 

@@ -305,6 +305,17 @@ def test_transcripts_may_have_a_byte_order_mark_and_tabs(tmp_path, content):
     assert [r.text for r in recordings(str(tmp_path), "--data") if r.speaker == "1"] == ["one two", "one"]
 
 
+def test_the_name_of_a_recording_may_end_in_capitals_and_a_line_has_a_single_end(tmp_path, capsys):
+    folder = corpus(tmp_path) / "1" / "7"
+    (folder / "1-7-0000.wav").rename(folder / "1-7-0000.WAV")
+    (folder / "1-7.trans.txt").write_text("1-7-0000 one\u2028two\n")
+    (recording,) = (r for r in recordings(str(tmp_path), "--data") if r.speaker == "1")
+    assert recording.path.name == "1-7-0000.WAV" and recording.text == "one two"
+    (folder / "1-7-0000.flac").write_bytes(b"fLaC and nothing")  # what the other was made of
+    assert recording in recordings(str(tmp_path), "--data")
+    assert "1-7-0001.wav" in (told := capsys.readouterr().err) and "1-7-0000" not in told
+
+
 @pytest.mark.filterwarnings("error")
 def test_recordings_without_a_frame_are_refused(tmp_path):
     corpus(tmp_path)

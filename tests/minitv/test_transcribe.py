@@ -109,6 +109,14 @@ def test_mistakes(run, tmp_path, monkeypatch, capsys, argv, said):
     assert out == "" and said in err and err.startswith("minitv: error: ") and err.count("\n") == 1
 
 
+def test_sound_that_is_too_long_for_the_memory_is_refused(run, sound, monkeypatch, capsys):
+    monkeypatch.setattr("minitv.transcribe.memory", lambda: 1000)
+    assert cli.main(["transcribe", str(run), str(sound)]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "s of sound at once would take " in err and "give shorter recordings, or --stream" in err
+    assert cli.main(["transcribe", str(run), str(sound), "--stream"]) == 0
+
+
 def test_a_task_that_is_made_of_speech_is_heard(run):
     class Tones(Speech, name="tones", summary="as speech"):
         pass
