@@ -102,7 +102,10 @@ class Recogniser:
 
 
 def transcribe(directory: str, paths: Sequence[str], options: TranscribeOptions) -> None:
-    """Print what is said in every file, or in what ``options.say`` makes; UserError if there is nothing to read."""
+    """Print what is said in every file, or in what ``options.say`` makes; UserError if there is nothing to read.
+
+    Of several files, one that cannot be read does not stop the others: it is told, and is an error at the end.
+    """
     with device_errors():
         select(options.device)
     if bool(paths) == (options.say is not None):
@@ -114,11 +117,19 @@ def transcribe(directory: str, paths: Sequence[str], options: TranscribeOptions)
     rate = recogniser.front.rate
     if options.picture:
         sheet(Path(options.picture), "--picture")  # what does not fit is told before the work
+    unread: list[str] = []
     for name in paths or [options.say]:
         if options.say is not None:
             sound, notes = say(_words(options.say), options.speaker, 0, rate), []
         else:
-            sound, notes = read_sound(Path(name), rate)
+            try:
+                sound, notes = read_sound(Path(name), rate)
+            except UserError as error:
+                if len(paths) == 1:
+                    raise
+                tell(str(error), "note      ")
+                unread.append(name)
+                continue
         for note in notes:
             tell(f"{plain(name)}: {note}", "note      ")
         if recogniser.model.positions(recogniser.front.frames(len(sound))) < 1:
@@ -135,6 +146,8 @@ def transcribe(directory: str, paths: Sequence[str], options: TranscribeOptions)
             print(heading + recogniser.transcript(sound, options.beam))
         if options.picture:
             tell(f"picture: {picture(recogniser, sound, options.beam, Path(options.picture), name)}")
+    if unread:
+        raise UserError(f"{len(unread)} of {len(paths)} files cannot be read: {', '.join(map(plain, unread))}")
 
 
 def _words(text: str) -> list[str]:

@@ -166,7 +166,7 @@ class Recordings(Corpus):
     Left out, and told, are those without sound or without words, and those of more frames than ``context``.
     """
 
-    def __init__(self, every: Sequence[Recording], front: FrontEnd, context: int):
+    def __init__(self, every: Sequence[Recording], front: FrontEnd, context: int, flag: str = "--data"):
         from tqdm import tqdm
 
         kept, self._frames, notes, total = [], [], {}, 0
@@ -189,7 +189,7 @@ class Recordings(Corpus):
         for note, names in notes.items():
             tell(f"{note} {'' if note.endswith(':') else 'in '}{_some(names)}", "note      ")
         if not kept:
-            raise UserError(f"--data: none of {len(every)} recordings can be used; {next(iter(notes))} {_some(names)}")
+            raise UserError(f"{flag}: none of {len(every)} recordings can be used; {next(iter(notes))} {_some(names)}")
         self._kept = kept
         self.speakers = len({recording.speaker for recording in kept})
         texts = "\n".join(f"{recording.name} {recording.text}" for recording in kept)
@@ -306,7 +306,9 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
                 self.training = self.testing = Recordings(every, front, context)
             else:
                 parts = (every, recordings(options.val_data, "--val-data")) if options.val_data else divide(every)
-                self.training, self.testing = (Recordings(part, front, context) for part in parts)
+                flags = "--data", "--val-data" if options.val_data else "--data"
+                self.training, self.testing = (Recordings(part, front, context, flag)
+                                               for part, flag in zip(parts, flags, strict=True))
         elif options.val_data:
             raise UserError("--val-data: this concerns recordings, and --data is not given")
         else:

@@ -449,6 +449,14 @@ def test_unknown_symbols_are_refused_by_name(tmp_path):
         task(data=str(tmp_path / "a"), val_data=str(tmp_path / "b"), labels="word")
 
 
+def test_held_out_recordings_of_which_none_can_be_used_are_named(tmp_path):
+    corpus(tmp_path / "a")
+    for path in corpus(tmp_path / "b").rglob("*.wav"):
+        wavfile.write(path, RATE, np.zeros(0, np.int16))
+    with pytest.raises(UserError, match=r"^--val-data: none of 6 recordings can be used; left out, because there is no sound"):
+        task(data=str(tmp_path / "a"), val_data=str(tmp_path / "b"))
+
+
 # -- a whole run -------------------------------------------------------------------------------------------------------
 SMALL = ["--width", "8", "--layers", "1", "--heads", "2", "--kernel", "3", "--batch", "4", "--threads", "1", "--warmup", "1",
          "--steps", "2", "--eval-every", "2", "--eval-examples", "6", "--utterances", "9", "--longest", "2"]

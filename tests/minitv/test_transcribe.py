@@ -109,6 +109,13 @@ def test_mistakes(run, tmp_path, monkeypatch, capsys, argv, said):
     assert out == "" and said in err and err.startswith("minitv: error: ") and err.count("\n") == 1
 
 
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(run, sound, capsys):
+    assert cli.main(["transcribe", str(run), str(sound), "nowhere.wav", str(sound)]) == 2
+    out, err = capsys.readouterr()
+    assert out.count(f"{sound}: ") == 2 and "nowhere.wav: cannot be read: " in err
+    assert err.splitlines()[-1] == "minitv: error: 1 of 3 files cannot be read: nowhere.wav"
+
+
 def test_sound_that_is_too_long_for_the_memory_is_refused(run, sound, monkeypatch, capsys):
     monkeypatch.setattr("minitv.transcribe.memory", lambda: 1000)
     assert cli.main(["transcribe", str(run), str(sound)]) == 2
