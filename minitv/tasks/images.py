@@ -2,8 +2,7 @@
 
 An image of H rows and W columns is a sequence of H W grey levels. A sign that no pixel has stands before it, so that every
 pixel is predicted, the first one too: what a model reads at place t is pixel t - 1, and what it is asked for is pixel t. The
-model writes an image as it writes a text, one pixel after the other, and then knows all of it. Nothing tells it which digit an
-image shows. --context must be at least H W, and a pixel can depend on all before it.
+model is not told which digit an image shows. --context must be at least H W, so that a pixel can depend on all before it.
 
 The loss is the mean of -ln p of the right levels. The metric is the same in bits, -log₂ p: how many bits a pixel takes if the
 images are stored with the model's probabilities. Fewer are better.

@@ -27,8 +27,8 @@ after those before it. If all of them are, the model would write just this targe
 first place where they differ. A single wrong digit makes a target wrong, so this share can be small while most digits are
 right. ``minitv compare`` says after how many steps each variant reached 0.9.
 
-Two baselines do not learn: they answer with the source itself, which is right for a palindrome, and with the commonest target
-of other pairs.
+Two baselines do not learn: they answer with the source itself, which is right where 454 is to be reversed, and with the
+commonest target of other pairs.
 
     minitv train one-wide-ffn --rule add                               pairs that are drawn
     minitv train encoder-decoder --data pairs.tsv --context 128        a source and a target have at most 127 characters

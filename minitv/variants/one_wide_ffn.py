@@ -71,7 +71,7 @@ strings that are reversed or sorted, and for sums.
 
 The layers of One Wide FFN. In ``encoder-decoder`` each layer has an FFN and a norm before it, in the decoder behind cross:
 
-    FFN(x) = max(0, x W₁ᵀ + b₁) W₂ᵀ + b₂                       (1): W₁ [f' D], W₂ [D f'], one object for all that share it
+    FFN(x) = max(0, x W₁ᵀ + b₁) W₂ᵀ + b₂                       equation (1); W₁ [f' D], W₂ [D f'], one for all that share it
     encoder, layer i:  x ← x + selfᵢ(normᵢ(x))                 attention among the tokens of the source
                        x ← x + FFN(norm'ᵢ(x))                  FFN has no index, its norm has
     memory:            m = norm(x)                             after the last layer
@@ -101,8 +101,8 @@ to German (Tables 2 to 4: BLEU, and millions of weights):
 
 Without --widen, the networks that stay get all weights of those that went. Let N layers have an FFN in the usual model. If I of
 them keep one of their own and W networks are shared, then f' = f (N - I) / W. One Wide FFN has I = 0 and W = 1. Where nothing
-is shared, W counts all networks that stay, and I = 0. The millions of weights follow from the shapes: a self-attention has 4
-D², a cross-attention 4 D², an FFN 2 D f. What then remains of 228 million is the embedding, 51.8 million.
+is shared, W counts all networks that stay, and I = 0. The millions of weights follow from the shapes: a self-attention has
+4 D², a cross-attention 4 D², an FFN 2 D f. What then remains of 228 million is the embedding, 51.8 million.
 
     >>> D, f, L, attention = 1024, 4096, 6, 6 * 4 * 1024**2 + 6 * 8 * 1024**2
     >>> for name, hidden in [("Big", 2 * L * f), ("SharedEnc", f + L * f), ("NoDec", L * f), ("SharedEncDec", f),
@@ -123,8 +123,8 @@ thousand, One Wide FFN is as good as the usual model, and not better (Table 6). 
 too: --layers 12 --decoder-layers 2 has 35.5 BLEU without any sharing, and writes 230.1 tokens a second. Few FFNs are left there
 to be dropped, so that One Wide FFN with these layers writes 1.5 % faster, with 35.7 BLEU (Table 6).
 
-Two layers with one network, in numbers. Let D = f = 1, w₁ = 1 and w₂ = 0.5, without biases, norms and attention. A layer is x ←
-x + w₂ max(0, w₁ x), and x = 2 at first:
+Two layers with one network, in numbers. Let D = f = 1, w₁ = 1 and w₂ = 0.5, without biases, norms and attention. A layer is
+x ← x + w₂ max(0, w₁ x), and x = 2 at first:
 
     >>> from autograd import Tensor, relu
     >>> w1, w2 = Tensor([1.0], requires_grad=True), Tensor([0.5], requires_grad=True)
@@ -147,12 +147,13 @@ has a part from the keys and values of every layer of the decoder, and it is all
 three parts, as the embedding of the source, as that of the target, and as the head.
 
 How it writes. The source is read once, and gives the keys and values of the memory in every layer of the decoder. Then each
-token of the target adds its own keys and values to every layer, looks at those so far, and at those of the memory. That is the
-state: 2 (S + t) D numbers in a layer. In the preset tiny, D = 96 and L' = 2, so 10 tokens of a source and 7 of a target are 2 ·
-2 · 17 · 96 = 6528 numbers, which take 26 kB with 4 bytes each. Both lengths count the end sign, with which the target begins
-and ends. ``minitv sample DIR --prompt 31415`` takes the likeliest token at every step, or draws with --temperature. A beam
-(--beam 4) follows the 4 likeliest beginnings at once, because the likeliest first token need not begin the likeliest target.
-The sum of log-probabilities falls with every token, so short targets would win; it is divided by the length (--length-penalty).
+token of the target adds its own keys and values to every layer, looks at those so far, and at those of the memory. All these
+keys and values are the state: 2 (S + t) D numbers in a layer. In the preset tiny, D = 96 and L' = 2, so 10 tokens of a source
+and 7 of a target make 2 (10 + 7) 96 · 2 = 6528 numbers, which take 26 kB with 4 bytes each. S counts the end sign behind the
+source, and t the one with which the target begins. ``minitv sample DIR --prompt 31415`` takes the likeliest token at every
+step, or draws with --temperature. A beam (--beam 4) follows the 4 likeliest beginnings at once, because the likeliest first
+token need not begin the likeliest target. The sum of log-probabilities falls with every token, so short targets would win; it
+is divided by the length (--length-penalty).
 
     minitv train one-wide-ffn                                  reverses strings of digits; --rule sort, add or all
     minitv train one-wide-ffn --data pairs.tsv                 a source, a tab and its target in each line
@@ -311,8 +312,9 @@ ONE_WIDE_FFN = Variant(
         golden="the same layers of PyTorch, with one pair of Linear in all layers of the encoder and none in the decoder, in "
                "both sides, and in the decoder alone, with all gradients",
         discrepancies=(
-            "fairseq, the paper's program, draws the first weights of W₁ and W₂ between -1/√n and 1/√n for n inputs, so that "
-            "the first output does not grow with the hidden size; here W₂ is divided by a root for the same purpose",
+            "newer versions of fairseq, the paper's program, draw the first W₁ and W₂ between -1/√n and 1/√n for n inputs, so "
+            "that the first output does not grow with the hidden size; older ones have Xavier's rule, by which the first "
+            "output of a wide network is small; here it is as large as that of a usual one, as in newer ones",
             "the paper writes max(0, x); --activation has others",
             "the paper trains with dropout 0.1 on 296 million pairs, and the learning rate rises to 0.0007 in 4000 steps and "
             "falls with the inverse square root of the steps; here it falls as a cosine, the task draws new pairs at every "
