@@ -191,7 +191,7 @@ class GroupNorm(Module):
 
 
 class Convolution(Stateful):
-    """y = W₂ f(norm(depthwise(a ∘ sigmoid(b)))) + b₂ with a, b = split(W₁ x + b₁), for x[B T D].
+    """y = W₂ f(norm(depthwise(a ∘ sigmoid(g)))) + b₂ with a, g = split(W₁ x + b₁), for x[B T D].
 
     The depthwise filter has ``kernel`` taps, centred, or over the past where the model reads chunks.
     """

@@ -13,7 +13,7 @@ recording. A block gets it as a vector x at each of its T positions:
     x̃ = x + ½ ffn(x)                    a half step of a feed-forward network
     x' = x̃ + attention(x̃)              what is far
     x'' = x' + convolution(x')           what is near
-    y = norm(x'' + ½ ffn(x''))           the other half, and a norm at the end            (1) of the paper
+    y = norm(x'' + ½ ffn(x''))           the other half, and a norm at the end            (the paper's section 2.4)
 
 Every module normalises its input first. In front of the blocks, two convolutions make one position of every four frames. Behind
 them, a linear layer gives logits for every position: one for each word or letter, and one for the *blank*, "nothing new here".
@@ -56,7 +56,7 @@ The modules. f is the activation, ∘ is elementwise, and dropout stands at the 
     ffn(x) = W₂ f(W₁ norm(x) + b₁) + b₂
     attention: q, k, v = split(Wqkv norm(x) + b)
         y_i = Σ_j softmax_j(((q_i + u) · k_j + (q_i + w) · p_{i-j}) / √K) v_j,    W merge(y) + b
-    convolution: a, b = split(W₁ norm(x) + b₁),   z = a ∘ sigmoid(b),   W₂ f(norm(filter(z))) + b₂
+    convolution: a, g = split(W₁ norm(x) + b₁),   z = a ∘ sigmoid(g),   W₂ f(norm(filter(z))) + b₂
         filter(z)_t = b₃ + Σ_j weight_j z_{t + j - (kernel-1)/2},  j = 0 .. kernel - 1        0 outside of the utterance
 
 R_n has sin(n 10000^(-2m/D)) in channel 2m and the cosine of the same in channel 2m + 1, n from -(T-1) to T - 1. All scores of
@@ -196,7 +196,7 @@ CONFORMER = Variant(
     without=("positions", "token_shift", "embed_norm", "stack", "tied"),
     page=Page(
         formula="x ← x + ½ ffn(x); x ← x + attention(x); x ← x + convolution(x); x ← norm(x + ½ ffn(x)), each of norm(x); "
-                "convolution = W f(norm(depthwise(a ∘ sigmoid(b)))) with a, b = split(W x)",
+                "convolution = W f(norm(depthwise(a ∘ sigmoid(g)))) with a, g = split(W x)",
         cost="training, for each layer and utterance of T positions, a fourth of the frames: O(T D²) for matrices, which "
              "have 4 ffn_multiple D² + 8 D² weights; O(T² D) for attention, its scores of content and of distance; O(T "
              "kernel D) for the filter. Once for the whole model, O(T D²) for the two convolutions in front, with 9 D² "

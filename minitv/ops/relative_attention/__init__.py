@@ -2,7 +2,7 @@
 
 A query asks for two things: what a key is, and how far away it stands. For the second there is a vector p_c for each distance.
 
-    s_ij = ((q_i + u) · k_j + (q_i + w) · p_c) / √K           c is the number of the distance i - j
+    s_ij = ((q_i + u) · k_j + (q_i + w) · p_c) / √K           c is the number of the distance of i and j, see below
     a_ij = softmax_j(s_ij)                                    over the keys j that query i sees
     y_i = Σ_j a_ij v_j
 
