@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from autograd import Tensor, concat, conv2d, depthwise_conv1d, getitem, group_norm, relu, reshape, sum, where
-from autograd.device import beside, namespace
+from autograd.device import beside, namespace, unscalar
 from autograd.errors import ShapeError
 from autograd.random import Random
 
@@ -126,7 +126,7 @@ class RelativeAttention(Stateful):
         near = theirs <= mine
         if self.left is not None:
             near &= theirs >= mine - self.left
-        return near if mask is None else near & mask
+        return near if mask is None else beside(near, mask) & mask
 
     def init_state(self, batch: int) -> Keys:
         shape = batch, self.heads, 0, self.bias_u.shape[1]
@@ -162,18 +162,18 @@ class BatchNorm(Module):
             return (x - self.mean) * scale + self.bias
         xp, (batch, length, _) = namespace(x.data), x.shape
         valid = xp.ones((batch, length), bool) if seen is None else seen
-        count = max(int(valid.sum()), 1)
-        inside = valid[..., None]
-        mean = sum(where(inside, x, 0.0), axis=(0, 1)) * (1 / count)  # [D]
+        inside, count = valid[..., None], xp.maximum(valid.sum(), 1)  # which lies where x lies: a GPU is not waited for
+        share = Tensor.wrap(unscalar((1 / count).astype(x.dtype)))
+        mean = sum(where(inside, x, 0.0), axis=(0, 1)) * share  # [D]
         centred = where(inside, x - mean, 0.0)
-        variance = sum(centred * centred, axis=(0, 1)) * (1 / count)
-        gather(self, count * mean.data.astype(np.float64),
-               count * (variance.data.astype(np.float64) + mean.data.astype(np.float64) ** 2), count)
+        variance = sum(centred * centred, axis=(0, 1)) * share
+        center, spread = mean.data.astype(np.float64), variance.data.astype(np.float64)
+        gather(self, count * center, count * (spread + center**2), count)
         return centred * (variance + self.eps) ** -0.5 * self.weight + self.bias
 
     def add_statistics(self, total, squares, count) -> None:
         mean = total / count
-        variance = (squares / count - mean**2) * (count / max(count - 1, 1))
+        variance = (squares / count - mean**2) * (count / namespace(total).maximum(count - 1, 1))
         for buffer, new in ((self.mean, mean), (self.variance, variance)):
             buffer.assign_(((1 - MOMENTUM) * buffer.data + MOMENTUM * new).astype(buffer.dtype))
 

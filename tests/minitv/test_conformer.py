@@ -82,9 +82,10 @@ def test_the_model_equals_that_of_torch(kernel, case, dtype):
 
 
 @pytest.mark.parametrize("place", [pytest.param(p, marks=marks(f"kernel cuda on {p}")) for p in ("emulator", "card")])
-def test_the_model_equals_that_of_torch_on_a_gpu(place):
+@pytest.mark.parametrize("case", ["batch", "chunk"])
+def test_the_model_equals_that_of_torch_on_a_gpu(case, place):
     with PLACES[place]():
-        verify(Golden("conformer"), "layer", np.float32, "cuda")
+        verify(Golden("conformer"), case, np.float32, "cuda")
 
 
 @pytest.mark.parametrize("entry", [

@@ -26,6 +26,12 @@ on, all slices stand below each other: three views, and nothing is computed.
     10 11 12 13 14                          11 12 13 14                              11 12 13
     20 21 22 23 24                          20 21 22 23                              20 21 22
 
+    >>> m = Tensor(np.add.outer([0, 10, 20], range(5)).astype(float))
+    >>> print(shifted(m, 3).numpy().astype(int))
+    [[ 2  3  4]
+     [11 12 13]
+     [20 21 22]]
+
 Gradients. g_i is the gradient of y_i. That of √K s_ij is called d_ij, and it goes to both terms of the sum. Backward, the shift
 puts d_ij into column c of row i of M, and the rest of M has gradient 0:
 
