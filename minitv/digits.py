@@ -83,7 +83,7 @@ def say(words: list[str], speaker: int, number: int, rate: int, snr: float = 5.0
 
     The voice is ``snr`` to ``snr`` + 25 dB louder than the noise of its room.
     """
-    voice, random = SPEAKERS.split(speaker).uniform((6,), np.float64), UTTERANCES.split(speaker, number, 1)
+    voice, random = SPEAKERS.split(speaker).uniform((5,), np.float64), UTTERANCES.split(speaker, number, 1)
     mouth, pitch, breath = 0.85 + 0.35 * voice[0], 90 + 160 * voice[1], 0.02 * voice[2]
     tempo, brightness = 0.8 + 0.4 * voice[3], 0.6 + 0.8 * voice[4]
     parts = [_silence(random.split(0), EDGE_S)]

@@ -294,6 +294,8 @@ class Conformer(Module):
     """An encoder of frames [B T M], M = ``features``, that gives logits of ``vocab`` classes; class 0 is CTC's blank."""
 
     reads: ClassVar[str] = "frames of sound"
+    writing: ClassVar[str] = ("the words of a recording, all at once (minitv transcribe DIR FILE.wav), or chunk by chunk if it "
+                              "was trained with --chunk (--stream)")
 
     def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32,
                  features: int = 40):
@@ -338,7 +340,8 @@ class Conformer(Module):
         """The state before the first frame; UserError if the model sees whole utterances."""
         if self.chunk is None:
             raise UserError("--stream: this model sees a whole utterance at once, train one with --chunk to follow a stream")
-        return State(np.zeros((batch, 0, self.features)), tuple(block.init_state(batch) for block in self.blocks))
+        frames = np.zeros((batch, 0, self.features), self.head.weight.dtype)
+        return State(frames, tuple(block.init_state(batch) for block in self.blocks))
 
     def prefill(self, frames: np.ndarray, state: State, last: bool = False) -> tuple[Tensor, State]:
         """Logits [B n V] of all positions whose chunk is complete with these frames, and the state after them.

@@ -179,6 +179,8 @@ class EncoderDecoder(Encoder):
     """
 
     reads: ClassVar[str] = "pairs of sequences"
+    writing: ClassVar[str] = ("an answer to a source, token after token, with keys and values of both in the state; greedy, "
+                              "drawn, or the best of a beam (minitv sample DIR --prompt SOURCE --beam N)")
 
     def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32):
         self.variant, self.context, self.encoding, self.end = variant, model.context, model.positions, vocab - 1

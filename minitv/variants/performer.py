@@ -312,9 +312,9 @@ PERFORMER_ENCODER = Variant(
         golden="performer-pytorch 1.1.4: FastAttention with its ε set to 0, not causal",
         discrepancies=(
             *DISCREPANCIES,
-            "the paper's models add a vector of the position to x; here queries and keys are turned by it, because noisy weights "
-            "find a neighbour by learned vectors so late that a small model knows no more than how frequent each token is after "
-            "2000 steps: --positions learned",
+            "the paper's models add a vector of the position to x; here queries and keys are turned by it. By learned vectors "
+            "noisy weights find a neighbour so late that a small model knows after 2000 steps no more than how frequent each "
+            "token is: --positions learned",
         ),
         review="it speaks of the time and space of both directions alike: see performer",
     ),

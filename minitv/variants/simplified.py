@@ -412,8 +412,8 @@ SIMPLIFIED_BERT = Variant(
         golden=GOLDEN,
         discrepancies=(
             *DISCREPANCIES,
-            "the paper's BERT has vectors of the position that are added; here queries and keys are turned by it, because a small "
-            "model with learned vectors knows after 2000 steps no more than how frequent each token is: --positions learned",
+            "the paper's BERT has vectors of the position that are added; here queries and keys are turned by it. With learned "
+            "vectors a small model knows after 2000 steps no more than how frequent each token is: --positions learned",
             "the paper's BERT starts with a gain of 0.05 before the feed-forward network: --ffn-gain 0.05. It has LayerNorms "
             "and a feed-forward network with a gate and gelu; here the norm is --norm, and the network has no gate",
             "with padded sequences C must leave out what attention leaves out, or the block does not start as the identity; "
