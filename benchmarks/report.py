@@ -231,6 +231,10 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
     "learning": "held-out text, `nanogpt-cpu`",
     "learning_attention": "held-out text",
     "masked": "hidden characters",
+    "speech": "spoken digits",
+    "pairs": "answers to strings",
+    "images": "digits that are drawn",
+    "audio": "strings and vowels",
     "mqar": "multi-query associative recall, `--token-shift`",
     "mqar_without_shift": "multi-query associative recall",
 }

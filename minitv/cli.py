@@ -596,14 +596,8 @@ def _writing(variant: Any) -> str:
     """How a model of a variant generates text on this machine."""
     from autograd.cpu.compile import unavailable
 
-    from .models.conformer import Conformer
-    from .models.encdec import EncoderDecoder
-
-    if issubclass(variant.model, EncoderDecoder):
-        return ("an answer to a source, token after token, with keys and values of both in the state; greedy, drawn, or the "
-                "best of a beam (minitv sample DIR --prompt SOURCE --beam N)")
-    if variant.reads == Conformer.reads:
-        return "what it hears, all at once or as a stream (minitv transcribe DIR FILE.wav)"
+    if variant.writing:
+        return variant.writing
     if not variant.causal:
         return "not at all: an output depends on the whole sequence"
     if variant.fused is None:

@@ -1,17 +1,17 @@
-"""Spoken digits that are computed: voices that say words by their sounds, without a recording.
+"""Spoken digits that are computed: voices that say words sound by sound, without a recording.
 
-A word is a row of sounds, such as W AH N. A *vowel* is a voice, which has the harmonics k f₀ of a pitch f₀, heard through the
-resonances of a mouth: near the frequencies F1, F2 and F3, the *formants*, harmonics are louder. Which vowel one hears depends
-on the formants alone. A *fricative* as S is noise of some band of frequencies, and a *stop* as T is a silence and a short
-burst. A *nasal* as N is a voice through the nose, low and soft. Between two sounds the formants glide.
+A word is a row of sounds: "one" is W AH N. In a *vowel* such as AH the throat makes a tone of pitch f₀ with its harmonics k f₀,
+and the mouth makes those louder that lie near three frequencies F1, F2 and F3, the *formants*. Mostly by them one hears which
+vowel it is. A *fricative* such as S is noise within a band of frequencies. A *stop* such as T is a silence and a short burst of
+noise. A *nasal* such as N is a voice through the nose, low and soft. Between two sounds the formants glide.
 
-A speaker is a number. It fixes the size of the mouth, which scales all formants, the pitch, how breathy and how fast the voice
-is, and how loud the room. An utterance is a function of the speaker and of its own number: which digits, how the pitch moves,
-how long each sound takes, how strong noise is. The formants of the vowels are the averages that Peterson and Barney measured in
-1952.
+A speaker is a number. It fixes the size of the mouth, which scales all formants, the pitch, and how breathy, fast and bright
+the voice is. An utterance is a function of the speaker and of its own number: which digits, how the pitch moves, how long each
+sound takes, and how loud the noise of the room is. A digit lasts 0.1 to 0.8 s, and a pause between two digits 0.02 to 0.24 s.
+The formants of the vowels are the averages for men that Peterson and Barney published in 1952.
 
-This is a toy: there is no echo, no real voice, and one accent. What learns it must find words of unknown length and place in
-noise, for voices that it has never heard, and that is what the model is for. It will not understand people.
+This is a toy: there is no echo, no real voice, and one accent. But a model that learns it must find words of unknown length and
+place, in noise, of voices that it has never heard, as in recordings. It will not understand people.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ QUIETER = 25  # dB from the noisiest room to the most quiet one
 
 
 def digits_of(speaker: int, number: int, longest: int = 5) -> list[str]:
-    """The words of an utterance: 1 to ``longest`` digits, all numbers and all digits alike."""
+    """The words of an utterance: 1 to ``longest`` digits; all lengths and all digits are equally likely."""
     count, *digits = UTTERANCES.split(speaker, number, 0).uniform((1 + longest,), np.float64)
     return [DIGITS[int(10 * digit)] for digit in digits[: 1 + int(longest * count)]]
 
@@ -83,7 +83,7 @@ def say(words: list[str], speaker: int, number: int, rate: int, snr: float = 5.0
 
     The voice is ``snr`` to ``snr`` + 25 dB louder than the noise of its room.
     """
-    voice, random = SPEAKERS.split(speaker).uniform((6,), np.float64), UTTERANCES.split(speaker, number, 1)
+    voice, random = SPEAKERS.split(speaker).uniform((5,), np.float64), UTTERANCES.split(speaker, number, 1)
     mouth, pitch, breath = 0.85 + 0.35 * voice[0], 90 + 160 * voice[1], 0.02 * voice[2]
     tempo, brightness = 0.8 + 0.4 * voice[3], 0.6 + 0.8 * voice[4]
     parts = [_silence(random.split(0), EDGE_S)]

@@ -1,17 +1,25 @@
-"""Log-mel spectrograms: what of a sound a model reads, and how its copies for training are masked (SpecAugment).
+"""Log-mel spectrograms: the numbers that a model reads of a sound, and the masks on them while training (SpecAugment).
 
-The sound is cut into frames of 25 ms, which begin every 10 ms and overlap. Within a frame the sound is nearly periodic, so its
-power at each frequency says what is being spoken. An ear tells low frequencies apart better than high ones. So powers are
-summed within M bands, triangles that are equally wide on the mel scale, m(f) = 2595 log₁₀(1 + f / 700), and the logarithm of a
-sum is close to how loud it sounds:
+The sound is cut into frames of 25 ms, which begin every 10 ms and overlap. Within so short a time a voice changes little, so
+the power at each frequency says which sound is spoken. An ear tells low frequencies apart better than high ones. So the powers
+are summed within M bands. A band is a triangle of weights, and all are equally wide on the mel scale, m(f) = 2595 log₁₀(1 + f /
+700). The logarithm of a sum is closer than the sum to how loud it sounds:
 
     frame t     x_n = window_n · sound[t hop + n],  n = 0 .. N - 1,     window_n = ½ - ½ cos(2π n / N)         (Hann)
     power       P_k = |Σ_n x_n e^(-2πi k n / F)|²,  k = 0 .. F / 2                    F, the next power of 2 from N on
     mel         y_m = ln(Σ_k triangle_m(k) P_k + 10⁻⁶)                                [T M]
 
-T = (samples - N) // hop + 1 frames fit: nothing is padded, so a frame depends on its own N samples alone, and a stream has the
-same frames as the whole. Last, each band is shifted and scaled to mean 0 and variance 1, by numbers of the training data, or of
-the utterance itself, which a stream cannot know.
+At 8000 samples a second N is 200, hop 80 and F 256. T = (samples - N) // hop + 1 frames fit, so a second has 98. Nothing is
+padded: a frame depends on its own N samples alone, and a stream has the same frames as the whole. Last, each band is shifted
+and scaled to mean 0 and variance 1, by numbers of the training data, or of the utterance itself, which a stream cannot know.
+
+>>> import numpy as np
+>>> tone = np.sin(2 * np.pi * 1000 * np.arange(8000) / 8000)      # one second of 1000 Hz
+>>> frames = FrontEnd(8000, 40)(tone)
+>>> frames.shape, round(float(mel(1000) / mel(4000) * 41), 1)      # the middle of band i is at (i + 1) / 41 of the scale
+((98, 40), 19.1)
+>>> int(frames[0].argmax())
+18
 """
 
 from __future__ import annotations
@@ -79,7 +87,7 @@ def _hann(size: int) -> np.ndarray:
 
 
 def mel(frequency: np.ndarray | float) -> np.ndarray:
-    """The place of a frequency in Hz on the mel scale (as HTK has it)."""
+    """The place of a frequency in Hz on the mel scale, as the HTK toolkit defines it."""
     return 2595 * np.log10(1 + np.asarray(frequency) / 700)
 
 
@@ -87,8 +95,8 @@ def mel(frequency: np.ndarray | float) -> np.ndarray:
 def triangles(rate: int, bands: int, size: int) -> np.ndarray:
     """The weights [M F/2+1] of the bands: each rises from the middle of the one before to 1 at its own, and falls again.
 
-    The middles are equally far apart on the mel scale, from 0 Hz to half the rate. In a band that is narrower than the distance
-    of two frequencies of the transform, the frequency that is nearest has the weight 1.
+    The middles are equally far apart on the mel scale, from 0 Hz to half the rate. A narrow band may lie between two
+    frequencies of the transform. Then the nearest one has the weight 1.
     """
     edges = 700 * (10 ** (np.linspace(0, mel(rate / 2), bands + 2) / 2595) - 1)  # Hz [M+2]
     frequencies = np.arange(size // 2 + 1) * rate / size
@@ -103,7 +111,8 @@ class SpecAugment(NamedTuple):
     """Masks for training (Park et al. 2019, arXiv 1904.08779): bands and times of an utterance that are set to 0.
 
     ``bands`` stripes of 0 to ``width`` neighbouring bands, and ``times`` stripes of time, each of 0 to ``share`` of the frames.
-    0 is the mean of normalised frames.
+    0 is the mean of normalised frames. Each time that an utterance is drawn, other parts of it are hidden, so a model learns to
+    rely on no single band or moment.
     """
 
     bands: int

@@ -1,11 +1,18 @@
 """minitv transcribe: what a trained model hears in a recording, at once or as a stream, and a picture of how it came to it.
 
-    run = load("runs/conformer")
-    Recogniser(run).transcript(sound)                    # samples at run's rate
-    for text in Recogniser(run).stream(pieces): ...
+    minitv transcribe runs/mine FILE.wav --picture heard.png      a model of: minitv train conformer --out runs/mine
+    minitv transcribe runs/mine FILE.wav --stream                 a model that was trained with --chunk
 
-A stream gives what the whole gives: frames depend on their own samples, the model's logits on their chunk and the ones before,
-and the greedy rule of CTC on the class of the frame before.
+    recogniser = Recogniser(load("runs/mine"))
+    recogniser.transcript(sound, beam=8)                 # samples [N] from -1 to 1 at recogniser.front.rate
+    for text in recogniser.stream(pieces): ...           # samples [n], [n], ... as they come
+
+A file is WAV, or FLAC with the package soundfile. One of another rate than the model's is resampled, and several channels
+become their mean (minitv/audio.py). Without --beam the best class of each position is taken; equal neighbours become one and
+blanks are dropped (minitv/ops/ctc_loss/decoding.py).
+
+A stream gives what the whole recording gives without --beam: a frame depends on its own samples, the logits of a position on
+its chunk and those before, and what is written at a position on its class and the one before.
 """
 
 from __future__ import annotations
@@ -37,7 +44,7 @@ SCORES = 16  # bytes for two positions that see each other, in a head: scores, w
 
 
 class Recogniser:
-    """A trained model of speech, with the front end and the alphabet that it was trained with."""
+    """A trained model of speech, with the spectrogram and the alphabet that it was trained with."""
 
     def __init__(self, run: Trained):
         experiment = run.experiment
@@ -65,7 +72,7 @@ class Recogniser:
         return logits[: int(self.model.positions(len(frames)))]
 
     def classes(self, logits: np.ndarray, beam: int = 1) -> Sequence[int]:
-        """The labels of the best path of logits [T' V], or the best of so many transcripts."""
+        """The labels of the best path of logits [T' V], or, with a beam above 1, of the best transcript found."""
         if beam > 1:
             return beam_search(logits, beams=beam)[0][0]
         return collapse(logits.argmax(axis=-1).tolist())

@@ -65,6 +65,11 @@ class Variant:
         """What an input is, as a task says it: tokens, unless the model says something else."""
         return getattr(self.model, "reads", "tokens")
 
+    @property
+    def writing(self) -> str:
+        """How it writes, where the model says that itself."""
+        return getattr(self.model, "writing", "")
+
     def configure(self, preset: str | None = None, *, task: str | None = None, **values: Any) -> Experiment:
         """All options of a run: the defaults, then the preset, then ``values``; UserError names what does not fit."""
         return merge(self, task, preset, ("arguments", values))[0]

@@ -83,7 +83,7 @@ def test_commands_in_the_readme_are_understood(command, tmp_path, monkeypatch, c
     word, *rest = shlex.split(command)[1:]
     if word == "train":
         rest.append("--print-config")
-    elif word in ("sample", "eval", "plot", "compare", "convert", "stream"):
+    elif word not in ("list", "info", "explain"):  # it reads a run, or takes long
         rest.append("--help")
     (tmp_path / "my.txt").write_text("text")
     assert cli.main([word, *rest]) == 0

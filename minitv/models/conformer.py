@@ -1,17 +1,17 @@
-"""Conformer: frames of sound to the logits of classes at every fourth frame, for CTC.
+"""Conformer: logits of classes at every fourth frame of sound, for CTC. variants/conformer.py teaches the paper.
 
-    x = subsample(frames)               two convolutions of stride 2:  [B T F] -> [B T' D]
+    x = subsample(frames)               two convolutions of stride 2:  [B T M] -> [B T' D], M bands
     x = block(x) for every layer        x + ½ ffn(x);  x + attention(x);  x + convolution(x);  norm(x + ½ ffn(x))
     logits = x Wᵀ + b                   [B T' V], class 0 is the blank
 
 Utterances of a batch differ in length, and the shorter ones are filled up. What stands there must not matter: attention does
-not see it, it is 0 where the depthwise convolution would read it, and the statistics of a batch norm leave it out. So a frame's
-logits are those of the utterance alone, but for rounding.
+not see it, it is 0 where the depthwise convolution would read it, and the statistics of a batch norm leave it out. So an
+utterance has the same logits in a batch and alone, but for rounding.
 
 With a chunk of c positions the model can follow a stream. A position then sees the positions of its own chunk and those of
 ``left_chunks`` chunks before (all of them by default), and the depthwise convolution looks back alone. ``prefill`` reads sound
 piece by piece: its state holds the frames that have not made a chunk yet, and for each layer the keys and values that later
-chunks see and the last inputs of the depthwise convolution. variants/conformer.py teaches the paper.
+chunks see and the last inputs of the depthwise convolution. Behind the first convolutions, T counts positions.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ MOMENTUM = 0.1  # of running statistics: the share of a new step
 
 
 class Subsampling(Module):
-    """x[B T' D] of frames [B T F]: 3 × 3 convolutions of stride 2 without padding, relu after each, and a linear layer.
+    """x[B T' D] of frames [B T M]: 3 × 3 convolutions of stride 2 without padding, relu after each, and a linear layer.
 
-    Each one halves the frames and the bands. Position t' sees the frames 4 t' .. 4 t' + 6, if there are two.
+    Each convolution halves the frames and the bands. If there are two, position t' sees the frames 4 t' .. 4 t' + 6.
     """
 
     def __init__(self, rng: Random, model: ModelOptions, halvings: int, features: int, dtype=np.float32):
@@ -72,9 +72,9 @@ class Subsampling(Module):
         return lengths * (lengths > 0)
 
     def __call__(self, frames: Tensor) -> Tensor:
-        x = reshape(frames, (*frames.shape, 1))  # [B T F 1]
+        x = reshape(frames, (*frames.shape, 1))  # [B T M 1]
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
-            x = relu(conv2d(x, kernel, bias, stride=2))  # [B T/2 F/2 D]
+            x = relu(conv2d(x, kernel, bias, stride=2))  # [B T/2 M/2 D]
         return self.out(reshape(x, (*x.shape[:2], x.shape[2] * x.shape[3])))
 
 
@@ -89,8 +89,8 @@ class Keys(NamedTuple):
 class RelativeAttention(Stateful):
     """out = merge(y) Woᵀ + b, where y is relative_attention of x[B T D]; the page of that operator has the formulas.
 
-    All layers have vectors p_n = R_n Wposᵀ of their own for the distances n, R_n the sinusoids of n (even channels sines, odd
-    ones cosines), so no utterance is too long. UserError if the heads do not divide the width.
+    For each distance n there is a vector p_n = R_n Wposᵀ. R_n has sines of n in even channels and cosines in odd ones, so no
+    utterance is too long; every layer has a Wpos of its own. UserError if the heads do not divide the width.
     """
 
     without_rope = without_alibi = "its scores have vectors for the distances already"
@@ -133,7 +133,7 @@ class RelativeAttention(Stateful):
         return Keys(self.constant(0.0, *shape), self.constant(0.0, *shape), 0)
 
     def prefill(self, x: Tensor, state: Keys) -> tuple[Tensor, Keys]:
-        """Of a segment that begins a chunk; keys that no later chunk sees are dropped."""
+        """What ``__call__`` gives for the next positions x, which begin a chunk; keys that no later chunk sees are dropped."""
         q, k, v = split_heads(self.qkv(x), heads=(self.heads,) * 3)
         start = state.first + state.keys.shape[2]
         stop = start + x.shape[1]
@@ -144,11 +144,11 @@ class RelativeAttention(Stateful):
 
 
 class BatchNorm(Module):
-    """Channels to mean 0 and variance 1 over the frames that count of all utterances, times a gain, plus an offset.
+    """Each channel gets mean 0 and variance 1 over all positions that count, then a gain and an offset.
 
-    While training, the statistics are those of the utterances that are computed together: of a micro-batch. The buffers
-    ``mean`` and ``variance`` follow those of whole steps, x ← 0.9 x + 0.1 new with the unbiased variance, and take their place
-    elsewhere. Ioffe and Szegedy 2015, arXiv 1502.03167.
+    While training, the statistics are those of the utterances that are computed together, a micro-batch. The buffers ``mean``
+    and ``variance`` follow those of whole steps, x ← 0.9 x + 0.1 new with the unbiased variance. Outside of training, the
+    buffers are used instead. Ioffe and Szegedy 2015, arXiv 1502.03167.
     """
 
     def __init__(self, width: int, *, eps: float = 1e-5, dtype=np.float32):
@@ -179,7 +179,7 @@ class BatchNorm(Module):
 
 
 class GroupNorm(Module):
-    """Groups of channels to mean 0 and variance 1 at every frame, times a gain, plus an offset."""
+    """Each group of channels gets mean 0 and variance 1 at every position, then a gain and an offset."""
 
     def __init__(self, width: int, groups: int, *, dtype=np.float32):
         if width % groups:
@@ -191,7 +191,7 @@ class GroupNorm(Module):
 
 
 class Convolution(Stateful):
-    """y = W₂ f(norm(depthwise(a ∘ sigmoid(b)))) + b₂ with a, b = split(W₁ x + b₁), for x[B T D].
+    """y = W₂ f(norm(depthwise(a ∘ sigmoid(g)))) + b₂ with a, g = split(W₁ x + b₁), for x[B T D].
 
     The depthwise filter has ``kernel`` taps, centred, or over the past where the model reads chunks.
     """
@@ -237,8 +237,8 @@ class Convolution(Stateful):
 class ConformerBlock(Block):
     """x ← x + ½ ffn(norm(x)); x ← x + mixer(norm(x)); x ← x + convolution(norm(x)); x ← norm(x + ½ ffn₂(norm(x))).
 
-    ``seen`` [B T] says which positions count. Without ``options.macaron`` there is no ffn, and ffn₂ takes a whole step; without
-    ``options.convolution`` there is none.
+    ``seen`` [B T] says which positions count. Without ``options.macaron`` the first ffn is left out and ffn₂ takes a whole
+    step; without ``options.convolution`` the convolution is left out.
     """
 
     channels = 2
@@ -284,16 +284,18 @@ class ConformerBlock(Block):
 
 
 class State(NamedTuple):
-    """The frames [B n F] that have not made a chunk yet, and the state of every block."""
+    """The frames [B n M] that have not made a chunk yet, and the state of every block."""
 
     frames: Any
     blocks: tuple[Any, ...]
 
 
 class Conformer(Module):
-    """An encoder of frames [B T F], F = ``features``, that gives logits of ``vocab`` classes; class 0 is CTC's blank."""
+    """An encoder of frames [B T M], M = ``features``, that gives logits of ``vocab`` classes; class 0 is CTC's blank."""
 
     reads: ClassVar[str] = "frames of sound"
+    writing: ClassVar[str] = ("the words of a recording, all at once (minitv transcribe DIR FILE.wav), or chunk by chunk if it "
+                              "was trained with --chunk (--stream)")
 
     def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32,
                  features: int = 40):
@@ -309,7 +311,7 @@ class Conformer(Module):
         return self.subsample.reduced(lengths)
 
     def __call__(self, frames: np.ndarray, rng: Random | None = None, lengths: np.ndarray | None = None) -> Tensor:
-        """Logits [B T' V] of frames [B T F], of which the first lengths[B] count, by default all; ``rng`` is for dropout."""
+        """Logits [B T' V] of frames [B T M], of which the first lengths[B] count, by default all; ``rng`` is for dropout."""
         frames = self._checked(frames)
         window = self.subsample.window
         if frames.shape[1] < window:  # no position, or padding alone
@@ -338,7 +340,8 @@ class Conformer(Module):
         """The state before the first frame; UserError if the model sees whole utterances."""
         if self.chunk is None:
             raise UserError("--stream: this model sees a whole utterance at once, train one with --chunk to follow a stream")
-        return State(np.zeros((batch, 0, self.features)), tuple(block.init_state(batch) for block in self.blocks))
+        frames = np.zeros((batch, 0, self.features), self.head.weight.dtype)
+        return State(frames, tuple(block.init_state(batch) for block in self.blocks))
 
     def prefill(self, frames: np.ndarray, state: State, last: bool = False) -> tuple[Tensor, State]:
         """Logits [B n V] of all positions whose chunk is complete with these frames, and the state after them.

@@ -1,19 +1,28 @@
 """EncoderDecoder: a source and the target so far to the logits of the target's next token.
 
-The encoder reads the whole source, in both directions, and gives the memory m. The decoder writes the target from left to
-right. Each of its layers looks at the target so far and, by cross-attention, at the memory (Vaswani et al. 2017, arXiv
-1706.03762, sections 3.1 and 3.2.3).
+The encoder reads the whole source, in both directions, and gives the memory m, a vector for each token of the source. The
+decoder writes the target from left to right. Each of its layers looks at the target so far and, by cross-attention, at the
+memory (Vaswani et al. 2017, arXiv 1706.03762, sections 3.1 and 3.2.3). minitv/variants/one_wide_ffn.py tells why, what it costs
+and how it is trained.
 
-    x = embed[source] + p;  every layer:  x ← x + mixer(norm(x)),  x ← x + ffn(norm(x));  m = norm(x)
-    y = embed[target] + p;  every layer:  y ← y + mixer(norm(y)),  y ← y + cross(norm(y), m),  y ← y + ffn(norm(y))
+    x = √D embed[source] + p;  every layer:  x ← x + self(norm(x)),  x ← x + ffn(norm(x));  m = norm(x)
+    y = √D embed[target] + p;  every layer:  y ← y + self(norm(y)),  y ← y + cross(norm(y), m),  y ← y + ffn(norm(y))
     logits = norm(y) Wᵀ
 
-Both sides have one embedding. The head W is the embedding too when it is tied (section 3.4). Positions are learned for each
-side, sines, turned queries and keys of the mixers, or nothing. A layer may have no feed-forward network, and layers may have
+Both sides have one embedding. The head W is the embedding too when it is tied (section 3.4). The positions p are sines (section
+3.5), the same on both sides. With --positions learned they are learned for each side, without √D; with rope, self turns its
+queries and keys instead, and cross has no positions of its own. A layer may have no feed-forward network, and layers may have
 one in common: the options of a variant say so in a Plan.
 
-The last id of the vocabulary ends each sequence, and begins each target. Rows of ids of different lengths are filled with
-PADDING behind their ends. Nobody sees a padded position, so what it holds changes no output elsewhere.
+The last id of the vocabulary is the end sign: it ends each sequence, and begins each target. Rows of ids of different lengths
+are filled with PADDING behind their ends:
+
+    source    3 1 4 # - -        # is the end sign, - is PADDING
+    target    # 4 1 3 - -        what the decoder reads: place t sees the places up to t, and gives the logits of the next token
+    answers   4 1 3 # - -        where the target is padded, none is asked
+
+No position that holds a token sees a padded one. In the source a mask hides it, ``seen``; in the target it stands behind all
+tokens, where the causal mask of self hides it. So padding changes no output and no gradient.
 
 The source is read once, however long the target becomes: each layer's keys and values of the memory are computed when writing
 begins, and stay in the state.
@@ -45,7 +54,8 @@ KeysValues = tuple[Tensor, Tensor]  # each [B H S K]
 
 
 class Plan(NamedTuple):
-    """What the layers are made of: the mixers of both sides, and the number of each layer's feed-forward network, or None.
+    """What the layers are made of: the self-attention of the readers and of the writers, which are the layers of the two sides,
+    and the number of each layer's feed-forward network, or None.
 
     Layers with the same number have one network in common. Network n has ``factors[n]`` times the hidden size of the model.
     """
@@ -96,7 +106,7 @@ class CrossAttention(Module):
 
 
 class Reader(Module):
-    """A layer of the encoder: x ← x + mixer(norm(x)), x ← x + ffn(norm(x))."""
+    """A layer of the encoder: x ← x + mixer(norm(x)), x ← x + ffn(norm(x)). The mixer is self-attention without causality."""
 
     def __init__(self, model: ModelOptions, mixer: Stateful, ffn: FeedForward | None, dtype: Any):
         self.norm1, self.mixer = _norm(model, dtype), mixer
@@ -108,7 +118,10 @@ class Reader(Module):
 
 
 class Writer(Module):
-    """A layer of the decoder: y ← y + mixer(norm(y)), y ← y + cross(norm(y), m), y ← y + ffn(norm(y))."""
+    """A layer of the decoder: y ← y + mixer(norm(y)), y ← y + cross(norm(y), m), y ← y + ffn(norm(y)).
+
+    The mixer is causal self-attention. The call has the whole target; ``prefill`` has the part that follows the state.
+    """
 
     def __init__(self, model: ModelOptions, mixer: Stateful, cross: CrossAttention, ffn: FeedForward | None, dtype: Any):
         self.norm1, self.mixer = _norm(model, dtype), mixer
@@ -130,14 +143,12 @@ class Writer(Module):
 
 
 class State(NamedTuple):
-    """How many tokens of the target have been read, which positions of the source are seen [B 1 1 S], and of every layer the
-    state of its mixer, and the keys and values of the memory.
-    """
+    """What a decoder remembers between two tokens: 2 (S + t) D numbers in each layer and row."""
 
-    position: int
-    seen: Any
-    pasts: tuple[Any, ...]
-    known: tuple[KeysValues, ...]
+    position: int  # t, how many tokens of the target have been read
+    seen: Any  # [B 1 1 S], False where the source is padded; None where it is not
+    pasts: tuple[Any, ...]  # of each layer: its mixer's state, which grows with every token
+    known: tuple[KeysValues, ...]  # of each layer: keys and values of the memory, which stay
 
 
 class Hypothesis(NamedTuple):
@@ -151,15 +162,14 @@ class Hypothesis(NamedTuple):
 class Sizes(NamedTuple):
     """What a model is made of, and what it costs.
 
-    ``unique`` counts every weight once, ``executed`` as often as layers use it. The others are products with weights: of the
-    encoder and of cross-attention's keys and values for each token of the source, of the decoder for each token of the target.
+    The last three count products with weights, each of them one multiplication and one addition.
     """
 
-    unique: int
-    executed: int
-    encoder: int
-    memory: int
-    decoder: int
+    unique: int  # every weight once
+    executed: int  # every weight as often as layers use it
+    encoder: int  # for each token of the source
+    memory: int  # for each token of the source: keys and values in all layers of the decoder
+    decoder: int  # for each token of the target, the head among them
 
 
 class EncoderDecoder(Encoder):
@@ -169,6 +179,8 @@ class EncoderDecoder(Encoder):
     """
 
     reads: ClassVar[str] = "pairs of sequences"
+    writing: ClassVar[str] = ("an answer to a source, token after token, with keys and values of both in the state; greedy, "
+                              "drawn, or the best of a beam (minitv sample DIR --prompt SOURCE --beam N)")
 
     def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32):
         self.variant, self.context, self.encoding, self.end = variant, model.context, model.positions, vocab - 1

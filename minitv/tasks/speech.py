@@ -1,17 +1,44 @@
-"""Speech: recordings of unknown length, of which the words are asked for, by the CTC loss (minitv/ops/ctc_loss).
+"""Speech: the words of recordings are asked for, and nobody says where in a recording each word stands.
 
-Without --data, voices that are computed say one to five digits (minitv/digits.py). --data DIR takes recordings with transcripts
-as LibriSpeech has them: a file NAME.trans.txt has a line for each recording, its name and what is said, and the recording of
-that name is a .wav or .flac file in the same folder.
+    minitv train conformer --out runs/mine
+    minitv transcribe runs/mine --say "three one four"
+    minitv transcribe runs/mine FILE.wav --beam 8
+    minitv eval runs/mine --data DIR                              the word error rate of other recordings
+
+A model reads frames [B T M] of B *utterances*, recordings with what is said in them: the spectrogram of minitv/mel.py has M
+bands and a frame every 10 ms. An utterance of a batch has lengths[b] frames, and zeros behind them. The model gives logits for
+its positions, and says itself how many of them count. Class 0 of the V classes is the blank, and the others are the words or
+characters of the training transcripts (--labels). The loss is that of CTC, which sums over all places where the words can stand
+(minitv/ops/ctc_loss). Any model that reads frames can learn the task; the variant conformer does.
+
+Without --data, voices that are computed say one to five digits (minitv/digits.py), so V is 11. Training has --utterances of
+them, each by another voice, and the held-out voices are others. --data DIR takes recordings with transcripts as LibriSpeech has
+them: a file NAME.trans.txt has a line for each recording, its name and what is said. The recording of that name is a .wav or
+.flac file in the same folder, of any rate; it is resampled to --rate.
+A recording without a transcript is left out, and is named on the screen.
 
     DIR/84/121123/84-121123.trans.txt           84-121123-0000 GO DO YOU HEAR
     DIR/84/121123/84-121123-0000.flac
 
-The folder above a chapter is a speaker. Held out are speakers whom training does not hear, a tenth of them: a word that was
-learned from a voice is easier to hear from the same voice. The metric is the word error rate: all words that must be changed,
-left out or added to make the transcripts of what the model wrote, divided by the words of the transcripts. Its interval is that
-of the bootstrap over utterances (minitv/error_rate.py). A model that writes nothing has the rate 1, and that is the first thing
-which every model learns, because frames without a new word are the most.
+The first folder below DIR is the speaker, here 84. A tenth of the speakers are held out, and training does not hear them: a
+word that was learned from a voice is easier to hear from the same voice. If there is one speaker, a tenth of the recordings is
+held out.
+
+The metric is the word error rate. The model writes the best class of each position, without repetitions and blanks. The rate
+counts the words that must be changed, left out or added to make the transcripts of what it wrote, and divides them by the words
+of the transcripts. The interval is that of the bootstrap over utterances (minitv/error_rate.py). The baseline is a model that
+writes nothing: its rate is 1. Most positions have no new word, so models learn first to write blanks alone, and stay at 1 for
+some time.
+
+What to choose. --rate 16000 and --mels 80 suit recordings of real speech. 8000 samples a second hold no frequency above 4000
+Hz, and there S and F differ most. --labels word knows only words of the training transcripts, so a large vocabulary needs
+characters. A character needs a position of its own, and a fast speaker more positions: --subsampling 2. --normalise corpus is
+needed for streams; utterance suits recordings by different microphones. A lower --snr makes digits harder. More or wider masks
+(SpecAugment) suit little data and longer runs. All frames of --data stay in memory: at --mels 40 an hour takes 58 MB.
+
+Limits. Computed digits are a toy: a model that learned them does not understand people. An utterance may have --context frames,
+by default 1000, which are 10 s; longer recordings are left out. One that has too few positions for its labels counts nothing in
+the loss, and is named on the screen.
 """
 
 from __future__ import annotations
@@ -257,7 +284,7 @@ def divide(every: Sequence[Recording]) -> tuple[list[Recording], list[Recording]
 
 
 class Alphabet:
-    """What a model writes, by class: class 0 is the blank, class i the unit i - 1 of ``units``, words or characters."""
+    """What a model writes: class 0 is the blank, class i is ``units[i - 1]``, a word or a character."""
 
     def __init__(self, kind: str, units: Sequence[str]):
         self.kind, self.units = kind, tuple(units)
@@ -283,7 +310,7 @@ class Alphabet:
 
 
 class Speech(Task, name="speech", summary="the words of recordings, spoken digits unless there are others (CTC)"):
-    """Frames of utterances, and labels of which nobody says where they are."""
+    """Frames of utterances and their labels, without the places of the labels."""
 
     Options = SpeechOptions
     reads = Conformer.reads

@@ -1,52 +1,54 @@
 """Conformer: attention for what is far and convolution for what is near, for speech (Gulati et al. 2020, arXiv 2005.08100).
 
-The problem. Speech has two kinds of structure. A sound such as a "t" is a pattern of a few hundredths of a second, and it looks
-the same wherever it stands. Which word it belongs to, and how fast somebody speaks, shows over seconds. Attention sees far, but
-to it all positions are alike at first: that neighbours belong together it must learn from much data. Convolution begins with
-neighbours, but to see far it needs many layers. Models of that time were made of one or of the other.
+The problem. A model is to write down what somebody says. It reads a spectrogram: every 10 ms a *frame* says how strong the
+sound is in each of M bands of frequency (minitv/mel.py). Speech has two kinds of structure. A sound such as a "t" is a pattern
+of a few hundredths of a second, and it looks the same wherever it stands. Which word it belongs to, and how fast somebody
+speaks, shows over seconds. Attention sees far, but at first all positions are alike to it: it must learn from much data that
+neighbours belong together. Convolution begins with neighbours, but it needs many layers to see far.
 
-The idea. Each block has both, one after the other: attention with relative positions, then a convolution of its own for each
-channel. Around them stand two halves of a feed-forward network. An utterance of T positions goes through
+The idea. Each block has both, one after the other: attention with relative positions, then a convolution with a filter of its
+own for each channel. They stand between two halves of a feed-forward network. An *utterance* is what somebody says in one
+recording. A block gets it as a vector x at each of its T positions:
 
     x̃ = x + ½ ffn(x)                    a half step of a feed-forward network
     x' = x̃ + attention(x̃)              what is far
     x'' = x' + convolution(x')           what is near
-    y = norm(x'' + ½ ffn(x''))           the other half, and a norm at the end            (1) of the paper
+    y = norm(x'' + ½ ffn(x''))           the other half, and a norm at the end            (the paper's section 2.4)
 
-where every module normalises its input first. In front of the blocks, two convolutions take four frames of the spectrogram to
-one position. After them, a linear layer gives logits of the words or letters for every position, and CTC makes a text of them
-(minitv/ops/ctc_loss tells how, and how such a model is trained without knowing where a word stands).
+Every module normalises its input first. In front of the blocks, two convolutions make one position of every four frames. Behind
+them, a linear layer gives logits for every position: one for each word or letter, and one for the *blank*, "nothing new here".
+CTC makes a text of them. It is a loss that needs no marks of where each word stands (minitv/ops/ctc_loss).
 
 - Why attention and then convolution: in the paper this order is better than the other one, and than both side by side.
-- Why two halves of a feed-forward network: the network in front prepares what attention compares, and the one behind what it
-  found. With steps of one half, both together move x as far as one whole step (Macaron-Net: Lu et al. 2019, arXiv 1906.02762).
-- Why a norm at the end: x is a sum of many parts, and grows from block to block. The norm ends that, so no norm stands before
-  the head.
-- Why relative positions: "how far before me" is the same question everywhere in an utterance, and in one that is longer than
-  all of training. A vector for each place is another number at each place, and is not there for places that training did not
-  have.
-- Why a gate in the convolution (GLU, Dauphin et al. 2017): half of the channels decide by a sigmoid how much of the other half
-  passes. The filter then reads what was let in, and not everything.
+- Why two halves of a feed-forward network: the first prepares what attention compares, and the second works on what it found.
+  With steps of one half, both together move x as far as one whole step (Macaron-Net: Lu et al. 2019, arXiv 1906.02762).
+- Why a norm at the end: x is a sum of many parts and would grow from block to block. After this norm, the head needs none.
+- Why relative positions: what is said 0.2 s before matters in the same way everywhere in an utterance. A vector for each place
+  would have to learn this anew for each place, and would be missing in an utterance that is longer than those of training.
+- Why a gate in the convolution (GLU, Dauphin et al. 2017): one half of the channels decides by a sigmoid how much of the other
+  half the filter reads.
 - Why a filter for each channel alone (depthwise): 32 taps for each of D channels are 32 D weights, where filters that mix
-  channels have 32 D². The two linear layers beside it mix the channels.
-- Why swish, z · sigmoid(z): with max(0, z) the paper has 4.5 % word errors in place of 4.3 %. --activation has others.
-- Why fewer positions than frames: a frame comes every 10 ms, and a letter lasts 60. Attention over a fourth of the positions
-  costs a sixteenth. It must not be too few: CTC needs a position for each label, and one more between two equal ones.
+  channels have 32 D². The linear layers before and behind it mix the channels.
+- Why swish, z · sigmoid(z): the paper has 4.3 % word errors with it, and 4.5 % with max(0, z). --activation has others.
+- Why fewer positions than frames: a letter lasts several frames, and attention over a fourth of the positions costs a
+  sixteenth. But CTC needs a position for each label, and one more between two equal ones.
 
-What it gives. In the paper, a model of 118.8 M parameters makes 2.1 % word errors on LibriSpeech's clean test and 4.3 % on the
-other one. With max(0, z) the second is 4.5 %, without the convolution 4.9 %, with one feed-forward network in place of two 5.0
-%, and without relative positions 5.6 %, where each of these steps includes those before it. The published models read their
-output by a network with memory, a transducer. Here CTC reads it, as in most models since.
+What it gives. LibriSpeech is English read from books. In the paper, a model of 118.8 M parameters makes 2.1 % word errors on
+its clean test and 4.3 % on the harder one, without a language model. With max(0, z) the second is 4.5 %; then without the
+convolution 4.9 %; then with one feed-forward network in place of two 5.0 %; then without relative positions 5.6 %.
 
-What is lost. Attention costs O(T²), so very long recordings must be cut. The batch norm of the paper ties utterances of a batch
-together. And the plain model needs the whole utterance before it writes a word.
+What is lost. Attention costs O(T²), so very long recordings must be cut. Ten seconds are 249 positions; with 4 heads the scores
+of a layer are 4 T² = 248,004 numbers, and those of all distances 4 T (2 T - 1) = 495,012. The batch norm of the paper makes an
+utterance depend on the others of its batch while training. The model needs the whole utterance before it writes a word, unless
+it reads chunks (below). And CTC chooses the label of each position without knowing those of the others. The paper's models read
+their output by a transducer instead, a network that also reads the labels so far.
 
     ours                                                              theirs
     B, T, D             utterances, positions of one, --width         -, -, encoder dim d
     M                   bands of the spectrogram, --mels              80 filterbank channels
     H, K = D / H        heads, and channels of one                    h, d_k
-    u, w                bias_u, bias_v: what is asked without query   u, v (Transformer-XL)
-    p_n                 Wpos R_n, the vector of a distance            W_k,R R_{i-j}
+    u, w                bias_u, bias_v: added to every query          u, v (Transformer-XL)
+    R_n, p_n            sines of a distance n, and Wpos R_n           R_{i-j}, W_k,R R_{i-j} (Transformer-XL)
     kernel              taps of the depthwise filter                  kernel size, 32
 
 The modules. f is the activation, ∘ is elementwise, and dropout stands at the end of each:
@@ -54,15 +56,17 @@ The modules. f is the activation, ∘ is elementwise, and dropout stands at the 
     ffn(x) = W₂ f(W₁ norm(x) + b₁) + b₂
     attention: q, k, v = split(Wqkv norm(x) + b)
         y_i = Σ_j softmax_j(((q_i + u) · k_j + (q_i + w) · p_{i-j}) / √K) v_j,    W merge(y) + b
-    convolution: a, b = split(W₁ norm(x) + b₁),   z = a ∘ sigmoid(b),   W₂ f(norm(filter(z))) + b₂
-        filter(z)_t = b + Σ_j weight_j z_{t + j - (kernel-1)/2},  j = 0 .. kernel - 1        0 outside of the utterance
+    convolution: a, g = split(W₁ norm(x) + b₁),   z = a ∘ sigmoid(g),   W₂ f(norm(filter(z))) + b₂
+        filter(z)_t = b₃ + Σ_j weight_j z_{t + j - (kernel-1)/2},  j = 0 .. kernel - 1        0 outside of the utterance
 
-R_n are sines and cosines of the distance n. minitv/ops/relative_attention shows how the scores of all distances become those of
-all pairs without computing anything: a shift.
+R_n has sin(n 10000^(-2m/D)) in channel 2m and the cosine of the same in channel 2m + 1, n from -(T-1) to T - 1. All scores of
+distances are one product of matrices and a shift (minitv/ops/relative_attention). The classes Subsampling (the convolutions in
+front), ConformerBlock, RelativeAttention and Convolution in minitv/models/conformer.py are these formulas, and FeedForward in
+minitv/blocks.py is the ffn.
 
-Padding. Utterances of a batch have different lengths, and shorter ones are filled up. In many programs what stands there leaks
-into the result, because a filter or a batch norm reads it. Here a position counts only if all frames that it sees belong to the
-utterance, so T frames make (T - 1) // 2 positions for each halving:
+Padding. Utterances of a batch have different lengths, and shorter ones are filled up with zeros. In many programs what stands
+there leaks into the result, because a filter or a batch norm reads it. Here a position counts only if all frames that it sees
+belong to the utterance. Each convolution in front makes (n - 1) // 2 of n, so 6 frames have no position, and 7 have one:
 
     >>> from minitv import variants
     >>> model = variants.load("conformer").configure().build(11)
@@ -72,14 +76,18 @@ utterance, so T frames make (T - 1) // 2 positions for each halving:
 Attention hides the other positions, the filter reads 0 there, and norms over a batch leave them out. So an utterance has the
 same logits alone and in any batch, but for rounding; with a batch norm that holds outside of training.
 
-Which norm follows the filter. The paper has a batch norm: each channel over all positions of all utterances. It needs large
-batches, and while training an utterance depends on those beside it: here on those of its micro-batch. --conv-norm layer, the
-default, normalises each position alone, and suits small batches and streams; group lies between.
+Which norm follows the filter. The paper has a batch norm: it normalises each channel over all positions of all utterances. It
+needs large batches, and while training an utterance depends on those that are computed together with it. --conv-norm layer, the
+default, normalises each position alone, and suits small batches and streams. --conv-norm group normalises each position in
+groups of channels.
 
-Streams. With --chunk c, a position sees the c positions of its own chunk and those of chunks before it (--left-chunks, or all),
-and the filter looks back alone. Then words can be written while somebody speaks: ``minitv transcribe RUN FILE --stream``. It
-waits for a chunk of c positions and for 7 - 4 = 3 frames that the last one sees beyond its own, 40 c + 30 ms and the
-window of a frame. A stream gives what the whole utterance gives with the same model:
+What a position sees. Without --chunk it sees the whole utterance, and nothing is masked but padding. With --chunk c it sees its
+own chunk of c positions and --left-chunks chunks before it, or all of them, and the filter looks back alone. Then words can be
+written while somebody speaks: ``minitv transcribe RUN FILE --stream``. A chunk is complete when its 4 c + 3 frames have come,
+because its last position sees 3 frames beyond its own. They last 40 c + 45 ms. The state is what later chunks see: the keys and
+values of --left-chunks chunks, and the last kernel - 1 inputs of the filter. With --chunk 8 --left-chunks 4, D = 64 and
+--kernel 15 these are 2 · 32 · 64 + 14 · 64 = 4992 numbers in each layer, 20 kB in float32. A stream gives what the same model
+gives for the whole utterance:
 
     >>> import numpy as np
     >>> from autograd import no_grad
@@ -92,29 +100,36 @@ window of a frame. A stream gives what the whole utterance gives with the same m
     >>> [part.shape[1] for part in parts], bool(abs(np.concatenate(parts, axis=1) - model(frames).numpy()).max() < 1e-5)
     ([3, 6, 5], True)
 
-Three positions, one channel. A filter of three taps 1, 2 and 4 reads a = 1, 2, 3 behind gates of 1, 0 and 1: what is let in is
-1, 0, 3. Centred, the middle tap is the position itself; over the past, the last one is:
+An example: three positions, one channel. The values are a = 1, 2, 3 and the gates 1, 0 and 1, so the filter reads 1, 0, 3. Its
+taps are 1, 2 and 4. In a centred filter the middle tap is the position itself; in one that looks back alone, the last tap is:
 
     >>> from autograd import depthwise_conv1d
     >>> z, taps = np.array([1.0, 0, 3]).reshape(1, 3, 1), np.array([[1.0, 2, 4]])
     >>> depthwise_conv1d(z, taps, ahead=1).numpy().ravel(), depthwise_conv1d(z, taps).numpy().ravel()
     (array([ 2., 13.,  6.]), array([ 4.,  2., 13.]))
 
-So 13 = 1 · 1 + 2 · 0 + 4 · 3 stands at the middle position, which sees the next one, or at the last one, which sees the two
-before it.
+So 13 = 1 · 1 + 2 · 0 + 4 · 3 stands at the middle position of the centred filter, and at the last position of the other one.
 
-Gradients. Those of attention, filter, gate and loss stand on the pages of the operators. Half steps halve the gradients of
-their networks. What padding holds has the gradient 0.
+Gradients. The pages of the operators have those of attention, filter, gate and loss. The gradient of a sum goes to all its
+terms, so x gets that of y through every module and also directly. Half steps halve the gradients of their networks. Padding has
+the gradient 0.
 
-How it is trained. The task speech makes utterances or reads recordings (minitv/tasks/speech.py), hides stripes of the
-spectrogram in each (SpecAugment), and asks for the words by the CTC loss. At first the model learns to write nothing, because
-the blank is right nearly everywhere: the loss stays on a plateau, and the word error rate is 1. Then words appear within some
-hundred steps.
+How it is trained. ``minitv train conformer --out runs/mine`` learns the task speech (minitv/tasks/speech.py), by AdamW and the
+CTC loss. The learning rate rises for 100 steps to --lr 0.002 and falls along a cosine. Dropout is 0.1, and stripes of each
+training spectrogram are hidden (SpecAugment). The paper has Adam; its rate rises for 10,000 steps to 0.05 / √D and falls with
+1 / √step. At first the model learns to write nothing, because the blank is right nearly everywhere: the loss stays on a
+plateau, and the word error rate is 1. Words appear when it leaves the plateau.
 
-What to choose. --kernel 15 with 40 ms a position sees 0.6 s, more than a digit. The paper tries 7 to 65 and finds 32 best; an
-even number has no middle, so here it is odd unless the filter looks back alone. --subsampling 2 leaves twice as many positions:
-letters of a word that is spoken fast need them. --no-convolution and --no-macaron leave parts out, as the paper does to see
-what they are worth. --chunk 4 to 16 are usual for streams: the longer, the better and the later.
+How it writes. The best class of each position is taken. Equal neighbours become one, and blanks are dropped. With ``minitv
+transcribe runs/mine FILE.wav --beam 8``, a prefix beam search adds up all that reads as the same text (decoding.py in
+minitv/ops/ctc_loss).
+
+What to choose. --kernel 15 with 40 ms a position sees 0.6 s, more than most digits last. The paper tries 3 to 65 and finds 32
+best. An even number has no middle, so here it is odd, unless the filter looks back alone. The paper's models have D = 144, 256
+and 512, with 16, 16 and 17 layers, 4, 4 and 8 heads, and --ffn-multiple 4; its largest is best with 16 heads. --subsampling 2
+leaves twice as many positions: letters of words that are spoken fast need them. --no-convolution and --no-macaron leave parts
+out, to see what they are worth. --chunk 4 to 16 are usual for streams: a position of a longer chunk sees more, and its words
+are written later.
 """
 
 from __future__ import annotations
@@ -134,13 +149,13 @@ class ConformerOptions:
     heads: int = option(4, "attention heads; they divide the width", low=1)
     kernel: int = option(15, "taps of the depthwise convolution: an odd number, unless it looks back alone (--chunk)", low=1,
                          high=1025)
-    conv_norm: str = option("layer", "what is normalised after the depthwise convolution: each frame, each frame in groups of "
-                            "channels, or each channel over all frames of a batch, as in the paper",
+    conv_norm: str = option("layer", "what is normalised after the depthwise convolution: each position, each position in "
+                            "groups of channels, or each channel over all positions of a batch, as in the paper",
                             choices=("layer", "group", "batch"))
     conv_groups: int = option(4, "groups of channels of --conv-norm group; they divide the width", low=1)
-    convolution: bool = option(True, "blocks have their convolution; without it, they show what it is worth")
-    macaron: bool = option(True, "blocks have half a step of a feed-forward network before and after; without it, one "
-                                 "whole step after")
+    convolution: bool = option(True, "blocks have their convolution; without it, a run shows what the convolution is worth")
+    macaron: bool = option(True, "blocks have half a step of a feed-forward network at their beginning and at their end; "
+                                 "without it, one whole step at the end")
     subsampling: str = option("4", "frames of the spectrogram from one position of the model to the next",
                               choices=("2", "4", "8"))
     chunk: int | None = option(None, "positions of a chunk, so that the model can follow a stream: a position sees its own "
@@ -181,15 +196,16 @@ CONFORMER = Variant(
     without=("positions", "token_shift", "embed_norm", "stack", "tied"),
     page=Page(
         formula="x ← x + ½ ffn(x); x ← x + attention(x); x ← x + convolution(x); x ← norm(x + ½ ffn(x)), each of norm(x); "
-                "convolution = W f(norm(depthwise(a ∘ sigmoid(b)))) with a, b = split(W x)",
+                "convolution = W f(norm(depthwise(a ∘ sigmoid(g)))) with a, g = split(W x)",
         cost="training, for each layer and utterance of T positions, a fourth of the frames: O(T D²) for matrices, which "
              "have 4 ffn_multiple D² + 8 D² weights; O(T² D) for attention, its scores of content and of distance; O(T "
              "kernel D) for the filter. Once for the whole model, O(T D²) for the two convolutions in front, with 9 D² "
-             "weights, and as many in the linear layer after them. Memory: O(T D), and O(T² H) for the scores. It does not "
-             "generate; it writes down what it hears, all positions at once or chunk by chunk",
+             "weights, and as many in the linear layer after them: with 40 bands 90 D² products for each position, as in three "
+             "or four blocks. Memory: O(T D), and O(T² H) for the scores. It does not generate; it writes down what it "
+             "hears, all positions at once or chunk by chunk",
         state="none where it sees a whole utterance. With --chunk c and --left-chunks n: keys and values of n c positions, and "
               "kernel - 1 inputs of the filter, 2 n c D + (kernel - 1) D numbers in each layer; without --left-chunks the keys "
-              "and values of all positions so far. And up to 4 c + 6 frames in front, and the last class for CTC",
+              "and values of all positions so far. And up to 4 c + 2 frames in front, and the last class for CTC",
         operators=("relative_attention", "depthwise_conv1d", "gated", "ctc_loss"),
         golden="models written from the paper's formulas in PyTorch, with two utterances of different lengths, its CTC loss "
                "and all gradients: layer norm, group norm, batch norm with its running statistics, and chunks; the shift as "
@@ -197,22 +213,23 @@ CONFORMER = Variant(
         discrepancies=(
             "the paper's filter has 32 taps, which have no middle; here --kernel is odd, or looks back alone",
             "the paper has a batch norm after the filter: --conv-norm batch. Its statistics here are those of a micro-batch, "
-            "so the number of threads changes a run; the default is a layer norm",
+            "the part of a batch that is computed at once, so the number of threads changes a run; the default is a "
+            "layer norm",
             "the paper reads its output by a transducer with an LSTM; here CTC reads it",
-            "Transformer-XL's own shift is right for the past alone, and ESPnet and others had it in encoders; WeNet has "
-            "none. Here distances to both sides have vectors",
-            "torchaudio's Conformer has no positions at all, and reads padding; that of the package transformers has no biases "
-            "in its convolution module: here they follow --bias",
+            "Transformer-XL's own shift is right for the past alone, and ESPnet and others had it in encoders; WeNet leaves "
+            "the shift out. Here distances to both sides have vectors",
+            "torchaudio's Conformer has no positions at all, and reads padding; Wav2Vec2Conformer of the package transformers "
+            "has no biases in its convolution module: here they follow --bias",
             "the convolutions in front are those of ESPnet, two of 3 × 3 with max(0, x) and without padding; the paper says "
             "nothing of them but their factor 4",
             "the paper's dropout is that of each residual branch, and feed-forward networks have another one after the "
             "activation; here the second one is left out",
-            "the paper's weights begin as its framework has them; here those of the blocks come from N(0, init_std²) as in "
+            "the paper does not say how its weights begin; here those of the blocks come from N(0, init_std²) as in "
             "the other variants, and those of convolutions from uniform numbers",
             "the paper trains with 80 bands at 16 kHz, 10 masks of time and noise in the weights; here 40 bands at 8 kHz and "
             "two masks are enough for digits: --mels, --rate, --time-masks, and no noise in weights",
         ),
-        review="it says that convolution adds the local part which attention lacks. That is right: in the paper's ablation, to "
-               "leave the convolution out costs the most of all single parts but positions",
+        review="it says that convolution adds the local part which attention lacks. The paper's ablation agrees: without the "
+               "convolution there are 0.4 points more word errors; only positions are worth more, 0.6",
     ),
 )

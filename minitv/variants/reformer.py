@@ -444,6 +444,7 @@ REFORMER = Variant(
     channel=FeedForward,
     stack=Streams,
     model=ReformerModel,
+    presets={"nanogpt-cpu": dict(rounds=4)},
     page=Page(
         formula="y_i = Σ_j softmax_j(q_i · k̂_j) v_j over the tokens j < i with h_r(q_j) = h_r(q_i) in a round r, "
                 "h_r(x) = argmax([x R_r; -x R_r]), where k̂_j is q_j at length 1",

@@ -2,13 +2,14 @@
 
     y_t = b + Σ_{j < W} weight_j x_{t + ahead - (W - 1 - j)}                        outside of 0 .. T-1, x is 0
 
-Tap j sees the position ahead - (W - 1 - j) further on. With ahead = 0 the last tap is the present, which is causal_conv1d; with
-ahead = (W - 1) / 2 the filter is centred, and looks as far ahead as back. Gradients, where g_t is the gradient of y_t:
+Every channel has its own W taps, and channels do not mix. Tap j reads the position t + ahead - (W - 1 - j). With ahead = 0 the
+last tap reads position t itself, which is causal_conv1d. With ahead = (W - 1) / 2 the filter is centred and looks as far ahead
+as back. Time O(B T C W), memory O(B T C). Gradients, where g_t is the gradient of y_t:
 
     dx_s = Σ_j weight_j g_{s - ahead + (W - 1 - j)},    dweight_j = Σ_t g_t x_{t + ahead - (W - 1 - j)},    db = Σ_t g_t
 
-So dx is such a filter of g, with its taps turned round, and the kernels are those of causal_conv1d, which sum any number of
-taps over the past and the future. Padding counts as what stands in it: who pads sequences makes it 0 before.
+dweight and db sum over the batch too. So dx is such a filter of g with its taps in the reverse order, and the kernels are those
+of causal_conv1d. Padding is read as what stands in it: a caller who pads sequences sets it to 0 before.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""ctc_loss: how surprising a label sequence is where nobody says which frame belongs to which label (CTC).
+"""ctc_loss: the loss of a sequence of labels where nobody says which frame belongs to which label (CTC).
 
 Connectionist temporal classification: Graves, Fernández, Gomez and Schmidhuber, ICML 2006.
 
-The problem. A recording has T frames, and its transcript has U labels, of which there are fewer. A model gives a distribution
-over the labels for every frame. A loss per frame would need to know where each label is spoken, and nobody has marked that.
+The problem. A recording has T frames, and its transcript has U labels, of which there are fewer. A frame is here a position for
+which the model has an output: often it stands for four frames of the sound. A model gives a distribution over the labels for
+every frame. A loss per frame would need to know where each label is spoken, and nobody has marked that.
 The idea. The model has one more class, the blank, which says "no new label here". A *path* names one class for each frame. It
 is read by a fixed rule: runs of the same class become one, then blanks are dropped. With _ for the blank,
 
@@ -13,9 +14,9 @@ CTC does not choose a path. The probability of a transcript is the sum over all 
 its logarithm. So the model is free to find out where the labels are. Two equal labels in a row need a blank between them,
 because they would become one without it. Therefore a transcript of U labels with R equal neighbours needs U + R frames or more.
 What is lost. Given the recording, the classes at different frames are independent of each other. So the loss knows no language:
-that a "u" follows a "q" must be heard in the frames, or be added by a language model (decoding.py). A transcript cannot be
-longer than the recording has frames. Trained models say the blank almost everywhere and each label in a frame or two, so they
-do not tell how long a label lasts.
+that a "u" follows a "q" must be heard in the frames, or be added by a language model (decoding.py). A transcript cannot have
+more labels than the recording has frames. Trained models say the blank almost everywhere and each label in a frame or two, so
+they do not tell how long a label lasts.
 
     logits[B T V]            what the model says of every frame; V counts the blank too
     p_t(v)                   the probability of class v at frame t: softmax(logits)
@@ -66,10 +67,11 @@ the first frame with the probability γ = (0.36 + 0.04) / 0.94 = 0.4255. The mod
 [[[ 0.0255 -0.0255]
   [ 0.0574 -0.0574]]]
 
-Cost. O(T (U + V)) time for each utterance. The recursions go frame after frame, and all states of a frame next to each other.
-α takes T (2U + 1) numbers for each utterance. The probability of a long path is far below what a float holds, so numbers are
-kept as logarithms, or with exponents of their own (cpu.py). All of that is float64, for float32 logits too: a loss of 1000 has
-an error of 1e-4 in float32. decoding.py beside this page turns frames into labels.
+Cost. O(T (U + V)) time for each utterance. The recursions go frame after frame, and all states of a frame next to each other. α
+takes T (2U + 1) numbers for each utterance. The probability of a long path
+is far below what a float holds, so numbers are kept as logarithms, or with exponents of their own (cpu.py). All of that is
+float64, for float32 logits too: a loss of 1000 has an error of 1e-4 in float32. decoding.py beside this page turns frames into
+labels.
 
 ``reduction`` names what is done with the B losses, because "mean" means different things in different libraries:
 

@@ -1,13 +1,14 @@
 """From frames to labels: greedy decoding, prefix beam search, and the best path of a known target.
 
-A path names a class for every frame, and reads as labels by the rule of CTC (``collapse``). *Greedy* decoding takes the best
-class of each frame. That is the best path, but many paths read alike, and the best transcript may be another one:
+A path names a class for every frame, and reads as labels by the rule of CTC (``collapse``): equal neighbours become one, then
+blanks, written _ here, are dropped. *Greedy* decoding takes the best class of each frame. That is the best path, but many paths
+read alike, and the best transcript may be another one:
 
 >>> import numpy as np
 >>> logits = np.log([[0.6, 0.4], [0.6, 0.4]])              # [T V] of the blank and a
->>> greedy(logits[None])                                   # - - has 0.36
+>>> greedy(logits[None])                                   # _ _ has 0.36
 [[]]
->>> [(labels, round(float(np.exp(score)), 2)) for labels, score in beam_search(logits)]  # a a, a - and - a have 0.64
+>>> [(labels, round(float(np.exp(score)), 2)) for labels, score in beam_search(logits)]  # a a, a _ and _ a have 0.64
 [((1,), 0.64), ((), 0.36)]
 
 *Prefix beam search* (Hannun et al. 2014, arXiv 1408.2873) adds up paths that read alike, frame by frame. For each transcript

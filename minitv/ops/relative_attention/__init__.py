@@ -2,11 +2,12 @@
 
 A query asks for two things: what a key is, and how far away it stands. For the second there is a vector p_c for each distance.
 
-    S_ij = ((q_i + u) · k_j + (q_i + w) · p_c) / √K           c is the column of the distance i - j
-    y_i = Σ_j softmax_j(S_ij) v_j                             over the keys j that query i sees
+    s_ij = ((q_i + u) · k_j + (q_i + w) · p_c) / √K           c is the number of the distance of i and j, see below
+    a_ij = softmax_j(s_ij)                                    over the keys j that query i sees
+    y_i = Σ_j a_ij v_j
 
-u and w are learned for each head. They ask without a query: u which keys matter to all, w which distances do. This is section
-3.3 of Transformer-XL, where w is called v.
+u and w are learned for each head. They are added to every query: u says which keys all queries look at, w which distances. This
+is section 3.3 of Transformer-XL, where w is called v.
 
 Distances. The last of the T queries stands where the last of the S keys does, so query i stands at i + S - T. Its distance to
 key j is n = i + S - T - j. It is S - 1 for the last query and the first key, 0 for a key at the query's place, and -(T - 1) for
@@ -15,7 +16,7 @@ c:
 
     c = 0, .. C - 1      n = S - 1, S - 2, .. 1, 0, -1, .. -(T - 1)              c = T - 1 - i + j
 
-The shift. All products M_ic = (q_i + w) · p_c are one matrix product, T × C numbers for each head, and the score of i and j
+The shift. All products M_ic = (q_i + w) · p_c are one matrix product, T × C numbers for each head. That of query i and key j
 stands in row i, column T - 1 - i + j. So row i of the scores is a slice of row i of M, which begins one column earlier than
 that of the row before. In memory the rows follow each other, C numbers apart. Read with C - 1 numbers a row, from number T - 1
 on, all slices stand below each other: three views, and nothing is computed.
@@ -31,16 +32,27 @@ on, all slices stand below each other: three views, and nothing is computed.
      [11 12 13]
      [20 21 22]]
 
-Gradients. Let dS be the gradient of the scores, which that of y makes as in attention (minitv/ops/attention), and dM that of M:
-row i of dS stands in row i of dM from column T - 1 - i on, and the rest of dM is 0. Then
+Gradients. g_i is the gradient of y_i. That of √K s_ij is called d_ij, and it goes to both terms of the sum. Backward, the shift
+puts d_ij into column c of row i of M, and the rest of M has gradient 0:
 
-    dq_i = (Σ_j dS_ij k_j + Σ_c dM_ic p_c) / √K        dk_j = Σ_i dS_ij (q_i + u) / √K        dp_c = Σ_i dM_ic (q_i + w) / √K
-    du = Σ_ij dS_ij k_j / √K                           dw = Σ_ic dM_ic p_c / √K               both, and dp, over the batch too
+    d_ij = a_ij g_i · (v_j - y_i) / √K          dv_j = Σ_i a_ij g_i
+    dq_i = Σ_j d_ij (k_j + p_c)                 dk_j = Σ_i d_ij (q_i + u)         dp_c = Σ d_ij (q_i + w)  over i, j with that c
+    du = Σ_ij d_ij k_j                          dw = Σ_ij d_ij p_c                dp, du and dw sum over the batch too
 
-A trap. Transformer-XL is causal, so it has vectors for the T distances to the past alone, and its own shift then makes wrong
-numbers above the diagonal, of the next row. Its mask hides them. Where both sides are seen, as in a Conformer, they are not
-hidden: several libraries had this error (ESPnet's pull request 2816 mends it). Here future distances have columns of their own,
-and the definition takes the distance of each pair instead of a shift.
+An example: one channel, two keys and the second query, with q = 0, u = 0 and w = 1, so distances alone count. The distances 1
+and 0 have p = ln 3 and 0. So the key before has 3/4 of the attention, whatever it is; the values 4 and 8 make 5:
+
+>>> import numpy as np
+>>> from minitv.ops import relative_attention
+>>> one = np.ones((1, 1))
+>>> k, v = np.array([[[[7.0], [-7.0]]]]), np.array([[[[4.0], [8.0]]]])
+>>> relative_attention(np.zeros((1, 1, 1, 1)), k, v, np.log([[[3.0], [1.0]]]), 0 * one, one).numpy().ravel().round(6)
+array([5.])
+
+A trap. Transformer-XL is causal, so it has vectors for distances to the past alone. Above the diagonal its shift then gives
+numbers of the next row, which its mask hides. In a Conformer both sides are seen, and nothing hides them: several libraries had
+this error (ESPnet's pull request 2816 mends it). Here future distances have columns of their own, and the definition takes the
+distance of each pair instead of a shift.
 """
 
 from __future__ import annotations
@@ -105,7 +117,7 @@ def parallel(q, k, v, p, u, w, mask):
     (_, heads, _, width), keys = q.shape, k.shape[2]
     content = scores(q + reshape(u, (heads, 1, width)), k, mask)  # [B H T S]
     places = matmul(q + reshape(w, (heads, 1, width)), swapaxes(p))  # M [B H T C]
-    content = content + shifted(places, keys)  # S [B H T S]
+    content = content + shifted(places, keys)  # √K s [B H T S]
     return weighted(softmax(content * (1 / math.sqrt(max(width, 1))), mask), v, mask)
 
 
