@@ -70,6 +70,7 @@ from ..ops.ctc_loss import frames_needed
 from ..ops.ctc_loss.decoding import greedy
 from ..options import DATA, STEPS
 from ..report import count, tell
+from ..sources import rank
 from ..task import NOTHING, Task
 from ._drawn import check_drawn
 
@@ -273,7 +274,7 @@ def divide(every: Sequence[Recording]) -> tuple[list[Recording], list[Recording]
     groups: dict[str, list[Recording]] = {}
     for recording in every:
         groups.setdefault(recording.name if alone else recording.speaker, []).append(recording)
-    order = sorted(groups, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    order = sorted(groups, key=rank)
     if len(order) < 2:
         raise UserError("--data: there is one recording, and another one must be held out; give more, or --val-data")
     out = set(order[: max(1, len(order) // 10)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import numpy as np
 import pytest
 from scipy.io import wavfile
@@ -254,6 +257,13 @@ def test_recordings_are_found_and_divided_by_speaker(tmp_path):
     assert [len(part) for part in divide(alone)] == [1, 1]
     with pytest.raises(UserError, match="--data: there is one recording, and another one must be held out"):
         divide(alone[:1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
+def test_a_folder_may_have_a_name_that_is_no_text(tmp_path):
+    (corpus(tmp_path) / "0").rename(tmp_path / os.fsdecode(b"\xff"))
+    training, testing = divide(recordings(str(tmp_path), "--data"))
+    assert len(training) == 4 and len(testing) == 2
 
 
 def test_a_task_of_recordings(tmp_path):
