@@ -294,8 +294,8 @@ def _eval(argv: list[str]) -> int:
         "Every token after the first is predicted from those before it in its window of the model's\n"
         "context, as in training. With --per-character each character of the text stands in a line with\n"
         "its surprise: the bits that it cost, -log2 of the probability that the model gave it. 0 bits: the\n"
-        "model was sure; 1 bit: it gave the character one half. A model of images, sound, pairs or speech\n"
-        "is asked for those of --data, by default for what its run held out.",
+        "model was sure; 1 bit: it gave the character one half. A model of another task is asked for\n"
+        "what its run held out, and one of images, sound, pairs or speech, if there is --data, for all of that.",
         epilog="examples:\n  minitv eval runs/mine --data other.txt\n"
         '  minitv eval runs/mine/best --text "def main(self):" --per-character\n'
         "  minitv eval runs/conformer --data my-recordings",

@@ -31,6 +31,8 @@ class Drawn(Task):
     """A task that ``draw`` defines; the sequences of a step come from the seed and the step, held-out ones from elsewhere."""
 
     defaults: ClassVar[dict[str, Any]] = {"batch": 64, "steps": 1000, "eval_every": 100}
+    judged = "accuracy", "answer", "answers"
+    description = "sequences that are drawn"
 
     def __init__(self, options: Any, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         self.options, self._count, self._random = options, batch, Random(seed)

@@ -1,6 +1,7 @@
 """minitv eval: how well a model predicts a text."""
 
 import hashlib
+import json
 import math
 import sys
 
@@ -185,3 +186,16 @@ def test_a_model_that_sees_both_sides_cannot_be_asked_for_the_next_token(tmp_pat
     checkpoint.save(tmp_path, "last", model=model.state(), optimizer={}, state=state)
     assert main(["eval", str(tmp_path), "--text", "ab"]) == 2
     assert f"{name} sees a whole sequence at once, it cannot predict the next token" in capsys.readouterr().err
+
+
+def test_a_task_of_drawn_sequences_is_judged_by_what_is_held_out(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert main(["train", "--task", "mqar", "--width", "8", "--heads", "1", "--layers", "1", "--steps", "1", "--batch", "2",
+                 "--threads", "1", "--eval-examples", "9", "--out", run]) == 0
+    value = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["val_accuracy"]
+    capsys.readouterr()
+    assert main(["eval", run]) == 0
+    out = capsys.readouterr().out
+    assert f" {value:.4f} accuracy, " in out and "sequences that are drawn, what is held out" in out and "72 answers" in out
+    assert main(["eval", run, "--data", "a.txt"]) == 2
+    assert "--data: the sequences of the task mqar are drawn, and the held-out ones are always " in capsys.readouterr().err
