@@ -34,10 +34,7 @@ def read_wav(path: str | os.PathLike, rate: int) -> tuple[np.ndarray, list[str]]
     """
     from scipy.io import wavfile  # it takes a moment to import
 
-    try:
-        content = files.read(path)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"{os.fspath(path)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    content = _content(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks with a title and the like
@@ -46,6 +43,13 @@ def read_wav(path: str | os.PathLike, rate: int) -> tuple[np.ndarray, list[str]]
     except Exception as error:  # what SciPy raises at bytes that are no WAV file is of any kind
         raise UserError(f"{os.fspath(path)}: is no WAV file that can be read: {str(error).rstrip('.')}") from None
     return prepared(path, samples, before, rate)
+
+
+def _content(path: str | os.PathLike) -> bytes:
+    try:
+        return files.read(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{os.fspath(path)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read_sound(path: Path, rate: int) -> tuple[np.ndarray, list[str]]:
@@ -57,9 +61,10 @@ def read_sound(path: Path, rate: int) -> tuple[np.ndarray, list[str]]:
     except ImportError:
         raise UserError(f"{path}: a FLAC file needs the package soundfile: pip install soundfile, or give WAV files") from None
     try:
-        samples, before = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:  # soundfile's own error is a RuntimeError
-        raise UserError(f"{path}: is no FLAC file that can be read: {str(error).rstrip('.')}") from None
+        samples, before = soundfile.read(BytesIO(_content(path)), dtype="float32", always_2d=True)
+    except RuntimeError as error:  # soundfile's own error is one
+        reason = getattr(error, "error_string", str(error)).rstrip(".")
+        raise UserError(f"{path}: is no FLAC file that can be read: {reason}") from None
     return prepared(path, samples, before, rate)
 
 
@@ -81,7 +86,8 @@ def prepared(path: str | os.PathLike, samples: np.ndarray, before: int, rate: in
     elif not np.isfinite(samples).all():
         raise UserError(f"{os.fspath(path)}: holds a sample that is not finite")
     if samples.ndim > 1:
-        notes.append(f"{samples.shape[1]} channels become their mean")
+        if samples.shape[1] > 1:
+            notes.append(f"{samples.shape[1]} channels become their mean")
         samples = samples.mean(axis=1)
     if np.abs(samples).max() > 1:
         notes.append("what is louder than full scale is clipped")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy.io import wavfile
 
 from autograd.random import Random
 from minitv import cli
-from minitv.audio import from_mu_law, mu_law, read_wav, write_wav
+from minitv.audio import from_mu_law, mu_law, prepared, read_wav, write_wav
 from minitv.errors import UserError
 from minitv.sources import rank
 from minitv.tasks import audio
@@ -43,6 +44,18 @@ def test_24_bits_are_read(tmp_path):
                        len(data))
     (tmp_path / "a.wav").write_bytes(head + data)
     assert np.abs(read_wav(tmp_path / "a.wav", 8000)[0] - SINE).max() < 1e-6
+
+
+def test_flac_needs_a_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    (tmp_path / "a.flac").write_bytes(b"fLaC")
+    with pytest.raises(UserError, match=r"^--data: .*a\.flac: a FLAC file needs the package soundfile: pip install soundfile"):
+        task(data=str(tmp_path))
+
+
+def test_a_single_channel_with_an_axis_of_its_own_is_no_mean(tmp_path):
+    samples, notes = prepared("a.flac", np.full((9, 1), 0.5, np.float32), 8000, 8000)
+    assert samples.shape == (9,) and not notes
 
 
 def test_what_is_written_is_read_again(tmp_path):
