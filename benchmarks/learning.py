@@ -30,17 +30,18 @@ def main() -> int:
     parser.add_argument("--task", default=DEFAULT_TASK, metavar="NAME", help="what the models are trained for (default: text)")
     parser.add_argument("--name", help="of the result's file (default: learning, or the task)")
     parser.add_argument("--preset", default="nanogpt-cpu", metavar="NAME", help="default: nanogpt-cpu")
+    parser.add_argument("--threads", type=int, default=cores(), help="worker threads (default: the usable cores)")
     parser.add_argument("--out", default=str(ROOT / "runs" / "learning"), help="folder of the runs (default: runs/learning)")
     arguments, more = parser.parse_known_args()
     command = [sys.executable, "-m", "minitv", "compare", *more, "--task", arguments.task, "--preset", arguments.preset,
-               "--out", arguments.out]
+               "--threads", str(arguments.threads), "--out", arguments.out]
     if code := subprocess.run(command).returncode:
         return code
     table = json.loads((Path(arguments.out) / TABLE).read_text(encoding="utf-8"))
     first = table["runs"][0]
     header, _ = read_log(Path(arguments.out) / first["folder"])
     name = arguments.name or ("learning" if arguments.task == DEFAULT_TASK else arguments.task)
-    save(name, {"benchmark": name, "threads": cores(), "preset": arguments.preset, "rounds": 1, "options": more,
+    save(name, {"benchmark": name, "threads": arguments.threads, "preset": arguments.preset, "rounds": 1, "options": more,
                 "data": (header.get("corpus") or {}).get("description", arguments.task), "metric": table["metric"],
                 "steps": first["steps"], "ngram_bpc": first["ngram_bpc"], "baselines": first["baselines"],
                 "variants": table["variants"], "runs": table["runs"]})

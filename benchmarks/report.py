@@ -54,9 +54,10 @@ def where(result: dict) -> str:
     host = result["host"]
     versions = ", ".join(f"{label} {host[key]}" for key, label in (("numpy", "NumPy"), ("numba", "Numba"), ("torch", "PyTorch"))
                          if key in host)
+    threads = f"{result['threads']} thread{'s' * (result['threads'] != 1)}"
     rounds = f"median of {result['rounds']} rounds (smallest to largest)" if result["rounds"] > 1 else "one run each"
     width = f", {host['vectors']}" if "vectors" in host else ""  # of registers
-    return f"\n{host['processor']}{width}, {result['threads']} threads, {versions}, {host['date']}: {rounds}.\n"
+    return f"\n{host['processor']}{width}, {threads}, {versions}, {host['date']}: {rounds}.\n"
 
 
 @of_machines
@@ -131,6 +132,8 @@ def learned(name: str) -> str:
     rows = []
     for row in result["variants"]:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
+        if bounds := row.get("interval"):
+            spread += " (95 %: {:.3f} to {:.3f})".format(*bounds)
         rows.append([row["variant"], *(shown(row["swept"][name]) for name in axes), f"{row['parameters']:,}", f"{row['lr']:g}",
                      f"{row[key]:.3f}{spread}", "–" if row["state_bytes"] is None else f"{row['state_bytes'] / 1e3:,.1f} kB"])
     blank = [""] * (2 + len(axes))
