@@ -500,7 +500,7 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
     @property
     def description(self) -> str:
         """What is held out, in a few words."""
-        return f"{self.options.data or 'digits of computed voices'}: {self._size(self.testing)}"
+        return f"{self.options.val_data or self.options.data or 'digits of computed voices'}: {self._size(self.testing)}"
 
     @staticmethod
     def _size(corpus: Corpus) -> str:

@@ -259,6 +259,12 @@ def test_recordings_are_found_and_divided_by_speaker(tmp_path):
         divide(alone[:1])
 
 
+def test_held_out_recordings_have_their_folder_in_the_description(tmp_path):
+    one, two = (str(corpus(tmp_path / name, speakers=2, each=1)) for name in "ab")
+    assert task(data=one, val_data=two).description == f"{two}: 2 utterances of 2 speakers"
+    assert task(data=one).description == f"{one}: 1 utterance of 1 speaker"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
 def test_a_folder_may_have_a_name_that_is_no_text(tmp_path):
     (corpus(tmp_path) / "0").rename(tmp_path / os.fsdecode(b"\xff"))
