@@ -103,7 +103,11 @@ class Trainer:
 
     def evaluate(self, batch: Batch) -> np.ndarray:
         """The sums that the task's ``score`` gives, over a whole batch, without dropout."""
-        return sum(self._map(lambda part: self.task.score(self.model, batch.part(part)), self._slices(batch)))
+        def score(part: slice) -> np.ndarray:
+            with _not_finite():
+                return self.task.score(self.model, batch.part(part))
+
+        return sum(self._map(score, self._slices(batch)))
 
     def find_nonfinite(self, batch: Batch, step: int) -> str | None:
         """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does."""
@@ -137,13 +141,14 @@ class Trainer:
 
     def _micro_batch(self, batch: Batch, part: slice, step: int, index: int, sink: Callable, before=None):
         rng = self._dropout and self._dropout.split(step, index)
-        loss, count = self.task.loss(self.model, batch.part(part), rng)
-        if before is not None:
-            before.wait()
-        on_gpu = is_cupy(loss.data)
-        value = loss.data if on_gpu else loss.item()  # a GPU is not waited for
-        if on_gpu or math.isfinite(value):
-            loss.backward(sink=sink)
+        with _not_finite():
+            loss, count = self.task.loss(self.model, batch.part(part), rng)
+            if before is not None:
+                before.wait()
+            on_gpu = is_cupy(loss.data)
+            value = loss.data if on_gpu else loss.item()  # a GPU is not waited for
+            if on_gpu or math.isfinite(value):
+                loss.backward(sink=sink)
         return value, count
 
     def _slices(self, batch: Batch) -> list[slice]:
@@ -153,6 +158,11 @@ class Trainer:
         parts = -(-sequences // size)
         edges = [sequences * i // parts for i in range(parts + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def _not_finite() -> np.errstate:
+    """NumPy says nothing of numbers that are not finite: a run looks for them itself, and ends with a sentence."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def _load_compiler() -> None:

@@ -505,6 +505,12 @@ def test_a_run_is_judged_by_what_is_held_out_and_by_other_recordings(run, tmp_pa
     assert f"{wrong / 8:.4f} (95 %" in out
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_diverges_ends_with_a_sentence_and_no_warning(tmp_path, capsys):
+    assert cli.main(["train", "conformer", *SMALL, "--lr", "1e30", "--clip", "0", "--out", str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("minitv: error: step 2 made a number that is not finite, first")
+
+
 def test_what_a_run_tells(run):
     lines = (run / "log.jsonl").read_text().splitlines()
     assert '"val_wer_low"' in lines[-1] and '"val_wer_high"' in lines[-1]
