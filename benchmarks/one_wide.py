@@ -67,11 +67,11 @@ def accuracy(mode: str, rule: str, seed: int, arguments: argparse.Namespace) -> 
             if step % 100 == 99 or step == setup.run.steps - 1:
                 print(f"\r{mode}, {rule}, seed {seed}: step {step + 1}, loss {loss:.4f}, {time.perf_counter() - begin:.0f} s ",
                       end="", flush=True)
-        found = task.value(trainer.evaluate(task.held_out()))
+        share = task.value(trainer.evaluate(task.held_out()))
     finally:
         trainer.close()
-    print(f" sequence accuracy {found:.3f}")
-    return round(found, 4)
+    print(f" sequence accuracy {share:.3f}")
+    return round(share, 4)
 
 
 def writing(mode: str, preset: str, batch: int, length: int, seconds: float) -> dict[str, float]:

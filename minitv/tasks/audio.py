@@ -153,12 +153,12 @@ class Audio(Media, name="audio", summary="sound in 8 bits a sample (mu-law), one
         length = max(2, round(options.seconds * rate))
         prefix, remark = np.full((number, 1), SILENCE), ""
         if options.complete is not None:
-            task, given = run.experiment.begin(run.saved), max(1, int(options.complete * length))
+            task, size = run.experiment.begin(run.saved), max(1, int(options.complete * length))
             if number * length > len(task.test):
                 raise UserError(f"--seconds: {number} · {options.seconds:g} seconds are to be completed, and "
                                 f"{len(task.test) / rate:.3g} are held out")
-            prefix = task.test[: number * length].reshape(number, length)[:, :given]  # [N given]
-            remark = f"; {given / rate:.3g} seconds of each are the beginning of one that was held out"
+            prefix = task.test[: number * length].reshape(number, length)[:, :size]  # [N size]
+            remark = f"; {size / rate:.3g} seconds of each are the beginning of one that was held out"
         sounds, pause = [], np.zeros(round(PAUSE * rate), np.float32)
         for i, first in enumerate(prefix):
             rest = generate(run.model, first, length - len(first), Random(options.seed + i),

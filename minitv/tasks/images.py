@@ -218,11 +218,11 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
         prefix, note = None, ""
         if options.complete is not None:
             task = run.experiment.begin(run.saved)
-            given = max(1, int(options.complete * len(order)))
-            prefix = task.sequences(task.held_out_images[:number]).labels[:, :given]  # [N given]
+            size = max(1, int(options.complete * len(order)))
+            prefix = task.sequences(task.held_out_images[:number]).labels[:, :size]  # [N size]
             if len(prefix) < number:
                 raise UserError(f"--count: {number} images are to be completed, and {len(prefix)} are held out")
-            note = f"; the first {given} of {len(order)} pixels are those of images that were held out"
+            note = f"; the first {size} of {len(order)} pixels are those of images that were held out"
         pixels = np.stack([
             draw_image(run.model, form, order, Random(options.seed + i), () if prefix is None else prefix[i],
                        temperature=options.temperature_or(0.8), top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,

@@ -171,13 +171,13 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
 
     def draw(self, random: Random, number: int, held_out: bool) -> Texts:
         """So many pairs of one side, a function of the source of randomness alone."""
-        found: Texts = []
+        texts: Texts = []
         share = 1 / SHARE if held_out else 1 - 1 / SHARE
         for turn in range(TURNS):
             candidates = self._candidates(random.split(turn), int(1.2 * number / share) + SHARE)
-            found += [pair for pair in candidates if is_held_out(pair[0]) == held_out]
-            if len(found) >= number:
-                return found[:number]
+            texts += [pair for pair in candidates if is_held_out(pair[0]) == held_out]
+            if len(texts) >= number:
+                return texts[:number]
         raise UserError(f"--longest: {self.options.longest} digits make so few sources that {'none' if held_out else 'each'} "
                         "is held out: give a larger --longest")
 
@@ -289,9 +289,9 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
         rows = [int(i) for i in rng.integers(0, len(self.examples), SHOWN)]
         pairs = [self.examples[i] for i in rows]
         limit = self._held_out.labels.shape[1]
-        found = model.greedy(self._held_out.source[rows], limit)
+        answers = model.greedy(self._held_out.source[rows], limit)
         lines = []
-        for (source, target), ids in zip(pairs, found, strict=True):
+        for (source, target), ids in zip(pairs, answers, strict=True):
             answer = self.tokenizer.decode(ids)
             lines.append(f"{source} → {answer}" + ("" if answer == target else f"   wrong, it is {target}"))
         return "\n".join(lines)

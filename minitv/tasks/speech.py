@@ -200,10 +200,10 @@ class Recordings(Corpus):
         kept, self._frames, notes, total = [], [], {}, 0
         for recording in tqdm(every, desc="reading sound", unit="file", delay=2, leave=False, disable=None):
             try:
-                sound, said = read_sound(recording.path, front.rate)
+                sound, remarks = read_sound(recording.path, front.rate)
             except NoSound:
-                sound, said = np.zeros(0, np.float32), []
-            for note in said:
+                sound, remarks = np.zeros(0, np.float32), []
+            for note in remarks:
                 notes.setdefault(note, []).append(recording.name)
             why = ("there is no sound" if not len(sound) else "there are no words" if not recording.text else
                    f"it has more than --context {context} frames" if front.frames(len(sound)) > context else "")
@@ -241,7 +241,7 @@ def recordings(folder: str, flag: str) -> list[Recording]:
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{flag} {folder}: there is no such folder, a folder with recordings and transcripts is needed")
-    found: dict[str, Recording] = {}
+    by_name: dict[str, Recording] = {}
     for path in sorted(root.rglob("*.trans.txt")):
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -254,18 +254,18 @@ def recordings(folder: str, flag: str) -> list[Recording]:
             if name not in sounds:
                 raise UserError(f"{path}: {plain(name, 60)} has a transcript and no recording, "
                                 f"{' or '.join(name + suffix for suffix in SUFFIXES)} is needed beside it")
-            if name in found:
-                raise UserError(f"{path}: {plain(name, 60)} has a transcript in {found[name].path.parent} already")
+            if name in by_name:
+                raise UserError(f"{path}: {plain(name, 60)} has a transcript in {by_name[name].path.parent} already")
             above = path.parent.relative_to(root).parts
             speaker = above[0] if above else name.partition("-")[0]
-            found[name] = Recording(name, speaker, sounds[name], " ".join(words))
-    if not found:
+            by_name[name] = Recording(name, speaker, sounds[name], " ".join(words))
+    if not by_name:
         raise UserError(f"{flag} {folder}: there is no transcript, a file *.trans.txt with lines of a name and a text")
-    known = {recording.path.with_suffix("") for recording in found.values()}
+    known = {recording.path.with_suffix("") for recording in by_name.values()}
     if silent := [path.name for path in sorted(root.rglob("*"))
                   if path.suffix.lower() in SUFFIXES and path.with_suffix("") not in known]:
         tell(f"{flag} {folder}: left out, because there is no transcript: {_some(silent)}", "note      ")
-    return [found[name] for name in sorted(found)]
+    return [by_name[name] for name in sorted(by_name)]
 
 
 def divide(every: Sequence[Recording]) -> tuple[list[Recording], list[Recording]]:
