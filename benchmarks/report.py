@@ -164,37 +164,16 @@ def extrapolation() -> str:
 def streaming() -> str:
     """What a cache of fixed size costs, with and without the first tokens in it."""
     result, rows = results("streaming"), []
+
+    def rise(values: dict) -> str:
+        return f"{round(values['rise'], 3) + 0.0:+.3f} ± {values['error']:.3f}"  # 0.0 takes the sign of -0.0 away
+
     for kind, numbers in result["models"].items():
         for sinks, values in numbers["sinks"].items():
-            rows.append([f"`{kind}`", f"{sinks} + {numbers['cache'] - int(sinks)}", f"{values['beyond']:.3f}",
-                         f"{values['rise']:+.3f} ± {values['error']:.3f}", f"{values['us_per_token']:.0f}"])
-        again = numbers["recomputation"]
-        rows.append([f"`{kind}`", "recomputation", "", f"{again['rise']:+.3f} ± {again['error']:.3f}",
-                     f"{again['us_per_token']:.0f}"])
-    header = ["`--sink-kind`", "sinks + recent tokens", "bits per character beyond the cache", "rise over the reference",
-              "µs per token"]
-    return table(header, rows) + f"{result['verdict']} " + where(result)
-
-
-def one_wide() -> str:
-    """What sharing and dropping feed-forward networks does to weights, work, accuracy and the speed of writing."""
-    result = results("one_wide")
-    first = next(iter(result["modes"].values()))
-    rules = list(first["accuracy"])
-    places = [(preset, batch) for preset, batches in first["writing"].items() for batch in batches]
-    rows = []
-    for mode, numbers in result["modes"].items():
-        sizes = numbers["sizes"]
-        rows.append([mode, f"{sizes['unique']:,}", f"{sizes['executed']:,}", f"{sizes['encoder'] + sizes['memory']:,}",
-                     f"{sizes['decoder']:,}",
-                     *(f"{sum(numbers['accuracy'][rule]) / len(numbers['accuracy'][rule]):.3f}" for rule in rules),
-                     *(ratio(numbers["writing"][preset][batch]["ratio"]) for preset, batch in places)])
-    header = ["sharing and dropping", "weights", "executed", "products for a source's token", "for a target's",
-              *(f"`{rule}`" for rule in rules), *(f"× writing, `{preset}`, {batch} at once" for preset, batch in places)]
-    seeds = result["options"]["seeds"]
-    return table(header, rows) + where(result) + (
-        f"Accuracies are the share of targets without a mistake after {result['options']['steps']} steps, "
-        f"{f'means of {seeds} seeds' if seeds > 1 else 'one seed'}. The speed of writing is a multiple of the Transformer's.\n")
+            rows.append([f"`{kind}`", f"{sinks} + {numbers['cache'] - int(sinks)}", f"{values['beyond']:.3f}", rise(values)])
+        rows.append([f"`{kind}`", "recomputation", "", rise(numbers["recomputation"])])
+    header = ["`--sink-kind`", "sinks + recent tokens", "bits per character beyond the cache", "rise over the reference"]
+    return table(header, rows) + f"\n{result['verdict']}\n" + where(result)
 
 
 @of_machines

@@ -139,7 +139,8 @@ def verdict(models: dict[str, dict], context: int) -> str:
     plain = models["first-tokens"]["sinks"]["0"]
     most = max(sum(layer[:4]) for layer in models["first-tokens"]["mass"])
     equal = float(np.mean(4 / np.arange(context // 2 + 1, context + 1)))
-    text = (f"Without its first tokens the plain model loses {plain['rise']:.3f} ± {plain['error']:.3f} bits per character "
+    rise = round(plain["rise"], 3) + 0.0  # no -0.000
+    text = (f"Without its first tokens the plain model loses {rise:.3f} ± {plain['error']:.3f} bits per character "
             f"beyond the cache: the jump of the paper {'occurs' if plain['jump'] else 'does not occur'} at this size. Four "
             f"tokens get {100 * most:.0f} % of the attention of a layer at most; equal weights would give them "
             f"{100 * equal:.0f} %.")
