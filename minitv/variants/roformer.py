@@ -56,7 +56,8 @@ How to choose:
   for long texts take a larger one, so that slow pairs do not turn far: Llama 3 takes 500000.
 - --rotated: pairs that are not turned compare contents wherever they stand. The paper turns all channels, GPT-NeoX a quarter,
   GPT-J 64 of 256. The angles are then those of a head that has the turned channels alone: K in θ_j is their number.
-- --heads: K = D / H must be even. A small K has few pairs, and so few speeds.
+- --heads: K = D / H must be even. A small K has few pairs, and so few speeds. ``roformer-linear`` remembers D K numbers in a
+  layer, so fewer heads remember more; its preset nanogpt-cpu has 2.
 - --pairing: a model that is trained from the start learns equally well with both. Weights of another model need that model's.
 - --scaling, not in ``roformer-linear``: ntk and dynamic-ntk are meant for reading longer texts without further training, the
   others for further training. --xpos is in ``roformer`` alone.
@@ -421,6 +422,7 @@ LINEAR = Variant(
     mixer=RotaryLinear,
     options=LinearOptions,
     overrides=dict(positions="none"),
+    presets={"nanogpt-cpu": dict(heads=2)},  # a state has K numbers for each channel of the values: twice as many as of 4 heads
     page=Page(
         formula="y_m = Σ_{n ≤ m} (R_m φ(q_m)) · (R_n φ(k_n)) v_n / Σ_{n ≤ m} φ(q_m) · φ(k_n) in every head, φ(x) = elu(x) + 1",
         cost=COST + "for linear attention O(T D (M + K)) in chunks of M tokens, by which models train here. Memory: "
