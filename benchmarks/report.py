@@ -176,6 +176,27 @@ def streaming() -> str:
     return table(header, rows) + f"\n{result['verdict']}\n" + where(result)
 
 
+def one_wide() -> str:
+    """What sharing and dropping feed-forward networks does to weights, work, accuracy and the speed of writing."""
+    result = results("one_wide")
+    first = next(iter(result["modes"].values()))
+    rules = list(first["accuracy"])
+    places = [(preset, batch) for preset, batches in first["writing"].items() for batch in batches]
+    rows = []
+    for mode, numbers in result["modes"].items():
+        sizes = numbers["sizes"]
+        rows.append([mode, f"{sizes['unique']:,}", f"{sizes['executed']:,}", f"{sizes['encoder'] + sizes['memory']:,}",
+                     f"{sizes['decoder']:,}",
+                     *(f"{sum(numbers['accuracy'][rule]) / len(numbers['accuracy'][rule]):.3f}" for rule in rules),
+                     *(ratio(numbers["writing"][preset][batch]["ratio"]) for preset, batch in places)])
+    header = ["sharing and dropping", "weights", "executed", "products for a source's token", "for a target's",
+              *(f"`{rule}`" for rule in rules), *(f"× writing, `{preset}`, {batch} at once" for preset, batch in places)]
+    seeds = result["options"]["seeds"]
+    return table(header, rows) + where(result) + (
+        f"Accuracies are the share of targets without a mistake after {result['options']['steps']} steps, "
+        f"{f'means of {seeds} seeds' if seeds > 1 else 'one seed'}. The speed of writing is a multiple of the Transformer's.\n")
+
+
 @of_machines
 def without(result: dict) -> str:
     """What each technique is worth: speed with it over speed without it, and the same of memory where that differs."""
@@ -222,7 +243,7 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
 }
 TABLES: dict[str, Callable[[], str]] = {
     **{writer.__name__: writer for writer in (train, decode, ops, scaling, scaling_long, extrapolation, duplication, streaming,
-                                              without, variants)},
+                                              one_wide, without, variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 
