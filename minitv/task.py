@@ -15,6 +15,7 @@ from autograd.random import Random
 
 from .errors import CheckpointError, UserError
 
+EVERYTHING = "everything"  # stands in a state in place of a hash: other data, all of which is held out
 NOTHING = -1  # a label where no answer is asked
 
 
@@ -70,6 +71,7 @@ class Task:
     writes: ClassVar[tuple[str, ...]] = ()  # the options of `minitv sample` that concern what a model of it writes
     suffix: ClassVar[str] = ""  # of the file that a model of it writes, where that is no text
 
+    hashed: ClassVar[str] = ""  # where a state has the hash of the data, if a trained model can be judged by other data
     judged: ClassVar[tuple[str, str, str] | None] = None  # `minitv eval` without text: metric, what has a loss, what counts
 
     vocab: int  # ids are 0 ... vocab - 1
@@ -187,7 +189,15 @@ class Task:
     @classmethod
     def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
         """A checkpoint's state for a task with other data, all of which is held out; UserError where data is drawn."""
-        raise UserError(f"--data: the sequences of the task {cls.name} are drawn, and the held-out ones are always the same")
+        if not cls.hashed:
+            raise UserError(f"--data: the sequences of the task {cls.name} are drawn, and the held-out ones are always the "
+                            "same")
+        return {**saved, cls.hashed: EVERYTHING}
+
+    @classmethod
+    def holds_out_all(cls, saved: Mapping[str, Any] | None) -> bool:
+        """Whether a state is one that ``of_other_data`` gave."""
+        return saved is not None and saved.get(cls.hashed) == EVERYTHING
 
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -308,9 +308,9 @@ class EncoderDecoder(Encoder):
                 live = np.flatnonzero(~ends)[:size]
                 sums, state = totals.reshape(-1)[order[live]], _chosen(state, rows[live])
                 ids = np.concatenate([ids[rows[live]], tokens[live, None]], axis=1)
-        ends = complete or [Hypothesis(row[1:], float(total), float(total) / max(limit, 1) ** penalty)
-                            for row, total in zip(ids, sums, strict=True)]
-        return sorted(ends, key=lambda hypothesis: -hypothesis.score)[:size]
+        results = complete or [Hypothesis(row[1:], float(total), float(total) / max(limit, 1) ** penalty)
+                               for row, total in zip(ids, sums, strict=True)]
+        return sorted(results, key=lambda hypothesis: -hypothesis.score)[:size]
 
     # -- what it is made of
 

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, UserError
-from ..task import Task
-
-EVERYTHING = "everything"  # stands in a state in place of a hash: other data, all of which is held out
+from ..task import EVERYTHING, Task
 
 
 class Media(Task):
@@ -23,7 +21,7 @@ class Media(Task):
     """
 
     rising = False
-    judged = "bits", "value", "values"
+    hashed, judged = "data_sha256", ("bits", "value", "values")
     form: dict[str, int]
     sha256: str
     notes: list[str]
@@ -49,10 +47,6 @@ class Media(Task):
         if not isinstance(form, Mapping) or any(type(value) is not int or value < 1 for value in form.values()):
             raise CheckpointError("the checkpoint has no form, an object of positive integers")
         return dict(form)
-
-    @classmethod
-    def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
-        return {**saved, "data_sha256": EVERYTHING}
 
     def remarks(self, sums: np.ndarray) -> list[str]:
         return self.notes

@@ -58,7 +58,7 @@ from ..report import count
 from ..sample import generate
 from ..task import Batch
 from ._drawn import HELD_OUT, check_drawn
-from ._media import EVERYTHING, Media, digest
+from ._media import Media, digest
 
 COUNTING = Random(3).split(2**63)  # the source of the drawn images that the baselines count
 DRAWN_LEVELS, COUNTED_DRAWN = 16, 5000
@@ -143,7 +143,7 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
                             f"{context} at once: give --context {height * width}, or smaller images")
         if pixels is not None:
             pixels = (pixels.astype(np.int64) * levels // depth).astype(np.uint8)
-            self._whole = saved is not None and saved.get("data_sha256") == EVERYTHING
+            self._whole = self.holds_out_all(saved)
             cut = 0 if self._whole else int(TRAINING * len(pixels))
             if saved is None and not 0 < cut < len(pixels):
                 raise UserError(f"--data: {self.description}, allowed: at least 2, since a fifth is held out")

@@ -58,12 +58,11 @@ from ..models.encdec import PADDING, EncoderDecoder, padded
 from ..options import DATA
 from ..report import count, tell
 from ..sources import Reader, check_encoding
-from ..task import NOTHING, Batch, Task
+from ..task import EVERYTHING, NOTHING, Batch, Task
 from ..tokenizer import CharTokenizer, from_json
 from ._drawn import HELD_OUT, DrawnOptions, check_drawn
 
 DIGITS = "0123456789"
-EVERYTHING = "everything"  # stands in a state in place of a hash: other pairs, all of which are held out
 SHARE = 10  # one of so many sources is held out
 TURNS = 200  # of drawing, for sources on the side that is asked for
 COMMONEST = Random(3).split(2**63)  # pairs of which a baseline learns, the same for every seed of a run
@@ -130,6 +129,7 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     reads = EncoderDecoder.reads
     defaults: ClassVar[dict[str, Any]] = {"batch": 64, "steps": 1000, "eval_every": 100}
     metric, goal = "sequence accuracy", 0.9
+    hashed = "pairs_sha256"
     judged = "accuracy", "token", "pairs"
     writes = ("prompt", "tokens", "stop", "beam", "length_penalty")
     after = "ask it with: minitv sample {directory} --prompt SOURCE"
@@ -141,7 +141,7 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
         began = None if saved is None else saved.get("pairs_sha256", EVERYTHING)
         if saved is None:
             check_drawn(options, "pairs that are drawn", "rule", "shortest", "longest")
-        self._everything = bool(saved) and saved.get("pairs_sha256") == EVERYTHING  # is held out
+        self._everything = self.holds_out_all(saved)  # is held out
         alphabet = self._open() if options.data else self._fitting()
         self.tokenizer = CharTokenizer.train(alphabet) if saved is None else self.stored_tokenizer(saved)
         if saved is not None and began not in (self.sha256, EVERYTHING):
@@ -313,10 +313,6 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
     @classmethod
     def stored_vocab(cls, saved: Mapping[str, Any]) -> int:
         return cls.stored_tokenizer(saved).vocab + 1
-
-    @classmethod
-    def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
-        return {**saved, "pairs_sha256": EVERYTHING}
 
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any]:

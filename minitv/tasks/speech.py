@@ -79,7 +79,6 @@ STRANGERS = 10**6  # held-out speakers of the digits have numbers from here on
 MEASURED = 32  # utterances of digits whose frames say how all are normalised
 SHOWN = 3  # utterances on the screen
 NAMED = 5  # utterances that a note names
-EVERYTHING = "everything"  # stands in a state in place of a hash: other recordings, all of which are held out
 
 
 @dataclass(frozen=True)
@@ -318,6 +317,7 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
     causal = False
     defaults = {"batch": 16, "steps": 400, "eval_every": 100, "warmup": 100}  # noqa: RUF012
     metric, unit, key, rising = "word error rate", "WER", "wer", False
+    hashed = "training_sha256"
     judged = "errors", "label", "utterances"
     baselines = {"all blank": 1.0}  # noqa: RUF012
     after = "write down recordings with: minitv transcribe {directory} FILE.wav"
@@ -325,7 +325,7 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
     def __init__(self, options: SpeechOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         self.options, self.context, self._count, self._random = options, context, batch, Random(seed)
         front = FrontEnd(options.rate, options.mels)
-        whole = saved is not None and saved.get("training_sha256") == EVERYTHING
+        whole = self.holds_out_all(saved)
         if saved is None:
             check_drawn(options, "digits of computed voices", "utterances", "longest", "snr", "eval_examples")
         if options.data:
@@ -511,10 +511,6 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
     def state(self) -> dict[str, Any]:
         return {"labels": self.alphabet.kind, "units": list(self.alphabet.units), "scale": self.front.scale.tolist(),
                 "training_sha256": self._sha256}
-
-    @classmethod
-    def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
-        return {**saved, "training_sha256": EVERYTHING}
 
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any]:

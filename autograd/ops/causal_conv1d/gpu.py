@@ -33,13 +33,18 @@ def correlate(x, g, count, first=0):
     return sums.sum(axis=0)
 
 
+def filtered(x, weight, bias, ahead):
+    """``forward`` of depthwise_conv1d, whose outputs see ``ahead`` later positions."""
+    taps = weight.T[::-1]  # backwards from the furthest ahead
+    return convolve(x, taps, -ahead, bias), (x, taps, bias is not None, ahead)
+
+
 def forward(x, weight, bias):
-    taps = weight.T[::-1]  # the last is the present
-    return convolve(x, taps, 0, bias), (x, taps, bias is not None)
+    return filtered(x, weight, bias, 0)
 
 
 def backward(saved, g):
-    x, taps, biased = saved
-    gx = convolve(g, taps[::-1], 1 - len(taps))
-    gweight = correlate(x, g, len(taps))[::-1].T
+    x, taps, biased, ahead = saved
+    gx = convolve(g, taps[::-1], 1 - len(taps) + ahead)
+    gweight = correlate(x, g, len(taps), -ahead)[::-1].T
     return gx, gweight, g.sum(axis=(0, 1)) if biased else None
