@@ -234,9 +234,10 @@ class SampleOptions:
         if self.tokens is None and (self.count or 1) > 1:
             raise UserError(f"--count {self.count}: the first text has no end without --tokens, allowed: 1")
 
-    def temperature_or(self, usual: float) -> float:
-        """The temperature, if it was given, or the usual one of what is written."""
-        return usual if self.temperature is None else self.temperature
+    def drawing(self, usual: float = 0.8) -> dict[str, Any]:
+        """How ``generate`` draws, by its arguments; ``usual`` is the temperature of what is written, if none was given."""
+        return {"temperature": usual if self.temperature is None else self.temperature, "top_k": self.top_k,
+                "top_p": self.top_p, "min_p": self.min_p, "repetition_penalty": self.repetition_penalty}
 
 
 ONE_TEXT = "--data and --text: give one of them, the text that the model is to predict"

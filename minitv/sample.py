@@ -170,9 +170,7 @@ class Trained(NamedTuple):
     @staticmethod
     def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seed: int, temperature: float) -> Iterator[int]:
         """The ids that ``generate`` draws; ``temperature`` stands for an option that is not given."""
-        return generate(model, prompt, options.tokens, Random(seed), temperature=options.temperature_or(temperature),
-                        top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
-                        repetition_penalty=options.repetition_penalty)
+        return generate(model, prompt, options.tokens, Random(seed), **options.drawing(temperature))
 
     def _answer(self, options: SampleOptions, seed: int) -> Iterator[str]:
         """The target of the source ``options.prompt``, token after token; of a beam as a whole."""

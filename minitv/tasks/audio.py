@@ -161,10 +161,7 @@ class Audio(Media, name="audio", summary="sound in 8 bits a sample (mu-law), one
             remark = f"; {size / rate:.3g} seconds of each are the beginning of one that was held out"
         sounds, pause = [], np.zeros(round(PAUSE * rate), np.float32)
         for i, first in enumerate(prefix):
-            rest = generate(run.model, first, length - len(first), Random(options.seed + i),
-                            temperature=options.temperature_or(0.8),
-                            top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
-                            repetition_penalty=options.repetition_penalty)
+            rest = generate(run.model, first, length - len(first), Random(options.seed + i), **options.drawing())
             sounds += [pause] * bool(i) + [from_mu_law(np.append(first, np.fromiter(rest, np.int64)))]
         write_wav(path, np.concatenate(sounds), rate)
         return f"{number} sound{'s' * (number != 1)} of {length / rate:g} seconds, {rate} samples a second{remark}"

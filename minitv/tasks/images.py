@@ -225,8 +225,7 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
             note = f"; the first {size} of {len(order)} pixels are those of images that were held out"
         pixels = np.stack([
             draw_image(run.model, form, order, Random(options.seed + i), () if prefix is None else prefix[i],
-                       temperature=options.temperature_or(0.8), top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
-                       repetition_penalty=options.repetition_penalty) for i in range(number)])
+                       **options.drawing()) for i in range(number)])
         write_png(path, grid(pixels, form["levels"]))
         return f"{number} image{'s' * (number != 1)} of {form['rows']} by {form['columns']} pixels{note}"
 
