@@ -298,8 +298,8 @@ def identity(name: str, statement: Callable) -> Law:
 def law(op, name: str, *, exact: Callable | None = None) -> Callable:
     """Declare a named identity of ``op`` below its algorithm: ``statement(case, draw)`` raises AssertionError when it fails.
 
-    Of an estimate, ``exact`` takes the inputs and parameters by name, calls the operator that is estimated, and gives None where
-    nothing is.
+    Of an estimate, ``exact`` takes the inputs and parameters by name and calls the operator that is estimated; it gives None
+    where there is none.
     """
     def declare(statement: Callable) -> Callable:
         op.laws += (Law(name, statement, exact=exact),)

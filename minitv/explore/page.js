@@ -275,12 +275,12 @@
       this.head.value = String(this.matrix);
       const sums = one.sums[0] === one.sums[1] || one.sums[1] - one.sums[0] < 1e-6 ? `Each row adds up to ${short(one.sums[1])}.` :
         `Rows add up to ${short(one.sums[0])} … ${short(one.sums[1])}.`;
-      panel.querySelector(".note").textContent = `${one.about} M times the values of this text is the output; the largest error is ` +
+      panel.querySelector(".law").textContent = `${one.about} M times the values of this text is the output; the largest error is ` +
         `${one.error.toExponential(0)} of it. ${sums}` + (one.blocks > 1 ? ` ${one.blocks} sequences stand side by side.` : "") +
         (rows < one.rows || columns < one.columns ? ` The first ${rows} of ${one.rows} rows and ${columns} of ${one.columns} columns are shown.` : "");
       this.row.max = String(rows - 1);
       panel.querySelector(".pick .hint").textContent = (one.negative ? "Blue is added, orange is subtracted. " : "The darker, the more. ")
-        .replace("darker", dark.matches ? "lighter" : "darker") + (fine ? "Press a row to read its numbers." : "Tap a row to read its numbers.");
+        .replace("darker", dark.matches ? "lighter" : "darker") + "Press a row to read its numbers.";
       for (const button of panel.querySelectorAll(".glance button"))
         button.setAttribute("aria-pressed", String(button.dataset.call === String(call) && button.dataset.head === String(this.matrix)));
       this.mark(this.marked === undefined ? rows - 1 : this.marked);
@@ -345,16 +345,16 @@
 
     distance() {
       const one = this.now, panel = this.of("distance"), [far, spectrum, read] = panel.querySelectorAll(".plot"), d = one.distances;
-      const each = (list, x) => list.map((y, i) => ({ name: one.names[i], x, y }));
+      const each = (list, x, legend) => list.map((y, i) => ({ name: one.names[i], x, y, legend }));
       far.hidden = spectrum.hidden = !d;
       const ways = d && d.toeplitz ? "Weights depend on distances alone: this is a filter, in time and in frequency." :
-        "The mean of the weights at each distance t - s, and the same in frequency.";
+        "The mean of |M| at each distance t - s, and the same in frequency.";
       panel.querySelector(".note").textContent = (d ? ways + " " : "") + "Below: how much each position is read, by those that may read it.";
       if (d) {
         lines(far, each(d.weights, d.lags), "distance t - s", "weight");
-        lines(spectrum, each(d.gains, d.frequencies), "frequency, cycles for each position", "gain");
+        lines(spectrum, each(d.gains, d.frequencies, false), "frequency, cycles for each position", "gain");
       }
-      lines(read, each(one.read, one.read[0].map((_, s) => s)), "position s", "mean of |M|");
+      lines(read, each(one.read, one.read[0].map((_, s) => s), !d), "position s", "mean of |M|");
     }
 
     inputs() {
@@ -369,7 +369,7 @@
         if (input.values) {
           const x = input.values.map((_, i) => i + 1);
           draw(box, () => [{ type: input.values.length > 32 ? "scatter" : "bar", mode: "markers", x, y: input.values, marker: { color: colours()[0] },
-            hovertemplate: "%{x}: %{y:.6g}<extra></extra>" }], { xaxis: { title: input.axes[0] }, yaxis: {} });
+            hovertemplate: "%{x}: %{y:.6g}<extra></extra>" }], { xaxis: { title: input.axes[0], ...(x.length <= 16 ? { dtick: 1 } : {}) }, yaxis: {} });
           if (input.values.length <= 16) drawn.append(table([input.axes[0], input.name], x.map((i) => [String(i), input.values[i - 1]]), input.name));
         } else if (input.integers) {
           const map = input.integers[Math.min(this.matrix, input.integers.length - 1)];

@@ -71,7 +71,9 @@ def _side(side: str, names: Sequence[str]) -> str:
               f'<div class="text" id="tokens-{side}" role="listbox" tabindex="0" aria-labelledby="text-title-{side}"></div>'
               '<p class="hint">Point at a token, or move with the arrow keys.</p><div class="said" role="status"></div>'
               '<details><summary>As a table</summary><div class="scroll"></div></details>'),
-        panel("mixing", "What each position takes from which", '<p class="note"></p>'
+        panel("mixing", "What each position takes from which",
+              '<p class="note">M[t, s] says how much of the values at position s is in the output at position t.</p>'
+              '<p class="note law"></p>'
               f'<p class="controls"><label for="call-{side}">Layer</label> <select id="call-{side}" class="call"></select> '
               f'<label for="head-{side}">Matrix</label> <select id="head-{side}" class="head"></select> '
               f'<label for="scale-{side}">Colours</label> <select id="scale-{side}" class="scale">'
@@ -84,7 +86,7 @@ def _side(side: str, names: Sequence[str]) -> str:
               '<div class="rowtable"></div></div>'
               '<div class="every"><h4>All at a glance</h4><p class="hint">Press one to enlarge it.</p>'
               '<div class="glance"></div></div>'),
-        panel("distance", "How far it looks", '<p class="note"></p>' + plot("Weight by distance")
+        '<div class="rest">', panel("distance", "How far it looks", '<p class="note"></p>' + plot("Weight by distance")
               + plot("The same as a spectrum over frequencies", "spectrum") + plot("How much each position is read", "read")),
         panel("inputs", "What else the operator reads", '<p class="note"></p><div class="drawn"></div>'),
         panel("influence", "Which token changes which prediction", '<p class="note"></p>'
@@ -93,4 +95,4 @@ def _side(side: str, names: Sequence[str]) -> str:
               + '<details><summary>As a table</summary><div class="scroll"></div></details>'),
         panel("readings", "Numbers of the layers in training", plot("Numbers of the layers by step")),
         panel("sample", "An example of what it writes", "<pre></pre>"),
-        panel("missing", "What is not shown", "<ul></ul>"), "</div>"])
+        panel("missing", "What is not shown", "<ul></ul>"), "</div></div>"])

@@ -95,8 +95,9 @@ def example_of(run: Trained, directory: str, options: ExploreOptions) -> Example
     except CheckpointError:
         raise
     except UserError as error:
-        raise UserError(f"{directory}: the data of the run cannot be read ({error}); give a text of your own with --text FILE, "
-                        "or the data where it was") from None
+        reason = str(error).partition(";")[0].removeprefix("--data: ")
+        raise UserError(f"{directory}: the data of the run is not there as it was, {reason}; allowed: a text of your own with "
+                        "--text FILE") from None
     rows = max(1, TEXT // max(held_out.inputs.shape[1], 1)) if asks_tokens(held_out) else 1
     about = getattr(task, "description", "") or (task.corpus.description if hasattr(task, "corpus") else "")
     return Example(held_out.part(slice(0, min(rows, 8))), task.word, f"held out: {about}", task)
@@ -268,19 +269,17 @@ def _mixing(one: Mixing, tokens: int) -> dict[str, Any]:
 
 
 def _distances(matrices: np.ndarray) -> dict[str, Any]:
-    """The mean weight at each distance t - s, and its spectrum: of a matrix that depends on distances alone, its filter."""
+    """The mean of |M| at each distance t - s, and its spectrum; where all M depend on distances alone, M itself, a filter."""
     size = matrices.shape[1]
     lower = not np.triu(matrices, 1).any()
     lags = list(range(0 if lower else 1 - size, size))
-    means, toeplitz = [], True
-    for matrix in matrices:
-        diagonals = [np.diagonal(matrix, -lag) for lag in lags]
-        toeplitz &= all(np.ptp(diagonal) <= 1e-9 * max(np.abs(matrix).max(), 1e-300) for diagonal in diagonals)
-        means.append([diagonal.mean() for diagonal in diagonals])
-    means = np.array(means)
+    diagonals = [[np.diagonal(matrix, -lag) for lag in lags] for matrix in matrices]
+    toeplitz = all(np.ptp(diagonal) <= 1e-9 * np.abs(matrix).max() for matrix, every in zip(matrices, diagonals, strict=True)
+                   for diagonal in every)
+    means = np.array([[(diagonal if toeplitz else np.abs(diagonal)).mean() for diagonal in every] for every in diagonals])
     spectrum = np.abs(np.fft.rfft(means, axis=1))
     frequencies = np.fft.rfftfreq(len(lags))
-    return {"lags": lags, "weights": [[_round(x) for x in row] for row in means], "toeplitz": bool(toeplitz),
+    return {"lags": lags, "weights": [[_round(x) for x in row] for row in means], "toeplitz": toeplitz,
             "frequencies": [_round(x) for x in frequencies], "gains": [[_round(x) for x in row] for row in spectrum]}
 
 

@@ -6,7 +6,6 @@ import base64
 import json
 import math
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -32,6 +31,7 @@ from minitv.nn import Linear, Module, Parameter
 from minitv.ops import attention
 from minitv.options import ExploreOptions
 from tests.conftest import full
+from tests.minitv.browser import missing, prefer, show, start
 from tests.minitv.models import build, logits_of
 
 SMALL = dict(context=8, layers=1, width=8)
@@ -294,41 +294,14 @@ def test_without_plotly(monkeypatch, capsys):
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync")
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     pytest.importorskip("plotly")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("there is no Chromium with its driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    if reason := missing():
+        pytest.skip(reason)
+    browser = start(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.quit()
-
-
-def opened(browser, path, width, scheme):
-    """Open a page in a window of this width, and see that nothing went wrong on the way."""
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                            dict(width=width, height=800, deviceScaleFactor=1, mobile=width < 500))
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[dict(name="prefers-color-scheme", value=scheme)]))
-    browser.get("about:blank")
-    browser.get_log("performance"), browser.get_log("browser")  # of what the browser opens by itself
-    browser.get(path.as_uri())
-    for _ in range(200):
-        if browser.execute_script("return document.documentElement.dataset.ready"):
-            break
-        time.sleep(0.1)
-    assert browser.execute_script("return document.documentElement.dataset.ready") == "yes"
 
 
 def no_complaints(browser):
@@ -345,7 +318,7 @@ def test_the_page_in_a_browser(runs, browser, width, scheme):
     """Every panel draws, fits the screen, and has the numbers of Python; two runs stand side by side."""
     path = runs / f"page-{width}.html"
     assert main(["explore", str(runs / "a<b>&amp;"), str(runs / "rwkv"), "--out", str(path)]) == 0
-    opened(browser, path, width, scheme)
+    show(browser, path, width, scheme)
     script = browser.execute_script
     assert script("return document.documentElement.scrollWidth") <= width
     panels = script("""return [...document.querySelectorAll('section[id]')].filter((s) => !s.hidden).map((s) => [s.id,
@@ -381,8 +354,7 @@ def test_the_page_in_a_browser(runs, browser, width, scheme):
     # the other scheme changes the colours of what is drawn
     colour = "return document.querySelector('#curves .plot').layout.font.color"
     before = script(colour)
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[
-        dict(name="prefers-color-scheme", value="light" if scheme == "dark" else "dark")]))
+    prefer(browser, "light" if scheme == "dark" else "dark")
     time.sleep(0.3)
     assert script(colour) != before
     script("const s = document.getElementById('run-b'); s.value = '0'; s.dispatchEvent(new Event('change'))")
