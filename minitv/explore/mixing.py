@@ -293,7 +293,7 @@ class _Graph:
                 made = one.matrices()
                 if made is not None and not made.diagonal and not made.same(matrices):
                     suffix = f" of {name}" if len(values_of(c)) > 1 else ""
-                    parts.append(Mixing(self.place(c), c.op.name + suffix, c, one, made, False))
+                    parts.append(Mixing(self.place(c), f"{c.op.name}{suffix} alone", c, one, made, False))
         title = " + ".join(dict.fromkeys([call.op.name, *(c.op.name for c in mixers if parts)]))
         others = [c.op for c in path.calls if c not in mixers]
         if parts and any(other.name == "multiply" or any(law.linear for law in other.laws) for other in others):
@@ -312,6 +312,7 @@ class _Graph:
         """The matrices of what an operator says it is an estimate of."""
         values = dict(zip(call.op.places, [*call.inputs, *call.params.values()], strict=True))
         for exact in record(lambda: function(**values))[-1:]:
+            exact.place = call.place
             path = Path(exact.named(values_of(exact)[0]), exact.outputs[0], [exact])
             if (made := path.matrices()) is not None:
                 yield Mixing(self.place(call), f"{exact.op.name}, which {call.op.name} estimates", exact, path, made, False)
@@ -350,7 +351,7 @@ class _Graph:
         return ".".join(parts[: numbers[0] + 1]) if numbers else None
 
     def place(self, call: Call) -> str:
-        """The module that a call belongs to: the one that has its parameters, or all those of the calls that lead to it."""
+        """The module that a call belongs to: the one that has its parameters, or those of the calls that lead to it."""
         if own := [self.owners[name] for name in self.parameters(call)]:
             return own[0]
         seen, queue, nearest = set(), [call], []
@@ -365,9 +366,8 @@ class _Graph:
                 queue += [self.makers[id(x)] for x in current.inputs if id(x) in self.makers]
         if not nearest:
             return ""
-        latest = self.block(max(nearest)[1])
-        places = [place.split(".") for _, place in nearest if self.block(place) == latest]
-        return ".".join(common for common, *others in zip(*places, strict=False) if all(other == common for other in others))
+        latest = max(nearest)[1]  # or the module around it, if that, too, is near
+        return min((place for _, place in nearest if f"{latest}.".startswith(f"{place}.")), key=len)
 
 
 def _apparent(call: Call) -> list[Tensor]:

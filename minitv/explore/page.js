@@ -61,7 +61,7 @@
     return [n >> 16, (n >> 8) & 255, n & 255];
   };
   const root = (x) => Math.sign(x) * Math.sqrt(Math.abs(x));
-  const heat = (box, values, rows, columns, { words, negative, scaled = true, unit = "weight", sides = ["t", "s"], mark, first = 0 }) => {
+  const heat = (box, values, rows, columns, { words, negative, scaled = true, unit = "weight", sides = ["t", "s"], titles = ["position that reads", "position that is read"], mark, first = 0 }) => {
     const z = matrix(values, rows, columns, first);
     const text = z.map((row, t) => Array.from(row, (x, s) =>
       `${sides[0]} = ${t}${words.rows ? " " + esc(seen(words.rows[t])) : ""}, ` +
@@ -76,8 +76,8 @@
       zmin: negative ? -look(top) : 0, zmax: look(top),
       colorscale: negative ? [[0, css("--less")], [0.5, css("--zero")], [1, css("--more")]] : [[0, css("--zero")], [1, css("--more")]],
     }], {
-      xaxis: axis(`${sides[1]}: position that is read`, words.columns, columns),
-      yaxis: { ...axis(`${sides[0]}: position that reads`, words.rows, rows), autorange: "reversed",
+      xaxis: axis(`${sides[1]}: ${titles[1]}`, words.columns, columns),
+      yaxis: { ...axis(`${sides[0]}: ${titles[0]}`, words.rows, rows), autorange: "reversed",
         ...(rows === columns ? { scaleanchor: "x" } : {}) },
       margin: { l: 44, r: 6, t: 6, b: 40 },
       shapes: () => (mark === undefined ? [] : [{ type: "rect", x0: -0.5, x1: columns - 0.5, y0: mark - 0.5, y1: mark + 0.5,
@@ -110,16 +110,17 @@
     const bases = alike ? Object.entries(same[0].curve.baselines).sort((a, b) => a[1] - b[1]) : [];
     const values = [...bases.map((base) => base[1]), ...series.flatMap((one) => one.mode ? one.y : one.y.slice(Math.floor(one.y.length / 4)))];
     const low = Math.min(...values), high = Math.max(...values), pad = 0.06 * (high - low || 1);
-    lines(panel.querySelector(".plot"), series, "optimizer step", `${esc(metric)} (${rising ? "higher" : "lower"} is better)`, {
+    const box = panel.querySelector(".plot"), wide = box.clientWidth > 600;
+    lines(box, series, "optimizer step", `${esc(metric)} (${rising ? "higher" : "lower"} is better)`, {
       yaxis: { title: esc(metric), range: [low - pad, high + pad] }, margin: { l: 52, r: 12, t: 8, b: 44 },
       shapes: () => bases.map(([, value]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value,
         line: { color: css("--soft"), width: 1, dash: "dot" } })),
-      annotations: () => bases.map(([name, value], i) => ({ xref: "paper", x: 1 - 0.19 * (i % 5), xanchor: "right", y: value, yanchor: "bottom",
+      annotations: () => bases.filter(() => wide).map(([name, value], i) => ({ xref: "paper", x: 1 - 0.19 * (i % 5), xanchor: "right", y: value, yanchor: "bottom",
         showarrow: false, text: esc(name), font: { size: 10, color: css("--soft") } })),
     });
     const data = [...new Set(same.map((run) => run.curve.data).filter(Boolean))];
     panel.querySelector(".note").textContent = `${metric}; ${rising ? "higher" : "lower"} is better. ` +
-      (bases.length ? "Dotted: what methods reach that do not learn. " : "") +
+      (bases.length ? `Dotted: what methods reach that do not learn${wide ? "" : `, ${bases.map(([name, value]) => `${name} ${short(value)}`).join(", ")}`}. ` : "") +
       (data.length > 1 ? "The runs have different data, so their heights do not compare: " : "") + data.join("; ") +
       (same.length < having.length ? ` Not drawn, because they are measured otherwise: ${having.filter((run) => !same.includes(run)).map((run) => run.name).join(", ")}.` : "");
     later(panel.querySelector("details"), () => table(["", metric], [...rows, ...bases], "Last values and baselines"));
@@ -181,13 +182,13 @@
 
     label(one) {
       const place = one.place.replace(/^blocks\./, "").split(".").map((part) => (/^\d+$/.test(part) ? +part + 1 : part)).join(" ");
-      return `${place}: ${one.title}${one.whole ? "" : " alone"}`;
+      return `${place}: ${one.title}`;
     }
 
     // -- the text
     text() {
       const box = document.getElementById("tokens-" + this.name);
-      const go = (i) => {
+      const go = (i, alone = false) => {
         const spans = box.querySelectorAll("span");
         if (!spans.length) return;
         this.at = Math.max(0, Math.min(spans.length - 1, i));
@@ -200,6 +201,8 @@
         span.setAttribute("aria-selected", "true");
         box.setAttribute("aria-activedescendant", span.id);
         this.say(this.run.text.items[this.at]);
+        const same = (side) => side !== this && side.run && side.run.text && side.run.text.items.length === spans.length;
+        if (!alone) for (const side of sides) if (same(side)) side.go(this.at, true);
       };
       this.go = go;
       box.addEventListener("keydown", (event) => {
@@ -230,8 +233,8 @@
         if (item.bits !== undefined) span.style.backgroundColor = `rgba(${css("--warm")}, ${Math.min(item.bits / 8, 1) * 0.75})`;
         return i && item.row !== text.items[i - 1].row ? [make("hr", undefined, { "aria-hidden": "true" }), span] : [span];
       }));
-      panel.querySelector(".note").textContent = (text.source ? `Source: ${text.source} ` : "") + (text.mean === null ? "" :
-        `The redder, the more bits a token cost: none to 8. ${text.asked} tokens cost ${short(text.mean)} bits each on average. `) + text.about;
+      panel.querySelector(".note").textContent = (text.mean === null ? "" :
+        `The redder, the more bits a token cost: none to 8. ${text.asked} tokens cost ${short(text.mean)} bits each on average. `) + `Shown: ${text.about}.`;
       panel.querySelector(".said").replaceChildren(make("p", "…"));
     }
 
@@ -241,8 +244,8 @@
         said.replaceChildren(make("p", `${name(item.word)}: nothing is asked here.`));
         return;
       }
-      const rest = item.likely[0][0] === item.answer ? "which is what the model would have said." : `the model would have said ${name(item.likely[0][0])}.`;
-      said.replaceChildren(make("p", `${name(item.answer)} cost ${item.bits.toFixed(2)} bits: probability ${percent(item.p)}; ${rest}`));
+      const rest = item.likely[0][0] === item.answer ? ", and it is what the model would have said." : `; the model would have said ${name(item.likely[0][0])}.`;
+      said.replaceChildren(make("p", `${name(item.answer)} cost ${item.bits.toFixed(2)} bits: probability ${percent(item.p)}${rest}`));
       const likely = table(["likeliest", "probability"], item.likely.map(([word, p]) => [seen(word), percent(p)]), "The likeliest tokens");
       [...likely.tBodies[0].rows].forEach((row, i) => row.cells[1].append(" ", make("span", "", { class: "bar", style: `width:${5 * item.likely[i][1]}rem` })));
       said.append(likely);
@@ -275,7 +278,7 @@
       this.head.value = String(this.matrix);
       const sums = one.sums[0] === one.sums[1] || one.sums[1] - one.sums[0] < 1e-6 ? `Each row adds up to ${short(one.sums[1])}.` :
         `Rows add up to ${short(one.sums[0])} … ${short(one.sums[1])}.`;
-      panel.querySelector(".law").textContent = `${one.about} M times the values of this text is the output; the largest error is ` +
+      panel.querySelector(".law").textContent = `${one.about} M times the values of this example is the output; the largest error is ` +
         `${one.error.toExponential(0)} of it. ${sums}` + (one.blocks > 1 ? ` ${one.blocks} sequences stand side by side.` : "") +
         (rows < one.rows || columns < one.columns ? ` The first ${rows} of ${one.rows} rows and ${columns} of ${one.columns} columns are shown.` : "");
       this.row.max = String(rows - 1);
@@ -389,10 +392,10 @@
       panel.hidden = !influence;
       if (!influence) return;
       panel.querySelector(".note").textContent = "Token s is replaced by another one: the share of probability that this moves in the prediction at " +
-        `position t. The last of ${influence.length} predictions changes by more than 1 % with a token as far as ${influence.far} positions before.`;
+        `position t. The last of ${influence.length} predictions changes by more than 1 % with a token as far as ${influence.far} position${influence.far === 1 ? "" : "s"} before.`;
       const words = this.run.words[String(influence.rows)];
       heat(panel.querySelector(".plot"), floats(influence.matrix), influence.rows, influence.columns,
-        { words: { rows: words, columns: words }, negative: false, unit: "change" });
+        { words: { rows: words, columns: words }, negative: false, unit: "change", titles: ["prediction after", "token that is changed"] });
     }
 
     state() {
@@ -409,12 +412,13 @@
       panel.hidden = !readings.length;
       if (!readings.length) return;
       lines(panel.querySelector(".plot"), readings.flatMap(({ name, layers }, colour) => layers.map(([x, y], i) =>
-        ({ name: layers.length > 1 ? `${name}, layer ${i + 1}` : name, x, y, colour, width: 1.2 }))), "optimizer step", "value");
+        ({ name, x, y, colour, width: 1.2, legend: i === 0 }))), "optimizer step", "value");
     }
   }
 
   curves();
-  const sides = (runs.length > 1 ? ["a", "b"] : ["a"]).map((name) => new Side(name));
+  const sides = [];
+  for (const name of runs.length > 1 ? ["a", "b"] : ["a"]) sides.push(new Side(name));
   dark.addEventListener("change", () => {
     for (const box of redraw) box.redraw();
     for (const canvas of document.querySelectorAll(".glance canvas")) canvas.paint();

@@ -74,10 +74,10 @@ def _side(side: str, names: Sequence[str]) -> str:
         panel("mixing", "What each position takes from which",
               '<p class="note">M[t, s] says how much of the values at position s is in the output at position t.</p>'
               '<p class="note law"></p>'
-              f'<p class="controls"><label for="call-{side}">Layer</label> <select id="call-{side}" class="call"></select> '
-              f'<label for="head-{side}">Matrix</label> <select id="head-{side}" class="head"></select> '
-              f'<label for="scale-{side}">Colours</label> <select id="scale-{side}" class="scale">'
-              '<option value="root">by the square root</option><option value="plain">by the weight</option></select></p>'
+              f'<p class="controls"><span><label for="call-{side}">Layer</label> <select id="call-{side}" class="call"></select>'
+              f'</span><span><label for="head-{side}">Matrix</label> <select id="head-{side}" class="head"></select></span>'
+              f'<span><label for="scale-{side}">Colours</label> <select id="scale-{side}" class="scale">'
+              '<option value="root">by the square root</option><option value="plain">by the weight</option></select></span></p>'
               + '<div class="pick">'
               + plot("Matrix of weights: a row for each position, a column for each position it takes from", "square")
               + '<p class="hint"></p>'
@@ -93,6 +93,7 @@ def _side(side: str, names: Sequence[str]) -> str:
               + plot("Change of each prediction by a change of each token", "square")),
         panel("state", "Size of the state", '<p class="note"></p>' + plot("Bytes of the state by the number of tokens")
               + '<details><summary>As a table</summary><div class="scroll"></div></details>'),
-        panel("readings", "Numbers of the layers in training", plot("Numbers of the layers by step")),
+        panel("readings", "Numbers of the layers in training", '<p class="note">A line for each layer.</p>'
+              + plot("Numbers of the layers by step", "tall")),
         panel("sample", "An example of what it writes", "<pre></pre>"),
         panel("missing", "What is not shown", "<ul></ul>"), "</div></div>"])

@@ -100,7 +100,7 @@ def example_of(run: Trained, directory: str, options: ExploreOptions) -> Example
                         "--text FILE") from None
     rows = max(1, TEXT // max(held_out.inputs.shape[1], 1)) if asks_tokens(held_out) else 1
     about = getattr(task, "description", "") or (task.corpus.description if hasattr(task, "corpus") else "")
-    return Example(held_out.part(slice(0, min(rows, 8))), task.word, f"held out: {about}", task)
+    return Example(held_out.part(slice(0, min(rows, 8))), task.word, f"what was held out of {about}", task)
 
 
 def asks_tokens(batch: Any) -> bool:
@@ -147,17 +147,18 @@ def text_of(run: Trained, example: Example) -> dict[str, Any]:
         p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
         asked = iter(zip(p, labels.tolist(), strict=True))
         for row, (ids, answers) in enumerate(zip(part.inputs.tolist(), part.labels.tolist(), strict=True)):
+            if (source := getattr(part, "source", None)) is not None:
+                text = "".join(example.word(i) for i in source[row].tolist() if i >= 0)
+                items.append({"word": f"{_shown(text)} → ", "row": first + row, "at": -1})
             items += _sequence(ids, answers, asked, example.word, first + row)
     bits = [item["bits"] for item in items if "bits" in item]
-    source = getattr(batch, "source", None)
-    note = "" if source is None else "".join(example.word(int(i)) for i in source[0] if i >= 0)
-    return {"items": items, "mean": float(np.mean(bits)) if bits else None, "asked": len(bits), "about": example.about,
-            "source": note}
+    return {"items": items, "mean": float(np.mean(bits)) if bits else None, "asked": len(bits), "about": example.about}
 
 
 def _sequence(ids: list[int], answers: list[int], asked: Any, word: Callable[[int], str], row: int) -> list[dict[str, Any]]:
     """The tokens of one sequence. Where each answer is the next token, it stands there; else beside what asks for it."""
-    follows = all(answer in (NOTHING, after) for answer, after in zip(answers, ids[1:], strict=False)) and len(ids) > 1
+    follows = len(ids) > 1 and all(answer in (NOTHING, after) or after < 0
+                                   for answer, after in zip(answers, ids[1:], strict=False))
     end = next((i for i, token in enumerate(ids) if token < 0), len(ids))
     items: list[dict[str, Any]] = []
     if follows:
@@ -250,7 +251,7 @@ def _mixing(one: Mixing, tokens: int) -> dict[str, Any]:
     """What is shown of a matrix: some of its channels, weights by distance, and what else the operator reads."""
     matrices, op = one.matrices, one.call.op
     values, every = matrices.values, len(matrices.values)
-    if every <= HEADS:
+    if every <= (HEADS if matrices.heads else 2 * CHANNELS):
         picked, names = values, [matrices.name(i) for i in range(every)]
     else:
         chosen = np.unique(np.linspace(0, every - 1, CHANNELS).round().astype(int))
@@ -315,12 +316,15 @@ def facts_of(run: Trained, directory: str, example: Example, result: dict[str, A
     options = experiment.model
     rows = [("variant", f"{experiment.variant.name}: {experiment.variant.summary}"), ("paper", experiment.variant.paper),
             ("run", f"{directory}, step {run.step}, task {experiment.task.name}"),
-            ("size", f"{count(size)} parameters, {options.layers} layers, width {options.width}, context {model.context}")]
+            ("size", f"{count(size)} parameters, {options.layers} layer{'s' * (options.layers != 1)}, width {options.width}, "
+                     f"context {model.context}")]
     if (text := result.get("text")) and text["mean"] is not None:
-        rows.append(("example", f"{text['mean']:.3f} bits per token over {text['asked']} tokens; {example.about}"))
+        bits = f"{text['mean']:.3f} bits for each of {text['asked']} tokens"
+        rows.append(("example", f"{bits}; {example.about}"))
     if influence := result.get("influence"):
+        far = f"{influence['far']} position{'s' * (influence['far'] != 1)} before"
         rows.append(("receptive field", f"the last of {influence['length']} predictions changes by more than 1 % with a token "
-                                        f"as far as {influence['far']} positions before"))
+                                        f"as far as {far}"))
     if state := result.get("state"):
         rows.append(("state", f"{count(state['bytes'][0])} bytes after {state['tokens'][0]} token, "
                               f"{count(state['bytes'][-1])} bytes after {state['tokens'][-1]}"))

@@ -93,7 +93,7 @@ def test_decays():
 def test_channels_that_fade_alone():
     """WKV has a matrix for each channel, whose rows add up to one; the gate is in that of the whole path."""
     found = mixed("rwkv")
-    alone, whole = one_of(found, "wkv"), one_of(found, "wkv, gated")
+    alone, whole = one_of(found, "wkv alone"), one_of(found, "wkv, gated")
     k, w, u = (alone.call.named(name).data for name in "kwu")
     lags = np.subtract.outer(np.arange(8), np.arange(8))[..., None]
     logs = np.where(lags > 0, (lags - 1) * w + k[0][None], np.where(lags == 0, u + k[0][None], -np.inf))  # [T S C]
@@ -109,7 +109,7 @@ def test_channels_that_fade_alone():
 def test_filters():
     """Hyena's convolution is a Toeplitz matrix of its filter; with both gates a product of diagonals around it."""
     found = mixed("hyena")
-    alone, whole = one_of(found, "long_conv"), one_of(found, "long_conv, gated")
+    alone, whole = one_of(found, "long_conv alone"), one_of(found, "long_conv, gated")
     taps, skip = alone.call.named("filter").data, alone.call.named("skip").data
     for c, matrix in enumerate(alone.matrices.values):
         assert np.allclose(matrix[:, 0], taps[:, c] + skip[c] * (np.arange(8) == 0), atol=1e-10, rtol=0)
@@ -141,8 +141,8 @@ def test_what_is_mixed_twice():
     both, first = one_of(found, "attention after project"), [one for one in found if one.title == "project"][1]
     assert np.allclose(both.matrices.values, one_of(found, "attention").matrices.values @ first.matrices.values[0])
     found = mixed("simplified", heads=2)
-    whole, alone = found[0].matrices.values, one_of(found, "attention").matrices.values
-    shaping = one_of(found, "shaping of v").call
+    whole, alone = found[0].matrices.values, one_of(found, "attention alone").matrices.values
+    shaping = one_of(found, "shaping of v alone").call
     alpha, beta, gamma = (shaping.named(name).data[:, None, None] for name in ("alpha", "beta", "gamma"))
     centre = np.tri(8) / np.arange(1, 9)[:, None]
     assert np.allclose(whole, alpha * np.eye(8) + beta * alone - gamma * centre, atol=1e-10, rtol=0)
