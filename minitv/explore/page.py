@@ -17,7 +17,6 @@ from ..errors import UserError
 LIMIT = 8 * 10**6  # bytes of a page
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "\
          "form-action 'none'"
-PANELS = ("text", "mixing", "distance", "inputs", "influence", "state", "readings", "sample", "missing")
 
 
 def library() -> str:
@@ -65,6 +64,11 @@ def _side(side: str, names: Sequence[str]) -> str:
     def plot(label: str, kind: str = "") -> str:
         return f'<div class="plot {kind}" role="img" aria-label="{label}"></div>'
 
+    def select(name: str, label: str, **options: str) -> str:
+        choices = "".join(f'<option value="{value}">{text}</option>' for value, text in options.items())
+        return (f'<span><label for="{name}-{side}">{label}</label> '
+                f'<select id="{name}-{side}" class="{name}">{choices}</select></span>')
+
     return "".join([
         f'<div class="side" id="side-{side}"><h2 id="title-{side}">Run</h2>{chooser}<dl class="facts"></dl>',
         panel("text", "What it expects", '<p class="note"></p><div class="legend" aria-hidden="true"></div>'
@@ -74,10 +78,8 @@ def _side(side: str, names: Sequence[str]) -> str:
         panel("mixing", "What each position takes from which",
               '<p class="note">M[t, s] says how much of the values at position s is in the output at position t.</p>'
               '<p class="note law"></p>'
-              f'<p class="controls"><span><label for="call-{side}">Layer</label> <select id="call-{side}" class="call"></select>'
-              f'</span><span><label for="head-{side}">Matrix</label> <select id="head-{side}" class="head"></select></span>'
-              f'<span><label for="scale-{side}">Colours</label> <select id="scale-{side}" class="scale">'
-              '<option value="root">by the square root</option><option value="plain">by the weight</option></select></span></p>'
+              '<p class="controls">' + select("call", "Layer") + select("head", "Matrix")
+              + select("scale", "Colours", root="by the square root", plain="by the weight") + "</p>"
               + '<div class="pick">'
               + plot("Matrix of weights: a row for each position, a column for each position it takes from", "square")
               + '<p class="hint"></p>'
