@@ -391,8 +391,9 @@
       const panel = this.of("influence"), { influence } = this.run;
       panel.hidden = !influence;
       if (!influence) return;
-      panel.querySelector(".note").textContent = "Token s is replaced by another one: the share of probability that this moves in the prediction at " +
-        `position t. The last of ${influence.length} predictions changes by more than 1 % with a token as far as ${influence.far} position${influence.far === 1 ? "" : "s"} before.`;
+      panel.querySelector(".note").textContent = "Token s is replaced by another one: the share of probability that this moves in the " +
+        `prediction at position t. That at position ${influence.last} changes by more than 1 % with tokens as far away as ` +
+        `${influence.far} position${influence.far === 1 ? "" : "s"}.`;
       const words = this.run.words[String(influence.rows)];
       heat(panel.querySelector(".plot"), floats(influence.matrix), influence.rows, influence.columns,
         { words: { rows: words, columns: words }, negative: false, unit: "change", titles: ["prediction after", "token that is changed"] });

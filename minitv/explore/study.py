@@ -202,11 +202,11 @@ def influence_of(run: Trained, example: Example, tokens: int, missing: list[str]
             parts.append(np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True))
     p = np.concatenate(parts)  # [T+1 T V]
     moved = np.abs(p[:-1] - p[-1]).sum(axis=2).T / 2  # [T S]
-    last = moved[-1]
-    far = np.flatnonzero(last > 0.01)
+    asked = np.flatnonzero(batch.labels[0, : len(ids)] != NOTHING)
+    last = int(asked[-1]) if len(asked) else len(ids) - 1
+    far = np.abs(np.flatnonzero(moved[last] > 0.01) - last)
     shown = moved[:tokens, :tokens]
-    return {"matrix": _encode(shown), "rows": len(shown), "columns": len(shown), "last": [_round(x) for x in last],
-            "far": int(len(ids) - 1 - far[0]) if len(far) else 0, "length": len(ids)}
+    return {"matrix": _encode(shown), "rows": len(shown), "columns": len(shown), "last": last, "far": int(far.max(initial=0))}
 
 
 def state_of(run: Trained, example: Example, missing: list[str]) -> dict[str, Any] | None:
@@ -322,9 +322,8 @@ def facts_of(run: Trained, directory: str, example: Example, result: dict[str, A
         bits = f"{text['mean']:.3f} bits for each of {text['asked']} tokens"
         rows.append(("example", f"{bits}; {example.about}"))
     if influence := result.get("influence"):
-        far = f"{influence['far']} position{'s' * (influence['far'] != 1)} before"
-        rows.append(("receptive field", f"the last of {influence['length']} predictions changes by more than 1 % with a token "
-                                        f"as far as {far}"))
+        rows.append(("receptive field", f"the prediction at position {influence['last']} changes by more than 1 % with tokens "
+                                        f"as far away as {influence['far']} position{'s' * (influence['far'] != 1)}"))
     if state := result.get("state"):
         rows.append(("state", f"{count(state['bytes'][0])} bytes after {state['tokens'][0]} token, "
                               f"{count(state['bytes'][-1])} bytes after {state['tokens'][-1]}"))

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 import minitv
+import minitv.explore
 from autograd import Tensor, matmul, op, softmax
 from autograd.laws import linear_in
 from autograd.random import Random
-from autograd.registry import REGISTRY
+from autograd.registry import REGISTRY, operators_of
 from autograd.state import watch
 from minitv import variants
 from minitv.cli import main
@@ -184,6 +185,14 @@ def test_an_operator_of_ones_own_needs_nothing_else(declared):
     assert np.allclose(one.matrices.values[0], expected) and one.matrices.name(0) == "all channels"
 
 
+def test_no_variant_is_named():
+    """What is shown follows from what operators declare: the sources of the page name no variant and no operator of one."""
+    sources = Path(minitv.explore.__file__).parent
+    texts = [path.read_text("utf-8") for path in sources.iterdir() if path.suffix in (".py", ".js")]
+    named = {word for text in texts for word in re.findall(r"""["'`]([\w-]+)["'`]""", text)}
+    assert len(texts) > 3 and not named & {*EVERY, *operators_of("minitv.ops")}
+
+
 def test_what_is_no_mixing():
     """A call that is not linear, that mixes channels, or whose matrix would not tell its output."""
     x = Tensor(Random(0).normal((1, 8, 4), np.float64))
@@ -217,7 +226,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     (folder / "my.txt").write_text(HOSTILE * 40)
     (folder / "short.txt").write_text(HOSTILE[:17])
-    common = dict(data=str(folder / "my.txt"), steps=4, eval_every=2, context=16, layers=1, width=16, sample_tokens=20)
+    common = dict(data=str(folder / "my.txt"), steps=2, eval_every=2, context=16, layers=1, width=16, sample_tokens=20)
     minitv.train("transformer", out=str(folder / "a<b>&amp;"), **common)
     minitv.train("rwkv", out=str(folder / "rwkv"), **common)
     return folder
