@@ -200,6 +200,12 @@ def mixings(calls: list[Call], model: Module) -> list[Mixing]:
     return sorted(found, key=lambda one: (one.call.place, not one.whole))
 
 
+def without_matrix(calls: list[Call], found: list[Mixing]) -> list[str]:
+    """The operators that mix positions in some calls of which no matrix was found."""
+    shown = {id(call) for one in found for call in one.path.calls}
+    return list(dict.fromkeys(call.op.name for call in calls if values_of(call) and id(call) not in shown))
+
+
 def values_of(call: Call) -> list[str]:
     """The inputs of a call in which it is linear and whose positions it mixes."""
     arguments = {a.name: a for a in call.op.signature.inputs}
@@ -280,7 +286,7 @@ class _Graph:
         tensors = {id(y): y for call in calls for y in call.outputs if isinstance(y, Tensor)}
         if not sinks and last is not None:
             sinks = {id(last): None}
-        return [Path(root, tensors[key], _needed(calls, tensors[key], root), self.meets(end)) for key, end in sinks.items()
+        return [Path(root, tensors[key], _needed(calls, tensors[key]), self.meets(end)) for key, end in sinks.items()
                 if tensors[key].ndim > 1]
 
     def shown(self, mixers: list[Call], path: Path, matrices: Matrices) -> Iterator[Mixing]:
@@ -417,7 +423,7 @@ def _varying(call: Call, keys: set[int]) -> list[Tensor]:
             if isinstance(old, Tensor) and not np.array_equal(old.data, new.data)]
 
 
-def _needed(calls: list[Call], sink: Tensor, root: Tensor) -> list[Call]:
+def _needed(calls: list[Call], sink: Tensor) -> list[Call]:
     """Those of the calls on whose outputs the sink depends."""
     wanted, kept = {id(sink)}, []
     for call in reversed(calls):

@@ -120,7 +120,7 @@
     });
     const data = [...new Set(same.map((run) => run.curve.data).filter(Boolean))];
     panel.querySelector(".note").textContent = `${metric}; ${rising ? "higher" : "lower"} is better. ` +
-      (bases.length ? `Dotted: what methods reach that do not learn${wide ? "" : `, ${bases.map(([name, value]) => `${name} ${short(value)}`).join(", ")}`}. ` : "") +
+      (bases.length ? `Dotted: what methods reach that do not learn${wide ? "" : `: ${bases.map(([name, value]) => `${name} ${short(value)}`).join(", ")}`}. ` : "") +
       (data.length > 1 ? "The runs have different data, so their heights do not compare: " : "") + data.join("; ") +
       (same.length < having.length ? ` Not drawn, because they are measured otherwise: ${having.filter((run) => !same.includes(run)).map((run) => run.name).join(", ")}.` : "");
     later(panel.querySelector("details"), () => table(["", metric], [...rows, ...bases], "Last values and baselines"));

@@ -28,7 +28,7 @@ from ..picture import curves, reach, readings, smooth
 from ..report import count, duration
 from ..sample import Trained, load
 from ..task import NOTHING
-from .mixing import Mixing, mixings, record
+from .mixing import Mixing, mixings, record, without_matrix
 
 LIKELY = 5  # tokens that are named where the model would have said something else
 TEXT = 1024  # tokens of a text that are shown, at most
@@ -235,7 +235,10 @@ def mixings_of(run: Trained, example: Example, tokens: int, missing: list[str]) 
         calls = record(lambda: model(*batch[:-1]))
     else:
         calls = record(lambda: example.task.score(model, batch))
-    shown = [_mixing(one, tokens) for one in mixings(calls, model)]
+    found = mixings(calls, model)
+    shown = [_mixing(one, tokens) for one in found]
+    for name in without_matrix(calls, found):
+        missing.append(f"A call of {name} has no matrix here: it is no matrix of positions alone, or the sequence is too long.")
     if not shown:
         missing.append("No operator of the model is linear in values at positions, so there is no matrix of what it mixes.")
     words: dict[str, list[str]] = {}

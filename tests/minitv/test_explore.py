@@ -23,7 +23,7 @@ from autograd.state import watch
 from minitv import variants
 from minitv.cli import main
 from minitv.evaluate import surprise
-from minitv.explore.mixing import Call, mixings, record
+from minitv.explore.mixing import Call, mixings, record, without_matrix
 from minitv.explore.mixing import Path as Way
 from minitv.explore.mixing import linear_in as is_linear
 from minitv.explore.page import LIMIT, library, page
@@ -46,7 +46,10 @@ def mixed(variant, length=8, **options):
     for i, parameter in enumerate(model.parameters()):
         parameter.assign_(parameter.data + 0.3 * Random(i).normal(parameter.shape, np.float64))
     ids = Random(7).integers(0, 11, (1, length))
-    return mixings(record(lambda: logits_of(model, ids)), model)
+    calls = record(lambda: logits_of(model, ids))
+    found = mixings(calls, model)
+    assert not without_matrix(calls, found)
+    return found
 
 
 @pytest.mark.parametrize("variant", EVERY if full() else FEW)
