@@ -21,7 +21,8 @@ rng = np.random.default_rng(0)
 # ## The problem
 #
 # The last token of a text attends to all tokens. If the tokens before it are shuffled, its output stays the same: attention
-# sees a set, and not a sequence.
+# sees a set, and not a sequence. Earlier models add a learned vector for each position to the input. Then "two tokens back"
+# must be learned anew at every position, and beyond the last learned vector there is nothing.
 
 # %%
 T, K = 10, 8
@@ -45,7 +46,8 @@ print(f"shuffled: the last output changes by {distance(shuffled[0, 0, -1], tidy[
 #
 #     (R_m q) · (R_n k) = q · R_{n-m} k                                           (16)
 #
-# Values are not turned: they would carry their absolute position into the output.
+# Values are not turned: they would carry their absolute position into the output. Nothing is learned here, and a turn costs six
+# operations a pair.
 
 # %% [markdown]
 # ## The loop
@@ -93,9 +95,13 @@ for start in (0, 10, 1000, 100_000):
 # %% [markdown]
 # ## Linear attention with positions
 #
-# Attention without a softmax has a state of fixed size in place of a cache (the notebook on linear attention tells why). Its
-# scores are never computed, so nothing could be added to them. But turns act on single vectors, so they still fit. Equation
-# (19), for positive q and k:
+# Without the exponential, the weight of key n for query m is the product q_m · k_n, and the query leaves the sum:
+#
+#     Σ_n (q_m · k_n) v_n = q_m · (Σ_n k_n v_nᵀ)
+#
+# The matrix in brackets is a state of fixed size in place of a cache. This is called linear attention. Its scores are never
+# computed, so nothing could be added to them. But turns act on single vectors, so they still fit. Equation (19), for positive q
+# and k:
 #
 #     y_m = Σ_n (R_m q_m) · (R_n k_n) v_n / Σ_n q_m · k_n,  n ≤ m                 (19)
 #
@@ -164,8 +170,8 @@ if plt:
 #
 # ## Exercises
 #
-# 1. LLaMA pairs channel j with channel j + K/2. Change the four places `2 * j` and `2 * j + 1` in `turn`, and compare with
-#    `rope(q, angles=angles, pairing="half")`.
+# 1. LLaMA pairs channel j with channel j + K/2. Change the indices of x and y in the last three lines of `turn`, and compare
+#    with `rope(q, angles=angles, pairing="half")`.
 # 2. Texts of 8192 tokens: add "base 500000", as in Llama 3, to `speeds` and lengthen `distances`. Which base tells 4000 from
 #    8000?
 # 3. Turn a part of the channels: pass the first half of `angles` to `rope`. What can a head do with channels that are not

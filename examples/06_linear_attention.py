@@ -26,8 +26,9 @@ rng = np.random.default_rng(0)
 #
 #     y = softmax(q (E k)ᵀ / √K) (F v)                                            (7)
 #
-# A query meets M mixtures instead of T keys, which costs T M products. Every mixture contains all tokens, later ones too, so
-# this is for encoders, which see both sides. They guess hidden tokens and cannot write.
+# A query meets M mixtures instead of T keys, which costs T M products. For M, the paper takes 128 or 256, for texts of 512 and
+# of 4096 tokens alike. Every mixture contains all tokens, later ones too, so this is for encoders, which see both sides. They
+# guess hidden tokens and cannot write.
 #
 # ## Linformer: the loop
 
@@ -66,13 +67,16 @@ print(f"M = T, E = F = identity, against attention: difference {distance(y, atte
 #
 # The matrix in brackets is the same for all queries, so no pair (i, j) is computed. But no finite number of features gives the
 # softmax's weight exp(q · k). Performer (Choromanski et al. 2020, arXiv 2009.14794) takes random ones, which give it on
-# average. Let w be a vector of independent Gaussian numbers. Equation (7) of that paper:
+# average. Let w be a vector of independent Gaussian numbers and E[..] the mean over all w, which is no matrix here. Equation
+# (7) of that paper:
 #
 #     exp(q · k) = E[exp(w · q - |q|²/2) exp(w · k - |k|²/2)]                      (7)
 #
-# So N draws of w make N features exp(w · x - |x|²/2) of every query and key, and the mean of their products estimates the
-# weight. All features are positive, so a sum of weights, by which the output is divided, cannot come near 0. Queries and keys
-# are first divided by K^(1/4), so that their product is q · k / √K.
+# It holds because w · (q + k) is Gaussian with the variance |q + k|², and E[exp(w · z)] = exp(|z|²/2). So N draws of w make N
+# features exp(w · x - |x|²/2) of every query and key, and the mean of their products estimates the weight. All features are
+# positive, so a sum of weights, by which the output is divided, cannot come near 0. Queries and keys are first divided by
+# K^(1/4), so that their product is q · k / √K. The paper takes 256 features for heads of 64 channels, and draws new ones from
+# time to time.
 #
 # ## Performer: the loop
 #
@@ -183,9 +187,10 @@ by_length = [error_of(positive, orthogonal(N), 90, length) for length in norms]
 print("positive, orthogonal".ljust(24) + "".join(f"{error:9.3f}" for error in by_length))
 
 # %% [markdown]
-# Where the weight is small, from 120° on, positive features are far better. The error falls with the exponent -1/2 of their
-# number: four times as many features halve it. And it grows fast with the length of queries and keys. A sharp softmax, which
-# picks one key of many, needs long ones: that is what random features are worst at.
+# Where the weight is small, from 120° on, positive features are far better. At 135° orthogonal directions take about a tenth
+# off. The error falls with the exponent -1/2 of their number: four times as many features halve it. And it grows fast with the
+# length of queries and keys. A sharp softmax, which picks one key of many, needs long ones: that is what random features are
+# worst at.
 #
 # ## An experiment: how many mixtures
 #
@@ -244,8 +249,8 @@ if plt:
 # %% [markdown]
 # ## Exercises
 #
-# 1. Hyperbolic features have both w and -w: let `hyperbolic(n)` draw `W = gaussian(n // 2)` and return `np.concatenate([W, -W],
-#    axis=1)`, and give `kinds` the row `(positive, hyperbolic, 1)`. For which angles is it better?
+# 1. Hyperbolic features have both w and -w: let `hyperbolic(n)` draw half as many rows as `gaussian` does, and join them with
+#    their negatives along axis 1. Give `kinds` the row `(positive, hyperbolic, 1)`. For which angles is it better?
 # 2. The paper's ReLU kernel estimates no softmax: let `features` return `np.maximum(x @ W.T, 0) + 1e-3`, and compare
 #    `performer_loop` with `favor(*batch, W, features="relu")`.
 # 3. Make the tokens of the Linformer experiment independent: `q, k, v = 2 * rng.standard_normal((3, T, K))`. What happens to

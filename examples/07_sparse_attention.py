@@ -29,7 +29,11 @@ rng = np.random.default_rng(0)
 #
 # z_i is the logarithm of the sum of these exponentials, so the weights sum to 1. Each round has a matrix R of its own: a key
 # that one round misses, another may find. The key of a token is its query, divided by its length, because a query and a key in
-# different buckets would never meet. A token sees itself only where it sees nothing else: it would fit itself best.
+# different buckets would never meet. A token sees itself only where it sees nothing else: it would fit itself best. A bucket is
+# an integer, so no gradient flows through the hash.
+#
+# What it costs: with n = 2 T / m buckets, m / 2 tokens share a bucket on average, and a round compares about T m / 2 pairs
+# instead of T². What is lost: a key that fits is missed if no round brings it together with the query.
 #
 # ## Reformer: the loop
 
@@ -66,7 +70,8 @@ def reformer_loop(q, v, rotations, eps=1e-6):
 #     y_p = Σ_i Z_i y_i / Σ_i Z_i = Σ_j C_pj exp(S_pj) v_j / Σ_j C_pj exp(S_pj)        S_pj = q_p · k_j / √K
 #
 # With w = 32, 64, 128, ... and r = 1, 2, 4, ... the patterns cost 32 T, 16 T, 8 T, ... products, less than 64 T together (18).
-# Head h keeps the tokens h, h + r, h + 2 r, ... of a segment, so that different heads keep different tokens.
+# Head h keeps the tokens h, h + r, h + 2 r, ... of a segment, so that different heads keep different tokens. What is lost: the
+# pattern does not depend on the text, and a token far away is read directly by few heads and few tokens.
 #
 # ## LongNet: the loop
 

@@ -31,8 +31,11 @@ rng = np.random.default_rng(0)
 # Put (6) into itself and (4) comes out. So a model trains with one and writes with the other. A third way, (7), takes chunks of
 # tokens: (4) within a chunk, and the state for all that came before. The factors γ^(t-s) are a matrix of decays, the paper's D.
 #
-# - Why fading: without a softmax, nothing pushes old tokens aside, and they would pile up in the state.
+# - Why fading: without a softmax, nothing pushes old tokens aside, and they would pile up in the state. γ is not learned.
 # - Why a γ for each head, 1 - 2^(-5-h) in head h: some heads see the last words, others the last paragraphs.
+#
+# A layer of RetNet also turns queries and keys by their positions, as RoFormer does, and has a norm and a gate behind each
+# head.
 #
 # ## RetNet: the loops
 
@@ -68,7 +71,9 @@ def parallel_loop(q, k, v, gamma):
 #     y_t = (A_{t-1} + e^(u + k_t) v_t) / (B_{t-1} + e^(u + k_t))                 (20)
 #     A_t = e^w A_{t-1} + e^k_t v_t,    B_t = e^w B_{t-1} + e^k_t                 (21), (22); both begin at 0
 #
-# So the state is two numbers a channel. A mean lies between the smallest and the largest value, so nothing can grow.
+# So the state is two numbers a channel. A mean lies between the smallest and the largest value, so nothing can grow. w and u
+# are learned in each channel. u is there so that w need not serve the present token too. A layer of RWKV also mixes each token
+# with the one before it, and multiplies y by a gate sigmoid(r), which is what is left of the query.
 #
 # ## RWKV: the loop
 
@@ -205,10 +210,11 @@ if plt:
 #
 # ## Exercises
 #
-# 1. Set `GAMMA = 1.0` and lengthen T. How fast do the outputs of `recurrent_loop` grow? RetNet divides them by a norm in each
-#    head.
-# 2. Write the chunks of (7): call `recurrent_loop` with a state as argument for every 8 tokens, replace its inside by
-#    `parallel_loop` plus the share of the state, and compare with `use(retention, form="chunkwise", chunk_size=8)`.
+# 1. Set `GAMMA = 1.0` and lengthen T. How fast do the outputs of `recurrent_loop` grow? A norm in each head of RetNet takes
+#    their size out.
+# 2. Write the chunks of (7): for 8 tokens at a time, the output is that of `parallel_loop` and GAMMA^(i + 1) q_i S, where S is
+#    the state before the chunk and i = 0 .. 7 counts its tokens. Then move S on by 8 steps of (6). Compare with
+#    `parallel_loop`.
 # 3. Let w be positive in `wkv_loop`. Which token wins? RWKV learns a number a and takes w = -e^a: why?
 #
 # Further: `minitv explain retnet`, `minitv explain rwkv`.

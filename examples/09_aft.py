@@ -34,7 +34,8 @@ rng = np.random.default_rng(0)
 #     aft_conv     w_ts depends on t - s alone, and is 0 outside a window         (6)    time T window C
 #     aft_simple   w_ts is 0                                                      (5)    time T C
 #
-# 0 outside the window does not hide anything: a token far away still has the weight e^(k_s).
+# In models w is a product of two matrices with few columns, U Vᵀ, because T² numbers in each layer are too many to learn. 0
+# outside the window does not hide anything: a token far away still has the weight e^(k_s).
 #
 # ## The loop
 
@@ -169,7 +170,7 @@ if plt:
 #
 # ## Exercises
 #
-# 1. Take the gate out of `aft_loop`, or make it 2 · sigmoid(q). Which of the forms can you still compare with, and for which q?
+# 1. Take the gate out of `aft_loop`. With which q does `aft_full` still agree?
 # 2. Let the task be the value of the first token, wherever t stands: `target = np.broadcast_to(v.numpy()[:, :1], (4, T, C))`.
 #    What does w look like? Which of the four operators can learn it?
 # 3. Hide what is outside of a window: let w be -100 there in `aft_loop`. How far can two such layers see? And two with 0 there?

@@ -35,6 +35,9 @@ rng = np.random.default_rng(0)
 # The weight of token s for token t is x⁰_t x¹_s h_{t-s}: a query times a key, as in attention, times a function of the
 # distance. All this happens in each channel by itself.
 #
+# What is lost: the filter has as many taps as the longest text, and there is no state of fixed size. A model that writes keeps
+# all its past inputs, because each new token meets each of them.
+#
 # ## The loop
 
 # %%
@@ -137,16 +140,18 @@ for frequency in (1, 4, 14):
     print(f"{frequency:11}{errors[frequency]:21.2f}{changes:25}")
 
 # %% [markdown]
-# An error of 1 is that of a filter of zeros. The paper begins with f = 14.
+# An error of 1 is that of a filter of zeros. With f = 1 the trained filter is a flat hill; with f = 14, where the paper begins,
+# it is one tap.
 #
 # ## Monarch matrices
 #
 # A dense matrix of N × N numbers costs N² products. A **Monarch matrix** (Dao et al. 2022, arXiv 2204.00595) has two steps of
 # small dense matrices. Write the inputs row by row into a square of √N × √N numbers. Mix each column by a matrix of its own,
 # then each row by a matrix of its own. Now every output depends on every input, for 2 N √N products. Monarch Mixer (Fu et al.
-# 2023, arXiv 2310.12109) mixes tokens and channels by such matrices.
+# 2023, arXiv 2310.12109) mixes tokens by Y = M₂ (k ∘ (M₁ X)) with two of them, and channels by two more. If M₁ is the Fourier
+# transform and M₂ its inverse, this is the convolution (1) with a filter whose transform is k.
 #
-# The Fourier transform is one of them, if the matrices are complex: that is the form `monarch` above.
+# The Fourier transform is a Monarch matrix whose small matrices are complex. The form `monarch` above computes it so.
 
 # %%
 def monarch_loop(x, first, second):
@@ -206,7 +211,8 @@ if plt:
 #
 # ## Exercises
 #
-# 1. An encoder looks ahead too: add Σ_{s ≥ t} g_{s-t} x_s to `conv_loop`, and compare with `long_conv(a[None], h, None, g)`.
+# 1. An encoder looks ahead too: give `conv_loop` a second filter g, add Σ_{s ≥ t} g_{s-t} x_s, and compare with
+#    `long_conv(a[None], h, None, g)`.
 # 2. Order 3: give `hyena_loop` one gate and one filter more. Print its matrix: why is it still triangular?
 # 3. Fit a filter that is not a single tap, such as `wanted = np.exp(-np.arange(T) / 10)`. Which frequency is best now?
 #

@@ -31,8 +31,10 @@ rng = np.random.default_rng(0)
 #     in_{k,p} = W (part p of out_k) + E₁[x_{kP+p}]   [d]; at p = 0 a learned pad in place of E₁              (4)
 #     out_{k,p} = local blocks(in_{k,0} .. in_{k,p})  [d], causal attention inside the patch alone            (5)
 #
-# The output at patch k, place p, is the guess for byte k P + p + 1. Two shifts make it causal: patch k reads patch k - 1, and
-# place p reads the byte that is guessed at place p - 1.
+# The output at patch k, place p, is the guess for byte k P + p + 1. The bytes of a patch stand side by side in one vector and
+# are not added up, because a sum would not tell which byte stood where. And there is a local model, because bytes that are
+# guessed all at once would not know of each other: for cat or dog, it might write cag. Two shifts make it causal: patch k reads
+# patch k - 1, and place p reads the byte that is guessed at place p - 1.
 #
 # ## The loop
 #
@@ -171,8 +173,8 @@ if plt:
     plt.show()
 
 # %% [markdown]
-# In the picture each column has steps of P rows: inside its own patch a byte acts through the local model, and from the next
-# patch on through the global one. What is lost: the global model never reacts to bytes of the running patch.
+# In the first picture, the bright cells lie near the diagonal: inside its own patch a byte acts through the local model, and
+# from the next patch on through the global one. What is lost: the global model never reacts to bytes of the running patch.
 #
 # ## Exercises
 #

@@ -22,10 +22,11 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## CTC: the formula
 #
-# CTC (Graves et al. 2006, connectionist temporal classification) gives the model one more class, the blank, written _. It means
-# "no new label here". A path names a class for every frame. It is read by a rule: equal neighbours become one, then blanks are
-# dropped. So `a a _ b` and `_ a b b` both read "a b", and `a _ a` reads "a a". The model gives a probability p_t(c) of class c
-# at frame t, and
+# A frame is a few numbers for every 10 ms of sound: how strong it is in each band of frequency. CTC (Graves et al. 2006,
+# connectionist temporal classification) gives the model one more class, the blank, written _. It means "no new label here". A
+# path names a class for every frame. It is read by a rule: equal neighbours become one, then blanks are dropped. So `a a _ b`
+# and `_ a b b` both read "a b", and `a _ a` reads "a a". The model gives a probability p_t(c) of class c at frame t, and no
+# path is chosen:
 #
 #     p(text) = Σ over all paths that read as the text of Π_t p_t(path_t),        loss = -ln p(text)
 #
@@ -134,12 +135,12 @@ for step in range(STEPS + 1):
     loss = ctc_loss(logits, words[train], target_lengths=lengths[train], reduction="batch")
     loss.backward()
     g = logits.grad.numpy()  # (p - γ) / B
-    if step in (0, 5, 50, STEPS):
+    if step in (0, 20, 50, STEPS):
         gamma = softmax(logits, axis=2).numpy() - WORDS * g
         SHOWN[step] = gamma[0], wrong_words(weight, bias), loss.item()
         print(f"{step:4}{loss.item():8.2f}{SHOWN[step][1]:12.0%}")
-    weight = Tensor(weight.numpy() - 1.0 * np.einsum("btv,btc->vc", g, sounds[train]), requires_grad=True)
-    bias = Tensor(bias.numpy() - 1.0 * g.sum(axis=(0, 1)), requires_grad=True)
+    weight = Tensor(weight.numpy() - 0.3 * np.einsum("btv,btc->vc", g, sounds[train]), requires_grad=True)
+    bias = Tensor(bias.numpy() - 0.3 * g.sum(axis=(0, 1)), requires_grad=True)
 
 word, sound, truth = spoken[0]
 print(f"the word is {word}; the most probable class of each frame, given the word")
@@ -149,18 +150,21 @@ for step, (gamma, _, _) in SHOWN.items():
 
 # %% [markdown]
 # At the start γ spreads the labels evenly over the word, whatever is heard. That is enough of a hint: a sound that stands in
-# many words is at many places in them, and only the right label fits all of these.
+# many words is at many places in them, and only the right label fits all of these. To read a new recording, take the best class
+# of each frame and apply the rule (`wrong_words` does). What CTC cannot learn is language: given the sound, it takes the
+# classes of different frames as independent.
 #
 # ## Conformer: the formula
 #
 # The network of a **Conformer** (Gulati et al. 2020, arXiv 2005.08100, section 2.4) has four modules in each block. Attention
-# sees what is far, and a convolution sees what is near. Each adds what it finds to x:
+# sees what is far, and a convolution sees what is near. Each adds what it finds to x. Two halves of a feed-forward network
+# (ffn), which computes with each position by itself, stand around them:
 #
 #     x̃ = x + ½ ffn(x),    x' = x̃ + attention(x̃),    x'' = x' + convolution(x'),    y = norm(x'' + ½ ffn(x''))
 #
 # Its attention counts distances and not places: what was said 0.2 s ago matters everywhere in the same way. A score has a part
-# for the content and one for the distance n = i - j, with a vector p_n, and learned vectors u and w (Transformer-XL, section
-# 3.3):
+# for the content and one for the distance n = i - j, with a vector p_n, and learned vectors u and w, which say which keys and
+# which distances every query looks at (Transformer-XL, section 3.3):
 #
 #     s_ij = ((q_i + u) · k_j + (q_i + w) · p_{i-j}) / √K
 #
@@ -236,7 +240,7 @@ if plt:
 # 1. A text with two equal labels in a row needs a blank between them. Which T is the smallest for `[2, 2]` in `all_paths_loop`?
 #    What does `ctc_loss` say of a shorter one?
 # 2. Leave out the third way, the skip, in `alpha_loop`: what do the paths look like that are still counted?
-# 3. Set the noise of `speak` to 1.0. What happens to the wrong words, and to γ? A Conformer would look at neighbouring frames:
+# 3. Set the noise of `speak` to 0.5. What happens to the wrong words, and to γ? A Conformer would look at neighbouring frames:
 #    give the linear layer the frames before and after as well.
 #
 # Further: `minitv explain ctc_loss`, `minitv explain conformer`, `minitv train conformer`.

@@ -33,7 +33,8 @@ rng = np.random.default_rng(0)
 #
 # I is the identity. C are the weights of attention if all scores are equal, so row t has 1 / (t + 1) at the tokens 0 .. t. α, β
 # and γ are learned numbers that start at 1. The queries start at 0, so A = C at first and y = v: every token reads itself
-# alone. What attention has learned since is A - C.
+# alone. What attention has learned since is A - C. Then the matrices of values and outputs can go too: the paper's blocks have
+# 16.7 % less weights and learn as much in each step.
 #
 # ## Simplified blocks: the loop
 
@@ -120,6 +121,9 @@ for kind, row in collapse.items():
     print(kind.ljust(26) + "".join(f"{round(row[n], 2) + 0.0:7.2f}" for n in shown))
 
 # %% [markdown]
+# Attention alone makes all tokens alike within a few layers. A skip connection delays this. I + A without C delays it less, and
+# I + A - C leaves the tokens as they are, until attention has learned to change them.
+#
 # ## One Wide FFN: the formula
 #
 # The feed-forward network (FFN) computes with every token by itself, equation (2) of Vaswani et al. 2017: ffn(x) = max(0, x W₁)
@@ -149,7 +153,7 @@ models = {
     "One Wide FFN": minitv.build("one-wide-ffn", vocab=64, width=64, layers=4, decoder_layers=4),
 }
 sizes = {name: sum(parameter.size for parameter in model.parameters()) for name, model in models.items()}
-work = {"a network in each layer": 8, "one, no wider": 4, "One Wide FFN": 4 * 8}  # layers that use one × its width
+work = {"a network in each layer": 8, "one, no wider": 4, "One Wide FFN": 4 * 8}  # networks of the usual size for a token
 print(f"{'4 + 4 layers of width 64':26}{'weights':>10}{'work of the FFNs':>19}")
 for name, size in sizes.items():
     print(f"{name:26}{size:10,}{work[name]:19}")
@@ -166,8 +170,8 @@ for name, size in sizes.items():
 #     y₁ = x₁ + F(x₂),   y₂ = x₂ + G(y₁)                  forward
 #     x₂ = y₂ - G(y₁),   x₁ = y₁ - F(x₂)                  back
 #
-# The input of a layer follows from its output, so nothing of the layers in between need be kept. The price: F and G are
-# computed once more.
+# One stream could not be undone, because x + F(x) does not tell x. With two, the input of a layer follows from its output, so
+# nothing of the layers in between need be kept. The price: F and G are computed once more.
 
 # %%
 D, LAYERS = 64, 24
@@ -253,7 +257,7 @@ if plt:
 # %% [markdown]
 # ## Exercises
 #
-# 1. Let attention in "I + A - C" learn something: replace `0 * z` by `0.3 * z @ Wq` in the last line of `layer`. From which
+# 1. Let attention in "I + A - C" learn something: replace `0 * z` by `3 * z @ Wq` in the last line of `layer`. From which
 #    factor on do tokens become alike? Then take smaller β and γ in place of `np.ones(1)`.
 # 2. Sharing: give `forward_loop` the same matrix G in all layers. Compute its gradient by hand: why is it a sum over the
 #    layers?
