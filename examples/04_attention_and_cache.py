@@ -81,12 +81,12 @@ expected = attention_loop(q, k, v)
 one = [x[None, None] for x in (q, k, v)]  # [1 1 T K] each
 largest = distance(attention.definition(*one)[0][0, 0], expected)
 print("largest difference from the loop, relative to the largest output")
-print(f"    definition       {largest:.0e}")
-for way in ({"form": "parallel"}, {"kernel": "cpu"}):
-    with use(attention, **way):
+print(f"    definition         {largest:.0e}")
+for kind, name in (("form", "parallel"), ("kernel", "cpu")):
+    with use(attention, **{kind: name}):
         y, _ = attention(*one)  # [1 1 T K]; the second output is the logarithm of the softmax's sum
     largest = max(largest, distance(y[0, 0], expected))
-    print(f"    {' '.join(map(' '.join, way.items())):16} {distance(y[0, 0], expected):.0e}")
+    print(f"    {kind:6} {name:11} {distance(y[0, 0], expected):.0e}")
 print(explain(attention, *one))
 
 # %% [markdown]

@@ -74,12 +74,12 @@ expected = np.stack([turn(x, m) for m, x in enumerate(q[0, 0])])  # [T K]
 angles = tuple(10_000.0 ** (-2 * j / K) for j in range(K // 2))
 largest = distance(rope.definition(q, angles=angles)[0, 0], expected)
 print("largest difference from the loop, relative to the largest output")
-print(f"    definition       {largest:.0e}")
-for way in ({"form": "composed"}, {"kernel": "cpu"}):
-    with use(rope, **way):
+print(f"    definition         {largest:.0e}")
+for kind, name in (("form", "composed"), ("kernel", "cpu")):
+    with use(rope, **{kind: name}):
         y = rope(q, angles=angles)
     largest = max(largest, distance(y[0, 0], expected))
-    print(f"    {' '.join(map(' '.join, way.items())):16} {distance(y[0, 0], expected):.0e}")
+    print(f"    {kind:6} {name:11} {distance(y[0, 0], expected):.0e}")
 
 tidy, _ = attention(rope(q, angles=angles), rope(k, angles=angles), v)
 moved, _ = attention(rope(q, angles=angles), rope(k[:, :, order], angles=angles), v[:, :, order])
@@ -119,11 +119,11 @@ def rotary_linear_loop(q, k, v):
 
 positive_q, positive_k = np.exp(q), np.exp(k)
 expected = rotary_linear_loop(positive_q[0, 0], positive_k[0, 0], v[0, 0])
-for way in ({"form": "parallel"}, {"form": "recurrent"}, {"form": "chunkwise"}, {"kernel": "cpu"}):
-    with use(rotary_linear, **way):
+for kind, name in (("form", "parallel"), ("form", "recurrent"), ("form", "chunkwise"), ("kernel", "cpu")):
+    with use(rotary_linear, **{kind: name}):
         y, state, z = rotary_linear(positive_q, positive_k, v, angles=angles)
     largest = max(largest, distance(y[0, 0], expected))
-    print(f"rotary_linear, {' '.join(map(' '.join, way.items())):16} {distance(y[0, 0], expected):.0e}")
+    print(f"rotary_linear, {kind:6} {name:11} {distance(y[0, 0], expected):.0e}")
 print(f"numbers that are kept: {state.size + z.size}, after {T} tokens as after a million")
 
 # %% [markdown]

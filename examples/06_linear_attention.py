@@ -112,13 +112,13 @@ def performer_loop(q, k, v, W):
 expected = performer_loop(q, k, v, W)
 error = distance(favor.definition(*batch, W)[0][0, 0], expected)
 print("largest difference from the loop, relative to the largest output")
-print(f"    definition       {error:.0e}")
+print(f"    definition         {error:.0e}")
 largest = max(largest, error)
-for way in ({"form": "parallel"}, {"form": "recurrent"}, {"form": "chunkwise"}, {"kernel": "cpu"}):
-    with use(favor, **way):
+for kind, name in (("form", "parallel"), ("form", "recurrent"), ("form", "chunkwise"), ("kernel", "cpu")):
+    with use(favor, **{kind: name}):
         y, mean, logsum = favor(*batch, W)
     largest = max(largest, distance(y[0, 0], expected))
-    print(f"    {' '.join(map(' '.join, way.items())):16} {distance(y[0, 0], expected):.0e}")
+    print(f"    {kind:6} {name:11} {distance(y[0, 0], expected):.0e}")
 
 # %% [markdown]
 # ## An experiment: the error of the features

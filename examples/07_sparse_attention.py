@@ -101,21 +101,21 @@ buckets = lsh_buckets(one_q, rotations[None])  # [B H rounds T]
 expected = reformer_loop(q, v, rotations)
 error = largest = distance(lsh_attention.definition(one_q, one_q, one_v, buckets)[0, 0], expected)
 print("largest difference from the loop, relative to the largest output")
-print(f"lsh_attention        definition        {error:.0e}")
-for way in ({"form": "union"}, {"form": "rounds"}, {"kernel": "cpu"}):
-    with use(lsh_attention, **way):
+print(f"lsh_attention        definition          {error:.0e}")
+for kind, name in (("form", "union"), ("form", "rounds"), ("kernel", "cpu")):
+    with use(lsh_attention, **{kind: name}):
         error = distance(lsh_attention(one_q, one_q, one_v, buckets)[0, 0], expected)
     largest = max(largest, error)
-    print(f"lsh_attention        {' '.join(map(' '.join, way.items())):16}  {error:.0e}")
+    print(f"lsh_attention        {kind:6} {name:11}  {error:.0e}")
 
 k = rng.standard_normal((T, K))
 rule = {"segments": tuple(w for w, _ in PATTERNS), "dilations": tuple(r for _, r in PATTERNS)}
 expected = longnet_loop(q, k, v, PATTERNS)
-for way in ({"form": "counted"}, {"form": "mixture"}, {"form": "distributed"}, {"kernel": "cpu"}):
-    with use(dilated_attention, **way):
+for kind, name in (("form", "counted"), ("form", "mixture"), ("form", "distributed"), ("kernel", "cpu")):
+    with use(dilated_attention, **{kind: name}):
         error = distance(dilated_attention(one_q, k[None, None], one_v, **rule)[0][0, 0], expected)
     largest = max(largest, error)
-    print(f"dilated_attention    {' '.join(map(' '.join, way.items())):16}  {error:.0e}")
+    print(f"dilated_attention    {kind:6} {name:11}  {error:.0e}")
 full, _ = attention(one_q, k[None, None], one_v)
 single, _ = dilated_attention(one_q, k[None, None], one_v, segments=(T,), dilations=(1,))
 print(f"one pattern (T, 1) is attention: difference {distance(single, full):.0e}")

@@ -98,22 +98,22 @@ largest = distance(parallel_loop(q, k, v, GAMMA), expected)
 print("largest difference from the recurrent loop, relative to the largest output")
 print(f"retention  parallel loop     {largest:.0e}")
 error = distance(retention.definition(*one, decay)[0][0, 0], expected)
-print(f"retention  definition        {error:.0e}")
-for way in ({"form": "parallel"}, {"form": "recurrent"}, {"form": "chunkwise"}, {"kernel": "cpu"}):
-    with use(retention, **way):
+print(f"retention  definition          {error:.0e}")
+for kind, name in (("form", "parallel"), ("form", "recurrent"), ("form", "chunkwise"), ("kernel", "cpu")):
+    with use(retention, **{kind: name}):
         y, state, _, _ = retention(*one, decay)
     largest = max(largest, distance(y[0, 0], expected))
-    print(f"retention  {' '.join(map(' '.join, way.items())):16}  {distance(y[0, 0], expected):.0e}")
+    print(f"retention  {kind:6} {name:11}  {distance(y[0, 0], expected):.0e}")
 
 w, u = -np.exp(np.linspace(-5, 3, K)), np.full(K, -0.5)  # [C] each; these rates of fading are those of a new model
 expected = wkv_loop(k, v, w, u)
 error = distance(wkv.definition(k[None], v[None], w, u)[0][0], expected)
-print(f"wkv        definition        {error:.0e}")
-for way in ({"form": "recurrent"}, {"form": "chunkwise"}, {"kernel": "cpu"}):
-    with use(wkv, **way):
+print(f"wkv        definition          {error:.0e}")
+for kind, name in (("form", "recurrent"), ("form", "chunkwise"), ("kernel", "cpu")):
+    with use(wkv, **{kind: name}):
         y, *_ = wkv(k[None], v[None], w, u)
     largest = max(largest, distance(y[0], expected))
-    print(f"wkv        {' '.join(map(' '.join, way.items())):16}  {distance(y[0], expected):.0e}")
+    print(f"wkv        {kind:6} {name:11}  {distance(y[0], expected):.0e}")
 
 first, *state = retention(*(x[:, :, :10] for x in one), decay)  # a text in two parts, with the state in between
 second, *_ = retention(*(x[:, :, 10:] for x in one), decay, *state)

@@ -87,11 +87,11 @@ def megabyte(h, e, pads, pad, W, P):
 
 expected, largest = megabyte_loop(h, e, pads, pad, W, P), 0.0
 print("largest difference from the loop, relative to the largest output")
-for way in ({"form": "parallel"}, {"kernel": "cpu"}):
-    with use(attention, **way):
+for kind, name in (("form", "parallel"), ("kernel", "cpu")):
+    with use(attention, **{kind: name}):
         error = distance(megabyte(h, e, pads, pad, W, P), expected)
     largest = max(largest, error)
-    print(f"    {' '.join(map(' '.join, way.items())):16} {error:.0e}")
+    print(f"    {kind:6} {name:11} {error:.0e}")
 
 # %% [markdown]
 # A whole model of the library has several layers in each part, norms and feed-forward networks. Its weights are random here.

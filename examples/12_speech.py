@@ -81,12 +81,12 @@ expected = all_paths_loop(p, text)
 largest = abs(alpha_loop(p, text) - expected)
 print(f"all {V**T} paths: loss {expected:.6f}; by α: difference {largest:.0e}")
 targets = np.array([text])  # [B U]
-print(f"    definition       {abs(ctc_loss.definition(logits, targets, reduction='sum') - expected).item():.0e}")
-for way in ({"form": "recurrent"}, {"kernel": "cpu"}):
-    with use(ctc_loss, **way):
+print(f"    definition         {abs(ctc_loss.definition(logits, targets, reduction='sum') - expected).item():.0e}")
+for kind, name in (("form", "recurrent"), ("kernel", "cpu")):
+    with use(ctc_loss, **{kind: name}):
         error = abs(ctc_loss(logits, targets, reduction="sum").item() - expected)
     largest = max(largest, error)
-    print(f"    {' '.join(map(' '.join, way.items())):16} {error:.0e}")
+    print(f"    {kind:6} {name:11} {error:.0e}")
 
 # %% [markdown]
 # ## An experiment: sounds that nobody has marked
@@ -199,8 +199,8 @@ one = [x[None, None] for x in (q, k, v)]  # [B H T K]
 y = relative_attention(*one, p[None], u[None], w[None])
 errors = [distance(y[0, 0], relative_loop(q, k, v, p, u, w))]
 taps = rng.standard_normal((5, K))  # [W K]
-for way in ({"form": "composed"}, {"kernel": "cpu"}):
-    with use(depthwise_conv1d, **way):
+for kind, name in (("form", "composed"), ("kernel", "cpu")):
+    with use(depthwise_conv1d, **{kind: name}):
         errors.append(distance(depthwise_conv1d(v[None], taps.T, ahead=2)[0], filter_loop(v, taps)))
 largest = max(largest, *errors)
 print("relative attention, and the filter as form and kernel: differences " + ", ".join(f"{error:.0e}" for error in errors))

@@ -64,12 +64,12 @@ a = attention(*(x[None, None] for x in (q, k, v)))[0].numpy()[:, 0]  # [1 T K]
 expected = shaped_loop(q, k, v, 1.0, 0.7, 0.4)
 largest = distance(shaping.definition(a, v[None], *gains)[0][0], expected)
 print("largest difference from the loop, relative to the largest output")
-print(f"    definition       {largest:.0e}")
-for way in ({"form": "composed"}, {"kernel": "cpu"}):
-    with use(shaping, **way):
+print(f"    definition         {largest:.0e}")
+for kind, name in (("form", "composed"), ("kernel", "cpu")):
+    with use(shaping, **{kind: name}):
         y, _ = shaping(a, v[None], *gains)
     largest = max(largest, distance(y[0], expected))
-    print(f"    {' '.join(map(' '.join, way.items())):16} {distance(y[0], expected):.0e}")
+    print(f"    {kind:6} {name:11} {distance(y[0], expected):.0e}")
 start = shaped_loop(np.zeros_like(q), k, v, 1.0, 1.0, 1.0)
 print(f"at the start, with queries of 0, it is the identity: difference {distance(start, v):.0e}")
 

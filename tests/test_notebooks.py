@@ -9,7 +9,7 @@ import pytest
 
 NOTEBOOKS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
              if "# %%" in path.read_text(encoding="utf-8")}
-SLOW = {"10_long_convolutions", "13_blocks"}
+SLOW = {"06_linear_attention", "10_long_convolutions", "13_blocks"}
 
 FINDS = {  # what the text of a notebook says, in its own names
     "04_attention_and_cache": lambda n: (
