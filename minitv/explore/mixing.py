@@ -36,6 +36,7 @@ from ..nn import Linear, Module, Parameter
 
 POSITIONS = ("T", "S")  # the letters of positions in signatures
 TOLERANCE = 1e-8  # of what is checked in float64, relative to the largest number
+ROUNDING = 1e-14  # weights that are smaller, relative to the largest of their channel, are 0
 LARGEST = 2**26  # numbers that all channels of a matrix may have while they are computed
 
 
@@ -116,6 +117,7 @@ class Path:
             unit = np.zeros_like(root)
             unit[..., s, :] = 1
             each[..., s] = np.moveaxis(self.of(unit), 2, 0)
+        each[np.abs(each) < ROUNDING * np.abs(each).max(axis=(1, 2, 3), keepdims=True, initial=0)] = 0
         return self._checked(each)
 
     def _checked(self, each: np.ndarray) -> Matrices | None:

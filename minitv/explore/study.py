@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autograd import Tensor, no_grad, to_numpy
+from autograd import Tensor, no_grad, to_numpy, use
 from autograd.cpu.process import blas_threads
 from autograd.random import Random
 
@@ -231,11 +231,9 @@ def mixings_of(run: Trained, example: Example, tokens: int, missing: list[str]) 
     for _, array in model._arrays():
         if array.data.dtype.kind == "f":
             array.data = array.data.astype(np.float64)
-    if asks_tokens(batch):
-        calls = record(lambda: model(*batch[:-1]))
-    else:
-        calls = record(lambda: example.task.score(model, batch))
-    found = mixings(calls, model)
+    with use(kernel="none"):  # forms, which need no compiling for this dtype
+        calls = record(lambda: model(*batch[:-1]) if asks_tokens(batch) else example.task.score(model, batch))
+        found = mixings(calls, model)
     shown = [_mixing(one, tokens) for one in found]
     for name in without_matrix(calls, found):
         missing.append(f"A call of {name} has no matrix here: it is no matrix of positions alone, or the sequence is too long.")
