@@ -116,6 +116,8 @@ class Law:
     name: str
     check: Callable
     except_for: tuple[str, ...] = ()  # forms, and kernels or their candidates, whose algorithm cannot keep it
+    linear: str | None = None  # the input in which the outputs are linear, where that is the statement
+    exact: Callable | None = None  # what the operator estimates, where that is the statement: another one, called by names
 
     def __str__(self) -> str:
         return self.name
@@ -211,7 +213,7 @@ def linear_in(name: str) -> Law:
             change = np.subtract(one, none, out=np.zeros_like(one), where=one != none)  # where both are infinite, 0
             assert_close(both, scale * change + other, f"{case.op.name} is not linear in {name}", terms=8)
 
-    return Law(f"linear in {name}", check)
+    return Law(f"linear in {name}", check, linear=name)
 
 
 def streams(letter: str = "T", **conditions) -> Law:
@@ -293,10 +295,14 @@ def identity(name: str, statement: Callable) -> Law:
     return Law(name, statement)
 
 
-def law(op, name: str) -> Callable:
-    """Declare a named identity of ``op`` below its algorithm: ``statement(case, draw)`` raises AssertionError when it fails."""
+def law(op, name: str, *, exact: Callable | None = None) -> Callable:
+    """Declare a named identity of ``op`` below its algorithm: ``statement(case, draw)`` raises AssertionError when it fails.
+
+    Of an estimate, ``exact`` takes the inputs and parameters by name and calls the operator that is estimated; it gives None
+    where there is none.
+    """
     def declare(statement: Callable) -> Callable:
-        op.laws += (identity(name, statement),)
+        op.laws += (Law(name, statement, exact=exact),)
         return statement
 
     return declare

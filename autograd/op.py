@@ -40,7 +40,7 @@ from .node import Node, place_of, require_finite
 from .registry import register
 from .routes import Form, Kernel, Route, reader
 from .shapes import Argument, Signature, bind
-from .state import switches
+from .state import switches, watched
 from .tensor import Tensor
 
 
@@ -151,8 +151,11 @@ class Op:
 
     # -- calling -----------------------------------------------------------------------------------------------------
     def __call__(self, *args, **kwargs):
+        current = switches()
+        if current.watcher is not None:
+            return watched(self, args, kwargs)
         tensors, arrays, params, recording = self.accept(args, kwargs)
-        request = request_for(self)
+        request = request_for(self) if current.uses else None
         route = choose(self, arrays, params, request, recording)
         try:
             return route.run(tensors, arrays, params, request, recording)

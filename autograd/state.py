@@ -6,6 +6,7 @@ of that one's context, ``contextvars.copy_context().run(...)``, as the workers o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ class Switches:
     recording: bool = True  # operators record nodes for backward
     checking: bool = False  # every output is tested for NaN and infinity; saved arrays become read-only
     complex_step: bool = False  # complex arrays pass through forms, for exact derivatives in autograd.check
+    watcher: Callable | None = None  # is told of every call of an operator, see watch
     depth: int = 0  # how many grad(f) calls are active: inner ones must stay differentiable
     uses: tuple = ()  # the use(...) requests among what is entered
 
@@ -62,6 +64,23 @@ def no_grad() -> Switch:
 def enable_grad() -> Switch:
     """Record inside, even within ``no_grad``."""
     return Switch(recording=True)
+
+
+def watch(see: Callable) -> Switch:
+    """Tell ``see(op, args, kwargs, result)`` of every call of an operator inside, after it.
+
+    What forms and gradients call on their way is part of such a call, and is not told.
+    """
+    return Switch(watcher=see)
+
+
+def watched(op, args: tuple, kwargs: dict):
+    """A call of an operator, and telling the watcher of it."""
+    see = switches().watcher
+    with Switch(watcher=None):
+        result = op(*args, **kwargs)
+    see(op, args, kwargs, result)
+    return result
 
 
 def check_mode() -> Switch:

@@ -22,6 +22,7 @@ from .options import (
     SYNONYMS,
     ConvertOptions,
     EvalOptions,
+    ExploreOptions,
     ModelOptions,
     SampleOptions,
     StreamOptions,
@@ -421,6 +422,30 @@ def _stream(argv: list[str]) -> int:
     return 130 if result.stopped else 0
 
 
+def _explore(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv explore",
+        synonyms=SYNONYMS,
+        usage="minitv explore DIR [DIR ...] [options]",
+        description="Write a page for a browser that shows what a trained model does: its learning curve, a text coloured by\n"
+        "how well each token was predicted, and for every layer and head which position takes how much of\n"
+        "which other one. The page is one file and needs no network. Of several runs, or of a folder of\n"
+        "`minitv compare`, two are shown side by side on the same text.",
+        epilog="examples:\n  minitv explore runs/mine\n  minitv explore runs/mine runs/rwkv --text other.txt --out both.html\n"
+        "  minitv explore runs/compare",
+    )
+    parser.add_argument("directories", metavar="DIR", nargs="+", help="the folders of runs, or one of `minitv compare`")
+    options = Options(ExploreOptions)
+    parser.add_options(options)
+    arguments = parser.parse(argv)
+    directories = arguments.pop("directories")
+    (config,) = options.build(options.merge(("command line", arguments))[0])
+    from .explore import explore
+
+    print(explore(directories, config))
+    return 0
+
+
 def _transcribe(argv: list[str]) -> int:
     parser = Parser(
         "minitv transcribe",
@@ -472,7 +497,7 @@ def _info(argv: list[str]) -> int:
 
     system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     rows = [("minitv", __version__), ("python", system)]
-    optional = {"matplotlib": "for curve.png", "soundfile": "for FLAC files"}
+    optional = {"matplotlib": "for curve.png", "plotly": "for minitv explore", "soundfile": "for FLAC files"}
     for name in ("numpy", "numba", "scipy", "safetensors", *optional):
         try:
             rows.append((name, version(name)))
@@ -668,6 +693,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "convert": (_convert, "give a trained Transformer fewer heads of keys and values"),
     "stream": (_stream, "read a text of any length in constant memory"),
     "transcribe": (_transcribe, "write down what is said in a recording"),
+    "explore": (_explore, "write a page that shows what a trained model does"),
     "list": (_list, "list the variants, tasks and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),
     "explain": (_explain, "show a variant or an operator: formula, cost, forms, kernels"),

@@ -300,6 +300,21 @@ class StreamOptions:
 
 
 @dataclass(frozen=True)
+class ExploreOptions:
+    """exploring"""
+
+    text: str = option("", "text to show, of a file, of a folder, or of standard input (-); without it, what the run held out",
+                       metavar="PATH")
+    encoding: str = option("utf-8", "how characters are written in --text: utf-8, utf-16, latin-1, cp1252, ...", metavar="NAME")
+    tokens: int = option(64, "positions that the matrices show, at most; fewer where the page would become too large", low=2,
+                         high=512)
+    out: str | None = option(None, "page to write, .html; none = explore.html in the folder", metavar="FILE")
+    checkpoint: str = _checkpoint()
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
 class TranscribeOptions:
     """transcription"""
 

@@ -150,19 +150,24 @@ def plot(directories: Sequence[str | Path], path: str | Path | None = None) -> P
                 about=about(runs), note=note, rising=run.rising)
 
 
-def plot_readings(directory: str | Path) -> Path | None:
-    """Draw what the modules of a run's model told of themselves over its steps, DIR/readings.png; None if they told nothing.
-
-    A number that several layers have is a line for each layer, and a thicker one for their mean.
-    """
+def readings(directory: str | Path) -> dict[str, list[list[tuple[int, float]]]]:
+    """What the modules of a run's model told of themselves over its steps: for each kind of number the series of all layers."""
     header, records = read_log(directory)
     kinds: dict[str, list[list[tuple[int, float]]]] = {}
     for name in header.get("readings") or ():
         kind = ".".join(part for part in name.split(".") if part != "blocks" and not part.isdigit())
         if points := _series(records, name, 1.0):
             kinds.setdefault(kind, []).append(points)
+    return kinds
+
+
+def plot_readings(directory: str | Path) -> Path | None:
+    """Draw what the modules of a run's model told of themselves over its steps, DIR/readings.png; None if they told nothing.
+
+    A number that several layers have is a line for each layer, and a thicker one for their mean.
+    """
     lines = []
-    for i, (kind, layers) in enumerate(kinds.items()):
+    for i, (kind, layers) in enumerate(readings(directory).items()):
         style = Look(COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)], MARKERS[i % len(MARKERS)])
         lines += [Line(points, "", style, 0.8, 0.35) for points in layers if len(layers) > 1]
         values: dict[int, list[float]] = {}
@@ -173,7 +178,7 @@ def plot_readings(directory: str | Path) -> Path | None:
     if not lines:
         return None
     return draw(Path(directory) / READINGS, lines, {}, "numbers of the model's layers", rising=None,
-                title=header.get("variant") or "", note="thin: each layer  ·  thick: the mean of all layers")
+                title=read_log(directory)[0].get("variant") or "", note="thin: each layer  ·  thick: the mean of all layers")
 
 
 def _overlay(path: Path, directories: Sequence[str | Path], runs: list[Curves]) -> Path:

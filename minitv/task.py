@@ -153,6 +153,15 @@ class Task:
         """What the first line of a log says of the data, besides the metric and the baselines."""
         return {}
 
+    def word(self, token: int) -> str:
+        """How a token is written for a person."""
+        return str(token)
+
+    @classmethod
+    def asked_of(cls, options: Any, tokenizer: Any, ids: np.ndarray) -> Batch:
+        """What is read and asked for, where a text of ids [N] is one sequence; UserError where the task reads no text."""
+        raise UserError(f"--text: a model of the task {cls.name} reads no text")
+
     def show(self, model: Any, rng: Random) -> str:
         """What a person sees at an evaluation, as lines of text; empty for nothing."""
         return ""

@@ -47,6 +47,9 @@ class CorpusOptions:
         check_encoding(self.encoding)
 
 
+HIDDEN = "▢"  # stands for a token that is no part of the text
+
+
 class OnText(Task):
     """A task whose sequences are windows of a text: ``corpus`` holds its two parts and ``tokenizer`` reads it."""
 
@@ -78,6 +81,9 @@ class OnText(Task):
 
     def state(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer.to_json(), "corpus_sha256": self.corpus.sha256}
+
+    def word(self, token: int) -> str:
+        return self.tokenizer.decode([token]) if token < self.tokenizer.vocab else HIDDEN
 
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,6 +129,9 @@ class ListOps(Drawn, name="listops", summary="the value of an expression of nest
                 "majority class": float((held_answers == counts.sum(axis=0).argmax()).mean()),
                 "root operator": float((held_answers == counts.argmax(axis=1)[held_first]).mean())}
 
+    def word(self, token: int) -> str:
+        return WORDS[token]
+
     def show(self, model: Any, rng: Random) -> str:
         """A held-out expression, the model's answer and the right one."""
         held_out = self.held_out()

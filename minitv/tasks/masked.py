@@ -79,16 +79,11 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
 
     def hide(self, ids: np.ndarray, rate: float, random: Random) -> Batch:
         """Windows [B T] in which the same number of tokens is asked for, at least one."""
-        places = choose(random.split(0), *ids.shape, max(1, round(rate * ids.shape[1])))  # [B asked]
-        targets = np.take_along_axis(ids, places, axis=1)
-        fate = random.split(1).uniform(targets.shape, np.float64)
-        others = random.split(2).integers(0, self.mask, targets.shape)
-        masked, replaced = self.options.mask_share, self.options.mask_share + self.options.random_share
-        inputs, labels = ids.astype(int), np.full(ids.shape, NOTHING)  # [B T]; the mask may not fit the text's own type
-        words = np.where(fate < masked, self.mask, np.where(fate < replaced, others, targets))
-        np.put_along_axis(inputs, places, words, axis=1)
-        np.put_along_axis(labels, places, targets, axis=1)
-        return Batch(inputs, labels)
+        return hide(ids, rate, random, self.mask, self.options)
+
+    @classmethod
+    def asked_of(cls, options: MaskedOptions, tokenizer: Any, ids: np.ndarray) -> Batch:
+        return hide(ids[None], options.eval_mask_rate, HELD_OUT, tokenizer.vocab, options)
 
     def value(self, sums: np.ndarray) -> float:
         return float(sums[0] / sums[1] / math.log(2))
@@ -153,6 +148,20 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
         names = ["?" if token == self.mask else self.tokenizer.decode([token]) for token in (answer, label)]
         names = [name if name.isprintable() else name.encode("unicode_escape").decode() for name in names]
         return f"[{names[0]}]" if answer == label else f"[{names[0]}|{names[1]}]"
+
+
+def hide(ids: np.ndarray, rate: float, random: Random, mask: int, options: MaskedOptions) -> Batch:
+    """Windows [B T] in which a share of the tokens is asked for, by the options; ``mask`` is the id that stands for them."""
+    places = choose(random.split(0), *ids.shape, max(1, round(rate * ids.shape[1])))  # [B asked]
+    targets = np.take_along_axis(ids, places, axis=1)
+    fate = random.split(1).uniform(targets.shape, np.float64)
+    others = random.split(2).integers(0, mask, targets.shape)
+    masked, replaced = options.mask_share, options.mask_share + options.random_share
+    inputs, labels = ids.astype(int), np.full(ids.shape, NOTHING)  # [B T]; the mask may not fit the text's own type
+    words = np.where(fate < masked, mask, np.where(fate < replaced, others, targets))
+    np.put_along_axis(inputs, places, words, axis=1)
+    np.put_along_axis(labels, places, targets, axis=1)
+    return Batch(inputs, labels)
 
 
 class Bigrams:

@@ -284,6 +284,9 @@ class Pairs(Task, name="pairs", summary="an answer to each source: a string reve
                                      f"{count(len(self._texts[True]))} held out, sha256 {self.sha256[:16]}"))
         return rows
 
+    def word(self, token: int) -> str:
+        return "#" if token == self.end else "-" if token == PADDING else self.tokenizer.decode([token])
+
     def show(self, model: Any, rng: Random) -> str:
         """Held-out sources with the model's targets, and the right ones where they differ."""
         rows = [int(i) for i in rng.integers(0, len(self.examples), SHOWN)]

@@ -45,6 +45,10 @@ class Text(OnText, name="text", summary="the next character (or byte) of a text"
     def stored_vocab(cls, saved: Mapping[str, Any]) -> int:
         return cls.stored_tokenizer(saved).vocab
 
+    @classmethod
+    def asked_of(cls, options: TextOptions, tokenizer: Any, ids: np.ndarray) -> Batch:
+        return Batch(ids[None, :-1], ids[None, 1:])
+
     def batch(self, step: int) -> Batch:
         return Batch(*self._batches.batch(step))
 

@@ -66,7 +66,7 @@ from autograd.ops import concat, exp, log, logsumexp, matmul, maximum, reshape, 
 from autograd.random import Random
 
 from ..aft.common import mean_of
-from ..attention import visible
+from ..attention import attention, visible
 from ..pairs import finite, weighted
 from .projection import random_projection
 
@@ -296,7 +296,15 @@ def _(case, draw):
         assert_close(y, expected, "favor with one feature is not the mean of the past, weighted by the keys", terms=1e4)
 
 
-@law(favor, "the mean over draws of the projection is the softmax kernel")
+def exactly(q, k, v, mask, features, scale, causal, **_):
+    """Attention, whose kernel is the mean of the positive features over all draws of the projection."""
+    if features != "positive":
+        return None
+    mask = None if mask is None else mask[:, None, None, :]
+    return attention(q, k, v, mask, causal=causal, scale=scale_of(scale, q.shape[3]) ** 2)
+
+
+@law(favor, "the mean over draws of the projection is the softmax kernel", exact=exactly)
 def _(case, draw):
     """Within 5 standard errors of 64 independent blocks: a right operator fails once in about a million draws."""
     width, blocks = 4, 64
