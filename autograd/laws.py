@@ -110,12 +110,24 @@ def _widened(x):
 
 
 @dataclass(frozen=True)
+class Edge:
+    """An identity: ``general`` becomes ``special`` if it is restricted as ``when`` says. Both are names of operators or of
+    variants, or words for something that is neither, such as "Fourier transform".
+    """
+
+    general: str
+    special: str
+    when: str
+
+
+@dataclass(frozen=True)
 class Law:
     """One statement and how to test it."""
 
     name: str
     check: Callable
     except_for: tuple[str, ...] = ()  # forms, and kernels or their candidates, whose algorithm cannot keep it
+    edge: Edge | None = None  # of an identity
 
     def __str__(self) -> str:
         return self.name
@@ -297,6 +309,24 @@ def law(op, name: str) -> Callable:
     """Declare a named identity of ``op`` below its algorithm: ``statement(case, draw)`` raises AssertionError when it fails."""
     def declare(statement: Callable) -> Callable:
         op.laws += (identity(name, statement),)
+        return statement
+
+    return declare
+
+
+def becomes(op, other: str, when: str) -> Callable:
+    """Declare an identity: restricted as ``when`` says, ``op`` is another operator, or what these words mean."""
+    return _edge(op, Edge(op.name, other, when), f"becomes {other} if {when}")
+
+
+def special_case(op, other: str, when: str) -> Callable:
+    """Declare the identity from its other end: ``op`` is what another operator becomes."""
+    return _edge(op, Edge(other, op.name, when), f"is what {other} becomes if {when}")
+
+
+def _edge(op, edge: Edge, name: str) -> Callable:
+    def declare(statement: Callable) -> Callable:
+        op.laws += (Law(name, statement, edge=edge),)
         return statement
 
     return declare

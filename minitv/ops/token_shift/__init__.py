@@ -15,7 +15,7 @@ import numpy as np
 
 from autograd import Tensor
 from autograd.device import namespace
-from autograd.laws import causal, independent, law, linear_in, streams
+from autograd.laws import becomes, causal, independent, law, linear_in, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, reshape, where
@@ -55,13 +55,13 @@ token_shift.kernel("cuda")
 
 @token_shift.inputs
 def _(draw):
-    batch, length, width = draw.size(0, 2), draw.size(0, 5), draw.size(0, 5)
+    batch, length, width = draw.size(0, 2, "B"), draw.size(0, 5, "T"), draw.size(0, 5, "C")
     last = draw.floats(batch, width) if draw.boolean() else None
     reset = draw.layout(draw.generator().random((batch, length)) < 0.3) if draw.boolean() else None
     return (draw.floats(batch, length, width), draw.floats(width, low=-0.2, high=1.3), last, reset), {}
 
 
-@law(token_shift, "mix = 1 is the identity")
+@becomes(token_shift, "identity", "mix = 1")
 def _(case, draw):
     assert_close(case(mix=1.0).y, case.x, "token_shift with mix = 1 is not the identity")
 
