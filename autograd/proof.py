@@ -16,7 +16,7 @@ from .metric import recorded
 from .op import Op
 from .registry import lookup
 from .shrink import shrunk
-from .verify import DTYPES, LAW, PLACES, Attempt, checks, dtypes, is_linear, parsed, routes
+from .verify import DTYPES, IDENTITY, LAW, PLACES, Attempt, checks, dtypes, is_linear, parsed, routes
 
 
 @dataclass
@@ -57,37 +57,48 @@ class Report:
         return bool(self.op.forms) and all(row.draws and not row.failure for row in self.rows)
 
     def __str__(self) -> str:
-        lines = [("route", "check", "error", "allowed", "calls", "")]
-        lines += [(r.route, r.check, _number(r.error) if r.allowed else "", _number(r.allowed) if r.allowed else "",
-                   str(r.draws), r.verdict) for r in _together(self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(6)]
-        table = ["  ".join(cell.rjust(w) if 1 < i < 5 else cell.ljust(w)
-                           for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]
         failures = [f"\n{r.route}, {r.check}: {r.failure}" + (f"\nto see it again: {r.example}" if r.example else "")
                     for r in self.rows if r.failure]
-        return "\n".join([f"{self.op.name}: {self.op.signature}", *table, *self.notes, *failures])
+        return "\n".join([f"{self.op.name}: {self.op.signature}", *lines(self.rows), *self.notes, *failures])
+
+
+def lines(rows: list[Row]) -> list[str]:
+    """The table of what was found."""
+    cells = [("route", "check", "error", "allowed", "calls", "")]
+    cells += [(r.route, r.check, _number(r.error) if r.allowed else "", _number(r.allowed) if r.allowed else "",
+               str(r.draws), r.verdict) for r in _together(rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(6)]
+    return ["  ".join(cell.rjust(w) if 1 < i < 5 else cell.ljust(w)
+                      for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in cells]
 
 
 def _number(value: float) -> str:
     return f"{value:.1e}" if value else "0"
 
 
-LAWS = "law(s)"
+KINDS = {LAW: ("law", "laws"), IDENTITY: ("identity", "identities")}
 MOST, LARGE = 20, 3  # draws for each call that a route takes; calls of a chosen size
+AT_SHAPE = ", this shape"  # behind the name of a check
 
 
 def _together(rows: list[Row]) -> list[Row]:
-    """The rows of a table: the laws that hold along a route are one."""
+    """The rows of a table: the laws that hold along a route are one, and so are the identities."""
     table: list[Row] = []
+    whole: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        whole = row.check.startswith(LAW) and row.draws and not row.failure
-        if whole and table and table[-1].route == row.route and table[-1].check.endswith(LAWS):
-            both = table[-1]
-            both.check = f"{int(both.check.split()[0]) + 1} {LAWS}"
-            both.draws += row.draws
-            both.measured([(row.error, row.allowed)])
+        kind = next((kind for kind in KINDS if row.check.startswith(kind)), None)
+        if kind is None or not row.draws or row.failure:
+            table.append(row)
+        elif (row.route, kind) not in whole:
+            whole[row.route, kind] = [row]
+            table.append(row)
         else:
-            table.append(replace(row, check=f"1 {LAWS}") if whole else row)
+            whole[row.route, kind].append(row)
+    for (_, kind), members in whole.items():
+        sums = replace(members[0], check=f"{len(members)} {KINDS[kind][len(members) > 1]}", draws=sum(r.draws for r in members))
+        for other in members:
+            sums.measured([(other.error, other.allowed)])
+        table[next(i for i, row in enumerate(table) if row is members[0])] = sums
     return table
 
 
@@ -124,6 +135,8 @@ def verify(op: Op | str, draws: int = 20, seed: int = 0, *, sizes: Mapping[str, 
                 if row.draws == draws or not _tried(attempt, row, number, seed + number, None, among):
                     break
             if sizes and attempt.of_any_size and not row.failure:
+                row = Row(route, f"{name}{AT_SHAPE}")
+                report.rows.append(row)
                 all(_tried(attempt, row, number, seed + number, sizes, among) for number in range(LARGE))
     return report
 

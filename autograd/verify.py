@@ -214,7 +214,7 @@ def draw_cotangents(op: Op, args, params, draw) -> list[np.ndarray | None]:
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------
-def _terms(op: Op, *arrays) -> float:
+def terms(op: Op, *arrays) -> float:
     """The tolerance in assert_close's unit: its formula's own cancellation, and the length of the longest sum."""
     return op.tolerance**2 * max((a.size for a in arrays if a is not None), default=1)
 
@@ -276,7 +276,7 @@ def check_values(op: Op, route: str, args, params, reference: str = "definition"
         outputs = compute(op, route, args, params)
     check_outputs(op, route, args, outputs)
     for output, expected in zip(outputs, compute(op, reference, wide(op, args), split(op, params)[0]), strict=True):
-        assert_close(output, expected, f"{op.name}, {route}, values", terms=_terms(op, *flat(op, args)))
+        assert_close(output, expected, f"{op.name}, {route}, values", terms=terms(op, *flat(op, args)))
 
 
 def check_gradients(op: Op, route: str, args, params, cotangents, targets=None, reference: str = "definition") -> None:
@@ -295,7 +295,7 @@ def check_gradients(op: Op, route: str, args, params, cotangents, targets=None, 
         # relative to the size that its units give it, cotangent times output over input, which joins the comparison.
         size = x.dtype.type(_largest(cotangents) * max(1.0, _largest(outputs)) / max(1.0, _largest([x])))
         assert_close(np.append(gradient, size), np.append(expected[i], size), f"{op.name}, {route}, gradient of {name}",
-                     terms=_terms(op, *flat(op, args), *cotangents))
+                     terms=terms(op, *flat(op, args), *cotangents))
 
 
 def check_repeatable(op: Op, route: str, args, params, cotangents) -> None:
@@ -379,7 +379,7 @@ def check_adjoint(op: Op, route: str, args, params, draw) -> None:
 
 
 # -- all checks of a route ---------------------------------------------------------------------------------------------
-LAW = "law: "  # before the name of a law
+LAW, IDENTITY = "law: ", "identity: "  # before their names
 
 
 @dataclass
@@ -434,7 +434,7 @@ def checks(op: Op, route: str, linear: bool = False) -> dict[str, Attempt]:
         if linear:
             add("adjoint", lambda a, p, d: check_adjoint(op, route, a, p, d))
     for law in filter(lambda law: law.holds_for(route), op.laws):
-        add(f"{LAW}{law}", lambda a, p, d, law=law: check_law(op, law, route, a, p, d))
+        add(f"{IDENTITY if law.edge else LAW}{law}", lambda a, p, d, law=law: check_law(op, law, route, a, p, d))
     if route in kernels(op):
         add("same bits twice", lambda a, p, d: check_repeatable(op, route, a, p, draw_cotangents(op, a, p, d)),
             of_any_size=True)

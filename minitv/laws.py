@@ -1,29 +1,31 @@
 """What must hold for every model of a variant, and the models on which it is tried.
 
-A law of models is one of operators: a name and ``check(case, draw)``, which raises AssertionError. Its *case* is a Specimen of a
-variant, small, and with weights so large that everything counts. LAWS are those of all variants, each with the variants that it
-is about; identities between variants are declared on their records (``Variant.becomes``).
+A law of models is like one of operators: a name and ``check(case, draw)``, which raises AssertionError. Its *case* is a
+Specimen of a variant, small, and with weights so large that everything counts. LAWS are those of all variants, each with the
+variants that it is about; identities between variants are declared on their records (``Variant.becomes``).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from autograd import Tensor, assert_close, cross_entropy, no_grad, use
+from autograd import Tensor, assert_close, cross_entropy, gradients, no_grad, sum, tanh, use
 from autograd.check import slope
 from autograd.draw import Draw
 from autograd.laws import Law
 from autograd.random import Random
 
 from . import checkpoint
+from .blocks import Block
 from .decode import FusedDecoder, decoder
 from .experiment import default_task, namespace
+from .stack import Reversible
 from .tasks import load as load_task
 from .variant import Variant
 from .variants import load
@@ -75,6 +77,16 @@ class Specimen:
             return self.ids(draw), self.ids(draw)
         shape = self.sizes["B"], FRAMES * self.sizes["T"], self.model().features
         return (draw.generator().normal(size=shape),)
+
+    def same(self, one: Any, other: Any, draw: Draw) -> None:
+        """Two models are one function: AssertionError unless they give the same logits, and, in parts, those of the call."""
+        inputs = self.inputs(draw)
+        with no_grad():
+            expected = other(*inputs).numpy()
+            assert_close(one(*inputs).numpy(), expected, "the two models differ", terms=ROUNDING)
+            if remembers(self.variant):
+                cuts = [draw.integer(1, inputs[-1].shape[1])]
+                assert_close(self.read(one, inputs, cuts), expected, f"they differ after the cut {cuts}", terms=ROUNDING)
 
     @staticmethod
     def loss(model: Any, inputs: tuple[np.ndarray, ...]) -> Tensor:
@@ -270,7 +282,29 @@ def _(case, draw):
         assert np.array_equal(other(*inputs).numpy(), model(*inputs).numpy()), "the loaded model gives other logits"
 
 
-def same_function(one: Any, other: Any, inputs: tuple[np.ndarray, ...], what: str) -> None:
-    """Two models give the same logits."""
-    with no_grad():
-        assert_close(one(*inputs).numpy(), other(*inputs).numpy(), what, terms=ROUNDING)
+class Kept(Reversible):
+    """The same sums as those of a reversible stack, on the ordinary tape, which keeps all activations."""
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        one, two = x, x
+        for layer, block in enumerate(self.blocks):
+            for branch in block.branches:
+                one, two = two, one + branch(two, rng and rng.split(layer))
+        return (one + two) * 0.5
+
+
+@model_law("its blocks, undone and computed again in backward, have the gradients of the ordinary tape",
+           lambda variant: variant.causal and variant.block.branches is not Block.branches)
+def _(case, draw):
+    models = [Specimen(replace(case.variant, stack=stack), case.sizes).model(dropout=0.3) for stack in (Reversible, Kept)]
+    x = Tensor(draw.generator().normal(size=[case.sizes[letter] for letter in "BTD"]), requires_grad=True)
+    pairs = list(zip(*([part for part in model.modules() if isinstance(part, Reversible)] for model in models), strict=True))
+    assert pairs, "no stack of it is reversible"
+    for pair in pairs:  # a model may have several stacks
+        for rng in (None, Random(5)):
+            results = []
+            for stack in pair:
+                y = stack(x, rng)
+                results.append([y, *gradients(sum(tanh(y) * y), [x, *stack.parameters()])])
+            for one, other in zip(*results, strict=True):
+                assert_close(one.numpy(), other.numpy(), "a reversible stack is not what the tape has", terms=ROUNDING)

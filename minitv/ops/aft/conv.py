@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.laws import becomes, causal, independent, linear_in, shift_invariant, streams
+from autograd.laws import becomes, causal, independent, linear_in, shift_invariant, special_case, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import swapaxes, where
@@ -89,7 +89,7 @@ aft_conv.kernel("cpu", prefix="conv_")
 aft_conv.kernel("cuda", prefix="conv_")
 
 
-@becomes(aft_conv, "aft_local", "every channel has a head and all positions have one bias")
+@special_case(aft_conv, "aft_local", "all positions have the same biases")
 def _(case, draw):
     (heads, window), (*lead, channels), y = case.bias.shape, case.q.shape, case.anew().y
     size = channels // heads

@@ -23,7 +23,7 @@ from __future__ import annotations
 import numpy as np
 
 from autograd.errors import ShapeError
-from autograd.laws import becomes, independent, law, linear_in
+from autograd.laws import independent, law, linear_in
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import matmul, reshape, where
@@ -76,7 +76,7 @@ def _(draw):
     return (draw.floats(batch, heads, length, width), weight, seen), {}
 
 
-@becomes(project, "identity", "the matrix is the identity")
+@law(project, "the identity changes nothing that is seen")
 def _(case, draw):
     length, width = case.x.shape[2], case.weight.shape[2]
     identity = np.broadcast_to(np.eye(length, width, dtype=case.x.dtype), (len(case.weight), length, width))

@@ -148,13 +148,13 @@ def _(case, draw):
                  "rope changes the length of vectors", terms=16)
 
 
-@becomes(rope, "identity", "the position is 0")
+@law(rope, "position 0 is the identity")
 def _(case, draw):
     none = np.zeros((case.x.shape[0], case.x.shape[2]), np.int64)
     assert_close(case(positions=none, scale=1.0, gain=1.0).y, case.x, "rope turns at position 0", terms=4)
 
 
-@law(rope, "products depend on differences of positions only")
+@becomes(rope, "relative positions", "queries and keys are multiplied")
 def _(case, draw):
     other, shift = draw.floats(*case.x.shape), draw.integer(1, 50)  # products m θ are rounded, the more the farther
     opposite = tuple(-rate for rate in case.growth)  # of xPos: queries shrink as keys grow

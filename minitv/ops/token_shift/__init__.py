@@ -15,7 +15,7 @@ import numpy as np
 
 from autograd import Tensor
 from autograd.device import namespace
-from autograd.laws import becomes, causal, independent, law, linear_in, streams
+from autograd.laws import causal, independent, law, linear_in, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, reshape, where
@@ -61,7 +61,7 @@ def _(draw):
     return (draw.floats(batch, length, width), draw.floats(width, low=-0.2, high=1.3), last, reset), {}
 
 
-@becomes(token_shift, "identity", "mix = 1")
+@law(token_shift, "mix = 1 is the identity")
 def _(case, draw):
     assert_close(case(mix=1.0).y, case.x, "token_shift with mix = 1 is not the identity")
 
