@@ -17,23 +17,25 @@ from .draw import Draw
 from .registry import lookup
 from .verify import Attempt, arguments, checks, flat, floats, is_linear, refuses, unflat
 
-PATIENCE = 15.0  # seconds
+PATIENCE, TRIES = 15.0, 600  # seconds, and calls
 
 
 class _Search:
     """Calls that fail as the first one did, until the patience is over."""
 
     def __init__(self, attempt: Attempt, error: Exception, dtype):
-        self.attempt, self.kind, self.dtype, self.end = attempt, type(error), dtype, time.monotonic() + PATIENCE
+        self.attempt, self.kind, self.dtype = attempt, type(error), dtype
+        self.end, self.tries = time.monotonic() + PATIENCE, 0
 
     def over(self) -> bool:
-        return time.monotonic() > self.end
+        return time.monotonic() > self.end or self.tries >= TRIES
 
     def draw(self, choices: Sequence[int], sizes=None) -> Draw:
         return Draw.replayed(choices, self.dtype, self.attempt.layouts(), sizes)
 
     def fails(self, args, params, further: Sequence[int]) -> bool:
         """Whether a call fails in the same way; ``further`` is what the check draws."""
+        self.tries += 1
         try:
             refused = refuses(self.attempt.op, self.attempt.route, args, params)
         except Exception:  # no kernel knows such a call
@@ -43,6 +45,7 @@ class _Search:
     def redrawn(self, choices: Sequence[int], sizes) -> tuple | None:
         """(args, params, how many integers decide them, all integers with their least values) of a draw that fails."""
         draw = self.draw(choices, sizes)
+        self.tries += 1
         try:
             call = self.attempt.call(draw)
         except Exception:  # these sizes do not go together

@@ -16,6 +16,7 @@ from .draw import Draw
 from .metric import TOLERANCE, distance
 from .op import Op
 from .verify import (
+    beside_its_size,
     compute,
     differentiable,
     differentiate,
@@ -31,9 +32,8 @@ from .verify import (
     wide,
 )
 
-CONDITION = 64.0
+CONDITION = 256.0  # as many roundings as TOLERANCE allows to a result
 SMALL = {"B": 1, "H": 1, "G": 1, "K": 8, "V": 4, "C": 4, "D": 8}  # the other sizes
-SEEDS = 2  # draws at a point
 
 
 @dataclass
@@ -49,12 +49,12 @@ class Point:
     def add(self, kind: str, error: float, allowed: float) -> None:
         setattr(self, kind, max(getattr(self, kind), error))
         if error / allowed >= self.share:
-            self.share, self.allowed = error / allowed, allowed
+            self.share, self.allowed = float(error / allowed), float(allowed)
 
 
 @dataclass
 class Curve:
-    """The errors along one route with keys of one size, by length."""
+    """The errors along one route with keys of one size (root mean square), by length."""
 
     route: str
     scale: float
@@ -77,16 +77,17 @@ def has_length(op: Op) -> bool:
 
 
 def stability(op: Op, lengths: Sequence[int] = (16, 64, 256, 1024), scales: Sequence[float] = (1, 10, 100), seed: int = 0,
-              along: Callable[[str], bool] | None = None, tell: Callable[[str], None] | None = None) -> list[Curve]:
-    """A curve for each route and scale, in float32 and beside the definition in float64; none if there is no length T."""
+              draws: int = 2, along: Callable[[str], bool] | None = None,
+              tell: Callable[[str], None] | None = None) -> list[Curve]:
+    """A curve for each route and size of the keys, in float32 beside the definition in float64; none without a length T."""
     if not has_length(op):
         return []
     curves = [Curve(route, scale) for route in filter(along, forms(op) + kernels(op)) for scale in scales]
     for length in lengths:
         for scale in scales:
             if tell:
-                tell(f"stability, T = {length}, keys times {scale:g}")
-            for number in range(SEEDS):
+                tell(f"stability, T = {length}, {growing(op)} of size {scale:g}")
+            for number in range(draws):
                 _measure(op, [c for c in curves if c.scale == scale], length, scale, seed + number)
     return [curve for curve in curves if curve.points]
 
@@ -98,7 +99,9 @@ def _measure(op: Op, curves: list[Curve], length: int, scale: float, seed: int) 
     with draw.filled():
         args, params = draw_call(op, "definition", draw)
     place = [a.name for a in op.signature.inputs].index(growing(op))
-    args = substitute(op, args, place, (flat(op, args)[place] * np.float32(scale)).astype(np.float32))
+    x = flat(op, args)[place]
+    size = np.sqrt(np.mean(np.square(x, dtype=np.float64)))
+    args = substitute(op, args, place, (x * (scale / (size or 1.0))).astype(np.float32))
     positions = floats(op, args)
     rounding = np.random.default_rng(seed)
     near = wide(op, args)
@@ -127,5 +130,7 @@ def _measure(op: Op, curves: list[Curve], length: int, scale: float, seed: int) 
         if differentiable(op, curve.route):
             halves = [None if c is None else c.astype(np.float32) for c in cotangents]
             found = differentiate(op, curve.route, args, params, halves)
-            compared(point, "gradients", found.values(), slopes.values(), turned.values())
+            sized = ([beside_its_size(grads[i], flat(op, args)[i], cotangents, exact) for i in positions]
+                     for grads in (found, slopes, turned))
+            compared(point, "gradients", *sized)
 

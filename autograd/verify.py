@@ -223,6 +223,16 @@ def _largest(arrays) -> float:
     return max((float(np.max(np.abs(a), where=np.isfinite(a), initial=0.0)) for a in arrays if a is not None), default=0.0)
 
 
+def beside_its_size(gradient, x, cotangents, outputs) -> np.ndarray:
+    """A gradient of x and, behind it, the size that its units give it: cotangent times output over input.
+
+    What is left of a derivative after cancellation may be tiny (a norm's, of a row of one value): its rounding is relative to
+    that size, which joins the comparison.
+    """
+    size = _largest(cotangents) * max(1.0, _largest(outputs)) / max(1.0, _largest([x]))
+    return np.append(gradient, x.dtype.type(size).astype(gradient.dtype))
+
+
 @contextmanager
 def unwritten(op: Op, args):
     """The inputs are the same bytes afterwards."""
@@ -291,10 +301,8 @@ def check_gradients(op: Op, route: str, args, params, cotangents, targets=None, 
         x, name = flat(op, args)[i], arguments(op, args)[i].name
         assert gradient.shape == x.shape, f"{op.name}: the gradient of {name} {x.shape} has shape {gradient.shape}"
         assert gradient.dtype == x.dtype, f"{op.name}: the gradient of {name} {x.dtype} has dtype {gradient.dtype}"
-        # What is left of a derivative after cancellation may be tiny (a norm's, of a row of one value): its rounding is
-        # relative to the size that its units give it, cotangent times output over input, which joins the comparison.
-        size = x.dtype.type(_largest(cotangents) * max(1.0, _largest(outputs)) / max(1.0, _largest([x])))
-        assert_close(np.append(gradient, size), np.append(expected[i], size), f"{op.name}, {route}, gradient of {name}",
+        sized, right = (beside_its_size(g, x, cotangents, outputs) for g in (gradient, expected[i]))
+        assert_close(sized, right, f"{op.name}, {route}, gradient of {name}",
                      terms=terms(op, *flat(op, args), *cotangents))
 
 

@@ -219,6 +219,19 @@ def duplication() -> str:
     return table(header, rows) + where(result)
 
 
+def check() -> str:
+    """What `minitv check --all` has checked, and the largest error of each kind."""
+    result = results("check")
+    rows = [[row["what"], str(row["names"]), f"{row['calls']:,}", f"{100 * row['share']:.0f} %" if row["share"] else "exact",
+             row["where"]] for row in result["summary"]]
+    seconds = {name: f"{value:,.0f} s" for name, value in result["seconds"].items()}
+    verdict = "Everything holds" if result["ok"] else "Not everything holds"
+    units = result["units"]
+    return table(["what was checked", "of", "calls", "largest error, of what is allowed", "where"], rows) + (
+        f"\n{verdict}: {units['operator']} operators, {units['variant']} variants, {result['identities']} identities, in "
+        f"{seconds['warm']}, or {seconds['cold']} where all kernels are compiled first.\n") + where(result)
+
+
 def variants() -> str:
     """A page for every variant, folded up."""
     from minitv import variants
@@ -243,7 +256,7 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
 }
 TABLES: dict[str, Callable[[], str]] = {
     **{writer.__name__: writer for writer in (train, decode, ops, scaling, scaling_long, extrapolation, duplication, streaming,
-                                              one_wide, without, variants)},
+                                              one_wide, without, check, variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 

@@ -30,6 +30,7 @@ import minitv.ops  # noqa: F401 - declares the operators
 from autograd import REGISTRY, Op, use, verify
 from autograd.cpu.compile import unavailable
 from autograd.cpu.process import blas_threads, cores
+from autograd.device import gpu
 from autograd.draw import Draw, draw_inputs
 from autograd.errors import AutogradError
 from autograd.laws import Law
@@ -38,14 +39,14 @@ from autograd.proof import AT_SHAPE, Row, lines
 from autograd.stability import Curve, growing, stability
 from autograd.verify import DTYPES, IDENTITY, LAW, compute, dtypes, forms, parsed, routes
 
-from . import goldens, variants
+from . import __version__, goldens, variants
 from .errors import RunError, UserError, device_errors, quoted
 from .identities import identities
 from .laws import OPTIONS, SIZES, Specimen, laws_of
 from .options import CheckOptions
 from .report import count, duration
 
-LENGTHS, FEW_LENGTHS = (16, 64, 256, 1024), (16, 64, 256)  # of curves; where everything is checked
+LENGTHS, FEW_LENGTHS = (16, 64, 256, 1024), (16, 128)  # of curves, and where everything is checked
 FOLLOWS = {"S": "T", "V": "K"}  # letters that are as large as another one, where both are in a signature
 PATIENCE = 20.0  # seconds in which a model's failure is made small
 MODEL = "model"  # the route of rows that are about a whole model
@@ -139,7 +140,7 @@ def _check_options(chosen: Sequence[Unit], options: CheckOptions) -> None:
     operators = [operator(unit.name) for unit in chosen if unit.kind == "operator"]
     models = [unit for unit in chosen if unit.kind == "variant"]
     sizes = shape(options)
-    known = set().union(*(letters(op) for op in operators), OPTIONS.keys() | SIZES.keys() if models else ())
+    known = set().union(*(letters(op) for op in operators), OPTIONS.keys() | SIZES.keys() if models else ()) if sizes else set()
     for letter in sizes:
         if letter not in known:
             raise UserError(f"--shape: nothing that is checked has a size {letter}, allowed: "
@@ -159,8 +160,6 @@ def _check_options(chosen: Sequence[Unit], options: CheckOptions) -> None:
             raise UserError(f"--forms: nothing that is checked has a form or a kernel {quoted(word)}, allowed: "
                             f"{', '.join(plain)}")
     if options.device != "cpu":
-        from autograd.device import gpu
-
         with device_errors():
             gpu()
 
@@ -217,7 +216,7 @@ def letters(op: Op) -> set[str]:
 
 def of_operator(op: Op, sizes: Mapping[str, int]) -> dict[str, int]:
     """Those of the sizes that an operator has, and others that follow from them."""
-    known = letters(op)
+    known = letters(op) if sizes else set()
     chosen = {letter: size for letter, size in sizes.items() if letter in known}
     return {**{letter: chosen[other] for letter, other in FOLLOWS.items() if letter in known and other in chosen}, **chosen}
 
@@ -313,7 +312,7 @@ def _check_operator(result: Result, options: CheckOptions, tell: Callable[[str],
     if not goldens.calls() and not options.all:
         result.notes.append("the results of other libraries are not beside this package: they are in a checkout, tests/goldens")
     curves = stability(op, FEW_LENGTHS if options.all else LENGTHS, scales(options), options.seed,
-                       lambda route: route != "definition" and along(route), tell)
+                       1 if options.all else 2, lambda route: route != "definition" and along(route), tell)
     result.curves, result.grows = curves, growing(op) if curves else ""
 
 
@@ -433,15 +432,15 @@ def _curves(result: Result) -> list[str]:
     if not result.curves:
         return []
     lengths = sorted({length for curve in result.curves for length in curve.points})
-    heading = f"{result.grows} times"
+    heading = f"{result.grows} of"
     widest = max(len(curve.route) for curve in result.curves)
     found = ["errors in float32 over T, values or gradients, whichever is nearer to its limit",
-             f"{'':{widest}}  {heading:>8}" + "".join(f"{f'T = {length}':>11}" for length in lengths) + "   of its limit"]
+             f"{'':{widest}}  {heading:>8}" + "".join(f"{f'T={length}':>9}" for length in lengths) + "  of limit"]
     for curve in result.curves:
         points = [curve.points.get(length) for length in lengths]
         cells = ["" if point is None else f"{max(point.values, point.gradients):.1e}" for point in points]
         share = max(point.share for point in curve.points.values())
-        found.append(f"{curve.route:{widest}}  {curve.scale:>8g}" + "".join(f"{cell:>11}" for cell in cells)
+        found.append(f"{curve.route:{widest}}  {curve.scale:>8g}" + "".join(f"{cell:>9}" for cell in cells)
                      + f"{100 * share:>7.0f} %  {'holds' if curve.ok else 'FAILS'}")
     return found
 
@@ -456,9 +455,10 @@ def failures(results: Iterable[Result]) -> list[str]:
                 found.append(f"FAILS: {where}: {row.failure}"
                              + (f"\nto see it again, at its smallest:\n  {row.example}" if row.example else ""))
             elif not row.draws:
-                found.append(f"NOT RUN: {result.unit.name}, {row.route}, {row.check}: it took none of the calls that were drawn")
-        found += [f"FAILS: {result.unit.name}, {curve.route}: with {result.grows} times {curve.scale:g} the error at T = {length} "
-                  f"is {point.share:.1f} times what is allowed ({point.allowed:.1e})"
+                found.append(f"NOT RUN: {result.unit.name}, {row.route}, {row.check}: it took none of the calls that were "
+                             "drawn")
+        found += [f"FAILS: {result.unit.name}, {curve.route}: with {result.grows} of size {curve.scale:g} the error at "
+                  f"T = {length} is {point.share:.1f} times what is allowed ({point.allowed:.1e})"
                   for curve in result.curves for length, point in curve.points.items() if point.share > 1]
     return found
 
@@ -485,7 +485,7 @@ def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
         for curve in result.curves:
             for length, point in curve.points.items():
                 add("operators: stable with large inputs, over T", result, point.calls, point.share,
-                    f"{result.unit.name}, {curve.route}, T = {length}, times {curve.scale:g}", point.share <= 1)
+                    f"{result.unit.name}, {curve.route}, T = {length}, size {curve.scale:g}", point.share <= 1)
     ordered = sorted(rows.values(), key=lambda row: row["what"].startswith("models"))
     return [{**row, "names": len(row["names"])} for row in ordered]
 
@@ -529,14 +529,13 @@ def write_json(path: str, results: Sequence[Result], options: CheckOptions, seco
     import platform
     from importlib.metadata import version
 
-    from . import __version__
-
     content = {
         "minitv": __version__, "python": platform.python_version(), **{name: version(name) for name in ("numpy", "numba")},
         "processor": platform.processor(), "date": time.strftime("%Y-%m-%d"), "options": asdict(options),
         "seconds": round(seconds, 1), "ok": all(result.ok for result in results), "summary": summary(results),
         "identities": [asdict(edge) for edge in identities()],
-        "results": [{**asdict(result), "ok": result.ok, "unit": result.unit.name, "kind": result.unit.kind} for result in results],
+        "results": [{**asdict(result), "ok": result.ok, "unit": result.unit.name, "kind": result.unit.kind}
+                    for result in results],
     }
     try:
         Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

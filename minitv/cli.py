@@ -593,7 +593,10 @@ def _explain(argv: list[str]) -> int:
         _heading(f"{name}: {variant.summary}\n")
         if page := sys.modules[variants.variants()[name].module].__doc__:
             print(reflow(inspect.cleandoc(page), columns(sys.stdout)) + "\n")
-        _columns([*variants.describe(variant), ("writing", _writing(variant))])
+        from .identities import edges_of
+
+        edges = [("identity", f"{edge.general} becomes {edge.special} if {edge.when}") for edge in edges_of(variant)]
+        _columns([*variants.describe(variant), *edges, ("writing", _writing(variant))])
         return 0
     if name not in REGISTRY:
         names = [*variants.variants(), *REGISTRY]

@@ -335,8 +335,8 @@ class CheckOptions:
     dtype: str | None = option(None, "dtype of what is compared with float64; none = kernels in float32, as models train, and "
                                "forms in both", choices=("float32", "float64"))
     forms: str | None = option(None, "forms and kernels, with commas between their names; none = all", metavar="NAMES")
-    scale: str = option("1,10,100", "how many times as large the keys are, or else the first input, where errors are measured "
-                        "over the length T", metavar="NUMBERS")
+    scale: str = option("1,10,100", "sizes (root mean squares) of the keys, or else of the first input, with which errors are "
+                        "measured over the length T", metavar="NUMBERS")
     draws: int = option(5, "calls of an operator for each check", low=1, high=10**6)
     models: int = option(1, "models of a variant for each law", low=1, high=10**6)
     seed: int = option(0, "seed of all draws", low=0, high=2**31)

@@ -13,7 +13,7 @@ import pytest
 from tests.minitv.models import configure
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "compare", "sample", "eval", "convert", "stream", "transcribe", "list", "info", "explain", "plot")
+COMMANDS = ("train", "compare", "sample", "eval", "convert", "stream", "transcribe", "check", "list", "info", "explain", "plot")
 
 
 def minitv(*argv, cwd, input=b"", env=None):
