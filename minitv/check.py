@@ -14,11 +14,13 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -245,7 +247,8 @@ def run(chosen: Sequence[Unit], options: CheckOptions) -> list[Result]:
                 bar.update()
             return found
         results: dict[Unit, Result] = {}
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        others = set(multiprocessing.active_children())
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _only_when_told) as pool:
             waiting = {pool.submit(check, unit, options): unit for unit in sorted(chosen, key=_work, reverse=True)}
             try:
                 for future in as_completed(waiting):
@@ -253,10 +256,18 @@ def run(chosen: Sequence[Unit], options: CheckOptions) -> list[Result]:
                     results[unit] = future.result()
                     bar.set_description_str(f"{unit.name} {'holds' if results[unit].ok else 'FAILS'}")
                     bar.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+            except BrokenProcessPool:
+                raise RunError("a process that checked has ended, perhaps for lack of memory; try --processes 1") from None
+            except BaseException:  # Ctrl-C
+                for child in set(multiprocessing.active_children()) - others:
+                    child.terminate()
                 raise
         return [results[unit] for unit in chosen]
+
+
+def _only_when_told() -> None:
+    """Ctrl-C reaches all processes of a terminal; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _work(unit: Unit) -> int:
@@ -486,10 +497,11 @@ def summary(results: Sequence[Result]) -> list[dict[str, Any]]:
             for length, point in curve.points.items():
                 add("operators: stable with large inputs, over T", result, point.calls, point.share,
                     f"{result.unit.name}, {curve.route}, T = {length}, size {curve.scale:g}", point.share <= 1)
-    ordered = sorted(rows.values(), key=lambda row: row["what"].startswith("models"))
+    ordered = sorted(rows.values(), key=lambda row: (row["what"].startswith("models"), row["what"].endswith(OTHERS)))
     return [{**row, "names": len(row["names"])} for row in ordered]
 
 
+OTHERS = "identities with others"
 KINDS = {"outputs": "definitions: shapes, dtypes, nothing is written", "values": "values are the definition's",
          "gradients": "gradients are the first form's", "gradients of one input alone": "gradients are the first form's",
          "derivative": "gradients are derivatives", "second derivative": "second derivatives", "adjoint": "linear: adjoints",
@@ -499,7 +511,7 @@ KINDS = {"outputs": "definitions: shapes, dtypes, nothing is written", "values":
 def _kind(result: Result, row: Row) -> str:
     what = "models" if result.unit.kind == "variant" else "operators"
     if row.check.startswith(IDENTITY):
-        return f"{what}: identities with others"
+        return f"{what}: {OTHERS}"
     if row.check.startswith(LAW):
         return f"models: {row.check.removeprefix(LAW)}" if what == "models" else "operators: laws"
     return f"operators: {KINDS.get(row.check.removesuffix(AT_SHAPE), row.check)}"
@@ -509,7 +521,7 @@ def screen(results: Sequence[Result], seconds: float) -> str:
     """The summary as a screen of text."""
     found = [f"{'what was checked':46}{'of':>4}{'calls':>7}{'error':>8}", f"{'':57}{'/ limit':>8}"]
     for row in summary(results):
-        share = f"{100 * row['share']:.0f} %" if row["share"] else ""
+        share = f"{100 * row['share']:.0f} %" if row["share"] >= 0.01 else "< 1 %" if row["share"] else ""
         verdict = "holds" if row["ok"] else "FAILS"
         found += _summary_line(row["what"], f"{row['names']:>4}{count(row['calls']):>7}{share:>8}  {verdict}")
     operators, models = (sum(result.unit.kind == kind for result in results) for kind in ("operator", "variant"))

@@ -174,8 +174,9 @@ def check_writing(model: Any, exact: Any, ids: np.ndarray, first: int) -> None:
     reader = decoder(model)
     assert isinstance(reader, FusedDecoder), "no fused kernels read this model"
     terms = FADED.get(model.variant.name, 200)
-    assert_close(reader.prefill(ids[:first]), expected[first - 1], f"after {first} tokens at once", terms=terms)
-    assert reader.position == first
+    logits = reader.prefill(ids[:first])
+    assert reader.position == first and logits.dtype == model.embed.weight.dtype
+    assert_close(logits, expected[first - 1], f"after {first} tokens at once", terms=terms)
     for position in range(first, len(ids)):
         assert_close(reader.step(ids[position]), expected[position], f"the step to position {position}", terms=terms)
     assert reader.position == len(ids)
