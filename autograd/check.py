@@ -100,21 +100,6 @@ def gradcheck(f: Callable, *inputs, order: int = 1, analytic: bool = False, tole
         gradcheck(first, *[t.data for t in tensors], order=order - 1, tolerance=limit, seed=seed + 1)
 
 
-def slope(along: Callable[[float], float], expected: float) -> None:
-    """AssertionError unless ``along(h)``, a loss that moved by h, changes as a gradient says, to a relative 1e-7.
-
-    Where the loss has a kink nearby, as that of a ReLU, a smaller step finds the slope on this side of it.
-    """
-    errors = {}
-    for h in (1e-5, 1e-6, 1e-7):
-        found = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
-        errors[abs(found - expected) / max(abs(expected), 1e-30)] = found
-        if min(errors) <= 1e-7:
-            break
-    if not within(min(errors), 1e-7):
-        raise AssertionError(f"the loss changes by {errors[min(errors)]!r}, and the gradient says {expected!r}")
-
-
 def adjoint_test(forward: Callable, backward: Callable, x, y) -> None:
     """<forward(x), y> = <x, backward(y)> for a linear map and what is claimed to be its adjoint (arrays in, arrays out)."""
     left = float(np.sum(forward(x).astype(np.float64) * y))

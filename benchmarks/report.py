@@ -227,7 +227,8 @@ def share(value: float) -> str:
 def check() -> str:
     """What `minitv check --all` has checked, and the largest error of each kind."""
     result = results("check")
-    rows = [[row["what"], str(row["names"]), f"{row['calls']:,}", share(row["share"]), row["where"]] for row in result["summary"]]
+    rows = [[row["what"], str(row["names"]), f"{row['calls']:,}", share(row["share"]), row["where"]]
+            for row in result["summary"]]
     seconds = {name: f"{value:,.0f} s" for name, value in result["seconds"].items()}
     time = f", in {seconds['warm']}, or {seconds['cold']} where all kernels are compiled first" if seconds else ""
     verdict = "Everything holds" if result["ok"] else "Not everything holds"
