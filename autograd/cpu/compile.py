@@ -43,12 +43,43 @@ def unavailable() -> str | None:
 
 def cpu_kernel(function: Callable) -> Callable:
     """Compile a kernel at its first call, and keep it on disk."""
-    kernel = numba.njit(**FLAGS)(function)
-    if unavailable() is None and os.path.exists(function.__code__.co_filename):  # not typed into an interpreter
-        folder = cache_directory()
-        if folder is not None:
-            kernel._cache = Kept(function, folder)  # as enable_caching() does, which takes the folder from a global
+    if unavailable():
+        return function
+    kernel = Kernel(function, targetoptions={**FLAGS, "nopython": True})
+    if os.path.exists(function.__code__.co_filename) and (folder := cache_directory()) is not None:  # not typed by hand
+        kernel._cache = Kept(function, folder)  # as enable_caching() does, which takes the folder from a global
     return kernel
+
+
+class Kernel(CPUDispatcher):
+    """A kernel. It has one version for arrays that may be written to and for those that may not, where Numba makes one for
+    each combination: a kernel writes only to what its caller has allocated, which the checks of operators prove.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._served = []  # the types that a version was registered for besides its own: Numba forgets those that nobody holds
+
+    def version(self, *arguments) -> Callable:
+        """What runs with arguments of these types: to let Numba look for it at every call costs as much as an array."""
+        return self.compile(tuple(_writable(numba.typeof(argument)) for argument in arguments))
+
+    def _compile_for_args(self, *arguments):
+        """What Numba calls, where it knows no version for these arguments."""
+        version, kinds = self.version(*arguments), tuple(map(numba.typeof, arguments))
+        if kinds not in self.overloads:
+            self._insert([kind._code for kind in kinds], version, False)
+            self._served.append(kinds)
+        return version
+
+
+def _writable(kind: types.Type) -> types.Type:
+    """The type of the same argument, with arrays that may be written to."""
+    if isinstance(kind, types.Array):
+        return kind.copy(readonly=False)
+    if isinstance(kind, types.BaseTuple):
+        return types.BaseTuple.from_types(tuple(map(_writable, kind)), getattr(kind, "instance_class", None))
+    return kind
 
 
 class Inner(CPUDispatcher):

@@ -67,7 +67,7 @@ class FusedDecoder(Decoder):
         self._embed_norm = None
         if model.embed_norm is not None:
             norm = shared.norm_of(model.embed_norm)
-            self._embed_norm = shared.bound(shared.norm, self._x, norm, self._x, self._spare), norm
+            self._embed_norm = shared.norm.version(self._x, norm, self._x, self._spare), norm
 
     def halves(self) -> list[list[shared.Half]]:
         """The kernels of every block."""

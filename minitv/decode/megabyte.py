@@ -40,7 +40,7 @@ class LevelReader:
         if inner is not None:
             self.matrix = None if level.project is None else level.project.weight.data
             self._norm = shared.norm_of(level.norm), self.y, spare
-            self._compute = shared.bound(shared.norm, self.y, *self._norm)
+            self._compute = shared.norm.version(self.y, *self._norm)
 
     def step(self, tokens: list[int], position: int) -> np.ndarray:
         """What the position gives, [d], that begins when ``position`` tokens stood before the last one of ``tokens``."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-import numba
 import numpy as np
 
 from autograd.cpu.compile import cpu_kernel, inner
@@ -125,11 +124,6 @@ def head(x, weights, logits, memory):
     linear(weights.linear, h, logits, False)
 
 
-def bound(kernel: Callable, *arguments: Any) -> Callable:
-    """The machine code of a kernel for arguments of these types: to look for it at every call costs as much as an array."""
-    return kernel.compile(tuple(numba.typeof(argument) for argument in arguments))
-
-
 # -- wiring ------------------------------------------------------------------------------------------------------------
 def linear_of(module: nn.Module) -> Linear:
     """A layer's weights; zeros for a bias that is not there."""
@@ -160,7 +154,7 @@ class Half:
         self.width, self.dtype = like.shape[-1], like.dtype
         self.weights, self.state = self.wire(norm and norm_of(norm), module, model)
         self._arguments = self.weights, self.state, np.empty(self.memory(module, model) + 2, self.dtype)  # 2 for ``norm``
-        self._compute = bound(self.kernel, np.empty(self.width, self.dtype), 0, *self._arguments)
+        self._compute = self.kernel.version(np.empty(self.width, self.dtype), 0, *self._arguments)
 
     @classmethod
     def computes(cls, module: Any) -> bool:
@@ -207,7 +201,7 @@ class Head:
         vocab, width = weights.linear.weight.shape
         self._logits, memory = np.empty(vocab, weights.linear.weight.dtype), np.empty(width + 2, weights.linear.weight.dtype)
         self._arguments = weights, self._logits, memory
-        self._compute = bound(head, np.empty(width, self._logits.dtype), *self._arguments)
+        self._compute = head.version(np.empty(width, self._logits.dtype), *self._arguments)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         self._compute(x, *self._arguments)

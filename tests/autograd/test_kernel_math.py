@@ -7,6 +7,7 @@ import dis
 import errno
 import importlib
 import inspect
+import itertools
 import math
 import os
 import platform
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal, localcontext
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import llvmlite.binding as llvm
 import numba
@@ -840,6 +842,30 @@ def twice(x):
 
 print(twice(21), sum(twice.stats.cache_hits.values()))
 """
+
+
+class Rows(NamedTuple):
+    x: np.ndarray
+    y: np.ndarray
+    scale: float
+
+
+def test_arrays_that_may_be_written_to_and_others_share_one_version(place):
+    """Any other combination would be compiled once more, a few seconds each for a long kernel."""
+    @compiler.cpu_kernel
+    def total(rows, z, out):
+        out[0] = rows.scale * (rows.x.sum() + rows.y.sum()) + z[0].sum()
+
+    free, fixed, out = np.arange(3.0), np.arange(3.0), np.empty(1)
+    fixed.flags.writeable = False
+    for x, y, z in itertools.product((free, fixed), repeat=3):
+        for _ in range(2):
+            total(Rows(x, y, 2.0), (z,), out)
+            assert out[0] == 15.0
+        total.version(Rows(x, y, 2.0), (z,), out)(Rows(x, y, 3.0), (z,), out)
+        assert out[0] == 21.0
+    assert len(total.overloads) == 1 and sum(total.stats.cache_misses.values()) == 1
+    assert total(Rows(np.arange(3, dtype=np.float32), fixed, 2.0), (fixed,), out) is None and len(total.overloads) == 2
 
 
 # -- the cache: what can be wrong with files ---------------------------------------------------------------------------
