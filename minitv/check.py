@@ -443,15 +443,16 @@ def _curves(result: Result) -> list[str]:
     if not result.curves:
         return []
     lengths = sorted({length for curve in result.curves for length in curve.points})
-    heading = f"{result.grows} of"
+    heading = f"size of {result.grows}"
+    wide = max(9, len(heading))
     widest = max(len(curve.route) for curve in result.curves)
     found = ["errors in float32 over T, values or gradients, whichever is nearer to its limit",
-             f"{'':{widest}}  {heading:>8}" + "".join(f"{f'T={length}':>9}" for length in lengths) + "  of limit"]
+             f"{'':{widest}}  {heading:>{wide}}" + "".join(f"{f'T={length}':>9}" for length in lengths) + "  of limit"]
     for curve in result.curves:
         points = [curve.points.get(length) for length in lengths]
         cells = ["" if point is None else f"{max(point.values, point.gradients):.1e}" for point in points]
         share = max(point.share for point in curve.points.values())
-        found.append(f"{curve.route:{widest}}  {curve.scale:>8g}" + "".join(f"{cell:>9}" for cell in cells)
+        found.append(f"{curve.route:{widest}}  {curve.scale:>{wide}g}" + "".join(f"{cell:>9}" for cell in cells)
                      + f"{100 * share:>7.0f} %  {'holds' if curve.ok else 'FAILS'}")
     return found
 
@@ -517,18 +518,24 @@ def _kind(result: Result, row: Row) -> str:
     return f"operators: {KINDS.get(row.check.removesuffix(AT_SHAPE), row.check)}"
 
 
-def screen(results: Sequence[Result], seconds: float) -> str:
+def screen(results: Sequence[Result]) -> str:
     """The summary as a screen of text."""
     found = [f"{'what was checked':46}{'of':>4}{'calls':>7}{'error':>8}", f"{'':57}{'/ limit':>8}"]
     for row in summary(results):
-        share = f"{100 * row['share']:.0f} %" if row["share"] >= 0.01 else "< 1 %" if row["share"] else ""
+        share = "" if not row["share"] else "< 1 %" if row["share"] < 0.01 else "> 10 x" if row["share"] > 10 else \
+            f"{100 * row['share']:.0f} %"
         verdict = "holds" if row["ok"] else "FAILS"
         found += _summary_line(row["what"], f"{row['names']:>4}{count(row['calls']):>7}{share:>8}  {verdict}")
-    operators, models = (sum(result.unit.kind == kind for result in results) for kind in ("operator", "variant"))
-    bad = sum(not result.ok for result in results)
-    found.append(f"{operators} operators, {models} variants, {len(identities())} identities, in {duration(seconds)}: "
-                 + ("everything holds" if not bad else f"{bad} of them FAIL"))
     return "\n".join(found)
+
+
+def verdict(results: Sequence[Result], seconds: float) -> str:
+    """Whether everything holds, in a line."""
+    counts = [(sum(result.unit.kind == kind for result in results), kind) for kind in ("operator", "variant")]
+    units = " and ".join(f"{number} {kind}{'s' * (number != 1)}" for number, kind in counts if number)
+    bad = [result.unit.name for result in results if not result.ok]
+    found = f"{', '.join(bad)} FAIL{'S' * (len(bad) == 1)}" if bad else "everything holds"
+    return f"{units}, in {duration(seconds)}: {found}"
 
 
 def _summary_line(text: str, rest: str) -> list[str]:
@@ -566,7 +573,9 @@ def report(names: Sequence[str], options: CheckOptions) -> int:
     wrong = failures(results)
     if wrong:
         print("\n\n".join(wrong) + "\n")
-    print(screen(results, seconds))
+    if options.all:
+        print(screen(results))
+    print(verdict(results, seconds))
     if options.json:
         write_json(options.json, results, options, seconds)
     return int(not all(result.ok for result in results))
