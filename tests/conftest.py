@@ -20,7 +20,7 @@ from autograd.device import gpu
 from autograd.draw import Draw
 from autograd.registry import operators_of
 
-FEW, MANY = 3, 30  # examples of a property
+FEW, MANY = 2, 30  # examples of a property
 PROCESSES = 4  # at most: each compiles what the others compile at the same moment, and holds all of it in memory
 LEFT_OUT = pytest.StashKey[int]()
 SETTINGS: dict[object, settings] = {}  # of the properties, as they are declared

@@ -260,13 +260,13 @@ def flat(x):
     """
     if not x.size:
         return np.zeros(0, x.dtype), (0, 0, 0)
-    step, usable = x.itemsize, x.flags.writeable and x.flags.aligned
-    if not usable or x.strides[3] != step or any(s < 0 or s % step for s in x.strides):
-        x = np.array(x, order="C")  # reversed, read-only, broadcast and other rare layouts
+    step = x.itemsize
+    if not x.flags.aligned or x.strides[3] != step or any(s < 0 or s % step for s in x.strides):
+        x = np.array(x, order="C")  # reversed, broadcast and other rare layouts
     strides = tuple(s // step for s in x.strides[:3])
     size = 1 + sum([(n - 1) * s for n, s in zip(x.shape, (*strides, 1), strict=True)])
     owner = x if x.base is None else x.base
-    if type(owner) is np.ndarray and owner.flags.c_contiguous and owner.dtype == x.dtype and owner.flags.writeable:
+    if type(owner) is np.ndarray and owner.flags.c_contiguous and owner.dtype == x.dtype:
         start = (x.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // step
         return owner.reshape(-1)[start : start + size], strides  # five times faster than as_strided
     return np.lib.stride_tricks.as_strided(x, (size,), (step,)), strides

@@ -1706,6 +1706,7 @@ def without_later_positions(op, numbers):
     return found
 
 
+@pytest.mark.full
 @each("op, route", ((op, route) for op in CAUSAL for route in routes(op)
                      if differentiable(op, route) and CAUSAL[op][1].holds_for(route)),
       group=lambda op, route: op)
@@ -2043,6 +2044,7 @@ def test_a_kernel_of_another_device_is_not_replaced_by_this_one(op):
         op(*args, **params)
 
 
+@pytest.mark.full
 @each("op, route, size", ((op, str(k), size) for op in KERNELS for k in op.kernels.values() if k.device == "cpu"
                           for size in SIZES), group=lambda op, route, size: op)
 def test_kernel_around_the_sizes_of_vectors(op, route, size):

@@ -362,6 +362,7 @@ def test_recomputing_with_the_same_seed_replays_the_same_randomness():
 
 
 # -- depth -------------------------------------------------------------------------------------------------------------
+@pytest.mark.full
 def test_a_chain_of_100_000_nodes_runs_backward_and_is_freed():
     x = Tensor([0.0], requires_grad=True)
     first = h = ag.sin(x)

@@ -99,6 +99,7 @@ def test_gradients_are_derivatives(op, route, data):
     check_derivative(op, route, args, params)
 
 
+@pytest.mark.full
 @each("op, route", ((op, route) for op in DIFFERENTIABLE for route in forms(op)), group=lambda op, route: op)
 @examples(10)
 @given(st.data())

@@ -455,6 +455,7 @@ while True:
 """
 
 
+@pytest.mark.full
 def test_a_process_killed_at_any_time_while_others_read(tmp_path):
     rng = np.random.default_rng(0)
     newest = 0

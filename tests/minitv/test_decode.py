@@ -77,7 +77,8 @@ def test_every_step_gives_the_logits_of_the_model(variant, data):
     check_writing(model, exact, ids, first)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("first", [1, 100, 256])
 def test_blocks_of_hyena_of_all_sizes(first, dtype, monkeypatch):
     """300 positions are blocks of 8, 16, ... 256, which end while reading at once, while writing, or never."""

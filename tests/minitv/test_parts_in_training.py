@@ -129,6 +129,7 @@ def test_a_resumed_run_draws_the_same(make):
                zip(through.model.state().values(), resumed.model.state().values(), strict=True))
 
 
+@pytest.mark.full
 def test_the_reversible_stack_trains_as_the_plain_sums_do(make, monkeypatch):
     options = dict(stack="reversible", dropout=0.2)
     reversible = train(make(threads=3, micro=CONTEXT, options=options))

@@ -163,6 +163,7 @@ def plain(self, x, rng=None):
     return self.joined(one, two)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("options", [{}, {"ffn_chunks": 3}, CODES], ids=["buckets", "parts", "codes"])
 def test_the_chain_trains_as_the_plain_sums_do(options, monkeypatch):
     model, ids = build(dropout=0.2, **options), tokens()

@@ -36,6 +36,7 @@ def large(data, dtype):
     return draw, (q, k / k.dtype.type(np.sqrt(width)), v, decay, *carried), params
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", DTYPES)
 @examples(25)
 @given(data=st.data())

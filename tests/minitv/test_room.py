@@ -24,6 +24,7 @@ def bytes_of(model):
     return sum(array.data.nbytes for _, array in model._arrays())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("values", [{}, {"width": 64, "layers": 3, "context": 16, "bias": True, "tied": False}])
 def test_the_size_of_a_model_is_that_of_its_arrays(name, values):
@@ -44,7 +45,7 @@ HUGE = [
     ("rwkv", {"ffn_width": 1e300}, "EiB"),
     ("aft-full", {"context": 10**6}, "aft-full's bias for every pair of 1000000 positions would take 3.6 TiB"),
     *((name, {"width": 10**6}, "1000000 ") for name in VARIANTS),
-    *((name, {"width": 4096, "layers": 64}, "the model would take ") for name in VARIANTS),
+    *(pytest.param(name, {"width": 4096, "layers": 64}, "the model would take ", marks=pytest.mark.full) for name in VARIANTS),
     ("hyena", {"context": 2**20, "filter_bands": 2**16}, "an array of 1048576 x 131073 numbers in the model would take 512.0"),
     ("hyena", {"filter_width": 2**15, "filter_depth": 30}, "the model would take"),
 ]

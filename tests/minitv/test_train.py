@@ -148,6 +148,7 @@ def whole(request, text, tmp_path_factory):
 # -- bit for bit
 
 
+@pytest.mark.full
 @posix
 def test_killed_and_resumed_is_the_same_run(whole, tmp_path):
     run, options, _ = whole

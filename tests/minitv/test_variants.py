@@ -29,6 +29,7 @@ def parameters(variant, preset, **options):
     return sum(parameter.size for parameter in configure(variant, preset=preset, **options).build(65).parameters())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("variant", EVERY)
 def test_presets_have_as_many_parameters_as_the_transformer(variant, preset):
@@ -82,6 +83,7 @@ def changed(variant, name, value):
 CASES = [(variant, name) for variant in EVERY for name in offered(variant)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("variant", "name"), CASES, ids=map("-".join, CASES))
 def test_every_option_of_models_does_something(variant, name):
     setting, value = settings(ModelOptions)[name], getattr(configure(variant, **SMALL).model, name)

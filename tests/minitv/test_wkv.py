@@ -42,6 +42,7 @@ def compare(route, args, params, seed=0):
         assert_close(gradient, reference[i], f"{route}, gradient of {NAMES[i]}", terms=terms)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", DTYPES)
 @examples(25)
 @given(st.integers(0, 2**16), st.sampled_from((1, 15, 16, 17, 255, 256, 257, 300)), st.sampled_from((1, 31, 32, 33, 70)),
@@ -50,6 +51,7 @@ def test_the_kernel_with_several_blocks_of_channels(dtype, seed, width, length, 
     compare("kernel cpu", inputs(seed, 2, length, width, dtype, carried), {"chunk_size": chunk_size}, seed)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("length", "width"), [(1, 129), (70, 17), (33, 300)])
 def test_the_kernel_of_both_directions_with_several_blocks_of_channels(length, width, dtype):

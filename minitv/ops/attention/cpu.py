@@ -102,7 +102,7 @@ def _hide(scores, first, keys, S, last, recent, sinks, causal, mask, mask_start,
     for key in range(max(0, sinks - first), min(keys, recent + LANES - 1 - first)):
         for e in range(max(0, first + key - recent + 1), LANES):
             scores[key * LANES + e] = -INF
-    if mask is not None:
+    if mask.size > 0:
         down, along = U(down), U(along)
         for e in range(U(queries)):
             at = U(mask_start) + U(first) * along + e * down
@@ -193,6 +193,7 @@ def _softmax(scores, keys, top, shift, fade, total):
 def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes, y, stats, sums_of_rows):
     B, H, G, T, S, K, V = shape
     causal, _, sinks, segment, step, _, joins = rule
+    dropping = drop[0] > 0 or drop[1] != 1
     like, wide_k, wide_v = y[0], padded(K, LANES), padded(V, LANES)
     zero, one, pitch = like.dtype.type(0), like.dtype.type(1), padded(-(-(min(S, segment) if segment else S) // step), 8)
     all_k, all_v = scratch(pitch * wide_k, like), scratch(pitch * wide_v, like)
@@ -241,7 +242,7 @@ def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes
                 _hide(scores, first, count, keys, last, recent, first_ones, causal, mask, mask_start,
                       step * mask_strides[2], step * mask_strides[3], n)
                 _softmax(scores, count, top, shift, fade, total)
-                if drop is not None:
+                if dropping:
                     _draw(keep, drop, head, row + step * query, start + step * first, step, count)
                     for i in range(count * LANES):
                         scores[i] *= keep[i]
@@ -262,6 +263,7 @@ def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes
 def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes, y, stats, rest, g_y, gq, gk, gv):
     B, H, G, T, S, K, V = shape
     causal, _, sinks, segment, step, _, joins = rule
+    dropping = drop[0] > 0 or drop[1] != 1
     like, wide_k, wide_v = y[0], padded(K, LANES), padded(V, LANES)
     zero, one, pitch = like.dtype.type(0), like.dtype.type(1), padded(-(-(min(S, segment) if segment else S) // step), 8)
     all_k, all_sums_k = scratch(pitch * wide_k, like), scratch(pitch * wide_k, like)
@@ -324,7 +326,7 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
                               + start * mask_strides[3])
                 _hide(weights, first, count, keys, last, recent, first_ones, causal, mask, mask_start,
                       step * mask_strides[2], step * mask_strides[3], n)
-                if drop is not None:
+                if dropping:
                     _draw(keep, drop, head, row + step * query, start + step * first, step, count)
                     for i in range(count * LANES):
                         grads[i] *= keep[i]
@@ -335,7 +337,7 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
                         p = exp(weight[e] - shift[e]) * inverse[e] if inverse[e] != 0 else zero  # no NaN in spare lanes
                         weight[e] = p
                         grad[e] = p * (grad[e] - dots[e]) if p != 0 else zero
-                if drop is not None:
+                if dropping:
                     for i in range(count * LANES):
                         weights[i] *= keep[i]
                 add_adjoint_product(sums_q, LANES, grads, count, keys_k[panel:], pitch, n, count, K, sound)
@@ -396,17 +398,17 @@ def step(q, keys, values, length, scale, sink, y, lse, scores):
 
 
 def _flat_mask(mask):
-    """The mask as one flat array with element strides over B, H, T and S, which are 0 where it broadcasts."""
+    """The mask as one flat array with element strides over B, H, T and S, which are 0 where it broadcasts; without elements
+    if there is none: for another type Numba would compile the kernels once more.
+    """
     if mask is None:
-        return None, (0, 0, 0, 0)
+        return np.zeros(0, bool), (0, 0, 0, 0)
     mask = np.array(mask, order="C", ndmin=4)
     return mask.reshape(-1), tuple(0 if n == 1 else s for n, s in zip(mask.shape, mask.strides, strict=True))
 
 
 def _options(dtype, K, scale, dropout, seed):
     scale = 1 / math.sqrt(K) if scale is None else scale
-    if dropout == 0:
-        return dtype.type(scale), None
     threshold, factor = round(dropout * 2**32), 0 if dropout == 1 else 1 / (1 - dropout)
     drop = np.uint64(threshold), dtype.type(factor), np.uint64(seed & LOW), np.uint64(seed >> 32)
     return dtype.type(scale), drop
@@ -452,7 +454,6 @@ def backward(saved, g_y, g_lse):
     B, H, G, T, S, K, V = arguments[5]
     gq, gk, gv = (by_position(B, heads, rows, d, y.dtype, make) for heads, rows, d in ((H, T, K), (G, S, K), (G, S, V)))
     rest = np.zeros((B * H, T), y.dtype) if g_lse is None else np.negative(g_lse, order="C").reshape(B * H, T)
-    stats = np.require(stats, requirements="W")  # to Numba, a read-only array is another type
     if not nothing:
         _backward(*arguments, flat(y), stats, rest, flat(or_zeros(g_y, y)), flat(gq), flat(gk), flat(gv))
     if not sinking:

@@ -44,7 +44,7 @@ def backward(saved, g_y, g_lse):
     calls, y, stats, S = saved
     B, H, _, T, _, K, V = calls[0][1][5]
     gq, gk, gv = (by_position(B, H, rows, d, y.dtype, np.zeros) for rows, d in ((T, K), (S, K), (S, V)))
-    stats, g = np.require(stats, requirements="W"), or_zeros(g_y, y)  # to Numba, a read-only array is another type
+    g = or_zeros(g_y, y)
     for skip, arguments in calls:
         rest = np.zeros((B * H, T), y.dtype) if g_lse is None else np.negative(g_lse, order="C").reshape(B * H, T)
         if min(B, H, T):

@@ -464,7 +464,6 @@ def backward(saved, g):
     B, H, T, S, K, V, _ = shape = arguments[5]
     gradients = [by_position(B, H, rows, d, y.dtype, np.zeros) for rows, d in ((T, K), (S, K), (S, V))]
     if min(shape):
-        stats = np.require(stats, requirements="W")  # to Numba, a read-only array is another type
         _backward(*arguments, flat(y), stats, flat(g), *map(flat, gradients))
     return gradients
 

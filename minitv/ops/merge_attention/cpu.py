@@ -85,7 +85,6 @@ def backward(saved, g_y, g_lse):
     """The gradients of all four inputs."""
     y, other_y, w, u = saved
     shape = y.shape[:3]
-    w, u = (np.require(x, requirements="W") for x in (w, u))  # to Numba, a read-only array is another type
     gx, gy, ga, gb = (*(by_position(*y.shape, y.dtype) for _ in "xy"), *(np.empty(shape, y.dtype) for _ in "ab"))
     c = np.zeros(w.shape, y.dtype) if g_lse is None else np.array(g_lse, order="C").reshape(-1)
     if w.size:
