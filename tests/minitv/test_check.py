@@ -99,7 +99,7 @@ FAULTS = {
     "a forgotten tail": ("return (y, mean.copy()", "y[..., y.shape[-1] // 4 * 4:] = 0\n    return (y, mean.copy()", "values"),
     "strides that are not asked for": ("(np.empty(v.shape, v.dtype) for _ in range(3))",
                                        "(np.empty(v.shape, v.dtype) for _ in range(3))\n"
-                                       "    v = v.ravel(order='K').reshape(v.shape)", "values"),
+                                       "    v = v.ravel(order='K').reshape(v.shape)", "kernel cpu"),
     "other bits every time": ("return (y, mean.copy()",
                               "y += 1e-7 * np.random.default_rng().random()\n    return (y, mean.copy()", "same bits twice"),
     "large keys that overflow": ("top = np.maximum(logsum, k[:, t])\n        a, b",
