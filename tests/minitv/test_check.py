@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autograd import REGISTRY, Tensor, concat, shrink, use
-from autograd.draw import Draw
+from autograd import REGISTRY, DeviceError, Tensor, concat, shrink, use
+from autograd.draw import LAYOUTS, Draw
 from autograd.stability import stability
 from minitv import check, cli, goldens, variants
 from minitv.config import Options
@@ -175,6 +175,20 @@ def test_the_right_kernel_makes_the_printed_line_hold(written, capsys):
     assert "it holds" in capsys.readouterr().out
     with pytest.raises(LookupError, match="no check 'value', there are values, gradients"):
         shrink.reproduce("my_mean", "kernel cpu", "value", [])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 3), (3, 0), (), (7, 20)], ids=str)
+def test_an_array_is_written_as_python_that_makes_it(shape, layout):
+    """With its dtype and its strides, which a fault may depend on."""
+    x = Draw.seeded(0, np.float32, (layout,)).floats(*shape)
+    y = eval(shrink._written(x), {"np": np})
+    assert y.dtype == x.dtype and y.shape == x.shape and np.array_equal(x, y)
+    assert x.size > 64 or not x.size or (y.flags.c_contiguous, y.strides[-1:] < (0,)) == (x.flags.c_contiguous,
+                                                                                          x.strides[-1:] < (0,))
+    for special in (np.array([np.nan, np.inf, -np.inf]), np.full((2, 2), -np.inf), np.array([True, False]), np.arange(3)):
+        z = eval(shrink._written(special), {"np": np})
+        assert np.array_equal(z, special, equal_nan=special.dtype.kind == "f") and z.dtype == special.dtype
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -361,6 +375,15 @@ def test_a_module_that_cannot_be_imported_is_a_sentence(text, words, written, tm
     assert cli.main(["check", name]) == 2
     message = capsys.readouterr().err
     assert "broken_module cannot be imported: " in message and words in message and message.count("\n") == 1
+
+
+def test_a_device_that_is_not_there_is_a_sentence(monkeypatch, capsys):
+    def missing():
+        raise DeviceError("cuda: there is no GPU")
+
+    monkeypatch.setattr(check, "gpu", missing)
+    assert cli.main(["check", "exp", "--device", "cuda"]) == 1
+    assert capsys.readouterr().err == "minitv: error: cuda: there is no GPU\n"
 
 
 def test_inputs_that_cannot_be_drawn_are_a_failure_and_no_traceback(written, capsys):
