@@ -26,11 +26,11 @@ from .errors import (
 from .metric import assert_close, distance
 from .op import Op, op
 from .ops import *  # noqa: F403
+from .proof import verify
 from .random import Random
 from .registry import REGISTRY
 from .state import check_mode, enable_grad, no_grad
 from .tensor import Tensor, grad, gradients
-from .verify import verify
 
 __all__ = [
     "REGISTRY",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,35 +14,67 @@ class Draw:
     """Sizes, values and memory layouts, all decided by ``integer(low, high)`` (both ends included).
 
     A test passes Hypothesis's integers and gets shrinking; ``seeded`` passes a generator's. ``dtype`` is the dtype of
-    every float array that is drawn.
+    every float array that is drawn. ``sizes`` are those that are not drawn, by the letters of the signature.
     """
 
-    def __init__(self, integer: Callable[[int, int], int], dtype=np.float64, layouts: Sequence[str] = ("c",)):
+    def __init__(self, integer: Callable[[int, int], int], dtype=np.float64, layouts: Sequence[str] = ("c",),
+                 sizes: Mapping[str, int] | None = None):
         self.integer = integer
         self.dtype = np.dtype(dtype)
+        self.sizes = dict(sizes or {})
+        self.letters: set[str] = set()  # that could have been chosen
         self._layouts = tuple(layouts)
         self._least = 0  # of all sizes
         self._sizes: dict[str, int] = {}
 
     @classmethod
-    def seeded(cls, seed: int, dtype=np.float64, layouts: Sequence[str] = ("c",)) -> Draw:
+    def seeded(cls, seed: int, dtype=np.float64, layouts: Sequence[str] = ("c",),
+               sizes: Mapping[str, int] | None = None) -> Draw:
         """Draws that a seed decides."""
         generator = np.random.default_rng(seed)
         return cls(lambda low, high: low + int(generator.integers(0, high - low, endpoint=True, dtype=np.uint64)), dtype,
-                   layouts)
+                   layouts, sizes)
 
-    def size(self, low: int = 0, high: int = 4) -> int:
-        """A size of an axis; 0 and 1 are legal sizes and are drawn."""
+    @classmethod
+    def replayed(cls, choices: Sequence[int], dtype=np.float64, layouts: Sequence[str] = ("c",),
+                 sizes: Mapping[str, int] | None = None) -> Draw:
+        """Draws that repeat these integers, each within its bounds, and then take the smallest; ``draw.choices`` are all of
+        them, with what was the smallest.
+        """
+        choices, taken = iter(choices), []
+
+        def integer(low: int, high: int) -> int:
+            value = min(max(next(choices, low), low), high)
+            taken.append((value, low))
+            return value
+
+        draw = cls(integer, dtype, layouts, sizes)
+        draw.choices = taken
+        return draw
+
+    def size(self, low: int = 0, high: int = 4, letter: str = "") -> int:
+        """A size of an axis; 0 and 1 are legal sizes and are drawn. ``letter`` is the axis's in the signature."""
+        self.letters.add(letter)
+        if letter in self.sizes:
+            return self.sizes[letter]
         return self.integer(max(low, self._least), max(high, self._least))
+
+    def multiple(self, part: str, whole: str, low: int, high: int, least: int, most: int) -> tuple[int, int]:
+        """The sizes of two letters: one from low to high, and that times a factor from least to most."""
+        self.letters.add(whole)
+        if whole in self.sizes and part not in self.sizes:
+            return self.size(low, high, whole), self.size(low, high, whole)
+        size = self.size(low, high, part)
+        return size, self.sizes[whole] if whole in self.sizes else size * self.integer(least, most)
 
     @contextmanager
     def filled(self) -> Iterator[None]:
         """No axis that is drawn inside is empty."""
-        self._least = 1
+        before, self._least = self._least, 1
         try:
             yield
         finally:
-            self._least = 0
+            self._least = before
 
     def choice(self, options: Sequence):
         """One of the options."""
@@ -103,7 +135,7 @@ class Draw:
         if name.isdigit():
             return int(name)
         if name not in self._sizes:
-            self._sizes[name] = self.size(0, 5)
+            self._sizes[name] = self.size(0, 5, name)
         return self._sizes[name]
 
 

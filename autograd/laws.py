@@ -16,6 +16,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -110,6 +111,17 @@ def _widened(x):
 
 
 @dataclass(frozen=True)
+class Edge:
+    """An identity: ``general`` becomes ``special`` if it is restricted as ``when`` says. Both are names of operators or of
+    variants, or words for something that is neither, such as "Fourier transform".
+    """
+
+    general: str
+    special: str
+    when: str
+
+
+@dataclass(frozen=True)
 class Law:
     """One statement and how to test it."""
 
@@ -118,6 +130,7 @@ class Law:
     except_for: tuple[str, ...] = ()  # forms, and kernels or their candidates, whose algorithm cannot keep it
     linear: str | None = None  # the input in which the outputs are linear, where that is the statement
     exact: Callable | None = None  # what the operator estimates, where that is the statement: another one, called by names
+    edge: Edge | None = None  # of an identity
 
     def __str__(self) -> str:
         return self.name
@@ -295,14 +308,30 @@ def identity(name: str, statement: Callable) -> Law:
     return Law(name, statement)
 
 
-def law(op, name: str, *, exact: Callable | None = None) -> Callable:
-    """Declare a named identity of ``op`` below its algorithm: ``statement(case, draw)`` raises AssertionError when it fails.
+def law(op, name: str) -> Callable:
+    """Declare a named identity of ``op`` below its algorithm: ``statement(case, draw)`` raises AssertionError when it fails."""
+    return _declared(op, partial(identity, name))
+
+
+def becomes(op, other: str, when: str, *, exact: Callable | None = None) -> Callable:
+    """Declare an identity: restricted as ``when`` says, ``op`` is another operator, or what these words mean.
 
     Of an estimate, ``exact`` takes the inputs and parameters by name and calls the operator that is estimated; it gives None
     where there is none.
     """
+    name = f"becomes {other} if {when}"
+    return _declared(op, lambda statement: Law(name, statement, edge=Edge(op.name, other, when), exact=exact))
+
+
+def special_case(op, other: str, when: str) -> Callable:
+    """Declare the identity from its other end: ``op`` is what another operator becomes."""
+    name = f"is what {other} becomes if {when}"
+    return _declared(op, lambda statement: Law(name, statement, edge=Edge(other, op.name, when)))
+
+
+def _declared(op, make: Callable[[Callable], Law]) -> Callable:
     def declare(statement: Callable) -> Callable:
-        op.laws += (Law(name, statement, exact=exact),)
+        op.laws += (make(statement),)
         return statement
 
     return declare

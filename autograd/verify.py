@@ -1,17 +1,17 @@
-"""verify: the proof that an operator is what it claims to be, along every route, as checks that tests call and as one table.
+"""Checks of an operator along every route, which tests call, and of which ``verify`` (proof.py) makes one table.
 
 A *route* is one way to compute an operator: "definition", "form <name>" or "kernel <name>"; a place may follow: "kernel cuda on
 card". What is compared with is computed in float64, from contiguous copies of the same values, so a result has to withstand
 its own rounding only.
 
-    print(verify(my_operator))     routes × values, gradients, derivatives, second order, laws, adjoint, repeatability
+    check_values(my_operator, "kernel cpu", args, params)      AssertionError, if it is not what the definition gives
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,11 +19,9 @@ from .check import adjoint_test, gradcheck
 from .device import gpu, to_numpy
 from .dispatch import use
 from .draw import LAYOUTS, Draw, draw_inputs
-from .errors import DeviceError
 from .laws import Case
-from .metric import assert_close, recorded
+from .metric import assert_close
 from .op import Op
-from .registry import lookup
 from .routes import Form, Kernel, Route
 from .shapes import bind
 from .state import no_grad
@@ -216,13 +214,23 @@ def draw_cotangents(op: Op, args, params, draw) -> list[np.ndarray | None]:
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------
-def _terms(op: Op, *arrays) -> float:
+def terms(op: Op, *arrays) -> float:
     """The tolerance in assert_close's unit: its formula's own cancellation, and the length of the longest sum."""
     return op.tolerance**2 * max((a.size for a in arrays if a is not None), default=1)
 
 
 def _largest(arrays) -> float:
     return max((float(np.max(np.abs(a), where=np.isfinite(a), initial=0.0)) for a in arrays if a is not None), default=0.0)
+
+
+def beside_its_size(gradient, x, cotangents, outputs) -> np.ndarray:
+    """A gradient of x and, behind it, the size that its units give it: cotangent times output over input.
+
+    What is left of a derivative after cancellation may be tiny (a norm's, of a row of one value): its rounding is relative to
+    that size, which joins the comparison.
+    """
+    size = _largest(cotangents) * max(1.0, _largest(outputs)) / max(1.0, _largest([x]))
+    return np.append(gradient, x.dtype.type(size).astype(gradient.dtype))
 
 
 @contextmanager
@@ -278,7 +286,7 @@ def check_values(op: Op, route: str, args, params, reference: str = "definition"
         outputs = compute(op, route, args, params)
     check_outputs(op, route, args, outputs)
     for output, expected in zip(outputs, compute(op, reference, wide(op, args), split(op, params)[0]), strict=True):
-        assert_close(output, expected, f"{op.name}, {route}, values", terms=_terms(op, *flat(op, args)))
+        assert_close(output, expected, f"{op.name}, {route}, values", terms=terms(op, *flat(op, args)))
 
 
 def check_gradients(op: Op, route: str, args, params, cotangents, targets=None, reference: str = "definition") -> None:
@@ -293,11 +301,9 @@ def check_gradients(op: Op, route: str, args, params, cotangents, targets=None, 
         x, name = flat(op, args)[i], arguments(op, args)[i].name
         assert gradient.shape == x.shape, f"{op.name}: the gradient of {name} {x.shape} has shape {gradient.shape}"
         assert gradient.dtype == x.dtype, f"{op.name}: the gradient of {name} {x.dtype} has dtype {gradient.dtype}"
-        # What is left of a derivative after cancellation may be tiny (a norm's, of a row of one value): its rounding is
-        # relative to the size that its units give it, cotangent times output over input, which joins the comparison.
-        size = x.dtype.type(_largest(cotangents) * max(1.0, _largest(outputs)) / max(1.0, _largest([x])))
-        assert_close(np.append(gradient, size), np.append(expected[i], size), f"{op.name}, {route}, gradient of {name}",
-                     terms=_terms(op, *flat(op, args), *cotangents))
+        sized, right = (beside_its_size(g, x, cotangents, outputs) for g in (gradient, expected[i]))
+        assert_close(sized, right, f"{op.name}, {route}, gradient of {name}",
+                     terms=terms(op, *flat(op, args), *cotangents))
 
 
 def check_repeatable(op: Op, route: str, args, params, cotangents) -> None:
@@ -380,108 +386,64 @@ def check_adjoint(op: Op, route: str, args, params, draw) -> None:
                  lambda v: join(differentiate(op, route, at(x), params, parted(v, outputs)).values()), x, y)
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------
-@dataclass
-class Row:
-    """One check along one route, over all draws: the largest error relative to what is allowed, and the first failure."""
-
-    route: str
-    check: str
-    error: float = 0.0
-    allowed: float = 0.0
-    draws: int = 0
-    failure: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """What the check says."""
-        return "FAILS" if self.failure else "holds" if self.draws else "not run"
+# -- all checks of a route ---------------------------------------------------------------------------------------------
+LAW, IDENTITY = "law: ", "identity: "  # before their names
 
 
 @dataclass
-class Report:
-    """What ``verify`` found; as text it is a table."""
+class Attempt:
+    """A check along a route: ``check(args, params, draw)`` of a call that is drawn."""
 
     op: Op
-    rows: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    route: str
+    name: str
+    check: Callable
+    exact: bool = False  # it wants float64 and contiguous arrays
+    of_any_size: bool = False  # it is meant for large arrays, too
 
-    @property
-    def ok(self) -> bool:
-        """Whether every check ran, and none failed."""
-        return bool(self.op.forms) and all(row.draws and not row.failure for row in self.rows)
+    def layouts(self) -> tuple[str, ...]:
+        """What it draws arrays in."""
+        return ("c",) if self.exact else LAYOUTS
 
-    def __str__(self) -> str:
-        def number(value):
-            return f"{value:.1e}" if value else "0"
+    def call(self, draw: Draw):
+        """Arguments and parameters that the route takes; None where it does not take those that were drawn."""
+        with draw.filled() if draw.sizes else nullcontext():
+            args, params = draw_call(self.op, self.route, draw)
+        return None if refuses(self.op, self.route, args, params) else (args, params)
 
-        lines = [("route", "check", "error", "allowed", "draws", "")]
-        lines += [(r.route, r.check, number(r.error) if r.allowed else "", number(r.allowed) if r.allowed else "",
-                   str(r.draws), r.verdict) for r in self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(6)]
-        table = ["  ".join(cell.rjust(w) if 1 < i < 5 else cell.ljust(w)
-                           for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() for line in lines]
-        failures = [f"\n{r.route}, {r.check}: {r.failure}" for r in self.rows if r.failure]
-        return "\n".join([f"{self.op.name}: {self.op.signature}", *table, *self.notes, *failures])
-
-
-def verify(op: Op | str, draws: int = 20, seed: int = 0) -> Report:
-    """Every route of an operator against its definition, its derivatives and its laws, on seeded draws.
-
-    The report has a row for each route and check, with the largest relative error and what was allowed where it was largest;
-    ``report.ok`` says whether all were run and hold, a failure names the draw's seed. What is declared wrongly raises.
-    """
-    op = lookup(op)
-    report, linear = Report(op), is_linear(op)
-    report.notes += [f"{op.name} has no form"] * (not op.forms)
-    report.notes += [f"{route} has no gradient" for route in op.routes if op.differentiable and not route.differentiable]
-    for route in routes(op):
+    def failure(self, args, params, draw) -> Exception | None:
+        """What is wrong with a call."""
         try:
-            with PLACES[parsed(route)[2]]():
-                pass
-        except DeviceError as error:
-            report.notes.append(f"{route}: not run: {error}")
-            continue
-        for name, check, exact in _checks(op, route, linear):
-            row = Row(route, name)
-            report.rows.append(row)
-            for number in range(draws):
-                dtype = np.float64 if exact else dtypes(op, route)[number % len(dtypes(op, route))]
-                draw = Draw.seeded(seed + number, dtype, ("c",) if exact else LAYOUTS)
-                args, params = draw_call(op, route, draw)
-                if refuses(op, route, args, params):
-                    continue
-                row.draws += 1
-                with recorded() as errors:
-                    try:
-                        check(args, params, draw)
-                    except Exception as error:  # of whatever kind: a wrong operator fails in many ways
-                        row.failure = f"seed {seed + number}, {np.dtype(dtype)}: {type(error).__name__}: {error}"
-                for difference, allowed in errors:
-                    if allowed and difference * row.allowed >= row.error * allowed:  # exact comparisons have no size
-                        row.error, row.allowed = difference, allowed
-                if row.failure:
-                    break
-    return report
+            self.check(args, params, draw)
+        except Exception as error:  # of whatever kind: a wrong operator fails in many ways
+            return error
+        return None
 
 
-def _checks(op: Op, route: str, linear: bool) -> Iterator[tuple[str, Callable, bool]]:
-    """(name, check(args, params, draw), whether it wants float64) of a route."""
+def checks(op: Op, route: str, linear: bool = False) -> dict[str, Attempt]:
+    """The checks of a route by name."""
+    found: dict[str, Attempt] = {}
+
+    def add(name: str, check: Callable, **options: bool) -> None:
+        found[name] = Attempt(op, route, name, check, **options)
+
     if route == "definition":
-        yield "outputs", lambda a, p, d: check_definition(op, a, p), False
+        add("outputs", lambda a, p, d: check_definition(op, a, p))
     else:
-        yield "values", lambda a, p, d: check_values(op, route, a, p), False
+        add("values", lambda a, p, d: check_values(op, route, a, p), of_any_size=True)
     if differentiable(op, route):
-        yield "gradients", lambda a, p, d: check_gradients(op, route, a, p, draw_cotangents(op, a, p, d)), False
+        add("gradients", lambda a, p, d: check_gradients(op, route, a, p, draw_cotangents(op, a, p, d)), of_any_size=True)
         if op.variadic or len(op.floats) > 1:
-            yield ("gradients of one input alone", lambda a, p, d: check_gradients(
-                op, route, a, p, draw_cotangents(op, a, p, d), targets=[d.choice(floats(op, a))]), False)
+            add("gradients of one input alone", lambda a, p, d: check_gradients(
+                op, route, a, p, draw_cotangents(op, a, p, d), targets=[d.choice(floats(op, a))]))
         if route in forms(op):
-            yield "derivative", lambda a, p, d: check_derivative(op, route, a, p), True
-            yield "second derivative", lambda a, p, d: check_derivative(op, route, a, p, order=2), True
+            add("derivative", lambda a, p, d: check_derivative(op, route, a, p), exact=True)
+            add("second derivative", lambda a, p, d: check_derivative(op, route, a, p, order=2), exact=True)
         if linear:
-            yield "adjoint", lambda a, p, d: check_adjoint(op, route, a, p, d), False
+            add("adjoint", lambda a, p, d: check_adjoint(op, route, a, p, d))
     for law in filter(lambda law: law.holds_for(route), op.laws):
-        yield f"law: {law}", lambda a, p, d, law=law: check_law(op, law, route, a, p, d), False
+        add(f"{IDENTITY if law.edge else LAW}{law}", lambda a, p, d, law=law: check_law(op, law, route, a, p, d))
     if route in kernels(op):
-        yield "same bits twice", lambda a, p, d: check_repeatable(op, route, a, p, draw_cotangents(op, a, p, d)), False
+        add("same bits twice", lambda a, p, d: check_repeatable(op, route, a, p, draw_cotangents(op, a, p, d)),
+            of_any_size=True)
+    return found

@@ -219,6 +219,25 @@ def duplication() -> str:
     return table(header, rows) + where(result)
 
 
+def share(value: float) -> str:
+    """A part of what is allowed; nothing where what is compared has no size."""
+    return "–" if not value else "below 1 %" if value < 0.01 else f"{100 * value:.0f} %"
+
+
+def check() -> str:
+    """What `minitv check --all` has checked, and the largest error of each kind."""
+    result = results("check")
+    rows = [[row["what"], str(row["names"]), f"{row['calls']:,}", share(row["share"]), row["where"]]
+            for row in result["summary"]]
+    seconds = {name: f"{value:,.0f} s" for name, value in result["seconds"].items()}
+    time = f", in {seconds['warm']}, or {seconds['cold']} where all kernels are compiled first" if seconds else ""
+    verdict = "Everything holds" if result["ok"] else "Not everything holds"
+    units = result["units"]
+    return table(["what was checked", "of how many", "calls", "largest error / limit", "where"], rows) + (
+        f"\n{verdict}: {units['operator']} operators, {units['variant']} variants, "
+        f"{result['identities']} identities{time}.\n") + where(result)
+
+
 def variants() -> str:
     """A page for every variant, folded up."""
     from minitv import variants
@@ -243,7 +262,7 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
 }
 TABLES: dict[str, Callable[[], str]] = {
     **{writer.__name__: writer for writer in (train, decode, ops, scaling, scaling_long, extrapolation, duplication, streaming,
-                                              one_wide, without, variants)},
+                                              one_wide, without, check, variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 

@@ -20,6 +20,7 @@ from .options import (
     ONE_TEXT,
     PRESETS,
     SYNONYMS,
+    CheckOptions,
     ConvertOptions,
     EvalOptions,
     ExploreOptions,
@@ -463,6 +464,32 @@ def _transcribe(argv: list[str]) -> int:
     return 0
 
 
+def _check(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv check",
+        synonyms=SYNONYMS,
+        usage="minitv check NAME [NAME ...] [options]",
+        description="Prove operators and variants on this machine: every form and kernel against the definition, in values\n"
+        "and in the gradients of every input and state; gradients against derivatives; laws; identities with others;\n"
+        "other libraries' results. Of a variant also its operators, and models of it: that kernels are forms, that\n"
+        "writing is reading, that nothing depends on what comes later. The table says the largest relative error\n"
+        "and what is allowed. A failure is made as small as it can be, and printed as a line of Python.\n"
+        "NAME is a variant, an operator, or an operator of your own as MODULE:NAME. Your module is imported,\n"
+        "that is, it runs: check none that you do not trust.",
+        epilog='examples:\n  minitv check retnet\n  minitv check retention --shape "B=2 T=1000 H=4 K=64" --scale 1,10,100\n'
+        "  minitv check my_module:my_op --dtype float64\n  minitv check --all",
+    )
+    parser.add_argument("names", metavar="NAME", nargs="*", help="a variant, an operator, or MODULE:NAME")
+    options = Options(CheckOptions)
+    parser.add_options(options)
+    arguments = parser.parse(argv)
+    names = arguments.pop("names", None) or []
+    (config,) = options.build(options.merge(("command line", arguments))[0])
+    from .check import report
+
+    return report(names, config)
+
+
 def _list(argv: list[str]) -> int:
     _plain("list", "List the variants with their paper and their tasks, the tasks, and the presets.", argv)
     from .experiment import possible
@@ -591,7 +618,10 @@ def _explain(argv: list[str]) -> int:
         _heading(f"{name}: {variant.summary}\n")
         if page := sys.modules[variants.variants()[name].module].__doc__:
             print(reflow(inspect.cleandoc(page), columns(sys.stdout)) + "\n")
-        _columns([*variants.describe(variant), ("writing", _writing(variant))])
+        from .identities import edges_of
+
+        edges = [("identity", f"{edge.general} becomes {edge.special} if {edge.when}") for edge in edges_of(variant)]
+        _columns([*variants.describe(variant), *edges, ("writing", _writing(variant))])
         return 0
     if name not in REGISTRY:
         names = [*variants.variants(), *REGISTRY]
@@ -693,6 +723,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "convert": (_convert, "give a trained Transformer fewer heads of keys and values"),
     "stream": (_stream, "read a text of any length in constant memory"),
     "transcribe": (_transcribe, "write down what is said in a recording"),
+    "check": (_check, "prove operators and variants, also your own, on any shape"),
     "explore": (_explore, "write a page that shows what a trained model does"),
     "list": (_list, "list the variants, tasks and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),

@@ -340,6 +340,30 @@ class TranscribeOptions:
             raise UserError(f"--beam {self.beam}: a stream is read by the best class of every frame, allowed with --stream: 1")
 
 
+@dataclass(frozen=True)
+class CheckOptions:
+    """checking"""
+
+    all: bool = option(False, "check every operator and every variant, and print a summary")
+    shape: str = option("", "sizes at which values and gradients are compared as well, by the letters of the signature, as in "
+                        "\"B=2 T=1000 H=4 K=64\"; of models B T D H L: batch, context, width, heads, layers", metavar="SIZES")
+    dtype: str | None = option(None, "dtype of what is compared with float64; none = kernels in float32, as models train, and "
+                               "forms in both", choices=("float32", "float64"))
+    forms: str | None = option(None, "forms and kernels, with commas between their names; none = all", metavar="NAMES")
+    scale: str = option("1,10,100", "sizes (root mean squares) of the keys, or else of the first input, with which errors are "
+                        "measured over the length T", metavar="NUMBERS")
+    draws: int = option(5, "calls of an operator for each check", low=1, high=10**6)
+    models: int = option(1, "models of a variant for each law", low=1, high=10**6)
+    seed: int = option(0, "seed of all draws", low=0, high=2**31)
+    processes: int | None = option(None, "processes that share the work; none = one for each core", low=1, high=1024)
+    json: str | None = option(None, "file for everything that was found", metavar="FILE")
+    device: str = _device()
+
+    def __post_init__(self) -> None:
+        check(self)
+        _check_device(self.device)
+
+
 def _check_device(device: str) -> None:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UserError(f"--device: {device!r} is unknown, allowed: cpu, cuda, cuda:0, cuda:1, ...")

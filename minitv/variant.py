@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from autograd.laws import Edge, Law
 from autograd.random import Random
 
 from . import blocks, nn, stack
@@ -54,6 +55,25 @@ class Variant:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what differs from the presets of all
     on_tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the same by task, for every preset
     fused: str | None = None  # the module of minitv/decode with kernels for writing
+    identities: list[Law] = field(default_factory=list, compare=False)  # what it is equal to: ``becomes`` declares them
+
+    def becomes(self, other: str, when: str) -> Callable:
+        """Declare an identity: restricted as ``when`` says, the variant is another one, or what these words mean.
+
+        The statement is a function of (case, draw), with a case of laws.py, and raises AssertionError if it does not hold.
+        """
+        return self._identity(Edge(self.name, other, when), f"becomes {other} if {when}")
+
+    def special_case(self, other: str, when: str) -> Callable:
+        """Declare the identity from its other end: the variant is what another one becomes."""
+        return self._identity(Edge(other, self.name, when), f"is what {other} becomes if {when}")
+
+    def _identity(self, edge: Edge, name: str) -> Callable:
+        def declare(statement: Callable) -> Callable:
+            self.identities.append(Law(name, statement, edge=edge))
+            return statement
+
+        return declare
 
     @property
     def causal(self) -> bool:

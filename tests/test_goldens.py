@@ -3,15 +3,14 @@
 goldens/make_goldens.py, and make_VARIANT.py beside it, say how they were made and what their entries mean.
 """
 
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from autograd import Random, Tensor, distance, no_grad, use
 from autograd.device import move
-from autograd.metric import TOLERANCE
-from autograd.verify import DTYPES, PLACES, compute, declared, differentiate, dtypes, floats, routes
+from autograd.verify import DTYPES, PLACES, declared, dtypes, routes
+from minitv.goldens import Golden, calls, close, verify_call
 from minitv.nn import Module, Parameter, RMSNorm
 from minitv.optim import AdamW
 from minitv.options import ModelOptions
@@ -26,8 +25,6 @@ from tests.conftest import operators
 from tests.minitv import models
 from tests.minitv.models import mean_loss
 
-FOLDER = Path(__file__).parent / "goldens"
-LIMITS = {np.float64: 1e-10, np.float32: TOLERANCE[np.dtype(np.float32)]}
 OPERATORS = {op.name: op for op in operators()}
 WITHOUT = {"banded_product"}  # a paper's operator has calls in the files, but for this one, which is ours alone
 
@@ -44,77 +41,12 @@ def each_route(*routes):
         for route in routes for dtype in DTYPES])
 
 
-class Golden(dict):
-    """The arrays of a file; ``unread`` are the names that nothing has asked for."""
-
-    def __init__(self, name):
-        with np.load(FOLDER / f"{name}.npz") as file:
-            super().__init__(file)
-        self.unread = set(self)
-
-    def __getitem__(self, key):
-        self.unread.discard(key)
-        return super().__getitem__(key)
-
-    def below(self, prefix):
-        """The arrays whose names begin with a prefix, by the rest of their names."""
-        return {key.removeprefix(prefix): self[key] for key in self if key.startswith(prefix)}
-
-    def add(self, key):
-        self[key] = np.ones(3)
-        self.unread.add(key)
-
-    def only(self, call):
-        """Leave out all other calls."""
-        for key in [key for key in self if not key.startswith(f"{call}/")]:
-            del self[key]
-            self.unread.remove(key)
-        return self
-
-
-# Calls of operators, and the files that hold them; the other files hold layers and models.
-CALLS = {call: path.stem for path in sorted(FOLDER.glob("*.npz"))
-         for call in sorted({key.partition("/in/")[0] for key in Golden(path.stem) if "/in/" in key})}
+CALLS = calls()
 FILES = sorted(set(CALLS.values()))
-
-
-def close(actual, expected, dtype, what):
-    wanted = dtype if expected.dtype.kind == "f" else expected.dtype
-    assert actual.dtype == wanted and actual.shape == expected.shape, what
-    found = distance(actual, expected)
-    assert found <= LIMITS[dtype], f"{what}: relative error {found:.3g}, allowed {LIMITS[dtype]:.3g}"
-
-
-def cast(array, dtype):
-    return array.astype(dtype) if array.dtype.kind == "f" else array
 
 
 def operator_of(call):
     return OPERATORS[call.partition(".")[0]]
-
-
-def verify_call(call, golden, route, dtype):
-    """The outputs and the gradients of one call along one route."""
-    op = operator_of(call)
-    names = [a.name for a in op.signature.inputs]
-    inputs = golden.below(f"{call}/in/")
-    assert set(inputs) <= set(names)
-    args = tuple(cast(inputs[name], dtype) if name in inputs else None for name in names)
-    params = {name: tuple(value.tolist()) if value.ndim else value.item()
-              for name, value in golden.below(f"{call}/param/").items()}
-    expected = golden.below(f"{call}/out/")
-    outputs = compute(op, route, args, params)
-    assert set(expected) == {str(i) for i in range(len(outputs))}
-    for i, output in enumerate(outputs):
-        close(np.asarray(output), expected[str(i)], dtype, f"{call}, {route}, output {i}")
-    cotangents, gradients = golden.below(f"{call}/cotangent/"), golden.below(f"{call}/grad/")
-    assert set(cotangents) == (set(expected) if op.differentiable else set())
-    assert set(gradients) == ({names[i] for i in floats(op, args)} if op.differentiable else set())
-    if op.differentiable and route != "definition":  # a definition is values only
-        found = differentiate(op, route, args, params, [cast(cotangents[str(i)], dtype) for i in range(len(outputs))])
-        for i, gradient in found.items():
-            close(gradient, gradients[names[i]], dtype, f"{call}, {route}, gradient of {names[i]}")
-    assert not golden.unread, f"nothing reads {sorted(golden.unread)}"
 
 
 # -- whole models ------------------------------------------------------------------------------------------------------
@@ -222,7 +154,7 @@ def whole(op):
     pytest.param(call, route, dtype, id=f"{call}-{route}-{dtype.__name__}".replace(" ", "_"), marks=marks(route, dtype))
     for call in CALLS for route in whole(operator_of(call)) for dtype in dtypes(operator_of(call), route)])
 def test_every_route_of_an_operator_equals_pytorch(call, route, dtype):
-    verify_call(call, Golden(CALLS[call]).only(call), route, dtype)
+    verify_call(operator_of(call), call, Golden(CALLS[call]).only(call), route, dtype)
 
 
 def test_the_files_hold_calls_of_each_operator_and_float64():
@@ -578,7 +510,7 @@ def test_an_operator_that_is_off_is_noticed(route, entry):
     golden = Golden("ops").only("layer_norm")
     golden[f"layer_norm/{entry}"] = golden[f"layer_norm/{entry}"] * (1 + 1e-9)
     with pytest.raises(AssertionError, match="relative error 1e-09, allowed 1e-10"):
-        verify_call("layer_norm", golden, route, np.float64)
+        verify_call(OPERATORS["layer_norm"], "layer_norm", golden, route, np.float64)
 
 
 def entries():
@@ -648,7 +580,7 @@ def test_an_entry_of_a_call_that_nothing_reads_is_noticed(entry):
     golden = Golden("ops").only("layer_norm")
     golden.add(f"layer_norm/{entry}")
     with pytest.raises(AssertionError):
-        verify_call("layer_norm", golden, "form composed", np.float64)
+        verify_call(OPERATORS["layer_norm"], "layer_norm", golden, "form composed", np.float64)
 
 
 @pytest.mark.parametrize("entry", ["grad/blocks.2.norm1.weight", "note"])

@@ -441,3 +441,12 @@ ATTENTION_SINKS = Variant(
                "tokens; a learned token is an option of the paper",
     ),
 )
+
+
+# -- what it is equal to --------------------------------------------------------------------------------------------
+@ATTENTION_SINKS.becomes("transformer", "the window is as long as the text")
+def _(case, draw):
+    """In one pass, and by the cache that it streams with."""
+    one, other = case.model(window=case.sizes["T"] - 1, sinks=0), case.of("transformer", positions="rope")
+    one.load({name.replace("mixer.", "mixer.layer."): array for name, array in other.state().items()})
+    case.same(one, other, draw)

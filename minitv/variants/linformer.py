@@ -186,7 +186,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autograd import Tensor, concat, linear, matmul, reshape, where
+from autograd import Tensor, assert_close, concat, linear, matmul, reshape, where
 from autograd.device import namespace
 from autograd.random import Random
 
@@ -595,3 +595,37 @@ LINFORMER_SEGMENT = Variant(
         review="it does not speak of a causal Linformer",
     ),
 )
+
+
+# -- what it is equal to --------------------------------------------------------------------------------------------
+def _same_attention(case, draw, full: str, size: int, lengths: tuple[int, ...], **options) -> None:
+    """With projections of ``size`` positions that are the identity, the layers are those of full attention."""
+    one, other = case.model(sharing=draw.choice(SHARING), **options), case.of(full)
+    for block, same in zip(one.blocks, other.blocks, strict=True):
+        mixer, attention = block.mixer, same.mixer
+        mixer.out.load(attention.out.state())
+        if hasattr(mixer, "qkv"):
+            mixer.qkv.load(attention.qkv.state())
+        else:
+            parts = (np.split(array.numpy(), 3) for array in (attention.qkv.weight, attention.qkv.bias))
+            for part, weight, bias in zip((mixer.q, mixer.k, mixer.v), *parts, strict=True):
+                part.load({"weight": weight, "bias": bias})
+        for part in (mixer.E, mixer.F):
+            part.weight.assign_(np.broadcast_to(np.eye(size), part.weight.shape).copy())
+        for length in lengths:
+            x = Tensor(draw.generator().normal(size=(case.sizes["B"], length, case.sizes["D"])))
+            assert_close(mixer(x).numpy(), attention(x).numpy(), f"over {length} positions", terms=1000)
+
+
+@LINFORMER.becomes("encoder", "it projects to as many positions as there are, by the identity")
+def _(case, draw):
+    """Where k = T is needed: more rows are keys of zeros."""
+    length = case.sizes["T"]
+    _same_attention(case, draw, "encoder", length, (length,), projected_length=length)
+
+
+@LINFORMER_SEGMENT.becomes("transformer", "a segment has as many summaries as tokens, by the identity")
+def _(case, draw):
+    """Also where the last segment is not complete."""
+    length = case.sizes["T"]
+    _same_attention(case, draw, "transformer", 4, (length, length - 1), segment=4, summaries=4)

@@ -330,3 +330,18 @@ LONGNET_ENCODER = Variant(
         review="it does not speak of encoders",
     ),
 )
+
+
+# -- what it is equal to --------------------------------------------------------------------------------------------
+@LONGNET.becomes("transformer", "one segment holds the text, without dilation")
+def _(case, draw):
+    one, other = case.model(segments=f"{case.sizes['T']}:1"), case.of("transformer", positions="rope")
+    other.load(one.state())
+    case.same(one, other, draw)
+
+
+@LONGNET_ENCODER.becomes("encoder", "one segment holds the text, without dilation")
+def _(case, draw):
+    one, other = case.model(segments=f"{case.sizes['T']}:1"), case.of("encoder", positions="rope")
+    other.load(one.state())
+    case.same(one, other, draw)

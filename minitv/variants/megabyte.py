@@ -157,7 +157,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autograd import Tensor, concat, pad, reshape, transpose
+from autograd import Tensor, assert_close, concat, pad, reshape, transpose
 from autograd.device import beside
 from autograd.random import Random
 
@@ -361,3 +361,38 @@ MEGABYTE = Variant(
                "132 s for a Transformer with a context of 1024",
     ),
 )
+
+
+# -- what it is equal to --------------------------------------------------------------------------------------------
+def carried_over(model, flat, names: dict[str, str]):
+    """The flat model with weights of MEGABYTE; ``names`` are MEGABYTE's names, or beginnings of them, by the flat model's."""
+    theirs = model.state()
+    flat.load({name: theirs[names.get(name, name)] if name in names or name in theirs else
+               next(theirs[names[prefix] + name.removeprefix(prefix)] for prefix in names if name.startswith(prefix))
+               for name in flat.state()})
+    return flat
+
+
+@MEGABYTE.becomes("transformer", "a patch is one token, and there is no local model")
+def _(case, draw):
+    """What the global model gives goes to the head, behind a second norm."""
+    model = case.model(patch="1", local_layers="0", carry_projection=False, tied=False)
+    outer, inner = model.blocks.levels
+    for parameter in (inner.pads, inner.positions):
+        parameter.assign_(np.zeros(parameter.shape))
+    flat = carried_over(model, case.of("transformer", tied=False), {
+        "embed.weight": "blocks.0.embed.weight", "positions": "blocks.0.positions", "blocks.": "blocks.0.stack."})
+    ids = case.ids(draw)
+    assert_close(model(ids).numpy(), model.logits(outer.norm(flat.hidden(ids))).numpy(), terms=10_000)
+
+
+@MEGABYTE.becomes("transformer", "one patch holds the text, and there is no global model")
+def _(case, draw):
+    length, width, layers = (case.sizes[letter] for letter in "TDL")
+    model = case.model(patch=str(length), width=2 * length, local_widths=str(width), start="previous",
+                       local_layers=str(layers))
+    project = model.blocks.levels[0].project
+    for parameter in project.parameters():
+        parameter.assign_(np.zeros(parameter.shape))
+    case.same(model, carried_over(model, case.of("transformer", heads=model.blocks.levels[1].stack[0].mixer.heads),
+                                  {"positions": "blocks.1.positions", "blocks.": "blocks.1.stack."}), draw)

@@ -93,6 +93,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..config import check, option
 from ..errors import UserError
 from ..variant import Page, Variant
@@ -189,3 +191,42 @@ GROUPED_QUERY = Variant(
         review="it does not name it",
     ),
 )
+
+
+# -- what it is equal to --------------------------------------------------------------------------------------------
+def repeated(arrays: dict[str, np.ndarray], heads: int) -> dict[str, np.ndarray]:
+    """Weights of a model in which every head has keys and values of its own: those of its group."""
+    arrays = dict(arrays)
+    for name, array in arrays.items():
+        if ".qkv." in name:
+            width = arrays[name.rpartition("qkv")[0] + "out.weight"].shape[0]
+            queries, others = array[:width], array[width:]
+            others = others.reshape(2, -1, width // heads, *array.shape[1:])  # [k or v, G, K, ..]
+            shared = others.repeat(heads // others.shape[1], axis=1).reshape(2 * width, *array.shape[1:])
+            arrays[name] = np.concatenate([queries, shared])
+    return arrays
+
+
+SAME = dict(ffn_multiple=4.0)  # a feed-forward network of the same width on both sides
+
+
+@MULTI_QUERY.special_case("transformer", "all heads have the same keys and values")
+def _(case, draw):
+    one, other = case.model(**SAME), case.of("transformer", **SAME)
+    other.load(repeated(one.state(), one.blocks[0].mixer.heads))
+    case.same(one, other, draw)
+
+
+@GROUPED_QUERY.becomes("multi-query", "all heads are one group")
+def _(case, draw):
+    one, other = case.model(kv_heads=1, **SAME), case.of("multi-query", **SAME)
+    other.load(one.state())
+    case.same(one, other, draw)
+
+
+@GROUPED_QUERY.becomes("transformer", "every head has keys and values of its own")
+def _(case, draw):
+    other = case.of("transformer", **SAME)
+    one = case.model(kv_heads=other.blocks[0].mixer.heads, **SAME)
+    other.load(one.state())
+    case.same(one, other, draw)

@@ -327,3 +327,22 @@ ONE_WIDE_FFN = Variant(
                "13 %",
     ),
 )
+
+
+# -- what it is equal to --------------------------------------------------------------------------------------------
+@ONE_WIDE_FFN.becomes("encoder-decoder", "no layer shares its network or has none")
+def _(case, draw):
+    one, other = case.model(share="none", drop="none"), case.of("encoder-decoder")
+    other.load(one.state())
+    case.same(one, other, draw)
+
+
+@ONE_WIDE_FFN.special_case("encoder-decoder", "all layers have the same network")
+def _(case, draw):
+    one, other = case.model(share="all", drop="none", widen=1.0), case.of("encoder-decoder")
+    weights, shared = one.state(), {}
+    for name in other.state():
+        inside = name.split(".", 2)[-1]
+        shared[name] = weights[f"encoder.0.{inside}" if inside.startswith("ffn.") else name]
+    other.load(shared)
+    case.same(one, other, draw)

@@ -14,6 +14,7 @@ from autograd.errors import DomainError, ShapeError
 from autograd.random import Random
 from minitv import variants
 from minitv.decode import FEW, Decoder, FusedDecoder, decoder, retnet, shared, unread
+from minitv.laws import FADED, check_writing
 from minitv.nn import ACTIVATIONS, NORMS
 from minitv.ops import wkv
 from minitv.ops.aft import cpu_step as aft_step
@@ -32,8 +33,6 @@ OPTIONS = {
     "seed": range(99), "context": range(1, 41), "layers": (1, 2, 3), "width": (20, 40), "ffn_multiple": (1, 4),
     "activation": list(ACTIVATIONS), "norm": list(NORMS), "bias": (False, True), "tied": (False, True),
 }
-
-TERMS = {"retnet": 10_000}  # where q · k is near 0, the norm of heads makes its rounding up to 1/√eps = 300 times as large
 
 
 def build(variant="transformer", dtype=np.float64, seed=0, own=(), **options):
@@ -72,20 +71,10 @@ def test_every_step_gives_the_logits_of_the_model(variant, data):
     options["own"] = {name: data.draw(st.sampled_from(values)) for name, values in own_options(variant)}
     model, exact = build(variant, dtype, **options), build(variant, **options)
     exact.load(model.state())
-    reader = decoder(model)
-    assert isinstance(reader, FusedDecoder)
-    terms = TERMS.get(variant, 200)
     length = data.draw(st.sampled_from(range(1, model.context + 1)))  # lists alone are short
     ids = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=length, max_size=length))
     first = data.draw(st.sampled_from(range(1, length + 1)))
-    logits = reader.prefill(ids[:first])
-    assert reader.position == first
-    assert logits.dtype == dtype
-    assert_close(logits, expected(exact, ids[:first]), "prefill", terms=terms)
-    for position in range(first, len(ids)):
-        logits = reader.step(ids[position])
-        assert_close(logits, expected(exact, ids[: position + 1]), f"step {position}", terms=terms)
-    assert reader.position == len(ids)
+    check_writing(model, exact, ids, first)
 
 
 @pytest.mark.full
@@ -143,7 +132,7 @@ def test_a_sequence_may_be_longer_than_the_context(variant, first):
     for each in reader, plain:
         each.prefill(ids[:first])
     for position in range(first, len(ids)):
-        assert_close(reader.step(ids[position]), plain.step(ids[position]), f"step {position}", terms=TERMS.get(variant, 200))
+        assert_close(reader.step(ids[position]), plain.step(ids[position]), f"step {position}", terms=FADED.get(variant, 200))
     assert reader.position == plain.position == len(ids)
 
 

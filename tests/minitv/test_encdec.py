@@ -269,14 +269,6 @@ def test_widened_networks_have_the_weights_of_those_that_went(options):
     assert {ffn.up.weight.shape[0] for side in networks(narrow) for ffn in side if ffn} == {60}
 
 
-def test_without_sharing_it_is_the_encoder_decoder():
-    one = models.build("one-wide-ffn", VOCAB, share="none", drop="none", width=16)
-    base, (source, target) = models.build("encoder-decoder", VOCAB, width=16), pairs()
-    assert one.state().keys() == base.state().keys()
-    assert all(np.array_equal(array, base.state()[name]) for name, array in one.state().items())
-    assert np.array_equal(one(source, target).numpy(), base(source, target).numpy())
-
-
 def test_a_shared_network_is_the_same_network_everywhere():
     """Values; and its gradient is the sum of those that the layers have when each has a copy."""
     one = build("all")

@@ -77,13 +77,6 @@ def test_what_comes_later_changes_nothing(options, scale):
         assert np.array_equal(after[:, :cut], before[:, :cut]) and not np.array_equal(after[:, cut], before[:, cut])
 
 
-def test_one_segment_without_dilation_is_the_transformer():
-    ids = tokens(64)
-    one = models.build("longnet", context=64, layers=1, width=16, segments="64:1")
-    other = models.build("transformer", context=64, layers=1, width=16, positions="rope")
-    assert_close(one(ids).numpy(), other(ids).numpy(), terms=1000)
-
-
 def test_the_encoder_sees_both_sides_of_its_segments():
     model = models.build("longnet-encoder", context=24, layers=1, width=16, segments="4:1,12:2")
     ids, other = tokens(23), tokens(23)

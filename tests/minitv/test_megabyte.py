@@ -135,26 +135,6 @@ def test_without_learned_positions_a_text_may_be_longer(length):
 
 
 # -- what it is equal to ------------------------------------------------------------------------------------------------
-def carried_over(model, flat, names):
-    """The flat model with weights of MEGABYTE, by the names of both."""
-    theirs = model.state()
-    flat.load({name: theirs[names.get(name, name)] if name in names or name in theirs else
-               next(theirs[names[prefix] + name.removeprefix(prefix)] for prefix in names if name.startswith(prefix))
-               for name in flat.state()})
-    return flat
-
-
-def test_patches_of_one_token_are_the_flat_model():
-    """Without local blocks: what the global model gives goes to the head, behind a second norm."""
-    model = build(patch="1", local_layers="0", carry_projection=False, tied=False)
-    outer, inner = model.blocks.levels
-    for parameter in (inner.pads, inner.positions):
-        parameter.assign_(np.zeros(parameter.shape))
-    flat = carried_over(model, models.build("transformer", 11, np.float64, **SMALL, tied=False), {
-        "embed.weight": "blocks.0.embed.weight", "positions": "blocks.0.positions", "blocks.": "blocks.0.stack."})
-    assert_close(model(tokens()).numpy(), model.logits(outer.norm(flat.hidden(tokens()))).numpy(), terms=10_000)
-
-
 def test_patches_of_one_token_with_local_blocks_are_a_flat_model_whose_last_blocks_see_one_token():
     model = build(patch="1", layers=3, local_layers="1", carry_projection=False, pads="first-id")
     level = model.blocks.levels[0]
@@ -167,14 +147,6 @@ def test_patches_of_one_token_with_local_blocks_are_a_flat_model_whose_last_bloc
         x = x + block.mixer.out(v)  # attention to one token is its value
         x = x + block.ffn(block.norm2(x))
     assert_close(model(tokens()).numpy(), model.logits(x).numpy(), terms=10_000)
-
-
-def test_one_patch_without_a_global_model_is_the_flat_model():
-    model = build(patch="12", width=24, local_widths="16", start="previous", layers=2, local_layers="2")
-    model.blocks.levels[0].project.weight.assign_(np.zeros((16, 2)))
-    flat = carried_over(model, models.build("transformer", 11, np.float64, **SMALL),
-                        {"positions": "blocks.1.positions", "blocks.": "blocks.1.stack."})
-    assert_close(model(tokens()).numpy(), flat(tokens()).numpy(), terms=10_000)
 
 
 @pytest.mark.usefixtures("either_way")

@@ -5,6 +5,7 @@ import pytest
 
 from minitv import cli, sample, variants
 from minitv.errors import UserError
+from minitv.variants.multi_query import repeated
 
 from . import models
 
@@ -21,23 +22,10 @@ def test_presets_have_the_size_of_the_transformer(variant, preset):
     assert size(variant, preset=preset) == size("transformer", preset=preset)
 
 
-def test_as_many_groups_as_heads_is_the_transformer():
-    ids = np.random.default_rng(0).integers(0, VOCAB, (2, 12))
-    whole = models.build("transformer", VOCAB, np.float64, **SMALL)
-    grouped = models.build("grouped-query", VOCAB, np.float64, kv_heads=4, **SMALL)
-    np.testing.assert_array_equal(grouped(ids).numpy(), whole(ids).numpy())
-
-
 def expanded(shared, bias):
     """The Transformer whose heads have the keys and values of their groups."""
     whole = models.build("transformer", VOCAB, np.float64, bias=bias, **SMALL)
-    arrays = shared.state()
-    for name, array in arrays.items():
-        if ".qkv." in name:
-            queries, others = array[:16], array[16:].reshape(2, -1, 4, *array.shape[1:])  # [k or v, G, K, ..]
-            repeated = others.repeat(4 // others.shape[1], axis=1).reshape(32, *array.shape[1:])
-            arrays[name] = np.concatenate([queries, repeated])
-    whole.load(arrays)
+    whole.load(repeated(shared.state(), 4))
     return whole
 
 

@@ -49,7 +49,7 @@ def _(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, sca
 
 @adamw.inputs
 def _(draw):
-    n = draw.size(0, 9)
+    n = draw.size(0, 9, "N")
     arrays = draw.floats(n), draw.floats(n), draw.floats(n), draw.floats(n, low=0.1, high=1.0)
     return arrays, {"lr": 0.01, "weight_decay": 0.1, "decayed": draw.integer(0, n), "step": draw.integer(1, 5),
                     "scale": draw.choice((1.0, 0.5))}

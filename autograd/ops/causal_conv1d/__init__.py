@@ -52,6 +52,7 @@ def _(x, weight, bias):
 
 @causal_conv1d.inputs
 def _(draw):
-    channels = draw.size(0, 3)
+    channels = draw.size(0, 3, "C")
     bias = draw.floats(channels) if draw.boolean() else None
-    return (draw.floats(draw.size(0, 2), draw.size(0, 5), channels), draw.floats(channels, draw.size(1, 4)), bias), {}
+    x = draw.floats(draw.size(0, 2, "B"), draw.size(0, 5, "T"), channels)
+    return (x, draw.floats(channels, draw.size(1, 4, "W")), bias), {}

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import DomainError, ShapeError
-from ...laws import causal, independent, law, linear_in
+from ...laws import becomes, causal, independent, law, linear_in
 from ...metric import assert_close
 from ...op import op
 from ..causal_conv1d import causal_conv1d
@@ -67,14 +67,14 @@ def _(x, weight, bias, ahead):
 
 @depthwise_conv1d.inputs
 def _(draw):
-    channels, width = draw.size(0, 3), draw.size(1, 4)
+    channels, width = draw.size(0, 3, "C"), draw.size(1, 4, "W")
     bias = draw.floats(channels) if draw.boolean() else None
-    return ((draw.floats(draw.size(0, 2), draw.size(0, 5), channels), draw.floats(channels, width), bias),
+    return ((draw.floats(draw.size(0, 2, "B"), draw.size(0, 5, "T"), channels), draw.floats(channels, width), bias),
             {"ahead": draw.integer(0, width - 1)})
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
-@law(depthwise_conv1d, "it is causal_conv1d of a sequence that has as many zeros behind it as it looks ahead")
+@becomes(depthwise_conv1d, "causal_conv1d", "as many zeros follow the sequence as it looks ahead")
 def _(case, draw):
     longer = np.pad(case.x, ((0, 0), (0, case.ahead), (0, 0)))
     expected = causal_conv1d.definition(longer.astype(np.float64), case.weight.astype(np.float64), case.bias)

@@ -40,5 +40,5 @@ def _(weight, ids):
 
 @embedding.inputs
 def _(draw):
-    size = draw.size(1, 5)
-    return (draw.floats(size, draw.size(0, 4)), draw.integers(0, size, *draw.shape(0, 2))), {}
+    size = draw.size(1, 5, "V")
+    return (draw.floats(size, draw.size(0, 4, "D")), draw.integers(0, size, *draw.shape(0, 2))), {}

@@ -56,7 +56,7 @@ layer_norm.kernel("cuda")
 
 @layer_norm.inputs
 def _(draw):
-    width = draw.size(0, 9)
+    width = draw.size(0, 9, "D")
     weight = draw.floats(width) if draw.boolean() else None
     bias = draw.floats(width) if draw.boolean() else None
     # A few values may lie closer than √eps, where derivatives vary too fast for differences: a larger eps smooths them.

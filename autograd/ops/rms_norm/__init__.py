@@ -38,6 +38,6 @@ rms_norm.kernel("cuda")
 
 @rms_norm.inputs
 def _(draw):
-    width = draw.size(0, 9)
+    width = draw.size(0, 9, "D")
     weight = draw.floats(width) if draw.boolean() else None
     return (draw.floats(*draw.shape(0, 2), width), weight), {"eps": 1e-5 if width > 4 else 0.1}  # as in layer_norm

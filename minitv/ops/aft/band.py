@@ -54,6 +54,6 @@ def _(u, v, window, causal):
 
 @banded_product.inputs
 def _(draw):
-    rank, queries = draw.size(0, 4), draw.size(0, 6)
+    rank, queries = draw.size(0, 4, "R"), draw.size(0, 6, "T")
     params = {"window": draw.integer(1, 4), "causal": draw.boolean()}
-    return (draw.floats(queries, rank), draw.floats(draw.size(0, 7), rank)), params
+    return (draw.floats(queries, rank), draw.floats(draw.size(0, 7, "S"), rank)), params

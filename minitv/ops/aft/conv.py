@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.laws import causal, independent, law, linear_in, shift_invariant, streams
+from autograd.laws import becomes, causal, independent, linear_in, shift_invariant, special_case, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import swapaxes, where
@@ -89,7 +89,7 @@ aft_conv.kernel("cpu", prefix="conv_")
 aft_conv.kernel("cuda", prefix="conv_")
 
 
-@law(aft_conv, "each head is aft_local")
+@special_case(aft_conv, "aft_local", "all positions have the same biases")
 def _(case, draw):
     (heads, window), (*lead, channels), y = case.bias.shape, case.q.shape, case.anew().y
     size = channels // heads
@@ -100,7 +100,7 @@ def _(case, draw):
         assert_close(y[..., part], local, f"head {h} is not aft_local with the same biases everywhere", terms=16)
 
 
-law(aft_conv, "without bias it is aft_simple")(no_bias_is_simple)
+becomes(aft_conv, "aft_simple", "the biases are 0")(no_bias_is_simple)
 
 
 @aft_conv.validate
@@ -112,10 +112,10 @@ def _(q, k, v, bias, mask, average, logsum, keys, values, causal):
 
 @aft_conv.inputs
 def _(draw):
-    batch, length, heads, size = draw.size(0, 2), draw.size(0, 7), draw.size(1, 3), draw.size(1, 2)
-    shape, causal = (batch, length, heads * size), draw.boolean()
-    window = draw.size(1, 4) if causal else 2 * draw.size(1, 3) - 1
+    batch, length, (heads, channels) = draw.size(0, 2, "B"), draw.size(0, 7, "T"), draw.multiple("H", "C", 1, 3, 1, 2)
+    shape, causal = (batch, length, channels), draw.boolean()
+    window = draw.size(1, 4, "W") if causal else 2 * draw.size(1, 3) - 1
     mask = draw.mask(batch, length) if draw.boolean() else None
-    state = draw_state(draw, batch, heads, heads * size, window - 1 - negative_lags(window, causal))
+    state = draw_state(draw, batch, heads, channels, window - 1 - negative_lags(window, causal))
     return (draw.floats(*shape), draw_keys(draw, batch, length, heads), draw.floats(*shape), draw_bias(draw, heads, window),
             mask, *state), {"causal": causal}

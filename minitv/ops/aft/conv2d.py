@@ -12,7 +12,7 @@ import numpy as np
 
 from autograd.device import namespace
 from autograd.errors import ShapeError
-from autograd.laws import independent, law, linear_in, shift_invariant
+from autograd.laws import becomes, independent, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import reshape, transpose, where
@@ -72,7 +72,7 @@ aft_conv2d.kernel("cpu", prefix="conv2d_")
 aft_conv2d.kernel("cuda", prefix="conv2d_")
 
 
-@law(aft_conv2d, "an image of one row is aft_conv")
+@becomes(aft_conv2d, "aft_conv", "the image is one row")
 def _(case, draw):
     if not case.q.shape[1]:
         return

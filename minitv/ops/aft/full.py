@@ -114,7 +114,7 @@ def _(case, draw):
 
 @aft_full.inputs
 def _(draw):
-    batch, queries, keys, channels = draw.size(0, 2), draw.size(0, 6), draw.size(0, 7), draw.size(0, 3)
+    batch, queries, keys, channels = draw.size(0, 2, "B"), draw.size(0, 6, "T"), draw.size(0, 7, "S"), draw.size(0, 3, "C")
     mask = draw.mask(batch, keys) if draw.boolean() else None
     return (draw.floats(batch, queries, channels), draw_keys(draw, batch, keys, channels), draw.floats(batch, keys, channels),
             draw_bias(draw, queries, keys), mask), {"causal": draw.boolean()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from autograd.device import namespace
-from autograd.laws import causal, independent, law, linear_in, shift_invariant, streams
+from autograd.laws import becomes, causal, independent, linear_in, shift_invariant, special_case, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import where
@@ -87,7 +87,7 @@ aft_local.kernel("cpu", prefix="local_")
 aft_local.kernel("cuda", prefix="local_")
 
 
-@law(aft_local, "it is aft_full with a band of biases")
+@special_case(aft_local, "aft_full", "biases outside a band are 0")
 def _(case, draw):
     step, window = np.arange(case.q.shape[1]), case.bias.shape[1]
     lag = step[:, None] - step + negative_lags(window, case.causal)
@@ -97,7 +97,7 @@ def _(case, draw):
                  "aft_local is not aft_full with the bias of its window", terms=16)
 
 
-@law(aft_local, "without bias it is aft_simple")
+@becomes(aft_local, "aft_simple", "the biases are 0")
 def no_bias_is_simple(case, draw):
     if case.k.shape == case.v.shape:
         assert_close(case.anew(bias=0.0).y, case.defined_by(aft_simple).y, "without bias this is not aft_simple", terms=16)
@@ -111,9 +111,9 @@ def _(q, k, v, bias, mask, average, logsum, keys, values, causal):
 
 @aft_local.inputs
 def _(draw):
-    shape = batch, length, channels = draw.size(0, 2), draw.size(0, 7), draw.size(0, 3)
+    shape = batch, length, channels = draw.size(0, 2, "B"), draw.size(0, 7, "T"), draw.size(0, 3, "C")
     causal = draw.boolean()
-    window = draw.size(1, 4) if causal else 2 * draw.size(1, 3) - 1
+    window = draw.size(1, 4, "W") if causal else 2 * draw.size(1, 3) - 1
     mask = draw.mask(batch, length) if draw.boolean() else None
     state = draw_state(draw, batch, channels, channels, window - 1 - negative_lags(window, causal))
     return (draw.floats(*shape), draw_keys(draw, *shape), draw.floats(*shape), draw_bias(draw, length, window), mask,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autograd.laws import causal, independent, law, linear_in, shift_invariant, streams
+from autograd.laws import causal, independent, linear_in, shift_invariant, special_case, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, sigmoid, stack
@@ -92,7 +92,7 @@ aft_simple.kernel("cpu", prefix="simple_")
 aft_simple.kernel("cuda", prefix="simple_")
 
 
-@law(aft_simple, "it is aft_full without bias")
+@special_case(aft_simple, "aft_full", "the biases are 0")
 def _(case, draw):
     full = case.defined_by(aft_full, bias=np.zeros((case.q.shape[1],) * 2, case.q.dtype)).y
     assert_close(case.anew().y, full, "aft_simple is not aft_full without bias", terms=16)
@@ -105,7 +105,7 @@ def _(q, k, v, mask, average, logsum, causal):
 
 @aft_simple.inputs
 def _(draw):
-    shape = batch, length, channels = draw.size(0, 2), draw.size(0, 7), draw.size(0, 3)
+    shape = batch, length, channels = draw.size(0, 2, "B"), draw.size(0, 7, "T"), draw.size(0, 3, "C")
     mask = draw.mask(batch, length) if draw.boolean() else None
     state = (draw.floats(batch, channels), draw.floats(batch, channels)) if draw.boolean() else (None, None)
     return (draw.floats(*shape), draw_keys(draw, *shape), draw.floats(*shape), mask, *state), {"causal": draw.boolean()}

@@ -204,8 +204,9 @@ def _(q, k, mask, dropout, seed, window, sinks, segment, dilation, offsets):
 @attention.inputs
 def _(draw):
     plain = draw.boolean()  # as in the paper
-    batch, groups, queries, keys = draw.size(0, 2), draw.size(0, 2), draw.size(0, 6), draw.size(0, 6)
-    width, out, heads = draw.size(1, 4), draw.size(0, 3), groups if plain else groups * draw.integer(1, 2)
+    batch, queries, keys = draw.size(0, 2, "B"), draw.size(0, 6, "T"), draw.size(0, 6, "S")
+    width, out = draw.size(1, 4, "K"), draw.size(0, 3, "V")
+    groups, heads = draw.multiple("G", "H", 0, 2, 1, 1 if plain else 2)
     shape = (batch, heads, queries, keys)
     mask = None
     if draw.integer(0, 2) == 0:

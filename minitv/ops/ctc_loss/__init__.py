@@ -90,7 +90,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import check_range, namespace, to_numpy
 from autograd.errors import DomainError
-from autograd.laws import law
+from autograd.laws import becomes, law
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, log_softmax, logsumexp, stack, sum, take_along_axis, where
@@ -232,7 +232,7 @@ def _check(values, low, high, sentence, **more):
 
 @ctc_loss.inputs
 def _(draw):
-    batch, length, size, most = draw.size(0, 2), draw.size(0, 6), draw.size(1, 4), draw.size(0, 3)
+    batch, length, size, most = draw.size(0, 2, "B"), draw.size(0, 6, "T"), draw.size(1, 4, "V"), draw.size(0, 3, "U")
     blank, zero_infinity, generator = draw.integer(0, size - 1), draw.boolean(), draw.generator()
     others = [v for v in range(size) if v != blank]
     targets = draw.layout(generator.choice(others or [blank], (batch, most)).astype(np.intp))
@@ -267,7 +267,7 @@ def _loss(case, logits, targets, **changes):
     return _losses(case, logits=logits, targets=targets, input_lengths=None, target_lengths=None, **changes)
 
 
-@law(ctc_loss, "the probability of a target is the sum over all paths that read as it")
+@becomes(ctc_loss, "sum over all alignments", "there are few frames")
 def _(case, draw):
     for b, logits, targets in _alone(case):
         p = np.exp(logits[0].astype(np.float64) - logits[0].max(axis=-1, keepdims=True, initial=-math.inf))

@@ -53,7 +53,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
-from autograd.laws import causal, independent, law, linear_in, shift_invariant
+from autograd.laws import becomes, causal, independent, law, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, log, logsumexp, put_add, softmax, sum, where
@@ -215,8 +215,8 @@ def _(q, k, segments, dilations, offsets, start):
 
 @dilated_attention.inputs
 def _(draw):
-    batch, heads, queries, past = draw.size(0, 2), draw.size(0, 4), draw.size(0, 6), draw.integer(0, 7)
-    width, out, patterns = draw.size(1, 4), draw.size(0, 3), draw.integer(1, 3)
+    batch, heads, queries, past = draw.size(0, 2, "B"), draw.size(0, 4, "H"), draw.size(0, 6, "T"), draw.integer(0, 7)
+    width, out, patterns = draw.size(1, 4, "K"), draw.size(0, 3, "V"), draw.integer(1, 3)
     segments, dilations = (tuple(draw.integer(1, n) for _ in range(patterns)) for n in (6, 3))
     start = draw.choice((0, min(past // w * w for w in segments)))
     q, k, v = (draw.floats(batch, heads, n, d) for n, d in
@@ -225,7 +225,7 @@ def _(draw):
                        "scale": draw.choice((None, 0.7)), "start": start}
 
 
-@law(dilated_attention, "one segment and no dilation are attention")
+@becomes(dilated_attention, "attention", "one segment holds the text, without dilation")
 def _(case, draw):
     whole = case(segments=(case.k.shape[2] + draw.integer(1, 3),), dilations=(1,), start=0)
     for name, one, two in zip(("y", "lse"), whole, case.defined_by(attention), strict=True):

@@ -59,7 +59,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
-from autograd.laws import causal, independent, law, linear_in, streams
+from autograd.laws import becomes, causal, independent, law, linear_in, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, exp, log, logsumexp, matmul, maximum, reshape, softmax, sum, swapaxes, where
@@ -235,8 +235,8 @@ def _(projection, mean, logsum, features, offset):
 
 @favor.inputs
 def _(draw):
-    batch, heads, length = draw.size(0, 2), draw.size(0, 2), draw.size(0, 7)
-    width, features, out = draw.size(1, 4), draw.size(1, 5), draw.size(0, 3)
+    batch, heads, length = draw.size(0, 2, "B"), draw.size(0, 2, "H"), draw.size(0, 7, "T")
+    width, features, out = draw.size(1, 4, "K"), draw.size(1, 5, "F"), draw.size(0, 3, "V")
     params = {"features": draw.choice(FEATURES), "scale": None, "offset": draw.choice((1e-3, 0.1)), "causal": draw.boolean()}
     q, k, projection = (draw.floats(*shape) for shape in ((batch, heads, length, width),) * 2 + ((features, width),))
     large = params["features"] == "positive" and draw.choice((0, 0, 3, 10, 100))
@@ -304,7 +304,7 @@ def exactly(q, k, v, mask, features, scale, causal, **_):
     return attention(q, k, v, mask, causal=causal, scale=scale_of(scale, q.shape[3]) ** 2)
 
 
-@law(favor, "the mean over draws of the projection is the softmax kernel", exact=exactly)
+@becomes(favor, "attention", "weights are averaged over draws of the features", exact=exactly)
 def _(case, draw):
     """Within 5 standard errors of 64 independent blocks: a right operator fails once in about a million draws."""
     width, blocks = 4, 64

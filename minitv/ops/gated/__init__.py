@@ -47,6 +47,6 @@ def _(x, gate, function):
 
 @gated.inputs
 def _(draw):
-    lead, width = draw.shape(0, 2), draw.size(0, 5)
+    lead, width = draw.shape(0, 2), draw.size(0, 5, "D")
     narrow = tuple(1 if n and draw.integer(0, 3) == 0 else n for n in lead)
     return (draw.floats(*lead, width), draw.floats(*narrow, width, low=-4.0, high=4.0)), {"function": draw.choice(FUNCTIONS)}

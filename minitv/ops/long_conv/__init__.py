@@ -166,8 +166,8 @@ for _device in ("cpu", "cuda"):
 
 @long_conv.inputs
 def _(draw):
-    batch, length, width = draw.size(0, 2), draw.size(0, 9), draw.size(0, 3)
-    taps = draw.choice((length, draw.size(0, 12)))
+    batch, length, width = draw.size(0, 2, "B"), draw.size(0, 9, "T"), draw.size(0, 3, "D")
+    taps = draw.choice((length, draw.size(0, 12, "L")))
     return (draw.floats(batch, length, width), draw.floats(taps, width), draw.floats(width) if draw.boolean() else None,
             draw.floats(draw.size(0, 6), width) if draw.boolean() else None,
             draw.floats(batch, draw.size(0, 6), width) if draw.boolean() else None), {}

@@ -92,7 +92,7 @@ def _(rotations, factors):
 
 @lsh_buckets.inputs
 def _(draw):
-    batch, heads, length, width = draw.size(0, 2), draw.size(0, 2), draw.size(0, 5), draw.size(0, 4)
+    batch, heads, length, width = draw.size(0, 2, "B"), draw.size(0, 2, "H"), draw.size(0, 5, "T"), draw.size(0, 4, "K")
     rounds, factors = draw.integer(1, 3), tuple(2 * draw.integer(1, 3) for _ in range(draw.integer(1, 3)))
     # Whole numbers, whose products are exact: every route finds the same ties.
     x, rotations = (np.rint(2 * draw.floats(*shape)).astype(draw.dtype)
@@ -177,7 +177,7 @@ def check_labels(name: str, buckets, count: int | None = None) -> None:
 @bucket_order.inputs
 def _(draw):
     count = draw.choice((1, 2, 5, 300))
-    buckets = draw.integers(0, count, draw.size(0, 2), draw.size(0, 2), draw.integer(1, 3), draw.size(0, 8))
+    buckets = draw.integers(0, count, draw.size(0, 2, "B"), draw.size(0, 2, "H"), draw.integer(1, 3), draw.size(0, 8, "T"))
     return (buckets,), {"count": draw.choice((count, None))}
 
 

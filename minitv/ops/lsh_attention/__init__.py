@@ -51,7 +51,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
-from autograd.laws import causal, independent, law, linear_in
+from autograd.laws import becomes, causal, independent, law, linear_in
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import logsumexp, softmax, sqrt, stack, where
@@ -209,7 +209,8 @@ def _(q, k, buckets, chunk, window, across, wrap, correction, causal, scale, eps
 
 @lsh_attention.inputs
 def _(draw):
-    batch, heads, queries, width, out = draw.size(0, 2), draw.size(0, 2), draw.size(0, 6), draw.size(1, 4), draw.size(0, 3)
+    batch, heads, queries = draw.size(0, 2, "B"), draw.size(0, 2, "H"), draw.size(0, 6, "T")
+    width, out = draw.size(1, 4, "K"), draw.size(0, 3, "V")
     keys = queries + draw.choice((0, 0, 1, 3))
     buckets = draw.integers(0, draw.integer(1, 4), batch, heads, draw.integer(1, 3), keys)
     params = {"correction": draw.boolean(), "causal": draw.integer(0, 3) > 0, "scale": draw.choice((1.0, 0.6)),
@@ -242,13 +243,13 @@ def _all(case):
 WHOLE = dict(chunk=None, window=None, across=False, wrap="none")
 
 
-@law(lsh_attention, "one bucket is full attention with shared queries and keys")
+@becomes(lsh_attention, "attention", "one bucket holds everything, and k is q of length 1")
 def _(case, draw):
     y = case(buckets=np.zeros_like(case.buckets), **WHOLE, correction=True).y
     assert_close(y, _masked(case, _all(case)), "one bucket is not full attention", terms=64)
 
 
-@law(lsh_attention, "a piece as long as the sequence is full attention, in any number of rounds")
+@becomes(lsh_attention, "attention", "a chunk is as long as the text, and k is q of length 1")
 def _(case, draw):
     whole = {**WHOLE, "chunk": max(case.k.shape[2], 1) + draw.integer(0, 2), "across": True}
     for correction in (False, True):

@@ -29,7 +29,7 @@ import math
 
 import numpy as np
 
-from autograd.laws import independent, law, linear_in, shift_invariant
+from autograd.laws import becomes, independent, law, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import logsumexp, softmax, stack, where
@@ -74,7 +74,7 @@ merge_attention.kernel("cuda")
 
 @merge_attention.inputs
 def _(draw):
-    batch, heads, length, out = draw.size(0, 2), draw.size(0, 2), draw.size(0, 5), draw.size(0, 4)
+    batch, heads, length, out = draw.size(0, 2, "B"), draw.size(0, 2, "H"), draw.size(0, 5, "T"), draw.size(0, 4, "V")
     y, other_y = draw.floats(batch, heads, length, out), draw.floats(batch, heads, length, out)
     scale = draw.choice((1, 4, 100))
 
@@ -110,7 +110,7 @@ def _(case, draw):
     _close(alone, (np.where(there[..., None], case.y, 0), case.lse), "a set without keys changes the result")
 
 
-@law(merge_attention, "two sets of keys are one softmax over both")
+@becomes(merge_attention, "attention", "the parts are attention to sets of keys")
 def _(case, draw):
     batch, heads, length, out = case.y.shape
     keys, cut = draw.integer(0, 6), draw.integer(0, 6)

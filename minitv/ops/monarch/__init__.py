@@ -75,7 +75,7 @@ from scipy.linalg import block_diag
 from autograd import Tensor
 from autograd.device import beside
 from autograd.errors import ShapeError
-from autograd.laws import law, linear_in
+from autograd.laws import becomes, law, linear_in
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import linear, reshape, stack, transpose
@@ -172,7 +172,7 @@ def _(x, first):
 
 @monarch.inputs
 def _(draw):
-    blocks, rows, columns, outputs = (draw.size(1, 3) for _ in range(4))
+    blocks, rows, columns, outputs = (draw.size(1, 3, letter) for letter in "QAPC")
     return (draw.floats(*draw.shape(0, 2, 3), columns * blocks), draw.floats(blocks, rows, columns),
             draw.floats(rows, outputs, blocks)), {}
 
@@ -225,7 +225,7 @@ def _(case, draw):
     assert_close(case(first=first, second=second).y, case().y, "the projection changes a Monarch matrix", terms=256)
 
 
-@law(monarch, "the Fourier transform is a Monarch matrix")
+@becomes(monarch, "Fourier transform", "the blocks are its factors")
 def _(case, draw):
     n1, n2 = draw.integer(1, 4), draw.integer(1, 4)
     x = draw.floats(2, n1 * n2) + 1j * draw.floats(2, n1 * n2)
@@ -259,7 +259,7 @@ def _(case, draw):
     check_causality(case, draw, bounded=True)
 
 
-@law(monarch, "a convolution on a circle is a Monarch product of spectra")
+@becomes(monarch, "convolution", "spectra are multiplied")
 def _(case, draw):
     n1, n2 = draw.integer(1, 3), draw.integer(1, 3)
     x, filter = draw.floats(2, n1 * n2), draw.floats(1, n1 * n2)

@@ -69,10 +69,11 @@ def _(x, weight):
 
 @project.inputs
 def _(draw):
-    batch, groups, each, length, width = draw.size(0, 2), draw.size(1, 2), draw.size(0, 2), draw.size(0, 5), draw.size(0, 3)
+    batch, (groups, heads) = draw.size(0, 2, "B"), draw.multiple("G", "H", 1, 2, 0, 2)
+    length, width = draw.size(0, 5, "T"), draw.size(0, 3, "K")
     seen = draw.mask(batch, length) if draw.boolean() else None
-    weight = draw.floats(groups, draw.size(0, 4), length + draw.size(0, 2))
-    return (draw.floats(batch, groups * each, length, width), weight, seen), {}
+    weight = draw.floats(groups, draw.size(0, 4, "M"), length + draw.size(0, 2))
+    return (draw.floats(batch, heads, length, width), weight, seen), {}
 
 
 @law(project, "the identity changes nothing that is seen")

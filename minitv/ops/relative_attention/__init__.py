@@ -63,7 +63,7 @@ import numpy as np
 
 from autograd import Tensor
 from autograd.errors import ShapeError
-from autograd.laws import independent, law, linear_in
+from autograd.laws import becomes, independent, law, linear_in
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import getitem, matmul, reshape, softmax, swapaxes
@@ -135,8 +135,8 @@ def _(q, k, p, mask):
 
 @relative_attention.inputs
 def _(draw):
-    batch, heads, queries, keys = draw.size(0, 2), draw.size(1, 2), draw.size(0, 5), draw.size(0, 5)
-    width, out = draw.size(1, 4), draw.size(0, 3)
+    batch, heads, queries, keys = draw.size(0, 2, "B"), draw.size(1, 2, "H"), draw.size(0, 5, "T"), draw.size(0, 5, "S")
+    width, out = draw.size(1, 4, "K"), draw.size(0, 3, "V")
     mask = None
     if draw.boolean():
         mask = draw.mask(*[1 if draw.integer(0, 3) == 0 else n for n in (batch, heads, queries, keys)][draw.integer(0, 2):])
@@ -146,7 +146,7 @@ def _(draw):
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
-@law(relative_attention, "where all distances look alike, it is attention")
+@becomes(relative_attention, "attention", "all distances look alike")
 def _(case, draw):
     p = np.broadcast_to(case.p[:, :1] if case.p.shape[1] else case.p, case.p.shape)
     expected = attention.definition(case.q.astype(np.float64) + case.u[:, None], case.k.astype(np.float64), case.v, case.mask,

@@ -40,7 +40,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import namespace
 from autograd.errors import DomainError
-from autograd.laws import causal, independent, law, linear_in, streams
+from autograd.laws import becomes, causal, independent, law, linear_in, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import absolute, concat, matmul, maximum, power, reshape, rsqrt, sqrt, sum, swapaxes, where
@@ -180,7 +180,8 @@ def _(normalization):
 
 @retention.inputs
 def _(draw):
-    batch, heads, length, width, out = draw.size(0, 2), draw.size(0, 2), draw.size(0, 7), draw.size(1, 4), draw.size(0, 3)
+    batch, heads, length = draw.size(0, 2, "B"), draw.size(0, 2, "H"), draw.size(0, 7, "T")
+    width, out = draw.size(1, 4, "K"), draw.size(0, 3, "V")
     normalization = draw.choice(NORMALIZATIONS)
     if normalization == "paper":  # |q · z| is far from √n: where the two are equal, their maximum has no derivative
         sign = np.where(draw.generator().random((heads, 1, width)) < 0.5, -1, 1)
@@ -198,7 +199,7 @@ def _(draw):
         "normalization": normalization}
 
 
-@law(retention, "decay 1 is causal linear attention")
+@becomes(retention, "linear attention", "nothing fades (γ = 1)")
 def _(case, draw):
     scores = np.tril(case.q @ np.swapaxes(case.k, 2, 3))
     assert_close(case.anew(decay=1.0, normalization="none").y, scores @ case.v,

@@ -35,7 +35,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import beside, namespace, to_numpy
 from autograd.errors import DomainError
-from autograd.laws import independent, law
+from autograd.laws import becomes, independent, law
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, reshape, stack
@@ -130,7 +130,7 @@ def _(x, positions, angles, pairing, scale, start, growth, gain):
 
 @rope.inputs
 def _(draw):
-    shape = draw.size(0, 2), draw.size(0, 2), draw.size(0, 4), draw.size(0, 7)
+    shape = draw.size(0, 2, "B"), draw.size(0, 2, "H"), draw.size(0, 4, "T"), draw.size(0, 7, "K")
     pairs, generator = draw.integer(0, shape[3] // 2), draw.generator()
     positions = draw.integers(0, 10**6, shape[0], shape[2]) if draw.boolean() else None
     start = draw.choice((0, 5, 10**6, -3))
@@ -154,7 +154,7 @@ def _(case, draw):
     assert_close(case(positions=none, scale=1.0, gain=1.0).y, case.x, "rope turns at position 0", terms=4)
 
 
-@law(rope, "products depend on differences of positions only")
+@becomes(rope, "relative positions", "queries and keys are multiplied")
 def _(case, draw):
     other, shift = draw.floats(*case.x.shape), draw.integer(1, 50)  # products m θ are rounded, the more the farther
     opposite = tuple(-rate for rate in case.growth)  # of xPos: queries shrink as keys grow

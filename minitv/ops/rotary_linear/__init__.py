@@ -166,7 +166,8 @@ def _(q, angles, pairing):
 
 @rotary_linear.inputs
 def _(draw):
-    batch, heads, length, width, out = draw.size(0, 2), draw.size(0, 2), draw.size(0, 7), draw.size(1, 5), draw.size(0, 3)
+    batch, heads, length = draw.size(0, 2, "B"), draw.size(0, 2, "H"), draw.size(0, 7, "T")
+    width, out = draw.size(1, 5, "K"), draw.size(0, 3, "V")
     angles = tuple(draw.generator().uniform(0, 3, draw.integer(0, width // 2)).tolist())
     q, k = (draw.floats(batch, heads, length, width, low=0.2, high=1.5) for _ in range(2))
     state, z = draw.floats(batch, heads, width, out), draw.floats(batch, heads, width, low=0.1, high=3.0)

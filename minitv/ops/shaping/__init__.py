@@ -32,7 +32,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import namespace
 from autograd.errors import DomainError, ShapeError
-from autograd.laws import causal, independent, law, linear_in
+from autograd.laws import becomes, causal, independent, law, linear_in
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import broadcast_to, cumsum, reshape, sum
@@ -93,8 +93,7 @@ def _(v, alpha, past):
 
 @shaping.inputs
 def _(draw):
-    batch, length, heads = draw.size(0, 2), draw.size(0, 6), draw.size(1, 3)
-    width = heads * draw.size(0, 3)
+    batch, length, (heads, width) = draw.size(0, 2, "B"), draw.size(0, 6, "T"), draw.multiple("H", "D", 1, 3, 0, 3)
     past = draw.choice((0, 1, 7))
     mean = draw.floats(batch, width) if past and draw.boolean() else None
     shape = batch, length, width
@@ -110,7 +109,7 @@ def _uniform(case):
     return merge_heads.definition([y]).astype(case.v.dtype)
 
 
-@law(shaping, "where all scores are equal and β = γ, it is α v")
+@becomes(shaping, "identity", "all scores are equal and β = γ: α times it, as at the start")
 def _(case, draw):
     """The weights are the identity then, and every block begins like this."""
     y = case(a=_uniform(case), gamma=case.beta, past=0, mean=None).y

@@ -55,7 +55,7 @@ token_shift.kernel("cuda")
 
 @token_shift.inputs
 def _(draw):
-    batch, length, width = draw.size(0, 2), draw.size(0, 5), draw.size(0, 5)
+    batch, length, width = draw.size(0, 2, "B"), draw.size(0, 5, "T"), draw.size(0, 5, "C")
     last = draw.floats(batch, width) if draw.boolean() else None
     reset = draw.layout(draw.generator().random((batch, length)) < 0.3) if draw.boolean() else None
     return (draw.floats(batch, length, width), draw.floats(width, low=-0.2, high=1.3), last, reset), {}

@@ -57,7 +57,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import namespace
 from autograd.errors import ShapeError
-from autograd.laws import causal, independent, law, linear_in, shift_invariant, streams
+from autograd.laws import becomes, causal, independent, law, linear_in, shift_invariant, streams
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, exp, matmul, maximum, reshape, softmax, stack, swapaxes, where
@@ -202,7 +202,7 @@ def _keys(draw, batch, length, width):
 
 @wkv.inputs
 def _(draw):
-    batch, length, width = draw.size(0, 2), draw.size(0, 7), draw.size(0, 3)
+    batch, length, width = draw.size(0, 2, "B"), draw.size(0, 7, "T"), draw.size(0, 3, "C")
     k, w = _keys(draw, batch, length, width), _rates(draw, width)
     a, b, p = draw.floats(batch, width), draw.floats(batch, width, low=1.0, high=3.0), draw.floats(batch, width)
     carried = draw.boolean()
@@ -273,7 +273,7 @@ bidirectional_wkv.kernel("cuda", prefix="bidirectional_")
 
 @bidirectional_wkv.inputs
 def _(draw):
-    batch, length, width = draw.size(0, 2), draw.size(0, 7), draw.size(0, 3)
+    batch, length, width = draw.size(0, 2, "B"), draw.size(0, 7, "T"), draw.size(0, 3, "C")
     return (_keys(draw, batch, length, width), draw.floats(batch, length, width), _rates(draw, width),
             draw.floats(width, low=-2.0, high=2.0)), {}
 
@@ -285,7 +285,7 @@ def _(case, draw):
     assert_close(y, np.ones_like(y), "weights do not sum to 1", terms=16)
 
 
-@law(wkv, "with w = u = 0 it is the running mean of AFT-simple")
+@becomes(wkv, "aft_simple", "nothing fades and no token counts more (w = u = 0)")
 def _(case, draw):
     y = case.anew(w=0.0, u=0.0, reset=None).y
     weights = np.exp(case.k - case.k.max(axis=1, keepdims=True, initial=EMPTY))
@@ -316,7 +316,7 @@ def _(case, draw):
     assert_close(back[:, ::-1], case().y, "bidirectional_wkv: reversing the tokens does more than reverse the result", terms=64)
 
 
-@law(bidirectional_wkv, "the last position is that of wkv")
+@becomes(bidirectional_wkv, "wkv", "the last position is read")
 def _(case, draw):
     assert_close(case().y[:, -1:], case.defined_by(wkv).y[:, -1:],
                  "bidirectional_wkv at the last position is not wkv", terms=64)
