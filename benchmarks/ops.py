@@ -41,6 +41,7 @@ from autograd.cpu.process import blas_threads, cores, keep_memory
 from autograd.draw import Draw, draw_inputs
 from autograd.registry import operators_of
 from autograd.shapes import bind
+from minitv.timing import fastest, inference, training
 
 
 class LargeDraw(Draw):
@@ -99,36 +100,11 @@ def route(op: Op, kind: str, name: str):
         yield
 
 
-def fastest(call: Callable[[], object], seconds: float) -> float:
-    """The shortest of the calls that fit into ``seconds`` (at least three), after one that is not counted."""
-    call()
-    best, count, end = float("inf"), 0, time.perf_counter() + seconds
-    while count < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        best, count = min(best, time.perf_counter() - start), count + 1
-    return best
-
-
 def measure(op: Op, kind: str, name: str, arrays, params, seconds: float) -> dict[str, float | None]:
     """Milliseconds of the forward pass, and of forward and backward together (None where there is no gradient)."""
-    def forward(requires_grad: bool):
-        inputs = [a if a is None or a.dtype.kind != "f" else Tensor.wrap(a, requires_grad) for a in arrays]
-        return inputs, op(*inputs, **params)
-
-    def inference():
-        with no_grad():
-            forward(False)
-
-    def training():
-        inputs, outputs = forward(True)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        outputs = [o for o in outputs if isinstance(o, Tensor)]  # those with a gradient
-        gradients(outputs, [x for x in inputs if isinstance(x, Tensor)], [Tensor.wrap(np.ones_like(o.data)) for o in outputs])
-
     with route(op, kind, name):
-        return {"forward_ms": 1e3 * fastest(inference, seconds),
-                "training_ms": 1e3 * fastest(training, seconds) if op.differentiable else None}
+        return {"forward_ms": 1e3 * fastest(inference(op, *arrays, **params), seconds),
+                "training_ms": 1e3 * fastest(training(op, *arrays, **params), seconds) if op.differentiable else None}
 
 
 def described(arrays, params) -> str:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from minitv.claims import VERDICTS
 from minitv.config import shown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -238,6 +239,20 @@ def check() -> str:
         f"{result['identities']} identities{time}.\n") + where(result)
 
 
+def claims() -> str:
+    """What a review says of the variants, what the papers say, what `minitv claims` measured, and the verdict."""
+    result = results("claims")
+    rows = [[number, row["system"], row["statement"], row["paper"], row["measured"], row["verdict"],
+             f"`{row['command']}`"] for number, row in sorted(result["claims"].items(), key=lambda item: int(item[0]))]
+    verdicts = [row[5] for row in rows]
+    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in map(str, VERDICTS) if name in verdicts)
+    header = ["", "system", "the review says", "the papers say", "measured here", "verdict", "shown by"]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, ["---"] * len(header), *rows)]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    how = "" if result["full"] else " The sizes and trainings were those of `--fast`."
+    return f"{text}{where(result).replace(': one run each.', '.')}\n{len(rows)} statements: {counts}.{how}\n"
+
+
 def variants() -> str:
     """A page for every variant, folded up."""
     from minitv import variants
@@ -262,7 +277,7 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
 }
 TABLES: dict[str, Callable[[], str]] = {
     **{writer.__name__: writer for writer in (train, decode, ops, scaling, scaling_long, extrapolation, duplication, streaming,
-                                              one_wide, without, check, variants)},
+                                              one_wide, without, check, claims, variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 

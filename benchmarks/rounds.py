@@ -8,20 +8,16 @@ them; a claim is the median over the rounds of the ratio within a round, beside 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from autograd.cpu.process import cores
+from minitv.results import host, write
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).with_name("results")
@@ -65,25 +61,6 @@ def ratios(ours: list[dict], theirs: list[dict], key: str) -> list[float]:
     return [round(value, 3) for value in (statistics.median(quotients), min(quotients), max(quotients))]
 
 
-def host() -> dict:
-    """What the figures depend on."""
-    processor, vectors = platform.processor(), {}
-    if os.path.exists("/proc/cpuinfo"):
-        facts = {}  # of the first core
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
-        if "model name" in facts:  # names alike hide different processors, their numbers do not
-            processor = f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
-        flags = facts.get("flags", "").split()
-        vectors = {"vectors": next((f"{bits}-bit vectors" for flag, bits in (("avx512f", 512), ("avx2", 256)) if flag in flags),
-                                   "128-bit vectors")} if flags else {}
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch")
-                if importlib.util.find_spec(name)}
-    return {"processor": processor, **vectors, "cores": cores(), "system": platform.system(),
-            "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"), **versions}
-
-
 def machine() -> Path:
     """The folder for times, which mean something beside others of the same processor: benchmarks/results/PROCESSOR."""
     folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", host()["processor"].lower()).strip("-")
@@ -92,22 +69,8 @@ def machine() -> Path:
 
 
 def save(name: str, result: dict, part: str | None = None, folder: Path = RESULTS) -> dict:
-    """Write NAME.json, which benchmarks/report.py quotes in the README; what was written.
-
-    What was measured before stays in ``result[part]`` beside what is new, if it was on the same machine with the same settings.
-    """
-    path, result = folder / f"{name}.json", {"host": host(), **result}
-    if part and path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if _settings(before, part) == _settings(result, part):
-            result[part] = before[part] | {key: before[part].get(key, {}) | new for key, new in result[part].items()}
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return result
-
-
-def _settings(result: dict, part: str) -> dict:
-    host = {key: value for key, value in result["host"].items() if key != "date"}
-    return {key: value for key, value in result.items() if key not in ("host", part)} | host
+    """Write NAME.json, which benchmarks/report.py quotes in the README, as minitv.results.write does."""
+    return write(folder / f"{name}.json", result, part)
 
 
 def warn_if_busy() -> None:

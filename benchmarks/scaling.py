@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 
@@ -31,6 +30,7 @@ from minitv import variants
 from minitv.compare import state_bytes
 from minitv.experiment import Experiment
 from minitv.task import Batch
+from minitv.timing import crossover
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 
@@ -77,16 +77,6 @@ def writing(variant: str, lengths: list[int]) -> tuple[dict[int, float], int]:
     with no_grad():
         _, state = model.prefill(np.zeros((1, max(lengths)), int), model.init_state(1))
     return medians, state_bytes(state)
-
-
-def crossover(lengths: list[int], times: dict[str, float], dense: dict[str, float]) -> float | None:
-    """The length, between two that were measured, from which on ``times`` are below ``dense``; None without one."""
-    gaps = [math.log(times[str(length)] / dense[str(length)]) for length in lengths]
-    last = max((i for i, gap in enumerate(gaps) if gap >= 0), default=-1)  # the last length where it is not faster
-    if last < 0 or last == len(gaps) - 1:
-        return None
-    share = gaps[last] / (gaps[last] - gaps[last + 1])
-    return round(lengths[last] * (lengths[last + 1] / lengths[last]) ** share)
 
 
 def picture(results: dict[str, dict], lengths: list[int], name: str) -> None:
@@ -146,7 +136,8 @@ def main() -> None:
         for numbers in report.values():
             for part in ("training", "writing"):
                 if numbers is not dense:
-                    numbers[f"{part}_crossover"] = crossover(lengths, numbers[part], dense[part])
+                    at = [[times[part][str(length)] for length in lengths] for times in (numbers, dense)]
+                    numbers[f"{part}_crossover"] = crossover(lengths, *at)
     result = {"benchmark": "scaling", "threads": arguments.threads, "rounds": arguments.rounds, "lengths": lengths,
               "variants": report}
     if arguments.save:

@@ -35,8 +35,8 @@ from autograd import no_grad
 from autograd.cpu.process import blas_threads, cores
 from minitv.picture import COLOURS, DASHES, MARKERS, Line, Look, draw
 from minitv.sample import load
-from minitv.stream import Cached, Sums, surprise
-from minitv.variants.attention_sinks import Preceded, streaming
+from minitv.stream import Cached, Sums, mass, surprise
+from minitv.variants.attention_sinks import streaming
 
 SINKS = {"first-tokens": (0, 1, 2, 4), "learned-token": (0, 1, 4), "zero": (0, 1, 4), "logit": (0, 1, 4)}
 JUMP = 0.05  # bits per character
@@ -54,31 +54,6 @@ def trained(kind: str, arguments: argparse.Namespace):
         if subprocess.run(list(map(str, command))).returncode:
             raise SystemExit(f"{kind}: the training failed, see above")
     return load(str(folder))
-
-
-def mass(model, ids: np.ndarray) -> list[list[float]]:
-    """For each layer the mean weights that the second half of windows [B T] gives to positions 0 .. 3 and to the sink."""
-    shares, first = [], isinstance(model.blocks, Preceded)
-    with no_grad():
-        x = model.embedded(ids, 0)
-        stack = model.blocks.stack if first else model.blocks
-        x = model.blocks.preceded(x) if first else x
-        for block in stack:
-            mixer = block.mixer
-            q, k, _ = mixer.project(block.norm1(x))
-            q, k = (part.numpy().astype(np.float64) for part in (mixer.layer.rotation.queries(q), mixer.layer.rotation.keys(k)))
-            length = q.shape[2]
-            scores = q @ k.swapaxes(2, 3) / math.sqrt(q.shape[3])
-            scores[:, :, np.triu_indices(length, 1)[0], np.triu_indices(length, 1)[1]] = -math.inf
-            if mixer.logit is not None:
-                logit = np.broadcast_to(mixer.logit.numpy()[None, :, None, None], (*scores.shape[:3], 1))
-                scores = np.concatenate([scores, logit], axis=3)
-            weights = np.exp(scores - scores.max(-1, keepdims=True))
-            weights = (weights / weights.sum(-1, keepdims=True))[:, :, length // 2:].mean((0, 1, 2))
-            sink = [float(weights[length])] if mixer.logit is not None else []
-            shares.append([round(value, 4) for value in [*map(float, weights[:4]), *sink]])
-            x = block(x)
-    return shares
 
 
 def curves(nats: np.ndarray, per_character: float) -> list[tuple[int, float]]:

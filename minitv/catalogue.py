@@ -33,27 +33,31 @@ class Entry:
 
     def load(self) -> Any:
         """Import the module and return what was declared; UserError if a module of MINITV_PATH cannot be imported."""
-        try:
-            return getattr(importlib.import_module(self.module), self.attribute)
-        except Exception as error:
-            source = importlib.util.find_spec(self.module).origin
-            if isinstance(error, UserError) or Path(source).is_relative_to(Path(__file__).parent):
-                raise
-            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
-            raise UserError(f"{source}, line {lines[-1]}: {type(error).__name__}: {error}") from error
+        return getattr(imported(self.module), self.attribute)
 
 
-def entries(package: str, path: list[str]) -> dict[str, Entry]:
-    """The declarations in the modules of a package by name, in alphabetical order; ``path`` is the package's ``__path__``.
+def imported(name: str) -> Any:
+    """A module by its full name; UserError if it is one of MINITV_PATH and cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        source = importlib.util.find_spec(name).origin
+        if isinstance(error, UserError) or Path(source).is_relative_to(Path(__file__).parent):
+            raise
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
+        raise UserError(f"{source}, line {lines[-1]}: {type(error).__name__}: {error}") from error
 
-    UserError where MINITV_PATH names no folder, or a module there is no Python or has a name that is taken.
+
+def modules(package: str, path: list[str]) -> dict[str, Path]:
+    """The sources of a package's modules by name; ``path`` is its ``__path__``, which gains the folders of MINITV_PATH.
+
+    UserError where MINITV_PATH names no folder, or a module there has a name that is taken.
     """
     for folder in filter(None, os.environ.get("MINITV_PATH", "").split(os.pathsep)):
         if not os.path.isdir(folder):
             raise UserError(f"MINITV_PATH: {folder} is no folder")
         if (more := os.path.join(os.path.abspath(folder), package.rpartition(".")[2])) not in path:
             path.append(more)  # so that its modules can be imported as well
-    table: dict[str, Entry] = {}
     sources: dict[str, Path] = {}
     for place, module in ((root, module) for root in path for module in pkgutil.iter_modules([root])):
         source = Path(place, module.name, "__init__.py") if module.ispkg else Path(place, f"{module.name}.py")
@@ -62,7 +66,18 @@ def entries(package: str, path: list[str]) -> dict[str, Entry]:
         if module.name in sources:
             raise UserError(f"{source}: {sources[module.name]} has this name already: rename one of the two")
         sources[module.name] = source
-        for entry in _read(str(source), source.stat().st_mtime_ns, f"{package}.{module.name}"):
+    return sources
+
+
+def entries(package: str, path: list[str]) -> dict[str, Entry]:
+    """The declarations in the modules of a package by name, in alphabetical order; ``path`` is the package's ``__path__``.
+
+    UserError as of ``modules``, and where a module of MINITV_PATH is no Python.
+    """
+    table: dict[str, Entry] = {}
+    sources = modules(package, path)
+    for module, source in sources.items():
+        for entry in _read(str(source), source.stat().st_mtime_ns, f"{package}.{module}"):
             if entry.name in table:
                 other = sources[table[entry.name].module.rpartition(".")[2]]
                 raise UserError(f"{source}: {entry.name!r} is declared in {other} already: give it another name")

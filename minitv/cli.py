@@ -7,12 +7,14 @@ import difflib
 import itertools
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import __version__, tasks, variants
+from .claims import chosen
 from .config import Options, Parser, Setting, choose, encode, read_toml, table
 from .errors import UserError, naming, plain
 from .options import (
@@ -21,6 +23,7 @@ from .options import (
     PRESETS,
     SYNONYMS,
     CheckOptions,
+    ClaimsOptions,
     ConvertOptions,
     EvalOptions,
     ExploreOptions,
@@ -490,6 +493,34 @@ def _check(argv: list[str]) -> int:
     return report(names, config)
 
 
+def _claims(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv claims",
+        usage="minitv claims [NUMBER|SYSTEM ...] [--fast|--full] [--json FILE]",
+        description="Measure the statements of a review of Transformer variants on this machine, all or some: what the review\n"
+        "says, what the paper says, what was measured, and a verdict that follows from both. Times are fitted\n"
+        "over sizes, states counted, models trained. A verdict needs a quiet machine: where times are too noisy\n"
+        "to tell, it says so.",
+        epilog="examples:\n  minitv claims transformer 5 6\n  minitv claims --full --json claims.json",
+    )
+    parser.add_argument("words", metavar="NUMBER|SYSTEM", nargs="*", help="statements by number or by system (default: all)")
+    options = Options(ClaimsOptions)
+    parser.add_options(options)
+    arguments = parser.parse(argv)
+    words = arguments.pop("words", None)
+    (config,) = options.build(options.merge(("command line", arguments))[0])
+    from .review import examine, rows, summary
+
+    records, start = [], time.perf_counter()
+    for claim, record in examine(chosen(words or ()), config.full, None if config.json is None else Path(config.json)):
+        _heading(f"{claim.number}  {claim.system}: {record.get('verdict', 'failed')}")
+        _columns(rows(claim, record))
+        print(flush=True)
+        records.append(record)
+    _heading(summary(records, time.perf_counter() - start))
+    return int(any("error" in record for record in records))
+
+
 def _list(argv: list[str]) -> int:
     _plain("list", "List the variants with their paper and their tasks, the tasks, and the presets.", argv)
     from .experiment import possible
@@ -565,8 +596,6 @@ def _cupy() -> str:
 
 def _info_gpu() -> int:
     """Run one of our kernels on each card."""
-    import time
-
     import numpy as np
 
     from autograd import Tensor, gelu, use
@@ -724,6 +753,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "stream": (_stream, "read a text of any length in constant memory"),
     "transcribe": (_transcribe, "write down what is said in a recording"),
     "check": (_check, "prove operators and variants, also your own, on any shape"),
+    "claims": (_claims, "measure what a review says of the variants"),
     "explore": (_explore, "write a page that shows what a trained model does"),
     "list": (_list, "list the variants, tasks and presets"),
     "info": (_info, "show versions, processor, threads, GPU"),

@@ -40,6 +40,8 @@ LARGE_FILE = 10_240, 0.01  # tokens that a large file has at least, and its shar
 TRAINING = 0.9  # the share of a text
 COUNTED, SCORED = 2**22, 2**20  # training and held-out tokens that n-grams count and are scored on, 50 bytes each
 
+_figures: dict[str, list[float]] = {}  # of the n-grams of small texts, for further runs of this process
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -73,7 +75,11 @@ class Corpus:
             return ngram.ngram_bpc(training, held_out, self.tokenizer.vocab)
 
         version = hashlib.sha256(Path(ngram.__file__).read_bytes()).hexdigest()
-        bits = self._kept.value(_name("ngrams", self._key, version, COUNTED, SCORED), make) if self._kept else make()
+        name = _name("ngrams", self._key, version, COUNTED, SCORED)
+        if self._kept:
+            bits = self._kept.value(name, make)
+        elif (bits := _figures.get(name)) is None:
+            bits = _figures[name] = make()
         return [value * self.tokens_per_char[1] for value in bits]
 
 

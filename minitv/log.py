@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -116,17 +117,21 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _line(value: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(value), allow_nan=False) + "\n"
+    return json.dumps(of_json(value), allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def of_json(value: Any) -> Any:
     """NumPy values as Python values, paths as texts, and what JSON has no word for (NaN, infinity) as None."""
+    if hasattr(value, "to_json"):
+        value = value.to_json()
+    elif is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): of_json(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [of_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value

@@ -362,6 +362,27 @@ class CheckOptions:
     def __post_init__(self) -> None:
         check(self)
         _check_device(self.device)
+        _check_json(self.json)
+
+
+@dataclass(frozen=True)
+class ClaimsOptions:
+    """measurement"""
+
+    fast: bool = option(False, "few and small sizes and short trainings, as it is without --full: some minutes for all")
+    full: bool = option(False, "more and larger sizes and longer trainings: most of an hour for all")
+    json: str | None = option(None, "file for all that was measured; rows that it has already are replaced", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        check(self)
+        _check_json(self.json)
+        if self.fast and self.full:
+            raise UserError("--fast and --full: give one of them")
+
+
+def _check_json(path: str | None) -> None:
+    if path == "":
+        raise UserError("--json: an empty text is no file")
 
 
 def _check_device(device: str) -> None:

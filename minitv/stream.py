@@ -40,7 +40,7 @@ from .options import StreamOptions
 from .picture import BITS, COLOURS, DASHES, MARKERS, Line, Look, draw
 from .report import count
 from .sample import Trained, open_run
-from .variants.attention_sinks import cache_of, streaming
+from .variants.attention_sinks import Preceded, cache_of, streaming
 
 PICTURE = "stream.png"
 BLOCK = 4096  # tokens that every way reads before the next ones are fetched
@@ -156,6 +156,35 @@ class Cached:
             logits, self.state = self.model.prefill(ids[None, :-1], self.state)
             parts.append(_surprise(logits, ids[None, 1:])[0])
         return np.arange(first + 1, first + len(read)), np.concatenate([np.empty(0), *parts])
+
+
+def mass(model: LanguageModel, ids: np.ndarray, first: int = 4) -> list[list[float]]:
+    """The mean weights of each layer that the second half of windows [B T] gives to the first positions, and to the sink.
+
+    The model is of the variant attention-sinks, or another one with its attention. A sink is a logit that has no value: layers
+    without one have no last number.
+    """
+    shares, preceded = [], isinstance(model.blocks, Preceded)
+    with no_grad():
+        x = model.embedded(ids, 0)
+        stack = model.blocks.stack if preceded else model.blocks
+        x = model.blocks.preceded(x) if preceded else x
+        for block in stack:
+            mixer = block.mixer
+            q, k, _ = mixer.project(block.norm1(x))
+            q, k = (part.numpy().astype(np.float64) for part in (mixer.layer.rotation.queries(q), mixer.layer.rotation.keys(k)))
+            length = q.shape[2]
+            scores = q @ k.swapaxes(2, 3) / math.sqrt(q.shape[3])  # [B H T T]
+            scores[:, :, np.triu_indices(length, 1)[0], np.triu_indices(length, 1)[1]] = -math.inf
+            if mixer.logit is not None:
+                logit = np.broadcast_to(mixer.logit.numpy()[None, :, None, None], (*scores.shape[:3], 1))
+                scores = np.concatenate([scores, logit], axis=3)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            weights = (weights / weights.sum(-1, keepdims=True))[:, :, length // 2:].mean((0, 1, 2))
+            sink = [float(weights[length])] if mixer.logit is not None else []
+            shares.append([round(value, 4) for value in [*map(float, weights[:first]), *sink]])
+            x = block(x)
+    return shares
 
 
 def _surprise(logits: Any, labels: np.ndarray) -> np.ndarray:

@@ -182,6 +182,9 @@ class AssociativeRecallOptions(DrawnOptions):
     symbols: int = option(20, "different tokens: keys, as many values, and two signs", low=4, high=2**14)
     length: int | None = option(None, LENGTH, low=4, high=2**20)
     absent: bool = option(False, "ask for any key; the answer is a full stop when the sequence does not have it")
+    question_first: bool = option(
+        False, "the key that is asked for stands before the pairs, so that a model knows what to look for while it reads them",
+        newer=True)
     every_token: bool = option(True, EVERY_TOKEN)
 
     __post_init__ = check
@@ -191,6 +194,8 @@ class AssociativeRecall(LastAnswer, name="associative-recall", summary="pairs of
     """Dao et al. 2022, arXiv 2212.14052 (H3), in the distribution of the program safari (Poli et al. 2023, arXiv 2302.10866).
 
     Each sequence has its own map from keys to values. Its pairs have random keys, which repeat; the last key is one of them.
+    With ``--question-first`` it stands at the beginning, and the sign => at the end, as the question stands in prompts of
+    Peng et al. 2023, arXiv 2305.13048.
     """
 
     Options = AssociativeRecallOptions
@@ -213,8 +218,11 @@ class AssociativeRecall(LastAnswer, name="associative-recall", summary="pairs of
         score = random.split(2).uniform((count, self._keys), np.float64)
         queries = np.argmax(score if self.options.absent else np.where(present, score, -1), axis=1)  # [B]
         inputs = np.empty((count, 2 * self._pairs + 2), int)  # [B T]
-        inputs[:, :-2:2], inputs[:, 1:-2:2] = keys, np.take_along_axis(values, keys, axis=1)
-        inputs[:, -2], inputs[:, -1] = self._arrow, queries
+        first = int(self.options.question_first)
+        pairs = inputs[:, first : first + 2 * self._pairs]
+        pairs[:, ::2], pairs[:, 1::2] = keys, np.take_along_axis(values, keys, axis=1)
+        asked, sign = (0, -1) if first else (-1, -2)
+        inputs[:, asked], inputs[:, sign] = queries, self._arrow
         answers = np.where(present[rows, queries], values[rows, queries], self._stop)  # [B]
         return Batch(inputs, _following(inputs, answers, self.options.every_token))
 

@@ -139,7 +139,7 @@ class EncoderOptions(transformer.TransformerOptions):
 
     segments: str | None = option(
         None, f"patterns segment:dilation, separated by commas; none = {FIRST}:1,{2 * FIRST}:2,{4 * FIRST}:4 and so on up to "
-        "the context",
+        f"the context; lists for each layer are separated by /, such as {FIRST}:1/{2 * FIRST}:2 for two layers",
         metavar="W:R,...",
     )
     offsets: str = option(
@@ -182,6 +182,15 @@ def patterns(text: str | None, context: int) -> tuple[tuple[int, ...], tuple[int
     return segments, dilations
 
 
+def of_layer(text: str | None, model: ModelOptions, layer: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The segments and the dilations of a layer, where a text may have a list of patterns for each layer; UserError."""
+    lists = [text] if text is None else text.split("/")
+    if len(lists) not in (1, model.layers):
+        raise UserError(f"--segments: {quoted(text)} has {len(lists)} lists of patterns, allowed: one for all layers, or one "
+                        f"for each of the {model.layers} layers, separated by /")
+    return patterns(lists[layer % len(lists)], model.context)
+
+
 class State(NamedTuple):
     """Keys and values [B H S K] from the beginning of the longest segment of the last position on, and how many were read."""
 
@@ -202,7 +211,7 @@ class Dilated(transformer.Attention):
 
     def __init__(self, rng: Random, model: ModelOptions, options: EncoderOptions, layer: int = 0, dtype=np.float32):
         super().__init__(rng, model, options, layer, dtype)
-        self.segments, self.dilations = patterns(options.segments, model.context)
+        self.segments, self.dilations = of_layer(options.segments, model, layer)
         self.offsets, self.detaches = options.offsets, options.detach_mixture
         self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype) if options.sub_norm else None
 
@@ -302,7 +311,9 @@ LONGNET = Variant(
         ),
         review="its time O(T d) is right for growing segments and dilations. Its space O((T/r) log(T/r) d) is not in the "
                "paper, where the log belongs to the number of layers between two tokens: the space is O(T d). A billion tokens "
-               "is right for the time of a forward pass on many machines; language models are reported up to 32K",
+               "is right for the time of a forward pass on many machines; language models are reported up to 32K. It says that "
+               "segments and dilations grow from layer to layer; in the paper they grow from pattern to pattern, and all "
+               "layers have the same: --segments with a list for each layer tries the other",
     ),
 )
 

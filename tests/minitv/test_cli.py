@@ -13,8 +13,8 @@ import pytest
 from tests.minitv.models import configure
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "compare", "sample", "eval", "convert", "stream", "transcribe", "check", "explore", "list", "info",
-            "explain", "plot")
+COMMANDS = ("train", "compare", "sample", "eval", "convert", "stream", "transcribe", "check", "claims", "explore", "list",
+            "info", "explain", "plot")
 
 
 def minitv(*argv, cwd, input=b"", env=None):

@@ -239,9 +239,13 @@ def same(one, two):
 
 
 def test_small_texts_are_not_kept(read, folder, monkeypatch):
+    """But their n-grams are counted once in a process."""
     monkeypatch.setattr(corpora, "SMALL", len(TEXT) + 1)
-    read(TEXT)
-    assert not folder.exists()
+    monkeypatch.setattr(corpora, "_figures", {})
+    first = read(TEXT).baselines
+    assert len(first) == 6 and not folder.exists()
+    monkeypatch.setattr(ngram, "ngram_bpc", lambda *_: [1.0])
+    assert read(TEXT).baselines == first and read(TEXT[1:]).baselines == [1.0]
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])

@@ -21,7 +21,7 @@ OPTIONS = {
     "default": {}, "list": dict(segments="4:1,8:2,24:4"), "not nested": dict(segments="5:1,12:3"), "thin": dict(segments="6:2"),
     "block": dict(segments="4:1,16:4", offsets="block"), "learned": dict(positions="learned", segments="8:1,80:2"),
     "xpos": dict(segments="8:1,32:4", xpos=True), "backbone": dict(segments="8:1,32:4", xpos=True, sub_norm=True, bias=True),
-    "detached": dict(segments="8:1,16:2", detach_mixture=True),
+    "detached": dict(segments="8:1,16:2", detach_mixture=True), "by layer": dict(segments="4:1/8:2,16:1"),
 }
 
 
@@ -94,7 +94,14 @@ def test_the_default_patterns_reach_the_context():
     assert patterns(" 32:1, 064:2 ", 8) == ((32, 64), (1, 2))
 
 
+def test_each_layer_may_have_its_own_patterns():
+    mixers = [block.mixer for block in build(segments="4:1/8:2,4:1").blocks]
+    assert [(mixer.segments, mixer.dilations) for mixer in mixers] == [((4,), (1,)), ((8, 4), (2, 1))]
+
+
 @pytest.mark.parametrize(("options", "sentence"), [
+    ({"segments": "4:1/8:1/8:2"}, "--segments: '4:1/8:1/8:2' has 3 lists of patterns, allowed: one for all layers, or one for "
+                                  "each of the 2 layers, separated by /"),
     ({"heads": 3}, "--heads: 3 heads do not divide the width 16"),
     ({"segments": "32:1,64:3"}, "--segments: the dilation 3 does not divide the segment 64, allowed: a dilation that divides "
                                 "its segment, such as 64:2"),

@@ -21,7 +21,8 @@ from minitv.tasks.recall import MQAR, AssociativeRecall, Copy, Induction, Recall
 NAMES = [name for name, entry in tasks().items() if entry.module.endswith(".recall")]
 VARIED = {
     "mqar": [{}, {"random_fillers": True}, {"pairs": 16, "power": 1.0, "symbols": 35}, {"length": 32, "pairs": 4}],
-    "associative-recall": [{}, {"absent": True, "length": 11}, {"every_token": False, "symbols": 8}],
+    "associative-recall": [{}, {"absent": True, "length": 11}, {"every_token": False, "symbols": 8},
+                           {"question_first": True}],
     "induction": [{}, {"length": 3, "symbols": 3}, {"every_token": True}],
     "copy": [{}, {"repeats": 3, "reverse": True}, {"symbols": 2, "length": 2}],
     "selective-copy": [{}, {"items": 32}, {"symbols": 40, "items": 1}],
@@ -55,8 +56,9 @@ def solve_mqar(t, row):
 
 
 def solve_associative(t, row):
-    pairs = dict(zip(row[:-2:2], row[1:-2:2], strict=True))
-    return [*row[1:], pairs.get(row[-1], t.vocab - 2)]
+    first = t.options.question_first
+    body, asked = (row[1:-1], row[0]) if first else (row[:-2], row[-1])
+    return [*row[1:], dict(zip(body[::2], body[1::2], strict=True)).get(asked, t.vocab - 2)]
 
 
 def solve_induction(t, row):
@@ -111,7 +113,7 @@ def test_the_baselines_are_what_counting_says(name, values):
         n = t.options.pairs if name == "mqar" else 0
         values_seen = {
             "mqar": inputs[1 : 2 * n : 2],
-            "associative-recall": inputs[1:-2:2],
+            "associative-recall": inputs[2:-1:2] if values.get("question_first") else inputs[1:-2:2],
             "induction": [token for token in inputs if token != t.vocab - 1],
             "copy": inputs[: [*inputs, t.vocab - 1].index(t.vocab - 1)],
             "selective-copy": [token for token in inputs if token < t.vocab - 2],
@@ -194,6 +196,13 @@ def test_associative_recall_maps_each_key_to_one_value_and_asks_every_key_equall
     assert np.array_equal(labels[:, :-1], inputs[:, 1:])  # every token is trained on
     assert (t.held_out().labels[:, :-1] == NOTHING).all()  # and the last alone is judged
     assert np.abs(np.bincount(inputs[:, -1], minlength=9) / 2000 - 1 / 9).max() < 0.03
+
+
+def test_associative_recall_may_ask_before_it_tells():
+    last, first = (task("associative-recall", context=12, question_first=first).batch(0) for first in (False, True))
+    assert np.array_equal(first.inputs[:, 1:-1], last.inputs[:, :-2])  # the pairs
+    assert np.array_equal(first.inputs[:, [0, -1]], last.inputs[:, [-1, -2]])  # the key that is asked for, and the sign
+    assert np.array_equal(first.labels[:, -1], last.labels[:, -1])
 
 
 def test_associative_recall_may_ask_for_what_is_not_there():

@@ -156,37 +156,63 @@ def distributed(q, k, v, segments, dilations, offsets, causal, scale, start, ran
 def over_ranks(q, k, v, segments, dilations, offsets, causal, scale, start, ranks) -> tuple[Tensor, Tensor, list[list[int]]]:
     """y, lse, and for each rank and pattern how many numbers it receives from other ranks for a sequence, all heads together.
 
-    Rank n holds queries, keys and values of the n-th part of the positions; the keys of the past are with the first one. For
-    each pattern it keeps the active positions of its own part, and gathers the active keys and values of those segments that
-    its part shares with other ranks. A part that lies in one segment gathers fewer than w / r of them, however long the
-    sequence is; a segment within one part needs nothing. The gradient sends those of keys and values back along the same way.
+    Rank n holds queries, keys and values of the n-th part of the positions; the keys of the past are with the first one. The
+    gradient sends those of keys and values back along the way that they came.
     """
-    (batch, heads, queries, width), keys, out = q.shape, k.shape[2], v.shape[3]
-    past, stop, part, xp = start + keys - queries, start + keys, -(-queries // ranks), namespace(q.data)
-    ys, lses, received = [], [], []
+    queries, stop = q.shape[2], start + k.shape[2]
+    past, part, ys, lses, received = stop - queries, -(-queries // ranks), [], [], []
+
+    def gather(heads, positions):
+        return tuple(x[:, heads][:, :, positions - start] for x in (k, v))
+
     for rank in range(ranks):
         first, last = (min(past + n * part, stop) for n in (rank, rank + 1))
-        shape, outputs, numbers = (batch, heads, last - first), [], []
-        for w, r in zip(segments, dilations, strict=True):
-            begin, end = first // w * w, last if causal else min(-(-last // w) * w, stop)  # of the segments of this part
-            p, j, count = np.arange(first, last), np.arange(max(begin, start), end), 0
-            y, lse = (Tensor.wrap(xp.zeros((*shape, *more), q.dtype)) for more in ((out,), ()))
-            for s in {offset_of(h, heads, r, offsets): h for h in range(heads)}:
-                group = np.array([h for h in range(heads) if offset_of(h, heads, r, offsets) == s])
-                ask, answer = p[p % w % r == s], j[j % w % r == s]  # what is active; the answers are sorted by their rank
-                seen = ask[:, None] // w == answer // w
-                seen &= (answer <= ask[:, None]) | (not causal)
-                count += len(group) * int(((answer < first) & (rank > 0) | (answer >= last)).sum())
-                new = attention(q[:, group][:, :, ask - past], k[:, group][:, :, answer - start],
-                                v[:, group][:, :, answer - start], xp.asarray(seen), causal=False, scale=scale)
-                y, lse = (x + put_add(part, key=(slice(None), group[:, None], ask - first), shape=x.shape)
-                          for x, part in zip((y, lse), new, strict=True))
-            active = p % w % r == offset_of(np.arange(heads), heads, r, offsets)[:, None]  # [H T]
-            outputs.append((y, where(xp.asarray(active), lse, -math.inf)))
-            numbers.append(count * (width + out))
-        y, lse = merged(outputs)
+        y, lse, numbers = on_rank(q[:, :, first - past:last - past], gather, first, start, stop, segments, dilations, offsets,
+                                  causal, scale, own=first if rank else start)
         ys, lses, received = [*ys, y], [*lses, lse], [*received, numbers]
     return concat(ys, axis=2), concat(lses, axis=2), received
+
+
+def on_rank(q, gather, first, start, stop, segments, dilations, offsets, causal, scale,
+            own) -> tuple[Tensor, Tensor, list[int]]:
+    """y, lse of the positions that one rank holds, and for each pattern how many numbers it receives from other ranks.
+
+    q[B H T K] stands at the positions from ``first`` on, and the rank holds the keys from ``own`` on up to its last query;
+    ``gather(heads, positions)`` gives the keys [B G N K] and values [B G N V] of other positions from ``start`` to ``stop``,
+    too. Segments that end within the part of the rank need nothing from elsewhere. Of each longer segment that it shares with
+    other ranks it gathers what a pattern keeps: fewer than w / r keys, however long the sequence is.
+    """
+    (batch, heads, queries, width), last = q.shape, first + q.shape[2]
+    xp, outputs, received, out = namespace(q.data), [], [], gather(np.arange(heads), np.arange(0))[1].shape[3]
+    for w, r in zip(segments, dilations, strict=True):
+        begin, end = max(first // w * w, start), last if causal else min(-(-last // w) * w, stop)  # of the segments
+        if first % w == 0 and begin == first and end == last:
+            local = gather(np.arange(heads), np.arange(first, last))
+            outputs.append(attention(q, *local, causal=causal, scale=scale, segment=w, dilation=r, offsets=offsets))
+            received.append(0)
+            continue
+        y, lse = (Tensor.wrap(xp.zeros((batch, heads, queries, *more), q.dtype)) for more in ((out,), ()))
+        starts, count = offset_of(np.arange(heads), heads, r, offsets), 0
+        for s in np.unique(starts):
+            group, ask, answer = np.flatnonzero(starts == s), active(first, last, w, r, s), active(begin, end, w, r, s)
+            answer = answer[:len(answer) if len(ask) else 0]  # nobody needs what nobody asks for
+            seen = ask[:, None] // w == answer // w  # [T' S']
+            seen &= (answer <= ask[:, None]) | (not causal)
+            keys, values = gather(group, answer)
+            count += len(group) * int(((answer < own) | (answer >= last)).sum()) * (width + out)
+            new = attention(q[:, group][:, :, ask - first], keys, values, xp.asarray(seen), causal=False, scale=scale)
+            y, lse = (x + put_add(part, key=(slice(None), group[:, None], ask - first), shape=x.shape)
+                      for x, part in zip((y, lse), new, strict=True))
+        kept = np.arange(first, last) % w % r == starts[:, None]  # [H T]
+        outputs.append((y, where(xp.asarray(kept), lse, -math.inf)))
+        received.append(count)
+    return *merged(outputs), received
+
+
+def active(first: int, last: int, w: int, r: int, s: int) -> np.ndarray:
+    """The positions p from ``first`` to ``last`` - 1 that a pattern (w, r) keeps at the offset s: (p mod w) mod r = s."""
+    p = (np.arange(first // w * w, last, w)[:, None] + np.arange(s, w, r)).ravel()
+    return p[(p >= first) & (p < last)]
 
 
 dilated_attention.kernel("cpu")
