@@ -8,6 +8,7 @@ import pytest
 from minitv.claims import CONDITIONS, RIGHT, UNDECIDED, UNTESTABLE, WRONG, claims
 from minitv.claims._shapes import above, apart, outline, products, weights
 from minitv.claims.measure import Measure, Ratio
+from minitv.stream import mass
 from tests.minitv.test_claims import Grown
 
 CLAIMS = claims()
@@ -31,6 +32,17 @@ def test_products_are_those_of_the_formulas():
 def test_losses_of_several_seeds():
     assert above([1.1, 1.2], [1.0, 1.1]) and not above([1.1, 1.0], [1.0, 1.1]) and not above([1.005], [1.0])
     assert apart([1.0, 2.0], [1.0, 4.0]) == 0.5
+
+
+def test_the_mass_of_the_first_positions_where_all_scores_are_equal():
+    for kind in ("first-tokens", "zero"):
+        with Measure() as measure:
+            model = measure.model("attention-sinks", context=8, width=8, layers=2, heads=2, sink_kind=kind)
+        for block in model.blocks:
+            block.mixer.layer.qkv.weight.data[:] = 0
+        keys = np.arange(5, 9) + (kind == "zero")  # that the second half of 8 positions sees, the sink among them
+        share = round(float(np.mean(1 / keys)), 4)
+        assert mass(model, np.zeros((2, 8), int)) == [[share] * (4 + (kind == "zero"))] * 2
 
 
 # -- rows that are exact -----------------------------------------------------------------------------------------------
