@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis.errors import InvalidArgument
 
 import autograd.ops
 import minitv.ops
-from autograd import DeviceError, Op
+from autograd import DeviceError, Op, use
 from autograd.device import gpu
 from autograd.draw import Draw
 from autograd.registry import operators_of
@@ -65,6 +66,13 @@ def full() -> bool:
 def examples(many: int):
     """As ``settings(max_examples=many)``; without --full as few as every property has."""
     return settings(max_examples=many if full() else FEW)
+
+
+@pytest.fixture
+def forms_unless_full():
+    """Operators compute by forms, for which nothing is compiled; with --full as models do. For what is not about kernels."""
+    with nullcontext() if full() else use(kernel="none"):
+        yield
 
 
 def _tries_more(item) -> bool:

@@ -145,6 +145,7 @@ def test_positions_are_those_that_see_frames_of_the_utterance_alone(halvings):
             assert subsample(Tensor(np.zeros((1, length, 31), np.float32))).shape == (1, expected, 4)
 
 
+@pytest.mark.usefixtures("forms_unless_full")
 @pytest.mark.parametrize("options", [{}, dict(conv_norm="batch"), dict(conv_norm="group"), dict(chunk=2),
                                      dict(subsampling="4")])
 def test_padding_shows_nowhere(options):

@@ -54,6 +54,7 @@ def pairs(sizes=((3, 5), (6, 2), (1, 4)), seed=1, **lengths):
 
 
 # -- padding and caches ------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("forms_unless_full")
 @each_mode
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope", "none"])
 def test_padding_changes_nothing(mode, positions):
@@ -67,6 +68,7 @@ def test_padding_changes_nothing(mode, positions):
             assert_close(other[row, : len(t)], alone, terms=10_000)
 
 
+@pytest.mark.usefixtures("forms_unless_full")
 @each_mode
 def test_padding_changes_no_gradient(mode):
     found = []

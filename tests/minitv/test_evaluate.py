@@ -32,6 +32,7 @@ def by_hand(model, ids):
     return np.array(nats)
 
 
+@pytest.mark.usefixtures("forms_unless_full")
 @pytest.mark.parametrize("variant", NAMES)
 @pytest.mark.parametrize("length", [9, *(pytest.param(length, marks=pytest.mark.full) for length in (2, 8, 10, 41))])
 def test_every_token_is_predicted_from_its_window(variant, length):

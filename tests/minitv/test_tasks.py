@@ -13,13 +13,16 @@ from minitv.experiment import suits
 from minitv.task import Task
 from minitv.tasks import load, tasks
 
+QUICK = ("text", "masked", "speech", "pairs")  # of the kinds of tasks one each
+
 
 def couples():
-    """Tasks, each with up to two variants that it is for; the second one with --full."""
+    """Tasks, each with up to two variants that it is for; without --full few tasks, and one variant for each."""
     for task in tasks():
         suitable = [name for name in ("transformer", "rwkv", "encoder", "conformer", "one-wide-ffn", "encoder-decoder")
                     if suits(variants.load(name), load(task))]
-        yield from (pytest.param(task, name, marks=[pytest.mark.full] * i) for i, name in enumerate(suitable[:2]))
+        yield from (pytest.param(task, name, marks=[pytest.mark.full] * (i > 0 or task not in QUICK))
+                    for i, name in enumerate(suitable[:2]))
 
 
 def records(folder) -> tuple[dict, list[dict]]:
