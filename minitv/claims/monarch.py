@@ -39,9 +39,10 @@ def subquadratic(measure: Measure) -> Finding:
                   for width in (64, 144, 256, 576, 1024, 2304, 4096)}
         mixing[kind] = measure.exponent("d", {d: weights(block.mixer.project, block.mixer.out) for d, block in blocks.items()})
         channels[kind] = measure.exponent("d", {d: weights(block.ffn) for d, block in blocks.items()})
-    text = (f"in T a convolution took {times['monarch']} by Monarch products and {times['fft']} by Fourier transforms, tap by "
-            f"tap {times['direct']}; the products of its projections for a token are {mixing['published']} as published and "
-            f"{mixing['order 2']} with Monarch matrices, those of its block-diagonal networks {channels['published']}")
+    text = (f"the time of a convolution grew as {times['monarch']} by Monarch products, as {times['fft']} by Fourier "
+            f"transforms, and as {times['direct']} tap by tap; the products of its projections for a token grow as "
+            f"{mixing['published']} as published and as {mixing['order 2']} with Monarch matrices, those of its block-diagonal "
+            f"networks as {channels['published']}")
     numbers = dict(times, projections=mixing["published"], monarch_projections=mixing["order 2"], ffn=channels["published"])
     below = {form: times[form].nearest({"less": 1.5, "T²": 2.0}) for form in ("monarch", "fft")}
     if None in below.values():
