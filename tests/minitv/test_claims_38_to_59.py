@@ -141,6 +141,7 @@ def _of(**losses):
     (43, [2.0], None, RIGHT),
     (47, [1.18, 1.2, 1.3], _of(encoder_decoder=1.0, one_wide_ffn=1.0), RIGHT),
     (47, [1.3, 1.3, 1.4], _of(encoder_decoder=1.0, one_wide_ffn=2.0), CONDITIONS),
+    (47, [1.18, 1.3, 1.4], _of(encoder_decoder=1.0, one_wide_ffn=2.0), CONDITIONS),
     (47, [0.8, 0.9, 0.9], _of(encoder_decoder=1.0, one_wide_ffn=1.0), WRONG),
     (47, [1.0, 1.0, 1.0], _of(encoder_decoder=1.0, one_wide_ffn=1.0), UNDECIDED),
     (54, [], _convolution(1.2, 1.2), RIGHT), (54, [], _convolution(0.9, 1.2), WRONG),
