@@ -38,8 +38,8 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 @claim(20, "AFT", "AFT-simple takes O(T d) time, AFT-full O(T² d), and both take O(T d) space.", place=PLACE,
        paper=f"The same is in table 1 of {PAPER}. It leaves out AFT-full's biases: T² numbers, unless they are made in parts.")
 def cost(measure: Measure) -> Finding:
-    """The exponents in T and in d of the time of both means, and in T of the memory of a layer. AFT-full reads the sequence at
-    once, so that it makes all biases, or 64 tokens at a time.
+    """The exponents in T and in d of the time of both operators, and in T of the memory of a layer. AFT-full reads the sequence
+    at once, so that it makes all biases, or 64 tokens at a time.
     """
     lengths, widths = measure.sizes((384, 512, 768, 1024, 1536, 2048), (512, 768, 1024, 1536, 2048, 3072, 4096)), (
         64, 128, 192, 256, 384, 512)
@@ -115,8 +115,8 @@ def heads(measure: Measure) -> Finding:
 @claim(22, "AFT", "Learned position biases are added to the keys, and the result is gated by the queries.", place=PLACE,
        paper=f"Equation (2) of {PAPER} is this.")
 def gate(measure: Measure) -> Finding:
-    """Equation (2) written out beside the operator along each of its routes; a constant added to one key or to its column of
-    biases; what other queries change; and the gradient that reaches the biases of a layer.
+    """Equation (2) written out beside the operator by each of its forms and kernels; a constant added to one key or to its
+    column of biases; what other queries change; and the gradient that reaches the biases of a layer.
     """
     T, d = 12, 3
     q, k, v = measure.rng.normal(size=(3, 1, T, d))

@@ -28,7 +28,7 @@ def _convolution(measure: Measure, length: int, form: str) -> Any:
        paper="A Monarch matrix of p factors costs O(p N^((p+1)/p)), along the tokens and along the channels (2310.12109, "
              "section 3). The authors' code has dense projections, and 4 blocks at any width.")
 def subquadratic(measure: Measure) -> Finding:
-    """The exponents in T of a long convolution by two forms, and in D of a layer's products as published and of order 2."""
+    """The exponents in T of a long convolution by three forms, and in d of a layer's products as published and of order 2."""
     lengths = {"monarch": measure.sizes((1024, 2048, 4096, 6144, 8192, 12288), (2048, 4096, 8192, 16384, 32768, 65536)),
                "fft": measure.sizes([2**k for k in range(11, 17)], [2**k for k in range(13, 20)]),
                "direct": measure.sizes((512, 1024, 1536, 2048, 3072, 4096), (2048, 3072, 4096, 6144, 8192, 12288))}

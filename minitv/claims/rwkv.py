@@ -70,7 +70,7 @@ def space(measure: Measure) -> Finding:
 @claim(7, "RWKV", "Inference takes the same memory and the same time for every token.", place=PLACE,
        paper=f"It is right: the state has 5 d numbers in each layer ({PAPER}, appendix D).")
 def inference_is_constant(measure: Measure) -> Finding:
-    """The bytes of the state and the time of the next token after 1 to 8192 tokens."""
+    """The bytes of the state and the time of the next token after one token, and after more and more of them."""
     positions = measure.sizes((1, 8, 64, 512, 2048, 8192), (1, 4, 16, 64, 256, 1024, 4096, 8192, 16384))
     model = measure.model("rwkv", width=64, layers=2)
     sizes = {t: measure.state_bytes(model, t) for t in positions}
