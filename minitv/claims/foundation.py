@@ -25,8 +25,8 @@ def foundation(measure: Measure) -> Finding:
     above, below = (long_conv(x, ones)[0].numpy() for x in (keys * v, keys))  # filters of ones, gated by keys
     hyena, quotient = apart(gate * above, aft), apart(gate * above / below, aft)
     text = (f"WKV with w = u = 0 and RWKV's gate differs by {rwkv:.0e} from AFT-simple; Hyena's gated convolution with a "
-            f"filter of ones is AFT's sum without its divisor, and differs by {hyena:.1f}, but a quotient of two of them by "
-            f"{quotient:.0e}")
+            f"filter of ones is AFT's sum without its divisor, and differs by {hyena:.1f} times the largest value, but a "
+            f"quotient of two of them by {quotient:.0e}")
     numbers = dict(rwkv=rwkv, hyena=hyena, quotient=quotient)
     if rwkv > 1e-9:
         return WRONG(f"Not even RWKV contains it: {text}.", **numbers)

@@ -61,6 +61,8 @@ def space(measure: Measure) -> Finding:
     measured = f"The memory of a mixer with its gradients grows as {in_t}, {in_d} and {in_n}."
     found = tuple(fit.nearest({"0": 0, "1": 1, "2": 2}) for fit in (in_t, in_d, in_n))
     verdict = {("1", "1", "1"): CONDITIONS, ("1", "1", "0"): RIGHT}.get(found, WRONG)
+    if verdict is CONDITIONS:
+        measured += " So it is T times d for one order N."
     return (UNDECIDED if None in found else verdict)(measured, in_T=in_t, in_d=in_d, in_N=in_n)
 
 
@@ -92,7 +94,7 @@ def speed(measure: Measure) -> Finding:
     told = [f"{name} {_place(places[kind], ratios[kind], at)}, and at T = {at[-1]} it is {ratios[kind]:.1f} times as fast"
             for kind, name, at in (("stored", "attention that stores its scores", stored),
                                    ("tiles", "attention in tiles", lengths))]
-    measured = f"Hyena overtakes {told[0]}; it overtakes {told[1]}."
+    measured = f"Hyena overtakes {told[0]}; Hyena overtakes {told[1]}."
     claimed = (places["stored"] and 1024 <= places["stored"] <= 4096, places["tiles"] and 2048 <= places["tiles"] <= 16384,
                ratios["tiles"] >= 2)
     verdict = RIGHT if all(claimed) else CONDITIONS if min(ratios.values()) > 1.1 else WRONG
@@ -157,6 +159,8 @@ def recall(measure: Measure) -> Finding:
     ahead = values["Hyena"] - best
     shifted = values["attention with a shift"] > values["Hyena"] - margin
     verdict = UNDECIDED if abs(ahead) <= margin else WRONG if ahead < 0 else CONDITIONS if shifted else RIGHT
+    if verdict is CONDITIONS:
+        measured += " So attention recalls as well where a shift shows it the token before."
     return verdict(measured, accuracy=values, margin=margin, baseline=base)
 
 

@@ -59,7 +59,8 @@ def time(measure: Measure) -> Finding:
     for length in measure.sizes((128, 256, 384, 512, 768, 1024), (256, 512, 1024, 2048, 4096, 8192)):
         full[length] = inference(attention, *(measure.normal(1, heads, length, width) for _ in range(3)), causal=False)
     fit, other = measure.exponent("T", calls), measure.exponent("T", full)
-    text = f"with {mixtures} mixtures it took {fit} at up to {max(calls)} tokens, and full attention {other}"
+    text = (f"with {mixtures} mixtures its time grew as {fit} at up to {max(calls)} tokens, and that of full attention as "
+            f"{other}")
     growth = fit.nearest({"T": 1.0, "T²": 2.0})
     if growth is None:
         return UNDECIDED(f"It may be so or not: {text}.", mixtures=fit, full=other)

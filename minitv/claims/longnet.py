@@ -156,7 +156,7 @@ def communication(measure: Measure) -> Finding:
             places = range(0, T, PART) if T == first else _busy(T, dilations, PART)  # of the shortest text all
             received[name][T] = FLOAT * max(sum(run(place, T)[2]) for place in places)
     whole = {T: FLOAT * 2 * HEADS * WIDTH * (T - PART) for T in lengths}  # attention needs all other keys and values
-    measured = f"Of {first} and of {last} tokens on ranks of {PART}, a rank receives at most " + ", ".join(
+    measured = f"Where a rank has {PART} tokens of a text of {first} or of {last}, it receives at most " + ", ".join(
         f"{sizes[first] / 1e3:.0f} and {sizes[last] / 1e3:.0f} kB with {name}" for name, sizes in (*received.items(),
                                                                                            ("attention", whole))) + "."
     numbers = {"received": received, "attention": whole}
@@ -226,8 +226,8 @@ def depth(measure: Measure) -> Finding:
     grows with the depth, and of the nearest tokens and such a pattern.
     """
     steps, ladders = measure.sizes(40, 300), {
-        "all in every layer": "16:1,32:2,64:4,128:8", "one in each layer": "16:1/32:2/64:4/128:8",
-        "the nearest and one in each layer": "16:1/16:1,32:2/16:1,64:4/16:1,128:8"}
+        "all patterns in every layer": "16:1,32:2,64:4,128:8", "one pattern in each layer": "16:1/32:2/64:4/128:8",
+        "the nearest tokens and one pattern in each layer": "16:1/16:1,32:2/16:1,64:4/16:1,128:8"}
     losses = {name: [measure.train("longnet", context=128, width=64, layers=4, heads=8, batch=8, steps=steps, eval_every=steps,
                                    eval_tokens=20_000, sample_tokens=0, segments=segments, seed=seed).loss
                      for seed in range(measure.sizes(2, 3))] for name, segments in ladders.items()}
@@ -236,7 +236,7 @@ def depth(measure: Measure) -> Finding:
     products = [sum(w / r**2 for each in segments.split("/") for w, r in zip(*patterns(each, 128), strict=True)) * (
         1 if "/" in segments else 4) for segments in ladders.values()]
     measured = "The losses are " + ", ".join(
-        f"{span(each)} nats with {name} ({count:.0f} products a token in all layers)"
+        f"{span(each)} nats with {name} ({count:.0f} scores a token in all layers)"
         for (name, each), count in zip(losses.items(), products, strict=True)) + ". "
     if lower(best, every):
         return CONDITIONS(measured + "So patterns may grow with the depth, but the paper's do not.", losses=losses)

@@ -15,7 +15,7 @@ from ..sample import generate
 from ..timing import inference
 from . import CONDITIONS, RIGHT, UNDECIDED, UNTESTABLE, WRONG, Finding, claim
 from ._shapes import above, products
-from .measure import Measure, span
+from .measure import Measure, fitted, span
 
 PAPER = "2305.07185"
 SYSTEM, PLACE = "MEGABYTE", "section MEGABYTE"
@@ -31,11 +31,19 @@ def _inside(measure: Measure, length: int, patch: int, width: int = 64) -> Any:
     return inference(attention, *(measure.normal(length // patch, 1, patch, width) for _ in range(3)))
 
 
+def pairs_of(length: int, patch: int) -> int:
+    """The pairs of a query and a key, among patches and inside them."""
+    patches = length // patch
+    return patches * (patches + 1) // 2 + length * (patch + 1) // 2
+
+
 @claim(38, SYSTEM, "Its time grows as T^(4/3) times d.", place=PLACE,
        paper=f"Attention costs O(T² / P² + T P), which is O(T^(4/3)) for P = T^(1/3); all other layers cost O(T), and the "
              f"experiments on text have P = 8 ({PAPER}, section 3.1).")
 def time(measure: Measure) -> Finding:
-    """The exponents in T of attention among and inside patches of T^(1/3) tokens, among patches of 8, and of a model."""
+    """The exponents in T of attention among and inside patches of T^(1/3) tokens, of its pairs of a query and a key, which are
+    counted, of attention among patches of 8, and of a model.
+    """
     patches = measure.sizes((16, 20, 24, 28, 32, 36), (24, 28, 32, 40, 48, 56))
     among, inside = (measure.exponent("T", {p**3: call(measure, p**3, p) for p in patches}) for call in (_among, _inside))
     lengths = measure.sizes([2**k for k in range(11, 17)], [2**k for k in range(12, 18)])
@@ -45,10 +53,12 @@ def time(measure: Measure) -> Finding:
         model = measure.model("megabyte", context=length, width=64, layers=2, patch="8")
         calls[length] = inference(model, measure.ids(1, length))
     whole = measure.exponent("T", calls)
-    numbers = dict(among=among, inside=inside, among_patches_of_8=fixed, model=whole)
-    text = (f"with P = T^(1/3) attention among patches took {among}, and inside them {inside}, which tends to T^(4/3) as pairs "
-            f"outweigh what a token costs by itself; with P = 8 attention among patches took {fixed}, and at up to "
-            f"{max(calls)} tokens a whole model {whole}")
+    pairs = fitted("T", [(p**3, pairs_of(p**3, p)) for p in patches])
+    numbers = dict(pairs=pairs, among=among, inside=inside, among_patches_of_8=fixed, model=whole)
+    text = (f"with P = T^(1/3) the pairs of a query and a key grow as {pairs}, the time of attention among patches grew as "
+            f"{among}, and that inside them, where what a token costs by itself weighs more, as {inside}; with P = 8 the "
+            f"time of attention among patches grew as {fixed}, and that of a whole model of up to {max(calls)} tokens as "
+            f"{whole}")
     growths = {"T": 1.0, "T^(4/3)": 4 / 3, "T²": 2.0}
     if max(among.low, inside.low) > 5 / 3 or among.high < 1:
         return WRONG(f"Attention does not grow so even with the best patch: {text}.", **numbers)
@@ -56,7 +66,7 @@ def time(measure: Measure) -> Finding:
         return RIGHT(f"All of it grows so: {text}.", **numbers)
     if fixed.low <= 4 / 3 and whole.nearest(growths) != "T":
         return UNDECIDED(f"The times do not tell: {text}.", **numbers)
-    return CONDITIONS(f"It is so for attention alone, with P = T^(1/3): {text}.", **numbers)
+    return CONDITIONS(f"It is so for the pairs of attention alone: {text}.", **numbers)
 
 
 @claim(39, SYSTEM, "Its space grows as T log T times d.", place=PLACE,
@@ -79,8 +89,8 @@ def space(measure: Measure) -> Finding:
     each = {length: round(peak / length) for length, peak in peaks.items()}
     first, longest = min(peaks), max(peaks)
     text = (f"the memory of a training step grew as {fit}: {each[first]} bytes for each of {first} tokens, {each[longest]} for "
-            f"each of {longest}; T log T would be {math.log(longest) / math.log(first):.2f} times as many. With stored scores, "
-            f"a step of {last} tokens took {stored[last] / peaks[last]:.2f} times the memory")
+            f"each of {longest}; with T log T they would be {math.log(longest) / math.log(first):.2f} times as many. "
+            f"With stored scores, a step of {last} tokens took {stored[last] / peaks[last]:.2f} times the memory")
     numbers = dict(memory=fit, bytes_per_token=each, stored_scores=stored)
     growth = fit.nearest({"T": 1.0, "T log T": lambda t: t * math.log(t), "T^(4/3)": 4 / 3})
     if growth is None:
@@ -136,7 +146,7 @@ def writing(measure: Measure) -> Finding:
     return UNTESTABLE(f"Billions of weights do not fit here. Of what does, {text}.", **numbers)
 
 
-@claim(42, SYSTEM, "Without its local or its global model it is much worse.", place=PLACE,
+@claim(42, SYSTEM, "It is worse without its local or its global model.", place=PLACE,
        paper=f"Without the local model it has 1.263 bits per byte of articles in place of 0.687, without the global one 1.373 "
              f"({PAPER}, table 10).")
 def ablation(measure: Measure) -> Finding:

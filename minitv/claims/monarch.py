@@ -28,7 +28,7 @@ def _convolution(measure: Measure, length: int, form: str) -> Any:
        paper="A Monarch matrix of p factors costs O(p N^((p+1)/p)), along the tokens and along the channels (2310.12109, "
              "section 3). The authors' code has dense projections, and 4 blocks at any width.")
 def subquadratic(measure: Measure) -> Finding:
-    """The exponents in T of a long convolution by two forms, and in D of a layer's products as published and of order 2."""
+    """The exponents in T of a long convolution by three forms, and in d of a layer's products as published and of order 2."""
     lengths = {"monarch": measure.sizes((1024, 2048, 4096, 6144, 8192, 12288), (2048, 4096, 8192, 16384, 32768, 65536)),
                "fft": measure.sizes([2**k for k in range(11, 17)], [2**k for k in range(13, 20)]),
                "direct": measure.sizes((512, 1024, 1536, 2048, 3072, 4096), (2048, 3072, 4096, 6144, 8192, 12288))}
@@ -39,9 +39,10 @@ def subquadratic(measure: Measure) -> Finding:
                   for width in (64, 144, 256, 576, 1024, 2304, 4096)}
         mixing[kind] = measure.exponent("d", {d: weights(block.mixer.project, block.mixer.out) for d, block in blocks.items()})
         channels[kind] = measure.exponent("d", {d: weights(block.ffn) for d, block in blocks.items()})
-    text = (f"in T a convolution took {times['monarch']} by Monarch products and {times['fft']} by Fourier transforms, tap by "
-            f"tap {times['direct']}; the products of its projections for a token are {mixing['published']} as published and "
-            f"{mixing['order 2']} with Monarch matrices, those of its block-diagonal networks {channels['published']}")
+    text = (f"the time of a convolution grew as {times['monarch']} by Monarch products, as {times['fft']} by Fourier "
+            f"transforms, and as {times['direct']} tap by tap; the products of its projections for a token grow as "
+            f"{mixing['published']} as published and as {mixing['order 2']} with Monarch matrices, those of its block-diagonal "
+            f"networks as {channels['published']}")
     numbers = dict(times, projections=mixing["published"], monarch_projections=mixing["order 2"], ffn=channels["published"])
     below = {form: times[form].nearest({"less": 1.5, "T²": 2.0}) for form in ("monarch", "fft")}
     if None in below.values():

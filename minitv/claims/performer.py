@@ -13,7 +13,7 @@ from ..ops import attention, favor
 from ..ops.favor.projection import random_projection
 from ..timing import inference
 from . import CONDITIONS, RIGHT, UNDECIDED, WRONG, Finding, claim
-from .measure import Measure
+from .measure import Measure, slope
 
 PAPER = "2009.14794"
 SYSTEM, PLACE = "Performer", "section Performer"
@@ -36,8 +36,9 @@ def cost(measure: Measure) -> Finding:
     in_m = measure.exponent("m", {m: _estimate(measure, some, m, 32) for m in (128, 256, 512, 768, 1024, 1536)})
     in_d = measure.exponent("d", {d: _estimate(measure, some, round(d * math.log(d)), d) for d in (64, 96, 128, 160, 192, 256)})
     memory = measure.exponent("T", {t: measure.memory(_estimate(measure, t, 64, 32)) for t in lengths})
-    text = (f"time grew as {in_t} and as {in_m}, and as {in_d} with m = d log d, where m d is about d^2.3; memory grew as "
-            f"{memory}")
+    product = slope([(d, d * d * math.log(d)) for d, _ in in_d.points])[0]
+    text = (f"time grew as {in_t} and as {in_m}, and as {in_d} with m = d log d, where m d grows as d^{product:.2f}; memory "
+            f"grew as {memory}")
     numbers = dict(time_t=in_t, time_m=in_m, time_d=in_d, memory_t=memory)
     growths = [fit.nearest({"1": 0.0, "T": 1.0, "T²": 2.0}) for fit in (in_t, memory)]
     features = in_m.nearest({"1": 0.0, "m": 1.0, "m³": 3.0})
@@ -48,7 +49,7 @@ def cost(measure: Measure) -> Finding:
         return WRONG(f"It grows otherwise: {text}.", **numbers)
     if features == "1":
         return RIGHT(f"The number of features does not matter: {text}.", **numbers)
-    return CONDITIONS(f"It is so with m = d log d features, and otherwise T m d: {text}.", **numbers)
+    return CONDITIONS(f"Time grows no faster than that with m = d log d features, and otherwise as T m d: {text}.", **numbers)
 
 
 @claim(49, SYSTEM, "It estimates ordinary attention.", place=PLACE,
@@ -79,9 +80,9 @@ def estimates(measure: Measure) -> Finding:
     kernel, output = (measure.exponent("m", {m: each[i] for m, each in by_count.items()}) for i in range(2))
     bias = float(np.median([each[2] for each in by_count.values()]))
     text = (f"from 16 to 512 features the error of exp(q · k) fell from {by_count[16][0]:.2f} to {by_count[512][0]:.2f}, as "
-            f"{kernel}, and that of outputs from {by_count[16][1]:.2f} to {by_count[512][1]:.2f}; the mean of {draws} draws "
-            f"was {bias:.1f} standard errors off; with 128 features the error of exp(q · k) was {by_norm[0.5][0]:.2f} at the "
-            f"norm 0.5 and {by_norm[2.0][0]:.2f} at the norm 2")
+            f"{kernel}, and that of outputs from {by_count[16][1]:.2f} to {by_count[512][1]:.2f}; the mean over {draws} "
+            f"draws was {bias:.1f} standard errors off, in the median; with 128 features the error of exp(q · k) was "
+            f"{by_norm[0.5][0]:.2f} at the norm 0.5 and {by_norm[2.0][0]:.2f} at the norm 2")
     numbers = dict(kernel=kernel, output=output, standard_errors_off=bias, by_norm=by_norm)
     if -0.7 < kernel.exponent < -0.3 and output.high < 0 and bias < 3:
         return RIGHT(f"It does, with an error that falls as 1/√m and grows with the norms: {text}.", **numbers)

@@ -49,14 +49,15 @@ def cost(measure: Measure) -> Finding:
         peaks[length] = measure.memory(calls["attention"][length])
     fits = {name: measure.exponent("T", each) for name, each in calls.items()}
     memory = measure.exponent("T", peaks)
-    text = ("hashing into 2 T / m buckets took {one factor} with one factor and {two factors} with two, sorting {sorting}, "
-            "attention in chunks {attention}; ").format(**fits) + f"the memory of attention grew as {memory}"
+    text = ("with chunks of m tokens, the time of hashing into 2 T / m buckets grew as {one factor} with one factor and as "
+            "{two factors} with two, that of sorting as {sorting}, that of attention in chunks as {attention}; "
+            ).format(**fits) + f"the memory of attention grew as {memory}"
     growths = {"T": 1.0, "T²": 2.0}
-    names = {name: fit.nearest(growths) for name, fit in fits.items()}
     numbers = dict(fits, memory=memory)
-    if names["attention"] == "T²" or names["sorting"] == "T²":
-        return WRONG(f"Attention or sorting grows as T²: {text}.", **numbers)
-    if None in (names["attention"], names["one factor"]):
+    names = {name: fit.nearest(growths) for name, fit in numbers.items()}
+    if quadratic := [name for name, growth in names.items() if growth == "T²" and name != "one factor"]:
+        return WRONG(f"Not only hashing with one factor grows as T², but also {' and '.join(quadratic)}: {text}.", **numbers)
+    if None in names.values():
         return UNDECIDED(f"The times do not tell: {text}.", **numbers)
     if names["one factor"] == "T²":
         return CONDITIONS("It holds for sorting and attention, and for hashes of several factors; T and T log T cannot be told "

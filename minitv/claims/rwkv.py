@@ -70,7 +70,7 @@ def space(measure: Measure) -> Finding:
 @claim(7, "RWKV", "Inference takes the same memory and the same time for every token.", place=PLACE,
        paper=f"It is right: the state has 5 d numbers in each layer ({PAPER}, appendix D).")
 def inference_is_constant(measure: Measure) -> Finding:
-    """The bytes of the state and the time of the next token after 1 to 8192 tokens."""
+    """The bytes of the state and the time of the next token after one token, and after more and more of them."""
     positions = measure.sizes((1, 8, 64, 512, 2048, 8192), (1, 4, 16, 64, 256, 1024, 4096, 8192, 16384))
     model = measure.model("rwkv", width=64, layers=2)
     sizes = {t: measure.state_bytes(model, t) for t in positions}
@@ -116,8 +116,8 @@ def pooling(measure: Measure) -> Finding:
             changed = mixing.activation(other).numpy() != y
             moved.append(int(changed.sum()) if changed[place] else -1)
     alone = y.shape == k.shape and set(moved) == {1}
-    measured = (f"{k.size} numbers give {y.size}; {'each' if alone else 'not each'} output depends on its own input alone, and "
-                f"is at most {away:.1e} from the square of the ReLU.")
+    measured = (f"The activation makes {y.size} numbers of {k.size}; {'each' if alone else 'not each'} output depends on its "
+                f"own input alone, and differs by at most {away:.1e} from the square of the ReLU.")
     return (WRONG if alone and away < 1e-5 else UNDECIDED if alone else RIGHT)(measured, inputs=k.size, outputs=y.size,
                                                                                difference=away)
 
@@ -181,6 +181,8 @@ def recall(measure: Measure) -> Finding:
     verdict = RIGHT if behind and behind_small else CONDITIONS if behind else UNDECIDED
     if rwkv.value - dense.value > margin:
         verdict = WRONG
+    if verdict is CONDITIONS:
+        measured += " So it is weaker than attention, but not than attention whose state is as small."
     return verdict(measured, rwkv=rwkv.value, attention=dense.value, small_attention=small.value, window=window, near=near,
                    far=far, answers=answers)
 
@@ -207,8 +209,8 @@ def window(measure: Measure) -> Finding:
         reach, straight = _reach(-np.exp(decays), 2048)
         cut |= not straight
         numbers[name] = quartiles = np.percentile(reach, [25, 50, 75, 100]).round(1).tolist()
-        sentences.append(f"in a {name} model it is 1 % after {quartiles[1]:.0f} positions in half of the channels and after "
-                         f"{quartiles[3]:.0f} in the slowest")
+        sentences.append(f"in a {name} model it has fallen to 1 % after {quartiles[1]:.0f} positions in half of the channels, "
+                         f"and after {quartiles[3]:.0f} in the slowest")
     measured = (f"The influence {'ends at a distance' if cut else 'falls by the same factor at every step, and ends nowhere'}; "
                 f"{'; '.join(sentences)}.")
     return (RIGHT if cut else WRONG)(measured, positions_to_one_percent=numbers, ends=cut)

@@ -43,9 +43,10 @@ def trade(measure: Measure) -> Finding:
             f"{span(losses['simplified'])} in place of {span(losses['usual'])}")
     numbers = dict(fewer_in_a_block=block, fewer_in_all=whole, faster=faster.value, loss=losses)
     if block > 0.14:
-        holds = {"smaller": True, "faster": faster.low > 1.1, "as good": not lost}
+        holds = {"smaller": True, "more than 10 % faster": faster.low > 1.1, "as good": not lost}
         if all(holds.values()):
             return RIGHT(f"It is so: {text}.", **numbers)
-        does, misses = (" and ".join(name for name, so in holds.items() if so is kind) for kind in (True, False))
+        does, misses = (word.join(name for name, so in holds.items() if so is kind)
+                        for word, kind in ((" and ", True), (" or ", False)))
         return CONDITIONS(f"Here they are {does}, and not {misses}: {text}.", **numbers)
     return WRONG(f"They are not smaller: {text}.", **numbers)

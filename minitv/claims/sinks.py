@@ -93,7 +93,7 @@ def learnable(measure: Measure) -> Finding:
     parts = ", ".join(f"{value:.3f} {name}" for name, value in bits.items())
     told = (f"streaming added {new} weights to a trained model; the last of {4 * context} queries saw {SINKS} first and "
             f"{window + 1} recent tokens, each group without a gap, where a dilation of 4 shows every {steps[-1]}th; beyond "
-            f"its context of {context} tokens it took bits a token: {parts}")
+            f"its context of {context} tokens, the bits a token were {parts}")
     numbers = dict(new_weights=new, bits=bits, gaps=gaps, dilated_gaps=steps)
     if new == 0 and len(gaps) == 1 and any_do:
         return WRONG(f"Nothing is learned, nothing is dilated, and any token does: {told}.", **numbers)
@@ -129,11 +129,11 @@ def endless(measure: Measure) -> Finding:
     slower = measure.ratio(inference(long, ids, at=np.array([length])), inference(long.prefill, ids[:, length:], full))
     written = np.fromiter(generate(way, text[:1], contexts * context, Random(0)), np.intp)
     variety = len(np.unique(written[-context:]))
-    told = (f"over {contexts} contexts of {context} tokens it took {bits.mean():.2f} bits a token; beside windows that begin "
-            f"without a past, the quarters took {', '.join(f'{x:+.3f}' for x in quarters)} bits; the cache had {sizes[3]} "
-            f"bytes after 3 contexts and {sizes[contexts]} at the end, where a token took {late} times as long; a token takes "
-            f"{slower} times as long where 512 tokens are read anew for it; of the last {context} of {len(written)} that it "
-            f"wrote, {variety} were different")
+    told = (f"over {contexts} contexts of {context} tokens it took {bits.mean():.2f} bits a token; compared with windows that "
+            f"begin without a past, its four quarters took {', '.join(f'{x:+.3f}' for x in quarters)} bits more; the cache had "
+            f"{sizes[3]} bytes after 3 contexts and {sizes[contexts]} at the end, where a token took {late} times as long; a "
+            f"token takes {slower} times as long where 512 tokens are read anew for it; of the last {context} of "
+            f"{len(written)} that it wrote, {variety} were different")
     numbers = dict(bits=float(bits.mean()), rises=quarters, error=error, bytes=sizes, time_late=late.value,
                    time_anew=slower.value)
     stable = max(quarters[1:]) - quarters[0] < max(JUMP, 2 * error) and sizes[3] == sizes[contexts]

@@ -35,7 +35,7 @@ def time(measure: Measure) -> Finding:
     growth = in_t.nearest({"T": 1, "T log T": lambda t: t * math.log(t), "T²": 2})
     measured = (f"The time of attention grows as {in_t} and {in_d}; that of a layer of width 64 as {layer_t}, and of 64 "
                 f"positions as {layer_d}.")
-    verdict = UNDECIDED if growth is None else WRONG if growth == "T²" else RIGHT
+    verdict = UNDECIDED if growth is None else RIGHT if growth == "T log T" else WRONG
     return verdict(measured, attention_in_T=in_t, attention_in_d=in_d, layer_in_T=layer_t, layer_in_d=layer_d)
 
 
@@ -90,7 +90,7 @@ def cache(measure: Measure) -> Finding:
 @claim(4, "Transformer", "Its memory grows quadratically with the context.", place=PLACE,
        paper=f"It holds where all scores are stored, and for no kernel that computes them in tiles ({TILES}).")
 def quadratic(measure: Measure) -> Finding:
-    """The exponents in T of the memory of a whole model's loss and gradients, with stored scores and in tiles."""
+    """The exponents in T of the memory of a whole model's logits and gradients, with stored scores and in tiles."""
     lengths = measure.sizes(*LENGTHS)
     model = measure.model("transformer", context=lengths[-1], width=32, layers=1, heads=2)
     calls = {t: training(model, measure.ids(1, t), weights=model.parameters()) for t in lengths}

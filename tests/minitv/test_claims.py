@@ -181,7 +181,8 @@ def tiny(variant):
 
 
 @pytest.mark.parametrize("number, exponents, noise, verdict", [
-    (1, [2, 1, 1.5, 1.5], 0.01, WRONG), (1, [1.12, 1, 1.5, 1.5], 0.001, RIGHT), (1, [1.5, 1, 1.5, 1.5], 2.0, UNDECIDED),
+    (1, [2, 1, 1.5, 1.5], 0.01, WRONG), (1, [1.12, 1, 1.5, 1.5], 0.001, RIGHT), (1, [1, 1, 1, 1], 0.001, WRONG),
+    (1, [1.5, 1, 1.5, 1.5], 2.0, UNDECIDED),
     (2, [2, 1], 0.01, CONDITIONS), (2, [2, 2], 0.01, RIGHT), (2, [1, 1], 0.01, WRONG), (2, [1.5, 1.5], 2.0, UNDECIDED),
     (4, [2, 1], 0.01, CONDITIONS), (4, [1, 1], 0.01, WRONG),
     (5, [1, 1, 1, 1.9], 0.01, CONDITIONS), (5, [1, 1, 1, 1], 0.01, RIGHT), (5, [2, 1, 1, 1], 0.01, WRONG),
@@ -202,7 +203,7 @@ def test_four_rows_are_measured_and_written(tmp_path, capsys):
     assert cli.main(["claims", "19", "--fast", "--json", str(path)]) == 0
     out, err = capsys.readouterr()
     assert "9  RWKV: wrong\n" in out and "10  RWKV: right with conditions\n" in out and not err
-    assert re.search(r"measured +168 numbers give 168", out) and "3 claims in " in out and "shown by" in out
+    assert re.search(r"measured +The activation makes 168 numbers of 168", out) and "3 claims in " in out and "shown by" in out
     result = json.loads(path.read_text(encoding="utf-8"))
     assert list(result["claims"]) == ["8", "9", "10", "19"] and result["host"] == results.host() and result["full"] is False
     assert result["claims"]["19"]["verdict"] == "right with conditions"

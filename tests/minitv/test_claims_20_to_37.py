@@ -98,6 +98,7 @@ class Trained(Measure):
     (30, {"retnet": 1.0, "transformer": 2.0}, {}, UNTESTABLE),
     (31, {"retnet": 1.0, "rwkv": 1.2, "hyena": 1.3, "aft-local": 1.2}, {}, RIGHT),
     (31, {"retnet": 1.0, "rwkv": 1.1, "hyena": 1.3, "aft-local": 1.2}, {}, CONDITIONS),
+    (31, {"retnet": 1.1, "rwkv": 1.1, "hyena": 1.3, "aft-local": 1.2}, {}, UNDECIDED),
     (31, {"retnet": 1.3, "rwkv": 1.1, "hyena": 1.3, "aft-local": 1.2}, {}, CONDITIONS),
     (37, dict(zip(LADDERS, (1.0, 1.1, 1.2), strict=True)), {}, WRONG),
     (37, dict(zip(LADDERS, (1.0, 1.1, 0.9), strict=True)), {}, CONDITIONS),

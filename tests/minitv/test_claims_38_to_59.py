@@ -8,6 +8,7 @@ import pytest
 from minitv.claims import CONDITIONS, RIGHT, UNDECIDED, UNTESTABLE, WRONG, claims
 from minitv.claims._shapes import above, apart, outline, products, weights
 from minitv.claims.measure import Measure, Ratio
+from minitv.claims.megabyte import pairs_of
 from minitv.stream import mass
 from tests.minitv.test_claims import Grown
 
@@ -43,6 +44,12 @@ def test_the_mass_of_the_first_positions_where_all_scores_are_equal():
         keys = np.arange(5, 9) + (kind == "zero")  # that the second half of 8 positions sees, the sink among them
         share = round(float(np.mean(1 / keys)), 4)
         assert mass(model, np.zeros((2, 8), int)) == [[share] * (4 + (kind == "zero"))] * 2
+
+
+def test_pairs_are_those_that_masks_show():
+    for length, patch in ((64, 4), (60, 5), (12, 1)):
+        among, inside = (int(np.tril(np.ones((size, size))).sum()) for size in (length // patch, patch))
+        assert pairs_of(length, patch) == among + length // patch * inside
 
 
 # -- rows that are exact -----------------------------------------------------------------------------------------------
@@ -87,7 +94,7 @@ def test_positions_that_count_are_told(monkeypatch):
     (48, [1, 1, 2.2, 1], 0.01, CONDITIONS), (48, [1, 0, 2.2, 1], 0.01, RIGHT), (48, [2, 1, 2.2, 1], 0.01, WRONG),
     (48, [1, 1, 1, 1], 0.01, WRONG), (48, [1.5, 1, 2.2, 1], 2.0, UNDECIDED),
     (50, [1.9, 1, 1, 1, 1], 0.01, CONDITIONS), (50, [1, 1, 1, 1, 1], 0.01, RIGHT), (50, [1, 1, 1, 2, 1], 0.01, WRONG),
-    (50, [1.5, 1, 1, 1.5, 1], 2.0, UNDECIDED),
+    (50, [1.9, 2, 1, 1, 1], 0.01, WRONG), (50, [1.9, 1, 1, 1, 2], 0.01, WRONG), (50, [1.5, 1, 1, 1.5, 1], 2.0, UNDECIDED),
     (53, [1.5, 1.1, 1.5, 2, 2, 1.5, 2], 0.01, CONDITIONS), (53, [1.5, 1.1, 1.5, 1.5, 1.5, 1.5, 1.5], 0.01, RIGHT),
     (53, [2, 1.1, 1.5, 2, 2, 1.5, 2], 0.01, WRONG), (53, [1.7, 1.7, 1.5, 2, 2, 1.5, 2], 2.0, UNDECIDED),
 ])
@@ -134,6 +141,7 @@ def _of(**losses):
     (43, [2.0], None, RIGHT),
     (47, [1.18, 1.2, 1.3], _of(encoder_decoder=1.0, one_wide_ffn=1.0), RIGHT),
     (47, [1.3, 1.3, 1.4], _of(encoder_decoder=1.0, one_wide_ffn=2.0), CONDITIONS),
+    (47, [1.18, 1.3, 1.4], _of(encoder_decoder=1.0, one_wide_ffn=2.0), CONDITIONS),
     (47, [0.8, 0.9, 0.9], _of(encoder_decoder=1.0, one_wide_ffn=1.0), WRONG),
     (47, [1.0, 1.0, 1.0], _of(encoder_decoder=1.0, one_wide_ffn=1.0), UNDECIDED),
     (54, [], _convolution(1.2, 1.2), RIGHT), (54, [], _convolution(0.9, 1.2), WRONG),
