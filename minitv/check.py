@@ -38,8 +38,8 @@ from autograd.errors import AutogradError
 from autograd.laws import Law
 from autograd.metric import recorded
 from autograd.proof import AT_SHAPE, Row, lines
-from autograd.stability import Curve, growing, stability
-from autograd.verify import DTYPES, IDENTITY, LAW, compute, dtypes, forms, parsed, routes
+from autograd.stability import Curve, example, growing, stability, told
+from autograd.verify import DTYPES, IDENTITY, LAW, dtypes, parsed, routes, split
 
 from . import __version__, goldens, variants
 from .errors import RunError, UserError, device_errors, quoted
@@ -172,7 +172,7 @@ def _check_fits(op: Op, sizes: Mapping[str, int]) -> None:
     try:
         with draw.filled():
             args, params = draw_inputs(op, draw)
-        compute(op, forms(op)[0], args, params)
+        op.accept(args, split(op, params)[0])
     except (AutogradError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"--shape: {op.name} cannot have it: {error}") from None
 
@@ -212,7 +212,7 @@ def letters(op: Op) -> set[str]:
     for seed in range(20):
         draw = Draw.seeded(seed)
         draw_inputs(op, draw)
-        found |= draw.letters
+        found |= draw.letters.keys()
     return found - {""}
 
 
@@ -325,6 +325,10 @@ def _check_operator(result: Result, options: CheckOptions, tell: Callable[[str],
     curves = stability(op, FEW_LENGTHS if options.all else LENGTHS, scales(options), options.seed,
                        1 if options.all else 2, lambda route: route != "definition" and along(route), tell)
     result.curves, result.grows = curves, growing(op) if curves else ""
+    for curve in curves:
+        if not curve.ok:
+            tell(f"{curve.route}, a failure is made small")
+            curve.example = example(op, curve)
 
 
 def _golden_row(op: Op, calls: Iterable[str], route: str, kinds: tuple) -> Row:
@@ -469,9 +473,9 @@ def failures(results: Iterable[Result]) -> list[str]:
             elif not row.draws:
                 found.append(f"NOT RUN: {result.unit.name}, {row.route}, {row.check}: it took none of the calls that were "
                              "drawn")
-        found += [f"FAILS: {result.unit.name}, {curve.route}: with {result.grows} of size {curve.scale:g} the error at "
-                  f"T = {length} is {point.share:.1f} times what is allowed ({point.allowed:.1e})"
-                  for curve in result.curves for length, point in curve.points.items() if point.share > 1]
+        found += [f"FAILS: {result.unit.name}, {curve.route}: with {result.grows} of size {curve.scale:g} and T = {length}, "
+                  f"{told(point)}" + (f"\nto see it again, at its smallest:\n  {curve.example}" if curve.example else "")
+                  for curve in result.curves for length, point in list(curve.failing.items())[:1]]
     return found
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autograd import REGISTRY, DeviceError, Tensor, concat, shrink, use
+from autograd import REGISTRY, DeviceError, Tensor, concat, shrink, use, verify
 from autograd.draw import LAYOUTS, Draw
+from autograd.proof import smallest
 from autograd.stability import stability
 from minitv import check, cli, goldens, variants
 from minitv.config import Options
@@ -104,10 +105,15 @@ FAULTS = {
                               "y += 1e-7 * np.random.default_rng().random()\n    return (y, mean.copy()", "same bits twice"),
     "large keys that overflow": ("top = np.maximum(logsum, k[:, t])\n        a, b",
                                  "top = 0 * logsum\n        a, b", "T = "),
+    "a wrong gradient of one position": ("    return gk, gv, gm, gl", "    return gk, gv * (2 if v.shape[1] == 1 else 1), gm, gl",
+                                         "gradients"),
+    "a written input that is the same when it is written again": ("    y, old, before = (np", "    k[:] = np.round(k, 1)\n"
+                                                                  "    y, old, before = (np", "values"),
     "memory of an input": ("return (y, mean.copy()", "return (v if v.shape[1] == 1 and not (y - v).any() else y, v[:, -1]",
                            "values"),
 }
-FEW = ("a wrong value at one position", "a wrong gradient of the state", "large keys that overflow")
+FEW = ("a wrong value at one position", "a wrong gradient of the state", "large keys that overflow",
+       "a written input that is the same when it is written again")
 
 
 def options(**values) -> CheckOptions:
@@ -156,12 +162,16 @@ def test_a_wrong_kernel_of_a_user_is_found_and_made_small(fault, written, capsys
     out = capsys.readouterr().out
     found = [line for line in out.splitlines() if line.startswith("FAILS: my_module:my_mean, kernel cpu")]
     assert any(words in line for line in found), out
+    lines = [line.strip() for line in out.splitlines() if "import reproduce" in line]
+    assert len(lines) == len(found)
+    for line in lines:
+        assert "from my_module import my_mean" in line
+        with pytest.raises((AssertionError, ValueError)):  # when it is pasted; or a read-only array is written to
+            exec(line, {})
     if fault == "large keys that overflow":
+        assert "'kernel cpu', 1, 100.0, 0)" in lines[0]  # a sequence of one position
         return
-    line = next(line.strip() for line in out.splitlines() if line.startswith("  import numpy"))
-    assert "from my_module import my_mean" in line
-    with pytest.raises(AssertionError):  # when it is pasted
-        exec(line, {})
+    line = lines[0]
     arguments = []
     exec(line.replace("from autograd.shrink import reproduce; ", ""), {"reproduce": lambda *given: arguments.extend(given)})
     assert sum(x.size for x in arguments[3]) <= 24, line
@@ -184,8 +194,8 @@ def test_an_array_is_written_as_python_that_makes_it(shape, layout):
     x = Draw.seeded(0, np.float32, (layout,)).floats(*shape)
     y = eval(shrink._written(x), {"np": np})
     assert y.dtype == x.dtype and y.shape == x.shape and np.array_equal(x, y)
-    assert x.size > 64 or not x.size or (y.flags.c_contiguous, y.strides[-1:] < (0,)) == (x.flags.c_contiguous,
-                                                                                          x.strides[-1:] < (0,))
+    assert not x.size or (y.flags.c_contiguous, y.strides[-1:] < (0,)) == (x.flags.c_contiguous, x.strides[-1:] < (0,))
+    assert not x.size or y.flags.writeable == x.flags.writeable
     for special in (np.array([np.nan, np.inf, -np.inf]), np.full((2, 2), -np.inf), np.array([True, False]), np.arange(3)):
         z = eval(shrink._written(special), {"np": np})
         assert np.array_equal(z, special, equal_nan=special.dtype.kind == "f") and z.dtype == special.dtype
@@ -422,6 +432,27 @@ def test_sizes_are_those_that_were_asked_for():
                     if x is not None and letter in a.dims]
             assert set(axes) <= {6}, (op.name, letter, axes)
     assert check.of_operator(attention, {"T": 7, "K": 3}) == {"T": 7, "S": 7, "K": 3, "V": 3}
+
+
+def test_sizes_of_one_are_tried_whatever_is_drawn(written):
+    """Ten random lengths need not have 1 among them."""
+    check.operator(written(*FAULTS["a wrong gradient of one position"][:2]))
+    report = verify("my_mean", 1, along=lambda route: route == "kernel cpu")
+    assert any(" T=1: " in row.failure for row in report.rows), report
+    assert {"T": 1} in smallest(REGISTRY["my_mean"]) and {"T": 0} not in smallest(REGISTRY["my_mean"])
+
+
+def test_numbers_that_float32_does_not_have_are_no_error(written):
+    """Where the definition is beyond the largest float32, infinity is the right answer."""
+    name = written('for shape in [(batch, length, channels)] * 2 + [(batch, channels)] * 2), {}', 'for shape in [(batch, length, '
+                   'channels)] * 2 + [(batch, channels)] * 2), {}\n\n\n@op("x[T] -> y[T]")\ndef doubled(x):\n    "3^T x."\n    '
+                   'return x * 3.0 ** len(x)\n\n\n@doubled.form\ndef composed(x):\n    for _ in range(x.shape[0]):\n'
+                   '        x = x * 3.0\n    return x\n')
+    try:
+        curves = stability(check.operator(name.replace("my_mean", "doubled")), (16, 256), (1,))
+        assert [list(curve.points) for curve in curves] == [[16]] and curves[0].ok
+    finally:
+        REGISTRY.pop("doubled", None)
 
 
 def test_an_error_that_grows_shows_in_the_curve(monkeypatch):
