@@ -105,7 +105,7 @@ FAULTS = {
                               "y += 1e-7 * np.random.default_rng().random()\n    return (y, mean.copy()", "same bits twice"),
     "large keys that overflow": ("top = np.maximum(logsum, k[:, t])\n        a, b",
                                  "top = 0 * logsum\n        a, b", "T = "),
-    "a wrong gradient of one position": ("    return gk, gv, gm, gl", "    return gk, gv * (2 if v.shape[1] == 1 else 1), gm, gl",
+    "a wrong gradient of one position": ("return gk, gv, gm, gl", "return gk, gv * (2 if v.shape[1] == 1 else 1), gm, gl",
                                          "gradients"),
     "a written input that is the same when it is written again": ("    y, old, before = (np", "    k[:] = np.round(k, 1)\n"
                                                                   "    y, old, before = (np", "values"),
@@ -366,6 +366,14 @@ def test_every_variant_has_laws_of_its_kind():
     (["retention", "--forms", "parallell"], "--forms: nothing that is checked has a form or a kernel 'parallell', allowed: "
                                             "chunkwise, cpu, cpu step, cuda, parallel, recurrent"),
     (["retention", "--scale", "1,x"], "--scale: '1,x', allowed: numbers above 0 with commas between them, as in 1,10,100"),
+    (["retention", "--forms", ","], "--forms: ',' names none, allowed: names with commas between them"),
+    (["retention", "--shape", " "], "--shape: ' ' has no size, as \"B=2 T=1000 H=4\" has"),
+    (["retention", "--shape", "T=\u0661"], "is no size, allowed"),
+    ([":x"], "':x' is no name of an operator, allowed: MODULE:NAME"),
+    (["my_module.py:x y"], "'my_module.py:x y' is no name of an operator"),
+    (["..:x"], "'..:x' is no name of an operator"),
+    (["exp", "--json", "no/folder/f.json"], "--json no/folder/f.json: there is no folder no/folder"),
+    (["exp", "--json", "."], "--json .: this is a folder, allowed: a file"),
     (["retention", "--dtype", "float16"], "--dtype: 'float16' is unknown, allowed: float32, float64"),
     (["retention", "--device", "gpu"], "--device: 'gpu' is unknown, allowed: cpu, cuda"),
 ])
@@ -403,6 +411,14 @@ def test_inputs_that_cannot_be_drawn_are_a_failure_and_no_traceback(written, cap
     assert "declaration: KeyError: 'no inputs'" in out and "Traceback" not in out + err
 
 
+def test_a_definition_alone_is_no_proof(written, tmp_path, capsys):
+    name = written(name="alone")
+    (tmp_path / "alone.py").write_text("from autograd import op\n\n\n@op('x[T] -> y[T]')\ndef my_mean(x):\n    'x.'\n"
+                                       "    return x.copy()\n", "utf-8")
+    assert cli.main(["check", name, "--processes", "1"]) == 1
+    assert "FAILS: alone:my_mean, declaration: my_mean has no form, so that there is nothing" in capsys.readouterr().out
+
+
 def test_a_shape_of_ones_choice_and_a_file_for_machines(written, tmp_path, capsys):
     argv = ["check", written(), "--shape", "B=3 T=40 C=5", "--forms", "cpu", "--draws", "2", "--scale", "1"]
     assert cli.main([*argv, "--json", "found.json", "--seed", "3", "--dtype", "float64"]) == 0
@@ -415,8 +431,6 @@ def test_a_shape_of_ones_choice_and_a_file_for_machines(written, tmp_path, capsy
     assert rows["kernel cpu", "values"]["error"] < 1e-12  # in float64
     assert {route for route, _ in rows} == {"kernel cpu"}
     assert set(result["curves"][0]["points"]) == {"16", "64"}
-    assert cli.main([*argv, "--json", "no/folder/found.json"]) == 1
-    assert "--json no/folder/found.json: No such file" in capsys.readouterr().err
 
 
 def test_sizes_are_those_that_were_asked_for():
@@ -444,15 +458,26 @@ def test_sizes_of_one_are_tried_whatever_is_drawn(written):
 
 def test_numbers_that_float32_does_not_have_are_no_error(written):
     """Where the definition is beyond the largest float32, infinity is the right answer."""
-    name = written('for shape in [(batch, length, channels)] * 2 + [(batch, channels)] * 2), {}', 'for shape in [(batch, length, '
-                   'channels)] * 2 + [(batch, channels)] * 2), {}\n\n\n@op("x[T] -> y[T]")\ndef doubled(x):\n    "3^T x."\n    '
-                   'return x * 3.0 ** len(x)\n\n\n@doubled.form\ndef composed(x):\n    for _ in range(x.shape[0]):\n'
-                   '        x = x * 3.0\n    return x\n')
+    more = """
+
+@op("x[T] -> y[T]")
+def tripled(x):
+    "3^T x."
+    return x * 3.0 ** len(x)
+
+
+@tripled.form
+def composed(x):
+    for _ in range(x.shape[0]):
+        x = x * 3.0
+    return x
+"""
+    name = written("\n\n@my_mean.form", f"{more}\n\n@my_mean.form").replace("my_mean", "tripled")
     try:
-        curves = stability(check.operator(name.replace("my_mean", "doubled")), (16, 256), (1,))
+        curves = stability(check.operator(name), (16, 256), (1,))
         assert [list(curve.points) for curve in curves] == [[16]] and curves[0].ok
     finally:
-        REGISTRY.pop("doubled", None)
+        REGISTRY.pop("tripled", None)
 
 
 def test_an_error_that_grows_shows_in_the_curve(monkeypatch):
