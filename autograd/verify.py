@@ -106,7 +106,7 @@ def forced(op: Op, route: str, tuning: dict | None = None):
 
 
 def importable(op: Op) -> tuple[str, str]:
-    """How a line of Python gets the operator: what it imports, and what it calls it. One that no module has goes by its name."""
+    """How a line of Python gets the operator: what it imports, and what it calls it. Without a module, it goes by its name."""
     module, name = op.definition.__module__, op.name
     known = getattr(sys.modules.get(module), name, None) is op and module != "__main__"
     return (f"from {module} import {name}; ", name) if known else ("", repr(name))

@@ -117,8 +117,8 @@ def operator(name: str) -> Op:
                                                          "operator of your own is MODULE:NAME"
         raise UserError(f"unknown variant or operator {quoted(name)}; {hint}")
     if not all(part.isidentifier() for part in f"{module}.{attribute}".split(".")):
-        raise UserError(f"{quoted(name)} is no name of an operator, allowed: MODULE:NAME, as in my_module:my_op, with the module's "
-                        "name as it is imported")
+        raise UserError(f"{quoted(name)} is no name of an operator, allowed: MODULE:NAME, as in my_module:my_op, with the "
+                        "module's name as it is imported")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python does, which the console script does not
     try:
@@ -319,7 +319,7 @@ def _check_operator(result: Result, options: CheckOptions, tell: Callable[[str],
     report = verify(op, options.draws, options.seed, sizes=of_operator(op, shape(options)), along=along, among=among, tell=tell)
     result.rows, result.notes = report.rows, report.notes
     if not op.forms:
-        result.rows.append(Row("", "declaration", draws=1, failure=f"{op.name} has no form, so that there is nothing to compare"))
+        result.rows.append(Row("", "declaration", draws=1, failure=f"{op.name} has no form, and there is nothing to compare"))
         return
     if not report.rows and not report.notes:
         result.notes.append(f"no form or kernel of {op.name} is asked for")

@@ -416,7 +416,7 @@ def test_a_definition_alone_is_no_proof(written, tmp_path, capsys):
     (tmp_path / "alone.py").write_text("from autograd import op\n\n\n@op('x[T] -> y[T]')\ndef my_mean(x):\n    'x.'\n"
                                        "    return x.copy()\n", "utf-8")
     assert cli.main(["check", name, "--processes", "1"]) == 1
-    assert "FAILS: alone:my_mean, declaration: my_mean has no form, so that there is nothing" in capsys.readouterr().out
+    assert "FAILS: alone:my_mean, declaration: my_mean has no form, and there is nothing" in capsys.readouterr().out
 
 
 def test_a_shape_of_ones_choice_and_a_file_for_machines(written, tmp_path, capsys):
