@@ -283,11 +283,13 @@ def test_wrong_input_is_one_sentence(runs, tmp_path, capsys, monkeypatch):
     run = str(runs / "rwkv")
     for arguments, words in [
         ([], "missing: DIR"), ([str(tmp_path / "none")], "none: there is no such folder, allowed: "),
-        ([str(tmp_path / "one.txt")], "one.txt: this is no folder, allowed: "), ([""], "there is no such folder"), ([run, run], "named twice"),
+        ([str(tmp_path / "one.txt")], "one.txt: this is no folder, allowed: "), ([""], "there is no such folder"),
+        ([run, run], "named twice"),
         ([run, "--tokens", "1"], "--tokens"),
         ([run, "--text", str(tmp_path / "new.txt")], "U+03A9"),
         ([run, "--text", str(tmp_path / "new.txt")], "--text: "), ([run, "--text", str(tmp_path / "no.txt")], "--text "),
-        ([run, "--text", str(tmp_path / "bytes")], "give another encoding with --encoding"), ([run, "--text", str(tmp_path / "one.txt")], "at least two"),
+        ([run, "--text", str(tmp_path / "bytes")], "give another encoding with --encoding"),
+        ([run, "--text", str(tmp_path / "one.txt")], "at least two"),
         ([run, "--text", str(tmp_path / "no.txt")], "no.txt"), ([run, "--out", str(tmp_path)], ".html"),
         ([run, "--out", str(tmp_path / "no" / "x.html")], "no folder"), ([str(tmp_path)], "compare writes"),
     ]:
