@@ -22,7 +22,7 @@ class Draw:
         self.integer = integer
         self.dtype = np.dtype(dtype)
         self.sizes = dict(sizes or {})
-        self.letters: set[str] = set()  # that could have been chosen
+        self.letters: dict[str, int] = {}  # that could have been chosen, and the least size of each
         self._layouts = tuple(layouts)
         self._least = 0  # of all sizes
         self._sizes: dict[str, int] = {}
@@ -54,14 +54,14 @@ class Draw:
 
     def size(self, low: int = 0, high: int = 4, letter: str = "") -> int:
         """A size of an axis; 0 and 1 are legal sizes and are drawn. ``letter`` is the axis's in the signature."""
-        self.letters.add(letter)
+        self.letters[letter] = low
         if letter in self.sizes:
             return self.sizes[letter]
         return self.integer(max(low, self._least), max(high, self._least))
 
     def multiple(self, part: str, whole: str, low: int, high: int, least: int, most: int) -> tuple[int, int]:
         """The sizes of two letters: one from low to high, and that times a factor from least to most."""
-        self.letters.add(whole)
+        self.letters[whole] = low * least
         if whole in self.sizes and part not in self.sizes:
             return self.size(low, high, whole), self.size(low, high, whole)
         size = self.size(low, high, part)

@@ -6,7 +6,6 @@ parameters, plain memory. What still fails then is simplified array by array: ze
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from .draw import Draw
 from .registry import lookup
-from .verify import Attempt, arguments, checks, flat, floats, is_linear, refuses, unflat
+from .verify import Attempt, arguments, checks, flat, floats, importable, is_linear, refuses, unflat
 
 PATIENCE, TRIES = 15.0, 600  # seconds, and calls
 
@@ -40,7 +39,13 @@ class _Search:
             refused = refuses(self.attempt.op, self.attempt.route, args, params)
         except Exception:  # no kernel knows such a call
             return False
-        return not refused and isinstance(self.attempt.failure(args, params, self.draw(further)), self.kind)
+        return not refused and isinstance(self.failure(args, params, self.draw(further)), self.kind)
+
+    def failure(self, args, params, draw: Draw) -> Exception | None:
+        """What is wrong with a call of copies: a route that writes to its inputs must not change what is printed."""
+        op = self.attempt.op
+        return self.attempt.failure(unflat(op, [x if x is None or not x.flags.writeable else _filled(x, np.array(x))
+                                                for x in flat(op, args)]), params, draw)
 
     def redrawn(self, choices: Sequence[int], sizes) -> tuple | None:
         """(args, params, how many integers decide them, all integers with their least values) of a draw that fails."""
@@ -53,7 +58,7 @@ class _Search:
         if call is None:
             return None
         count = len(draw.choices)
-        failed = isinstance(self.attempt.failure(*call, draw), self.kind)
+        failed = isinstance(self.failure(*call, draw), self.kind)
         return (*call, count, draw.choices) if failed else None
 
 
@@ -153,9 +158,11 @@ def _simpler(search: _Search, args, params: dict[str, Any], further: list[int]) 
 
 
 def _filled(like: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The values in the memory layout of another array."""
+    """The values in the memory layout of another array; one that cannot be written to, if that one cannot."""
     if like.flags.c_contiguous or not like.size:
-        return np.array(values, like.dtype, order="C")
+        found = np.array(values, like.dtype, order="C")
+        found.flags.writeable = like.flags.writeable
+        return found
     if like.flags.f_contiguous:
         return np.asfortranarray(values, like.dtype)
     if any(stride == 0 and n > 1 for stride, n in zip(like.strides, like.shape, strict=True)):
@@ -169,13 +176,11 @@ def _filled(like: np.ndarray, values: np.ndarray) -> np.ndarray:
 def line(attempt: Attempt, args, params: dict[str, Any], further: Sequence[int]) -> str:
     """Python that makes the call and the check again, by ``reproduce``."""
     op = attempt.op
-    module, name = op.definition.__module__, op.name
-    known = getattr(sys.modules.get(module), name, None) is op and module != "__main__"
-    where = f"from {module} import {name}; " if known else ""
+    where, name = importable(op)
     values = ", ".join(_written(x) for x in flat(op, args))
     rest = [f"[{values}]"] + [repr(params)] * bool(params or further) + [repr(list(further))] * bool(further)
     return (f"import numpy as np; {where}from autograd.shrink import reproduce; "
-            f"reproduce({name if known else repr(name)}, {attempt.route!r}, {attempt.name!r}, {', '.join(rest)})")
+            f"reproduce({name}, {attempt.route!r}, {attempt.name!r}, {', '.join(rest)})")
 
 
 def _written(x: np.ndarray | None) -> str:
@@ -183,10 +188,8 @@ def _written(x: np.ndarray | None) -> str:
         return "None"
     if not x.size:
         return f"np.zeros({x.shape}, np.{x.dtype.name})"
-    if x.size > 64 and not (x == x.flat[0]).all():
-        return _drawn(x)
     if x.flags.c_contiguous:
-        return _literal(x)
+        return _literal(x) if x.flags.writeable else f"np.broadcast_to({_literal(x)}, {x.shape})"  # which is not, either
     if x.flags.f_contiguous:
         return f"np.asfortranarray({_literal(x)})"
     if any(stride == 0 and n > 1 for stride, n in zip(x.strides, x.shape, strict=True)):
@@ -200,6 +203,8 @@ def _literal(x: np.ndarray) -> str:
     kind = f"np.{x.dtype.name}"
     if x.size > 1 and (x == x.flat[0]).all():
         return f"np.full({x.shape}, {_number(x.flat[0])}, {kind})"
+    if x.size > 64:
+        return _drawn(x)
     text = repr(x.tolist()).replace("inf", "np.inf").replace("nan", "np.nan")
     return f"np.array({text}, {kind})"
 

@@ -7,7 +7,7 @@ rounded once more, whichever is larger. An algorithm that loses more than that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from .draw import Draw
 from .metric import TOLERANCE, distance
 from .op import Op
+from .registry import lookup
 from .verify import (
     beside_its_size,
     compute,
@@ -24,8 +25,10 @@ from .verify import (
     flat,
     floats,
     forms,
+    importable,
     kernels,
     refuses,
+    routes,
     split,
     substitute,
     terms,
@@ -59,11 +62,18 @@ class Curve:
     route: str
     scale: float
     points: dict[int, Point] = field(default_factory=dict)
+    seed: int = 0
+    example: str = ""  # a line of Python that shows a failure at its smallest
+
+    @property
+    def failing(self) -> dict[int, Point]:
+        """The points where an error is larger than what is allowed."""
+        return {length: point for length, point in self.points.items() if not point.share <= 1}
 
     @property
     def ok(self) -> bool:
-        """Whether no error is larger than what is allowed."""
-        return all(point.share <= 1 for point in self.points.values())
+        """Whether there are none."""
+        return not self.failing
 
 
 def growing(op: Op) -> str:
@@ -82,7 +92,7 @@ def stability(op: Op, lengths: Sequence[int] = (16, 64, 256, 1024), scales: Sequ
     """A curve for each route and size of the keys, in float32 beside the definition in float64; none without a length T."""
     if not has_length(op):
         return []
-    curves = [Curve(route, scale) for route in filter(along, forms(op) + kernels(op)) for scale in scales]
+    curves = [Curve(route, scale, seed=seed) for route in filter(along, forms(op) + kernels(op)) for scale in scales]
     for length in lengths:
         for scale in scales:
             if tell:
@@ -90,6 +100,52 @@ def stability(op: Op, lengths: Sequence[int] = (16, 64, 256, 1024), scales: Sequ
             for number in range(draws):
                 _measure(op, [c for c in curves if c.scale == scale], length, scale, seed + number)
     return [curve for curve in curves if curve.points]
+
+
+def example(op: Op, curve: Curve) -> str:
+    """A line of Python that shows again, at the smallest length, that an error along a curve is larger than what is allowed."""
+    worst = min(curve.failing)
+    lengths = sorted({*(2**i for i in range(worst.bit_length()) if 2**i < worst), worst})
+    length = next((n for n in lengths if not _again(op, curve.route, n, curve.scale, curve.seed, curve.points[worst].calls).ok),
+                  None)
+    if length is None:
+        return ""
+    calls = next(n for n in range(1, curve.points[worst].calls + 1)
+                 if not _again(op, curve.route, length, curve.scale, curve.seed, n).ok)
+    where, name = importable(op)
+    seed = curve.seed + calls - 1
+    return (f"{where}from autograd.stability import reproduce; "
+            f"reproduce({name}, {curve.route!r}, {length}, {float(curve.scale)!r}, {seed})")
+
+
+def _again(op: Op, route: str, length: int, scale: float, seed: int, calls: int = 1) -> Curve:
+    curve = Curve(route, scale, seed=seed)
+    for number in range(calls):
+        _measure(op, [curve], length, scale, seed + number)
+    return curve
+
+
+def reproduce(op: Op | str, route: str, length: int, scale: float, seed: int) -> None:
+    """Measure one call again, of inputs of this length and this size: AssertionError if the error is larger than allowed."""
+    op = lookup(op)
+    if route not in routes(op):
+        raise LookupError(f"{op.name}: no route {route!r}, there are {', '.join(routes(op))}")
+    where = f"{op.name}, {route}: with {growing(op)} of size {scale:g} and T = {length}"
+    for point in _again(op, route, length, scale, seed).points.values():
+        assert point.share <= 1, f"{where}, {told(point)}"
+    print(f"{where}: it holds")
+
+
+def told(point: Point) -> str:
+    """What is wrong at a point, in words."""
+    if np.isinf(point.share):
+        return "there are numbers that are not finite, or NaN, where the definition has others"
+    return f"the error is {point.share:.1f} times what is allowed ({point.allowed:.1e})"
+
+
+def _of_float32(arrays: Iterable[np.ndarray]) -> bool:
+    """Whether float32 has all these numbers: beyond its largest one, infinity is the right answer, and has no digits."""
+    return all((np.abs(a) <= np.finfo(np.float32).max).all() for a in arrays if a.dtype.kind == "f")
 
 
 def _measure(op: Op, curves: list[Curve], length: int, scale: float, seed: int) -> None:
@@ -109,11 +165,12 @@ def _measure(op: Op, curves: list[Curve], length: int, scale: float, seed: int) 
         x = flat(op, near)[i]
         near = substitute(op, near, i, x * (1 + np.where(rounding.random(x.shape) < 0.5, 1, -1) * 2.0**-24))
     exact, moved = (compute(op, "definition", call, params) for call in (wide(op, args), near))
-    if not all(np.isfinite(o).all() for o in exact if o.dtype.kind == "f"):
+    if not _of_float32(exact):
         return  # nothing that has digits
     cotangents = [draw.generator().standard_normal(o.shape) if o.dtype.kind == "f" else None for o in exact]
     slopes, turned = (differentiate(op, forms(op)[0], call, split(op, params)[0], cotangents)
                       for call in (wide(op, args), near))
+    steep = not _of_float32(slopes.values())
     limit = TOLERANCE[np.dtype(np.float32)] * np.sqrt(max(terms(op, *flat(op, args), *cotangents), 1))
 
     def compared(point: Point, kind: str, found, expected, others) -> None:
@@ -127,7 +184,7 @@ def _measure(op: Op, curves: list[Curve], length: int, scale: float, seed: int) 
         point = curve.points.setdefault(length, Point())
         point.calls += 1
         compared(point, "values", compute(op, curve.route, args, params), exact, moved)
-        if differentiable(op, curve.route):
+        if differentiable(op, curve.route) and not steep:
             halves = [None if c is None else c.astype(np.float32) for c in cotangents]
             found = differentiate(op, curve.route, args, params, halves)
             sized = ([beside_its_size(grads[i], flat(op, args)[i], cotangents, exact) for i in positions]

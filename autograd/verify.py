@@ -9,6 +9,7 @@ its own rounding only.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -102,6 +103,13 @@ def forced(op: Op, route: str, tuning: dict | None = None):
     tuning = {key: value for key, value in (tuning or {}).items() if key in declared(op, route).tuning}
     with PLACES[place]() as put, np.errstate(all="ignore"), use(kernel="none"), use(op, **{kind: name}, **tuning):
         yield put
+
+
+def importable(op: Op) -> tuple[str, str]:
+    """How a line of Python gets the operator: what it imports, and what it calls it. Without a module, it goes by its name."""
+    module, name = op.definition.__module__, op.name
+    known = getattr(sys.modules.get(module), name, None) is op and module != "__main__"
+    return (f"from {module} import {name}; ", name) if known else ("", repr(name))
 
 
 # -- arguments: a variadic operator's one argument is a list, the others are flat --------------------------------------
@@ -230,7 +238,7 @@ def beside_its_size(gradient, x, cotangents, outputs) -> np.ndarray:
     that size, which joins the comparison.
     """
     size = _largest(cotangents) * max(1.0, _largest(outputs)) / max(1.0, _largest([x]))
-    return np.append(gradient, x.dtype.type(size).astype(gradient.dtype))
+    return np.append(gradient, x.dtype.type(min(size, np.finfo(x.dtype).max)).astype(gradient.dtype))
 
 
 @contextmanager

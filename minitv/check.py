@@ -38,11 +38,11 @@ from autograd.errors import AutogradError
 from autograd.laws import Law
 from autograd.metric import recorded
 from autograd.proof import AT_SHAPE, Row, lines
-from autograd.stability import Curve, growing, stability
-from autograd.verify import DTYPES, IDENTITY, LAW, compute, dtypes, forms, parsed, routes
+from autograd.stability import Curve, example, growing, stability, told
+from autograd.verify import DTYPES, IDENTITY, LAW, dtypes, parsed, routes, split
 
-from . import __version__, goldens, variants
-from .errors import RunError, UserError, device_errors, quoted
+from . import __version__, files, goldens, variants
+from .errors import RunError, UserError, device_errors, naming, quoted
 from .identities import identities
 from .laws import OPTIONS, SIZES, Specimen, laws_of
 from .options import CheckOptions
@@ -116,6 +116,9 @@ def operator(name: str) -> Op:
         hint = f"did you mean {close[0]}?" if close else "`minitv list` lists variants, `minitv explain` operators, and an " \
                                                          "operator of your own is MODULE:NAME"
         raise UserError(f"unknown variant or operator {quoted(name)}; {hint}")
+    if not all(part.isidentifier() for part in f"{module}.{attribute}".split(".")):
+        raise UserError(f"{quoted(name)} is no name of an operator, allowed: MODULE:NAME, as in my_module:my_op, with the "
+                        "module's name as it is imported")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python does, which the console script does not
     try:
@@ -156,6 +159,8 @@ def _check_options(chosen: Sequence[Unit], options: CheckOptions) -> None:
             except (UserError, AutogradError) as error:
                 raise UserError(f"--shape: {unit.name} cannot have it: {error}") from None
     names = {name for op in operators for route in routes(op) for name in _names(route)}
+    if options.forms is not None and not words(options.forms):
+        raise UserError(f"--forms: {quoted(options.forms)} names none, allowed: names with commas between them")
     for word in words(options.forms):
         if word not in names:
             plain = sorted({parsed(route)[1] for op in operators for route in routes(op)} - {""})
@@ -172,7 +177,7 @@ def _check_fits(op: Op, sizes: Mapping[str, int]) -> None:
     try:
         with draw.filled():
             args, params = draw_inputs(op, draw)
-        compute(op, forms(op)[0], args, params)
+        op.accept(args, split(op, params)[0])
     except (AutogradError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"--shape: {op.name} cannot have it: {error}") from None
 
@@ -180,8 +185,10 @@ def _check_fits(op: Op, sizes: Mapping[str, int]) -> None:
 def shape(options: CheckOptions) -> dict[str, int]:
     """The sizes of --shape by their letters."""
     found: dict[str, int] = {}
+    if options.shape and not words(options.shape.replace(" ", ",")):
+        raise UserError(f"--shape: {quoted(options.shape)} has no size, as \"B=2 T=1000 H=4\" has")
     for word in words(options.shape.replace(" ", ",")):
-        match = re.fullmatch(r"([A-Za-z]\w*)=(\d{1,9})", word)
+        match = re.fullmatch(r"([A-Za-z]\w*)=([0-9]{1,9})", word)
         if match is None or not int(match[2]):
             raise UserError(f"--shape: {quoted(word)} is no size, allowed: letters and sizes from 1, as in \"B=2 T=1000 H=4\"")
         if match[1] in found:
@@ -212,7 +219,7 @@ def letters(op: Op) -> set[str]:
     for seed in range(20):
         draw = Draw.seeded(seed)
         draw_inputs(op, draw)
-        found |= draw.letters
+        found |= draw.letters.keys()
     return found - {""}
 
 
@@ -311,6 +318,9 @@ def _check_operator(result: Result, options: CheckOptions, tell: Callable[[str],
 
     report = verify(op, options.draws, options.seed, sizes=of_operator(op, shape(options)), along=along, among=among, tell=tell)
     result.rows, result.notes = report.rows, report.notes
+    if not op.forms:
+        result.rows.append(Row("", "declaration", draws=1, failure=f"{op.name} has no form, and there is nothing to compare"))
+        return
     if not report.rows and not report.notes:
         result.notes.append(f"no form or kernel of {op.name} is asked for")
     calls = goldens.calls_of(op) if options.device == "cpu" else []
@@ -325,6 +335,10 @@ def _check_operator(result: Result, options: CheckOptions, tell: Callable[[str],
     curves = stability(op, FEW_LENGTHS if options.all else LENGTHS, scales(options), options.seed,
                        1 if options.all else 2, lambda route: route != "definition" and along(route), tell)
     result.curves, result.grows = curves, growing(op) if curves else ""
+    for curve in curves:
+        if not curve.ok:
+            tell(f"{curve.route}, a failure is made small")
+            curve.example = example(op, curve)
 
 
 def _golden_row(op: Op, calls: Iterable[str], route: str, kinds: tuple) -> Row:
@@ -469,9 +483,9 @@ def failures(results: Iterable[Result]) -> list[str]:
             elif not row.draws:
                 found.append(f"NOT RUN: {result.unit.name}, {row.route}, {row.check}: it took none of the calls that were "
                              "drawn")
-        found += [f"FAILS: {result.unit.name}, {curve.route}: with {result.grows} of size {curve.scale:g} the error at "
-                  f"T = {length} is {point.share:.1f} times what is allowed ({point.allowed:.1e})"
-                  for curve in result.curves for length, point in curve.points.items() if point.share > 1]
+        found += [f"FAILS: {result.unit.name}, {curve.route}: with {result.grows} of size {curve.scale:g} and T = {length}, "
+                  f"{told(point)}" + (f"\nto see it again, at its smallest:\n  {curve.example}" if curve.example else "")
+                  for curve in result.curves for length, point in list(curve.failing.items())[:1]]
     return found
 
 
@@ -556,10 +570,8 @@ def write_json(path: str, results: Sequence[Result], options: CheckOptions, seco
         "results": [{**asdict(result), "ok": result.ok, "unit": result.unit.name, "kind": result.unit.kind}
                     for result in results],
     }
-    try:
-        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"--json {path}: {error.strerror or error}") from None
+    with naming("--json"):
+        files.replace(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def report(names: Sequence[str], options: CheckOptions) -> int:

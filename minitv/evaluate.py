@@ -76,12 +76,12 @@ def check_length(tokens: int) -> None:
                         "before it: give at least two")
 
 
-def open_text(source: str | None, tokenizer: Any, encoding: str) -> Source:
-    """A source as ``--data`` names it, with the characters that the tokenizer takes; UserError if it cannot be read."""
+def open_text(source: str | None, tokenizer: Any, encoding: str, option: str = "--data") -> Source:
+    """A source as ``option`` names it, with the characters that the tokenizer takes; UserError if it cannot be read."""
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    return Reader("--data", encoding, isinstance(tokenizer, ByteTokenizer), tell).open(source)
+    return Reader(option, encoding, isinstance(tokenizer, ByteTokenizer), tell, otherwise="").open(source)
 
 
 def judge(task: Any, model: Any) -> np.ndarray:
@@ -99,12 +99,12 @@ def judge(task: Any, model: Any) -> np.ndarray:
     return sums
 
 
-def read_text(source: str, tokenizer: Any, encoding: str) -> tuple[np.ndarray, str, str]:
-    """The ids [N] of a source as ``--data`` names it, a few words about it, and the SHA-256 of its UTF-8.
+def read_text(source: str, tokenizer: Any, encoding: str, option: str = "--data") -> tuple[np.ndarray, str, str]:
+    """The ids [N] of a source as ``option`` names it, a few words about it, and the SHA-256 of its UTF-8.
 
     UserError when it cannot be read, or has a character that the tokenizer does not know.
     """
-    source = open_text(source, tokenizer, encoding)
+    source = open_text(source, tokenizer, encoding, option)
     digest = hashlib.sha256()
     for document in source.documents:
         for block in document.blocks():

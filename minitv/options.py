@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -381,8 +382,18 @@ class ClaimsOptions:
 
 
 def _check_json(path: str | None) -> None:
-    if path == "":
+    """What takes minutes to measure has a place where it can be written."""
+    if path is None:
+        return
+    if not path:
         raise UserError("--json: an empty text is no file")
+    folder = os.path.dirname(path) or "."
+    if "\0" in path or not os.path.isdir(folder):
+        raise UserError(f"--json {path}: there is no folder {folder}")
+    if os.path.isdir(path):
+        raise UserError(f"--json {path}: this is a folder, allowed: a file")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UserError(f"--json {path}: it cannot be written there")
 
 
 def _check_device(device: str) -> None:

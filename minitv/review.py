@@ -43,8 +43,6 @@ def examine(claims: Sequence[Claim], full: bool, path: Path | None = None) -> It
 
 def _check(path: Path, full: bool) -> None:
     """Raise UserError where a file cannot take the records, or would lose others."""
-    if not path.parent.is_dir():
-        raise UserError(f"--json {path}: there is no folder {path.parent}")
     with naming("--json"):
         if differing := results.differing(path, _file({}, full), "claims"):
             raise UserError(f"{path}: this file has results with another value of {', '.join(differing)}, which would be lost: "

@@ -55,6 +55,10 @@ def explore(directories: Sequence[str], options: ExploreOptions) -> Path:
 
 def _runs(directories: Sequence[str]) -> tuple[list[str], Path]:
     """The folders of the runs that are meant, and where the page goes."""
+    for directory in directories:
+        if not os.path.isdir(directory):
+            what = "this is no folder" if os.path.exists(directory) else "there is no such folder"
+            raise UserError(f"DIR: {directory}: {what}, allowed: the folders of runs, or one of minitv compare")
     if len(directories) == 1 and (table := Path(directories[0]) / files.TABLE).is_file():
         with naming(table):
             runs = [str(Path(directories[0]) / name) for name in _of_comparison(table)]

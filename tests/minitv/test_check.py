@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autograd import REGISTRY, DeviceError, Tensor, concat, shrink, use
+from autograd import REGISTRY, DeviceError, Tensor, concat, shrink, use, verify
 from autograd.draw import LAYOUTS, Draw
+from autograd.proof import smallest
 from autograd.stability import stability
 from minitv import check, cli, goldens, variants
 from minitv.config import Options
@@ -104,10 +105,15 @@ FAULTS = {
                               "y += 1e-7 * np.random.default_rng().random()\n    return (y, mean.copy()", "same bits twice"),
     "large keys that overflow": ("top = np.maximum(logsum, k[:, t])\n        a, b",
                                  "top = 0 * logsum\n        a, b", "T = "),
+    "a wrong gradient of one position": ("return gk, gv, gm, gl", "return gk, gv * (2 if v.shape[1] == 1 else 1), gm, gl",
+                                         "gradients"),
+    "a written input that is the same when it is written again": ("    y, old, before = (np", "    k[:] = np.round(k, 1)\n"
+                                                                  "    y, old, before = (np", "values"),
     "memory of an input": ("return (y, mean.copy()", "return (v if v.shape[1] == 1 and not (y - v).any() else y, v[:, -1]",
                            "values"),
 }
-FEW = ("a wrong value at one position", "a wrong gradient of the state", "large keys that overflow")
+FEW = ("a wrong value at one position", "a wrong gradient of the state", "large keys that overflow",
+       "a written input that is the same when it is written again")
 
 
 def options(**values) -> CheckOptions:
@@ -156,12 +162,16 @@ def test_a_wrong_kernel_of_a_user_is_found_and_made_small(fault, written, capsys
     out = capsys.readouterr().out
     found = [line for line in out.splitlines() if line.startswith("FAILS: my_module:my_mean, kernel cpu")]
     assert any(words in line for line in found), out
+    lines = [line.strip() for line in out.splitlines() if "import reproduce" in line]
+    assert len(lines) == len(found)
+    for line in lines:
+        assert "from my_module import my_mean" in line
+        with pytest.raises((AssertionError, ValueError)):  # when it is pasted; or a read-only array is written to
+            exec(line, {})
     if fault == "large keys that overflow":
+        assert "'kernel cpu', 1, 100.0, 0)" in lines[0]  # a sequence of one position
         return
-    line = next(line.strip() for line in out.splitlines() if line.startswith("  import numpy"))
-    assert "from my_module import my_mean" in line
-    with pytest.raises(AssertionError):  # when it is pasted
-        exec(line, {})
+    line = lines[0]
     arguments = []
     exec(line.replace("from autograd.shrink import reproduce; ", ""), {"reproduce": lambda *given: arguments.extend(given)})
     assert sum(x.size for x in arguments[3]) <= 24, line
@@ -184,8 +194,8 @@ def test_an_array_is_written_as_python_that_makes_it(shape, layout):
     x = Draw.seeded(0, np.float32, (layout,)).floats(*shape)
     y = eval(shrink._written(x), {"np": np})
     assert y.dtype == x.dtype and y.shape == x.shape and np.array_equal(x, y)
-    assert x.size > 64 or not x.size or (y.flags.c_contiguous, y.strides[-1:] < (0,)) == (x.flags.c_contiguous,
-                                                                                          x.strides[-1:] < (0,))
+    assert not x.size or (y.flags.c_contiguous, y.strides[-1:] < (0,)) == (x.flags.c_contiguous, x.strides[-1:] < (0,))
+    assert not x.size or y.flags.writeable == x.flags.writeable
     for special in (np.array([np.nan, np.inf, -np.inf]), np.full((2, 2), -np.inf), np.array([True, False]), np.arange(3)):
         z = eval(shrink._written(special), {"np": np})
         assert np.array_equal(z, special, equal_nan=special.dtype.kind == "f") and z.dtype == special.dtype
@@ -356,6 +366,14 @@ def test_every_variant_has_laws_of_its_kind():
     (["retention", "--forms", "parallell"], "--forms: nothing that is checked has a form or a kernel 'parallell', allowed: "
                                             "chunkwise, cpu, cpu step, cuda, parallel, recurrent"),
     (["retention", "--scale", "1,x"], "--scale: '1,x', allowed: numbers above 0 with commas between them, as in 1,10,100"),
+    (["retention", "--forms", ","], "--forms: ',' names none, allowed: names with commas between them"),
+    (["retention", "--shape", " "], "--shape: ' ' has no size, as \"B=2 T=1000 H=4\" has"),
+    (["retention", "--shape", "T=\u0661"], "is no size, allowed"),
+    ([":x"], "':x' is no name of an operator, allowed: MODULE:NAME"),
+    (["my_module.py:x y"], "'my_module.py:x y' is no name of an operator"),
+    (["..:x"], "'..:x' is no name of an operator"),
+    (["exp", "--json", "no/folder/f.json"], "--json no/folder/f.json: there is no folder no/folder"),
+    (["exp", "--json", "."], "--json .: this is a folder, allowed: a file"),
     (["retention", "--dtype", "float16"], "--dtype: 'float16' is unknown, allowed: float32, float64"),
     (["retention", "--device", "gpu"], "--device: 'gpu' is unknown, allowed: cpu, cuda"),
 ])
@@ -393,6 +411,14 @@ def test_inputs_that_cannot_be_drawn_are_a_failure_and_no_traceback(written, cap
     assert "declaration: KeyError: 'no inputs'" in out and "Traceback" not in out + err
 
 
+def test_a_definition_alone_is_no_proof(written, tmp_path, capsys):
+    name = written(name="alone")
+    (tmp_path / "alone.py").write_text("from autograd import op\n\n\n@op('x[T] -> y[T]')\ndef my_mean(x):\n    'x.'\n"
+                                       "    return x.copy()\n", "utf-8")
+    assert cli.main(["check", name, "--processes", "1"]) == 1
+    assert "FAILS: alone:my_mean, declaration: my_mean has no form, and there is nothing" in capsys.readouterr().out
+
+
 def test_a_shape_of_ones_choice_and_a_file_for_machines(written, tmp_path, capsys):
     argv = ["check", written(), "--shape", "B=3 T=40 C=5", "--forms", "cpu", "--draws", "2", "--scale", "1"]
     assert cli.main([*argv, "--json", "found.json", "--seed", "3", "--dtype", "float64"]) == 0
@@ -405,8 +431,6 @@ def test_a_shape_of_ones_choice_and_a_file_for_machines(written, tmp_path, capsy
     assert rows["kernel cpu", "values"]["error"] < 1e-12  # in float64
     assert {route for route, _ in rows} == {"kernel cpu"}
     assert set(result["curves"][0]["points"]) == {"16", "64"}
-    assert cli.main([*argv, "--json", "no/folder/found.json"]) == 1
-    assert "--json no/folder/found.json: No such file" in capsys.readouterr().err
 
 
 def test_sizes_are_those_that_were_asked_for():
@@ -422,6 +446,38 @@ def test_sizes_are_those_that_were_asked_for():
                     if x is not None and letter in a.dims]
             assert set(axes) <= {6}, (op.name, letter, axes)
     assert check.of_operator(attention, {"T": 7, "K": 3}) == {"T": 7, "S": 7, "K": 3, "V": 3}
+
+
+def test_sizes_of_one_are_tried_whatever_is_drawn(written):
+    """Ten random lengths need not have 1 among them."""
+    check.operator(written(*FAULTS["a wrong gradient of one position"][:2]))
+    report = verify("my_mean", 1, along=lambda route: route == "kernel cpu")
+    assert any(" T=1: " in row.failure for row in report.rows), report
+    assert {"T": 1} in smallest(REGISTRY["my_mean"]) and {"T": 0} not in smallest(REGISTRY["my_mean"])
+
+
+def test_numbers_that_float32_does_not_have_are_no_error(written):
+    """Where the definition is beyond the largest float32, infinity is the right answer."""
+    more = """
+
+@op("x[T] -> y[T]")
+def tripled(x):
+    "3^T x."
+    return x * 3.0 ** len(x)
+
+
+@tripled.form
+def composed(x):
+    for _ in range(x.shape[0]):
+        x = x * 3.0
+    return x
+"""
+    name = written("\n\n@my_mean.form", f"{more}\n\n@my_mean.form").replace("my_mean", "tripled")
+    try:
+        curves = stability(check.operator(name), (16, 256), (1,))
+        assert [list(curve.points) for curve in curves] == [[16]] and curves[0].ok
+    finally:
+        REGISTRY.pop("tripled", None)
 
 
 def test_an_error_that_grows_shows_in_the_curve(monkeypatch):

@@ -278,18 +278,25 @@ def test_wrong_input_is_one_sentence(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("minitv.explore.library", lambda: "")
     (tmp_path / "new.txt").write_text("Ωmega and more\n" * 3)
     (tmp_path / "one.txt").write_text("<")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfa\x00")
     (tmp_path / "compare.json").write_text("{}")
     run = str(runs / "rwkv")
     for arguments, words in [
-        ([], "missing: DIR"), ([str(tmp_path / "none")], "none"), ([run, run], "named twice"),
+        ([], "missing: DIR"), ([str(tmp_path / "none")], "none: there is no such folder, allowed: "),
+        ([str(tmp_path / "one.txt")], "one.txt: this is no folder, allowed: "), ([""], "there is no such folder"),
+        ([run, run], "named twice"),
         ([run, "--tokens", "1"], "--tokens"),
-        ([run, "--text", str(tmp_path / "new.txt")], "U+03A9"), ([run, "--text", str(tmp_path / "one.txt")], "at least two"),
+        ([run, "--text", str(tmp_path / "new.txt")], "U+03A9"),
+        ([run, "--text", str(tmp_path / "new.txt")], "--text: "), ([run, "--text", str(tmp_path / "no.txt")], "--text "),
+        ([run, "--text", str(tmp_path / "bytes")], "give another encoding with --encoding"),
+        ([run, "--text", str(tmp_path / "one.txt")], "at least two"),
         ([run, "--text", str(tmp_path / "no.txt")], "no.txt"), ([run, "--out", str(tmp_path)], ".html"),
         ([run, "--out", str(tmp_path / "no" / "x.html")], "no folder"), ([str(tmp_path)], "compare writes"),
     ]:
         assert main(["explore", *arguments]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("minitv: error: ") and words in error, error
+        assert "--data" not in error and "--tokenizer" not in error, error  # this command has neither
     text = (runs / "my.txt").read_text()
     (runs / "my.txt").unlink()
     try:
