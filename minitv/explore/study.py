@@ -323,8 +323,8 @@ def facts_of(run: Trained, directory: str, example: Example, result: dict[str, A
         bits = f"{text['mean']:.3f} bits for each of {text['asked']} tokens"
         rows.append(("example", f"{bits}; {example.about}"))
     if influence := result.get("influence"):
-        rows.append(("receptive field", f"tokens up to {influence['far']} position{'s' * (influence['far'] != 1)} away move the "
-                                        f"prediction at position {influence['last']} by more than 1 %"))
+        rows.append(("receptive field", f"tokens up to {influence['far']} position{'s' * (influence['far'] != 1)} away move "
+                                        f"the prediction at position {influence['last']} by more than 1 %"))
     if state := result.get("state"):
         rows.append(("state", f"{count(state['bytes'][0])} bytes after {state['tokens'][0]} token, "
                               f"{count(state['bytes'][-1])} bytes after {state['tokens'][-1]}"))
