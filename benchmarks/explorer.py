@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from tests.minitv import browser as chromium
 
 PICTURE = ROOT / "examples" / "explorer.png"
-WIDTH, HEIGHT = 1100, 1260  # of the part of the page that is shown, in its pixels
+WIDTH, HEIGHT = 1100, 1306  # of the part of the page that is shown, in its pixels
 LARGEST = 200_000  # bytes
 TOKEN = 40  # the token that is pointed at
 

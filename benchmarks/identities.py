@@ -27,7 +27,7 @@ class Node:
 
     def __init__(self, name: str, edges: list, boxes: set[str]):
         self.name, self.edges = name, edges
-        texts = [f"if {edge.when}" if edge.special in boxes else f"{edge.special} if {edge.when}" for edge in edges]
+        texts = [f"if {edge.when}" if edge.special in boxes else f"becomes {edge.special} if {edge.when}" for edge in edges]
         self.lines = [textwrap.wrap(text, LETTERS, break_on_hyphens=False) for text in texts]
         self.column, self.top = 0, 0.0
 

@@ -19,7 +19,11 @@ FINDS = {  # what the text of a notebook says, in its own names
         and n["curves"]["base 10000"][511] < 0.3),
     "06_linear_attention": lambda n: (
         abs(n["slopes"]["positive"] + 0.5) < 0.1 and n["by_angle"]["cosines and sines"][2] > 2 * n["by_angle"]["positive"][2]
-        and n["rows"]["means of neighbours"][-1] < 0.15),
+        and n["rows"]["means of neighbours"][-1] < 0.15 and n["rows"]["singular vectors"][4] < 0.06
+        and all(a > b > c for a, b, c in zip(*(n["rows"][name] for name in ("one of neighbours", "means of neighbours",
+                                                                            "singular vectors")), strict=True))
+        and n["costs"]["attention"][1] == n["costs"]["Performer, N = 256"][1] == 2 * n["costs"]["Linformer, M = 128"][1]
+        and n["costs"]["attention"][-1] > 60 * n["costs"]["Performer, N = 256"][-1]),
     "07_sparse_attention": lambda n: (
         n["found"][1][1] > 4 * n["found"][1][0] and n["found"][8][1] > 0.9 and max(n["reach"]["LongNet"]) == 2
         and max(n["costs"]["LongNet"]) < 64),

@@ -37,6 +37,7 @@
     const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
     return new Float32Array(bytes.buffer);
   };
+  const start = (axis) => ("HCDKV".includes(axis) ? 1 : 0); // heads and channels are counted from 1, positions from 0
   const matrix = (values, rows, columns, first = 0) =>
     Array.from({ length: rows }, (_, t) => values.subarray(first + t * columns, first + (t + 1) * columns));
 
@@ -48,7 +49,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 48, r: 12, t: 8, b: 40 },
       font: { color: css("--ink"), size: 12, family: "system-ui, sans-serif" }, colorway: colours(),
       hoverlabel: { bgcolor: css("--card"), font: { color: css("--ink") }, bordercolor: css("--line") },
-      legend: { orientation: "h", y: -0.22, font: { size: 11 } }, dragmode: fine ? "zoom" : false, ...layout,
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, entrywidth: 0, font: { size: 11 } }, dragmode: fine ? "zoom" : false, ...layout,
       xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis), shapes: layout.shapes ? layout.shapes() : [],
       annotations: layout.annotations ? layout.annotations() : [],
     }, { responsive: true, displaylogo: false, displayModeBar: false });
@@ -61,18 +62,18 @@
     return [n >> 16, (n >> 8) & 255, n & 255];
   };
   const root = (x) => Math.sign(x) * Math.sqrt(Math.abs(x));
-  const heat = (box, values, rows, columns, { words, negative, scaled = true, unit = "weight", sides = ["t", "s"], titles = ["position that reads", "position that is read"], mark, first = 0 }) => {
+  const heat = (box, values, rows, columns, { words, negative, scaled = true, unit = "weight", sides = ["t", "s"], titles = ["position that reads", "position that is read"], starts = [0, 0], mark, first = 0 }) => {
     const z = matrix(values, rows, columns, first);
     const text = z.map((row, t) => Array.from(row, (x, s) =>
-      `${sides[0]} = ${t}${words.rows ? " " + esc(seen(words.rows[t])) : ""}, ` +
-      `${sides[1]} = ${s}${words.columns ? " " + esc(seen(words.columns[s])) : ""}<br>${unit} ${short(x)}`));
+      `${sides[0]} = ${t + starts[0]}${words.rows ? " " + esc(seen(words.rows[t])) : ""}, ` +
+      `${sides[1]} = ${s + starts[1]}${words.columns ? " " + esc(seen(words.columns[s])) : ""}<br>${unit} ${short(x)}`));
     const top = z.reduce((most, row) => row.reduce((a, x) => Math.max(a, Math.abs(x)), most), 0) || 1;
     const look = scaled ? root : (x) => x;
     const few = (n) => n <= 24;
     const axis = (title, list, n) => ({ title, showgrid: false, zeroline: false, constrain: "domain",
-      ...(list && few(n) ? { tickvals: [...Array(n).keys()], ticktext: list.slice(0, n).map((w) => esc(seen(w))), tickangle: 0 } : {}) });
+      ...(list && few(n) ? { tickvals: [...Array(n).keys()], ticktext: list.slice(0, n).map((w) => esc(seen(w))), tickangle: 0 } : n <= 12 ? { dtick: 1 } : {}) });
     return draw(box, () => [{
-      type: "heatmap", z: z.map((row) => Array.from(row, look)), text, hovertemplate: "%{text}<extra></extra>", showscale: false,
+      type: "heatmap", x0: starts[1], y0: starts[0], z: z.map((row) => Array.from(row, look)), text, hovertemplate: "%{text}<extra></extra>", showscale: false,
       zmin: negative ? -look(top) : 0, zmax: look(top),
       colorscale: negative ? [[0, css("--less")], [0.5, css("--zero")], [1, css("--more")]] : [[0, css("--zero")], [1, css("--more")]],
     }], {
@@ -81,7 +82,7 @@
         ...(rows === columns ? { scaleanchor: "x" } : {}) },
       margin: { l: 44, r: 6, t: 6, b: 40 },
       shapes: () => (mark === undefined ? [] : [{ type: "rect", x0: -0.5, x1: columns - 0.5, y0: mark - 0.5, y1: mark + 0.5,
-        line: { color: css("--focus"), width: 1.5 } }]),
+        line: { color: css("--mark"), width: 1.5 } }]),
     });
   };
   const lines = (box, series, x, y, layout = {}) => draw(box, () => series.map((one, i) => ({
@@ -115,13 +116,14 @@
       yaxis: { title: esc(metric), range: [low - pad, high + pad] }, margin: { l: 52, r: 12, t: 8, b: 44 },
       shapes: () => bases.map(([, value]) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value,
         line: { color: css("--soft"), width: 1, dash: "dot" } })),
-      annotations: () => bases.filter(() => wide).map(([name, value], i) => ({ xref: "paper", x: 1 - 0.19 * (i % 5), xanchor: "right", y: value, yanchor: "bottom",
-        showarrow: false, text: esc(name), font: { size: 10, color: css("--soft") } })),
+      annotations: () => bases.filter(() => wide).map(([name, value], i) => ({ xref: "paper", x: 1 - 0.19 * (i % 5), xanchor: "right", y: value, yanchor: "middle",
+        showarrow: false, text: esc(name), font: { size: 11, color: css("--soft") }, bgcolor: css("--card") })),
     });
     const data = [...new Set(same.map((run) => run.curve.data).filter(Boolean))];
-    panel.querySelector(".note").textContent = `${metric}; ${rising ? "higher" : "lower"} is better. ` +
-      (bases.length ? `Dotted: what methods reach that do not learn${wide ? "" : `: ${bases.map(([name, value]) => `${name} ${short(value)}`).join(", ")}`}. ` : "") +
-      (data.length > 1 ? "The runs have different data, so their heights do not compare: " : "") + data.join("; ") +
+    panel.querySelector(".note").textContent = `Each line shows the ${metric}; ${rising ? "higher" : "lower"} is better. ` +
+      (bases.length ? `Dotted lines are baselines, what counting or guessing reaches without a network${wide ? "" : `: ${bases.map(([name, value]) => `${name} ${short(value)}`).join(", ")}`}. ` : "") +
+      (data.length > 1 ? "The runs have different data, so their heights do not compare: " : data.length ? "The data: " : "") +
+      data.join("; ") + (data.length ? "." : "") +
       (same.length < having.length ? ` Not drawn, because they are measured otherwise: ${having.filter((run) => !same.includes(run)).map((run) => run.name).join(", ")}.` : "");
     later(panel.querySelector("details"), () => table(["", metric], [...rows, ...bases], "Last values and baselines"));
   };
@@ -174,10 +176,13 @@
       this.state();
       this.readings();
       this.of("sample").hidden = !run.sample;
-      this.of("sample").querySelector("pre").textContent = run.sample || "";
+      const sample = this.of("sample").querySelector("pre");
+      sample.textContent = run.sample || "";
+      sample.className = (run.sample || "").split("\n").every((line) => line.length <= 80) ? "lines" : ""; // pictures do not wrap
       this.of("missing").hidden = !run.missing.length;
       this.of("missing").querySelector("ul").replaceChildren(...run.missing.map((text) => make("li", text)));
       for (const details of this.box.querySelectorAll("details[open]")) details.open = false;
+      if (run.text) this.go(run.text.items.findLastIndex((item) => item.row === 0 && item.bits !== undefined), true);
     }
 
     label(one) {
@@ -234,8 +239,10 @@
         return i && item.row !== text.items[i - 1].row ? [make("hr", undefined, { "aria-hidden": "true" }), span] : [span];
       }));
       panel.querySelector(".note").textContent = (text.mean === null ? "" :
-        `The redder, the more bits a token cost: none to 8. ${text.asked} tokens cost ${short(text.mean)} bits each on average. `) + `Shown: ${text.about}.`;
-      panel.querySelector(".said").replaceChildren(make("p", "…"));
+        "The redder a token, the more it surprised the model. A token that was given the probability p costs log2(1/p) bits: " +
+        `1 bit for 1/2, 2 bits for 1/4, 8 bits for 1/256. ${text.asked} tokens cost ${short(text.mean)} bits each on average. `) +
+        `Shown: ${text.about}.` + (text.items.some(({ word, bits }) => bits !== undefined && /\s/.test(word)) ? " ␣ is a space, ⏎ a new line." : "");
+      panel.querySelector(".said").replaceChildren();
     }
 
     say(item) {
@@ -278,12 +285,16 @@
       this.head.value = String(this.matrix);
       const sums = one.sums[0] === one.sums[1] || one.sums[1] - one.sums[0] < 1e-6 ? `Each row adds up to ${short(one.sums[1])}.` :
         `Rows add up to ${short(one.sums[0])} … ${short(one.sums[1])}.`;
-      panel.querySelector(".law").textContent = `${one.about} M times the values of this example is the output; the largest error is ` +
-        `${one.error.toExponential(0)} of it. ${sums}` + (one.blocks > 1 ? ` ${one.blocks} sequences stand side by side.` : "") +
+      panel.querySelector(".law").textContent = `The operator: ${one.about} M times the values of this example gives its output, with an ` +
+        `error of ${one.error.toExponential(0)} at most. ${sums}` +
+        (one.blocks > 1 ? ` The ${one.blocks} blocks are sequences that do not read each other.` : "") +
         (rows < one.rows || columns < one.columns ? ` The first ${rows} of ${one.rows} rows and ${columns} of ${one.columns} columns are shown.` : "");
       this.row.max = String(rows - 1);
-      panel.querySelector(".pick .hint").textContent = (one.negative ? "Blue is added, orange is subtracted. " : "The darker, the more. ")
-        .replace("darker", dark.matches ? "lighter" : "darker") + "Press a row to read its numbers.";
+      const strong = dark.matches ? "bright" : "dark";
+      panel.querySelector(".pick .hint").textContent = (one.negative ?
+        `Blue is added, orange is subtracted; the stronger the colour, the more. ` : `The ${strong}er a cell, the more is taken. `) +
+        `A row of many pale cells takes a little from many positions, and a column of ${strong} cells is read by many. ` +
+        "Press a row to read its numbers.";
       for (const button of panel.querySelectorAll(".glance button"))
         button.setAttribute("aria-pressed", String(button.dataset.call === String(call) && button.dataset.head === String(this.matrix)));
       this.mark(this.marked === undefined ? rows - 1 : this.marked);
@@ -302,12 +313,12 @@
         box.on("plotly_click", (event) => this.mark(event.points[0].y));
       }
       this.row.value = String(this.marked);
-      const word = (list, i) => (list ? ` ${seen(list[i])}` : "");
-      this.of("mixing").querySelector("output").textContent = `${this.marked}${word(words.rows, this.marked)}`;
+      const quoted = (list, i) => (list ? ` “${seen(list[i])}”` : "");
+      this.of("mixing").querySelector("output").textContent = `${this.marked}${quoted(words.rows, this.marked)}`;
       const start = (this.matrix * rows + this.marked) * columns, weights = Array.from(this.values(one).subarray(start, start + columns));
       const order = weights.map((w, s) => [w, s]).filter(([w]) => w).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0])).slice(0, 5);
-      this.of("mixing").querySelector(".rowtable").replaceChildren(order.length ? table(["takes most from position", "weight"],
-        order.map(([w, s]) => [`${s}${word(words.columns, s)}`, w]), "The largest weights of the row") : make("p", "This row is empty."));
+      this.of("mixing").querySelector(".rowtable").replaceChildren(order.length ? table(["largest weights at", "weight"],
+        order.map(([w, s]) => [`s = ${s}${quoted(words.columns, s)}`, w]), "The largest weights of the row") : make("p", "This row is empty."));
     }
 
     glance() {
@@ -328,6 +339,9 @@
         group.append(make("p", this.label(one)), row);
         return group;
       }));
+      box.previousElementSibling.textContent = "Press one to enlarge it. The numbers count layers." +
+        (this.run.mixings.some((one) => one.title.endsWith(" alone")) ? " “Alone” is one operator without those around it, such as gates." : "") +
+        (box.scrollHeight > box.clientHeight + 2 ? " Scroll for more." : "");
     }
 
     paint(canvas, one, head) {
@@ -350,9 +364,11 @@
       const one = this.now, panel = this.of("distance"), [far, spectrum, read] = panel.querySelectorAll(".plot"), d = one.distances;
       const each = (list, x, legend) => list.map((y, i) => ({ name: one.names[i], x, y, legend }));
       far.hidden = spectrum.hidden = !d;
-      const ways = d && d.toeplitz ? "Weights depend on distances alone: this is a filter, in time and in frequency." :
-        "The mean of |M| at each distance t - s, and the same in frequency.";
-      panel.querySelector(".note").textContent = (d ? ways + " " : "") + "Below: how much each position is read, by those that may read it.";
+      const ways = d && d.toeplitz ? "The weights depend on the distance t - s alone, so this is a filter. First it is drawn over distances" :
+        "First the mean of |M| is drawn at each distance t - s";
+      panel.querySelector(".note").textContent = (d ? `${ways}, then as a spectrum: the gain is large at frequency 0 where neighbours ` +
+        "are averaged, and at 0.5 where they are subtracted. The last plot says" : "The plot says") +
+        " how much each position is read, on average over the positions that may read it.";
       if (d) {
         lines(far, each(d.weights, d.lags), "distance t - s", "weight");
         lines(spectrum, each(d.gains, d.frequencies, false), "frequency, cycles for each position", "gain");
@@ -363,17 +379,23 @@
     inputs() {
       const one = this.now, panel = this.of("inputs"), drawn = panel.querySelector(".drawn");
       panel.hidden = !one.inputs.length;
-      panel.querySelector(".note").textContent = one.signature;
+      panel.querySelector(".note").textContent = `${one.signature}. Letters in brackets are axes; T and S are positions. ` +
+        "Drawn is what is the same for every sequence" + (one.inputs.some((input) => input.matrix) ? "; blue is above 0, orange below." : ".");
       for (const old of drawn.querySelectorAll(".plot")) redraw.splice(redraw.indexOf(old), redraw.includes(old) ? 1 : 0);
       drawn.replaceChildren();
       for (const input of one.inputs) {
         const box = make("div", undefined, { class: "plot", role: "img", "aria-label": input.name });
         drawn.append(make("h4", `${input.name}[${input.axes.join(" ")}]`), box);
         if (input.values) {
-          const x = input.values.map((_, i) => i + 1);
+          const x = input.values.map((_, i) => i + start(input.axes[0]));
           draw(box, () => [{ type: input.values.length > 32 ? "scatter" : "bar", mode: "markers", x, y: input.values, marker: { color: colours()[0] },
             hovertemplate: "%{x}: %{y:.6g}<extra></extra>" }], { xaxis: { title: input.axes[0], ...(x.length <= 16 ? { dtick: 1 } : {}) }, yaxis: {} });
-          if (input.values.length <= 16) drawn.append(table([input.axes[0], input.name], x.map((i) => [String(i), input.values[i - 1]]), input.name));
+          if (input.values.length <= 16) {
+            const details = make("details"), scroll = make("div", undefined, { class: "scroll" });
+            details.append(make("summary", "As a table"), scroll);
+            later(details, () => table([input.axes[0], input.name], x.map((i, at) => [String(i), input.values[at]]), input.name));
+            drawn.append(details);
+          }
         } else if (input.integers) {
           const map = input.integers[Math.min(this.matrix, input.integers.length - 1)];
           draw(box, () => [{ type: "heatmap", z: map, showscale: false, hovertemplate: `${esc(input.axes[1])} %{x}, ${esc(input.axes[0])} %{y}: %{z}<extra></extra>`,
@@ -381,7 +403,8 @@
             { xaxis: { title: input.axes[1], showgrid: false }, yaxis: { title: input.axes[0], dtick: 1, autorange: "reversed", showgrid: false } });
         } else {
           const values = floats(input.matrix);
-          heat(box, values, ...input.shape, { words: {}, negative: values.some((x) => x < 0), scaled: false, unit: input.name, sides: input.axes });
+          heat(box, values, ...input.shape, { words: {}, negative: values.some((x) => x < 0), scaled: false, unit: input.name, sides: input.axes,
+            starts: input.axes.map(start) });
           Plotly.relayout(box, { "xaxis.title.text": input.axes[1], "yaxis.title.text": input.axes[0], "yaxis.scaleanchor": null });
         }
       }
@@ -391,9 +414,9 @@
       const panel = this.of("influence"), { influence } = this.run;
       panel.hidden = !influence;
       if (!influence) return;
-      panel.querySelector(".note").textContent = "Token s is replaced by another one: the share of probability that this moves in the " +
-        `prediction at position t. That at position ${influence.last} changes by more than 1 % with tokens as far away as ` +
-        `${influence.far} position${influence.far === 1 ? "" : "s"}.`;
+      panel.querySelector(".note").textContent = "Each token s is replaced by another one. The colour says how much probability this moves in " +
+        `the prediction at position t. The prediction at position ${influence.last} moves by more than 1 % for tokens up to ` +
+        `${influence.far} position${influence.far === 1 ? "" : "s"} away.`;
       const words = this.run.words[String(influence.rows)];
       heat(panel.querySelector(".plot"), floats(influence.matrix), influence.rows, influence.columns,
         { words: { rows: words, columns: words }, negative: false, unit: "change", titles: ["prediction after", "token that is changed"] });
@@ -423,7 +446,13 @@
   dark.addEventListener("change", () => {
     for (const box of redraw) box.redraw();
     for (const canvas of document.querySelectorAll(".glance canvas")) canvas.paint();
-    for (const side of sides) if (side.run.text) side.fill();
+    for (const side of sides) {
+      const { at, marked } = side;
+      if (side.run.text) side.fill();
+      if (at !== undefined) side.go(at, true);
+      side.marked = marked;
+      if (side.run.mixings.length) side.mixing(+side.call.value, side.matrix);
+    }
   });
   document.documentElement.dataset.ready = "yes";
 })();

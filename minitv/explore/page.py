@@ -40,7 +40,8 @@ def page(studies: Sequence[Mapping[str, Any]], script: str, tokens: int) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">',
         '<link rel="icon" href="data:,">', f"<title>{html.escape(title)}</title>",
         f"<style>\n{here.joinpath('page.css').read_text('utf-8')}</style></head><body>",
-        f'<header><h1>{html.escape(title)}</h1><p>{html.escape(", ".join(names))}</p></header><main>',
+        f'<header><h1>{html.escape(title)}</h1>'
+        f'<p>Run{"s" * (len(names) > 1)}: {html.escape(", ".join(names))}</p></header><main>',
         '<section aria-labelledby="curves-title" id="curves"><h2 id="curves-title">Learning curves</h2>'
         '<div class="plot tall" role="img" aria-label="Learning curves beside their baselines"></div>'
         '<p class="note"></p><details><summary>As a table</summary><div class="scroll"></div></details></section>',
@@ -75,11 +76,12 @@ def _side(side: str, names: Sequence[str]) -> str:
               f'<div class="text" id="tokens-{side}" role="listbox" tabindex="0" aria-labelledby="text-title-{side}"></div>'
               '<p class="hint">Point at a token, or move with the arrow keys.</p><div class="said" role="status"></div>'
               '<details><summary>As a table</summary><div class="scroll"></div></details>'),
-        panel("mixing", "What each position takes from which",
-              '<p class="note">M[t, s] says how much of the values at position s is in the output at position t.</p>'
+        panel("mixing", "What each position takes from the others",
+              '<p class="note">The matrix M says where the output of a layer comes from: M[t, s] is the weight of the values '
+              'at position s in the output at position t. Row t is what position t takes; column s is what is taken from s.</p>'
               '<p class="note law"></p>'
               '<p class="controls">' + select("call", "Layer") + select("head", "Matrix")
-              + select("scale", "Colours", root="by the square root", plain="by the weight") + "</p>"
+              + select("scale", "Colours", root="show small weights", plain="in proportion") + "</p>"
               + '<div class="pick">'
               + plot("Matrix of weights: a row for each position, a column for each position it takes from", "square")
               + '<p class="hint"></p>'

@@ -100,7 +100,7 @@ def example_of(run: Trained, directory: str, options: ExploreOptions) -> Example
                         "--text FILE") from None
     rows = max(1, TEXT // max(held_out.inputs.shape[1], 1)) if asks_tokens(held_out) else 1
     about = getattr(task, "description", "") or (task.corpus.description if hasattr(task, "corpus") else "")
-    return Example(held_out.part(slice(0, min(rows, 8))), task.word, f"what was held out of {about}", task)
+    return Example(held_out.part(slice(0, min(rows, 8))), task.word, f"held-out data ({about})", task)
 
 
 def asks_tokens(batch: Any) -> bool:
@@ -257,14 +257,14 @@ def _mixing(one: Mixing, tokens: int) -> dict[str, Any]:
     else:
         chosen = np.unique(np.linspace(0, every - 1, CHANNELS).round().astype(int))
         picked = np.concatenate([np.abs(values).mean(axis=0)[None], values[chosen]])
-        names = [f"mean of |M| over {every} matrices", *(matrices.name(i) for i in chosen)]
+        names = [f"mean of |M|, all {every}", *(matrices.name(i) for i in chosen)]
     rows, columns = picked.shape[1:]
     cut = picked[:, :tokens, :tokens]
     sums = picked.sum(axis=2)
     return {
         "place": one.place, "title": one.title, "whole": one.whole, "names": names, "rows": rows, "columns": columns,
         "shape": list(cut.shape[1:]), "values": _encode(cut), "error": matrices.error, "blocks": matrices.blocks,
-        "signature": f"{op.name}: {op.signature}", "about": (op.__doc__ or "").strip().split("\n")[0],
+        "signature": f"{op.name}: {op.signature}", "about": (op.__doc__ or "").strip().split("\n")[0].replace("``", ""),
         "seen": int((picked != 0).any(axis=0).sum()), "negative": bool((picked < 0).any()),
         "sums": [_round(float(sums.min())), _round(float(sums.max()))],
         "distances": _distances(picked) if rows == columns else None, "read": _read(picked), "inputs": _inputs(one, tokens)}
@@ -315,7 +315,7 @@ def facts_of(run: Trained, directory: str, example: Example, result: dict[str, A
     experiment, model = run.experiment, run.model
     size = sum(p.size for p in model.parameters())
     options = experiment.model
-    rows = [("variant", f"{experiment.variant.name}: {experiment.variant.summary}"), ("paper", experiment.variant.paper),
+    rows = [("variant", experiment.variant.summary), ("paper", experiment.variant.paper),
             ("run", f"{directory}, step {run.step}, task {experiment.task.name}"),
             ("size", f"{count(size)} parameters, {options.layers} layer{'s' * (options.layers != 1)}, width {options.width}, "
                      f"context {model.context}")]
@@ -323,8 +323,8 @@ def facts_of(run: Trained, directory: str, example: Example, result: dict[str, A
         bits = f"{text['mean']:.3f} bits for each of {text['asked']} tokens"
         rows.append(("example", f"{bits}; {example.about}"))
     if influence := result.get("influence"):
-        rows.append(("receptive field", f"the prediction at position {influence['last']} changes by more than 1 % with tokens "
-                                        f"as far away as {influence['far']} position{'s' * (influence['far'] != 1)}"))
+        rows.append(("receptive field", f"tokens up to {influence['far']} position{'s' * (influence['far'] != 1)} away move "
+                                        f"the prediction at position {influence['last']} by more than 1 %"))
     if state := result.get("state"):
         rows.append(("state", f"{count(state['bytes'][0])} bytes after {state['tokens'][0]} token, "
                               f"{count(state['bytes'][-1])} bytes after {state['tokens'][-1]}"))

@@ -159,6 +159,9 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
         labels = pixels.reshape(len(pixels), -1)[:, self.order].astype(np.int64)  # [N T]
         return Batch(np.concatenate([np.full((len(labels), 1), self.form["levels"]), labels[:, :-1]], axis=1), labels)
 
+    def word(self, token: int) -> str:
+        return "start" if token == self.form["levels"] else str(token)
+
     def batch(self, step: int) -> Batch:
         if self._images is None:
             return self.sequences(self.draw(self._random.split(step), self._count))

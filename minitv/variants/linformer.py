@@ -617,14 +617,14 @@ def _same_attention(case, draw, full: str, size: int, lengths: tuple[int, ...], 
             assert_close(mixer(x).numpy(), attention(x).numpy(), f"over {length} positions", terms=1000)
 
 
-@LINFORMER.becomes("encoder", "it projects to as many positions as there are, by the identity")
+@LINFORMER.becomes("encoder", "it projects to as many positions as there are, by an identity matrix")
 def _(case, draw):
     """Where k = T is needed: more rows are keys of zeros."""
     length = case.sizes["T"]
     _same_attention(case, draw, "encoder", length, (length,), projected_length=length)
 
 
-@LINFORMER_SEGMENT.becomes("transformer", "a segment has as many summaries as tokens, by the identity")
+@LINFORMER_SEGMENT.becomes("transformer", "a segment has as many summaries as tokens, by an identity matrix")
 def _(case, draw):
     """Also where the last segment is not complete."""
     length = case.sizes["T"]

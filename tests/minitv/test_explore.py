@@ -381,3 +381,40 @@ def test_the_page_in_a_browser(runs, browser, width, scheme):
     assert script("return document.getElementById('title-b').textContent").startswith("a<b>&amp;")
     no_complaints(browser)
     assert library() and Path(path).stat().st_size < LIMIT
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("width", [360, 1440])
+def test_a_page_without_a_text_hides_its_panel(browser, tmp_path, width):
+    """A model of speech reads no tokens: no empty panel stands there, and axes of heads are counted from 1."""
+    run = tmp_path / "run"
+    minitv.train("conformer", out=str(run), steps=1, eval_every=0, width=16, layers=1, batch=2)
+    path = tmp_path / "page.html"
+    assert main(["explore", str(run), "--out", str(path)]) == 0
+    show(browser, path, width, "light")
+    script = browser.execute_script
+    assert script("return document.getElementById('text-a').offsetHeight") == 0
+    assert script("return document.getElementById('mixing-a').offsetHeight") > 0
+    panel = "[...document.querySelectorAll('#inputs-a h4')].map((h) => [h.textContent, h.nextElementSibling.data[0].y0])"
+    assert script(f"return {panel}")[0] == ["u[H K]", 1]
+    no_complaints(browser)
+
+
+@pytest.mark.full
+def test_a_page_begins_with_a_token_and_keeps_the_row_when_colours_change(runs, browser):
+    path = runs / "one.html"
+    assert main(["explore", str(runs / "rwkv"), "--out", str(path)]) == 0
+    show(browser, path, 1440, "light")
+    script = browser.execute_script
+    items = study(str(runs / "rwkv"), ExploreOptions(), 64)["text"]["items"]
+    last = max(i for i, item in enumerate(items) if item["row"] == 0)
+    assert script("return document.querySelector('#tokens-a .on').id") == f"token-a-{last}"
+    assert f"{items[last]['bits']:.2f} bits" in script("return document.querySelector('#text-a .said').textContent")
+    script("const r = document.getElementById('row-a'); r.value = '3'; r.dispatchEvent(new Event('input'))")
+    assert "bright" not in script("return document.querySelector('.pick .hint').textContent")
+    prefer(browser, "dark")
+    time.sleep(0.3)
+    assert "bright" in script("return document.querySelector('.pick .hint').textContent")
+    assert script("return document.getElementById('row-a').value") == "3"
+    assert script("return document.querySelector('#tokens-a .on').id") == f"token-a-{last}"
+    no_complaints(browser)

@@ -75,6 +75,12 @@ def test_no_pixel_is_left_out_of_the_loss():
     assert sums[1] == 3 * 64 and abs(t.value(sums) - math.log2(17)) < 1e-12
 
 
+def test_the_sign_before_an_image_is_no_grey_level():
+    images = task(levels=4)
+    assert [images.word(token) for token in images.batch(0).inputs[0, :1].tolist()] == ["start"]
+    assert [images.word(level) for level in range(5)] == ["0", "1", "2", "3", "start"]
+
+
 def test_a_batch_follows_from_the_seed_and_the_step():
     one, same, other = task(seed=4), task(seed=4), task(seed=5)
     one.batch(0)
