@@ -9,7 +9,7 @@ import pytest
 
 from autograd import Random, Tensor, distance, no_grad, use
 from autograd.device import move
-from autograd.verify import DTYPES, PLACES, declared, dtypes, routes
+from autograd.verify import DTYPES, PLACES, declared, dtypes, forms, routes
 from minitv.goldens import Golden, calls, close, verify_call
 from minitv.nn import Module, Parameter, RMSNorm
 from minitv.optim import AdamW
@@ -151,7 +151,8 @@ def whole(op):
 
 
 @pytest.mark.parametrize(("call", "route", "dtype"), [
-    pytest.param(call, route, dtype, id=f"{call}-{route}-{dtype.__name__}".replace(" ", "_"), marks=marks(route, dtype))
+    pytest.param(call, route, dtype, id=f"{call}-{route}-{dtype.__name__}".replace(" ", "_"),
+                 marks=[*marks(route, dtype), *[pytest.mark.full] * (route in forms(operator_of(call))[1:])])
     for call in CALLS for route in whole(operator_of(call)) for dtype in dtypes(operator_of(call), route)])
 def test_every_route_of_an_operator_equals_pytorch(call, route, dtype):
     verify_call(operator_of(call), call, Golden(CALLS[call]).only(call), route, dtype)

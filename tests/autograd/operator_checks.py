@@ -88,7 +88,7 @@ class AwkwardDraw(Draw):
                          LAYOUTS)
         self.chosen, self._limit = tuple(sizes), limit
 
-    def size(self, low: int = 0, high: int = 4) -> int:
+    def size(self, low: int = 0, high: int = 4, letter: str = "") -> int:
         low = max(low, self._least)
         return self.integer(low, max(low, high)) if high <= 2 else self.choice([n for n in self.chosen if n >= low] or [low])
 

@@ -138,7 +138,7 @@ def test_kernels_repeat_themselves_bit_for_bit(op, route, data):
     check_repeatable(op, route, args, params, draw_cotangents(op, args, params, draw))
 
 
-@each("op, route", ((op, route) for op in OPERATORS for route in on_host(op)))
+@each("op, route", ((op, route) for op in OPERATORS for route in on_host(op)), group=lambda op, route: op)
 def test_underflow_is_no_error(op, route):
     """What is rounded to 0, in a call or in its gradients, does not raise where NumPy is told to."""
     for seed, power in itertools.product(range(6), (0.6, 1.05, -0.08)):  # products underflow; subnormal numbers; far apart

@@ -29,6 +29,8 @@ from autograd.verify import (
 from tests.autograd.operator_checks import each, tried
 from tests.conftest import operators
 
+pytestmark = pytest.mark.full
+
 OPERATORS = operators()
 DIFFERENTIABLE = [op for op in OPERATORS if op.differentiable]
 VISIBLE = 2e-4  # a planted error counts where it changes a result by this much, relative to the largest value

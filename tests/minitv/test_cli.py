@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import full
 from tests.minitv.models import configure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,7 +257,7 @@ def test_list(tmp_path):
     from minitv.errors import UserError
 
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    for name in variants.variants():
+    for name in variants.variants() if full() else ("transformer", "encoder", "conformer"):
         row = lines.index(f"{name} {variants.load(name).summary}")
         assert lines[row + 1] == variants.load(name).paper and lines[row + 2].startswith("tasks: ")
         listed = lines[row + 2].removeprefix("tasks: ").split(", ")
