@@ -47,6 +47,7 @@ def test_every_example_is_run():
     assert sorted(path.stem for path in paths) == sorted(EXAMPLES)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples(name, tmp_path):
     result = subprocess.run([sys.executable, ROOT / "examples" / f"{name}.py", *EXAMPLES[name]], cwd=tmp_path,

@@ -571,13 +571,17 @@ def fresh(monkeypatch):
         monkeypatch.setattr(module, "cache_directory", chosen_anew)
 
 
+@cache
 def kernel_sources():
     """The modules in which something is compiled."""
-    found = []
+    words, found = {"cpu_kernel", "inner", "inline", "vectorized", "overload", "intrinsic", "numba.njit"}, []
     for path in (*ROOT.glob("autograd/**/*.py"), *ROOT.glob("minitv/**/*.py")):
-        nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+        text = path.read_text("utf-8")
+        if not any(f"@{word}" in text for word in words):
+            continue
+        nodes = ast.walk(ast.parse(text))
         decorators = [ast.unparse(d).partition("(")[0] for n in nodes for d in getattr(n, "decorator_list", ())]
-        if {"cpu_kernel", "inner", "inline", "vectorized", "overload", "intrinsic", "numba.njit"} & set(decorators):
+        if words & set(decorators):
             found.append(path.relative_to(ROOT).as_posix())
     return sorted(found)
 
