@@ -102,7 +102,8 @@ FAULTS = {
                                        "(np.empty(v.shape, v.dtype) for _ in range(3))\n"
                                        "    v = v.ravel(order='K').reshape(v.shape)", "kernel cpu"),
     "other bits every time": ("return (y, mean.copy()",
-                              "y += 1e-7 * np.random.default_rng().random()\n    return (y, mean.copy()", "same bits twice"),
+                              "y += 1e-3 * next(globals().setdefault('CALLS', iter(range(10**9))))\n"
+                              "    return (y, mean.copy()", "same bits twice"),
     "large keys that overflow": ("top = np.maximum(logsum, k[:, t])\n        a, b",
                                  "top = 0 * logsum\n        a, b", "T = "),
     "a wrong gradient of one position": ("return gk, gv, gm, gl", "return gk, gv * (2 if v.shape[1] == 1 else 1), gm, gl",
