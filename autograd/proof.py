@@ -146,18 +146,24 @@ def verify(op: Op | str, draws: int = 20, seed: int = 0, *, sizes: Mapping[str, 
     return report
 
 
+def letters(op: Op) -> dict[str, int]:
+    """The letters of the signature whose sizes may be chosen, which some draws ask for, and the least size of each."""
+    found: dict[str, int] = {}
+    for seed in range(20):
+        draw = Draw.seeded(seed)
+        draw_inputs(op, draw)
+        found |= draw.letters
+    found.pop("", None)  # sizes without a letter
+    return found
+
+
 def smallest(op: Op) -> list[dict[str, int]]:
     """Sizes where an algorithm that is right elsewhere may be wrong, and which random draws may miss: each letter of the
     signature that can be chosen, alone, at its least size and one above it.
     """
     found = []
-    letters: dict[str, int] = {}
-    for seed in range(5):
-        draw = Draw.seeded(seed)
-        draw_inputs(op, draw)
-        letters |= draw.letters
-    for letter, least in letters.items():
-        for size in (least, least + 1) if letter else ():
+    for letter, least in letters(op).items():
+        for size in (least, least + 1):
             draw = Draw.seeded(0, sizes={letter: size})
             with suppress(AutogradError, ValueError, TypeError, IndexError, ArithmeticError), draw.filled():
                 args, params = draw_inputs(op, draw)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rounds import RESULTS, host
+from rounds import host, save
 
 
 def run(cache: str) -> dict:
@@ -32,10 +32,8 @@ def main() -> int:
     result = {key: warm[key] for key in ("ok", "summary")}
     result["seconds"] = {"cold": cold["seconds"], "warm": warm["seconds"]}
     result["units"] = {kind: sum(unit["kind"] == kind for unit in warm["results"]) for kind in ("operator", "variant")}
-    result |= {"identities": len(warm["identities"]), "threads": host()["cores"], "rounds": 1, "host": host()}
-    path = RESULTS / "check.json"
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(path)
+    result |= {"identities": len(warm["identities"]), "threads": host()["cores"], "rounds": 1}
+    save("check", result)
     return int(not (cold["ok"] and warm["ok"]))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import multiprocessing
 import os
 import re
@@ -37,16 +36,18 @@ from autograd.draw import Draw, draw_inputs
 from autograd.errors import AutogradError
 from autograd.laws import Law
 from autograd.metric import recorded
-from autograd.proof import AT_SHAPE, Row, lines
+from autograd.proof import AT_SHAPE, Row, letters, lines
 from autograd.stability import Curve, example, growing, stability, told
 from autograd.verify import DTYPES, IDENTITY, LAW, dtypes, parsed, routes, split
 
-from . import __version__, files, goldens, variants
+from . import __version__, goldens, variants
 from .errors import RunError, UserError, device_errors, naming, quoted
 from .identities import identities
 from .laws import OPTIONS, SIZES, Specimen, laws_of
+from .log import of_json
 from .options import CheckOptions
 from .report import count, duration
+from .results import write
 
 LENGTHS, FEW_LENGTHS = (16, 64, 256, 1024), (16, 128)  # of curves, and where everything is checked
 FOLLOWS = {"S": "T", "V": "K"}  # letters that are as large as another one, where both are in a signature
@@ -213,19 +214,9 @@ def scales(options: CheckOptions) -> tuple[float, ...]:
     return found
 
 
-def letters(op: Op) -> set[str]:
-    """The sizes of an operator that may be chosen, which some of its draws ask for."""
-    found: set[str] = set()
-    for seed in range(20):
-        draw = Draw.seeded(seed)
-        draw_inputs(op, draw)
-        found |= draw.letters.keys()
-    return found - {""}
-
-
 def of_operator(op: Op, sizes: Mapping[str, int]) -> dict[str, int]:
     """Those of the sizes that an operator has, and others that follow from them."""
-    known = letters(op) if sizes else set()
+    known = letters(op) if sizes else {}
     chosen = {letter: size for letter, size in sizes.items() if letter in known}
     return {**{letter: chosen[other] for letter, other in FOLLOWS.items() if letter in known and other in chosen}, **chosen}
 
@@ -559,19 +550,15 @@ def _summary_line(text: str, rest: str) -> list[str]:
 
 def write_json(path: str, results: Sequence[Result], options: CheckOptions, seconds: float) -> None:
     """Everything that was found, for machines."""
-    import platform
-    from importlib.metadata import version
-
     content = {
-        "minitv": __version__, "python": platform.python_version(), **{name: version(name) for name in ("numpy", "numba")},
-        "processor": platform.processor(), "date": time.strftime("%Y-%m-%d"), "options": asdict(options),
-        "seconds": round(seconds, 1), "ok": all(result.ok for result in results), "summary": summary(results),
+        "minitv": __version__, "options": asdict(options), "seconds": round(seconds, 1),
+        "ok": all(result.ok for result in results), "summary": summary(results),
         "identities": [asdict(edge) for edge in identities()],
         "results": [{**asdict(result), "ok": result.ok, "unit": result.unit.name, "kind": result.unit.kind}
                     for result in results],
     }
     with naming("--json"):
-        files.replace(Path(path), (json.dumps(content, indent=1) + "\n").encode())
+        write(Path(path), of_json(content))
 
 
 def report(names: Sequence[str], options: CheckOptions) -> int:

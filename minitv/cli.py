@@ -254,19 +254,25 @@ def _sample(argv: list[str]) -> int:
     return 0
 
 
+def _parsed(parser: Parser, kind: type, argv: list[str]) -> tuple[Any, dict[str, Any]]:
+    """A command's options, and everything that was given, by name."""
+    options = Options(kind)
+    parser.add_options(options)
+    given = parser.parse(argv)
+    values, _ = options.merge(("command line", {name: value for name, value in given.items() if name in options.settings}))
+    (config,) = options.build(values)
+    return config, given
+
+
 def _of_a_run(parser: Parser, kind: type, argv: list[str], *others: str) -> tuple[Any, ...]:
     """The folder that a command reads, and the command's options; between them what stands in ``others``, by name."""
     text = "the folder of a run, or of one of its checkpoints (DIR/best)"
     parser.add_argument("directory", metavar="DIR", help=text)
     for name in others:
         parser.add_argument(name, metavar="FILE", nargs="*", help="recordings, WAV or FLAC")
-    options = Options(kind)
-    parser.add_options(options)
-    arguments = parser.parse(argv)
-    directory, more = arguments.pop("directory"), [arguments.pop(name, None) for name in others]
-    values, _ = options.merge(("command line", arguments))
-    (config,) = options.build(values)
-    if "checkpoint" in arguments:
+    config, given = _parsed(parser, kind, argv)
+    directory, more = given["directory"], [given.get(name) for name in others]
+    if "checkpoint" in given:
         from .checkpoint import run_folder
 
         name = Path(directory).name
@@ -439,14 +445,10 @@ def _explore(argv: list[str]) -> int:
         "  minitv explore runs/compare",
     )
     parser.add_argument("directories", metavar="DIR", nargs="+", help="the folders of runs, or one of `minitv compare`")
-    options = Options(ExploreOptions)
-    parser.add_options(options)
-    arguments = parser.parse(argv)
-    directories = arguments.pop("directories")
-    (config,) = options.build(options.merge(("command line", arguments))[0])
+    config, given = _parsed(parser, ExploreOptions, argv)
     from .explore import explore
 
-    print(explore(directories, config))
+    print(explore(given["directories"], config))
     return 0
 
 
@@ -483,14 +485,10 @@ def _check(argv: list[str]) -> int:
         "  minitv check my_module:my_op --dtype float64\n  minitv check --all",
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="a variant, an operator, or MODULE:NAME")
-    options = Options(CheckOptions)
-    parser.add_options(options)
-    arguments = parser.parse(argv)
-    names = arguments.pop("names", None) or []
-    (config,) = options.build(options.merge(("command line", arguments))[0])
+    config, given = _parsed(parser, CheckOptions, argv)
     from .check import report
 
-    return report(names, config)
+    return report(given.get("names") or (), config)
 
 
 def _claims(argv: list[str]) -> int:
@@ -504,15 +502,12 @@ def _claims(argv: list[str]) -> int:
         epilog="examples:\n  minitv claims transformer 5 6\n  minitv claims --full --json claims.json",
     )
     parser.add_argument("words", metavar="NUMBER|SYSTEM", nargs="*", help="statements by number or by system (default: all)")
-    options = Options(ClaimsOptions)
-    parser.add_options(options)
-    arguments = parser.parse(argv)
-    words = arguments.pop("words", None)
-    (config,) = options.build(options.merge(("command line", arguments))[0])
+    config, given = _parsed(parser, ClaimsOptions, argv)
     from .review import examine, rows, summary
 
     records, start = [], time.perf_counter()
-    for claim, record in examine(chosen(words or ()), config.full, None if config.json is None else Path(config.json)):
+    statements, path = chosen(given.get("words") or ()), None if config.json is None else Path(config.json)
+    for claim, record in examine(statements, config.full, path):
         _heading(f"{claim.number}  {claim.system}: {record.get('verdict', 'failed')}")
         _columns(rows(claim, record))
         print(flush=True)

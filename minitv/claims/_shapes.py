@@ -1,4 +1,4 @@
-"""What several statements need: models of any size as shapes alone, products that are counted, and arrays that are compared."""
+"""What several statements need: models of any size as shapes alone, products that are counted, and losses that are compared."""
 
 from __future__ import annotations
 
@@ -40,12 +40,6 @@ def products(context: int, layers: int, width: int, heads: int) -> Products:
     blocks = outline("transformer", context=context, layers=layers, width=width, heads=heads).blocks
     return Products(weights(*(block.ffn for block in blocks)), weights(*(block.mixer for block in blocks)),
                     layers * width * (context + 1))
-
-
-def apart(one: Any, other: Any) -> float:
-    """The largest difference of two arrays, by the largest number in the second one."""
-    one, other = (np.asarray(x, np.float64) for x in (one, other))
-    return float(np.abs(one - other).max() / np.abs(other).max())
 
 
 def above(values: Any, others: Any) -> bool:

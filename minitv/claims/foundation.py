@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from autograd.metric import distance
+
 from ..ops import aft_simple, long_conv, wkv
 from . import CONDITIONS, RIGHT, WRONG, Finding, claim
-from ._shapes import apart
 from .measure import Measure
 
 
@@ -20,10 +21,10 @@ def foundation(measure: Measure) -> Finding:
     nothing = np.zeros(width)
     gate = 1 / (1 + np.exp(-q))
     aft = aft_simple(q, k, v)[0].numpy()
-    rwkv = apart(gate * wkv(k, v, nothing, nothing)[0].numpy(), aft)
+    rwkv = distance(gate * wkv(k, v, nothing, nothing)[0].numpy(), aft)
     ones, keys = np.ones((length, width)), np.exp(k)
     above, below = (long_conv(x, ones)[0].numpy() for x in (keys * v, keys))  # filters of ones, gated by keys
-    hyena, quotient = apart(gate * above, aft), apart(gate * above / below, aft)
+    hyena, quotient = distance(gate * above, aft), distance(gate * above / below, aft)
     text = (f"WKV with w = u = 0 and RWKV's gate differs by {rwkv:.0e} from AFT-simple; Hyena's gated convolution with a "
             f"filter of ones is AFT's sum without its divisor, and differs by {hyena:.1f} times the largest value, but a "
             f"quotient of two of them by {quotient:.0e}")

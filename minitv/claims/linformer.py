@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from autograd import Tensor
+from autograd.metric import distance
 
 from ..ops import attention, project
 from ..timing import inference
 from . import CONDITIONS, RIGHT, UNDECIDED, WRONG, Finding, claim
-from ._shapes import apart
 from .measure import Measure
 
 PAPER = "2006.04768"
@@ -34,9 +34,9 @@ def smaller(measure: Measure) -> Finding:
     table = _mixed(q, k, np.eye(length)[None, None], e, f).numpy()[0, 0]  # [T T]
     rank, zeros = int(np.linalg.matrix_rank(table, tol=1e-10 * np.abs(table).max())), int((table == 0).sum())
     scores = np.exp(q[0, 0] @ (e[0] @ k[0, 0]).T / np.sqrt(width))  # [T k]
-    one = apart(table, scores / scores.sum(axis=1, keepdims=True) @ f[0])
+    one = distance(table, scores / scores.sum(axis=1, keepdims=True) @ f[0])
     whole = np.eye(length)[None]
-    full = apart(_mixed(q, k, v, whole, whole).numpy(), attention(q, k, v, causal=False)[0].numpy())
+    full = distance(_mixed(q, k, v, whole, whole).numpy(), attention(q, k, v, causal=False)[0].numpy())
     text = (f"the map of {length} tokens through {slots} mixtures has rank {rank} and {zeros} zeros among {length**2} numbers, "
             f"and differs by {one:.0e} from one softmax over the mixtures; with identities as projections it differs by "
             f"{full:.0e} from full attention")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from autograd import Tensor, cross_entropy
+from autograd.metric import distance
 
 from ..ops import bucket_order, lsh_attention, lsh_buckets
 from ..timing import inference, training
 from . import CONDITIONS, RIGHT, UNDECIDED, WRONG, Finding, claim
-from ._shapes import apart
 from .measure import Measure
 
 PAPER = "2001.04451"
@@ -101,7 +101,7 @@ def chunks(measure: Measure) -> Finding:
         peaks["model"][count] = measure.memory(_step(model, ids))
         outputs.append(inference(network, Tensor(x))().numpy())
     saved = {what: 1 - each[16] / each[1] for what, each in peaks.items()}
-    difference = max(apart(y, outputs[0]) for y in outputs)
+    difference = max(distance(y, outputs[0]) for y in outputs)
     text = (f"a network took {peaks['network'][1] / 2**20:.2f} MiB in one chunk, {peaks['network'][4] / 2**20:.2f} in 4 and "
             f"{peaks['network'][16] / 2**20:.2f} in 16, {100 * saved['network']:.0f} % less, and a step of a model with 2 "
             f"layers {100 * saved['model']:.0f} % less; outputs changed by {difference:.0e} of the largest at most")

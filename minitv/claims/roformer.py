@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from autograd.metric import distance
+
 from ..ops import rope
 from ..ops.rope import rope_angles
 from . import RIGHT, WRONG, Finding, claim
-from ._shapes import apart
 from .measure import Measure
 
 
@@ -23,8 +24,8 @@ def relative(measure: Measure) -> Finding:
         return rope(x, angles=angles, start=start).numpy()[0, 0]
 
     products = turned(q, 0) @ turned(k, 0).T
-    moved = {by: apart(turned(q, by) @ turned(k, by).T, products) for by in (1, 10, 100, 1000, 10_000, 100_000)}
-    alone, vectors = apart(turned(q, 0) @ turned(k, 1).T, products), apart(turned(q, 1), turned(q, 0))
+    moved = {by: distance(turned(q, by) @ turned(k, by).T, products) for by in (1, 10, 100, 1000, 10_000, 100_000)}
+    alone, vectors = distance(turned(q, 0) @ turned(k, 1).T, products), distance(turned(q, 1), turned(q, 0))
     text = (f"products changed by {max(moved.values()):.0e} of the largest one when queries and keys both moved, by up to "
             f"{max(moved)} positions, and by {alone:.2f} when the keys alone moved by one; the vectors themselves changed by "
             f"{vectors:.2f}")

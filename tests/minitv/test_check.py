@@ -436,7 +436,7 @@ def test_a_shape_of_ones_choice_and_a_file_for_machines(written, tmp_path, capsy
 
 def test_sizes_are_those_that_were_asked_for():
     for op in REGISTRY.values():
-        known = check.letters(op)
+        known = set(check.letters(op))
         for letter in sorted(known - {"W", "R"}):  # of which not every number will do
             draw = Draw.seeded(1, sizes={letter: 6})
             with draw.filled():
