@@ -44,6 +44,7 @@ def main() -> int:
     save(name, {"benchmark": name, "threads": arguments.threads, "preset": arguments.preset, "rounds": 1, "options": more,
                 "data": (header.get("corpus") or {}).get("description", arguments.task), "metric": table["metric"],
                 "steps": first["steps"], "ngram_bpc": first["ngram_bpc"], "baselines": first["baselines"],
+                "accuracies": first["accuracies"],
                 "variants": table["variants"], "runs": table["runs"]})
     if (picture := Path(arguments.out) / PICTURE).exists():
         shutil.copy(picture, RESULTS / f"{name}.png")

@@ -129,18 +129,20 @@ def learned(name: str) -> str:
     """
     result, title = results(name), LEARNED[name]
     key, unit = result["metric"]["key"], result["metric"]["name"]
-    axes = [name for name in result["variants"][0]["swept"] if name != "lr"]
-    rows = []
+    axes, accuracies = [name for name in result["variants"][0]["swept"] if name != "lr"], result.get("accuracies") or {}
+    told, rows = ["accuracy"] * bool(accuracies), []
     for row in result["variants"]:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.3f}"
         if bounds := row.get("interval"):
             spread += " (95 %: {:.3f} to {:.3f})".format(*bounds)
         rows.append([row["variant"], *(shown(row["swept"][name]) for name in axes), f"{row['parameters']:,}", f"{row['lr']:g}",
-                     f"{row[key]:.3f}{spread}", "–" if row["state_bytes"] is None else f"{row['state_bytes'] / 1e3:,.1f} kB"])
+                     f"{row[key]:.3f}{spread}", *(f"{row[name]:.3f}" for name in told),
+                     "–" if row["state_bytes"] is None else f"{row['state_bytes'] / 1e3:,.1f} kB"])
     blank = [""] * (2 + len(axes))
-    rows += [[name, *blank, f"{value:.3f}", ""] for name, value in result["baselines"].items()]
+    rows += [[name, *blank, f"{value:.3f}", *(f"{accuracies[name]:.3f}" for _ in told), ""]
+             for name, value in result["baselines"].items()]
     seeds = result["variants"][0]["seeds"]
-    header = [f"{title}, {result['steps']} steps", *axes, "parameters", "learning rate", unit, "state"]
+    header = [f"{title}, {result['steps']} steps", *axes, "parameters", "learning rate", unit, *told, "state"]
     of_seeds = f"Means of {seeds} seeds ± their standard deviation" if seeds > 1 else "One seed"
     return table(header, rows) + where(result).replace("one run each.", f"{of_seeds}.")
 

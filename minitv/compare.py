@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ from .experiment import (
 )
 from .files import PICTURE, TABLE
 from .lock import held
-from .log import LOG, read_log
+from .log import ACCURACY, LOG, read_log
 from .options import DEFAULT_PRESET
 from .picture import Line, about, curves, draw, look
 from .report import count
@@ -241,7 +242,7 @@ def _compare(runs: list[Run], directory: Path) -> int:
     metric = {"name": task.metric, "key": field(task), "rising": task.rising}
     contents = {"metric": metric, "runs": results, "variants": rows}
     files.replace(directory / TABLE, (json.dumps(contents, indent=1) + "\n").encode())
-    print(text(rows, results[0]["baselines"], task))
+    print(text(rows, results[0]["baselines"], task, results[0]["accuracies"]))
     if any(run.swept for run in runs):
         print("\nall runs\n" + every(results, task))
     try:
@@ -266,6 +267,7 @@ def measure(run: Run) -> dict[str, Any]:
     values = [value for _, value in points]
     losses = [record["val_loss"] for record in records if record.get("val_loss") is not None]
     speeds = [record["tokens_per_s"] for record in records if record.get("tokens_per_s") and record["step"] > 1]
+    right = [record[ACCURACY] for record in records if record.get(ACCURACY) is not None]
     low, high = f"val_{task.key}_low", f"val_{task.key}_high"
     bounds = [[record[low], record[high]] for record in records if record.get(low) is not None]
     state, speed = _writing(run.directory) or (None, None)
@@ -273,8 +275,10 @@ def measure(run: Run) -> dict[str, Any]:
             "parameters": header["parameters"], "steps": run.steps, "lr": run.experiment.run.lr,
             field(task): values[-1] if values else None, "interval": bounds[-1] if bounds else None,
             "val_loss": losses[-1] if losses else None,
+            **({"accuracy": right[-1] if right else None} if task.tells_accuracy else {}),
             "steps_to_goal": first_step(points, task),
             "ngram_bpc": header.get("ngram_bpc"), "baselines": header.get("baselines") or {},
+            "accuracies": header.get("accuracies") or {},
             "tokens_per_s": statistics.median(speeds) if speeds else None,
             "peak_mb": max((record.get("peak_mb") or 0 for record in records), default=0) or None,
             "state_bytes": state, "decode_tokens_per_s": speed}
@@ -338,6 +342,9 @@ def summary(results: list[dict[str, Any]], task: type[Task]) -> list[dict[str, A
                key: statistics.mean(values) if values else None,
                "spread": statistics.stdev(values) if len(values) > 1 else None,
                "interval": best[0].get("interval") if len(best) == 1 else None}
+        if task.tells_accuracy:
+            shares = [run["accuracy"] for run in best if run["accuracy"] is not None]
+            row["accuracy"] = statistics.mean(shares) if shares else None
         for name in ("parameters", "lr", "tokens_per_s", "peak_mb", "state_bytes", "decode_tokens_per_s"):
             numbers = [run[name] for run in best if run[name] is not None]
             row[name] = statistics.median(numbers) if numbers else None
@@ -363,10 +370,11 @@ def _values(swept: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return [texts.get(name, "") for name in names]
 
 
-def text(rows: list[dict[str, Any]], baselines: Mapping[str, float], task: type[Task]) -> str:
-    """The table as a reader wants it, the best variant first, the baselines on the same data below."""
-    key, swept = field(task), _swept(rows)
-    lines = [["variant", *swept, "parameters", task.unit, "tokens/s", "peak MB", "state kB", "generated tokens/s"]]
+def text(rows: list[dict[str, Any]], baselines: Mapping[str, float], task: type[Task],
+         accuracies: Mapping[str, float] = MappingProxyType({})) -> str:
+    """The table as a reader wants it, the best variant first, the baselines on the same data and their accuracies below."""
+    key, swept, told = field(task), _swept(rows), ["accuracy"] * task.tells_accuracy
+    lines = [["variant", *swept, "parameters", task.unit, *told, "tokens/s", "peak MB", "state kB", "generated tokens/s"]]
     if task.goal is not None:
         lines[0].append(f"steps to {task.goal:g}")
     for row in rows:
@@ -374,12 +382,14 @@ def text(rows: list[dict[str, Any]], baselines: Mapping[str, float], task: type[
         if row.get("interval"):
             spread = " ({:.3f} to {:.3f})".format(*row["interval"])
         lines.append([row["variant"], *_values(row["swept"], swept), count(row["parameters"]),
-                      _cell(row[key], lambda value: f"{value:.3f}") + spread, _cell(row["tokens_per_s"], count),
+                      _cell(row[key], lambda value: f"{value:.3f}") + spread,
+                      *(_cell(row[name], lambda value: f"{value:.3f}") for name in told), _cell(row["tokens_per_s"], count),
                       _cell(row["peak_mb"], count), _cell(row["state_bytes"], lambda size: f"{size / 1e3:.1f}"),
                       _cell(row["decode_tokens_per_s"], count)])
         if task.goal is not None:
             lines[-1].append(_cell(row["steps_to_goal"], count))
-    lines += [[name, *("" for _ in swept), "", f"{value:.3f}"] for name, value in baselines.items()]
+    lines += [[name, *("" for _ in swept), "", f"{value:.3f}", *(f"{accuracies[name]:.3f}" for _ in told)]
+              for name, value in baselines.items()]
     return _aligned(lines)
 
 

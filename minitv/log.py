@@ -14,6 +14,7 @@ from .errors import CheckpointError, RunError, UserError
 from .schema import check_header, check_record
 
 LOG, DAMAGED = "log.jsonl", "log.damaged.jsonl"
+ACCURACY = "val_accuracy"  # in a record: the held-out share of right answers, of tasks that tell it
 
 
 class Log:

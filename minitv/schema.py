@@ -82,6 +82,7 @@ class Header:
     task: str | None = None
     metric: Metric | None = None
     baselines: dict[str, float] | None = None
+    accuracies: dict[str, float] | None = None  # of the baselines, where the share of right answers is told beside the metric
     corpus: dict[str, Any] | None = None
     readings: list[str] | None = None  # the keys of what the modules of the model tell of themselves
     started: str | None = None

@@ -66,6 +66,7 @@ class Task:
     unit: ClassVar[str] = "accuracy"  # the same, as short as the status line needs it
     key: ClassVar[str] = "accuracy"  # its name in the log
     rising: ClassVar[bool] = True  # whether more of it is better
+    tells_accuracy: ClassVar[bool] = False  # whether the share of right answers is told beside a metric that is another one
     goal: ClassVar[float | None] = None  # a value of the metric; compare says after how many steps each variant reached it
     after: ClassVar[str] = "what it learned is in {directory}"  # what can be done after a run
     writes: ClassVar[tuple[str, ...]] = ()  # the options of `minitv sample` that concern what a model of it writes
@@ -76,6 +77,7 @@ class Task:
 
     vocab: int  # ids are 0 ... vocab - 1
     baselines: dict[str, float]  # the metric of methods that do not learn, by name
+    accuracies: dict[str, float]  # their share of right answers, where that is told beside the metric
     description: str  # of the data in a few words, where it is judged
 
     def __init_subclass__(cls, *, name: str | None = None, summary: str = "", **kwargs: Any):
@@ -103,12 +105,17 @@ class Task:
         with no_grad():
             logits, labels = self.answers(model, batch)
             labels = beside(labels, logits.data)
-            right = (logits.data.argmax(-1) == labels).sum() if self.key == "accuracy" else 0
+            counted = self.key == "accuracy" or self.tells_accuracy
+            right = (logits.data.argmax(-1) == labels).sum() if counted else 0
             return np.array([*read(cross_entropy(logits, labels, reduction="sum").data, right), labels.size])[[0, 2, 1]]
 
     def value(self, sums: np.ndarray) -> float:
         """The metric, of sums that ``score`` gave."""
         return float(sums[2] / sums[1])
+
+    def accuracy(self, sums: np.ndarray) -> float | None:
+        """The share of right answers, of sums that ``score`` gave, where it is told beside the metric; None elsewhere."""
+        return float(sums[2] / sums[1]) if self.tells_accuracy else None
 
     def interval(self, sums: np.ndarray) -> tuple[float, float] | None:
         """Bounds between which the metric lies with a confidence of 95 %, where the task knows them."""
@@ -147,6 +154,8 @@ class Task:
     def about(self) -> list[tuple[str, str]]:
         """Lines (label, text) at the beginning of a run: the data and the baselines."""
         bases = "  ".join(f"{name}: {value:.3f}" for name, value in self.baselines.items())
+        if self.tells_accuracy:
+            bases += "; accuracy of  " + "  ".join(f"{name}: {value:.3f}" for name, value in self.accuracies.items())
         return [("task", f"{self.name}: {self.summary}"), ("baselines", f"{self.metric} of  {bases}")]
 
     def header(self) -> dict[str, Any]:

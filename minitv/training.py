@@ -21,7 +21,7 @@ from . import __version__, checkpoint
 from .errors import CheckpointError, RunError, UserError, device_errors, naming, quoted
 from .experiment import SHOWN, Experiment, from_checkpoint
 from .lock import LOCK, held
-from .log import DAMAGED, LOG, Log
+from .log import ACCURACY, DAMAGED, LOG, Log
 from .optim import cosine
 from .options import TrainOptions
 from .picture import CURVE, READINGS, plot, plot_readings
@@ -259,7 +259,9 @@ class _Session:
             raise self._nonfinite(self.trainer.find_nonfinite(held_out, step) or "the held-out loss", step)
         self.answers = self.task.asked(sums)
         bounds = dict(zip(self._bounds, self.task.interval(sums) or (), strict=False))
-        return {"val_loss": loss, f"val_{self.task.key}": self.task.value(sums), **bounds, **self.trainer.model.all_readings()}
+        accuracy = self.task.accuracy(sums)
+        return {"val_loss": loss, f"val_{self.task.key}": self.task.value(sums), **bounds,
+                **({} if accuracy is None else {ACCURACY: accuracy}), **self.trainer.model.all_readings()}
 
     @property
     def _bounds(self) -> tuple[str, str]:
@@ -287,7 +289,8 @@ class _Session:
         self.last_loss, self.last_value = record["val_loss"], value
         verdict, low, high = task.verdict(value, self.answers), *map(record.get, self._bounds)
         bounds = "" if low is None else f" (95 %: {low:.3f} to {high:.3f})"
-        tell(f"step {step}: held-out loss {record['val_loss']:.4f} nats, {value:.3f}{bounds} {task.metric}, {verdict}")
+        right = f", accuracy {record[ACCURACY]:.3f}" if task.tells_accuracy else ""
+        tell(f"step {step}: held-out loss {record['val_loss']:.4f} nats, {value:.3f}{bounds} {task.metric}{right}, {verdict}")
         if text := task.show(self.trainer.model, Random(self.run.seed).split(SHOWN, step)):
             self.progress.text("\n".join("    " + line for line in text.split("\n")))
 
@@ -328,6 +331,7 @@ class _Session:
             "task": task.name,
             "metric": {"name": task.metric, "key": task.key, "rising": task.rising},
             "baselines": task.baselines,
+            **({"accuracies": task.accuracies} if task.tells_accuracy else {}),
             "parameters": self.trainer.parameters,
             **({"readings": readings} if (readings := list(self.trainer.model.all_readings())) else {}),
             **task.header(),

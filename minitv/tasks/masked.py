@@ -59,10 +59,12 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
     Options = MaskedOptions
     causal = False
     metric, unit, key, rising = "bits per masked token", "bits/token", "bpt", False
+    tells_accuracy = True
+    judged = "bits", "hidden token", "hidden tokens"
 
     def __init__(self, options: MaskedOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         super().__init__(options, context, batch, seed, saved)
-        self.mask = self.tokenizer.vocab
+        self.mask, self.description = self.tokenizer.vocab, self.corpus.description
         self.vocab = self.mask + 1
         random = Random(seed)
         self._windows = Batches(self.corpus.training, batch, context, random.split(WINDOWS).seed)
@@ -85,14 +87,26 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
     def asked_of(cls, options: MaskedOptions, tokenizer: Any, ids: np.ndarray) -> Batch:
         return hide(ids[None], options.eval_mask_rate, HELD_OUT, tokenizer.vocab, options)
 
+    @classmethod
+    def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        raise UserError("--data: a model of the task masked is asked for the tokens of the text that its run held out")
+
     def value(self, sums: np.ndarray) -> float:
         return float(sums[0] / sums[1] / math.log(2))
 
-    @functools.cached_property
+    @property
     def baselines(self) -> dict[str, float]:
-        """Bits per masked token of counting: of a token alone, and of a token between the two that stand beside it."""
+        return self._counting[0]
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        return self._counting[1]
+
+    @functools.cached_property
+    def _counting(self) -> tuple[dict[str, float], dict[str, float]]:
+        """What counting gives, of a token alone and of a token between the two beside it: bits, and the share guessed right."""
         table = Bigrams(sample(self.corpus.training, COUNTED), self.mask)
-        bits = np.zeros(2)
+        bits, hits = np.zeros(2), np.zeros(2)
         inputs = np.pad(self._held_out.inputs, ((0, 0), (1, 1)), constant_values=self.mask)
         rows, places = np.nonzero(self._held_out.labels != NOTHING)
         step = max(1, CHUNK // self.mask)
@@ -103,8 +117,11 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
                 scores = self._seeing(scores, here)
                 best = scores.max(axis=1, keepdims=True)
                 total = best[:, 0] + np.log(np.exp(scores - best).sum(axis=1))
-                bits[k] += (total - scores[np.arange(len(r)), self._held_out.labels[r, t]]).sum() / math.log(2)
-        return dict(zip(("unigram", "bigram"), (bits / len(rows)).tolist(), strict=True))
+                labels = self._held_out.labels[r, t]
+                bits[k] += (total - scores[np.arange(len(r)), labels]).sum() / math.log(2)
+                hits[k] += (scores.argmax(axis=1) == labels).sum()
+        bits, hits = (dict(zip(("unigram", "bigram"), (sums / len(rows)).tolist(), strict=True)) for sums in (bits, hits))
+        return bits, hits
 
     def _seeing(self, scores: np.ndarray, here: np.ndarray) -> np.ndarray:
         """Log-probabilities [N V] of the hidden token, with what the input there says of it, by Bayes' rule.

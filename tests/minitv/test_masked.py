@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from autograd import Tensor
 from autograd.random import Random
+from minitv import cli
 from minitv.errors import UserError
+from minitv.log import read_log
+from minitv.sample import load
 from minitv.task import NOTHING
 from minitv.tasks.masked import Bigrams, Masked
 
@@ -84,8 +88,8 @@ def test_a_resumed_task_has_the_tokenizer_of_its_beginning_and_no_other_text(tas
 # -- baselines -------------------------------------------------------------------------------------------------------------
 
 
-def counted(t: Masked) -> dict[str, float]:
-    """The bits of both baselines, token by token."""
+def counted(t: Masked) -> tuple[dict[str, float], dict[str, float]]:
+    """The bits of both baselines and their shares of right answers, token by token."""
     ids, v = t.corpus.training.tolist(), t.tokenizer.vocab
     kinds = len(set(ids))
     p = [(ids.count(b) + kinds / v) / (len(ids) + kinds) for b in range(v)]
@@ -96,7 +100,7 @@ def counted(t: Masked) -> dict[str, float]:
         n, distinct = sum(after[a]), sum(count > 0 for count in after[a])
         return (after[a][b] + distinct * p[b]) / (n + distinct) if n else p[b]
 
-    rates, o = [[], []], t.options
+    rates, hits, o = [[], []], [[], []], t.options
     for inputs, labels in zip(*(array.tolist() for array in t.held_out()), strict=True):
         for i, label in enumerate(labels):
             if label == NOTHING:
@@ -113,7 +117,8 @@ def counted(t: Masked) -> dict[str, float]:
                         w *= o.random_share / v + o.kept_share * (inputs[i] == x)
                     weight.append(w)
                 rates[k].append(-math.log2(weight[label] / sum(weight)))
-    return {"unigram": np.mean(rates[0]), "bigram": np.mean(rates[1])}
+                hits[k].append(weight.index(max(weight)) == label)
+    return tuple({"unigram": np.mean(values[0]), "bigram": np.mean(values[1])} for values in (rates, hits))
 
 
 @pytest.mark.parametrize("values", [{}, {"eval_mask_rate": 0.5}, {"mask_share": 1.0, "random_share": 0.0},
@@ -121,7 +126,8 @@ def counted(t: Masked) -> dict[str, float]:
 def test_the_baselines_are_what_counting_says(task, values, monkeypatch):
     monkeypatch.setattr("minitv.tasks.masked.CHUNK", 100)  # several chunks, the last one shorter
     t = task(TEXT[:1500] + "zebras", eval_tokens=100, **values)
-    assert t.baselines == pytest.approx(counted(t), rel=1e-9)
+    bits, right = counted(t)
+    assert t.baselines == pytest.approx(bits, rel=1e-9) and t.accuracies == pytest.approx(right)
     if values.get("random_share") != 1:
         assert t.baselines["bigram"] < t.baselines["unigram"]
 
@@ -183,3 +189,33 @@ def test_shares_above_one_are_refused():
     assert Masked.Options(mask_share=0.7, random_share=0.3).kept_share == 0
     with pytest.raises(UserError, match="mask_rate"):
         Masked.Options(mask_rate=0.0)
+
+
+# -- accuracy beside the bits --------------------------------------------------------------------------------------------------
+
+
+def test_the_share_of_right_blanks_is_told_beside_the_bits(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT)
+    tiny = ["--task", "masked", "--data", "text.txt", "--layers", "1", "--width", "16", "--heads", "2", "--context", "20",
+            "--steps", "2", "--batch", "4", "--eval-tokens", "200", "--threads", "1", "--warmup", "1"]
+    assert cli.main(["train", "encoder", "--out", "run", *tiny]) == 0
+    shown = capfd.readouterr().err
+    header, records = read_log("run")
+    trained = load("run")
+    task = trained.experiment.begin(trained.saved)
+    right = asked = 0
+    for inputs, labels in zip(*task.held_out(), strict=True):
+        answers = trained.model(inputs[None]).numpy()[0].argmax(axis=-1)
+        right, asked = right + int((answers == labels).sum()), asked + int((labels != NOTHING).sum())
+    assert records[-1]["val_accuracy"] == right / asked and header["accuracies"] == task.accuracies
+    assert re.search(rf"bits per masked token, accuracy {right / asked:.3f}, (better|no better|behind)", shown)
+    assert cli.main(["eval", "run"]) == 0
+    assert re.search(rf"accuracy +{right / asked:.4f}\n", capfd.readouterr().out)
+    assert cli.main(["eval", "run", "--data", "text.txt"]) == 2
+    assert "--data: a model of the task masked is asked for the tokens of the text" in capfd.readouterr().err
+    assert cli.main(["compare", "encoder", "--out", "runs", *tiny]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    place = lines[0].index("accuracy") + len("accuracy")
+    assert lines[1][:place].split()[-1] == f"{right / asked:.3f}"
+    assert lines[-1][:place].split()[-1] == f"{task.accuracies['bigram']:.3f}"
