@@ -24,9 +24,9 @@ import numpy as np
 
 from autograd import NonFiniteError, check_mode
 from autograd.cpu.process import blas_threads, cores, keep_memory
-from autograd.cuda.blas import allow_tf32
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
+from autograd.state import products
 
 from .experiment import BUFFERS, DROPOUT, Experiment
 from .nn import Statistics
@@ -50,7 +50,6 @@ class Trainer:
         self._map = map if on_gpu else self._in_pool  # which card is the current one is a matter of the thread
         if on_gpu:
             self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
-            allow_tf32(run.tf32)
             select(run.device)
         else:
             self._pool.submit(_load_compiler)
@@ -141,7 +140,7 @@ class Trainer:
 
     def _micro_batch(self, batch: Batch, part: slice, step: int, index: int, sink: Callable, before=None):
         rng = self._dropout and self._dropout.split(step, index)
-        with _not_finite():
+        with _not_finite(), products(self.run.matmul):
             loss, count = self.task.loss(self.model, batch.part(part), rng)
             if before is not None:
                 before.wait()

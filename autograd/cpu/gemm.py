@@ -58,17 +58,22 @@ def _move(count, to, source):
     to.store(source.load(count))
 
 
-@vectorized
-def _transpose(to, to_row, source, source_row):
-    """to[c, r] = source[r, c] for LANES x LANES numbers: exchange halves of rows half a block apart, then quarters, ..."""
-    rows = [(source + source_row * r).load(LANES) for r in range(LANES)]
+def transposed(rows: list) -> list:
+    """The columns of LANES x LANES numbers: exchange halves of rows half a block apart, then quarters, ..."""
+    rows = list(rows)
     for half in [LANES >> step for step in range(1, LANES.bit_length())]:
         low = [LANES + c - half if c & half else c for c in range(LANES)]  # of a pair of rows end to end
         high = [LANES + c if c & half else c + half for c in range(LANES)]
         for r in (r for r in range(LANES) if not r & half):
             one, other = rows[r], rows[r + half]
             rows[r], rows[r + half] = one.shuffled(other, low), one.shuffled(other, high)
-    for c, row in enumerate(rows):
+    return rows
+
+
+@vectorized
+def _transpose(to, to_row, source, source_row):
+    """to[c, r] = source[r, c] for LANES x LANES numbers."""
+    for c, row in enumerate(transposed([(source + source_row * r).load(LANES) for r in range(LANES)])):
         (to + to_row * c).store(row)
 
 
@@ -230,12 +235,8 @@ def suits(M: int, K: int, N: int) -> bool:
     return AVAILABLE and LANES == 16 and M >= 16 and N >= 32 and M * K * N > 10**6
 
 
-def product(a, b, out=None, accumulate=False, *, bias=None):
-    """a[M, K] @ b[K, N] + bias[N] into `out`, or added to `out`; returns `out`, a new array if there is none.
-
-    Any dtype and any layout will do, and calls in several threads at once. Fast are float32 with contiguous rows or columns,
-    views into wider arrays included, into an `out` with contiguous rows, apart from `a` and `b`; NumPy does the rest.
-    """
+def target(a, b, out, accumulate, bias):
+    """Where a product goes: `out`, or a new array; ValueError for shapes that do not fit."""
     (M, K), N = a.shape, b.shape[1]
     if out is None:
         if accumulate:
@@ -244,6 +245,16 @@ def product(a, b, out=None, accumulate=False, *, bias=None):
     if b.shape != (K, N) or out.shape != (M, N) or (bias is not None and bias.shape != (N,)):
         shapes = [x.shape for x in (a, b, out, bias) if x is not None]
         raise ValueError(f"product: needs a [M, K], b [K, N], out [M, N] and bias [N], got {shapes}")
+    return out
+
+
+def product(a, b, out=None, accumulate=False, *, bias=None):
+    """a[M, K] @ b[K, N] + bias[N] into `out`, or added to `out`; returns `out`, a new array if there is none.
+
+    Any dtype and any layout will do, and calls in several threads at once. Fast are float32 with contiguous rows or columns,
+    views into wider arrays included, into an `out` with contiguous rows, apart from `a` and `b`; NumPy does the rest.
+    """
+    (M, K), N, out = a.shape, b.shape[1], target(a, b, out, accumulate, bias)
     early = NONE if bias is None or accumulate else bias
     if suits(M, K, N) and a.dtype == b.dtype == out.dtype == early.dtype == F4 and out.flags.writeable:
         if not hasattr(_threads, "scratch"):

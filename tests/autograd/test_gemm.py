@@ -219,11 +219,15 @@ def test_wrong_arguments(large):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages of memory with mprotect")
 def test_nothing_outside_is_read():
+    nothing_outside_is_read("gemm")
+
+
+def nothing_outside_is_read(module):
     """Operands that end, and operands that begin, where memory that may not be touched begins or ends."""
     program = textwrap.dedent("""
         import ctypes, itertools, mmap
         import numpy as np
-        from autograd.cpu import gemm
+        from autograd.cpu import bf16, gemm
         gemm.suits, gemm._numpy = lambda *_: True, None
         kept = []
         def at_edge(values, transposed, last):
@@ -242,10 +246,10 @@ def test_nothing_outside_is_read():
             for ta, tb, last, accumulate in itertools.product((False, True), repeat=4):
                 out = at_edge(np.ones((M, N), "f"), False, last)
                 bias = at_edge(np.ones((1, N), "f"), False, last)[0]
-                gemm.product(at_edge(a, ta, last), at_edge(b, tb, last), out, accumulate, bias=bias)
+                MODULE.product(at_edge(a, ta, last), at_edge(b, tb, last), out, accumulate, bias=bias)
                 assert np.array_equal(out, a @ b + 1 + accumulate)
         print("done", len(kept))
-    """)
+    """).replace("MODULE", module)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     assert done.returncode == 0 and done.stdout.startswith("done"), done.stderr[-2000:]
