@@ -2,12 +2,13 @@
 
     python benchmarks/train.py [VARIANT ...] [--preset nanogpt-cpu] [--rounds 5] [--seconds 10] [--threads N] [--save]
     python benchmarks/train.py --device cuda [--preset small]  both on one GPU; threads then concern the host alone
+    python benchmarks/train.py --matmul bf16 [--save]        ours with --matmul bf16 against our float32 and PyTorch's autocast
     python benchmarks/train.py --without all [--save]        what each technique is worth: our step without it
     python benchmarks/train.py --profile                     where our step spends its time, by operator
 
-A step is forward, backward, clipping, AdamW and reading the loss, in float32. Warm-up is not counted. Beside the speed
-stand the first step, in which kernels are loaded, the same with an empty cache of kernels (cold), and the process's largest
-memory. PyTorch is optional: a rival that is missing is skipped, and says so. Rounds, ratios and --save as in
+A step is forward, backward, clipping, AdamW and reading the loss, in float32 but for --matmul. Warm-up is not counted. Beside
+the speed stand the first step, in which kernels are loaded, the same with an empty cache of kernels (cold), and the process's
+largest memory. PyTorch is optional: a rival that is missing is skipped, and says so. Rounds, ratios and --save as in
 benchmarks/rounds.py.
 """
 
@@ -43,6 +44,7 @@ WARMUP_S = 1.0
 UNTUNED = dict(context=128, batch=8, layers=5, heads=8, width=256, dropout=0.1)  # a shape that nothing was tuned for
 SHAPES = (*PRESETS, "untuned")
 RIVALS = {"eager": "PyTorch eager", "compile": "PyTorch compile"}
+FLOAT32 = "float32"  # the contender that is our own step in float32, with --matmul bf16
 
 
 def rivalled() -> list[str]:
@@ -91,17 +93,19 @@ def batches(setup: Experiment, count: int = 16) -> list[Any]:
 
 
 # -- contenders: each returns (number of parameters, step(index) -> loss) --------------------------------------------
-def minitv(variant: str, preset: str, threads: int, device: str = "cpu") -> tuple[int, Callable[[int], float]]:
+def minitv(variant: str, preset: str, threads: int, device: str = "cpu",
+           matmul: str = FLOAT32) -> tuple[int, Callable[[int], float]]:
     """Our training step, as ``minitv train`` takes it."""
     from minitv.trainer import Trainer
 
-    setup = experiment(variant, preset, threads=threads, device=device)
+    setup = experiment(variant, preset, threads=threads, device=device, matmul=matmul)
     trainer, data = Trainer(setup, task_of(setup)), batches(setup)
     return trainer.parameters, lambda index: trainer.step(data[index % len(data)], index)
 
 
-def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str = "cpu") -> tuple[int, Callable[[int], float]]:
-    """The same step with PyTorch's fused parts: native layer_norm and attention, fused AdamW."""
+def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str = "cpu",
+            matmul: str = FLOAT32) -> tuple[int, Callable[[int], float]]:
+    """The same step with PyTorch's fused parts: native layer_norm and attention, fused AdamW; bf16 is its autocast."""
     import torch
 
     torch.set_num_threads(threads)
@@ -121,7 +125,8 @@ def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str
     def step(index: int) -> float:
         for group in optimizer.param_groups:
             group["lr"] = run.lr * min(1.0, (index + 1) / (run.warmup + 1))
-        loss = forward(*(ids.to(device) for ids in data[index % len(data)]))
+        with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=matmul != FLOAT32):
+            loss = forward(*(ids.to(device) for ids in data[index % len(data)]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, run.clip)
         optimizer.step()
@@ -189,16 +194,16 @@ TECHNIQUES = {
 
 
 # -- one process -----------------------------------------------------------------------------------------------------
-def work(contender: str, variant: str, preset: str, threads: int, seconds: float, device: str) -> dict:
+def work(contender: str, variant: str, preset: str, threads: int, seconds: float, device: str, matmul: str) -> dict:
     """Measure one contender; ``skipped`` holds the reason if it cannot run here."""
     if contender in RIVALS and importlib.util.find_spec("torch") is None:
         return {"skipped": "torch is not installed"}
     if contender in TECHNIQUES:
         TECHNIQUES[contender]()
     if contender in RIVALS:
-        parameters, step = pytorch(variant, preset, threads, compiled=contender == "compile", device=device)
+        parameters, step = pytorch(variant, preset, threads, contender == "compile", device, matmul)
     else:
-        parameters, step = minitv(variant, preset, threads, device)
+        parameters, step = minitv(variant, preset, threads, device, FLOAT32 if contender == FLOAT32 else matmul)
     start = time.perf_counter()
     try:
         loss = step(0)
@@ -223,7 +228,7 @@ def work(contender: str, variant: str, preset: str, threads: int, seconds: float
             "parameters": parameters, "loss": loss, "peak_mb": peak_mb()}
 
 
-def profile(variant: str, preset: str, seconds: float) -> None:
+def profile(variant: str, preset: str, seconds: float, matmul: str) -> None:
     """Print the milliseconds and calls of every operator in our step on one thread, forward and backward."""
     from collections import defaultdict
 
@@ -259,7 +264,7 @@ def profile(variant: str, preset: str, seconds: float) -> None:
         timed(AdamW, attribute, lambda *_: "AdamW, clipping")
     timed(GradientBuffer, "__call__", lambda *_: "adding up gradients")
     timed(Trainer, "_micro_batch", lambda *_: "the tape itself")
-    _, step = minitv(variant, preset, 1)
+    _, step = minitv(variant, preset, 1, matmul=matmul)
     for index in range(3):
         step(index)
     times.clear()
@@ -277,7 +282,8 @@ def compare(variant: str, preset: str, contenders: list[str], arguments: argpars
     """All rounds of a preset: prints its rows, returns its part of the JSON."""
     def measure(name: str, seconds=arguments.seconds, **environment: str) -> dict:
         return run(__file__, [variant, "--worker", name, "--preset", preset, "--threads", arguments.threads,
-                              "--seconds", seconds, "--device", arguments.device], arguments.threads, **environment)
+                              "--seconds", seconds, "--device", arguments.device, "--matmul", arguments.matmul],
+                   arguments.threads, **environment)
 
     results, skipped = alternate(contenders, measure, arguments.rounds, "tokens_per_s", f"{variant}, {preset}")
     sizes = {name: rows[0]["parameters"] for name, rows in results.items()}
@@ -311,12 +317,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="measured time per process (default: 10)")
     parser.add_argument("--threads", type=int, default=cores(), help="for every contender (default: the usable cores)")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:1")
+    parser.add_argument("--matmul", choices=[FLOAT32, "bf16"], default=FLOAT32, help="ours and theirs")
     parser.add_argument("--rivals", default=",".join(RIVALS), help=f"comma-separated (default: {','.join(RIVALS)})")
     parser.add_argument("--without", action="append", default=[], metavar="TECHNIQUE",
                         help=f"compare with our own step without it: all, {', '.join(TECHNIQUES)}")
     parser.add_argument("--profile", action="store_true", help="time of each operator in our step, instead")
     parser.add_argument("--save", action="store_true", help="write train.json, or without.json, for this processor")
-    parser.add_argument("--worker", choices=["minitv", *RIVALS, *TECHNIQUES], help="measure this contender in this process")
+    parser.add_argument("--worker", choices=["minitv", FLOAT32, *RIVALS, *TECHNIQUES],
+                        help="measure this contender in this process")
     arguments = parser.parse_args()
     names = known(arguments.variants or ["transformer"], rivalled(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
@@ -327,22 +335,24 @@ def main() -> None:
     if arguments.rounds < 1 or arguments.threads < 1 or arguments.seconds < 0:
         parser.error("--rounds and --threads start at 1, --seconds at 0")
     if arguments.worker:
-        measurement = work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds, arguments.device)
+        measurement = work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds, arguments.device,
+                           arguments.matmul)
         print(json.dumps(measurement), flush=True)
         return
     if arguments.profile:
         for variant in names:
             for preset in presets:
-                profile(variant, preset, arguments.seconds)
+                profile(variant, preset, arguments.seconds, arguments.matmul)
         return
     rivals = known([name for name in arguments.rivals.split(",") if name], RIVALS, parser, "--rivals")
     techniques = known(arguments.without, TECHNIQUES, parser, "--without")
-    contenders = ["minitv", *(techniques or rivals)]
+    rounded = arguments.matmul != FLOAT32
+    contenders = ["minitv", *(techniques or [FLOAT32] * rounded + rivals)]
     warn_if_busy()
     print(f"{arguments.threads} threads, {arguments.rounds} rounds of {arguments.seconds:g} s")
     print(f"{'variant':<12} {'preset':<12} {'':<38} {'tokens/s':>8} {'range':>18} {'ms/step':>8} {'first s':>8} "
           f"{'peak MB':>8}  ours / theirs")
-    name = ("without" if techniques else "train") + "_gpu" * (arguments.device != "cpu")
+    name = ("without" if techniques else "train") + "_bf16" * rounded + "_gpu" * (arguments.device != "cpu")
     result = {"benchmark": name, "device": arguments.device, "threads": arguments.threads, "rounds": arguments.rounds,
               "seconds": arguments.seconds, "variants": {}}
     for variant in names:

@@ -40,7 +40,7 @@ from .gemm import F4, NONE, ROWS, WIDE, _vectors, transposed
 from .vectors import FLOAT, LONG, Vector, repeat, vectorized
 
 LANES = 16  # pairs or sums a vector
-DEPTH, COLUMNS, BAND = 768, 8 * WIDE, 128  # of k, columns of `b` and rows of `a`, so many are copied at a time
+DEPTH, COLUMNS, BAND = 512, 8 * WIDE, 64  # of k, columns of `b` and rows of `a`, so many are copied at a time
 PITCH = DEPTH // 2 + LANES  # pairs from one line of `a` to the next, so that eight lines do not share a set of the cache
 
 # The scratch memory of a thread, in bytes: zeros, panels of `b`, lines or strips of `a`, and room to write beyond each.
@@ -142,6 +142,11 @@ def _transpose(to, to_row, source, step, count, columns):
         (to + to_row * p).store(row)
 
 
+def _expect(place) -> None:
+    """Fetch the cache line of a place that will be written to."""
+    _call(place.builder, "llvm.prefetch.p0", ir.VoidType(), place._pointer(FLOATS), INT(1), INT(3), INT(1))
+
+
 @vectorized
 def tile(vectors, pairs, a, a_row, a_pair, b, out, out_row, start, start_row, rows, columns):
     """out[r, c] = start[r, c] + sum over p < pairs of a[r, p] * b[p, c], for r < rows and c < columns of a whole tile."""
@@ -154,6 +159,8 @@ def tile(vectors, pairs, a, a_row, a_pair, b, out, out_row, start, start_row, ro
         return [a + a_pair, b + 4 * LANES * vectors, *(_dot(s, x, y) for s, (x, y) in zip(sums, factors, strict=True))]
 
     places = [(r, v) for r in range(ROWS) for v in range(vectors)]
+    for r, v in places:
+        _expect(out + out_row * r + 4 * LANES * v)
     zero = b.load(LANES).zeros()
     _, _, *sums = repeat(pairs, [a, b, *[zero] * len(places)], body, some=True)
     for (r, v), total in zip(places, sums, strict=True):
