@@ -76,6 +76,17 @@ def train(result: dict) -> str:
 
 
 @of_machines
+def train_bf16(result: dict) -> str:
+    """A training step whose products are in bfloat16 against ours in float32 and PyTorch's autocast."""
+    rows = [[f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}",
+             *(ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in ("float32", "eager", "compile"))]
+            for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
+    header = ["training step, `--matmul bf16`", "tokens/s", "× ours in float32", "× PyTorch eager, autocast",
+              "× torch.compile, autocast"]
+    return table(header, rows) + where(result)
+
+
+@of_machines
 def ops(result: dict) -> str:
     """Operators against PyTorch, and the time of ours."""
     rows = [[f"{name}({numbers['inputs']})", rival, f"{numbers['minitv']['training_ms']:,.1f} ms", ratio(times["training"]),
@@ -278,8 +289,8 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
     "mqar_without_shift": "multi-query associative recall",
 }
 TABLES: dict[str, Callable[[], str]] = {
-    **{writer.__name__: writer for writer in (train, decode, ops, scaling, scaling_long, extrapolation, duplication, streaming,
-                                              one_wide, without, check, claims, variants)},
+    **{writer.__name__: writer for writer in (train, train_bf16, decode, ops, scaling, scaling_long, extrapolation, duplication,
+                                              streaming, one_wide, without, check, claims, variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 
