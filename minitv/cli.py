@@ -560,8 +560,8 @@ def _info(argv: list[str]) -> int:
     import numpy  # noqa: F401 - loads the BLAS that is shown below
     from threadpoolctl import threadpool_info
 
+    from autograd.cpu import bf16, disk, gemm
     from autograd.cpu import compile as compiler
-    from autograd.cpu import disk, gemm
     from autograd.cpu.process import cores
 
     rows.append(("cupy", _cupy()))
@@ -578,6 +578,7 @@ def _info(argv: list[str]) -> int:
     description = f"our kernel, in tiles of {gemm.ROWS} x {gemm.WIDE}; BLAS for small ones and in float64"
     other = "BLAS" if compiler.unavailable() else "BLAS: our kernel is faster with AVX-512 only"
     rows.append(("products", description if gemm.suits(512, 512, 512) else other))
+    rows.append(("bfloat16", bf16.missing() or "products in training steps with --matmul bf16"))
     _columns(rows)
     return 0
 

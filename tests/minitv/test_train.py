@@ -25,9 +25,10 @@ from minitv import checkpoint
 from minitv.cli import main
 from minitv.config import settings
 from minitv.data import Batches
-from minitv.experiment import WEIGHTS, Experiment
+from minitv.experiment import WEIGHTS, Experiment, from_checkpoint
 from minitv.log import LOG, read_log
 from minitv.options import ModelOptions, TrainOptions
+from minitv.schema import RunConfig
 from minitv.task import NOTHING, Batch
 from minitv.tasks.text import TextOptions
 from minitv.trainer import Trainer
@@ -251,6 +252,14 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed_and_writes(text, quickly,
     assert code == 0, err
     (expected, _), (got, steps) = arrays("whole"), arrays("run")
     assert steps == 8 and all(expected[key].tobytes() == got[key].tobytes() for key in expected)
+
+
+@pytest.mark.parametrize("tf32, matmul", [(True, "tf32"), (False, "float32")])
+def test_what_tf32_said_in_earlier_versions(tf32, matmul):
+    config = configure("transformer", device="cuda").to_json()
+    del config["run"]["matmul"]
+    config["run"]["tf32"] = tf32
+    assert from_checkpoint(RunConfig(**config)).run.matmul == matmul
 
 
 def test_another_seed_is_another_run(text, quickly):
