@@ -29,6 +29,7 @@ FLAGS = {
     "fastmath": {"contract", "nsz", "reassoc"},
 }
 EXACT = {**FLAGS, "fastmath": FLAGS["fastmath"] - {"reassoc"}}  # sums in the order in which they are written
+INLINED = {"forceinline": True, "no_cpython_wrapper": True, "pipeline_class": InnerCompiler}  # besides, for overloads
 
 # LLVM prefers 256-bit vectors even where 512-bit ones are faster: ask for them before anything is compiled.
 WIDE_VECTORS = bool(llvm.get_host_cpu_features().get("avx512f"))
