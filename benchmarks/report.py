@@ -87,6 +87,16 @@ def train_bf16(result: dict) -> str:
 
 
 @of_machines
+def cold(result: dict) -> str:
+    """The first training step with an empty cache of kernels."""
+    rows = [[f"{variant}, `{preset}`", f"{numbers['cold']['seconds']:.1f} s", f"{numbers['cold']['processor_seconds']:.1f} s",
+             f"{numbers['cold']['functions']:.0f}", f"{numbers['cached']['seconds']:.2f} s"]
+            for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
+    header = ["until the first step is taken", "empty cache", "of a processor", "functions compiled", "filled cache"]
+    return table(header, rows) + where(result)
+
+
+@of_machines
 def ops(result: dict) -> str:
     """Operators against PyTorch, and the time of ours."""
     rows = [[f"{name}({numbers['inputs']})", rival, f"{numbers['minitv']['training_ms']:,.1f} ms", ratio(times["training"]),
@@ -289,8 +299,8 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
     "mqar_without_shift": "multi-query associative recall",
 }
 TABLES: dict[str, Callable[[], str]] = {
-    **{writer.__name__: writer for writer in (train, train_bf16, decode, ops, scaling, scaling_long, extrapolation, duplication,
-                                              streaming, one_wide, without, check, claims, variants)},
+    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, ops, scaling, scaling_long, extrapolation,
+                                              duplication, streaming, one_wide, without, check, claims, variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 

@@ -5,6 +5,7 @@
     python benchmarks/train.py --matmul bf16 [--save]        ours with --matmul bf16 against our float32 and PyTorch's autocast
     python benchmarks/train.py --without all [--save]        what each technique is worth: our step without it
     python benchmarks/train.py --profile                     where our step spends its time, by operator
+    python benchmarks/train.py all --cold [--save]           how long a user waits at first, with an empty cache of kernels
 
 A step is forward, backward, clipping, AdamW and reading the loss, in float32 but for --matmul. Warm-up is not counted. Beside
 the speed stand the first step, in which kernels are loaded, the same with an empty cache of kernels (cold), and the process's
@@ -228,6 +229,36 @@ def work(contender: str, variant: str, preset: str, threads: int, seconds: float
             "parameters": parameters, "loss": loss, "peak_mb": peak_mb()}
 
 
+def start(variant: str, preset: str, threads: int) -> dict:
+    """Seconds and processor seconds until the first step is taken, from making the model on, and the functions compiled."""
+    from numba.core.event import install_recorder
+
+    from minitv.trainer import Trainer
+
+    setup = experiment(variant, preset, threads=threads)
+    task, (batch,) = task_of(setup), batches(setup, 1)
+    with install_recorder("numba:compile") as compiled:
+        wall, busy = time.perf_counter(), time.process_time()
+        Trainer(setup, task).step(batch, 0)
+        times = {"seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - busy}
+    return times | {"functions": sum(event.is_start for _, event in compiled.buffer)}
+
+
+def cold(variant: str, preset: str, threads: int, rounds: int) -> dict:
+    """The first step with an empty cache of kernels, and with the cache that it has filled."""
+    rows: dict[str, list[dict]] = {"cold": [], "cached": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as empty:
+            for measured in rows.values():
+                measured.append(run(__file__, [variant, "--cold", "--worker", "minitv", "--preset", preset,
+                                               "--threads", threads], threads, NUMBA_CACHE_DIR=empty))
+    result = {kind: {key: round(median(measured, key), 2) for key in measured[0]} for kind, measured in rows.items()}
+    first = result["cold"]
+    print(f"{variant:<22} {preset:<12} cold {first['seconds']:6.2f} s, {first['processor_seconds']:6.2f} s of a processor, "
+          f"{first['functions']:4.0f} functions; cached {result['cached']['seconds']:5.2f} s", flush=True)
+    return result
+
+
 def profile(variant: str, preset: str, seconds: float, matmul: str) -> None:
     """Print the milliseconds and calls of every operator in our step on one thread, forward and backward."""
     from collections import defaultdict
@@ -322,7 +353,9 @@ def main() -> None:
     parser.add_argument("--without", action="append", default=[], metavar="TECHNIQUE",
                         help=f"compare with our own step without it: all, {', '.join(TECHNIQUES)}")
     parser.add_argument("--profile", action="store_true", help="time of each operator in our step, instead")
-    parser.add_argument("--save", action="store_true", help="write train.json, or without.json, for this processor")
+    parser.add_argument("--cold", action="store_true", help="measure the first step alone, with an empty cache of kernels")
+    parser.add_argument("--save", action="store_true",
+                        help="write the result for this machine: train.json, train_bf16.json, without.json or cold.json")
     parser.add_argument("--worker", choices=["minitv", FLOAT32, *RIVALS, *TECHNIQUES],
                         help="measure this contender in this process")
     arguments = parser.parse_args()
@@ -334,6 +367,11 @@ def main() -> None:
         parser.error(f"--device: {error}")
     if arguments.rounds < 1 or arguments.threads < 1 or arguments.seconds < 0:
         parser.error("--rounds and --threads start at 1, --seconds at 0")
+    if arguments.cold and (arguments.without or arguments.device != "cpu"):
+        parser.error("--cold measures our step on the CPU alone")
+    if arguments.worker and arguments.cold:
+        print(json.dumps(start(names[0], presets[0], arguments.threads)), flush=True)
+        return
     if arguments.worker:
         measurement = work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds, arguments.device,
                            arguments.matmul)
@@ -343,6 +381,15 @@ def main() -> None:
         for variant in names:
             for preset in presets:
                 profile(variant, preset, arguments.seconds, arguments.matmul)
+        return
+    if arguments.cold:
+        warn_if_busy()
+        result = {"benchmark": "cold", "threads": arguments.threads, "rounds": arguments.rounds, "variants": {}}
+        for variant in names:
+            result["variants"][variant] = {preset: cold(variant, preset, arguments.threads, arguments.rounds)
+                                           for preset in arguments.preset or ["nanogpt-cpu"]}
+            if arguments.save:
+                save("cold", result, "variants", machine())
         return
     rivals = known([name for name in arguments.rivals.split(",") if name], RIVALS, parser, "--rivals")
     techniques = known(arguments.without, TECHNIQUES, parser, "--without")

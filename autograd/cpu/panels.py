@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import overload
 
 from . import gemm
-from .compile import FLAGS, inline, inner
+from .compile import FLAGS, INLINED, inline, inner
 from .gemm import ROWS, tile
 
 LANES = 32  # numbers in a panel's row: two 512-bit vectors of float32
@@ -34,7 +34,7 @@ def accumulate(out, o, a, x, row, term, b, c, rows, terms):
     raise TypeError("for use inside kernels")
 
 
-@overload(accumulate, jit_options={**FLAGS, "forceinline": True})
+@overload(accumulate, jit_options={**FLAGS, **INLINED})
 def _(out, o, a, x, row, term, b, c, rows, terms):
     return _accumulate_tiles if TILES and out.dtype == types.float32 else _accumulate_loops
 
