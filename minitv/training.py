@@ -90,7 +90,12 @@ def _begin(experiment: Experiment, resumed: checkpoint.Checkpoint | None, origin
         if origin is None:
             return experiment.begin()
         with naming(f"--init-from {run.init_from}"):
-            return experiment.begin(experiment.task.inherited(origin.state.task))
+            task = experiment.begin(experiment.task.inherited(origin.state.task))
+            known = from_checkpoint(origin.state.config).task.stored_vocab(origin.state.task)
+            if known != task.vocab:
+                raise UserError(f"its model knows {known} different tokens, and the task {task.name} has {task.vocab}: allowed "
+                                "is a run whose tokens are as many")
+        return task
     with naming(f"--resume {run.resume}"):
         task = experiment.begin(resumed.state.task)
         if missing := [key for key in task.state() if key not in resumed.state.task]:
