@@ -326,9 +326,9 @@ def _eval(argv: list[str]) -> int:
         _columns(_judged(run, model, directory, config))
         return 0
     tokenizer = run.tokenizer
-    if not config.data and not config.text:
+    if not config.data and config.text is None:
         raise UserError(ONE_TEXT)
-    if config.text:
+    if config.text is not None:
         with naming("--text"):
             ids, description, sha256 = tokenizer.encode(config.text), "--text", None
     else:
@@ -360,8 +360,8 @@ def _judged(run: Any, model: Any, directory: str, config: EvalOptions) -> list[t
     from .evaluate import judge
 
     experiment = run.experiment
-    if config.text or config.per_character:
-        flag = "--text" if config.text else "--per-character"
+    if config.text is not None or config.per_character:
+        flag = "--per-character" if config.text is None else "--text"
         raise UserError(f"{flag}: the task {experiment.task.name} has no text to continue")
     if config.encoding != "utf-8" and not hasattr(experiment.data, "encoding"):
         raise UserError(f"--encoding: the data of the task {experiment.task.name} is no text file")

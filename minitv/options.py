@@ -253,7 +253,7 @@ class EvalOptions:
 
     data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-); images, sound, "
                        "pairs, or recordings with transcripts for a model of them", metavar="PATH")
-    text: str = option("", "the text itself")
+    text: str | None = option(None, "the text itself; none = that of --data")
     encoding: str = _encoding()
     per_character: bool = option(False, "list every character of the text with the bits that it cost")
     strided: bool = option(False, "a model that reads patches (megabyte) takes two passes, half a patch apart, each of which "
@@ -264,7 +264,7 @@ class EvalOptions:
     def __post_init__(self) -> None:
         check(self)
         _check_device(self.device)
-        if self.data and self.text:
+        if self.data and self.text is not None:
             raise UserError(ONE_TEXT)
 
 

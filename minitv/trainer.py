@@ -120,10 +120,10 @@ class Trainer:
                     return str(error)
         return None
 
-    def close(self) -> None:
-        """Stop the worker threads and give BLAS its threads back."""
+    def close(self, wait: bool = True) -> None:
+        """Stop the worker threads and give BLAS its threads back; ``wait`` until they have done what they are at."""
         for pool in self._pools.values():
-            pool.shutdown()
+            pool.shutdown(wait, cancel_futures=not wait)
         self._blas.__exit__(None, None, None)
 
     def _in_pool(self, function: Callable, items) -> list:

@@ -166,6 +166,8 @@ def test_standard_input(run, capsys, monkeypatch, tmp_path):
     (["--data", "x", "--text", "y"], "--data and --text: give one of them"),
     (["--text", "abz"], "--text: the character 'z' (U+007A) at offset 2 is unknown: this model knows 12 characters"),
     (["--text", "a"], "--text: the text has 1 token, and"),
+    (["--text", ""], "--text: the text has 0 tokens, and a prediction needs one to be predicted and one before it"),
+    (["--data", "z.txt", "--text", ""], "--data and --text: give one of them"),
     (["--data", "z.txt"], "the character 'z' (U+007A)"),
     (["--data", "nowhere.txt"], "--data nowhere.txt: there is no such file or folder"),
     (["--checkpoint", "first"], "--checkpoint: 'first' is unknown"),
