@@ -52,8 +52,7 @@ class Trainer:
             self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
             allow_tf32(run.tf32)
             select(run.device)
-        else:
-            self._pool.submit(_load_compiler)
+        loading = None if on_gpu else self._pool.submit(_load_compiler)
         # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
         buffers = self.workers + (self.workers > 1)
         copies = 1 if on_gpu else 3 + buffers  # with the optimizer's two averages and the gradients
@@ -63,6 +62,8 @@ class Trainer:
         self.grad_norm = self.lr = math.nan
         self._redrawn = Random(run.seed).split(BUFFERS)
         self._dropout = Random(run.seed).split(DROPOUT) if experiment.model.dropout else None
+        if loading is not None:
+            loading.result()  # it may hold BLAS to one thread, and then gives it back what it had
         self._blas = blas_threads(1)
         self._blas.__enter__()
 
