@@ -52,9 +52,9 @@ def multiply_adds(steps, numbers):
 
 @cpu_kernel
 def read(a, start, end):
-    total = a.dtype.type(0)
-    for x in a[start:end]:
-        total += x
+    part, total = a[start:end], a.dtype.type(0)
+    for i in range(part.size):
+        total += part[i]
     return total
 
 

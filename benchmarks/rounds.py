@@ -114,7 +114,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
                         help="bits of the widest vectors, on both sides; results have a folder of their own (default: "
                              "as wide as the processor's)")
     arguments = parser.parse_args()
-    if arguments.worker:  # it has the environment of the process that started it, and PyTorch's memory is measured without ours
+    if getattr(arguments, "worker", None):  # it has its environment, and PyTorch's memory is measured without Numba
         return arguments
     from autograd.cpu.compile import BITS, NATIVE_BITS
 
