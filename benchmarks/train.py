@@ -8,9 +8,10 @@
     python benchmarks/train.py all --cold [--save]           how long a user waits at first, with an empty cache of kernels
 
 A step is forward, backward, clipping, AdamW and reading the loss, in float32 but for --matmul. Warm-up is not counted. Beside
-the speed stand the first step, in which kernels are loaded, the same with an empty cache of kernels (cold), and the process's
-largest memory. PyTorch is optional: a rival that is missing is skipped, and says so. Rounds, ratios and --save as in
-benchmarks/rounds.py.
+the speed stand the first step, in which kernels are loaded, the same with an empty cache of kernels (cold), the process's
+largest memory, and the share of the arithmetic peak: the operations that a token needs (arithmetic.py) times the tokens of a
+second, over the threads times what a core can do (limits.py). PyTorch is optional: a rival that is missing is skipped, and says
+so. Rounds, ratios, --vectors and --save as in benchmarks/rounds.py.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from rivals import language_model
-from rounds import alternate, known, machine, median, ratios, run, save, warn_if_busy
+from rounds import alternate, known, machine, measured, median, of_peak, parse, ratios, run, save, warn_if_busy
 
 from autograd import DeviceError
 from autograd.cpu.process import cores, peak_mb
@@ -309,6 +310,22 @@ def profile(variant: str, preset: str, seconds: float, matmul: str) -> None:
 
 
 # -- rounds ----------------------------------------------------------------------------------------------------------
+def arithmetic(variant: str, preset: str) -> float:
+    """The float operations of a step for a token, as benchmarks/arithmetic.py counts them, in batches of every length."""
+    from arithmetic import of_step  # not in the processes of PyTorch, whose memory is measured
+
+    from minitv.trainer import Trainer
+
+    setup = experiment(variant, preset, threads=1)
+    trainer = Trainer(setup, task_of(setup))
+    try:
+        of_lengths = {batch.length: batch for batch in batches(setup)}.values()
+        tokens = sum(setup.run.batch * batch.length for batch in of_lengths)
+        return sum(of_step(trainer, batch) for batch in of_lengths) / tokens
+    finally:
+        trainer.close()
+
+
 def compare(variant: str, preset: str, contenders: list[str], arguments: argparse.Namespace) -> dict:
     """All rounds of a preset: prints its rows, returns its part of the JSON."""
     def measure(name: str, seconds=arguments.seconds, **environment: str) -> dict:
@@ -321,11 +338,14 @@ def compare(variant: str, preset: str, contenders: list[str], arguments: argpars
     if len(set(sizes.values())) > 1:
         raise SystemExit(f"{variant}, {preset}: these are not the same model, parameters: {sizes}")
     report: dict = {"parameters": sizes["minitv"], "ratio": {}, "skipped": skipped}
+    if arguments.device == "cpu":
+        report["mflop_per_token"] = round(arithmetic(variant, preset) / 1e6, 3)
     for key, digits in (("tokens_per_s", 0), ("first_step_s", 2), ("peak_mb", 0)):
         report[key] = {name: round(median(rows, key), digits) for name, rows in results.items()}
     if not arguments.without:
         with tempfile.TemporaryDirectory() as empty:
             report["cold_first_step_s"] = round(measure("minitv", 0, NUMBA_CACHE_DIR=empty)["first_step_s"], 1)
+    shares = of_peak(report, arguments.threads, measured(machine())["limits"])
     for name, rows in results.items():
         speeds, ratio = [row["tokens_per_s"] for row in rows], ""
         if name != "minitv":
@@ -334,7 +354,8 @@ def compare(variant: str, preset: str, contenders: list[str], arguments: argpars
         title = RIVALS.get(name, f"without {name}" if name in TECHNIQUES else name)
         print(f"{variant:<12} {preset:<12} {title:<38} {report['tokens_per_s'][name]:>8,.0f} "
               f"{f'{min(speeds):,.0f} to {max(speeds):,.0f}':>18} {median(rows, 'ms_per_step'):>8.1f} "
-              f"{report['first_step_s'][name]:>8.2f} {report['peak_mb'][name]:>8,.0f}  {ratio}")
+              f"{report['first_step_s'][name]:>8.2f} {report['peak_mb'][name]:>8,.0f} {shares[name]:>8}"
+              f"  {ratio}")
     for name, reason in skipped.items():
         print(f"{variant:<12} {preset:<12} {RIVALS.get(name, name):<38} skipped: {reason}")
     return report
@@ -358,7 +379,7 @@ def main() -> None:
                         help="write the result for this machine: train.json, train_bf16.json, without.json or cold.json")
     parser.add_argument("--worker", choices=["minitv", FLOAT32, *RIVALS, *TECHNIQUES],
                         help="measure this contender in this process")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     names = known(arguments.variants or ["transformer"], rivalled(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
     try:
@@ -398,7 +419,7 @@ def main() -> None:
     warn_if_busy()
     print(f"{arguments.threads} threads, {arguments.rounds} rounds of {arguments.seconds:g} s")
     print(f"{'variant':<12} {'preset':<12} {'':<38} {'tokens/s':>8} {'range':>18} {'ms/step':>8} {'first s':>8} "
-          f"{'peak MB':>8}  ours / theirs")
+          f"{'peak MB':>8} {'of peak':>8}  ours / theirs")
     name = ("without" if techniques else "train") + "_bf16" * rounded + "_gpu" * (arguments.device != "cpu")
     result = {"benchmark": name, "device": arguments.device, "threads": arguments.threads, "rounds": arguments.rounds,
               "seconds": arguments.seconds, "variants": {}}

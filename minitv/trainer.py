@@ -51,8 +51,7 @@ class Trainer:
         if on_gpu:
             self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
             select(run.device)
-        else:
-            self._pool.submit(_load_compiler)
+        loading = None if on_gpu else self._pool.submit(_load_compiler)
         # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
         buffers = self.workers + (self.workers > 1)
         copies = 1 if on_gpu else 3 + buffers  # with the optimizer's two averages and the gradients
@@ -62,6 +61,8 @@ class Trainer:
         self.grad_norm = self.lr = math.nan
         self._redrawn = Random(run.seed).split(BUFFERS)
         self._dropout = Random(run.seed).split(DROPOUT) if experiment.model.dropout else None
+        if loading is not None:
+            loading.result()  # it may hold BLAS to one thread, and then gives it back what it had
         self._blas = blas_threads(1)
         self._blas.__enter__()
 

@@ -10,13 +10,14 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autograd.cpu import compile as compiler
-from autograd.cpu import gemm
+from autograd.cpu import gemm, panels
 
 LAYOUTS = ("rows", "columns", "wide rows", "wide columns")
 EPS = np.finfo(np.float32).eps
@@ -266,3 +267,33 @@ def test_inner_loops_are_packed_and_stay_in_registers(kernel):
             counts.append(len(multiplied))
             assert not re.search(rf"%rsp\)[^\n]*%{register}|%{register}[^\n]*%rsp\)", loop[1])
     assert set(counts) == {vectors * kernel.ROWS for vectors in (1, 2, 3)}
+
+
+def test_panels_multiply_in_tiles_of_256_bits(kernel, monkeypatch):
+    """The products of attention and of chunks, whose rows of 32 numbers are two tiles wide here."""
+    if kernel.LANES == 16:
+        pytest.skip("the tests of attention run these")
+    monkeypatch.setattr("autograd.cpu.gemm", kernel)
+    monkeypatch.setitem(sys.modules, "autograd.cpu.gemm", kernel)
+    spec = importlib.util.spec_from_file_location("autograd.cpu.panels_for_tests", panels.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.TILES
+    add = module.add_product
+
+    @numba.njit(**compiler.FLAGS)
+    def run(out, a, b, rows, depth, columns):
+        add(out, rows, a, rows, b, depth, rows, depth, columns, True)
+
+    def paneled(matrix):
+        rows, columns = matrix.shape
+        wide = np.pad(matrix, ((0, 0), (0, -columns % 32)))
+        return wide.reshape(rows, -1, 32).transpose(1, 0, 2).ravel().copy()
+
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.standard_normal(shape, np.float32) for shape in ((16, 40), (40, 45), (16, 45)))
+    out = paneled(c)
+    run(out, paneled(a), paneled(b), 16, 40, 45)
+    np.testing.assert_allclose(out, paneled(c + a.astype(float) @ b), rtol=0, atol=1e-5)
+    (code,) = run.inspect_asm().values()
+    assert re.search(r"\bvfmadd\d+ps\b.*%ymm", code)
