@@ -84,8 +84,9 @@ def train(result: dict) -> str:
         for preset, numbers in presets.items():
             memory = max(numbers["peak_mb"]["minitv"] / peak for name, peak in numbers["peak_mb"].items() if name != "minitv")
             shares = of_peak(numbers, result["threads"], result["host"].get("limits"))
+            of_each = [shares.get(name, "–") for name in ("minitv", "eager", "compile")]
             rows.append([f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}",
-                         ", ".join(shares.get(name, "–") for name in ("minitv", "eager", "compile")),
+                         ", ".join(of_each) if {*of_each} != {"–"} else "–",
                          *(ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in ("eager", "compile")),
                          f"{memory:.2f}", f"{numbers['cold_first_step_s']:.1f} s, {numbers['first_step_s']['minitv']:.2f} s"])
     header = ["training step", "tokens/s", "of the peak: ours, eager, compile",
