@@ -29,16 +29,18 @@ from collections.abc import Callable
 from functools import cache
 
 import llvmlite.binding as llvm
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 
 from ..errors import DtypeError, KernelError
 from . import gemm
-from .compile import cpu_kernel, inner, unavailable
+from .compile import BITS, cpu_kernel, inner, unavailable
 from .gemm import F4, NONE, ROWS, WIDE, _vectors, transposed
 from .vectors import FLOAT, LONG, Vector, repeat, vectorized
 
+FEATURE = "+avx512bf16"  # as LLVM lists what it may compile for
 LANES = 16  # pairs or sums a vector
 DEPTH, COLUMNS, BAND = 512, 8 * WIDE, 64  # of k, columns of `b` and rows of `a`, so many are copied at a time
 PITCH = DEPTH // 2 + LANES  # pairs from one line of `a` to the next, so that eight lines do not share a set of the cache
@@ -60,8 +62,10 @@ def missing() -> str | None:
     """Why bfloat16 products cannot be computed here, or None."""
     if reason := unavailable():
         return reason
-    if not (gemm.AVAILABLE and gemm.LANES == LANES and llvm.get_host_cpu_features().get("avx512bf16")):
+    if not llvm.get_host_cpu_features().get("avx512bf16"):
         return "this processor has no AVX512-BF16, as AMD's have from Zen 4 and Intel's servers from Cooper Lake on"
+    if BITS < 512 or FEATURE not in (numba.config.CPU_FEATURES or FEATURE).split(","):
+        return "NUMBA_CPU_FEATURES leaves out AVX512-BF16, which this processor has"
     return None
 
 

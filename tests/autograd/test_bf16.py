@@ -260,13 +260,16 @@ def test_float64_is_refused():
         linear(x, weight, bias)
 
 
-@pytest.mark.parametrize("features, said", [({"avx512bf16": False}, "no AVX512-BF16"), ({"avx512bf16": True}, None)])
-def test_the_processor_decides(monkeypatch, features, said):
-    monkeypatch.setattr(bf16.llvm, "get_host_cpu_features", lambda: features)
-    monkeypatch.setattr(bf16.gemm, "AVAILABLE", True)
-    monkeypatch.setattr(bf16.gemm, "LANES", 16)
+@pytest.mark.parametrize("has, bits, compiled, said", [
+    (True, 512, "+avx512f,+avx512bf16", None), (True, 512, None, None), (False, 512, None, "this processor has no AVX512-BF16"),
+    (True, 512, "+avx512f,-avx512bf16", "NUMBA_CPU_FEATURES leaves out"), (True, 256, None, "NUMBA_CPU_FEATURES leaves out"),
+])
+def test_the_processor_decides(monkeypatch, has, bits, compiled, said):
+    monkeypatch.setattr(bf16.llvm, "get_host_cpu_features", lambda: {"avx512bf16": has})
+    monkeypatch.setattr(bf16.numba.config, "CPU_FEATURES", compiled)
+    monkeypatch.setattr(bf16, "BITS", bits)
     monkeypatch.setattr(bf16, "unavailable", lambda: None)
     reason = bf16.missing.__wrapped__()
-    assert reason is None if said is None else said in reason
+    assert reason is None if said is None else reason.startswith(said)
     monkeypatch.setattr(bf16, "unavailable", lambda: "switched off")
     assert bf16.missing.__wrapped__() == "switched off"
