@@ -560,9 +560,9 @@ def _info(argv: list[str]) -> int:
     import numpy  # noqa: F401 - loads the BLAS that is shown below
     from threadpoolctl import threadpool_info
 
+    from autograd.cpu import bf16, disk, gemm
     from autograd.cpu import compile as compiler
-    from autograd.cpu import disk, gemm
-    from autograd.cpu.process import cores
+    from autograd.cpu.process import cores, processor
 
     rows.append(("cupy", _cupy()))
     rows.append(("cores", f"{cores()} usable of {os.cpu_count()}"))
@@ -574,10 +574,11 @@ def _info(argv: list[str]) -> int:
     rows.append(("Numba", compiler.unavailable() or serial))
     state, folder = "compiled" if disk.cached() else "empty: the first run compiles", disk.cache_directory()
     rows.append(("kernel cache", f"{folder} ({state})" if folder else "none: no folder will do, every run compiles"))
-    rows.append(("vectors", "512-bit" if compiler.WIDE_VECTORS else "at most 256-bit: the processor has no AVX-512"))
-    description = f"our kernel, in tiles of {gemm.ROWS} x {gemm.WIDE}; BLAS for small ones and in float64"
-    other = "BLAS" if compiler.unavailable() else "BLAS: our kernel is faster with AVX-512 only"
-    rows.append(("products", description if gemm.suits(512, 512, 512) else other))
+    limit = "" if compiler.BITS == compiler.NATIVE_BITS else f": NUMBA_CPU_FEATURES leaves out {compiler.NATIVE_BITS}-bit ones"
+    rows.append(("processor", processor()))
+    rows.append(("vectors", f"{compiler.BITS}-bit{limit}"))
+    rows.append(("products", gemm.explained()))
+    rows.append(("bfloat16", bf16.missing() or "products in training steps with --matmul bf16"))
     _columns(rows)
     return 0
 

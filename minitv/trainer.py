@@ -24,9 +24,9 @@ import numpy as np
 
 from autograd import NonFiniteError, check_mode
 from autograd.cpu.process import blas_threads, cores, keep_memory
-from autograd.cuda.blas import allow_tf32
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
+from autograd.state import products
 
 from .experiment import BUFFERS, DROPOUT, Experiment
 from .nn import Statistics
@@ -50,10 +50,8 @@ class Trainer:
         self._map = map if on_gpu else self._in_pool  # which card is the current one is a matter of the thread
         if on_gpu:
             self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
-            allow_tf32(run.tf32)
             select(run.device)
-        else:
-            self._pool.submit(_load_compiler)
+        loading = None if on_gpu else self._pool.submit(_load_compiler)
         # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
         buffers = self.workers + (self.workers > 1)
         copies = 1 if on_gpu else 3 + buffers  # with the optimizer's two averages and the gradients
@@ -63,6 +61,8 @@ class Trainer:
         self.grad_norm = self.lr = math.nan
         self._redrawn = Random(run.seed).split(BUFFERS)
         self._dropout = Random(run.seed).split(DROPOUT) if experiment.model.dropout else None
+        if loading is not None:
+            loading.result()  # it may hold BLAS to one thread, and then gives it back what it had
         self._blas = blas_threads(1)
         self._blas.__enter__()
 
@@ -141,7 +141,7 @@ class Trainer:
 
     def _micro_batch(self, batch: Batch, part: slice, step: int, index: int, sink: Callable, before=None):
         rng = self._dropout and self._dropout.split(step, index)
-        with _not_finite():
+        with _not_finite(), products(self.run.matmul):
             loss, count = self.task.loss(self.model, batch.part(part), rng)
             if before is not None:
                 before.wait()

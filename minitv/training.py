@@ -56,6 +56,7 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
     started, run = time.perf_counter(), experiment.run
     with Stop() as stop, device_errors(), ExitStack() as lock:
         select(run.device)
+        _check_products(run)
         resumed = None
         if run.resume:
             directory = checkpoint.run_folder(run.resume)
@@ -81,6 +82,15 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
             raise
         trainer.close()
         return outcome
+
+
+def _check_products(run: TrainOptions) -> None:
+    """UserError if this processor has no instruction for the products that were asked for."""
+    if run.matmul == "bf16" and run.device == "cpu":
+        from autograd.cpu.bf16 import missing
+
+        if reason := missing():
+            raise UserError(f"--matmul bf16: {reason}, allowed: float32")
 
 
 def _begin(experiment: Experiment, resumed: checkpoint.Checkpoint | None, origin: checkpoint.Checkpoint | None) -> Task:

@@ -9,11 +9,11 @@ from numba import types
 from numba.extending import overload
 
 from . import gemm
-from .compile import FLAGS, inline, inner
+from .compile import FLAGS, INLINED, inline, inner
 from .gemm import ROWS, tile
 
 LANES = 32  # numbers in a panel's row: two 512-bit vectors of float32
-TILES = gemm.AVAILABLE and gemm.LANES == LANES // 2  # a row of 32 is two vectors of a tile
+TILES = gemm.AVAILABLE
 
 # Unsigned indices: Numba lets a signed one count from the end when negative, a test that keeps loops from vectorising.
 U = np.uintp
@@ -34,17 +34,18 @@ def accumulate(out, o, a, x, row, term, b, c, rows, terms):
     raise TypeError("for use inside kernels")
 
 
-@overload(accumulate, jit_options={**FLAGS, "forceinline": True})
+@overload(accumulate, jit_options={**FLAGS, **INLINED})
 def _(out, o, a, x, row, term, b, c, rows, terms):
     return _accumulate_tiles if TILES and out.dtype == types.float32 else _accumulate_loops
 
 
 def _accumulate_tiles(out, o, a, x, row, term, b, c, rows, terms):
-    """In tiles of 8 rows that stay in registers."""
+    """In tiles of two vectors that stay in registers: 8 rows of 32 numbers, or 4 rows of half as many."""
     to, left, right = out.ctypes.data + 4 * o, a.ctypes.data + 4 * x, b.ctypes.data + 4 * c
     for r in range(0, rows, ROWS):
-        at = to + 4 * LANES * r
-        tile(2, terms, left + 4 * row * r, 4 * row, 4 * term, right, at, 4 * LANES, at, 4 * LANES)
+        for e in range(0, LANES, 2 * gemm.LANES):
+            at = to + 4 * (LANES * r + e)
+            tile(2, terms, left + 4 * row * r, 4 * row, 4 * term, right + 4 * e, 4 * LANES, at, 4 * LANES, at, 4 * LANES)
 
 
 def _accumulate_loops(out, o, a, x, row, term, b, c, rows, terms):
