@@ -380,7 +380,7 @@ def _judged(run: Any, model: Any, directory: str, config: EvalOptions) -> list[t
         ("data", f"{task.description}, {'all of it' if config.data else 'what is held out'}"),
         *(("note", text) for text in task.remarks(sums)),
         ("loss", f"{sums[0] / max(sums[1], 1):.4f} nats per {part}"),
-        (label, f"{value:.4f}{between} {task.metric}, {task.verdict(value, answers)}"),
+        (label, f"{value:.4f}{between}{'' if label == task.metric else f' {task.metric}'}, {task.verdict(value, answers)}"),
         *([("accuracy", f"{accuracy:.4f}")] if (accuracy := task.accuracy(sums)) is not None else []),
         ("predicted", f"{count(answers)} {items if answers != 1 else items[:-1]}{passes}"),
         *(row for row in task.about() if row[0] == "baselines"),

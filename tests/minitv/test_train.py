@@ -21,12 +21,13 @@ from autograd.metric import TOLERANCE
 from autograd.random import Random
 from autograd.routes import Kernel
 from autograd.state import products
-from minitv import checkpoint
+from minitv import checkpoint, training
 from minitv.cli import main
 from minitv.config import settings
 from minitv.data import Batches
 from minitv.experiment import WEIGHTS, Experiment, from_checkpoint
 from minitv.log import LOG, read_log
+from minitv.optim import cosine
 from minitv.options import ModelOptions, TrainOptions
 from minitv.schema import RunConfig
 from minitv.task import NOTHING, Batch
@@ -532,6 +533,44 @@ def test_resume_with_more_steps_and_a_moved_text(copied, text, quickly):
     assert [record["step"] for record in read_log("run")[1]] == list(range(26))
     elapsed = [record["elapsed_s"] for record in read_log("run")[1][1:]]
     assert elapsed == sorted(elapsed)
+
+
+def test_resume_from_the_best_weights(copied, quickly):
+    best, last = (checkpoint.load(copied, name).state["step"] for name in ("best", "last"))
+    code, err = quickly("--resume", "run/best", "--steps", "25")
+    assert code == 0 and [record["step"] for record in read_log("run")[1]] == list(range(26)), err
+    assert f"step {best + 1:>{len('25')}}/25" in err and best <= last < 25
+
+
+@pytest.mark.full
+def test_a_run_says_what_is_odd_about_its_length(text, quickly, monkeypatch):
+    options = ["--data", text, *TINY, "--eval-every", "0", "--warmup", "5"]
+    code, err = quickly(*options, "--steps", "4", "--out", "run")
+    assert code == 0 and "rises for 5 steps (--warmup) and this run ends after 4: it never reaches --lr 0.003" in err
+    code, err = quickly("--resume", "run", "--steps", "9")
+    assert code == 0 and "never reaches" not in err and "planned for" in err
+    code, err = quickly("--resume", "run", "--steps", "13")  # which begins at the lowest rate
+    rates = [record["lr"] for record in read_log("run")[1]]
+    assert code == 0 and ("planned for 9 steps and is now for 13: its learning rate goes from "
+                          f"{cosine(8, lr=3e-3, min_lr=3e-4, warmup=5, steps=9):.3g} to "
+                          f"{cosine(9, lr=3e-3, min_lr=3e-4, warmup=5, steps=13):.3g} at step 10") in err
+    assert rates[-1] < rates[0] and "will take about" not in err
+    monkeypatch.setattr(training, "LONG_S", 0)
+    assert "this run will take about " in quickly(*options, "--steps", "9", "--out", "long")[1]
+    assert "will take about" not in quickly(*options, "--steps", "9", "--minutes", "9", "--out", "short")[1]
+
+
+def test_a_run_is_saved_as_often_as_is_asked_for(text, quickly, monkeypatch):
+    save, saved = checkpoint.save, []
+
+    def noting(directory, name, **contents):
+        saved.append((name, contents["state"]["step"]))
+        return save(directory, name, **contents)
+
+    monkeypatch.setattr(checkpoint, "save", noting)
+    options = ["--data", text, *TINY, "--warmup", "0", "--lr", "1e-9"]
+    assert quickly(*options, "--steps", "5", "--eval-every", "0", "--save-every", "2", "--out", "run")[0] == 0
+    assert saved == [("last", 2), ("last", 4), ("last", 5)]
 
 
 def test_resume_with_other_threads_says_so(copied, quickly):
