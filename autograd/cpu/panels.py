@@ -266,6 +266,8 @@ def flat(x):
     strides = b // step, h // step, t // step
     owner = x if x.base is None else x.base
     if type(owner) is np.ndarray and owner.flags.c_contiguous and owner.dtype == x.dtype:
+        if x.size == owner.size and x.swapaxes(1, 2).flags.c_contiguous:  # all of it: where it begins takes longest to find out
+            return owner.reshape(-1), strides
         start = (x.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // step
         return owner.reshape(-1)[start:], strides  # five times faster than as_strided
     size = 1 + sum([(n - 1) * s for n, s in zip(x.shape, (*strides, 1), strict=True)])

@@ -97,8 +97,9 @@ def _hide(scores, first, keys, S, last, recent, sinks, causal, mask, mask_start,
         hidden = LANES if first + key >= S else min(LANES, first + key - last)
         if not causal and first + key < sinks:
             hidden = 0
-        for e in range(hidden):
-            scores[key * LANES + e] = -INF
+        row = scores[key * LANES : (key + 1) * LANES]
+        for e in range(LANES):
+            row[e] = -INF if e < hidden else row[e]
     for key in range(max(0, sinks - first), min(keys, recent + LANES - 1 - first)):
         for e in range(max(0, first + key - recent + 1), LANES):
             scores[key * LANES + e] = -INF
@@ -456,11 +457,14 @@ def backward(saved, g_y, g_lse):
     if (T, K) == (S, V):  # side by side, as split_heads made q, k and v: to merge the heads then costs no copy
         every = by_position(B, H + 2 * G, T, K, y.dtype, make)
         gq, gk, gv = every[:, :H], every[:, H : H + G], every[:, H + G :]
+        memory, strides = flat(every)
+        places = [(memory[K * first :], strides) for first in (0, H, H + G)]
     else:
         gq, gk, gv = (by_position(B, heads, rows, d, y.dtype, make) for heads, rows, d in ((H, T, K), (G, S, K), (G, S, V)))
+        places = map(flat, (gq, gk, gv))
     rest = np.zeros((B * H, T), y.dtype) if g_lse is None else np.negative(g_lse, order="C").reshape(B * H, T)
     if not nothing:
-        _backward(*arguments, flat(y), stats, rest, flat(or_zeros(g_y, y)), flat(gq), flat(gk), flat(gv))
+        _backward(*arguments, flat(y), stats, rest, flat(or_zeros(g_y, y)), *places)
     if not sinking:
         return gq, gk, gv, None
     logits = np.tile(arguments[9], B)[:, None]
