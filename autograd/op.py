@@ -36,7 +36,7 @@ import numpy as np
 from .device import FLOATS, is_cupy, namespace, overlap, plain, unscalar
 from .dispatch import choose, request_for
 from .errors import AutogradError, DtypeError, ShapeError
-from .node import Node, place_of, require_finite
+from .node import Node, require_finite
 from .registry import register
 from .routes import Form, Kernel, Route, reader
 from .shapes import Argument, Signature, bind
@@ -319,9 +319,9 @@ class Op:
     def record(self, rule: Route, tensors, arrays, result, saved, versions) -> Node:
         """A node for a call that ``rule`` computed."""
         parents, shapes = [], []
-        for i in range(len(tensors)) if self.variadic else self._places_of_floats:
-            tensor = tensors[i]
-            parents.append(None if tensor is None or not tensor.requires_grad else place_of(tensor))
+        for tensor in tensors if self.variadic else [tensors[i] for i in self._places_of_floats]:
+            wanted = tensor is not None and tensor.requires_grad
+            parents.append((tensor if tensor.node is None else (tensor.node, tensor.index)) if wanted else None)
             shapes.append(None if tensor is None else tensor.data.shape)
         outputs = [(o.shape, o.dtype) for o in result] if type(result) is tuple else [(result.shape, result.dtype)]
         if switches().checking:

@@ -44,6 +44,8 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from .device import device_name, unscalar
 from .errors import AutogradError, GraphError, KernelError
 from .node import zeros
@@ -264,8 +266,9 @@ class Kernel(Route):
             return "complex arrays pass only through forms"
         for array in arrays:
             if array is not None:  # all lie on one device
-                if device_name(array) != self.device:
-                    return f"runs on {self.device} arrays, got {device_name(array)} arrays"
+                device = "cpu" if type(array) is np.ndarray else device_name(array)
+                if device != self.device:
+                    return f"runs on {self.device} arrays, got {device} arrays"
                 break
         return self.unsupported(arrays, params, recording)
 
@@ -279,7 +282,7 @@ class Kernel(Route):
         supports = self._get("supports")
         if self._off:
             return self._off
-        if recording and not self.differentiable:
+        if recording and self._loaded["backward"] is None:
             return "it has no backward, and a gradient is wanted"
         return self._reason("supports", arrays, params, recording) if supports else None
 

@@ -29,7 +29,7 @@ from autograd.random import Random
 from autograd.state import products
 
 from .experiment import BUFFERS, DROPOUT, Experiment
-from .nn import Statistics
+from .nn import Module, Statistics
 from .optim import AdamW, cosine
 from .task import Batch, Task
 
@@ -60,6 +60,7 @@ class Trainer:
                                clip=run.clip, buffers=buffers)
         self.grad_norm = self.lr = math.nan
         self._redrawn = Random(run.seed).split(BUFFERS)
+        self._redraws = any(type(module).redraw is not Module.redraw for module in self.model.modules())
         self._dropout = Random(run.seed).split(DROPOUT) if experiment.model.dropout else None
         if loading is not None:
             loading.result()  # it may hold BLAS to one thread, and then gives it back what it had
@@ -80,7 +81,8 @@ class Trainer:
         buffers, counter = self.optimizer.buffers, itertools.count()
         losses, counts = [math.nan] * len(slices), [0] * len(slices)
         events, statistics = [threading.Event() for _ in slices], Statistics()
-        self.model.begin_step(step, self._redrawn)
+        if self._redraws:
+            self.model.begin_step(step, self._redrawn)
 
         def work(worker: int) -> None:
             while (i := next(counter)) < len(slices):
