@@ -33,6 +33,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .cpu.team import elementwise
 from .device import FLOATS, is_cupy, namespace, overlap, plain, unscalar
 from .dispatch import choose, request_for
 from .errors import AutogradError, DtypeError, ShapeError
@@ -309,7 +310,7 @@ class Op:
     def broadcast(self, function: Callable, values: Sequence, arrays: Sequence):
         """What a primitive computes; of an elementwise operator, shapes that do not broadcast are named."""
         try:
-            return function(values)
+            return elementwise(function, values, arrays) if self._elementwise and not self.view else function(values)
         except ValueError as error:
             if not self._elementwise or isinstance(error, AutogradError):
                 raise

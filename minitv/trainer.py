@@ -1,8 +1,9 @@
 """Optimizer steps on batches of a task, on threads or on a GPU.
 
 Worker threads pull micro-batches of up to 512 tokens from a counter and run the tape on them, with serial kernels and
-one-threaded BLAS: a core that is slow for a moment takes fewer. Which gradients meet in which of the flat buffers, and
-in which order, depends on the micro-batch's number alone, so a run is determined by its seed and its number of threads.
+one-threaded BLAS: a core that is slow for a moment takes fewer. Where the last ones are fewer than workers, as with a single
+long sequence, the others take parts of their calls (autograd/cpu/team.py). Which gradients meet in which of the flat buffers,
+and in which order, depends on the micro-batch's number alone, so a run is determined by its seed and its number of threads.
 Losses and gradients are sums over the answers that a task asks for; they are divided once, by the number of answers in the
 whole batch, so that micro-batches with more and with fewer answers add up exactly.
 
@@ -18,12 +19,14 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 
 import numpy as np
 
 from autograd import NonFiniteError, check_mode
 from autograd.cpu.process import blas_threads, cores, keep_memory
+from autograd.cpu.team import Team
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
 from autograd.state import products
@@ -45,15 +48,17 @@ class Trainer:
         self.run, self.task = experiment.run, task
         run = self.run
         on_gpu = run.device != "cpu"
-        self.workers = 1 if on_gpu else min(run.threads or cores(), run.batch)
+        self.workers = 1 if on_gpu else run.threads or cores()
         self._pools: dict[int, ThreadPoolExecutor] = {}
         self._map = map if on_gpu else self._in_pool  # which card is the current one is a matter of the thread
+        self._team = Team(self.workers)
         if on_gpu:
             self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
             select(run.device)
         loading = None if on_gpu else self._pool.submit(_load_compiler)
         # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
-        buffers = self.workers + (self.workers > 1)
+        most = min(self.workers, run.batch)
+        buffers = most + (most > 1)
         copies = 1 if on_gpu else 3 + buffers  # with the optimizer's two averages and the gradients
         self.model = experiment.build(task.vocab, copies).to(run.device)
         self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
@@ -78,22 +83,21 @@ class Trainer:
         ``grad_norm`` and ``lr`` hold what was used. A loss or norm that is not finite updates nothing.
         """
         slices = self._slices(batch)
-        buffers, counter = self.optimizer.buffers, itertools.count()
+        buffers = self.optimizer.buffers
         losses, counts = [math.nan] * len(slices), [0] * len(slices)
         events, statistics = [threading.Event() for _ in slices], Statistics()
         if self._redraws:
             self.model.begin_step(step, self._redrawn)
 
-        def work(worker: int) -> None:
-            while (i := next(counter)) < len(slices):
-                try:
-                    before = events[i - len(buffers)] if i >= len(buffers) else None
-                    with statistics.part(i):
-                        losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffers[i % len(buffers)], before)
-                finally:
-                    events[i].set()
+        def work(i: int) -> None:
+            try:
+                before = events[i - len(buffers)] if i >= len(buffers) else None
+                with statistics.part(i):
+                    losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffers[i % len(buffers)], before)
+            finally:
+                events[i].set()
 
-        list(self._map(work, range(self.workers)))
+        self._each(work, len(slices))
         count = sum(counts)
         loss, squares = read(sum(losses), self.optimizer.squares(self._map, self.workers))
         self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
@@ -105,11 +109,15 @@ class Trainer:
 
     def evaluate(self, batch: Batch) -> np.ndarray:
         """The sums that the task's ``score`` gives, over a whole batch, without dropout."""
-        def score(part: slice) -> np.ndarray:
-            with _not_finite():
-                return self.task.score(self.model, batch.part(part))
+        slices = self._slices(batch)
+        scores: list = [None] * len(slices)
 
-        return sum(self._map(score, self._slices(batch)))
+        def score(i: int) -> None:
+            with _not_finite():
+                scores[i] = self.task.score(self.model, batch.part(slices[i]))
+
+        self._each(score, len(slices))
+        return sum(scores)
 
     def find_nonfinite(self, batch: Batch, step: int) -> str | None:
         """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does."""
@@ -128,6 +136,24 @@ class Trainer:
         for pool in self._pools.values():
             pool.shutdown(wait, cancel_futures=not wait)
         self._blas.__exit__(None, None, None)
+
+    def _each(self, work: Callable[[int], None], count: int) -> None:
+        """``work(i)`` for every i below the count, by all workers: those that are left over help with the last ones."""
+        counter, finished = itertools.count(), itertools.count(1)
+
+        def pull(worker: int) -> None:
+            try:
+                while (i := next(counter)) < count:
+                    with self._team if i >= count - count % self.workers else nullcontext():
+                        work(i)
+            finally:
+                last = next(finished) == self.workers
+                if last:
+                    self._team.dismiss(self.workers - 1)
+            if not last:
+                self._team.help()
+
+        list(self._map(pull, range(self.workers)))
 
     def _in_pool(self, function: Callable, items) -> list:
         """``map`` in the worker threads, under the switches of the caller (no_grad, use, check_mode)."""

@@ -1,7 +1,8 @@
 """Numba kernels: one decorator, one set of flags.
 
-Kernels are serial functions that release the GIL; worker threads call them on slices of the batch. They are compiled at
-their first call, once for float32 and once for float64, and kept on disk for later runs (disk.py).
+Kernels are serial functions that release the GIL; worker threads call them on slices of the batch, or on parts of one call,
+see team.py. They are compiled at their first call, once for float32 and once for float64, and kept on disk for later runs
+(disk.py).
 ``fastmath=True`` is never used: its ``nnan`` and ``ninf`` break masks, and ``arcp`` and ``afn`` make 1/√x an estimate where
 a loop is packed, but not where LLVM finds at run time that it must not be: results would depend on where arrays lie.
 """
@@ -20,6 +21,7 @@ from numba.core.registry import CPUDispatcher
 
 from .disk import Kept, cache_directory
 from .pipeline import InnerCompiler, KernelCompiler
+from .team import Cut
 
 FLAGS = {
     "nogil": True,
@@ -55,11 +57,20 @@ def unavailable() -> str | None:
     return "Numba's compiler is switched off by NUMBA_DISABLE_JIT" if numba.config.DISABLE_JIT else None
 
 
-def cpu_kernel(function: Callable) -> Callable:
-    """Compile a kernel at its first call, and keep it on disk."""
+def cpu_kernel(function: Callable | None = None, *, parts: str = "", sums: str = "", grain: int = 1) -> Callable:
+    """Compile a kernel at its first call, and keep it on disk.
+
+    ``parts`` names the arguments of which a part of a call sees a part, and ``sums`` those to which every part adds; see
+    team.Cut. A part has at least ``grain`` units.
+    """
+    if function is None:
+        return lambda function: cpu_kernel(function, parts=parts, sums=sums, grain=grain)
     if unavailable():
         return function
-    kernel = Kernel(function, targetoptions={**FLAGS, "nopython": True}, pipeline_class=KernelCompiler)
+    kind = Divisible if parts else Kernel
+    kernel = kind(function, targetoptions={**FLAGS, "nopython": True}, pipeline_class=KernelCompiler)
+    if parts:
+        kernel.cut = Cut(function, parts, sums, grain)
     if os.path.exists(function.__code__.co_filename) and (folder := cache_directory()) is not None:  # not typed by hand
         kernel._cache = Kept(function, folder)  # as enable_caching() does, which takes the folder from a global
     return kernel
@@ -85,6 +96,13 @@ class Kernel(CPUDispatcher):
             self._insert([kind._code for kind in kinds], version, False)
             self._served.append(kinds)
         return version
+
+
+class Divisible(Kernel):
+    """A kernel whose calls several threads can share."""
+
+    def __call__(self, *arguments):
+        return self.cut(super().__call__, arguments)
 
 
 def _writable(kind: types.Type) -> types.Type:

@@ -31,6 +31,7 @@ from functools import cache, partial
 import numpy as np
 from numba import types
 
+from . import team
 from .choice import Choice, choose, kept
 from .compile import BITS, WIDE_VECTORS, cpu_kernel, inline, inner, unavailable
 from .vectors import repeat, vectorized
@@ -38,6 +39,7 @@ from .vectors import repeat, vectorized
 AVAILABLE = not unavailable() and BITS >= 256
 LANES = 16 if WIDE_VECTORS else 8  # float32 numbers a vector
 ROWS, WIDE = LANES // 2, 3 * LANES  # a tile: 8 x 48 in 24 of 32 registers, or 4 x 24 in 12 of 16
+CUT = 64  # multiply-adds that take as long as one number of an elementwise kernel
 DEPTH, COLUMNS, BAND = 512, 384, 128  # of k, columns of `b` and rows of `a`, so many are copied at a time
 
 # The scratch memory of a thread, in bytes: zeros, a tile, panels of `b`, strips of `a`; 64 are for alignment.
@@ -280,6 +282,27 @@ def product(a, b, out=None, accumulate=False, *, bias=None):
     views into wider arrays included, into an `out` with contiguous rows, apart from `a` and `b`; NumPy does the rest.
     """
     (M, K), N, out = a.shape, b.shape[1], target(a, b, out, accumulate, bias)
+    sizes, cut = ((M, DEPTH), (K, 2 * DEPTH), (N, 2 * WIDE)), 1 if K >= 4 * max(M, N) else 0 if M >= N else 2
+    parts = team.spans(*sizes[cut], M * K * N / CUT, sums=cut == 1)
+    if len(parts) == 1 or np.may_share_memory(out, a) or np.may_share_memory(out, b):
+        return _product(a, b, out, accumulate, bias)
+    if cut == 1:  # with rows or columns, each part would pack the whole of the other matrix
+        sums = np.empty((len(parts), *out.shape), out.dtype)
+        team.each(lambda i, start, stop: _product(a[:, start:stop], b[start:stop], sums[i], False, None if i else bias),
+                  parts)
+        total = team.column_sums(sums.reshape(len(parts), M * N)).reshape(M, N)
+        np.add(out, total, out=out) if accumulate else np.copyto(out, total)
+    elif cut == 0:
+        team.each(lambda i, start, stop: _product(a[start:stop], b, out[start:stop], accumulate, bias), parts)
+    else:
+        team.each(lambda i, start, stop: _product(a, b[:, start:stop], out[:, start:stop], accumulate,
+                                                  None if bias is None else bias[start:stop]), parts)
+    return out
+
+
+def _product(a, b, out, accumulate, bias):
+    """The same for sizes that agree, in this thread."""
+    M, K, N = *a.shape, b.shape[1]
     early = NONE if bias is None or accumulate else bias
     if suits(M, K, N) and a.dtype == b.dtype == out.dtype == early.dtype == F4 and out.flags.writeable:
         if not hasattr(_threads, "scratch"):

@@ -57,8 +57,8 @@ def retain(x, position, weights, state, memory):
     turn(position, weights.angles, cos, sin)
     shape, strides, turns = (1, heads, 1, size), (0, size, 0), (cos.reshape(1, 1, pairs), sin.reshape(1, 1, pairs))
     q, k = turned[:width], turned[width:]
-    rotate((qk[:width], strides), shape, turns[0], turns[1], weights.interleaved, one, one, q)
-    rotate((qk[width:], strides), shape, turns[0], turns[1], weights.interleaved, weights.scale, one, k)
+    rotate((qk[:width], strides), shape, turns[0], turns[1], weights.interleaved, one, one, q, (0, 1))
+    rotate((qk[width:], strides), shape, turns[0], turns[1], weights.interleaved, weights.scale, one, k, (0, 1))
     step(q, k, v, weights.decay, state.S, state.z, state.n, weights.normalization, y)
     for b in range(0, values, value_size):
         norm(y[b : b + value_size], weights.head_norm, v[b : b + value_size], memory[at:])

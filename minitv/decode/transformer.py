@@ -64,7 +64,7 @@ def _turn_heads(position, turns, sign, x, heads, size, cos, sin, y):
         factor = turns.gain * math.exp(sign * turns.growth[j] * position)
         cos[j], sin[j] = cos[j] * factor, sin[j] * factor
     one, tables = x.dtype.type(1), (cos.reshape(1, 1, cos.size), sin.reshape(1, 1, cos.size))
-    rotate((x, (0, size, 0)), (1, heads, 1, size), tables[0], tables[1], turns.interleaved, one, one, y)
+    rotate((x, (0, size, 0)), (1, heads, 1, size), tables[0], tables[1], turns.interleaved, one, one, y, (0, 1))
 
 
 @inner

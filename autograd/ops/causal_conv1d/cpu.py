@@ -30,13 +30,13 @@ def _add_products(out, o, a, i, b, j, step, row, count):
         out.store((o + r) * lanes, total)
 
 
-@cpu_kernel
-def _convolve(x, taps, first, bias, shape, y):
+@cpu_kernel(parts="channels", grain=32)
+def _convolve(x, taps, first, bias, shape, y, channels):
     batch, length, width = shape
     count, lanes = taps.size // width, BYTES // x.itemsize
     panel, row_taps = scratch((length + 2 * PAD) * lanes, x), scratch(count * lanes, x)
     sums = scratch(ROWS * lanes, x)
-    for left in range(0, width, lanes):
+    for left in range(channels[0], channels[1], lanes):
         c = min(left, width - lanes)  # the last vector repeats channels of the one before
         copy_rows(row_taps, 0, lanes, taps, c, width, count)
         for b in range(batch):
@@ -48,13 +48,13 @@ def _convolve(x, taps, first, bias, shape, y):
                 copy_rows(y, (b * length + t) * width + c, width, sums, 0, lanes, min(ROWS, length - t))
 
 
-@cpu_kernel
-def _correlate(x, g, first, shape, gtaps):
+@cpu_kernel(parts="channels", grain=32)
+def _correlate(x, g, first, shape, gtaps, channels):
     batch, length, width = shape
     count, lanes = gtaps.size // width, BYTES // x.itemsize
     panel, panel_g = scratch((length + 2 * PAD) * lanes, x), scratch((length + 2 * PAD) * lanes, x)
     sums = scratch((count + PAD) * lanes, x)
-    for left in range(0, width, lanes):
+    for left in range(channels[0], channels[1], lanes):
         c = min(left, width - lanes)
         sums[:] = 0
         for b in range(batch):
@@ -80,7 +80,7 @@ def convolve(x, taps, first=0, bias=None):
         wide, taps = widened(x), widened(taps)
         bias = np.zeros(wide.shape[-1], x.dtype) if bias is None else widened(bias)
         target = y if wide.shape == y.shape else np.empty_like(wide)
-        _convolve(wide.reshape(-1), taps.reshape(-1), first, bias, wide.shape, target.reshape(-1))
+        _convolve(wide.reshape(-1), taps.reshape(-1), first, bias, wide.shape, target.reshape(-1), (0, wide.shape[2]))
         y = target[..., : x.shape[-1]]
     return y
 
@@ -90,7 +90,7 @@ def correlate(x, g, count, first=0):
     gtaps = np.zeros((count, max(x.shape[-1], BYTES // x.itemsize)), x.dtype)
     if x.size and count:
         wide = widened(x)
-        _correlate(wide.reshape(-1), widened(g).reshape(-1), first, wide.shape, gtaps.reshape(-1))
+        _correlate(wide.reshape(-1), widened(g).reshape(-1), first, wide.shape, gtaps.reshape(-1), (0, wide.shape[2]))
     return gtaps[:, : x.shape[-1]]
 
 

@@ -15,7 +15,7 @@ def _loss(chosen, top, e, others):
     return math.log1p(others) if e == 1 else math.log(e + others) + (top - chosen)
 
 
-@cpu_kernel
+@cpu_kernel(parts="logits labels counted losses difference")
 def _forward(logits, labels, counted, losses, difference):
     rows, size = logits.shape
     zero, one = logits.dtype.type(0), logits.dtype.type(1)

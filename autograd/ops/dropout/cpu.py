@@ -9,12 +9,12 @@ from ...random import LOW
 BLOCKS = 64  # counters at a time: their words are drawn lane by lane, then used in the order of the elements
 
 
-@cpu_kernel
-def _drop(x, low, high, threshold, scale, y):
+@cpu_kernel(parts="blocks")
+def _drop(x, low, high, threshold, scale, y, blocks):
     zero, none = np.uint64(0), x.dtype.type(0)
     words = np.empty((4, BLOCKS), np.uint64)
     a, b, c, d = words[0], words[1], words[2], words[3]
-    for first in range(0, x.size, 4 * BLOCKS):
+    for first in range(4 * BLOCKS * blocks[0], 4 * BLOCKS * blocks[1], 4 * BLOCKS):
         counter = np.uint64(first // 4)
         bottom, top = counter & np.uint64(LOW), counter >> np.uint64(32)
         for e in range(BLOCKS):  # BLOCKS divides 2**32: no carry
@@ -37,7 +37,8 @@ def _run(x, p, seed):
     flat = np.ascontiguousarray(x).reshape(-1)
     y = np.empty_like(flat)
     threshold, scale = np.uint64(round(p * 2**32)), x.dtype.type(1 / (1 - p))
-    _drop(flat, np.uint64(seed & LOW), np.uint64(seed >> 32), threshold, scale, y)
+    _drop(flat, np.uint64(seed & LOW), np.uint64(seed >> 32), threshold, scale, y,
+          (0, -(-flat.size // (4 * BLOCKS))))
     return y.reshape(x.shape)
 
 

@@ -6,11 +6,12 @@ import numpy as np
 
 from ...cpu.compile import cpu_kernel
 from ...cpu.math import erfcx, exp
+from ...cpu.team import elementwise
 
 FAR = 40.0  # beyond, the slope is 0 or 1 in float64 too; infinities must not meet zeros
 
 
-@cpu_kernel
+@cpu_kernel(parts="x y slope")
 def gelu_row(x, y, slope):
     half, one, root = x.dtype.type(0.5), x.dtype.type(1), x.dtype.type(math.sqrt(0.5))
     density, far = x.dtype.type(1 / math.sqrt(2 * math.pi)), x.dtype.type(FAR)
@@ -23,7 +24,7 @@ def gelu_row(x, y, slope):
         slope[i] = below + (far if v > far else v) * density * bell
 
 
-@cpu_kernel
+@cpu_kernel(parts="x y slope")
 def gelu_tanh_row(x, y, slope):
     zero, one, far = x.dtype.type(0), x.dtype.type(1), x.dtype.type(FAR)
     c, cubic, three = x.dtype.type(2 * math.sqrt(2 / math.pi)), x.dtype.type(0.044715), x.dtype.type(3)
@@ -55,7 +56,7 @@ def tanh_forward(x):
 
 
 def backward(saved, g):
-    return (saved * g,)
+    return (elementwise(lambda both: both[0] * both[1], (saved, g), (saved, g)),)
 
 
 tanh_backward = backward

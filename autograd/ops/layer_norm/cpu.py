@@ -30,7 +30,7 @@ def _normal(x, first, scale, offset):
     return (x - first) * scale - offset
 
 
-@cpu_kernel
+@cpu_kernel(parts="x y shifts scales")
 def layer_norm_rows(x, weight, bias, eps, y, shifts, scales):
     rows, width = x.shape
     share = x.dtype.type(1 / width)
@@ -52,7 +52,7 @@ def layer_norm_rows(x, weight, bias, eps, y, shifts, scales):
             out[j] = out[j] * scale * weight[j] + bias[j]
 
 
-@cpu_kernel
+@cpu_kernel(parts="x shifts scales g gx", sums="gweight gbias")
 def _backward(x, weight, shifts, scales, g, gx, gweight, gbias):
     rows, width = x.shape
     share = x.dtype.type(1 / width)

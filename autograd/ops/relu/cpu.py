@@ -5,14 +5,14 @@ import numpy as np
 from ...cpu.compile import cpu_kernel
 
 
-@cpu_kernel
+@cpu_kernel(parts="x y")
 def relu_row(x, y):
     zero = x.dtype.type(0)
     for i in range(x.size):
         y[i] = zero if x[i] < zero else x[i]  # NaN stays
 
 
-@cpu_kernel
+@cpu_kernel(parts="x g gx")
 def _backward(x, g, gx):
     zero = x.dtype.type(0)
     for i in range(x.size):

@@ -5,7 +5,7 @@ import numpy as np
 from ...cpu.compile import cpu_kernel
 
 
-@cpu_kernel
+@cpu_kernel(parts="x y")
 def relu_squared_row(x, y):
     zero = x.dtype.type(0)
     for i in range(x.size):
@@ -13,7 +13,7 @@ def relu_squared_row(x, y):
         y[i] = v * v
 
 
-@cpu_kernel
+@cpu_kernel(parts="x g gx")
 def _backward(x, g, gx):
     zero = x.dtype.type(0)
     for i in range(x.size):

@@ -7,7 +7,7 @@ import numpy as np
 from ...cpu.compile import cpu_kernel
 
 
-@cpu_kernel
+@cpu_kernel(parts="x y scales")
 def rms_norm_rows(x, weight, eps, y, scales):
     rows, width = x.shape
     share = x.dtype.type(1 / width)
@@ -23,7 +23,7 @@ def rms_norm_rows(x, weight, eps, y, scales):
             out[j] = row[j] * scale * weight[j]
 
 
-@cpu_kernel
+@cpu_kernel(parts="x scales g gx", sums="gweight")
 def _backward(x, weight, scales, g, gx, gweight):
     rows, width = x.shape
     share = x.dtype.type(1 / width)

@@ -42,7 +42,7 @@ def _extremes(k, largest, smallest):
                 low[c] = row[c] if row[c] < low[c] and row[c] > -math.inf else low[c]
 
 
-@cpu_kernel
+@cpu_kernel(parts="k:1 v:1 out")
 def _columns(k, v, largest, out):
     """[e v, e]; whether all are finite."""
     channels, zero = k.shape[2], k.dtype.type(0)
@@ -60,7 +60,7 @@ def _columns(k, v, largest, out):
     return check == 0
 
 
-@cpu_kernel
+@cpu_kernel(parts="columns g gk:1 gv:1")
 def _columns_backward(columns, g, gk, gv):
     channels = gk.shape[2]
     for b in range(gk.shape[0]):
@@ -73,7 +73,7 @@ def _columns_backward(columns, g, gk, gv):
                 value[c] = e[c] * h[c]
 
 
-@cpu_kernel
+@cpu_kernel(parts="sums q:1 y:1")
 def _outputs(q, sums, y):
     """y, and in place of the sums [N, Z] the mean N / Z and 1 / Z, which are 0 where there is no key."""
     channels = q.shape[2]
@@ -90,7 +90,7 @@ def _outputs(q, sums, y):
                 out[c] = m / (one + exp(-gate[c]))
 
 
-@cpu_kernel
+@cpu_kernel(parts="sums q:1 g:1 gq:1 gsums")
 def _outputs_backward(q, sums, g, gq, gsums):
     """The gradients of q and of the sums."""
     channels = q.shape[2]
@@ -149,10 +149,11 @@ def _unjoin(gk, gv, mask, carried, reach=None):
 
 
 # -- simple ------------------------------------------------------------------------------------------------------------
-@cpu_kernel
-def _scan(k, v, sums, tops):
+@cpu_kernel(parts="part", grain=64)
+def _scan(k, v, sums, tops, part):
     """The sums [N, Z] of all prefixes relative to e^top, the largest key so far."""
-    length, channels = k.shape[1], k.shape[2]
+    length, width, (low, high) = k.shape[1], k.shape[2], part
+    channels = high - low
     state, fade, e = np.zeros((2, channels), k.dtype), np.empty(channels, k.dtype), np.empty(channels, k.dtype)
     top, zero, one = np.empty(channels, k.dtype), k.dtype.type(0), k.dtype.type(1)
     numerator, total = state[0], state[1]
@@ -160,14 +161,14 @@ def _scan(k, v, sums, tops):
         state[:] = zero
         top[:] = LOWEST
         for s in range(length):
-            key, value = k[b, s], v[b, s]
+            key, value = k[b, s, low:high], v[b, s, low:high]
             for c in range(channels):
                 rise = key[c] - top[c]
                 small = exp(-abs(rise))
                 fade[c] = small if rise > zero else one
                 e[c] = one if rise > zero else small
                 top[c] = key[c] if rise > zero else top[c]
-            left, right, out = sums[s, b, :channels], sums[s, b, channels:], tops[s, b]
+            left, right, out = sums[s, b, low:high], sums[s, b, width + low : width + high], tops[s, b, low:high]
             for c in range(channels):
                 n = numerator[c] * fade[c] + e[c] * value[c]
                 numerator[c] = n
@@ -180,22 +181,24 @@ def _scan(k, v, sums, tops):
                 out[c] = top[c]
 
 
-@cpu_kernel
-def _scan_backward(k, v, tops, g, gk, gv):
-    length, channels = k.shape[1], k.shape[2]
+@cpu_kernel(parts="part", grain=64)
+def _scan_backward(k, v, tops, g, gk, gv, part):
+    length, width, (low, high) = k.shape[1], k.shape[2], part
+    channels = high - low
     state, above = np.zeros((2, channels), k.dtype), np.empty(channels, k.dtype)
     h, x = state[0], state[1]
     for b in range(k.shape[0]):
         state[:] = k.dtype.type(0)
         above[:] = -LOWEST  # fades nothing yet
         for s in range(length - 1, -1, -1):
-            top, left, right = tops[s, b], g[s, b, :channels], g[s, b, channels:]
+            top, left, right = tops[s, b, low:high], g[s, b, low:high], g[s, b, width + low : width + high]
             for c in range(channels):
                 fade = exp(top[c] - above[c])
                 above[c] = top[c]
                 h[c] = h[c] * fade + left[c]
                 x[c] = x[c] * fade + right[c]
-            key, value, into_key, into_value = k[b, s], v[b, s], gk[b, s], gv[b, s]
+            key, value = k[b, s, low:high], v[b, s, low:high]
+            into_key, into_value = gk[b, s, low:high], gv[b, s, low:high]
             for c in range(channels):
                 into_value[c] = exp(key[c] - top[c])
             for c in range(channels):
@@ -208,7 +211,7 @@ def simple_forward(q, k, v, mask, average, logsum, causal):
     k, v = map(np.ascontiguousarray, common.everything(k, v, mask, average, logsum))  # not parts of one projection
     batch, length, channels = k.shape
     sums, tops = np.empty((length, batch, 2 * channels), k.dtype), np.empty((length, batch, channels), k.dtype)
-    _scan(k, v, sums, tops)
+    _scan(k, v, sums, tops, (0, channels))
     *state, share = _state(sums[-1:].sum(axis=0), tops[-1] if length else np.zeros((batch, channels), k.dtype))
     sums = sums[length - q.shape[1]:] if causal else np.repeat(sums[-1:], q.shape[1], axis=0)
     return (_read(q, sums), *state), (q, k, v, sums, tops, share, causal, mask, average is not None)
@@ -227,7 +230,7 @@ def simple_backward(saved, g_y, g_average, g_logsum):
             gsums[-1] = read.sum(axis=0)
     gsums[-1:] += _unstate(share, or_zeros(g_average, share[0]), or_zeros(g_logsum, share[0]))
     gk, gv = np.empty_like(k), np.empty_like(v)
-    _scan_backward(k, v, tops, gsums, gk, gv)
+    _scan_backward(k, v, tops, gsums, gk, gv, (0, k.shape[2]))
     return gq, *_unjoin(gk, gv, mask, carried)
 
 
@@ -358,9 +361,9 @@ def conv2d_backward(saved, g):
 
 
 # -- the bias of aft_local from its factors ----------------------------------------------------------------------------
-@cpu_kernel
-def _band(u, v, newest, out):
-    for t in range(u.shape[0]):
+@cpu_kernel(parts="rows")
+def _band(u, v, newest, out, rows):
+    for t in range(rows[0], rows[1]):
         for j in range(out.shape[1]):
             s, total = t + newest - j, out.dtype.type(0)
             if 0 <= s < v.shape[0]:
@@ -370,9 +373,9 @@ def _band(u, v, newest, out):
             out[t, j] = total
 
 
-@cpu_kernel
-def _band_backward(u, v, newest, g, gu, gv):
-    for t in range(u.shape[0]):
+@cpu_kernel(parts="rows", sums="gv")
+def _band_backward(u, v, newest, g, gu, gv, rows):
+    for t in range(rows[0], rows[1]):
         for j in range(g.shape[1]):
             s, share = t + newest - j, g[t, j]
             if 0 <= s < v.shape[0]:
@@ -386,12 +389,12 @@ def _band_backward(u, v, newest, g, gu, gv):
 def band_forward(u, v, window, causal):
     u, v, ahead = np.ascontiguousarray(u), np.ascontiguousarray(v), 0 if causal else window - 1
     out = np.empty((len(u), window + ahead), u.dtype)
-    _band(u, v, len(v) - len(u) + ahead, out)
+    _band(u, v, len(v) - len(u) + ahead, out, (0, len(u)))
     return out, (u, v, len(v) - len(u) + ahead)
 
 
 def band_backward(saved, g):
     u, v, newest = saved
     gu, gv = np.zeros_like(u), np.zeros_like(v)
-    _band_backward(u, v, newest, np.ascontiguousarray(g), gu, gv)
+    _band_backward(u, v, newest, np.ascontiguousarray(g), gu, gv, (0, len(u)))
     return gu, gv

@@ -11,6 +11,7 @@ import numpy as np
 from autograd.cpu.compile import cpu_kernel, inline
 from autograd.cpu.gemm import product
 from autograd.cpu.math import exp
+from autograd.cpu.team import each, spans
 
 ROWS = 64  # positions a tile of aft_local
 
@@ -90,6 +91,20 @@ def _rows(x):
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
+def _in_columns(compute, y, *arrays):
+    """``compute(y, *arrays)`` for parts of the last axis of all, copied where they are not the whole of it."""
+    parts = spans(y.shape[-1], 64, max(x.size for x in (y, *arrays)))
+    if len(parts) == 1:
+        return compute(y, *arrays)
+
+    def part(_, start, stop):
+        own, *others = (np.ascontiguousarray(x[..., start:stop]) for x in (y, *arrays))
+        compute(own, *others)
+        y[..., start:stop] = own
+
+    return each(part, parts)
+
+
 class _Tiles:
     """A matrix of weights in tiles (rows, columns, weights, far): far[rows] is the weight of all columns outside, if any.
 
@@ -116,6 +131,10 @@ class _Tiles:
         """The sums of all positions."""
         flat = _rows(columns)
         sums = np.empty((self.shape[0], flat.shape[1]), flat.dtype)
+        _in_columns(lambda y, x: self._apply(x, y, sound), sums, flat)
+        return sums.reshape(len(sums), *columns.shape[1:])
+
+    def _apply(self, flat, sums, sound):
         for rows, span, weights, _ in self.tiles:
             (product if sound else _product_of_seen)(weights, flat[span], sums[rows])
         for side in self._outside():
@@ -123,12 +142,15 @@ class _Tiles:
             for rows, far, new in side:
                 total += np.add.reduce(flat[new], axis=0)
                 sums[rows] += far[:, None] * total
-        return sums.reshape(len(sums), *columns.shape[1:])
 
     def transpose(self, g):
         """The gradient of the columns."""
         flat = _rows(g)
         out = np.zeros((self.shape[1], flat.shape[1]), flat.dtype)
+        _in_columns(self._transpose, out, flat)
+        return out.reshape(len(out), *g.shape[1:])
+
+    def _transpose(self, out, flat):
         for rows, span, weights, _ in self.tiles:
             product(weights.T, flat[rows], out=out[span], accumulate=True)
         for side in self._outside():
@@ -136,12 +158,16 @@ class _Tiles:
             for rows, far, new in reversed(side):
                 total += far @ flat[rows]
                 out[new] += total
-        return out.reshape(len(out), *g.shape[1:])
 
-    def _products(self, g, columns):
-        """Every tile with the gradient of its weights."""
+    def _each_gradient(self, g, columns, use):
+        """``use(rows, span, weights, gradient of the weights)`` for every tile."""
         g, columns = _rows(g), _rows(columns)
-        return ((tile, product(g[tile[0]], columns[tile[1]].T)) for tile in self.tiles)
+
+        def part(_, start, stop):
+            for rows, span, weights, _ in self.tiles[start:stop]:
+                use(rows, span, weights, product(g[rows], columns[span].T))
+
+        each(part, spans(len(self.tiles), 1, g.size))
 
 
 class Full(_Tiles):
@@ -158,8 +184,8 @@ class Full(_Tiles):
     def gradient(self, g, columns):
         """The gradient of the bias."""
         out = np.zeros(self.shape, g.dtype)
-        for (rows, span, weights, _), gweights in self._products(g, columns):
-            np.multiply(weights, gweights, out=out[rows, span], where=weights != 0)
+        self._each_gradient(g, columns, lambda rows, span, weights, gweights: np.multiply(
+            weights, gweights, out=out[rows, span], where=weights != 0))
         return out
 
 
@@ -168,19 +194,25 @@ class Local(_Tiles):
         queries, self.window = bias.shape
         super().__init__((queries, keys), both=not causal)
         self.newest = keys - queries + (0 if causal else self.window // 2)  # the key of lag 0 for row 0
-        for start in range(0, queries, ROWS):
-            stop = min(start + ROWS, queries)
-            span = slice(max(start + self.newest - self.window + 1, 0), min(stop + self.newest, keys))
-            weights, far = np.empty((stop - start, span.stop - span.start), bias.dtype), np.empty(stop - start, bias.dtype)
-            first = start + self.newest - span.start
-            self.span = max(self.span, _local_weights(bias, start, first, causal, weights, far))
-            self.tiles.append((slice(start, stop), span, weights, far))
+        self.tiles = [None] * -(-queries // ROWS)
+
+        def part(_, begin, end):
+            for i in range(begin, end):
+                start, stop = i * ROWS, min((i + 1) * ROWS, queries)
+                span = slice(max(start + self.newest - self.window + 1, 0), min(stop + self.newest, keys))
+                weights, far = np.empty((stop - start, span.stop - span.start), bias.dtype), np.empty(stop - start, bias.dtype)
+                spread = _local_weights(bias, start, start + self.newest - span.start, causal, weights, far)
+                self.tiles[i] = slice(start, stop), span, weights, far, spread
+
+        each(part, spans(len(self.tiles), 1, bias.size))
+        self.span = max((spread for *_, spread in self.tiles), default=0.0)
+        self.tiles = [tuple(tile) for *tile, _ in self.tiles]
 
     def gradient(self, g, columns):
         """The gradient of the bias."""
         out = np.zeros((self.shape[0], self.window), g.dtype)
-        for (rows, span, weights, _), gweights in self._products(g, columns):
-            _local_gradient(weights, gweights, rows.start, rows.start + self.newest - span.start, out)
+        self._each_gradient(g, columns, lambda rows, span, weights, gweights: _local_gradient(
+            weights, gweights, rows.start, rows.start + self.newest - span.start, out))
         return out
 
 
@@ -333,17 +365,20 @@ class Conv(_Taps):
 
     def apply(self, columns, sound):
         sums = np.empty((self.queries, *columns.shape[1:]), columns.dtype)
-        _convolve(columns, self.taps, self.far, self.past + self.ahead, self.both, sums)
+        self._convolved(columns, sums, self.past + self.ahead)
         return sums
+
+    def _convolved(self, x, y, newest):
+        _in_columns(lambda y, x, taps, far: _convolve(x, taps, far, newest, self.both, y), y, x, self.taps, self.far)
 
     def transpose(self, g):  # what a position sees before it, a key does after it
         out = np.empty((self.past + self.queries, *g.shape[1:]), g.dtype)
-        _convolve(np.ascontiguousarray(g[::-1]), self.taps, self.far, self.ahead, self.both, out)
+        self._convolved(np.ascontiguousarray(g[::-1]), out, self.ahead)
         return np.ascontiguousarray(out[::-1])
 
     def gradient(self, g, columns):
         gtaps = np.zeros(self.taps.shape, g.dtype)
-        _convolve_gradient(g, columns, self.past + self.ahead, gtaps)
+        _in_columns(lambda gtaps, g, x: _convolve_gradient(g, x, self.past + self.ahead, gtaps), gtaps, g, columns)
         return self._gather(gtaps)
 
 

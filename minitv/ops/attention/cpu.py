@@ -58,6 +58,13 @@ INF, NEVER = math.inf, 2**40  # NEVER: a window that hides nothing
 
 
 @inline
+def _segments(shape, rule):
+    """The first and the last segment with queries."""
+    T, S, segment = shape[3], shape[4], rule[3]
+    return (max(0, S - T) // segment, (S - 1) // segment) if segment else (0, 0)
+
+
+@inline
 def _segment(number, head, lengths, rule):
     """Where one segment of one head lies: its number of keys and of queries, the first key, and the first query's row."""
     H, T, S = lengths
@@ -190,9 +197,9 @@ def _softmax(scores, keys, top, shift, fade, total):
             total[e] += p
 
 
-@cpu_kernel
-def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes, y, stats, sums_of_rows):
-    B, H, G, T, S, K, V = shape
+@cpu_kernel(parts="groups")
+def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes, y, stats, sums_of_rows, groups):
+    _, H, G, T, S, K, V = shape
     causal, _, sinks, segment, step, _, joins = rule
     dropping = drop[0] > 0 or drop[1] != 1
     like, wide_k, wide_v = y[0], padded(K, LANES), padded(V, LANES)
@@ -201,8 +208,8 @@ def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes
     rows, across, sums = scratch(LANES * wide_k, like), scratch(LANES * wide_k, like), scratch(LANES * wide_v, like)
     scores, keep, lanes = scratch(TILE * LANES, like), scratch(TILE * LANES, like), scratch(4 * LANES, like)
     top, shift, fade, total = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES : 3 * LANES], lanes[3 * LANES :]
-    share, begin, end = H // G, max(0, S - T) // segment if segment else 0, (S - 1) // segment if segment else 0
-    for number in range(B * G * (end - begin + 1) * share):
+    share, (begin, end) = H // G, _segments(shape, rule)
+    for number in range(groups[0] * share, groups[1] * share):
         part, h = number // share, number % share
         b, g, part = part // (end - begin + 1) // G, part // (end - begin + 1) % G, begin + part % (end - begin + 1)
         h += g * share
@@ -260,9 +267,9 @@ def _forward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes
             store(y_rows, y_at, 0, query, sums, LANES, n, V, one)
 
 
-@cpu_kernel
-def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes, y, stats, rest, g_y, gq, gk, gv):
-    B, H, G, T, S, K, V = shape
+@cpu_kernel(parts="groups")
+def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slopes, y, stats, rest, g_y, gq, gk, gv, groups):
+    _, H, G, T, S, K, V = shape
     causal, _, sinks, segment, step, _, joins = rule
     dropping = drop[0] > 0 or drop[1] != 1
     like, wide_k, wide_v = y[0], padded(K, LANES), padded(V, LANES)
@@ -276,8 +283,8 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
     shift, inverse, dots = lanes[:LANES], lanes[LANES : 2 * LANES], lanes[2 * LANES :]
     q_rows, y_rows, g_rows, gq_rows = _every(q, step), _every(y, step), _every(g_y, step), _every(gq, step)
     gk_rows, gv_rows = _every(gk, step), _every(gv, step)
-    share, begin, end = H // G, max(0, S - T) // segment if segment else 0, (S - 1) // segment if segment else 0
-    for number in range(B * G * (end - begin + 1) * share):
+    share, (begin, end) = H // G, _segments(shape, rule)
+    for number in range(groups[0] * share, groups[1] * share):
         part, h = number // share, number % share
         b, g, part = part // (end - begin + 1) // G, part // (end - begin + 1) % G, begin + part % (end - begin + 1)
         h += g * share
@@ -416,6 +423,13 @@ def _options(dtype, K, scale, dropout, seed):
     return dtype.type(scale), drop
 
 
+def groups_of(arguments):
+    """All heads that share keys, in all segments, as the range that a kernel goes over; parts of it are independent."""
+    shape, (_, _, _, segment, *_) = arguments[5:7]
+    B, _, G, T, S, _, _ = shape
+    return 0, B * G * ((S - 1) // segment - max(0, S - T) // segment + 1 if segment else 1)
+
+
 @cache
 def _same(H, dtype, number):
     """One number for all heads, as the kernels read them."""
@@ -443,7 +457,7 @@ def forward(q, k, v, mask, sink, slopes, causal, scale, dropout, seed, window, s
     arguments = (flat(q), flat(k), flat(v), *_flat_mask(mask), (B, H, G, T, S, K, V), rule,
                  *_options(q.dtype, K, scale, dropout, seed), logits, slopes)
     if not nothing:
-        _forward(*arguments, flat(y), stats, lse)
+        _forward(*arguments, flat(y), stats, lse, groups_of(arguments))
     with np.errstate(divide="ignore"):
         np.log(lse, out=lse)
     lse += stats[:, 0]
@@ -464,7 +478,7 @@ def backward(saved, g_y, g_lse):
         places = map(flat, (gq, gk, gv))
     rest = np.zeros((B * H, T), y.dtype) if g_lse is None else np.negative(g_lse, order="C").reshape(B * H, T)
     if not nothing:
-        _backward(*arguments, flat(y), stats, rest, flat(or_zeros(g_y, y)), *places)
+        _backward(*arguments, flat(y), stats, rest, flat(or_zeros(g_y, y)), *places, groups_of(arguments))
     if not sinking:
         return gq, gk, gv, None
     logits = np.tile(arguments[9], B)[:, None]

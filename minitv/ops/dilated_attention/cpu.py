@@ -32,7 +32,7 @@ def forward(q, k, v, segments, dilations, offsets, causal, scale, start):
                      (B, H, H, T, S - skip, K, V), rule, *attention._options(q.dtype, K, scale, 0, 0), *heads)
         calls.append((skip, arguments))
         if min(B, H, T):
-            attention._forward(*arguments, flat(y), stats, lse)
+            attention._forward(*arguments, flat(y), stats, lse, attention.groups_of(arguments))
     with np.errstate(divide="ignore"):
         np.log(lse, out=lse)
     lse += stats[:, 0]
@@ -49,5 +49,5 @@ def backward(saved, g_y, g_lse):
         rest = np.zeros((B * H, T), y.dtype) if g_lse is None else np.negative(g_lse, order="C").reshape(B * H, T)
         if min(B, H, T):
             gradients = map(flat, (gq, gk[:, :, skip:], gv[:, :, skip:]))
-            attention._backward(*arguments, flat(y), stats, rest, flat(g), *gradients)
+            attention._backward(*arguments, flat(y), stats, rest, flat(g), *gradients, attention.groups_of(arguments))
     return gq, gk, gv

@@ -195,10 +195,10 @@ def _pairs(scores, rows, f, logs, pitch, run, top, best, F, query, some, keys, k
             f[c * LANES + e] = exp(f[c * LANES + e] + top[c] - r)
 
 
-@cpu_kernel
+@cpu_kernel(parts="heads")
 def _forward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tiny, carried, y, inverses, states, masses, tops,
-             pairwise):
-    B, H, T, K, V, F = shape
+             pairwise, heads):
+    _, H, T, K, V, F = shape
     like, pitch = y[0], padded(min(chunk, T), LANES)
     wide_k, wide_v, wide_f = padded(K, LANES), padded(V, LANES), padded(F, LANES)
     zero, one, limit, low = like.dtype.type(0), like.dtype.type(1), math.sqrt(tiny), like.dtype.type(offset)
@@ -211,7 +211,7 @@ def _forward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tin
                                      scratch(pitch, like))
     spare, best, total, factors = scratch(BLOCK, like), scratch(LANES, like), scratch(LANES, like), scratch(LANES, like)
     ones[:], fade[:], slots = 1, 1, states.shape[1]
-    for head in range(B * H):
+    for head in range(heads[0], heads[1]):
         b, h = head // H, head % H
         if not causal:
             states[head, 1], masses[head, 1], tops[head, 1] = states[head, 0], masses[head, 0], tops[head, 0]
@@ -390,10 +390,10 @@ def _add_pairs(gf, extra, grads, rows, logs, pitch, best, F, query, some):
                     other[c] += x
 
 
-@cpu_kernel
+@cpu_kernel(parts="heads")
 def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tiny, carried, y, inverses, states, masses, tops,
-              pairwise, g, ends, gsums, gmasses, gq, gk, gv):
-    B, H, T, K, V, F = shape
+              pairwise, g, ends, gsums, gmasses, gq, gk, gv, heads):
+    _, H, T, K, V, F = shape
     like, pitch = y[0], padded(min(chunk, T), LANES)
     wide_k, wide_v, wide_f = padded(K, LANES), padded(V, LANES), padded(F, LANES)
     one, low = like.dtype.type(1), like.dtype.type(offset)
@@ -411,7 +411,7 @@ def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, ti
     squares, spare, best, r = scratch(pitch, like), scratch(BLOCK, like), scratch(LANES, like), scratch(LANES, like)
     dots, factors = scratch(LANES, like), scratch(LANES, like)
     fade[:] = 1
-    for head in range(B * H):
+    for head in range(heads[0], heads[1]):
         b, h = head // H, head % H
         gS, gz = gsums[head], gmasses[head]
         for query in range(0, 0 if causal else T, LANES):
@@ -551,7 +551,7 @@ def forward(q, k, v, projection, mask, mean, logsum, features, scale, offset, ca
     settings = ((B, H, T, K, V, F), causal, kind, float(scale_of(scale, K)), float(offset), chunk_size,
                 float(np.finfo(dtype).tiny) * 2.0**24, logsum is not None)
     arguments = flat(q), flat(k), flat(v), np.zeros(0, bool) if mask is None else np.array(mask, order="C").reshape(-1), W, R
-    _forward(*arguments, *settings, flat(y), inverses, states, masses, tops, pairwise)
+    _forward(*arguments, *settings, flat(y), inverses, states, masses, tops, pairwise, (0, B * H))
     last = chunks % slots if causal else 1
     mass, top = masses[:, last, :F].reshape(B, H, F), tops[:, last, :F].reshape(B, H, F)
     nothing, one = mass == 0, dtype.type(1)
@@ -577,7 +577,8 @@ def backward(saved, g_y, g_mean, g_logsum):
     gq, gk, gv = (by_position(B, H, T, d, dtype) for d in (K, K, V))
     g = np.zeros((B, H, T, V), dtype) if g_y is None else g_y
     ends = g_mean is not None or g_logsum is not None
-    _backward(*arguments, *settings, *kept, flat(g), ends, gsums, gmasses, flat(gq), flat(gk), flat(gv))
+    _backward(*arguments, *settings, *kept, flat(g), ends, gsums, gmasses, flat(gq), flat(gk), flat(gv),
+              (0, B * H))
     if not settings[-1]:
         return gq, gk, gv, None, None
     _, _, states, masses, _, _ = kept

@@ -8,7 +8,7 @@ from autograd.cpu.math import exp
 FAR = 1e4  # beyond, a sigmoid is 0 or 1 and its slope 0; infinities must not meet zeros
 
 
-@cpu_kernel
+@cpu_kernel(parts="x gate y")
 def sigmoid_row(x, gate, y):
     one = x.dtype.type(1)
     for i in range(x.size):
@@ -23,13 +23,13 @@ def swish(x, gate):
     return x * v / (type(x)(1) + exp(-v))
 
 
-@cpu_kernel
+@cpu_kernel(parts="x gate y")
 def swish_row(x, gate, y):
     for i in range(x.size):
         y[i] = swish(x[i], gate[i])
 
 
-@cpu_kernel
+@cpu_kernel(parts="x gate g gx ggate")
 def _sigmoid_backward(x, gate, g, gx, ggate):
     zero, one = x.dtype.type(0), x.dtype.type(1)
     for i in range(x.size):
@@ -40,7 +40,7 @@ def _sigmoid_backward(x, gate, g, gx, ggate):
         ggate[i] = g[i] * x[i] * upper * lower
 
 
-@cpu_kernel
+@cpu_kernel(parts="x gate g gx ggate")
 def _swish_backward(x, gate, g, gx, ggate):
     zero, one, far = x.dtype.type(0), x.dtype.type(1), x.dtype.type(FAR)
     for i in range(x.size):

@@ -100,7 +100,7 @@ def _load_taps(work, lanes, taps, first, re, im, width, plan, pairs, row):
         _split_pair(work, pairs[i, 0] * row, pairs[i, 1] * row)
 
 
-@cpu_kernel
+@cpu_kernel(parts="channels")
 def _forward(x, taps, first, channels, plan, pairs, singles, points, shape, y):
     batch, length, width = shape
     lanes = BYTES // x.itemsize
@@ -120,7 +120,7 @@ def _forward(x, taps, first, channels, plan, pairs, singles, points, shape, y):
             _store(y, b * length * width, re, im, width, work, 0, lanes, length)
 
 
-@cpu_kernel
+@cpu_kernel(parts="channels")
 def _backward(x, taps, first, channels, plan, pairs, singles, points, shape, g, gx, gtaps):
     batch, length, width = shape
     lanes = BYTES // x.itemsize

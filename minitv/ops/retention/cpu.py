@@ -89,10 +89,10 @@ def _row_scores(out, scores, keys, across, z, power, ones):
     add_rows(out, scores, keys, ones)
 
 
-@cpu_kernel
-def _forward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, inverses, states, zs, ends):
+@cpu_kernel(parts="heads")
+def _forward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, inverses, states, zs, ends, heads):
     (state, z, count), (state_end, z_end, count_end) = start, ends
-    B, H, T, K, V = shape
+    _, H, T, K, V = shape
     like, pitch, wide_k, wide_v = y[0], padded(min(chunk, T), LANES), padded(K, LANES), padded(V, LANES)
     zero, one = like.dtype.type(0), like.dtype.type(1)
     keys_k, keys_v, scores = scratch(pitch * wide_k, like), scratch(pitch * wide_v, like), scratch(pitch * LANES, like)
@@ -102,7 +102,7 @@ def _forward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, inverse
     spare, lanes, factors = scratch(BLOCK, like), scratch(LANES, like), scratch(LANES, like)
     ones, left = scratch(pitch, like), scratch(pitch, like)
     ones[:] = 1
-    for head in range(B * H):
+    for head in range(heads[0], heads[1]):
         b, h = head // H, head % H
         _tables(float(decay[h]), tiny, power, slope, total, weight, weight_slope)
         for r in range(pitch):  # [key - query + pitch - 32, e] has the decay between a key and the query + e
@@ -208,11 +208,11 @@ def _begun(gq, across, z, r, power, slope, lanes):
             row[e] = x * power[e]
 
 
-@cpu_kernel
+@cpu_kernel(parts="heads")
 def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, inverses, states, zs, g, ends, gq, gk, gv, gdecay,
-              gstate, gz, gcount, of_decay):
+              gstate, gz, gcount, of_decay, heads):
     (state, _, count), (state_end, z_end, count_end) = start, ends
-    B, H, T, K, V = shape
+    _, H, T, K, V = shape
     like, pitch, wide_k, wide_v = y[0], padded(min(chunk, T), LANES), padded(K, LANES), padded(V, LANES)
     one, half = like.dtype.type(1), like.dtype.type(0.5)
     keys_k, sums_k = scratch(pitch * wide_k, like), scratch(pitch * wide_k, like)
@@ -226,7 +226,7 @@ def _backward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, invers
     spare, lanes, r, factors, dots = (scratch(BLOCK, like), scratch(LANES, like), scratch(LANES, like), scratch(LANES, like),
                                       scratch(LANES, like))
     gcounts, left = scratch(pitch, like), scratch(pitch, like)
-    for head in range(B * H):
+    for head in range(heads[0], heads[1]):
         b, h = head // H, head % H
         _tables(float(decay[h]), tiny, power, slope, total, weight, weight_slope)
         gS[:] = 0
@@ -375,7 +375,7 @@ def forward(q, k, v, decay, state, z, count, normalization, chunk_size):
     # Smaller numbers become 0: their products with others might be subnormal.
     settings = (B, H, T, K, V), NORMALIZATIONS.index(normalization), float(np.finfo(dtype).tiny) * 2.0**24, chunk_size
     arguments = flat(q), flat(k), flat(v), np.array(decay, order="C"), start, *settings, flat(y), counts, inverses, states, zs
-    _forward(*arguments, (flat(ends[0]), ends[1].reshape(-1), ends[2].reshape(-1)))
+    _forward(*arguments, (flat(ends[0]), ends[1].reshape(-1), ends[2].reshape(-1)), (0, B * H))
     return (y, *ends), (arguments, tuple(x is not None for x in (state, z, count)))
 
 
@@ -388,7 +388,8 @@ def backward(saved, g_y, g_state, g_z, g_count, needs):
     gstate, gz, gcount = np.zeros((B, H, K, V), dtype), np.zeros((B, H, K), dtype), np.zeros((B, H), dtype)
     gdecay = np.zeros((B, H))
     _backward(*arguments, flat(np.zeros((B, H, T, V), dtype) if g_y is None else g_y), ends, flat(gq), flat(gk), flat(gv),
-              gdecay.reshape(-1), flat(gstate), gz.reshape(-1), gcount.reshape(-1), "decay" in needs)
+              gdecay.reshape(-1), flat(gstate), gz.reshape(-1), gcount.reshape(-1), "decay" in needs,
+              (0, B * H))
     passed = [x if there else None for x, there in zip((gstate, gz, gcount), has, strict=True)]
     return gq, gk, gv, gdecay.sum(0).astype(dtype) if "decay" in needs else None, *passed
 

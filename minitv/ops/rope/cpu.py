@@ -34,22 +34,22 @@ def turn(position, angles, cos, sin):
         cos[j], sin[j] = math.cos(angle), math.sin(angle)
 
 
-@cpu_kernel
-def rotate(x_in, shape, cos, sin, interleaved, scale, sign, y):
+@cpu_kernel(parts="positions")
+def rotate(x_in, shape, cos, sin, interleaved, scale, sign, y, positions):
     x, strides = x_in
-    B, H, T, K = shape
-    for b in range(B):
-        for t in range(T):
-            c, s = cos[min(b, cos.shape[0] - 1), t], sin[min(b, cos.shape[0] - 1), t]
-            for h in range(H):
-                at, to = b * strides[0] + h * strides[1] + t * strides[2], ((b * T + t) * H + h) * K
-                row, out = x[at : at + K], y[to : to + K]
-                if interleaved:
-                    _interleaved(out, row, c, s, scale, sign)
-                else:
-                    _half(out, row, c, s, scale, sign)
-                for j in range(2 * c.size, K):
-                    out[j] = row[j] * scale
+    _, H, T, K = shape
+    for position in range(positions[0], positions[1]):  # of all sequences
+        b, t = position // T, position % T
+        c, s = cos[min(b, cos.shape[0] - 1), t], sin[min(b, cos.shape[0] - 1), t]
+        for h in range(H):
+            at, to = b * strides[0] + h * strides[1] + t * strides[2], (position * H + h) * K
+            row, out = x[at : at + K], y[to : to + K]
+            if interleaved:
+                _interleaved(out, row, c, s, scale, sign)
+            else:
+                _half(out, row, c, s, scale, sign)
+            for j in range(2 * c.size, K):
+                out[j] = row[j] * scale
 
 
 def apply(x, turned, pairing, scale, sign):
@@ -57,7 +57,8 @@ def apply(x, turned, pairing, scale, sign):
     B, H, T, K = x.shape
     y, number = np.empty((B, T, H, K), x.dtype), x.dtype.type
     if x.size:
-        rotate(flat(x), x.shape, *turned, pairing == "interleaved", number(scale), number(sign), y.reshape(-1))
+        rotate(flat(x), x.shape, *turned, pairing == "interleaved", number(scale), number(sign), y.reshape(-1),
+               (0, B * T))
     return y.transpose(0, 2, 1, 3)
 
 

@@ -14,32 +14,35 @@ def mixed(x, before, mix, y):
         y[c] = mix[c] * x[c] + (one - mix[c]) * before[c]
 
 
-@cpu_kernel
-def _forward(x, mix, last, reset, y):
+@cpu_kernel(parts="channels", grain=64)
+def _forward(x, mix, last, reset, y, channels):
     """``last`` holds the position before the first, and the last one afterwards."""
-    batch, length, width = x.shape
-    nothing = np.zeros(width, x.dtype)
+    batch, length, _ = x.shape
+    low, high = channels
+    nothing = np.zeros(high - low, x.dtype)
     for b in range(batch):
         for t in range(length):
-            mixed(x[b, t], nothing if reset[b, t] else x[b, t - 1] if t else last[b], mix, y[b, t])
+            before = nothing if reset[b, t] else x[b, t - 1, low:high] if t else last[b, low:high]
+            mixed(x[b, t, low:high], before, mix[low:high], y[b, t, low:high])
         if length:
-            last[b] = x[b, length - 1]
+            last[b, low:high] = x[b, length - 1, low:high]
 
 
-@cpu_kernel
-def _backward(x, mix, first, reset, g, glast, gx, gmix):
+@cpu_kernel(parts="channels", grain=64)
+def _backward(x, mix, first, reset, g, glast, gx, gmix, channels):
     """``glast`` holds the gradient of the last position, and that of ``first`` afterwards."""
-    batch, length, width = x.shape
-    one, nothing = x.dtype.type(1), np.zeros(width, x.dtype)
+    batch, length, _ = x.shape
+    low, high = channels
+    one, nothing, share, gshare = x.dtype.type(1), np.zeros(high - low, x.dtype), mix[low:high], gmix[low:high]
     for b in range(batch):
-        passed = glast[b]
+        passed = glast[b, low:high]
         for t in range(length - 1, -1, -1):
-            row, grad, out = x[b, t], g[b, t], gx[b, t]
-            before = nothing if reset[b, t] else x[b, t - 1] if t else first[b]
-            for c in range(width):
-                gmix[c] += grad[c] * (row[c] - before[c])
-                out[c] = mix[c] * grad[c] + passed[c]
-                passed[c] = (one - mix[c]) * grad[c]
+            row, grad, out = x[b, t, low:high], g[b, t, low:high], gx[b, t, low:high]
+            before = nothing if reset[b, t] else x[b, t - 1, low:high] if t else first[b, low:high]
+            for c in range(high - low):
+                gshare[c] += grad[c] * (row[c] - before[c])
+                out[c] = share[c] * grad[c] + passed[c]
+                passed[c] = (one - share[c]) * grad[c]
             if reset[b, t]:
                 passed[:] = 0
 
@@ -50,12 +53,12 @@ def forward(x, mix, last, reset):
     first = np.zeros((batch, width), x.dtype) if last is None else np.ascontiguousarray(last)
     reset = np.zeros((batch, length), bool) if reset is None else np.ascontiguousarray(reset)
     y, after = np.empty_like(x), first.copy()
-    _forward(x, mix, after, reset, y)
+    _forward(x, mix, after, reset, y, (0, mix.size))
     return (y, after), (x, mix, first, reset, last is not None)
 
 
 def backward(saved, g_y, g_last):
     x, mix, first, reset, carried = saved
     gx, gmix, gfirst = np.empty_like(x), np.zeros_like(mix), or_zeros(g_last, first).copy()
-    _backward(x, mix, first, reset, np.ascontiguousarray(or_zeros(g_y, x)), gfirst, gx, gmix)
+    _backward(x, mix, first, reset, np.ascontiguousarray(or_zeros(g_y, x)), gfirst, gx, gmix, (0, mix.size))
     return gx, gmix, gfirst if carried else None

@@ -85,9 +85,9 @@ def _advance(a, b, top, lag, w, k, v):
 
 
 @inline
-def _block(block, width):
-    """Its first channel, and how many it has."""
-    return np.uintp(block * LANES), np.uintp(min(LANES, width - block * LANES))
+def _block(first, stop):
+    """The first channel of a block, and how many it has."""
+    return np.uintp(first), np.uintp(min(LANES, stop - first))
 
 
 @inline
@@ -103,12 +103,12 @@ def _forget(s, n):
         s[A, c], s[B, c], s[TOP, c], s[LAG, c] = 0, 0, EMPTY, 0
 
 
-@cpu_kernel
-def _forward(k, v, w, u, reset, size, y, final, states, lags):
-    batch, length, width = k.shape
+@cpu_kernel(parts="channels", grain=64)
+def _forward(k, v, w, u, reset, size, y, final, states, lags, channels):
+    batch, length, _ = k.shape
     s = _rows(ROWS, k)
-    for block in range((width + LANES - 1) // LANES):
-        first, n = _block(block, width)
+    for block in range(channels[0], channels[1], LANES):
+        first, n = _block(block, channels[1])
         _begin(s, w, u, first, n)
         for i in range(batch):
             for c in range(n):
@@ -175,13 +175,13 @@ def _retreat(s, records, h, v, y, g, gk, gv, i, t, first, n, owner):
         s[BETA, c] = stays * beta - pulled * out
 
 
-@cpu_kernel
-def _backward(k, v, w, u, reset, size, y, final, states, lags, g, gfinal, gk, gv, gw, gu):
+@cpu_kernel(parts="channels", grain=64)
+def _backward(k, v, w, u, reset, size, y, final, states, lags, g, gfinal, gk, gv, gw, gu, channels):
     """``gfinal`` holds the gradients of the last state, and those of the first one afterwards."""
-    batch, length, width = k.shape
+    batch, length, _ = k.shape
     s, records = _rows(ROWS, k), _rows(RECORD * size, k)
-    for block in range((width + LANES - 1) // LANES):
-        first, n = _block(block, width)
+    for block in range(channels[0], channels[1], LANES):
+        first, n = _block(block, channels[1])
         _begin(s, w, u, first, n)
         for i in range(batch):
             for c in range(n):
@@ -240,12 +240,12 @@ def _scan_both(s, records, k, v, i, first, n):
             records[h + 5, c] = records[g + 5, c] = now * scale
 
 
-@cpu_kernel
-def _bidirectional_forward(k, v, w, u, y):
-    batch, length, width = k.shape
+@cpu_kernel(parts="channels", grain=64)
+def _bidirectional_forward(k, v, w, u, y, channels):
+    batch, length, _ = k.shape
     s, records = _rows(ROWS, k), _rows(2 * RECORD * length, k)
-    for block in range((width + LANES - 1) // LANES):
-        first, n = _block(block, width)
+    for block in range(channels[0], channels[1], LANES):
+        first, n = _block(block, channels[1])
         _begin(s, w, u, first, n)
         for i in range(batch):
             _scan_both(s, records, k, v, i, first, n)
@@ -256,12 +256,12 @@ def _bidirectional_forward(k, v, w, u, y):
                                           + records[h + 5, c] * v[i, t, first + c])
 
 
-@cpu_kernel
-def _bidirectional_backward(k, v, w, u, y, g, gk, gv, gw, gu):
-    batch, length, width = k.shape
+@cpu_kernel(parts="channels", grain=64)
+def _bidirectional_backward(k, v, w, u, y, g, gk, gv, gw, gu, channels):
+    batch, length, _ = k.shape
     s, records = _rows(ROWS, k), _rows(2 * RECORD * length, k)
-    for block in range((width + LANES - 1) // LANES):
-        first, n = _block(block, width)
+    for block in range(channels[0], channels[1], LANES):
+        first, n = _block(block, channels[1])
         _begin(s, w, u, first, n)
         for i in range(batch):
             _scan_both(s, records, k, v, i, first, n)
@@ -287,7 +287,7 @@ def forward(k, v, w, u, a, b, p, reset, chunk_size):
     states = np.empty((batch, 4, length // size + 1, width), k.dtype)
     y, lags = np.empty(k.shape, k.dtype), np.empty((batch, width), k.dtype)
     inputs = *map(np.ascontiguousarray, (k, v, w, u)), reset, size
-    _forward(*inputs, y, final, states, lags)
+    _forward(*inputs, y, final, states, lags, (0, width))
     return (y, *final), (inputs, y, final, states, lags, p is not None)
 
 
@@ -295,7 +295,8 @@ def backward(saved, g_y, g_a, g_b, g_p):
     inputs, y, final, states, lags, carried = saved
     grads = [np.empty_like(x) for x in inputs[:4]]
     gfinal = np.array([or_zeros(g, final[0]) for g in (g_a, g_b, g_p)])
-    _backward(*inputs, y, final, states, lags, np.ascontiguousarray(or_zeros(g_y, y)), gfinal, *grads)
+    _backward(*inputs, y, final, states, lags, np.ascontiguousarray(or_zeros(g_y, y)), gfinal, *grads,
+              (0, len(inputs[2])))
     return *grads, *(gfinal if carried else (None, None, None)),
 
 
@@ -312,12 +313,12 @@ def step_forward(k, v, w, u, a, b, p, reset):
 
 def bidirectional_forward(k, v, w, u):
     inputs, y = tuple(map(np.ascontiguousarray, (k, v, w, u))), np.empty(k.shape, k.dtype)
-    _bidirectional_forward(*inputs, y)
+    _bidirectional_forward(*inputs, y, (0, len(w)))
     return y, (inputs, y)
 
 
 def bidirectional_backward(saved, g):
     inputs, y = saved
     grads = [np.empty_like(x) for x in inputs]
-    _bidirectional_backward(*inputs, y, np.ascontiguousarray(g), *grads)
+    _bidirectional_backward(*inputs, y, np.ascontiguousarray(g), *grads, (0, y.shape[2]))
     return grads
