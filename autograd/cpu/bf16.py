@@ -277,6 +277,11 @@ def product(a, b, out=None, accumulate=False, *, bias=None):
         raise DtypeError(f"products('bf16'): the arrays are {', '.join(dtypes)}, allowed: float32")
     if 0 in (*a.shape, *b.shape):
         return gemm.product(a, b, out, accumulate, bias=bias)
+    return gemm.in_parts(_product, a, b, out, accumulate, bias)
+
+
+def _product(a, b, out, accumulate, bias):
+    """The same for arrays that will do, in this thread."""
     if not hasattr(_threads, "scratch"):
         _threads.scratch = np.zeros(SCRATCH // 4, F4)
     a, b, early = _straight(a, False), _straight(b, False), NONE if bias is None or accumulate else np.ascontiguousarray(bias)

@@ -281,22 +281,26 @@ def product(a, b, out=None, accumulate=False, *, bias=None):
     Any dtype and any layout will do, and calls in several threads at once. Fast are float32 with contiguous rows or columns,
     views into wider arrays included, into an `out` with contiguous rows, apart from `a` and `b`; NumPy does the rest.
     """
-    (M, K), N, out = a.shape, b.shape[1], target(a, b, out, accumulate, bias)
+    return in_parts(_product, a, b, target(a, b, out, accumulate, bias), accumulate, bias)
+
+
+def in_parts(compute: Callable, a, b, out, accumulate, bias):
+    """A product by `compute`, which takes the same arguments, in parts where a team takes some of them."""
+    (M, K), N = a.shape, b.shape[1]
     sizes, cut = ((M, DEPTH), (K, 2 * DEPTH), (N, 2 * WIDE)), 1 if K >= 4 * max(M, N) else 0 if M >= N else 2
     parts = team.spans(*sizes[cut], M * K * N / CUT, sums=cut == 1)
     if len(parts) == 1 or np.may_share_memory(out, a) or np.may_share_memory(out, b):
-        return _product(a, b, out, accumulate, bias)
+        return compute(a, b, out, accumulate, bias)
     if cut == 1:  # with rows or columns, each part would pack the whole of the other matrix
         sums = np.empty((len(parts), *out.shape), out.dtype)
-        team.each(lambda i, start, stop: _product(a[:, start:stop], b[start:stop], sums[i], False, None if i else bias),
-                  parts)
+        team.each(lambda i, start, stop: compute(a[:, start:stop], b[start:stop], sums[i], False, None if i else bias), parts)
         total = team.column_sums(sums.reshape(len(parts), M * N)).reshape(M, N)
         np.add(out, total, out=out) if accumulate else np.copyto(out, total)
     elif cut == 0:
-        team.each(lambda i, start, stop: _product(a[start:stop], b, out[start:stop], accumulate, bias), parts)
+        team.each(lambda i, start, stop: compute(a[start:stop], b, out[start:stop], accumulate, bias), parts)
     else:
-        team.each(lambda i, start, stop: _product(a, b[:, start:stop], out[:, start:stop], accumulate,
-                                                  None if bias is None else bias[start:stop]), parts)
+        team.each(lambda i, start, stop: compute(a, b[:, start:stop], out[:, start:stop], accumulate,
+                                                 None if bias is None else bias[start:stop]), parts)
     return out
 
 

@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autograd import DtypeError, KernelError, Tensor, gradients, use
-from autograd.cpu import bf16
+from autograd.cpu import bf16, team
 from autograd.cpu import compile as compiler
 from autograd.ops import linear
 from autograd.reversible import reversible
 from autograd.state import PRODUCTS, products
 from tests.autograd.test_gemm import LAYOUTS, Guarded, nothing_outside_is_read
+from tests.autograd.test_team import fine
 
 U = 2.0**-24  # what rounding to float32 changes at most, in relation to the number
 TINY = 2.0**-126  # the smallest number that is not flushed to zero
@@ -124,6 +125,21 @@ def test_threads_agree():
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):
             assert all(map(np.array_equal, pool.map(lambda pair: bf16.product(*pair), given), alone))
+
+
+@here
+@pytest.mark.parametrize("sizes", [(700, 40, 90), (40, 3000, 60), (60, 50, 700)], ids=str)
+def test_parts_of_a_product(sizes, monkeypatch):
+    """Cut by rows, by the terms of its sums or by columns, as a team cuts it: each part in bfloat16."""
+    M, K, N = sizes
+    a, b, bias, there = normal(0, (M, K), (K, N), (N,), (M, N))
+    calls, compiled = [], bf16._compiled()
+    monkeypatch.setattr(bf16, "_compiled", lambda: lambda *call: calls.append(call) or compiled(*call))
+    monkeypatch.setattr(team, "spans", fine)
+    with team.Team(2):
+        assert_is_the_product(bf16.product(a, b, bias=bias), a, b, bias.astype(float))
+        assert len(calls) > 1
+        assert_is_the_product(bf16.product(a, b, there.copy(), True), a, b, there.astype(float))
 
 
 @here
