@@ -38,7 +38,7 @@ def namespace(*arrays) -> ModuleType:
 
 def device_name(x) -> str:
     """The kernel family that runs on this array: "cpu" or "cuda"."""
-    return "cuda" if is_cupy(x) else "cpu"
+    return "cpu" if type(x) is np.ndarray or not is_cupy(x) else "cuda"
 
 
 def to_numpy(x) -> np.ndarray:

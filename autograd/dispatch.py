@@ -76,10 +76,9 @@ def candidates(op, arrays, params, request, recording) -> Iterator[tuple[Route, 
 
 def choose(op, arrays, params, request, recording) -> Route:
     """The route that runs this call."""
-    if request is None:  # without reasons, which nobody will read
-        for route in op.routes:
-            if route.reason_against(arrays, params, recording) is None and route.reason_to_defer(arrays, params) is None:
-                return route
+    for route in op.routes if request is None else ():  # without reasons, which nobody will read
+        if route.reason_against(arrays, params, recording) is None and route.reason_to_defer(arrays, params) is None:
+            return route
     reasons = []
     for route, reason in candidates(op, arrays, params, request, recording):
         if reason is None:

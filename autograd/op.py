@@ -37,7 +37,7 @@ from .cpu.team import elementwise
 from .device import FLOATS, is_cupy, namespace, overlap, plain, unscalar
 from .dispatch import choose, request_for
 from .errors import AutogradError, DtypeError, ShapeError
-from .node import Node, require_finite
+from .node import Node, place_of, require_finite
 from .registry import register
 from .routes import Form, Kernel, Route, reader
 from .shapes import Argument, Signature, bind
@@ -321,8 +321,7 @@ class Op:
         """A node for a call that ``rule`` computed."""
         parents, shapes = [], []
         for tensor in tensors if self.variadic else [tensors[i] for i in self._places_of_floats]:
-            wanted = tensor is not None and tensor.requires_grad
-            parents.append((tensor if tensor.node is None else (tensor.node, tensor.index)) if wanted else None)
+            parents.append(place_of(tensor) if tensor is not None and tensor.requires_grad else None)
             shapes.append(None if tensor is None else tensor.data.shape)
         outputs = [(o.shape, o.dtype) for o in result] if type(result) is tuple else [(result.shape, result.dtype)]
         if switches().checking:

@@ -44,8 +44,6 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from .device import device_name, unscalar
 from .errors import AutogradError, GraphError, KernelError
 from .node import zeros
@@ -266,9 +264,8 @@ class Kernel(Route):
             return "complex arrays pass only through forms"
         for array in arrays:
             if array is not None:  # all lie on one device
-                device = "cpu" if type(array) is np.ndarray else device_name(array)
-                if device != self.device:
-                    return f"runs on {self.device} arrays, got {device} arrays"
+                if device_name(array) != self.device:
+                    return f"runs on {self.device} arrays, got {device_name(array)} arrays"
                 break
         return self.unsupported(arrays, params, recording)
 
