@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dis
 import errno
+import gc
 import importlib
 import inspect
 import itertools
@@ -331,10 +332,29 @@ def libm_calls(code):
 
 def assembly(function, types):
     """A function's assembly for argument types or their names, compiled here: Numba has none for what it read from disk."""
-    kernel = numba.njit(**compiler.FLAGS)(function)
+    kernel = numba.njit(**compiler.FLAGS, pipeline_class=compiler.KernelCompiler)(function)
     kernel.compile(tuple(getattr(numba.types, t) if isinstance(t, str) else t for t in types))
     (code,) = kernel.inspect_asm().values()
     return code
+
+
+def test_what_a_kernel_calls_is_compiled_as_part_of_it():
+    @compiler.inner
+    def root(x):
+        if x < 0:
+            raise ValueError("negative")
+        return math.sqrt(x)
+
+    @compiler.cpu_kernel
+    def kernel(x):
+        return root(x)
+
+    assert kernel(4.0) == 2
+    with pytest.raises(ValueError, match="negative"):
+        kernel(-1.0)
+    (part,) = root.overloads.values()
+    assert part.library.get_pointer_to_function(part.fndesc.llvm_func_name) == 0  # no machine code of its own
+    assert gc.isenabled()
 
 
 class OneCall(ast.NodeTransformer):
