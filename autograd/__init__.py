@@ -29,7 +29,7 @@ from .ops import *  # noqa: F403
 from .proof import verify
 from .random import Random
 from .registry import REGISTRY
-from .state import check_mode, enable_grad, no_grad
+from .state import check_mode, enable_grad, no_grad, products
 from .tensor import Tensor, grad, gradients
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "no_grad",
     "op",
     "ops",
+    "products",
     "to_numpy",
     "use",
     "verify",

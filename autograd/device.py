@@ -38,7 +38,7 @@ def namespace(*arrays) -> ModuleType:
 
 def device_name(x) -> str:
     """The kernel family that runs on this array: "cpu" or "cuda"."""
-    return "cuda" if is_cupy(x) else "cpu"
+    return "cpu" if type(x) is np.ndarray or not is_cupy(x) else "cuda"
 
 
 def to_numpy(x) -> np.ndarray:
@@ -67,11 +67,13 @@ def plain(values, what: str):
 
 def unscalar(value):
     """A 0-d array instead of the NumPy scalar that reductions and sums of 0-d arrays return."""
-    return np.asarray(value) if isinstance(value, np.generic) else value
+    return value if type(value) is np.ndarray or not isinstance(value, np.generic) else np.asarray(value)
 
 
 def overlap(x, y) -> bool:
     """Whether two arrays may share memory: whether the ranges of their addresses meet."""
+    if type(x) is type(y) is np.ndarray:
+        return np.may_share_memory(x, y)
     xp = namespace(x, y) if is_cupy(x) == is_cupy(y) else None
     return xp is not None and bool(xp.may_share_memory(x, y))
 

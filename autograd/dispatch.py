@@ -76,8 +76,9 @@ def candidates(op, arrays, params, request, recording) -> Iterator[tuple[Route, 
 
 def choose(op, arrays, params, request, recording) -> Route:
     """The route that runs this call."""
-    if request is None and op.routes and op.routes[0].kind == "form":
-        return op.routes[0]
+    for route in op.routes if request is None else ():  # without reasons, which nobody will read
+        if route.reason_against(arrays, params, recording) is None and route.reason_to_defer(arrays, params) is None:
+            return route
     reasons = []
     for route, reason in candidates(op, arrays, params, request, recording):
         if reason is None:

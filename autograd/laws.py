@@ -73,6 +73,7 @@ class Case:
         with np.errstate(all="ignore"):
             result = other.definition(**{**shared, **changes})
         return Outputs(other, result if isinstance(result, tuple) else (result,))
+
     def definition(self, **changes) -> Outputs:
         """What the definition makes, in float64, of the call with these inputs and parameters instead."""
         values = {name: _each(_widened, x) for name, x in {**self._values, **changes}.items()}

@@ -320,9 +320,8 @@ class Op:
     def record(self, rule: Route, tensors, arrays, result, saved, versions) -> Node:
         """A node for a call that ``rule`` computed."""
         parents, shapes = [], []
-        for i in range(len(tensors)) if self.variadic else self._places_of_floats:
-            tensor = tensors[i]
-            parents.append(None if tensor is None or not tensor.requires_grad else place_of(tensor))
+        for tensor in tensors if self.variadic else [tensors[i] for i in self._places_of_floats]:
+            parents.append(place_of(tensor) if tensor is not None and tensor.requires_grad else None)
             shapes.append(None if tensor is None else tensor.data.shape)
         outputs = [(o.shape, o.dtype) for o in result] if type(result) is tuple else [(result.shape, result.dtype)]
         if switches().checking:

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from .device import namespace
 from .errors import GraphError
 from .node import Node, Sum, place_of, walk
-from .state import Switch, no_grad, switches
+from .state import Switch, no_grad, products, switches
 from .tensor import Tensor
 
 _replaying = ContextVar("a reversible chain is computed again", default=False)
@@ -84,7 +84,7 @@ class _Chain:
     def __init__(self, functions: list[Callable]):
         self.functions = functions
         self.notes: list[deque] = [deque() for _ in functions]
-        self.uses = switches().uses
+        self.uses, self.products = switches().uses, switches().products
         self.last = self.at = None
 
     def run(self, k: int, x: Tensor, again: bool) -> Tensor:
@@ -97,11 +97,11 @@ class _Chain:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Functions compute here what they computed before, by the forms and kernels that were asked for then."""
+        """Functions compute here what they computed before, by the forms, kernels and products that were asked for then."""
         token = _replaying.set(True)
         try:
             with ExitStack() as entered:
-                for request in self.uses:
+                for request in (*self.uses, products(self.products)):
                     entered.enter_context(request)
                 yield
         finally:

@@ -279,7 +279,7 @@ class Kernel(Route):
         supports = self._get("supports")
         if self._off:
             return self._off
-        if recording and not self.differentiable:
+        if recording and self._loaded["backward"] is None:
             return "it has no backward, and a gradient is wanted"
         return self._reason("supports", arrays, params, recording) if supports else None
 

@@ -11,6 +11,8 @@ from contextlib import ContextDecorator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+PRODUCTS = ("float32", "tf32", "bf16")
+
 
 @dataclass(frozen=True)
 class Switches:
@@ -20,6 +22,7 @@ class Switches:
     recording: bool = True  # operators record nodes for backward
     checking: bool = False  # every output is tested for NaN and infinity; saved arrays become read-only
     complex_step: bool = False  # complex arrays pass through forms, for exact derivatives in autograd.check
+    products: str = PRODUCTS[0]  # how the operator linear multiplies
     watcher: Callable | None = None  # is told of every call of an operator, see watch
     depth: int = 0  # how many grad(f) calls are active: inner ones must stay differentiable
     uses: tuple = ()  # the use(...) requests among what is entered
@@ -64,6 +67,17 @@ def no_grad() -> Switch:
 def enable_grad() -> Switch:
     """Record inside, even within ``no_grad``."""
     return Switch(recording=True)
+
+
+def products(kind: str) -> Switch:
+    """How the operator ``linear`` multiplies inside, forward and in the gradients of what it computed there.
+
+    ``float32``, or with factors that are rounded to the nearest of fewer bits and sums in float32: ``bf16`` to 8 bits,
+    where a processor has AVX512-BF16 or on a GPU, ``tf32`` to 11 bits on a GPU. Every array stays float32; float64 is refused.
+    """
+    if kind not in PRODUCTS:
+        raise ValueError(f"products: {kind!r} is unknown, allowed: {', '.join(PRODUCTS)}")
+    return Switch(products=kind)
 
 
 def watch(see: Callable) -> Switch:

@@ -14,7 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rounds import host, save
+from rounds import save
+
+from minitv.results import host
 
 
 def run(cache: str) -> dict:

@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 from rivals import language_model, load
-from rounds import alternate, known, machine, median, ratios, run, save, warn_if_busy
+from rounds import alternate, known, machine, median, parse, ratios, run, save, warn_if_busy
 from train import SHAPES, VOCAB, experiment, writers
 
 from autograd.cpu.process import cores
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cores(), help="of PyTorch; we write with one (default: all)")
     parser.add_argument("--save", action="store_true", help="write decode.json for this processor")
     parser.add_argument("--worker", choices=["minitv", *RIVALS], help="measure this contender here and print one JSON line")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     names = known(arguments.variants or ["transformer"], writers(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
     if arguments.worker:

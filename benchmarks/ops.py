@@ -32,7 +32,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import rivals
-from rounds import alternate, machine, median, ratios, run, save, warn_if_busy
+from rounds import alternate, machine, median, parse, ratios, run, save, warn_if_busy
 
 import autograd.ops
 import minitv.ops
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of --rivals: processes per contender (default: 5)")
     parser.add_argument("--save", action="store_true", help="of --rivals: write ops.json for this processor")
     parser.add_argument("--worker", metavar="CONTENDER", help="of --rivals: measure this one in this process")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     against = arguments.rivals or arguments.worker
     table = contests() if against else table
     if unknown := set(arguments.operators) - set(table):

@@ -3,8 +3,8 @@
     python benchmarks/report.py [--check]
 
 A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->``; NAME is a function below. Times have a table for each
-processor, from its folder in benchmarks/results. ``--check`` changes nothing
-and exits with 1 if a table is not what the results say.
+machine, from its folder in benchmarks/results. ``--check`` changes nothing and exits with 1 if a table is not what the results
+say.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from rounds import of_peak
+
 from minitv.claims import VERDICTS
 from minitv.config import shown
+from minitv.options import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / folder / "README.md" for folder in ("", "benchmarks", "minitv/variants")]
@@ -57,8 +60,20 @@ def where(result: dict) -> str:
                          if key in host)
     threads = f"{result['threads']} thread{'s' * (result['threads'] != 1)}"
     rounds = f"median of {result['rounds']} rounds (smallest to largest)" if result["rounds"] > 1 else "one run each"
-    width = f", {host['vectors']}" if "vectors" in host else ""  # of registers
-    return f"\n{host['processor']}{width}, {threads}, {versions}, {host['date']}: {rounds}.\n"
+    return f"\n{machine(host)}, {threads}, {versions}, {host['date']}: {rounds}.\n"
+
+
+def machine(host: dict) -> str:
+    """The processor, and as far as the result says: its vectors, the peak of a core, and how fast it reads memory."""
+    facts = [host["processor"] + (f", {host['core']}" if "core" in host else "")]
+    if "vectors" in host:  # of registers
+        facts.append(host["vectors"] + (" (wider ones are switched off for both sides)" if "limited_by" in host else ""))
+    if limits := host.get("limits"):
+        facts.append(f"{limits['gflops']:.0f} GFLOP/s a core")
+        for key, label in (("read_gb_s", "memory read at"), ("triad_gb_s", "triad at")):
+            one, every = (f"{value:.0f}" for value in limits[key])
+            facts.append(f"{label} {one} GB/s by one core" + (f" and {every} by {host['cores']}" if host["cores"] > 1 else ""))
+    return ", ".join(facts)
 
 
 @of_machines
@@ -68,10 +83,66 @@ def train(result: dict) -> str:
     for variant, presets in result["variants"].items():
         for preset, numbers in presets.items():
             memory = max(numbers["peak_mb"]["minitv"] / peak for name, peak in numbers["peak_mb"].items() if name != "minitv")
+            shares = of_peak(numbers, result["threads"], result["host"].get("limits"))
+            of_each = [shares.get(name, "–") for name in ("minitv", "eager", "compile")]
             rows.append([f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}",
+                         ", ".join(of_each) if {*of_each} != {"–"} else "–",
                          *(ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in ("eager", "compile")),
                          f"{memory:.2f}", f"{numbers['cold_first_step_s']:.1f} s, {numbers['first_step_s']['minitv']:.2f} s"])
-    header = ["training step", "tokens/s", "× PyTorch eager", "× torch.compile", "memory / theirs", "first step: cold, cached"]
+    header = ["training step", "tokens/s", "of the peak: ours, eager, compile",
+              "× PyTorch eager", "× torch.compile", "memory / theirs", "first step: cold, cached"]
+    return table(header, rows) + where(result)
+
+
+def speed() -> str:
+    """Training and writing against PyTorch, as ranges over machines: never the best of them alone."""
+    hosts: dict[str, dict] = {}  # of every machine, by its folder
+    rows: dict[tuple, dict[str, dict[str, list[float]]]] = {}  # by what was measured, then by column and machine: the medians
+    for name, did in (("train", "training"), ("decode", "writing, batch 1")):
+        for path in sorted((ROOT / "benchmarks" / "results").glob(f"*/{name}.json")):
+            result, folder = json.loads(path.read_text(encoding="utf-8")), path.parent.name
+            hosts.setdefault(folder, result["host"])
+            for variant, presets in result["variants"].items():
+                for preset, numbers in presets.items():
+                    place = (*PRESETS, preset).index(preset)
+                    columns = rows.setdefault((did, variant != "transformer", place, preset), {})
+                    for rival in numbers["ratio"].keys() & {"eager", "compile"}:
+                        found = {rival: numbers["ratio"][rival][0]}
+                        if peaks := numbers.get("peak_mb"):
+                            found["memory"] = peaks["minitv"] / peaks[rival]
+                        for column, value in found.items():
+                            columns.setdefault(column, {}).setdefault(folder, []).append(value)
+
+    def cell(of_machines: dict[str, list[float]]) -> str:
+        values = [value for machine in of_machines.values() for value in machine]
+        ends = " to ".join(dict.fromkeys(f"{end(values):.2f}" for end in (min, max))) if values else "–"
+        return ends + " (one machine)" * (len(of_machines) == 1)
+
+    body = [[f"{did}: {'all other variants' if others else 'transformer'}, `{preset}`",
+             *(cell(columns.get(column, {})) for column in ("eager", "compile", "memory"))]
+            for (did, others, _, preset), columns in sorted(rows.items(), key=lambda item: item[0]) if columns]
+    named = "".join(f"- {machine(host)}\n" for host in hosts.values())
+    return table(["", "× PyTorch eager", "× torch.compile", "memory / theirs"], body) + f"\nThe machines:\n\n{named}"
+
+
+@of_machines
+def train_bf16(result: dict) -> str:
+    """A training step whose products are in bfloat16 against ours in float32 and PyTorch's autocast."""
+    rows = [[f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}",
+             *(ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in ("float32", "eager", "compile"))]
+            for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
+    header = ["training step, `--matmul bf16`", "tokens/s", "× ours in float32", "× PyTorch eager, autocast",
+              "× torch.compile, autocast"]
+    return table(header, rows) + where(result)
+
+
+@of_machines
+def cold(result: dict) -> str:
+    """The first training step with an empty cache of kernels."""
+    rows = [[f"{variant}, `{preset}`", f"{numbers['cold']['seconds']:.1f} s", f"{numbers['cold']['processor_seconds']:.1f} s",
+             f"{numbers['cold']['functions']:.0f}", f"{numbers['cached']['seconds']:.2f} s"]
+            for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
+    header = ["until the first step is taken", "empty cache", "of a processor", "functions compiled", "filled cache"]
     return table(header, rows) + where(result)
 
 
@@ -288,8 +359,9 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
     "mqar_without_shift": "multi-query associative recall",
 }
 TABLES: dict[str, Callable[[], str]] = {
-    **{writer.__name__: writer for writer in (train, decode, ops, scaling, alone, scaling_long, extrapolation, duplication,
-                                              streaming, one_wide, without, check, claims, variants)},
+    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, speed, ops, scaling, alone, scaling_long,
+                                              extrapolation, duplication, streaming, one_wide, without, check, claims,
+                                              variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 

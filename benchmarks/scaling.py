@@ -25,7 +25,7 @@ import statistics
 import time
 
 import numpy as np
-from rounds import known, machine, run, save, warn_if_busy
+from rounds import known, machine, parse, run, save, warn_if_busy
 from train import VOCAB, Random, writers
 
 from autograd import no_grad
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write scaling.json and scaling.png for this processor")
     parser.add_argument("--name", help="of other files for the results: scaling_NAME.json and scaling_NAME.png")
     parser.add_argument("--worker", action="store_true", help="measure in this process and print one JSON line")
-    arguments = parser.parse_args()
+    arguments = parse(parser)
     names = known(arguments.variants or ["all"], writers(), parser, "VARIANT")
     lengths = [int(length) for length in arguments.lengths.split(",")]
     if arguments.alone and arguments.threads < 2:

@@ -2,13 +2,16 @@
 
     python benchmarks/train.py [VARIANT ...] [--preset nanogpt-cpu] [--rounds 5] [--seconds 10] [--threads N] [--save]
     python benchmarks/train.py --device cuda [--preset small]  both on one GPU; threads then concern the host alone
+    python benchmarks/train.py --matmul bf16 [--save]        ours with --matmul bf16 against our float32 and PyTorch's autocast
     python benchmarks/train.py --without all [--save]        what each technique is worth: our step without it
     python benchmarks/train.py --profile                     where our step spends its time, by operator
+    python benchmarks/train.py all --cold [--save]           how long a user waits at first, with an empty cache of kernels
 
-A step is forward, backward, clipping, AdamW and reading the loss, in float32. Warm-up is not counted. Beside the speed
-stand the first step, in which kernels are loaded, the same with an empty cache of kernels (cold), and the process's largest
-memory. PyTorch is optional: a rival that is missing is skipped, and says so. Rounds, ratios and --save as in
-benchmarks/rounds.py.
+A step is forward, backward, clipping, AdamW and reading the loss, in float32 but for --matmul. Warm-up is not counted. Beside
+the speed stand the first step, in which kernels are loaded, the same with an empty cache of kernels (cold), the process's
+largest memory, and the share of the arithmetic peak: the operations that a token needs (arithmetic.py) times the tokens of a
+second, over the threads times what a core can do (limits.py). PyTorch is optional: a rival that is missing is skipped, and says
+so. Rounds, ratios, --vectors and --save as in benchmarks/rounds.py.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from rivals import language_model
-from rounds import alternate, known, machine, median, ratios, run, save, warn_if_busy
+from rounds import alternate, known, machine, measured, median, of_peak, parse, ratios, run, save, warn_if_busy
 
 from autograd import DeviceError
 from autograd.cpu.process import cores, peak_mb
@@ -43,6 +46,7 @@ WARMUP_S = 1.0
 UNTUNED = dict(context=128, batch=8, layers=5, heads=8, width=256, dropout=0.1)  # a shape that nothing was tuned for
 SHAPES = (*PRESETS, "untuned")
 RIVALS = {"eager": "PyTorch eager", "compile": "PyTorch compile"}
+FLOAT32 = "float32"  # the contender that is our own step in float32, with --matmul bf16
 
 
 def rivalled() -> list[str]:
@@ -91,17 +95,19 @@ def batches(setup: Experiment, count: int = 16) -> list[Any]:
 
 
 # -- contenders: each returns (number of parameters, step(index) -> loss) --------------------------------------------
-def minitv(variant: str, preset: str, threads: int, device: str = "cpu") -> tuple[int, Callable[[int], float]]:
+def minitv(variant: str, preset: str, threads: int, device: str = "cpu",
+           matmul: str = FLOAT32) -> tuple[int, Callable[[int], float]]:
     """Our training step, as ``minitv train`` takes it."""
     from minitv.trainer import Trainer
 
-    setup = experiment(variant, preset, threads=threads, device=device)
+    setup = experiment(variant, preset, threads=threads, device=device, matmul=matmul)
     trainer, data = Trainer(setup, task_of(setup)), batches(setup)
     return trainer.parameters, lambda index: trainer.step(data[index % len(data)], index)
 
 
-def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str = "cpu") -> tuple[int, Callable[[int], float]]:
-    """The same step with PyTorch's fused parts: native layer_norm and attention, fused AdamW."""
+def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str = "cpu",
+            matmul: str = FLOAT32) -> tuple[int, Callable[[int], float]]:
+    """The same step with PyTorch's fused parts: native layer_norm and attention, fused AdamW; bf16 is its autocast."""
     import torch
 
     torch.set_num_threads(threads)
@@ -121,7 +127,8 @@ def pytorch(variant: str, preset: str, threads: int, compiled: bool, device: str
     def step(index: int) -> float:
         for group in optimizer.param_groups:
             group["lr"] = run.lr * min(1.0, (index + 1) / (run.warmup + 1))
-        loss = forward(*(ids.to(device) for ids in data[index % len(data)]))
+        with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=matmul != FLOAT32):
+            loss = forward(*(ids.to(device) for ids in data[index % len(data)]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, run.clip)
         optimizer.step()
@@ -189,16 +196,16 @@ TECHNIQUES = {
 
 
 # -- one process -----------------------------------------------------------------------------------------------------
-def work(contender: str, variant: str, preset: str, threads: int, seconds: float, device: str) -> dict:
+def work(contender: str, variant: str, preset: str, threads: int, seconds: float, device: str, matmul: str) -> dict:
     """Measure one contender; ``skipped`` holds the reason if it cannot run here."""
     if contender in RIVALS and importlib.util.find_spec("torch") is None:
         return {"skipped": "torch is not installed"}
     if contender in TECHNIQUES:
         TECHNIQUES[contender]()
     if contender in RIVALS:
-        parameters, step = pytorch(variant, preset, threads, compiled=contender == "compile", device=device)
+        parameters, step = pytorch(variant, preset, threads, contender == "compile", device, matmul)
     else:
-        parameters, step = minitv(variant, preset, threads, device)
+        parameters, step = minitv(variant, preset, threads, device, FLOAT32 if contender == FLOAT32 else matmul)
     start = time.perf_counter()
     try:
         loss = step(0)
@@ -223,7 +230,37 @@ def work(contender: str, variant: str, preset: str, threads: int, seconds: float
             "parameters": parameters, "loss": loss, "peak_mb": peak_mb()}
 
 
-def profile(variant: str, preset: str, seconds: float) -> None:
+def start(variant: str, preset: str, threads: int) -> dict:
+    """Seconds and processor seconds until the first step is taken, from making the model on, and the functions compiled."""
+    from numba.core.event import install_recorder
+
+    from minitv.trainer import Trainer
+
+    setup = experiment(variant, preset, threads=threads)
+    task, (batch,) = task_of(setup), batches(setup, 1)
+    with install_recorder("numba:compile") as compiled:
+        wall, busy = time.perf_counter(), time.process_time()
+        Trainer(setup, task).step(batch, 0)
+        times = {"seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - busy}
+    return times | {"functions": sum(event.is_start for _, event in compiled.buffer)}
+
+
+def cold(variant: str, preset: str, threads: int, rounds: int) -> dict:
+    """The first step with an empty cache of kernels, and with the cache that it has filled."""
+    rows: dict[str, list[dict]] = {"cold": [], "cached": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as empty:
+            for measured in rows.values():
+                measured.append(run(__file__, [variant, "--cold", "--worker", "minitv", "--preset", preset,
+                                               "--threads", threads], threads, NUMBA_CACHE_DIR=empty))
+    result = {kind: {key: round(median(measured, key), 2) for key in measured[0]} for kind, measured in rows.items()}
+    first = result["cold"]
+    print(f"{variant:<22} {preset:<12} cold {first['seconds']:6.2f} s, {first['processor_seconds']:6.2f} s of a processor, "
+          f"{first['functions']:4.0f} functions; cached {result['cached']['seconds']:5.2f} s", flush=True)
+    return result
+
+
+def profile(variant: str, preset: str, seconds: float, matmul: str) -> None:
     """Print the milliseconds and calls of every operator in our step on one thread, forward and backward."""
     from collections import defaultdict
 
@@ -259,7 +296,7 @@ def profile(variant: str, preset: str, seconds: float) -> None:
         timed(AdamW, attribute, lambda *_: "AdamW, clipping")
     timed(GradientBuffer, "__call__", lambda *_: "adding up gradients")
     timed(Trainer, "_micro_batch", lambda *_: "the tape itself")
-    _, step = minitv(variant, preset, 1)
+    _, step = minitv(variant, preset, 1, matmul=matmul)
     for index in range(3):
         step(index)
     times.clear()
@@ -273,22 +310,42 @@ def profile(variant: str, preset: str, seconds: float) -> None:
 
 
 # -- rounds ----------------------------------------------------------------------------------------------------------
+def arithmetic(variant: str, preset: str) -> float:
+    """The float operations of a step for a token, as benchmarks/arithmetic.py counts them, in batches of every length."""
+    from arithmetic import of_step  # not in the processes of PyTorch, whose memory is measured
+
+    from minitv.trainer import Trainer
+
+    setup = experiment(variant, preset, threads=1)
+    trainer = Trainer(setup, task_of(setup))
+    try:
+        of_lengths = {batch.length: batch for batch in batches(setup)}.values()
+        tokens = sum(setup.run.batch * batch.length for batch in of_lengths)
+        return sum(of_step(trainer, batch) for batch in of_lengths) / tokens
+    finally:
+        trainer.close()
+
+
 def compare(variant: str, preset: str, contenders: list[str], arguments: argparse.Namespace) -> dict:
     """All rounds of a preset: prints its rows, returns its part of the JSON."""
     def measure(name: str, seconds=arguments.seconds, **environment: str) -> dict:
         return run(__file__, [variant, "--worker", name, "--preset", preset, "--threads", arguments.threads,
-                              "--seconds", seconds, "--device", arguments.device], arguments.threads, **environment)
+                              "--seconds", seconds, "--device", arguments.device, "--matmul", arguments.matmul],
+                   arguments.threads, **environment)
 
     results, skipped = alternate(contenders, measure, arguments.rounds, "tokens_per_s", f"{variant}, {preset}")
     sizes = {name: rows[0]["parameters"] for name, rows in results.items()}
     if len(set(sizes.values())) > 1:
         raise SystemExit(f"{variant}, {preset}: these are not the same model, parameters: {sizes}")
     report: dict = {"parameters": sizes["minitv"], "ratio": {}, "skipped": skipped}
+    if arguments.device == "cpu":
+        report["mflop_per_token"] = round(arithmetic(variant, preset) / 1e6, 3)
     for key, digits in (("tokens_per_s", 0), ("first_step_s", 2), ("peak_mb", 0)):
         report[key] = {name: round(median(rows, key), digits) for name, rows in results.items()}
     if not arguments.without:
         with tempfile.TemporaryDirectory() as empty:
             report["cold_first_step_s"] = round(measure("minitv", 0, NUMBA_CACHE_DIR=empty)["first_step_s"], 1)
+    shares = of_peak(report, arguments.threads, measured(machine())["limits"])
     for name, rows in results.items():
         speeds, ratio = [row["tokens_per_s"] for row in rows], ""
         if name != "minitv":
@@ -297,7 +354,8 @@ def compare(variant: str, preset: str, contenders: list[str], arguments: argpars
         title = RIVALS.get(name, f"without {name}" if name in TECHNIQUES else name)
         print(f"{variant:<12} {preset:<12} {title:<38} {report['tokens_per_s'][name]:>8,.0f} "
               f"{f'{min(speeds):,.0f} to {max(speeds):,.0f}':>18} {median(rows, 'ms_per_step'):>8.1f} "
-              f"{report['first_step_s'][name]:>8.2f} {report['peak_mb'][name]:>8,.0f}  {ratio}")
+              f"{report['first_step_s'][name]:>8.2f} {report['peak_mb'][name]:>8,.0f} {shares[name]:>8}"
+              f"  {ratio}")
     for name, reason in skipped.items():
         print(f"{variant:<12} {preset:<12} {RIVALS.get(name, name):<38} skipped: {reason}")
     return report
@@ -311,13 +369,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="measured time per process (default: 10)")
     parser.add_argument("--threads", type=int, default=cores(), help="for every contender (default: the usable cores)")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or cuda:1")
+    parser.add_argument("--matmul", choices=[FLOAT32, "bf16"], default=FLOAT32, help="ours and theirs")
     parser.add_argument("--rivals", default=",".join(RIVALS), help=f"comma-separated (default: {','.join(RIVALS)})")
     parser.add_argument("--without", action="append", default=[], metavar="TECHNIQUE",
                         help=f"compare with our own step without it: all, {', '.join(TECHNIQUES)}")
     parser.add_argument("--profile", action="store_true", help="time of each operator in our step, instead")
-    parser.add_argument("--save", action="store_true", help="write train.json, or without.json, for this processor")
-    parser.add_argument("--worker", choices=["minitv", *RIVALS, *TECHNIQUES], help="measure this contender in this process")
-    arguments = parser.parse_args()
+    parser.add_argument("--cold", action="store_true", help="measure the first step alone, with an empty cache of kernels")
+    parser.add_argument("--save", action="store_true",
+                        help="write the result for this machine: train.json, train_bf16.json, without.json or cold.json")
+    parser.add_argument("--worker", choices=["minitv", FLOAT32, *RIVALS, *TECHNIQUES],
+                        help="measure this contender in this process")
+    arguments = parse(parser)
     names = known(arguments.variants or ["transformer"], rivalled(), parser, "VARIANT")
     presets = arguments.preset or SHAPES
     try:
@@ -326,23 +388,39 @@ def main() -> None:
         parser.error(f"--device: {error}")
     if arguments.rounds < 1 or arguments.threads < 1 or arguments.seconds < 0:
         parser.error("--rounds and --threads start at 1, --seconds at 0")
+    if arguments.cold and (arguments.without or arguments.device != "cpu"):
+        parser.error("--cold measures our step on the CPU alone")
+    if arguments.worker and arguments.cold:
+        print(json.dumps(start(names[0], presets[0], arguments.threads)), flush=True)
+        return
     if arguments.worker:
-        measurement = work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds, arguments.device)
+        measurement = work(arguments.worker, names[0], presets[0], arguments.threads, arguments.seconds, arguments.device,
+                           arguments.matmul)
         print(json.dumps(measurement), flush=True)
         return
     if arguments.profile:
         for variant in names:
             for preset in presets:
-                profile(variant, preset, arguments.seconds)
+                profile(variant, preset, arguments.seconds, arguments.matmul)
+        return
+    if arguments.cold:
+        warn_if_busy()
+        result = {"benchmark": "cold", "threads": arguments.threads, "rounds": arguments.rounds, "variants": {}}
+        for variant in names:
+            result["variants"][variant] = {preset: cold(variant, preset, arguments.threads, arguments.rounds)
+                                           for preset in arguments.preset or ["nanogpt-cpu"]}
+            if arguments.save:
+                save("cold", result, "variants", machine())
         return
     rivals = known([name for name in arguments.rivals.split(",") if name], RIVALS, parser, "--rivals")
     techniques = known(arguments.without, TECHNIQUES, parser, "--without")
-    contenders = ["minitv", *(techniques or rivals)]
+    rounded = arguments.matmul != FLOAT32
+    contenders = ["minitv", *(techniques or [FLOAT32] * rounded + rivals)]
     warn_if_busy()
     print(f"{arguments.threads} threads, {arguments.rounds} rounds of {arguments.seconds:g} s")
     print(f"{'variant':<12} {'preset':<12} {'':<38} {'tokens/s':>8} {'range':>18} {'ms/step':>8} {'first s':>8} "
-          f"{'peak MB':>8}  ours / theirs")
-    name = ("without" if techniques else "train") + "_gpu" * (arguments.device != "cpu")
+          f"{'peak MB':>8} {'of peak':>8}  ours / theirs")
+    name = ("without" if techniques else "train") + "_bf16" * rounded + "_gpu" * (arguments.device != "cpu")
     result = {"benchmark": name, "device": arguments.device, "threads": arguments.threads, "rounds": arguments.rounds,
               "seconds": arguments.seconds, "variants": {}}
     for variant in names:

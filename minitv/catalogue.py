@@ -58,8 +58,14 @@ def modules(package: str, path: list[str]) -> dict[str, Path]:
             raise UserError(f"MINITV_PATH: {folder} is no folder")
         if (more := os.path.join(os.path.abspath(folder), package.rpartition(".")[2])) not in path:
             path.append(more)  # so that its modules can be imported as well
+    return dict(_sources(tuple((root, *os.listdir(root)) for root in path if os.path.isdir(root))))
+
+
+@functools.cache
+def _sources(folders: tuple[tuple[str, ...], ...]) -> dict[str, Path]:
+    """The sources of the modules in folders, each given with the names in it, so that a new file is noticed."""
     sources: dict[str, Path] = {}
-    for place, module in ((root, module) for root in path for module in pkgutil.iter_modules([root])):
+    for place, module in ((root, module) for root, *_ in folders for module in pkgutil.iter_modules([root])):
         source = Path(place, module.name, "__init__.py") if module.ispkg else Path(place, f"{module.name}.py")
         if module.name.startswith("_") or not source.is_file():
             continue

@@ -326,9 +326,9 @@ def _eval(argv: list[str]) -> int:
         _columns(_judged(run, model, directory, config))
         return 0
     tokenizer = run.tokenizer
-    if not config.data and not config.text:
+    if not config.data and config.text is None:
         raise UserError(ONE_TEXT)
-    if config.text:
+    if config.text is not None:
         with naming("--text"):
             ids, description, sha256 = tokenizer.encode(config.text), "--text", None
     else:
@@ -360,8 +360,8 @@ def _judged(run: Any, model: Any, directory: str, config: EvalOptions) -> list[t
     from .evaluate import judge
 
     experiment = run.experiment
-    if config.text or config.per_character:
-        flag = "--text" if config.text else "--per-character"
+    if config.text is not None or config.per_character:
+        flag = "--per-character" if config.text is None else "--text"
         raise UserError(f"{flag}: the task {experiment.task.name} has no text to continue")
     if config.encoding != "utf-8" and not hasattr(experiment.data, "encoding"):
         raise UserError(f"--encoding: the data of the task {experiment.task.name} is no text file")
@@ -380,7 +380,7 @@ def _judged(run: Any, model: Any, directory: str, config: EvalOptions) -> list[t
         ("data", f"{task.description}, {'all of it' if config.data else 'what is held out'}"),
         *(("note", text) for text in task.remarks(sums)),
         ("loss", f"{sums[0] / max(sums[1], 1):.4f} nats per {part}"),
-        (label, f"{value:.4f}{between} {task.metric}, {task.verdict(value, answers)}"),
+        (label, f"{value:.4f}{between}{'' if label == task.metric else f' {task.metric}'}, {task.verdict(value, answers)}"),
         *([("accuracy", f"{accuracy:.4f}")] if (accuracy := task.accuracy(sums)) is not None else []),
         ("predicted", f"{count(answers)} {items if answers != 1 else items[:-1]}{passes}"),
         *(row for row in task.about() if row[0] == "baselines"),
@@ -560,9 +560,9 @@ def _info(argv: list[str]) -> int:
     import numpy  # noqa: F401 - loads the BLAS that is shown below
     from threadpoolctl import threadpool_info
 
+    from autograd.cpu import bf16, disk, gemm
     from autograd.cpu import compile as compiler
-    from autograd.cpu import disk, gemm
-    from autograd.cpu.process import cores
+    from autograd.cpu.process import cores, processor
 
     rows.append(("cupy", _cupy()))
     rows.append(("cores", f"{cores()} usable of {os.cpu_count()}"))
@@ -574,10 +574,11 @@ def _info(argv: list[str]) -> int:
     rows.append(("Numba", compiler.unavailable() or serial))
     state, folder = "compiled" if disk.cached() else "empty: the first run compiles", disk.cache_directory()
     rows.append(("kernel cache", f"{folder} ({state})" if folder else "none: no folder will do, every run compiles"))
-    rows.append(("vectors", "512-bit" if compiler.WIDE_VECTORS else "at most 256-bit: the processor has no AVX-512"))
-    description = f"our kernel, in tiles of {gemm.ROWS} x {gemm.WIDE}; BLAS for small ones and in float64"
-    other = "BLAS" if compiler.unavailable() else "BLAS: our kernel is faster with AVX-512 only"
-    rows.append(("products", description if gemm.suits(512, 512, 512) else other))
+    limit = "" if compiler.BITS == compiler.NATIVE_BITS else f": NUMBA_CPU_FEATURES leaves out {compiler.NATIVE_BITS}-bit ones"
+    rows.append(("processor", processor()))
+    rows.append(("vectors", f"{compiler.BITS}-bit{limit}"))
+    rows.append(("products", gemm.explained()))
+    rows.append(("bfloat16", bf16.missing() or "products in training steps with --matmul bf16"))
     _columns(rows)
     return 0
 

@@ -18,6 +18,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import types
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 NOUNS = {int: "an integer", float: "a number", str: "a text", Path: "a path"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+PLACES = ("DIR", "FILE", "PATH")  # metavars of what lies on the disk
 DOTS = 100  # in a key of a TOML file
 YES_NO = {"true", "false", "yes", "no", "on", "off", "0", "1"}
 
@@ -157,9 +159,24 @@ class Setting:
             large = (self.high is not None and value > self.high) or (self.below is not None and value >= self.below)
             if small or large:
                 raise UserError(f"{label}: {quoted(value)} is too {'small' if small else 'large'}, allowed: {self.allowed}")
+        if self.metavar in PLACES:
+            value = _without_tilde(value, label)
         if self.type in (str, Path) and not _storable(str(value)):
             raise UserError(f"{label}: {quoted(str(value))} holds half a character (a surrogate), which no file can store")
         return value
+
+
+def _without_tilde(path: str, label: str) -> str:
+    """A path in which ~ is the user's home, as a shell has it; UserError where there is none.
+
+    A shell does not read what stands in a file, or behind the sign of --out=~/run.
+    """
+    if path[:1] != "~" or path[1:2] not in ("", "/", os.sep):
+        return path
+    home = os.path.expanduser("~")
+    if home == "~":
+        raise UserError(f"{label}: {quoted(path)} begins with the folder of the user, who has none here: give the whole path")
+    return home + path[1:]
 
 
 def _storable(text: str) -> bool:

@@ -6,7 +6,6 @@ import hashlib
 import math
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from autograd.cpu.process import blas_threads, cores
 from autograd.device import beside, is_cupy
 
 from .errors import RunError, UserError
+from .signals import threads
 from .sources import Reader, Source
 from .tokenizer import ByteTokenizer
 
@@ -90,7 +90,7 @@ def judge(task: Any, model: Any) -> np.ndarray:
     on_gpu = is_cupy(next(iter(model.parameters())).data)
     rows = max(1, (TOKENS_GPU if on_gpu else TOKENS) // batch.length)
     parts = [batch.part(slice(i, i + rows)) for i in range(0, len(batch.inputs), rows)]
-    with blas_threads(1), ThreadPoolExecutor(1 if on_gpu else cores()) as pool:
+    with blas_threads(1), threads(1 if on_gpu else cores()) as pool:
         started = [pool.submit(copy_context().run, task.score, model, part) for part in parts]
         shown = tqdm(started, desc="reading", unit="call", delay=2, leave=False, disable=None)
         sums = sum(part.result() for part in shown)
@@ -132,7 +132,7 @@ def surprise(model: Any, ids: np.ndarray) -> np.ndarray:
         losses = cross_entropy(logits, beside(piece[1], logits.data), reduction="none")  # [B T]
         return to_numpy(losses.data).astype(np.float64).ravel()
 
-    with no_grad(), blas_threads(1), ThreadPoolExecutor(1 if on_gpu else cores()) as pool:
+    with no_grad(), blas_threads(1), threads(1 if on_gpu else cores()) as pool:
         started = map(score, pieces) if on_gpu else [pool.submit(copy_context().run, score, piece) for piece in pieces]
         shown = tqdm(started, total=len(pieces), desc="reading", unit="call", delay=2, leave=False, disable=None)
         nats = np.concatenate([part if on_gpu else part.result() for part in shown])

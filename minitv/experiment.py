@@ -181,6 +181,9 @@ def from_checkpoint(config: RunConfig) -> Experiment:
         of_task = settings(task.Options)
         parts["data"] = {k: v for k, v in config.run.items() if k in of_task}
         parts["run"] = {k: v for k, v in config.run.items() if k not in of_task}
+    if "tf32" in parts["run"]:  # what this option of earlier versions said
+        parts["run"] = {"matmul": "tf32" if parts["run"]["tf32"] else "float32",
+                        **{k: v for k, v in parts["run"].items() if k != "tf32"}}
     shared = settings(ModelOptions)  # what is the paper's choice was no option in older checkpoints
     parts["model"] = {**{k: v for k, v in variant.overrides.items() if k in shared and shared[k].newer}, **parts["model"]}
     classes = ModelOptions, variant.options, task.Options, TrainOptions

@@ -145,8 +145,11 @@ class TrainOptions:
     clip: float = option(1.0, "longest gradient, as a norm over all parameters; 0 = no limit", low=0, group=OPTIMIZER)
 
     device: str = _device(group=SCREEN, resumable=True)
-    tf32: bool = option(
-        False, "matrix products on a GPU round their factors to 10 bits: faster, less exact", group=SCREEN, resumable=True
+    matmul: str = option(
+        "float32", "how dense layers multiply in training steps, forward and backward: factors are float32, or rounded to "
+        "11 bits (tf32, on a GPU) or 8 bits (bf16, on a GPU or a CPU with AVX512-BF16); sums, weights and all else, "
+        "evaluation and sampling among it, are float32", choices=("float32", "tf32", "bf16"), group=SCREEN, resumable=True,
+        newer=True,
     )
     threads: int | None = option(
         None, "worker threads on the CPU; none = every usable core", low=1, high=1024, group=SCREEN, resumable=True,
@@ -161,8 +164,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         check(self)
         _check_device(self.device)
-        if self.tf32 and self.device == "cpu":
-            raise UserError("--tf32: this concerns a GPU, and --device is cpu")
+        if self.matmul == "tf32" and self.device == "cpu":
+            raise UserError("--matmul tf32: this concerns a GPU, and --device is cpu, allowed: float32, bf16")
         if self.min_lr is None:
             object.__setattr__(self, "min_lr", float(f"{self.lr / 10:.6g}"))
         elif self.min_lr > self.lr:
@@ -250,7 +253,7 @@ class EvalOptions:
 
     data: str = option("", "the text of a file, of a folder (every file in it), or of standard input (-); images, sound, "
                        "pairs, or recordings with transcripts for a model of them", metavar="PATH")
-    text: str = option("", "the text itself")
+    text: str | None = option(None, "the text itself; none = that of --data")
     encoding: str = _encoding()
     per_character: bool = option(False, "list every character of the text with the bits that it cost")
     strided: bool = option(False, "a model that reads patches (megabyte) takes two passes, half a patch apart, each of which "
@@ -261,7 +264,7 @@ class EvalOptions:
     def __post_init__(self) -> None:
         check(self)
         _check_device(self.device)
-        if self.data and self.text:
+        if self.data and self.text is not None:
             raise UserError(ONE_TEXT)
 
 

@@ -5,44 +5,36 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autograd.cpu.process import cores
+from autograd.cpu.process import cores, processor
 
 from . import files
 from .errors import UserError
 
+VARYING = ("date", "core", "limits", "limited_by")  # of a host: what differs between two runs on the same machine, or follows
+
 
 def host() -> dict[str, Any]:
-    """What the figures depend on."""
-    processor, vectors = platform.processor(), {}
-    if os.path.exists("/proc/cpuinfo"):
-        facts = {}  # of the first core
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
-        if "model name" in facts:  # names alike hide different processors, their numbers do not
-            processor = f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
-        flags = facts.get("flags", "").split()
-        vectors = {"vectors": next((f"{bits}-bit vectors" for flag, bits in (("avx512f", 512), ("avx2", 256)) if flag in flags),
-                                   "128-bit vectors")} if flags else {}
+    """What figures depend on. Vectors are as wide as kernels are compiled for, which may be less than the processor has."""
+    from autograd.cpu.compile import BITS
+
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "numba", "torch")
                 if importlib.util.find_spec(name)}
-    return {"processor": processor, **vectors, "cores": cores(), "system": platform.system(),
+    return {"processor": processor(), "vectors": f"{BITS}-bit vectors", "cores": cores(), "system": platform.system(),
             "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"), **versions}
 
 
-def write(path: Path, result: Mapping[str, Any], part: str | None = None) -> dict[str, Any]:
-    """Write a result as JSON; what was written.
+def write(path: Path, result: Mapping[str, Any], part: str | None = None, **measured: Any) -> dict[str, Any]:
+    """Write a result as JSON, with what was ``measured`` of the machine beside the facts of its host; what was written.
 
     What was measured before stays in ``result[part]`` beside what is new, if it was on the same machine with the same settings.
     """
-    result = {"host": host(), **result}
+    result = {"host": host() | measured, **result}
     if part and path.exists() and not differing(path, result, part):
         before = _before(path, part)[part]
         result[part] = before | {key: {**before.get(key, {}), **new} for key, new in result[part].items()}
@@ -73,5 +65,5 @@ def _before(path: Path, part: str) -> dict[str, Any]:
 
 
 def _settings(result: Mapping[str, Any], part: str) -> dict[str, Any]:
-    host = {key: value for key, value in result["host"].items() if key != "date"}
+    host = {key: value for key, value in result["host"].items() if key not in VARYING}
     return {key: value for key, value in result.items() if key not in ("host", part)} | host

@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -17,6 +19,18 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int):
         super().__init__()
         self.code = 128 + number
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Worker threads. If a signal or an error ends the block, nobody waits for them, and what is not begun is dropped."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 class Stop:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +39,7 @@ from .options import StreamOptions
 from .picture import BITS, COLOURS, DASHES, MARKERS, Line, Look, draw
 from .report import count
 from .sample import Trained, open_run
+from .signals import threads
 from .variants.attention_sinks import Preceded, cache_of, streaming
 
 PICTURE = "stream.png"
@@ -99,7 +99,7 @@ class Streams:
         """The next ids [n] of the text, of which all but the very first are predicted."""
         known, context = self._past, self.model.context
         text = np.concatenate([known, ids])
-        with no_grad(), blas_threads(1), ThreadPoolExecutor(1 if is_cupy(self.model.embed.weight.data) else cores()) as pool:
+        with no_grad(), blas_threads(1), threads(1 if is_cupy(self.model.embed.weight.data) else cores()) as pool:
             jobs = {name: pool.submit(copy_context().run, way, text, len(known)) for name, way in self.ways.items()}
             read = {name: job.result() for name, job in jobs.items()}
             for name, (positions, nats) in read.items():

@@ -27,12 +27,12 @@ import numpy as np
 from autograd import NonFiniteError, check_mode
 from autograd.cpu.process import blas_threads, cores, keep_memory
 from autograd.cpu.team import Team
-from autograd.cuda.blas import allow_tf32
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
+from autograd.state import products
 
 from .experiment import BUFFERS, DROPOUT, Experiment
-from .nn import Statistics
+from .nn import Module, Statistics
 from .optim import AdamW, cosine
 from .task import Batch, Task
 
@@ -54,10 +54,8 @@ class Trainer:
         self._team = Team(self.workers)
         if on_gpu:
             self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
-            allow_tf32(run.tf32)
             select(run.device)
-        else:
-            self._pool.submit(_load_compiler)
+        loading = None if on_gpu else self._pool.submit(_load_compiler)
         # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
         most = min(self.workers, run.batch)
         buffers = most + (most > 1)
@@ -67,7 +65,10 @@ class Trainer:
                                clip=run.clip, buffers=buffers)
         self.grad_norm = self.lr = math.nan
         self._redrawn = Random(run.seed).split(BUFFERS)
+        self._redraws = any(type(module).redraw is not Module.redraw for module in self.model.modules())
         self._dropout = Random(run.seed).split(DROPOUT) if experiment.model.dropout else None
+        if loading is not None:
+            loading.result()  # it may hold BLAS to one thread, and then gives it back what it had
         self._blas = blas_threads(1)
         self._blas.__enter__()
 
@@ -85,7 +86,8 @@ class Trainer:
         buffers = self.optimizer.buffers
         losses, counts = [math.nan] * len(slices), [0] * len(slices)
         events, statistics = [threading.Event() for _ in slices], Statistics()
-        self.model.begin_step(step, self._redrawn)
+        if self._redraws:
+            self.model.begin_step(step, self._redrawn)
 
         def work(i: int) -> None:
             try:
@@ -129,10 +131,10 @@ class Trainer:
                     return str(error)
         return None
 
-    def close(self) -> None:
-        """Stop the worker threads and give BLAS its threads back."""
+    def close(self, wait: bool = True) -> None:
+        """Stop the worker threads and give BLAS its threads back; ``wait`` until they have done what they are at."""
         for pool in self._pools.values():
-            pool.shutdown()
+            pool.shutdown(wait, cancel_futures=not wait)
         self._blas.__exit__(None, None, None)
 
     def _each(self, work: Callable[[int], None], count: int) -> None:
@@ -167,7 +169,7 @@ class Trainer:
 
     def _micro_batch(self, batch: Batch, part: slice, step: int, index: int, sink: Callable, before=None):
         rng = self._dropout and self._dropout.split(step, index)
-        with _not_finite():
+        with _not_finite(), products(self.run.matmul):
             loss, count = self.task.loss(self.model, batch.part(part), rng)
             if before is not None:
                 before.wait()

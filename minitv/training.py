@@ -26,7 +26,7 @@ from .optim import cosine
 from .options import TrainOptions
 from .picture import CURVE, READINGS, plot, plot_readings
 from .report import Progress, count, duration, tell
-from .signals import Stop
+from .signals import Stop, Stopped
 from .task import Task
 from .trainer import Trainer
 
@@ -56,6 +56,7 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
     started, run = time.perf_counter(), experiment.run
     with Stop() as stop, device_errors(), ExitStack() as lock:
         select(run.device)
+        _check_products(run)
         resumed = None
         if run.resume:
             directory = checkpoint.run_folder(run.resume)
@@ -75,9 +76,21 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
                 checkpoint.check_arrays(trainer.model.state(), origin.model, f"--init-from {run.init_from}: the model")
                 trainer.model.load(origin.model)
             session = _Session(experiment, task, trainer, directory, started, stop, on_step)
-            return Outcome(directory, session.go(resumed))
-        finally:
-            trainer.close()
+            outcome = Outcome(directory, session.go(resumed))
+        except BaseException:  # a thread may be compiling for many seconds
+            trainer.close(wait=False)
+            raise
+        trainer.close()
+        return outcome
+
+
+def _check_products(run: TrainOptions) -> None:
+    """UserError if this processor has no instruction for the products that were asked for."""
+    if run.matmul == "bf16" and run.device == "cpu":
+        from autograd.cpu.bf16 import missing
+
+        if reason := missing():
+            raise UserError(f"--matmul bf16: {reason}, allowed: float32")
 
 
 def _begin(experiment: Experiment, resumed: checkpoint.Checkpoint | None, origin: checkpoint.Checkpoint | None) -> Task:
@@ -87,7 +100,12 @@ def _begin(experiment: Experiment, resumed: checkpoint.Checkpoint | None, origin
         if origin is None:
             return experiment.begin()
         with naming(f"--init-from {run.init_from}"):
-            return experiment.begin(experiment.task.inherited(origin.state.task))
+            task = experiment.begin(experiment.task.inherited(origin.state.task))
+            known = from_checkpoint(origin.state.config).task.stored_vocab(origin.state.task)
+            if known != task.vocab:
+                raise UserError(f"its model knows {known} different tokens, and the task {task.name} has {task.vocab}: allowed "
+                                "is a run whose tokens are as many")
+        return task
     with naming(f"--resume {run.resume}"):
         task = experiment.begin(resumed.state.task)
         if missing := [key for key in task.state() if key not in resumed.state.task]:
@@ -181,14 +199,18 @@ class _Session:
                 if run.overwrite and (reason := trainer.find_nonfinite(self.task.batch(0), 0)):
                     raise self._nonfinite(reason, 0, f"{self.directory} still holds the run before. ")
                 _remove_run(self.directory)
-            with (
-                Log(self.directory, self._header(), resume_step=first if resumed else None) as log,
-                Progress(run.steps, start=first) as self.progress,
-            ):
-                if log.note:
-                    self._note(log.note)
-                self.stop.begin()
-                return self._steps(first, log)
+            log = Log(self.directory, self._header(), resume_step=first if resumed else None)
+            try:
+                with log, Progress(run.steps, start=first) as self.progress:
+                    if log.note:
+                        self._note(log.note)
+                    return self._steps(first, log)
+            except Stopped:
+                if (log.last["step"] if log.last else 0) <= first:
+                    tell("the first step was not done: nothing was saved")
+                    if resumed is None:  # a log without a step is no run
+                        log.path.unlink(missing_ok=True)
+                raise
 
     def _steps(self, first: int, log: Log) -> int | None:
         run, trainer, task, progress = self.run, self.trainer, self.task, self.progress
@@ -200,6 +222,8 @@ class _Session:
         for step in range(first, run.steps):
             batch = task.batch(step)
             loss = self._step(batch, step)
+            if step == first:
+                self.stop.begin()  # not before: the first step compiles, which takes longer than anyone waits after Ctrl-C
             number, since = step + 1, since + 1
             rate = since * batch.tokens / (time.perf_counter() - clock)
             record = {"step": number, "loss": loss, **self._training_value(loss), "tokens_per_s": round(rate, 1),

@@ -20,6 +20,7 @@ from numba.core.event import Listener, install_listener
 from numba.core.registry import CPUDispatcher
 
 from .disk import Kept, cache_directory
+from .pipeline import InnerCompiler, KernelCompiler
 from .team import Cut
 
 FLAGS = {
@@ -30,9 +31,22 @@ FLAGS = {
     "fastmath": {"contract", "nsz", "reassoc"},
 }
 EXACT = {**FLAGS, "fastmath": FLAGS["fastmath"] - {"reassoc"}}  # sums in the order in which they are written
+INLINED = {"forceinline": True, "no_cpython_wrapper": True, "pipeline_class": InnerCompiler}  # besides, for overloads
+
+
+def vector_bits(features: str) -> int:
+    """The widest vectors of floats that a processor with these features, as LLVM writes them, multiplies and adds at once."""
+    present = {name[1:] for name in features.split(",") if name.startswith("+")}
+    return next((bits for bits, needed in ((512, {"avx512f"}), (256, {"avx2", "fma"})) if needed <= present), 128)
+
+
+NATIVE_BITS = vector_bits(llvm.get_host_cpu_features().flatten())
+BITS = NATIVE_BITS  # of what is compiled: NUMBA_CPU_FEATURES may leave out what the processor has
+if numba.config.CPU_FEATURES is not None:
+    BITS = min(BITS, vector_bits(numba.config.CPU_FEATURES))
 
 # LLVM prefers 256-bit vectors even where 512-bit ones are faster: ask for them before anything is compiled.
-WIDE_VECTORS = bool(llvm.get_host_cpu_features().get("avx512f"))
+WIDE_VECTORS = BITS == 512
 if WIDE_VECTORS and not numba.config.CPU_NAME:
     numba.config.CPU_NAME = llvm.get_host_cpu_name()
     numba.config.CPU_FEATURES = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
@@ -53,7 +67,8 @@ def cpu_kernel(function: Callable | None = None, *, parts: str = "", sums: str =
         return lambda function: cpu_kernel(function, parts=parts, sums=sums, grain=grain)
     if unavailable():
         return function
-    kernel = (Divisible if parts else Kernel)(function, targetoptions={**FLAGS, "nopython": True})
+    kind = Divisible if parts else Kernel
+    kernel = kind(function, targetoptions={**FLAGS, "nopython": True}, pipeline_class=KernelCompiler)
     if parts:
         kernel.cut = Cut(function, parts, sums, grain)
     if os.path.exists(function.__code__.co_filename) and (folder := cache_directory()) is not None:  # not typed by hand
@@ -119,7 +134,8 @@ def inner(function: Callable | None = None, *, constants: bool = False, **flags)
         return lambda function: inner(function, constants=constants)
     if unavailable():
         return function
-    dispatcher = Inner(function, targetoptions={**FLAGS, "nopython": True, "no_cpython_wrapper": True, **flags})
+    options = {**FLAGS, "nopython": True, "no_cpython_wrapper": True, **flags}
+    dispatcher = Inner(function, targetoptions=options, pipeline_class=InnerCompiler)
     dispatcher.constants = constants
     return dispatcher
 

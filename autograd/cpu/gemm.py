@@ -26,23 +26,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
-import llvmlite.binding as llvm
-import numba
 import numpy as np
 from numba import types
 
 from . import team
-from .compile import WIDE_VECTORS, cpu_kernel, inline, inner, unavailable
+from .choice import Choice, choose, kept
+from .compile import BITS, WIDE_VECTORS, cpu_kernel, inline, inner, unavailable
 from .vectors import repeat, vectorized
 
-AVAILABLE = (not unavailable() and all(map(llvm.get_host_cpu_features().get, ("avx2", "fma")))
-             and numba.config.CPU_NAME in (None, "", llvm.get_host_cpu_name()))  # compiled for this very processor
+AVAILABLE = not unavailable() and BITS >= 256
 LANES = 16 if WIDE_VECTORS else 8  # float32 numbers a vector
 ROWS, WIDE = LANES // 2, 3 * LANES  # a tile: 8 x 48 in 24 of 32 registers, or 4 x 24 in 12 of 16
 CUT = 64  # multiply-adds that take as long as one number of an elementwise kernel
-DEPTH, COLUMNS, BAND = 512, 8 * WIDE, 128  # of k, columns of `b` and rows of `a`, so many are copied at a time
+DEPTH, COLUMNS, BAND = 512, 384, 128  # of k, columns of `b` and rows of `a`, so many are copied at a time
 
 # The scratch memory of a thread, in bytes: zeros, a tile, panels of `b`, strips of `a`; 64 are for alignment.
 TILE, PANELS = 4 * WIDE, 4 * WIDE * (1 + ROWS)
@@ -60,22 +58,27 @@ def _move(count, to, source):
     to.store(source.load(count))
 
 
-@vectorized
-def _transpose(to, to_row, source, source_row):
-    """to[c, r] = source[r, c] for LANES x LANES numbers: exchange halves of rows half a block apart, then quarters, ..."""
-    rows = [(source + source_row * r).load(LANES) for r in range(LANES)]
+def transposed(rows: list) -> list:
+    """The columns of LANES x LANES numbers: exchange halves of rows half a block apart, then quarters, ..."""
+    rows = list(rows)
     for half in [LANES >> step for step in range(1, LANES.bit_length())]:
         low = [LANES + c - half if c & half else c for c in range(LANES)]  # of a pair of rows end to end
         high = [LANES + c if c & half else c + half for c in range(LANES)]
         for r in (r for r in range(LANES) if not r & half):
             one, other = rows[r], rows[r + half]
             rows[r], rows[r + half] = one.shuffled(other, low), one.shuffled(other, high)
-    for c, row in enumerate(rows):
+    return rows
+
+
+@vectorized
+def _transpose(to, to_row, source, source_row):
+    """to[c, r] = source[r, c] for LANES x LANES numbers."""
+    for c, row in enumerate(transposed([(source + source_row * r).load(LANES) for r in range(LANES)])):
         (to + to_row * c).store(row)
 
 
 @vectorized
-def tile(vectors, depth, a, a_row, a_column, b, out, out_row, start, start_row):
+def tile(vectors, depth, a, a_row, a_column, b, b_row, out, out_row, start, start_row):
     """out[r, c] = start[r, c] + sum over k < depth of a[r, k] * b[k, c], for ROWS x (vectors * LANES) numbers."""
 
     def body(_, carried):
@@ -83,7 +86,7 @@ def tile(vectors, depth, a, a_row, a_column, b, out, out_row, start, start_row):
         row = [(b + 4 * LANES * v).load(LANES) for v in range(vectors)]
         numbers = [(a + a_row * r).spread(LANES) for r in range(ROWS)]
         products = [number * x for number in numbers for x in row]
-        return [a + a_column, b + 4 * LANES * vectors, *(x + y for x, y in zip(sums, products, strict=True))]
+        return [a + a_column, b + b_row, *(x + y for x, y in zip(sums, products, strict=True))]
 
     places = [(r, 4 * LANES * v) for r in range(ROWS) for v in range(vectors)]
     zero = b.load(LANES).zeros()
@@ -195,11 +198,11 @@ def _multiply(a, b, out, bias, accumulate, scratch):
                             _copy(rows, columns, corner, 4 * WIDE, add, add_row, start_column)
                             to, to_row, add, add_row = corner, 4 * WIDE, corner, 4 * WIDE
                         if vectors == 3:
-                            tile(3, depth, x, x_row, x_column, y, to, to_row, add, add_row)
+                            tile(3, depth, x, x_row, x_column, y, 12 * LANES, to, to_row, add, add_row)
                         elif vectors == 2:
-                            tile(2, depth, x, x_row, x_column, y, to, to_row, add, add_row)
+                            tile(2, depth, x, x_row, x_column, y, 8 * LANES, to, to_row, add, add_row)
                         else:
-                            tile(1, depth, x, x_row, x_column, y, to, to_row, add, add_row)
+                            tile(1, depth, x, x_row, x_column, y, 4 * LANES, to, to_row, add, add_row)
                         if edge:
                             _copy(rows, columns, out_start + m * out_row + 4 * n, out_row, corner, 4 * WIDE, 4)
                     n += vectors * LANES
@@ -217,27 +220,50 @@ def _compiled() -> Callable:
 
 
 def prepare() -> None:
-    """Load the kernel now, where it is used, rather than at the first product."""
+    """Load the kernel and choose between it and BLAS now, rather than at the first product."""
     if AVAILABLE:
         _compiled()
+        chosen()
+
+
+KERNEL, BLAS = "the kernel", "BLAS"
+
+
+@cache
+def chosen() -> Choice:
+    """Who computes the products of a training step on this processor, and why; measured at the first use, see choice.py."""
+    return choose("products", _ways, KERNEL) if AVAILABLE else Choice(BLAS, "the kernel needs AVX2 and FMA, and a compiler")
+
+
+def explained() -> str:
+    """Who computes products and why, as a sentence; without a measurement, if none was written down yet."""
+    choice = kept("products") if AVAILABLE else chosen()
+    if choice is None:
+        return f"the first training chooses between our kernel, in tiles of {ROWS} x {WIDE}, and BLAS"
+    computes = f"our kernel, in tiles of {ROWS} x {WIDE}; BLAS for small ones and in float64" if choice.way == KERNEL else BLAS
+    return f"{computes} ({choice.why})"
+
+
+def _ways() -> dict[str, list[Callable]]:
+    """The three products of a linear layer, for the tokens of a micro-batch."""
+    rng = np.random.default_rng(0)
+    x, w, g = (rng.standard_normal(shape, F4) for shape in ((512, 256), (384, 256), (512, 384)))  # [M K], [N K], [M N]
+    calls = [(x, w.T, np.empty_like(g)), (g, w, np.empty_like(x)), (g.T, x, np.empty_like(w))]
+    scratch = np.zeros(SCRATCH // 4, F4)
+    return {KERNEL: [partial(_compiled(), *call, NONE, False, scratch) for call in calls],
+            BLAS: [partial(np.matmul, *call) for call in calls]}
 
 
 def suits(M: int, K: int, N: int) -> bool:
     """Whether the kernel here, rather than NumPy's BLAS, computes products of these sizes on this processor.
 
-    Measured against OpenBLAS 0.3.31: with 512-bit vectors the kernel is 1.9 to 2.1 times as fast on an AMD Zen 5 and 1.0 to
-    1.25 times on a Zen 4, but small and thin products are not worth the copies, and up to 10^6 multiplications OpenBLAS does
-    without any. With 256-bit vectors it is no faster (0.94 to 0.99 times): only tests run it there.
+    Small and thin products are not worth the copies, and up to 10^6 multiplications OpenBLAS does without any.
     """
-    return AVAILABLE and LANES == 16 and M >= 16 and N >= 32 and M * K * N > 10**6
+    return M >= 16 and N >= 32 and M * K * N > 10**6 and chosen().way == KERNEL
 
 
-def product(a, b, out=None, accumulate=False, *, bias=None):
-    """a[M, K] @ b[K, N] + bias[N] into `out`, or added to `out`; returns `out`, a new array if there is none.
-
-    Any dtype and any layout will do, and calls in several threads at once. Fast are float32 with contiguous rows or columns,
-    views into wider arrays included, into an `out` with contiguous rows, apart from `a` and `b`; NumPy does the rest.
-    """
+def target(a, b, out, accumulate, bias):
+    """Where a product goes: `out`, or a new array; ValueError for shapes that do not fit."""
     (M, K), N = a.shape, b.shape[1]
     if out is None:
         if accumulate:
@@ -246,10 +272,19 @@ def product(a, b, out=None, accumulate=False, *, bias=None):
     if b.shape != (K, N) or out.shape != (M, N) or (bias is not None and bias.shape != (N,)):
         shapes = [x.shape for x in (a, b, out, bias) if x is not None]
         raise ValueError(f"product: needs a [M, K], b [K, N], out [M, N] and bias [N], got {shapes}")
-    overlapping = np.may_share_memory(out, a) or np.may_share_memory(out, b)
+    return out
+
+
+def product(a, b, out=None, accumulate=False, *, bias=None):
+    """a[M, K] @ b[K, N] + bias[N] into `out`, or added to `out`; returns `out`, a new array if there is none.
+
+    Any dtype and any layout will do, and calls in several threads at once. Fast are float32 with contiguous rows or columns,
+    views into wider arrays included, into an `out` with contiguous rows, apart from `a` and `b`; NumPy does the rest.
+    """
+    (M, K), N, out = a.shape, b.shape[1], target(a, b, out, accumulate, bias)
     sizes, cut = ((M, DEPTH), (K, 2 * DEPTH), (N, 2 * WIDE)), 1 if K >= 4 * max(M, N) else 0 if M >= N else 2
     parts = team.spans(*sizes[cut], M * K * N / CUT, sums=cut == 1)
-    if len(parts) == 1 or overlapping:
+    if len(parts) == 1 or np.may_share_memory(out, a) or np.may_share_memory(out, b):
         return _product(a, b, out, accumulate, bias)
     if cut == 1:  # with rows or columns, each part would pack the whole of the other matrix
         sums = np.empty((len(parts), *out.shape), out.dtype)

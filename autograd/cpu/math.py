@@ -16,7 +16,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .compile import EXACT, inline
+from .compile import EXACT, INLINED, inline
 
 exact = inline(exact=True)  # regrouping would undo the two-part reduction in exp
 
@@ -140,7 +140,7 @@ def _declare(name: str, formula: str):
     function.__name__ = name
     function.__doc__ = f"{formula} of a float32 or float64, inside kernels."
 
-    @overload(function, jit_options={**EXACT, "forceinline": True})
+    @overload(function, jit_options={**EXACT, **INLINED})
     def _(x):
         if isinstance(x, types.Float):
             compiled = _COMPILED[x.bitwidth][name]

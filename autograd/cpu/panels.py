@@ -9,11 +9,12 @@ from numba import types
 from numba.extending import overload
 
 from . import gemm
-from .compile import FLAGS, inline, inner
+from .compile import FLAGS, INLINED, inline, inner
 from .gemm import ROWS, tile
+from .vectors import BYTES, copy_rows
 
 LANES = 32  # numbers in a panel's row: two 512-bit vectors of float32
-TILES = gemm.AVAILABLE and gemm.LANES == LANES // 2  # a row of 32 is two vectors of a tile
+TILES = gemm.AVAILABLE
 
 # Unsigned indices: Numba lets a signed one count from the end when negative, a test that keeps loops from vectorising.
 U = np.uintp
@@ -34,17 +35,18 @@ def accumulate(out, o, a, x, row, term, b, c, rows, terms):
     raise TypeError("for use inside kernels")
 
 
-@overload(accumulate, jit_options={**FLAGS, "forceinline": True})
+@overload(accumulate, jit_options={**FLAGS, **INLINED})
 def _(out, o, a, x, row, term, b, c, rows, terms):
     return _accumulate_tiles if TILES and out.dtype == types.float32 else _accumulate_loops
 
 
 def _accumulate_tiles(out, o, a, x, row, term, b, c, rows, terms):
-    """In tiles of 8 rows that stay in registers."""
+    """In tiles of two vectors that stay in registers: 8 rows of 32 numbers, or 4 rows of half as many."""
     to, left, right = out.ctypes.data + 4 * o, a.ctypes.data + 4 * x, b.ctypes.data + 4 * c
     for r in range(0, rows, ROWS):
-        at = to + 4 * LANES * r
-        tile(2, terms, left + 4 * row * r, 4 * row, 4 * term, right, at, 4 * LANES, at, 4 * LANES)
+        for e in range(0, LANES, 2 * gemm.LANES):
+            at = to + 4 * (LANES * r + e)
+            tile(2, terms, left + 4 * row * r, 4 * row, 4 * term, right + 4 * e, 4 * LANES, at, 4 * LANES, at, 4 * LANES)
 
 
 def _accumulate_loops(out, o, a, x, row, term, b, c, rows, terms):
@@ -74,22 +76,20 @@ def _accumulate_loops(out, o, a, x, row, term, b, c, rows, terms):
                 out[i + e + L3] = s3
 
 
-@inner(constants=True)
+@inner
 def copy(out, o, row, a, i, step, rows, columns, scale):
-    """out[o + row r + c] = scale * a[i + step r + c], for r < rows and c < columns <= 32.
-
-    The rows of one head lie far apart in memory; with four on their way at once, less time is spent waiting for them.
-    """
-    o, row, i, step = U(o), U(row), U(i), U(step)
-    fours = U(rows // 4 * 4 if columns == LANES else 0)
-    for r in range(U(0), fours, U4):
-        for c in range(L1):
-            j, k = i + r * step + c, o + r * row + c
-            x0, x1, x2, x3 = a[j] * scale, a[j + step] * scale, a[j + U2 * step] * scale, a[j + U3 * step] * scale
-            out[k], out[k + row], out[k + U2 * row], out[k + U3 * row] = x0, x1, x2, x3
-    for r in range(fours, U(rows)):
-        for c in range(U(columns)):
-            out[o + r * row + c] = a[i + r * step + c] * scale
+    """out[o + row r + c] = scale * a[i + step r + c], for r < rows and c < columns <= 32."""
+    lanes = BYTES // out.itemsize
+    whole = columns // lanes * lanes
+    for c in range(0, whole, lanes):
+        copy_rows(out, o + c, row, a, i + c, step, rows)
+    for r in range(rows):
+        for c in range(whole, columns):
+            out[o + r * row + c] = a[i + r * step + c]
+    if scale != 1:
+        for r in range(rows):
+            for c in range(columns):
+                out[o + r * row + c] *= scale
 
 
 @inner
@@ -252,8 +252,8 @@ def by_position(B, H, T, d, dtype, make=np.empty):
 
 
 def flat(x):
-    """The memory of a [B H T d] array from its first element on, as one flat array, and its strides over B, H and T:
-    what `load` and `store` take.
+    """The memory of a [B H T d] array from its first element on, as one flat array that may be longer, and its strides over
+    B, H and T: what `load` and `store` take.
 
     Numba compiles a version for each memory layout it meets; this way there is only one, and it reads the views of a
     [B T 3 H d] array in place.
@@ -261,12 +261,15 @@ def flat(x):
     if not x.size:
         return np.zeros(0, x.dtype), (0, 0, 0)
     step = x.itemsize
-    if not x.flags.aligned or x.strides[3] != step or any(s < 0 or s % step for s in x.strides):
+    if not x.flags.aligned or x.strides[3] != step or min(x.strides) < 0 or any([s % step for s in x.strides]):
         x = np.array(x, order="C")  # reversed, broadcast and other rare layouts
-    strides = tuple(s // step for s in x.strides[:3])
-    size = 1 + sum([(n - 1) * s for n, s in zip(x.shape, (*strides, 1), strict=True)])
+    b, h, t, _ = x.strides
+    strides = b // step, h // step, t // step
     owner = x if x.base is None else x.base
     if type(owner) is np.ndarray and owner.flags.c_contiguous and owner.dtype == x.dtype:
+        if x.size == owner.size and x.swapaxes(1, 2).flags.c_contiguous:  # all of it: where it begins takes longest to find out
+            return owner.reshape(-1), strides
         start = (x.__array_interface__["data"][0] - owner.__array_interface__["data"][0]) // step
-        return owner.reshape(-1)[start : start + size], strides  # five times faster than as_strided
+        return owner.reshape(-1)[start:], strides  # five times faster than as_strided
+    size = 1 + sum([(n - 1) * s for n, s in zip(x.shape, (*strides, 1), strict=True)])
     return np.lib.stride_tricks.as_strided(x, (size,), (step,)), strides

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import subprocess
 import sys
 from contextlib import contextmanager, suppress
 from functools import cache
+
+
+@cache
+def processor() -> str:
+    """Its name, with family and model where the system tells: names alike hide different processors, these numbers do not."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        facts = {}  # of the first core
+        for line in file:
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+        if "model name" in facts:
+            return f"{facts['model name']} (family {facts.get('cpu family')}, model {facts.get('model')})"
+    if sys.platform == "darwin":
+        with suppress(OSError, subprocess.SubprocessError):
+            return subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
+    return platform.processor() or platform.machine()  # on Windows with both numbers
 
 
 def cores() -> int:

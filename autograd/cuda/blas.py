@@ -1,36 +1,38 @@
 """Matrix products on a GPU, by cuBLAS.
 
 CuPy's own product copies transposed operands of stacks (q @ k.T copies k), takes pointers to every matrix where one operand is
-broadcast, and has no TF32 there. So stacks go to cuBLAS's strided batched product directly, which takes transposed and
+broadcast, and rounds no factors there. So stacks go to cuBLAS's strided batched product directly, which takes transposed and
 repeated operands as they lie; a stack times one matrix is one product of all its rows.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 from functools import cache
 
 import numpy as np
 
 from ..device import namespace
+from ..errors import DtypeError, KernelError
 
-TF32 = "CUPY_TF32"  # CuPy looks at it before the first product of a process
-
-
-def allow_tf32(allow: bool) -> None:
-    """Whether float32 products may round their factors to 10 bits (TF32, on cards that have it); before the first one."""
-    os.environ[TF32] = str(int(allow))
+COMPUTE = {"float32": "CUBLAS_COMPUTE_32F", "tf32": "CUBLAS_COMPUTE_32F_FAST_TF32", "bf16": "CUBLAS_COMPUTE_32F_FAST_16BF"}
 
 
-def matmul(a, b):
-    """NumPy's matmul for CuPy arrays of one dtype."""
-    cupy = namespace(a, b)
+def matmul(a, b, products: str = "float32"):
+    """NumPy's matmul for CuPy arrays of one dtype.
+
+    With ``products``, those of autograd.state, cuBLAS rounds factors on its way: arrays stay float32, and so do sums.
+    """
+    cupy, cublas, plain = namespace(a, b), _cublas(), products == "float32"
+    if not plain and a.dtype != np.float32:
+        raise DtypeError(f"products({products!r}): the arrays are {a.dtype}, allowed: float32")
+    if not plain and cublas is None:
+        raise KernelError(f"products({products!r}): this CuPy does not bind gemmStridedBatchedEx, allowed: products('float32')")
     if a.ndim > 2 and b.ndim == 2 and a.size:
-        return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1])
-    if max(a.ndim, b.ndim) <= 2 or min(a.ndim, b.ndim) < 2 or not a.size or not b.size or _cublas() is None:
+        return matmul(a.reshape(-1, a.shape[-1]), b, products).reshape(*a.shape[:-1], b.shape[-1])
+    small = min(a.ndim, b.ndim) < 2 or (plain and max(a.ndim, b.ndim) == 2)
+    if small or not a.size or not b.size or cublas is None:
         return a @ b
-    cublas = _cublas()
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (m, k), n = a.shape[-2:], b.shape[-1]
     out = cupy.empty((*lead, m, n), a.dtype)
@@ -41,8 +43,7 @@ def matmul(a, b):
     one, zero = np.ones((), a.dtype), np.zeros((), a.dtype)
     if a.dtype == np.float32:
         kind = cupy.cuda.runtime.CUDA_R_32F
-        tf32 = os.environ.get(TF32, "0") != "0"
-        compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if tf32 else cublas.CUBLAS_COMPUTE_32F
+        compute = getattr(cublas, COMPUTE[products])
     else:
         kind, compute = cupy.cuda.runtime.CUDA_R_64F, cublas.CUBLAS_COMPUTE_64F
     # cuBLAS counts columns first: it computes the transpose of the product, from the transposed factors, swapped.

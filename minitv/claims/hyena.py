@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.signal import fftconvolve
 
 from autograd import causal_conv1d, no_grad, use
 
@@ -169,6 +168,8 @@ def recall(measure: Measure) -> Finding:
        paper=f"The recurrence is right; the encoding is what the network reads, and no factor ({PAPER}, (4) and (7)).")
 def code(measure: Measure) -> Finding:
     """A mixer's output beside the printed recurrence, and its filter beside both readings of the product."""
+    from scipy.signal import fftconvolve  # it takes a moment to import
+
     length, width = 64, 9  # as wide as the encoding, so that the second reading is a product at all
     mixer = measure.model("hyena", context=length, width=width, layers=1, filter_bands=4, features_lr=0).blocks[0].mixer
     mixer.filters.load({name: measure.normal(*array.shape) for name, array in mixer.filters.state().items()})

@@ -64,8 +64,26 @@ def merge_heads(ys):
 
 @merge_heads.primitive
 def _(ys):
+    if len(ys) > 1 and (whole := _whole(ys)) is not None:
+        return whole.reshape(*whole.shape[:2], -1)
     rows = [y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], y.shape[1] * y.shape[3]) for y in ys]
     return rows[0] if len(rows) == 1 else namespace(*rows).concatenate(rows, axis=-1)
+
+
+def _whole(ys) -> np.ndarray | None:
+    """The array [B T heads K] that consists of these views of it, as a kernel may make them; None if there is none."""
+    whole, first = ys[0].base, 0
+    if type(whole) is not np.ndarray or whole.ndim != 4 or not whole.flags.c_contiguous or not whole.size:
+        return None
+    heads = whole.transpose(0, 2, 1, 3)
+    for y in ys:
+        part = heads[:, first : first + y.shape[1]]
+        if y.base is not whole or (y.shape, y.strides, y.dtype) != (part.shape, part.strides, part.dtype):
+            return None
+        if y.__array_interface__["data"] != part.__array_interface__["data"]:
+            return None
+        first += y.shape[1]
+    return whole if first == whole.shape[2] else None
 
 
 merge_heads.vjp(lambda g, shapes: split_heads(g, heads=tuple(shape[1] for shape in shapes)))

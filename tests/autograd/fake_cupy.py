@@ -318,7 +318,8 @@ def _modules():
     device = _module("cupy.cuda.device", get_cublas_handle=lambda: "handle")
     cuda = _module("cupy.cuda", Device=Device, runtime=runtime, device=device)
     cublas = _module("cupy_backends.cuda.libs.cublas", gemmStridedBatchedEx=_strided_batched, CUBLAS_GEMM_DEFAULT=-1,
-                     CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_FAST_TF32=77, CUBLAS_COMPUTE_64F=70)
+                     CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_FAST_16BF=75, CUBLAS_COMPUTE_32F_FAST_TF32=77,
+                     CUBLAS_COMPUTE_64F=70)
     transforms = _module("cupyx.scipy.fft", rfft=_strict("rfft", "x, n=None, axis=-1, norm=None", fft.rfft),
                          irfft=_strict("irfft", "x, n=None, axis=-1, norm=None", fft.irfft))
     functions_of_scipy = _module("cupyx.scipy.special", erf=_strict("erf", "x", special.erf),

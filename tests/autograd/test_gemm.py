@@ -10,13 +10,14 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autograd.cpu import compile as compiler
-from autograd.cpu import gemm
+from autograd.cpu import gemm, panels
 
 LAYOUTS = ("rows", "columns", "wide rows", "wide columns")
 EPS = np.finfo(np.float32).eps
@@ -219,11 +220,15 @@ def test_wrong_arguments(large):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages of memory with mprotect")
 def test_nothing_outside_is_read():
+    nothing_outside_is_read("gemm")
+
+
+def nothing_outside_is_read(module):
     """Operands that end, and operands that begin, where memory that may not be touched begins or ends."""
     program = textwrap.dedent("""
         import ctypes, itertools, mmap
         import numpy as np
-        from autograd.cpu import gemm
+        from autograd.cpu import bf16, gemm
         gemm.suits, gemm._numpy = lambda *_: True, None
         kept = []
         def at_edge(values, transposed, last):
@@ -242,10 +247,10 @@ def test_nothing_outside_is_read():
             for ta, tb, last, accumulate in itertools.product((False, True), repeat=4):
                 out = at_edge(np.ones((M, N), "f"), False, last)
                 bias = at_edge(np.ones((1, N), "f"), False, last)[0]
-                gemm.product(at_edge(a, ta, last), at_edge(b, tb, last), out, accumulate, bias=bias)
+                MODULE.product(at_edge(a, ta, last), at_edge(b, tb, last), out, accumulate, bias=bias)
                 assert np.array_equal(out, a @ b + 1 + accumulate)
         print("done", len(kept))
-    """)
+    """).replace("MODULE", module)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     assert done.returncode == 0 and done.stdout.startswith("done"), done.stderr[-2000:]
@@ -262,3 +267,33 @@ def test_inner_loops_are_packed_and_stay_in_registers(kernel):
             counts.append(len(multiplied))
             assert not re.search(rf"%rsp\)[^\n]*%{register}|%{register}[^\n]*%rsp\)", loop[1])
     assert set(counts) == {vectors * kernel.ROWS for vectors in (1, 2, 3)}
+
+
+def test_panels_multiply_in_tiles_of_256_bits(kernel, monkeypatch):
+    """The products of attention and of chunks, whose rows of 32 numbers are two tiles wide here."""
+    if kernel.LANES == 16:
+        pytest.skip("the tests of attention run these")
+    monkeypatch.setattr("autograd.cpu.gemm", kernel)
+    monkeypatch.setitem(sys.modules, "autograd.cpu.gemm", kernel)
+    spec = importlib.util.spec_from_file_location("autograd.cpu.panels_for_tests", panels.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.TILES
+    add = module.add_product
+
+    @numba.njit(**compiler.FLAGS)
+    def run(out, a, b, rows, depth, columns):
+        add(out, rows, a, rows, b, depth, rows, depth, columns, True)
+
+    def paneled(matrix):
+        rows, columns = matrix.shape
+        wide = np.pad(matrix, ((0, 0), (0, -columns % 32)))
+        return wide.reshape(rows, -1, 32).transpose(1, 0, 2).ravel().copy()
+
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.standard_normal(shape, np.float32) for shape in ((16, 40), (40, 45), (16, 45)))
+    out = paneled(c)
+    run(out, paneled(a), paneled(b), 16, 40, 45)
+    np.testing.assert_allclose(out, paneled(c + a.astype(float) @ b), rtol=0, atol=1e-5)
+    (code,) = run.inspect_asm().values()
+    assert re.search(r"\bvfmadd\d+ps\b.*%ymm", code)

@@ -16,13 +16,26 @@ import numpy as np
 import pytest
 
 import autograd as ag
-from autograd import DeviceError, DomainError, DtypeError, GraphError, KernelError, ShapeError, Tensor, assert_close, use
+from autograd import (
+    DeviceError,
+    DomainError,
+    DtypeError,
+    GraphError,
+    KernelError,
+    ShapeError,
+    Tensor,
+    assert_close,
+    gradients,
+    use,
+)
 from autograd.cuda import blas
 from autograd.cuda.source import Source, Strided, columns, elements, manifest, warps
 from autograd.device import check_range, gpu, location, move, read, select
 from autograd.draw import LAYOUTS, Draw, draw_inputs
+from autograd.ops import linear
 from autograd.philox import philox_int
 from autograd.random import Random
+from autograd.state import products
 from autograd.verify import (
     PLACES,
     check_gradients,
@@ -597,7 +610,8 @@ def test_transposed_operands_are_not_copied(double, monkeypatch):
     blas.matmul(q[:1], q.transpose(0, 1, 3, 2)[1:])
 
 
-def test_tf32_is_an_option(double, monkeypatch):
+def test_products_of_linear_are_rounded_as_the_switch_says(double, monkeypatch):
+    """Forward and both gradients, also where backward runs outside; no other product, and never float64."""
     from cupy_backends.cuda.libs import cublas
 
     seen, right = [], cublas.gemmStridedBatchedEx
@@ -607,14 +621,23 @@ def test_tf32_is_an_option(double, monkeypatch):
         right(*arguments)
 
     monkeypatch.setattr(cublas, "gemmStridedBatchedEx", product)
-    monkeypatch.setenv(blas.TF32, "0")
-    x = double.ones((2, 3, 3), np.float32)
-    blas.matmul(x, x)
-    blas.allow_tf32(True)
-    blas.matmul(x, x)
-    blas.matmul(x.astype(np.float64), x.astype(np.float64))
-    assert seen == [cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_COMPUTE_32F_FAST_TF32, cublas.CUBLAS_COMPUTE_64F]
-    blas.allow_tf32(False)
+    x, weight = (Tensor(double.ones(shape, np.float32), requires_grad=True) for shape in ((2, 3, 4), (5, 4)))
+    for kind, expected in (("float32", []), ("tf32", 3 * [cublas.CUBLAS_COMPUTE_32F_FAST_TF32]),
+                           ("bf16", 3 * [cublas.CUBLAS_COMPUTE_32F_FAST_16BF])):
+        with products(kind):
+            y = linear(x, weight)
+        gradients(y.sum(), [x, weight])
+        assert seen == expected
+        assert y.numpy().tolist() == np.full((2, 3, 5), 4).tolist()
+        seen.clear()
+    with products("bf16"):
+        blas.matmul(x.data, x.data.transpose(0, 2, 1))
+        assert seen == [cublas.CUBLAS_COMPUTE_32F]
+        with pytest.raises(DtypeError, match=r"'bf16'\): the arrays are float64, allowed: float32"):
+            blas.matmul(x.data.astype(np.float64), x.data.astype(np.float64), "bf16")
+    monkeypatch.setattr(blas, "_cublas", lambda: None)
+    with products("bf16"), pytest.raises(KernelError, match="does not bind gemmStridedBatchedEx"):
+        linear(x, weight)
 
 
 # -- optimizer and training --------------------------------------------------------------------------------------------
@@ -769,8 +792,8 @@ def test_a_run_moves_between_devices(route, cupy, tmp_path, capsys):
 
 
 def test_tf32_concerns_a_gpu(capsys):
-    assert cli.main(["train", "--tf32"]) == 2
-    assert "--tf32: this concerns a GPU, and --device is cpu" in capsys.readouterr().err
+    assert cli.main(["train", "--matmul", "tf32"]) == 2
+    assert "--matmul tf32: this concerns a GPU, and --device is cpu, allowed: float32, bf16" in capsys.readouterr().err
 
 
 # -- the double --------------------------------------------------------------------------------------------------------

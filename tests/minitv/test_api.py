@@ -65,6 +65,12 @@ def test_a_run_goes_on_from_the_weights_of_another_one(data, tmp_path):
     own = {name: value for name, value in SMALL.items() if name not in ("context", "layers", "width")}
     like = minitv.train(data=str(other), steps=1, init_from=str(tmp_path / "first"), out=str(tmp_path / "like"), **own)
     assert like.experiment.variant.name == "rwkv" and like.experiment.model == first.experiment.model
+    with pytest.raises(UserError, match=r"--init-from .*first: its model knows \d+ different tokens, and the task mqar has 40"):
+        minitv.train("rwkv", task="mqar", symbols=40, pairs=2, init_from=str(tmp_path / "first"), steps=1,
+                     **{name: value for name, value in own.items() if name in ("batch", "threads")})
+    same = minitv.train("rwkv", task="mqar", symbols=first.tokenizer.vocab, pairs=2, init_from=str(tmp_path / "first"), steps=1,
+                        out=str(tmp_path / "recall"), lr=1e-9, eval_every=0)
+    assert np.abs(same.model.embed.weight.numpy() - first.model.embed.weight.numpy()).max() < 1e-6
     wide = SMALL | dict(width=32)
     with pytest.raises(UserError, match=r"--init-from .*first: the model does not fit: wrong shape"):
         minitv.train("rwkv", data=str(other), steps=3, init_from=str(tmp_path / "first"), out=str(tmp_path / "third"), **wide)

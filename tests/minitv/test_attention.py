@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autograd import DomainError, ShapeError, Tensor
+from autograd import DomainError, ShapeError, Tensor, use
 from autograd.verify import check_gradients, check_values
-from minitv.ops import attention
+from minitv.ops import attention, merge_heads, split_heads
 from tests.autograd.operator_checks import marks
 
 # heads, heads of k and v, queries, keys, channels of k, of v; inputs that are there; parameters
@@ -89,3 +89,29 @@ def test_heads_that_do_not_divide_are_refused(groups):
     q, k = np.ones((1, 4, 3, 2)), np.ones((1, groups, 3, 2))
     with pytest.raises(ShapeError, match=f"G = {groups} heads, which do not divide the H = 4"):
         attention(q, k, k)
+
+
+def test_heads_that_lie_side_by_side_are_merged_without_a_copy():
+    x = np.arange(2 * 3 * 5 * 4, dtype=np.float32).reshape(2, 3, 20)
+    one, two = split_heads.definition(x, heads=(2, 3))
+    whole = np.concatenate([one, two], axis=1).transpose(0, 2, 1, 3).copy()  # [B T heads K]
+    a, b = (Tensor.wrap(part) for part in np.split(whole.transpose(0, 2, 1, 3), [2], axis=1))
+    merged = merge_heads([a, b])
+    assert np.array_equal(merged.data, x) and np.shares_memory(merged.data, whole)
+    some = Tensor.wrap(b.data[:, :2])
+    for parts in ([b, a], [a, some], [b], [a, a], [a, Tensor(b.data)], [a, Tensor.wrap(b.data[::-1])], [some, a, some]):
+        expected = merge_heads.definition([part.data for part in parts])
+        assert np.array_equal(merge_heads(parts).data, expected)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_gradients_of_queries_keys_and_values_go_through_split_heads(groups):
+    values = np.random.default_rng(0).standard_normal((2, 5, (3 + 2 * groups) * 4)).astype(np.float32)
+    gradients = []
+    for kernel in ("cpu", "none"):
+        x = Tensor(values, requires_grad=True)
+        with use("attention", kernel=kernel):
+            y, _ = attention(*split_heads(x, heads=(3, groups, groups)), causal=True)
+        (y * y).sum().backward()
+        gradients.append(x.grad.data)
+    assert np.allclose(*gradients, rtol=1e-4, atol=1e-5)

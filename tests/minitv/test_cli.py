@@ -309,7 +309,8 @@ def test_info(tmp_path):
     code, out, err = minitv("info", cwd=tmp_path)
     assert (code, err) == (0, "")
     names = [line.split()[0] for line in out.splitlines()]
-    assert {"minitv", "python", "numpy", "numba", "scipy", "cupy", "cores", "BLAS", "Numba", "vectors"} <= set(names)
+    assert {"minitv", "python", "numpy", "numba", "scipy", "cupy", "cores", "BLAS", "Numba", "vectors", "products",
+            "bfloat16"} <= set(names)
 
 
 def test_explain(tmp_path):

@@ -233,6 +233,18 @@ def test_stored_json_that_is_no_object(data):
         from_json(Demo, data)
 
 
+@pytest.mark.parametrize("cls, name", [(TrainOptions, "out"), (TextOptions, "data"), (SampleOptions, "out")])
+def test_a_tilde_is_the_home_also_where_no_shell_reads_it(cls, name, monkeypatch):
+    setting = settings(cls)[name]
+    monkeypatch.setattr(os.path, "expanduser", lambda path: "/home/me")
+    for path, expected in {"~": "/home/me", "~/run": "/home/me/run", "~run": "~run", "run/~": "run/~"}.items():
+        assert setting.check(path, "c.toml: out") == setting.parse(path) == getattr(cls(**{name: path}), name) == expected
+    assert settings(SampleOptions)["prompt"].parse("~/run") == "~/run"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(UserError, match=r"c\.toml: out: '~/run' begins with the folder of the user, who has none"):
+        setting.check("~/run", "c.toml: out")
+
+
 @pytest.mark.parametrize(
     "content, sentence",
     [

@@ -166,6 +166,8 @@ def test_standard_input(run, capsys, monkeypatch, tmp_path):
     (["--data", "x", "--text", "y"], "--data and --text: give one of them"),
     (["--text", "abz"], "--text: the character 'z' (U+007A) at offset 2 is unknown: this model knows 12 characters"),
     (["--text", "a"], "--text: the text has 1 token, and"),
+    (["--text", ""], "--text: the text has 0 tokens, and a prediction needs one to be predicted and one before it"),
+    (["--data", "z.txt", "--text", ""], "--data and --text: give one of them"),
     (["--data", "z.txt"], "the character 'z' (U+007A)"),
     (["--data", "nowhere.txt"], "--data nowhere.txt: there is no such file or folder"),
     (["--checkpoint", "first"], "--checkpoint: 'first' is unknown"),
@@ -197,6 +199,7 @@ def test_a_task_of_drawn_sequences_is_judged_by_what_is_held_out(tmp_path, capsy
     capsys.readouterr()
     assert main(["eval", run]) == 0
     out = capsys.readouterr().out
-    assert f" {value:.4f} accuracy, " in out and "sequences that are drawn, what is held out" in out and "72 answers" in out
+    assert f"  accuracy        {value:.4f}, " in out and "sequences that are drawn, what is held out" in out
+    assert "72 answers" in out
     assert main(["eval", run, "--data", "a.txt"]) == 2
     assert "--data: the sequences of the task mqar are drawn, and the held-out ones are always " in capsys.readouterr().err

@@ -16,17 +16,20 @@ import numpy as np
 import pytest
 
 from autograd import GraphError, NonFiniteError, check_mode, cross_entropy, distance, no_grad, use
-from autograd.cpu import gemm
+from autograd.cpu import bf16, gemm
 from autograd.metric import TOLERANCE
 from autograd.random import Random
 from autograd.routes import Kernel
-from minitv import checkpoint
+from autograd.state import products
+from minitv import checkpoint, training
 from minitv.cli import main
 from minitv.config import settings
 from minitv.data import Batches
-from minitv.experiment import WEIGHTS, Experiment
+from minitv.experiment import WEIGHTS, Experiment, from_checkpoint
 from minitv.log import LOG, read_log
+from minitv.optim import cosine
 from minitv.options import ModelOptions, TrainOptions
+from minitv.schema import RunConfig
 from minitv.task import NOTHING, Batch
 from minitv.tasks.text import TextOptions
 from minitv.trainer import Trainer
@@ -36,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--context", "8", "--width", "16", "--layers", "1", "--heads", "2", "--batch", "5", "--sample-tokens", "20"]
 RUN = [*TINY, "--steps", "20", "--eval-every", "10", "--log-every", "1", "--warmup", "3"]
 DROPPING = [*RUN, "--dropout", "0.2", "--bias", "--no-tied", "--seed", "7"]
+bfloat16 = pytest.mark.skipif(bf16.missing() is not None, reason=str(bf16.missing()))
 posix = pytest.mark.skipif(os.name == "nt", reason="signals between processes")
 
 
@@ -217,7 +221,7 @@ def as_before_there_were_tasks(folder):
     known = settings(ModelOptions) | settings(TrainOptions)
     for part in ("model", "run"):
         config[part] = {name: value for name, value in config[part].items() if not known[name].newer}
-    config["run"] |= text
+    config["run"] |= text | {"tf32": False}
     del config["task"]
     state = {key: value for key, value in saved.state.items() if key not in ("vocab", "best_step")}
     checkpoint.save(folder, "last", model=saved.model, optimizer=saved.optimizer, state=state)
@@ -249,6 +253,14 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed_and_writes(text, quickly,
     assert code == 0, err
     (expected, _), (got, steps) = arrays("whole"), arrays("run")
     assert steps == 8 and all(expected[key].tobytes() == got[key].tobytes() for key in expected)
+
+
+@pytest.mark.parametrize("tf32, matmul", [(True, "tf32"), (False, "float32")])
+def test_what_tf32_said_in_earlier_versions(tf32, matmul):
+    config = configure("transformer", device="cuda").to_json()
+    del config["run"]["matmul"]
+    config["run"]["tf32"] = tf32
+    assert from_checkpoint(RunConfig(**config)).run.matmul == matmul
 
 
 def test_another_seed_is_another_run(text, quickly):
@@ -523,6 +535,44 @@ def test_resume_with_more_steps_and_a_moved_text(copied, text, quickly):
     assert elapsed == sorted(elapsed)
 
 
+def test_resume_from_the_best_weights(copied, quickly):
+    best, last = (checkpoint.load(copied, name).state["step"] for name in ("best", "last"))
+    code, err = quickly("--resume", "run/best", "--steps", "25")
+    assert code == 0 and [record["step"] for record in read_log("run")[1]] == list(range(26)), err
+    assert f"step {best + 1:>{len('25')}}/25" in err and best <= last < 25
+
+
+@pytest.mark.full
+def test_a_run_says_what_is_odd_about_its_length(text, quickly, monkeypatch):
+    options = ["--data", text, *TINY, "--eval-every", "0", "--warmup", "5"]
+    code, err = quickly(*options, "--steps", "4", "--out", "run")
+    assert code == 0 and "rises for 5 steps (--warmup) and this run ends after 4: it never reaches --lr 0.003" in err
+    code, err = quickly("--resume", "run", "--steps", "9")
+    assert code == 0 and "never reaches" not in err and "planned for" in err
+    code, err = quickly("--resume", "run", "--steps", "13")  # which begins at the lowest rate
+    rates = [record["lr"] for record in read_log("run")[1]]
+    assert code == 0 and ("planned for 9 steps and is now for 13: its learning rate goes from "
+                          f"{cosine(8, lr=3e-3, min_lr=3e-4, warmup=5, steps=9):.3g} to "
+                          f"{cosine(9, lr=3e-3, min_lr=3e-4, warmup=5, steps=13):.3g} at step 10") in err
+    assert rates[-1] < rates[0] and "will take about" not in err
+    monkeypatch.setattr(training, "LONG_S", 0)
+    assert "this run will take about " in quickly(*options, "--steps", "9", "--out", "long")[1]
+    assert "will take about" not in quickly(*options, "--steps", "9", "--minutes", "9", "--out", "short")[1]
+
+
+def test_a_run_is_saved_as_often_as_is_asked_for(text, quickly, monkeypatch):
+    save, saved = checkpoint.save, []
+
+    def noting(directory, name, **contents):
+        saved.append((name, contents["state"]["step"]))
+        return save(directory, name, **contents)
+
+    monkeypatch.setattr(checkpoint, "save", noting)
+    options = ["--data", text, *TINY, "--warmup", "0", "--lr", "1e-9"]
+    assert quickly(*options, "--steps", "5", "--eval-every", "0", "--save-every", "2", "--out", "run")[0] == 0
+    assert saved == [("last", 2), ("last", 4), ("last", 5)]
+
+
 def test_resume_with_other_threads_says_so(copied, quickly):
     threads = checkpoint.load(copied).state["threads"]
     code, err = quickly("--resume", "run", "--steps", "21", "--threads", str(threads + 1))
@@ -706,6 +756,55 @@ def test_switches_hold_in_the_worker_threads(exact, monkeypatch):
                 made.step(batch(), 3)
     finally:
         made.close()
+
+
+@bfloat16
+def test_products_in_bfloat16():
+    """Steps round the factors of products, in every worker thread, the same each time; evaluation is as without."""
+    made = {name: trainer(threads=2, micro=6, matmul=kind)
+            for name, kind in (("one", "bf16"), ("again", "bf16"), ("plain", "float32"))}
+    try:
+        scores = {name: one.evaluate(batch()) for name, one in made.items()}
+        losses = {name: [one.step(batch(step), step) for step in range(3)] for name, one in made.items()}
+        assert np.array_equal(scores["one"], scores["plain"])
+        assert losses["one"] == losses["again"] != losses["plain"]
+        assert losses["one"] == pytest.approx(losses["plain"], abs=0.01)
+        weights = {name: one.optimizer.param for name, one in made.items()}
+        assert weights["one"].tobytes() == weights["again"].tobytes() and weights["one"].dtype == np.float32
+        assert not np.array_equal(weights["one"], weights["plain"])
+        with products("bf16"):  # what a caller has switched on is not what a run was asked for
+            assert made["plain"].step(batch(3), 3) == pytest.approx(made["one"].step(batch(3), 3), abs=0.01)
+    finally:
+        for one in made.values():
+            one.close()
+
+
+@bfloat16
+def test_a_run_in_bfloat16_is_resumed_with_the_same_numbers(text, quickly, monkeypatch):
+    options, step = ["--data", text, *TINY, "--steps", "4", "--eval-every", "0"], Trainer.step
+
+    def stopping(self, batch, number):
+        if number == 1 and self.run.out == "run":
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, batch, number)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+    assert quickly(*options, "--matmul", "bf16", "--out", "run")[0] == 143
+    assert quickly("--resume", "run")[0] == 0
+    for kind in ("bf16", "float32"):
+        assert quickly(*options, "--matmul", kind, "--out", kind)[0] == 0
+    ends = {run: arrays(run)[0] for run in ("run", "bf16", "float32")}
+    assert all(ends["run"][key].tobytes() == ends["bf16"][key].tobytes() for key in ends["run"])
+    assert any(ends["run"][key].tobytes() != ends["float32"][key].tobytes() for key in ends["run"])
+
+
+def test_bfloat16_is_refused_where_the_processor_has_none(text, quickly, monkeypatch, tmp_path):
+    monkeypatch.setattr(bf16, "missing", lambda: "this processor has no AVX512-BF16")
+    code, err = quickly("--data", text, *TINY, "--matmul", "bf16", "--out", "none")
+    assert code == 2 and "--matmul bf16: this processor has no AVX512-BF16, allowed: float32" in err
+    assert not Path("none").exists()
+    code, err = quickly("--data", text, *TINY, "--matmul", "fp8")
+    assert code == 2 and "--matmul" in err and "float32, tf32, bf16" in err
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_and_is_forgotten(exact):

@@ -104,8 +104,9 @@ def _hide(scores, first, keys, S, last, recent, sinks, causal, mask, mask_start,
         hidden = LANES if first + key >= S else min(LANES, first + key - last)
         if not causal and first + key < sinks:
             hidden = 0
-        for e in range(hidden):
-            scores[key * LANES + e] = -INF
+        row = scores[key * LANES : (key + 1) * LANES]
+        for e in range(LANES):
+            row[e] = -INF if e < hidden else row[e]
     for key in range(max(0, sinks - first), min(keys, recent + LANES - 1 - first)):
         for e in range(max(0, first + key - recent + 1), LANES):
             scores[key * LANES + e] = -INF
@@ -341,9 +342,10 @@ def _backward(q, k, v, mask, mask_strides, shape, rule, scale, drop, sink, slope
                     weight = weights[key * LANES : (key + 1) * LANES]
                     grad = grads[key * LANES : (key + 1) * LANES]
                     for e in range(LANES):
-                        p = exp(weight[e] - shift[e]) * inverse[e] if inverse[e] != 0 else zero  # no NaN in spare lanes
-                        weight[e] = p
-                        grad[e] = p * (grad[e] - dots[e]) if p != 0 else zero
+                        p, s = exp(weight[e] - shift[e]) * inverse[e], grad[e] - dots[e]
+                        p = p if inverse[e] != 0 else zero  # no NaN in spare lanes
+                        s = p * s
+                        weight[e], grad[e] = p, s if p != 0 else zero
                 if dropping:
                     for i in range(count * LANES):
                         weights[i] *= keep[i]
@@ -466,10 +468,17 @@ def backward(saved, g_y, g_lse):
     """The gradients of q, k and v, which are laid out like y, and of the sink."""
     arguments, y, stats, sinking, make, nothing = saved
     B, H, G, T, S, K, V = arguments[5]
-    gq, gk, gv = (by_position(B, heads, rows, d, y.dtype, make) for heads, rows, d in ((H, T, K), (G, S, K), (G, S, V)))
+    if (T, K) == (S, V):  # side by side, as split_heads made q, k and v: to merge the heads then costs no copy
+        every = by_position(B, H + 2 * G, T, K, y.dtype, make)
+        gq, gk, gv = every[:, :H], every[:, H : H + G], every[:, H + G :]
+        memory, strides = flat(every)
+        places = [(memory[K * first :], strides) for first in (0, H, H + G)]
+    else:
+        gq, gk, gv = (by_position(B, heads, rows, d, y.dtype, make) for heads, rows, d in ((H, T, K), (G, S, K), (G, S, V)))
+        places = map(flat, (gq, gk, gv))
     rest = np.zeros((B * H, T), y.dtype) if g_lse is None else np.negative(g_lse, order="C").reshape(B * H, T)
     if not nothing:
-        _backward(*arguments, flat(y), stats, rest, flat(or_zeros(g_y, y)), flat(gq), flat(gk), flat(gv), groups_of(arguments))
+        _backward(*arguments, flat(y), stats, rest, flat(or_zeros(g_y, y)), *places, groups_of(arguments))
     if not sinking:
         return gq, gk, gv, None
     logits = np.tile(arguments[9], B)[:, None]

@@ -90,7 +90,7 @@ import numpy as np
 from autograd import Tensor
 from autograd.device import check_range, namespace, to_numpy
 from autograd.errors import DomainError
-from autograd.laws import becomes, law
+from autograd.laws import becomes, law, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import concat, log_softmax, logsumexp, stack, sum, take_along_axis, where
@@ -100,7 +100,8 @@ from .decoding import collapse
 REDUCTIONS = ("mean", "sum", "none", "batch", "frames")
 
 
-@op("logits[B T V], targets:int[B U], input_lengths?:int[B], target_lengths?:int[B] -> loss[*]", tolerance=4.0)
+@op("logits[B T V], targets:int[B U], input_lengths?:int[B], target_lengths?:int[B] -> loss[*]", tolerance=4.0,
+    laws=[shift_invariant("logits", "all logits")])
 def ctc_loss(logits, targets, input_lengths=None, target_lengths=None, *, blank=0, reduction="mean", zero_infinity=False):
     """-ln of the probability that the frames read as the targets, a sum over all alignments, in nats; see the page's formulas.
 

@@ -63,7 +63,7 @@ import numpy as np
 
 from autograd import Tensor
 from autograd.errors import ShapeError
-from autograd.laws import becomes, independent, law, linear_in
+from autograd.laws import becomes, independent, law, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
 from autograd.ops import getitem, matmul, reshape, softmax, swapaxes
@@ -167,6 +167,12 @@ def _(case, draw):
         j = column - (queries - 1 - i)
         if 0 <= j < keys:
             assert_close(y[:, :, i], case.v[:, :, j], f"query {i} takes another value than that at its distance", terms=64)
+
+
+@law(relative_attention, "a large constant added to all keys changes nothing")
+def _(case, draw):
+    if case.q.shape[3] in (1, 4):  # where the scores are divided by 1 or 2, so that nothing is rounded
+        shift_invariant("k", "all keys", step=0.25).check(case, draw)
 
 
 @law(relative_attention, "the same distances from a later beginning give the same")
