@@ -179,6 +179,16 @@ def scaling(result: dict) -> str:
 
 
 @of_machines
+def alone(result: dict) -> str:
+    """Steps on one long sequence, with one thread and with all."""
+    counts = list(next(iter(result["variants"].values()))["ms"])
+    rows = [[variant, *(f"{numbers['ms'][count]:,.0f}" for count in counts), ratio(numbers["ratio"])]
+            for variant, numbers in result["variants"].items()]
+    threads = (f"{count} thread{'s' * (count != '1')}" for count in counts)
+    return table([f"ms a step, one sequence of {result['length']}", *threads, "× one thread"], rows) + where(result)
+
+
+@of_machines
 def scaling_long(result: dict) -> str:
     """Time per token of a training step over long sequences, and from which length on it is below the Transformer's."""
     lengths = list(map(str, result["lengths"]))
@@ -349,8 +359,9 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
     "mqar_without_shift": "multi-query associative recall",
 }
 TABLES: dict[str, Callable[[], str]] = {
-    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, speed, ops, scaling, scaling_long, extrapolation,
-                                              duplication, streaming, one_wide, without, check, claims, variants)},
+    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, speed, ops, scaling, alone, scaling_long,
+                                              extrapolation, duplication, streaming, one_wide, without, check, claims,
+                                              variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 

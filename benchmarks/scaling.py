@@ -2,6 +2,7 @@
 
     python benchmarks/scaling.py [VARIANT ...] [--lengths 256,512,...] [--rounds 3] [--threads N] [--save [--name NAME]]
     python benchmarks/scaling.py transformer longnet --lengths 1024,2048,4096,8192,16384,32768 --rounds 1 --save --name long
+    python benchmarks/scaling.py retnet hyena --alone --lengths 8192 --save
 
 The model has 2 layers of width 128; a step has as many tokens as the longest sequence (a sequence for each thread at least),
 so that only their division into sequences changes. Writing is measured with a state that has read so many tokens. The lengths
@@ -11,6 +12,9 @@ smallest and the largest. If the Transformer is among the variants, ``crossover`
 faster than it. ``--save`` writes scaling.json in benchmarks/results/PROCESSOR and draws scaling.png beside it (with
 matplotlib), where crossovers are dotted lines; with ``--name long`` they are scaling_long.json and scaling_long.png, for other
 lengths.
+
+With ``--alone`` a step has one sequence of the longest length, and steps with one thread alternate with steps with all of them;
+``ratio`` is how many times as fast these are. ``--save`` then writes alone.json.
 """
 
 from __future__ import annotations
@@ -57,6 +61,34 @@ def training(variant: str, lengths: list[int], threads: int) -> dict[int, float]
             trainer.step(batch, index)
             times[length].append(1e6 * (time.perf_counter() - start) / batch.inputs.size)
     return {length: min(durations) for length, durations in times.items()}
+
+
+def alone(variant: str, length: int, threads: int) -> dict[int, float]:
+    """Milliseconds of a step on one sequence, with one thread and with all of them."""
+    from minitv.trainer import Trainer
+
+    ids = np.random.default_rng(0).integers(0, VOCAB, (1, length + 1))
+    batch, times = Batch(ids[:, :-1].copy(), ids[:, 1:].copy()), {1: [], threads: []}
+    trainers = {count: Trainer(experiment(variant, length, batch=1, threads=count), Random()) for count in times}
+    for index in range(4):
+        for count, trainer in trainers.items():
+            start = time.perf_counter()
+            trainer.step(batch, index)
+            times[count].append(1e3 * (time.perf_counter() - start))
+    return {count: statistics.median(durations[1:]) for count, durations in times.items()}
+
+
+def compare_alone(variant: str, length: int, arguments: argparse.Namespace) -> dict:
+    """All rounds of ``alone``: prints the variant's row, returns its part of the JSON."""
+    rounds = [run(__file__, [variant, "--alone", "--worker", "--lengths", length, "--threads", arguments.threads],
+                  arguments.threads) for _ in range(arguments.rounds)]
+    one, all_threads = "1", str(arguments.threads)
+    quotients = [times[one] / times[all_threads] for times in rounds]
+    ratio = [round(x, 2) for x in (statistics.median(quotients), min(quotients), max(quotients))]
+    times = {count: round(statistics.median(times[count] for times in rounds), 1) for count in (one, all_threads)}
+    print("{:<16} T = {}, batch 1: {:.0f} ms with one thread, {:.0f} ms with {}  {:.2f} times ({:.2f} to {:.2f})".format(
+        variant, length, times[one], times[all_threads], all_threads, *ratio), flush=True)
+    return {"ms": times, "ratio": ratio}
 
 
 def writing(variant: str, lengths: list[int]) -> tuple[dict[int, float], int]:
@@ -108,18 +140,30 @@ def main() -> None:
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help=f"default: {','.join(map(str, LENGTHS))}")
     parser.add_argument("--rounds", type=int, default=3, help="processes per variant (default: 3)")
     parser.add_argument("--threads", type=int, default=cores(), help="of training (default: the usable cores)")
+    parser.add_argument("--alone", action="store_true", help="one sequence of the longest length, with one thread and with all")
     parser.add_argument("--save", action="store_true", help="write scaling.json and scaling.png for this processor")
     parser.add_argument("--name", help="of other files for the results: scaling_NAME.json and scaling_NAME.png")
     parser.add_argument("--worker", action="store_true", help="measure in this process and print one JSON line")
     arguments = parse(parser)
     names = known(arguments.variants or ["all"], writers(), parser, "VARIANT")
     lengths = [int(length) for length in arguments.lengths.split(",")]
+    if arguments.alone and arguments.threads < 2:
+        parser.error(f"--threads {arguments.threads}: --alone compares one thread with more, allowed: from 2")
+    if arguments.worker and arguments.alone:
+        print(json.dumps(alone(names[0], max(lengths), arguments.threads)))
+        return
     if arguments.worker:
         (variant,) = names
         written, size = writing(variant, lengths)
         print(json.dumps({"training": training(variant, lengths, arguments.threads), "writing": written, "state_bytes": size}))
         return
     warn_if_busy()
+    if arguments.alone:
+        length = max(lengths)
+        result = {"benchmark": "alone", "threads": arguments.threads, "rounds": arguments.rounds, "length": length,
+                  "variants": {variant: compare_alone(variant, length, arguments) for variant in names}}
+        print(json.dumps(save("alone", result, "variants", machine()) if arguments.save else result))
+        return
     report: dict[str, dict] = {}
     for variant in names:
         rounds = [run(__file__, [variant, "--worker", "--lengths", arguments.lengths, "--threads", arguments.threads],

@@ -15,7 +15,8 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from queue import SimpleQueue
 
@@ -97,6 +98,25 @@ class _Call:
         self._part = None  # the arrays may go, even if nobody has taken this out of the queue yet
         if self._error is not None:
             raise self._error
+
+
+@contextmanager
+def sharing(threads: int) -> Iterator[None]:
+    """Calls inside are shared with so many threads but one, which are started for them."""
+    if threads < 2:
+        yield
+        return
+    team = Team(threads)
+    helpers = [threading.Thread(target=team.help, daemon=True) for _ in range(threads - 1)]
+    for helper in helpers:
+        helper.start()
+    try:
+        with team:
+            yield
+    finally:
+        team.dismiss(threads - 1)
+        for helper in helpers:
+            helper.join()
 
 
 def spans(count: int, grain: int = 1, work: float = math.inf, *, sums: bool = False) -> list[Span]:

@@ -16,6 +16,8 @@ import numpy as np
 
 from autograd import no_grad, to_numpy
 from autograd.cpu.compile import unavailable
+from autograd.cpu.process import cores
+from autograd.cpu.team import sharing
 from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
 
@@ -25,6 +27,7 @@ from ..stack import Stack
 from . import shared
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
+MANY = 512  # tokens that are read by all cores
 
 
 class Decoder:
@@ -45,7 +48,8 @@ class Decoder:
         return self._state.position
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
-        with no_grad():
+        alone = len(ids) < MANY or is_cupy(self.model.embed.weight.data)
+        with no_grad(), sharing(1 if alone else cores()):
             logits, self._state = self.model.prefill(np.asarray(ids, np.intp)[None], self._start)
         return to_numpy(logits.data[0, -1])
 

@@ -129,7 +129,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autograd import Tensor, concat, exp, minimum, relu
+from autograd import Tensor, concat, exp, relu
 from autograd.random import Random
 
 from ..config import check, option
@@ -340,7 +340,7 @@ class RotaryLinear(Stateful):
 
     def _positive(self, x: Tensor) -> Tensor:
         """φ(x): elu(x) + 1 = x + 1 above 0 and e^x below, or max(x, 0)."""
-        return relu(x) if self.feature == "relu" else relu(x) + exp(minimum(x, 0.0))
+        return relu(x) if self.feature == "relu" else relu(x) + exp(x.clip(high=0.0))
 
 
 COST = ("training, for each layer and sequence: O(T D²) for the projections, which have 4 D² weights, and for the feed-forward "

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from autograd import Tensor, assert_close, layer_norm, use
 from autograd.errors import DomainError, ShapeError
 from autograd.random import Random
-from minitv import variants
+from minitv import decode, variants
 from minitv.decode import FEW, Decoder, FusedDecoder, decoder, retnet, shared, unread
 from minitv.laws import FADED, check_writing
 from minitv.nn import ACTIVATIONS, NORMS
@@ -108,6 +108,17 @@ def test_a_prefill_starts_over(variant, length, choice):
         assert_close(reader.prefill(ids[:length]), expected(model, ids[:length]), terms=200)
         for position in range(length, 40):
             assert_close(reader.step(ids[position]), expected(model, ids[: position + 1]), terms=200)
+
+
+@pytest.mark.parametrize("variant", ["transformer", "retnet", "hyena"])
+def test_a_long_prompt_is_read_by_all_cores(variant, monkeypatch):
+    """With the logits that one core gives, and the same bits each time."""
+    model, ids = build(variant, width=64, context=2048), np.random.default_rng(0).integers(0, VOCAB, 2048)
+    monkeypatch.setattr(decode, "cores", lambda: 3)
+    shared = [decoder(model).prefill(ids).copy() for _ in range(2)]
+    np.testing.assert_array_equal(*shared)
+    monkeypatch.setattr(decode, "cores", lambda: 1)
+    assert_close(decoder(model).prefill(ids), shared[0], terms=200)
 
 
 @each_variant

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from autograd import assert_close
+from autograd.cpu import team
 from autograd.random import Random
 from minitv import variants
 from minitv.experiment import WEIGHTS, Experiment
@@ -16,6 +17,7 @@ from minitv.nn import Buffer, gather
 from minitv.stack import Reversible
 from minitv.task import Batch, Task
 from minitv.trainer import Trainer
+from tests.autograd.test_team import fine
 
 VOCAB, CONTEXT, BATCH = 9, 6, 8
 
@@ -91,6 +93,16 @@ def test_one_worker_and_four_agree(make, stack):
     assert all(np.array_equal(a, b) for a, b in zip(together, again, strict=True))
     means = [value for name, value in make(**changes).model.state().items() if name.endswith("mean")]
     assert len(means) == 2 and not any(mean.any() for mean in means)
+
+
+def test_workers_without_a_micro_batch_help_the_others(make, monkeypatch):
+    """Four micro-batches and one worker or five: the same, and the same bits each time."""
+    alone = train(make())
+    monkeypatch.setattr(team, "spans", fine)
+    five, again = train(make(threads=5)), train(make(threads=5))
+    for one, other, third in zip(alone, five, again, strict=True):
+        assert_close(other, one, terms=10_000)
+        assert np.array_equal(other, third)
 
 
 def test_what_was_counted_is_the_mean_over_the_whole_batch(make):
