@@ -72,6 +72,8 @@ def _(ys):
 
 def _whole(ys) -> np.ndarray | None:
     """The array [B T heads K] that consists of these views of it, as a kernel may make them; None if there is none."""
+    if type(ys[0]) is not np.ndarray:
+        return None
     whole, first = ys[0].base, 0
     if type(whole) is not np.ndarray or whole.ndim != 4 or not whole.flags.c_contiguous or not whole.size:
         return None
