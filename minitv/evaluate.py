@@ -18,7 +18,7 @@ from autograd.cpu.process import blas_threads, cores
 from autograd.device import beside, is_cupy
 
 from .errors import RunError, UserError
-from .signals import threads
+from .signals import outcome, threads
 from .sources import Reader, Source
 from .tokenizer import ByteTokenizer
 
@@ -93,7 +93,7 @@ def judge(task: Any, model: Any) -> np.ndarray:
     with blas_threads(1), threads(1 if on_gpu else cores()) as pool:
         started = [pool.submit(copy_context().run, task.score, model, part) for part in parts]
         shown = tqdm(started, desc="reading", unit="call", delay=2, leave=False, disable=None)
-        sums = sum(part.result() for part in shown)
+        sums = sum(map(outcome, shown))
     if not np.isfinite(sums).all():
         raise RunError("the model's loss is not finite: its weights, or what it computes from them, are not")
     return sums
@@ -135,7 +135,7 @@ def surprise(model: Any, ids: np.ndarray) -> np.ndarray:
     with no_grad(), blas_threads(1), threads(1 if on_gpu else cores()) as pool:
         started = map(score, pieces) if on_gpu else [pool.submit(copy_context().run, score, piece) for piece in pieces]
         shown = tqdm(started, total=len(pieces), desc="reading", unit="call", delay=2, leave=False, disable=None)
-        nats = np.concatenate([part if on_gpu else part.result() for part in shown])
+        nats = np.concatenate([part if on_gpu else outcome(part) for part in shown])
     if not np.isfinite(nats).all():
         raise RunError(f"the surprise of token {int(np.argmin(np.isfinite(nats))) + 1} is not finite: the model's weights, or "
                        "what it computes from them, are not")

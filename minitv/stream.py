@@ -39,7 +39,7 @@ from .options import StreamOptions
 from .picture import BITS, COLOURS, DASHES, MARKERS, Line, Look, draw
 from .report import count
 from .sample import Trained, open_run
-from .signals import threads
+from .signals import outcome, threads
 from .variants.attention_sinks import Preceded, cache_of, streaming
 
 PICTURE = "stream.png"
@@ -101,7 +101,7 @@ class Streams:
         text = np.concatenate([known, ids])
         with no_grad(), blas_threads(1), threads(1 if is_cupy(self.model.embed.weight.data) else cores()) as pool:
             jobs = {name: pool.submit(copy_context().run, way, text, len(known)) for name, way in self.ways.items()}
-            read = {name: job.result() for name, job in jobs.items()}
+            read = {name: outcome(job) for name, job in jobs.items()}
             for name, (positions, nats) in read.items():
                 if not np.isfinite(nats).all():
                     wrong = int(positions[np.argmin(np.isfinite(nats))])

@@ -34,6 +34,7 @@ from autograd.state import products
 from .experiment import BUFFERS, DROPOUT, Experiment
 from .nn import Module, Statistics
 from .optim import AdamW, cosine
+from .signals import outcome
 from .task import Batch, Task
 
 
@@ -68,7 +69,7 @@ class Trainer:
         self._redraws = any(type(module).redraw is not Module.redraw for module in self.model.modules())
         self._dropout = Random(run.seed).split(DROPOUT) if experiment.model.dropout else None
         if loading is not None:
-            loading.result()  # it may hold BLAS to one thread, and then gives it back what it had
+            outcome(loading)  # it may hold BLAS to one thread, and then gives it back what it had
         self._blas = blas_threads(1)
         self._blas.__enter__()
 
@@ -158,7 +159,7 @@ class Trainer:
     def _in_pool(self, function: Callable, items) -> list:
         """``map`` in the worker threads, under the switches of the caller (no_grad, use, check_mode)."""
         started = [self._pool.submit(copy_context().run, function, item) for item in items]
-        return [future.result() for future in started]
+        return list(map(outcome, started))
 
     @property
     def _pool(self) -> ThreadPoolExecutor:

@@ -1,8 +1,9 @@
-"""How Numba compiles a kernel and the functions that only kernels call: each function is optimised once.
+"""How Numba compiles a kernel and the functions that only kernels call: the whole is optimised once.
 
 Numba makes a library of every function that a kernel calls: it optimises it, turns it into machine code that can be called,
-links it into the kernel, and optimises the whole once more. Here the functions stay as they are written until they are part
-of a kernel. Passes for what kernels do not use (closures, lists that are unrolled, fused expressions of arrays) are left out.
+links it into the kernel, and optimises the whole once more. Here the functions are only simplified, without which some loops
+of kernels are not packed, and the rest waits until they are part of a kernel. Passes for what kernels do not use (closures,
+lists that are unrolled, fused expressions of arrays) are left out.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ _flags: dict[Flags, Flags] = {}  # each combination once
 
 class _Whole(JITCodeLibrary):
     """The code of a kernel with all that it calls."""
-
-    def _optimize_functions(self, ll_module):
-        ll_module.data_layout = self._codegen._data_layout  # what Numba does here besides
 
     def _finalize_specific(self):
         super()._finalize_specific()

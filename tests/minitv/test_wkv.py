@@ -123,12 +123,12 @@ def test_wrong_arguments(change, error, sentence):
 # -- machine code ------------------------------------------------------------------------------------------------------
 CUBE, MATRIX = (ROW.copy(ndim=ndim) for ndim in (3, 2))
 RESETS = types.Array(types.boolean, 2, "C")
-INPUTS = (CUBE, CUBE, ROW, ROW)
+INPUTS, CHANNELS = (CUBE, CUBE, ROW, ROW), types.UniTuple(types.int64, 2)
 LOOPS = {  # the types of arguments, and how many packed operations and exponentials there are at least
-    cpu._forward: ((*INPUTS, RESETS, "int64", CUBE, CUBE, ROW.copy(ndim=4), MATRIX), 20, 2),
-    cpu._backward: ((*INPUTS, RESETS, "int64", CUBE, CUBE, ROW.copy(ndim=4), MATRIX, CUBE, CUBE, *INPUTS), 35, 2),
-    cpu._bidirectional_forward: ((*INPUTS, CUBE), 40, 5),
-    cpu._bidirectional_backward: ((*INPUTS, CUBE, CUBE, *INPUTS), 70, 5),
+    cpu._forward: ((*INPUTS, RESETS, "int64", CUBE, CUBE, ROW.copy(ndim=4), MATRIX, CHANNELS), 20, 2),
+    cpu._backward: ((*INPUTS, RESETS, "int64", CUBE, CUBE, ROW.copy(ndim=4), MATRIX, CUBE, CUBE, *INPUTS, CHANNELS), 35, 2),
+    cpu._bidirectional_forward: ((*INPUTS, CUBE, CHANNELS), 40, 5),
+    cpu._bidirectional_backward: ((*INPUTS, CUBE, CUBE, *INPUTS, CHANNELS), 70, 5),
 }
 
 
