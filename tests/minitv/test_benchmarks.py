@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +119,11 @@ def test_limits_are_plausible(benchmarks, monkeypatch):
     limits.triad(a, b, c, np.float32(0.5), 2, 9)
     np.testing.assert_array_equal(a, [0, 1, *(1.5 * np.arange(2, 9)), 9])
     assert limits.read(b, 2, 5) == 9
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the system counts the parent's memory too")
+def test_the_memory_of_a_contender_is_its_own():
+    held = np.ones(4 * 10**7)  # 320 MB
+    command = [sys.executable, "-c", "from autograd.cpu.process import peak_mb; print(peak_mb())"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert float(subprocess.run(command, capture_output=True, text=True, env=environment).stdout) < held.nbytes / 1e6
