@@ -38,7 +38,7 @@ def namespace(*arrays) -> ModuleType:
 
 def device_name(x) -> str:
     """The kernel family that runs on this array: "cpu" or "cuda"."""
-    return "cpu" if type(x) is np.ndarray or not is_cupy(x) else "cuda"
+    return "cuda" if is_cupy(x) else "cpu"
 
 
 def to_numpy(x) -> np.ndarray:
@@ -67,7 +67,7 @@ def plain(values, what: str):
 
 def unscalar(value):
     """A 0-d array instead of the NumPy scalar that reductions and sums of 0-d arrays return."""
-    return value if type(value) is np.ndarray or not isinstance(value, np.generic) else np.asarray(value)
+    return np.asarray(value) if isinstance(value, np.generic) else value
 
 
 def overlap(x, y) -> bool:

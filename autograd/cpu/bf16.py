@@ -36,8 +36,8 @@ from numba import types
 
 from ..errors import DtypeError, KernelError
 from . import gemm
-from .compile import BITS, cpu_kernel, inner, unavailable
-from .gemm import F4, NONE, ROWS, WIDE, _vectors, transposed
+from .compile import BITS, inner, unavailable
+from .gemm import F4, NONE, ROWS, WIDE, compiled, tile_vectors, transposed
 from .vectors import FLOAT, LONG, Vector, repeat, vectorized
 
 FEATURE = "+avx512bf16"  # as LLVM lists what it may compile for
@@ -178,7 +178,7 @@ def _panels(to, depth, columns, b, b_row, b_column):
     """Copy b[:depth, :columns] to panels of up to three vectors, one after the other."""
     n = 0
     while n < columns:
-        width, left = _vectors(columns - n) * LANES, columns - n
+        width, left = tile_vectors(columns - n) * LANES, columns - n
         for c in range(0, width, LANES):
             source = b + (n + c) * b_column
             if b_column == 4:
@@ -230,7 +230,7 @@ def _multiply(a, b, out, bias, accumulate, scratch):
                 _left(left, depth, band, a_start + m0 * a_row + k * a_column, a_row, a_column)
                 n = 0
                 while n < columns:
-                    vectors = _vectors(columns - n)
+                    vectors = tile_vectors(columns - n)
                     y = panels + 4 * n * pairs
                     for m in range(0, band, ROWS):
                         x, x_row, x_pair = left + 4 * m * PITCH, 4 * PITCH, 4
@@ -249,12 +249,7 @@ def _multiply(a, b, out, bias, accumulate, scratch):
 
 @cache
 def _compiled() -> Callable:
-    """The kernel, compiled once: any array passes for one of no particular layout or alignment that is only read."""
-    matrix, row = (types.Array(types.float32, ndim, "A", readonly=True, aligned=False) for ndim in (2, 1))
-    kernel = cpu_kernel(_multiply)
-    kernel.compile(types.void(matrix, matrix, matrix, row, types.boolean, row))
-    kernel.disable_compile()
-    return kernel
+    return compiled(_multiply, types.void)
 
 
 def _straight(x, rows: bool):

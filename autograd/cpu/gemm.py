@@ -104,7 +104,7 @@ def _copy(rows, columns, to, to_row, source, source_row, source_column):
 
 
 @inline
-def _vectors(columns):
+def tile_vectors(columns):
     """How many vectors the next panel has if so many columns are left: whole ones first, then what is left in one.
 
     Four are two and two, since a panel of one has almost as many loads as multiply-adds.
@@ -173,7 +173,7 @@ def _multiply(a, b, out, bias, accumulate, scratch):
         for n0 in range(0, N, COLUMNS):
             n1, n = min(N, n0 + COLUMNS), n0
             while n < n1:
-                width = _vectors(n1 - n) * LANES
+                width = tile_vectors(n1 - n) * LANES
                 to, source = panels + 4 * (n - n0) * depth, b_start + k * b_row + n * b_column
                 _panel(to, width, depth, min(width, n1 - n), source, b_row, b_column, zeros)
                 n += width
@@ -184,7 +184,7 @@ def _multiply(a, b, out, bias, accumulate, scratch):
                 _strips(to, depth, m1 - first, source, a_row, a_column, zeros)
                 n = n0
                 while n < n1:
-                    vectors = _vectors(n1 - n)
+                    vectors = tile_vectors(n1 - n)
                     columns, y = min(vectors * LANES, n1 - n), panels + 4 * (n - n0) * depth
                     for m in range(m0, m1, ROWS):
                         rows = min(ROWS, m1 - m)
@@ -209,14 +209,18 @@ def _multiply(a, b, out, bias, accumulate, scratch):
     return True
 
 
-@cache
-def _compiled() -> Callable:
-    """The kernel, compiled once: any array passes for one of no particular layout or alignment that is only read."""
+def compiled(multiply: Callable, result: types.Type) -> Callable:
+    """A kernel in one version: any array passes for one of no particular layout or alignment that is only read."""
     matrix, row = (types.Array(types.float32, ndim, "A", readonly=True, aligned=False) for ndim in (2, 1))
-    kernel = cpu_kernel(_multiply)
-    kernel.compile(types.boolean(matrix, matrix, matrix, row, types.boolean, row))
+    kernel = cpu_kernel(multiply)
+    kernel.compile(result(matrix, matrix, matrix, row, types.boolean, row))
     kernel.disable_compile()
     return kernel
+
+
+@cache
+def _compiled() -> Callable:
+    return compiled(_multiply, types.boolean)
 
 
 def prepare() -> None:
