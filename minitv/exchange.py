@@ -233,8 +233,8 @@ def _options(architecture: Architecture, config: Values) -> dict[str, Any]:
     if unknown:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         shown = ", ".join(f"{_short(name)} = {quoted(config[name])}" for name in unknown[:SHOWN])
-        raise UserError(f"{shown}{more}: not known of {architecture.name}, and it may change what the model computes; if it does "
-                        "not, remove it")
+        raise UserError(f"{shown}{more}: not known of {architecture.name}, and it may change what the model computes; if it "
+                        "does not, remove it")
     values = dict(architecture.fixed)
     for key in architecture.keys:
         values |= key.read(config)

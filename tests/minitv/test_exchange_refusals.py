@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from minitv.errors import UserError
-from minitv.exchange import CONFIG, INDEX, TOKENIZER, WEIGHTS, import_weights
+from minitv.exchange import CONFIG, INDEX, TOKENIZER, WEIGHTS, find, import_weights
 from minitv.goldens import FOLDER
 from minitv.options import ImportOptions
 from tests.conftest import full
@@ -397,3 +397,21 @@ def test_a_malformed_folder_is_refused(kind, place):
         assert time.monotonic() - start < SECONDS and peak() - before < MEGABYTES, where
         assert "\n" not in message and 20 < len(message) < 2500 and str(place) in message, where
         assert not (place / "runs").exists(), where
+
+
+@pytest.mark.parametrize("name", [pytest.param(path.name, marks=pytest.mark.full) for path in sorted(SOUND.parent.iterdir())])
+def test_whatever_stands_in_a_description_there_is_no_traceback(name, place):
+    """Any entry of any architecture may have any value: the model is described, or refused in a sentence."""
+    folder = Path(shutil.copytree(SOUND.parent / name, place / name))
+    config = json.loads((folder / CONFIG).read_text())
+    values = [*NO_SIZE, None, False, 2, 10**9, 9999, -0.5, 1e-300, "gelu", [1, 2, 3], [[]],
+              {"rope_type": "linear", "factor": 2.0}, {"a": {"b": []}}, 10**400, "x" * 10**5]
+    for key in config:
+        for value in values:
+            (folder / CONFIG).write_text(json.dumps({**config, key: value}))
+            start = time.monotonic()
+            try:
+                find(str(folder))
+            except UserError as error:
+                assert "\n" not in str(error) and str(place) in str(error), (key, value)
+            assert time.monotonic() - start < SECONDS, (key, value)
