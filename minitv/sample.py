@@ -166,13 +166,14 @@ class Trained(NamedTuple):
         model = self.model
         if options.window is not None or options.sinks is not None:
             model = streaming(model, *cache_of(model, options.window, options.sinks))
-        ids = self._drawn(model, prompt, options, seed, 0.8)
+        ids = self._drawn(model, prompt, options, seed, 0.8, tokenizer.spelled)
         return _until(options.stop, _decoded(tokenizer.decoder(prompt), ids))
 
     @staticmethod
-    def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seed: int, temperature: float) -> Iterator[int]:
+    def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seed: int, temperature: float, among: int | None = None
+               ) -> Iterator[int]:
         """The ids that ``generate`` draws; ``temperature`` stands for an option that is not given."""
-        return generate(model, prompt, options.tokens, Random(seed), **options.drawing(temperature))
+        return generate(model, prompt, options.tokens, Random(seed), among=among, **options.drawing(temperature))
 
     def _answer(self, options: SampleOptions, seed: int) -> Iterator[str]:
         """The target of the source ``options.prompt``, token after token; of a beam as a whole."""
