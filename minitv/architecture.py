@@ -76,7 +76,10 @@ def count(theirs: str, ours: str, default: int | None) -> Key:
 def number(theirs: str, ours: str, default: float) -> Key:
     """A number that is the same on both sides."""
     def read(config: Values) -> Values:
-        return {ours: float(entry(config, theirs, (int, float), default, "a number"))}
+        value = entry(config, theirs, (int, float), default, "a number")
+        if not abs(value) < 2**1000:
+            raise UserError(f"{theirs} is {quoted(value)}, allowed: a number that is finite")
+        return {ours: float(value)}
 
     return Key((theirs,), (ours,), read, lambda values: {theirs: values[ours]})
 

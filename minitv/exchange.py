@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -123,6 +124,7 @@ def find(source: str) -> Found:
         architecture = _architecture(config)
         values = _options(architecture, config)
         vocab = architecture.vocab.read(config)["vocab"]
+    with naming(folder):
         experiment, _ = merge(variants.load(architecture.variant), architecture.task, None, (CONFIG, values))
     rules = architecture.expanded(experiment.values)
     stored = _named(architecture, weights_of(), rules, folder)
@@ -160,7 +162,7 @@ def _tokenizer(folder: Path, config: Values, vocab: int) -> Tokenizer:
     Where the tokenizers library is missing, the file is kept as it is, for the day on which it is there.
     """
     path = folder / TOKENIZER
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is a damaged folder
         return IdTokenizer(vocab)
     text, _ = _json(path)
     first = config.get("bos_token_id")
@@ -204,7 +206,7 @@ def _json(path: Path) -> tuple[str, dict[str, Any]]:
 
     try:
         text = files.read(path).decode()
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse, object_pairs_hook=tensors.unique)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -232,8 +234,9 @@ def _options(architecture: Architecture, config: Values) -> dict[str, Any]:
                if name not in known and name not in architecture.ignored and value not in (None, False, "", [], {})]
     if unknown:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-        raise UserError(f"{', '.join(f'{name} = {quoted(config[name])}' for name in unknown[:SHOWN])}{more}: not known of "
-                        f"{architecture.name}, and it may change what the model computes; if it does not, remove it")
+        shown = ", ".join(f"{_short(name)} = {quoted(config[name])}" for name in unknown[:SHOWN])
+        raise UserError(f"{shown}{more}: not known of {architecture.name}, and it may change what the model computes; if it "
+                        "does not, remove it")
     values = dict(architecture.fixed)
     for key in architecture.keys:
         values |= key.read(config)
@@ -270,7 +273,7 @@ def _named(architecture: Architecture, found: dict[str, Stored], rules: list[Rul
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 100 else quoted(name)
+    return name if len(name) <= 100 and name.replace(".", "").isidentifier() else quoted(name)
 
 
 def _check_copy(copy: str, array: Stored, original: str, other: Stored) -> None:
