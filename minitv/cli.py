@@ -416,8 +416,8 @@ def _import(argv: list[str]) -> int:
         synonyms=SYNONYMS,
         usage="minitv import FOLDER|FILE [options]",
         description="Make a run of a model of another program, as the package transformers keeps it: a folder with\n"
-        "config.json and model.safetensors, which may be in parts. Nothing is downloaded, and no pickle is loaded.\n"
-        f"Known architectures: {', '.join(weights.architectures())}.",
+        "config.json and model.safetensors, which may be in parts. Nothing is downloaded, and no pickle is loaded.\n\n"
+        "architectures:\n" + "\n".join(f"  {name:<18} {entry.summary}" for name, entry in weights.architectures().items()),
         epilog='examples:\n  minitv import gpt2-folder --out runs/gpt2\n  minitv sample runs/gpt2 --prompt "Once "\n'
         "  minitv train --init-from runs/gpt2 --data my.txt --lr 1e-4 --out runs/mine",
     )

@@ -44,7 +44,7 @@ ELSEWHERE = frozenset("""
     task_specific_params id2label label2id problem_type finetuning_task tokenizer_class
     return_dict output_hidden_states output_attentions gradient_checkpointing auto_map attn_implementation
     _attn_implementation _attn_implementation_autoset chunk_size_feed_forward torchscript use_bfloat16 max_length
-    do_sample temperature top_k top_p
+    do_sample temperature top_k top_p transformers.js_config
 """.split())
 
 
