@@ -22,6 +22,7 @@ from tests.minitv.models import configure, mean_loss
 
 GOLDENS = FOLDER / "weights"
 NAMES = sorted(path.name for path in GOLDENS.iterdir())
+LLAMA = dict(norm="rms_norm", ffn_gate=True, activation="silu")  # what a model of ours must have to be one
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_a_model_without_biases_is_written_with_zeros(tmp_path):
 def minitv_run(tmp_path: Path, variant: str, **values) -> str:
     """A run that has done no step, of a small model."""
     heads = {} if variant == "rwkv" else dict(heads=2)
-    experiment = configure(variant, width=16, layers=1, context=8, **heads, **values)
+    experiment = configure(variant, **{"width": 16, "layers": 1, "context": 8, **heads, **values})
     state = {"config": experiment.to_json(), "tokenizer": {"kind": "byte"}, "corpus_sha256": None, "vocab": 256, "step": 0,
              "best_loss": None, "elapsed_s": 0.0, "threads": 1}
     checkpoint.save(tmp_path / "made", "last", model=experiment.build(256).state(), optimizer={}, state=state)
@@ -123,21 +124,34 @@ def minitv_run(tmp_path: Path, variant: str, **values) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_transformers_reads_what_export_writes(name, tmp_path):
+    run, _ = import_weights(str(GOLDENS / name), ImportOptions(out=str(tmp_path / "run")))
+    read_by_transformers(str(run), tmp_path / "out", np.load(GOLDENS / name / "expected.npz")["ids"])
+
+
+@pytest.mark.parametrize("variant, values", [
+    ("transformer", dict(activation="relu", tied=False)), ("grouped-query", LLAMA | dict(positions="rope", bias=True)),
+    ("roformer", LLAMA | dict(kv_heads=1, scaling="linear", scaling_factor=2.0)), ("rwkv", dict(layers=2))])
+def test_transformers_reads_models_that_were_made_here(variant, values, tmp_path):
+    read_by_transformers(minitv_run(tmp_path, variant, **values), tmp_path / "out", np.arange(6)[None])
+
+
+def read_by_transformers(run: str, out: Path, ids: np.ndarray) -> None:
+    """Export a run; transformers finds all that it looks for in the files, nothing else, and gives the same logits."""
     transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    run, _ = import_weights(str(GOLDENS / name), ImportOptions(out=str(tmp_path / "run")))
-    out, architecture = exchange.export(str(run), ExportOptions(out=str(tmp_path / "out")))
+    out, architecture = exchange.export(run, ExportOptions(out=str(out)))
     model, report = getattr(transformers, architecture.task_class).from_pretrained(out, output_loading_info=True)
     assert not any(report.values()), report
-    ids = np.load(GOLDENS / name / "expected.npz")["ids"]
     with torch.no_grad(), no_grad():
         wanted = model.eval()(torch.from_numpy(ids)).logits.numpy()
-        close(load(str(run)).model(ids).numpy(), wanted.astype(np.float64), np.float32, "logits")
+        close(load(run).model(ids).numpy(), wanted.astype(np.float64), np.float32, "logits")
 
 
-def test_pairs_of_neighbours_are_written_half_a_head_apart(tmp_path):
+@pytest.mark.parametrize("variant, values", [("roformer", dict(kv_heads=1)), ("transformer", dict(positions="rope")),
+                                             ("multi-query", dict(positions="rope"))])
+def test_pairs_of_neighbours_are_written_half_a_head_apart(tmp_path, variant, values):
     """A model that was trained here is the same one there, although its rows of queries and keys have another order."""
-    made = minitv_run(tmp_path, "roformer", norm="rms_norm", ffn_gate=True, activation="silu", kv_heads=1)
+    made = minitv_run(tmp_path, variant, **LLAMA, **values)
     out, architecture = exchange.export(made, ExportOptions(out=str(tmp_path / "out")))
     ids = np.arange(6)[None]
     with no_grad():
@@ -294,7 +308,8 @@ def test_numbers_that_are_not_finite_are_refused_and_nothing_is_left(folder, tmp
     "variant, values, sentence",
     [
         ("retnet", {}, r"no architecture of other programs .* is a retnet, allowed: runs of "),
-        ("transformer", dict(positions="rope"), r"gpt2 cannot say it: --positions is rope, and there it is always learned"),
+        ("transformer", dict(positions="rope"), r"gpt2 cannot say it: --positions is rope, and there it is always learned; "
+                                                r"llama cannot say it: --ffn-gate is off, and there it is always on; --norm"),
         ("transformer", dict(norm="rms_norm", ffn_gate=True), r"--ffn-gate is on, and there it is always off; --norm is"),
         ("roformer", {}, r"llama cannot say it: --ffn-gate is off, .*mistral cannot say it"),
         ("roformer", dict(norm="rms_norm", ffn_gate=True, scaling="ntk", scaling_factor=2.0), r"--scaling is ntk, and its ang"),
