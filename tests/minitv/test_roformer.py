@@ -23,6 +23,8 @@ OPTIONS = {
     "yarn": dict(scaling="yarn", scaling_factor=4.0, rotated=0.5), "code": dict(scaling="yarn", scaling_factor=4.0,
                                                                               yarn_ramp="pairs"),
     "llama3": dict(scaling="llama3", scaling_factor=4.0, trained_context=64),
+    "bert": dict(norms="after", embed_norm=True, segments=2, output="bert", bias=True, activation="relu"),
+    "bert's output": dict(output="bert", tied=False, activation="silu"), "segments": dict(segments=1),
 }
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
