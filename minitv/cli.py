@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import __version__, tasks, variants
+from . import __version__, tasks, variants, weights
 from .claims import chosen
 from .config import Options, Parser, Setting, choose, encode, read_toml, table
 from .errors import UserError, naming, plain
@@ -27,6 +27,8 @@ from .options import (
     ConvertOptions,
     EvalOptions,
     ExploreOptions,
+    ExportOptions,
+    ImportOptions,
     ModelOptions,
     SampleOptions,
     StreamOptions,
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()  # a reader that is gone shows here
         return code
     except UserError as error:
-        return _fail(error, error.code)
+        return _fail(error, error.code, error.lines)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -68,8 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         return getattr(stop, "code", 130)
 
 
-def _fail(message: object, code: int) -> int:
-    print(f"minitv: error: {plain(str(message))}", file=_Unheard(sys.stderr))
+def _fail(message: object, code: int, lines: tuple[str, ...] = ()) -> int:
+    text = "".join(f"\n    {plain(line)}" for line in lines)
+    print(f"minitv: error: {plain(str(message))}{text}", file=_Unheard(sys.stderr))
     return code
 
 
@@ -402,6 +405,51 @@ def _convert(argv: list[str]) -> int:
 
     out = convert(directory, config)
     print(f"{out}: heads of keys and values: {config.kv_heads}; train it with: minitv train --init-from {out}")
+    return 0
+
+
+def _import(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv import",
+        synonyms=SYNONYMS,
+        usage="minitv import FOLDER|FILE [options]",
+        description="Make a run of a model of another program, as the package transformers keeps it: a folder with\n"
+        "config.json and model.safetensors, which may be in parts. Nothing is downloaded, and no pickle is loaded.\n"
+        f"Known architectures: {', '.join(weights.architectures())}.",
+        epilog='examples:\n  minitv import gpt2-folder --out runs/gpt2\n  minitv sample runs/gpt2 --prompt "Once "\n'
+        "  minitv train --init-from runs/gpt2 --data my.txt --lr 1e-4 --out runs/mine",
+    )
+    parser.add_argument("source", metavar="FOLDER", help="folder of a model, or its file model.safetensors")
+    config, given = _parsed(parser, ImportOptions, argv)
+    from .exchange import import_weights
+
+    out, found = import_weights(given["source"], config)
+    variant = found.experiment.variant
+    _columns([
+        ("model", f"{found.architecture.name}, here {variant.name}: {count(found.parameters)} parameters, from {found.dtypes}"),
+        ("vocabulary", f"{found.vocab} ids{found.vocabulary}"),
+        ("folder", str(out)),
+    ])
+    if variant.causal:
+        print(f"write with: minitv sample {out}")
+    return 0
+
+
+def _export(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv export",
+        synonyms=SYNONYMS,
+        usage="minitv export DIR [options]",
+        description="Write the model of a run for other programs: config.json and model.safetensors, which the package\n"
+        "transformers loads. What it has no word for is refused, with the reason.\n"
+        f"Known architectures: {', '.join(weights.architectures())}.",
+        epilog="examples:\n  minitv export runs/mine --format huggingface --out my-model",
+    )
+    directory, config = _of_a_run(parser, ExportOptions, argv)
+    from .exchange import export
+
+    out, architecture = export(directory, config)
+    print(f"{out}: {architecture.name}, load it with: transformers.{architecture.task_class}.from_pretrained({str(out)!r})")
     return 0
 
 
@@ -746,6 +794,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "compare": (_compare, "train several variants alike, and compare them"),
     "sample": (_sample, "write text with a trained model"),
     "eval": (_eval, "say how well a trained model predicts a text"),
+    "import": (_import, "make a run of a model of another program"),
+    "export": (_export, "write a trained model for other programs"),
     "convert": (_convert, "give a trained Transformer fewer heads of keys and values"),
     "stream": (_stream, "read a text of any length in constant memory"),
     "transcribe": (_transcribe, "write down what is said in a recording"),

@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import RunError, plain
@@ -26,12 +27,16 @@ def read(path: str | os.PathLike, *, pipes: bool = False) -> bytes:
         return file.read()
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part; RunError when the disk refuses."""
+def replace(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part; RunError when the disk refuses.
+
+    ``data`` may come in parts, which are not all in memory at once.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            for part in [data] if isinstance(data, bytes) else data:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

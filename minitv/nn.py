@@ -35,6 +35,7 @@ from autograd.random import Random
 from autograd.reversible import replaying
 
 from . import room
+from .options import ModelOptions
 
 M = TypeVar("M", bound="Module")
 T = TypeVar("T", bound=Tensor)
@@ -122,6 +123,10 @@ class Module:
     def parameters(self) -> list[Parameter]:
         """Every distinct parameter once."""
         return [p for _, p in self.named_parameters()]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all that ``state`` gives."""
+        return {name: array.shape for name, array in self._arrays(saved=True)}
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of all parameters and saved buffers by name, as NumPy arrays."""
@@ -341,6 +346,11 @@ class RMSNorm(Module):
 
 
 NORMS: dict[str, type[Module]] = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
+
+
+def norm_of(model: ModelOptions, width: int, dtype: Any) -> Module:
+    """The norm that a model's options ask for, of rows of ``width`` numbers."""
+    return NORMS[model.norm](width, bias=model.bias, eps=model.norm_eps, dtype=dtype)
 
 
 class Dropout(Module):

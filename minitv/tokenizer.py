@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import CheckpointError, UserError
+from .errors import CheckpointError, UserError, quoted
 
 if TYPE_CHECKING:
     from .sources import Document
@@ -128,6 +129,63 @@ class ByteTokenizer:
         return {"kind": self.kind}
 
 
+class IdTokenizer:
+    """Ids in, ids out: a text is numbers with white space between them, and one number counts as one character."""
+
+    kind = "ids"
+
+    def __init__(self, vocab: int):
+        self.vocab = vocab
+
+    def encode(self, text: str, before: int = 0) -> np.ndarray:
+        """Ids [N] of the numbers in a text; UserError names the first word that is no id."""
+        ids = []
+        for word in re.finditer(r"\S+", text):
+            if not (word[0].isascii() and word[0].isdigit() and len(word[0]) < 16 and int(word[0]) < self.vocab):
+                raise UserError(f"{quoted(word[0])} at offset {before + word.start()} is no id: this model came without a "
+                                f"tokenizer, so that a text is numbers from 0 to {self.vocab - 1} with spaces between them")
+            ids.append(int(word[0]))
+        return np.array(ids, np.intp)
+
+    def read(self, document: Document) -> Iterator[np.ndarray]:
+        """The ids of a document."""
+        try:
+            yield self.encode("".join(document.texts()))
+        except UserError as error:
+            raise UserError(f"{document.where}: {error}") from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids."""
+        return " ".join(map(str, _checked(ids, self.vocab)))
+
+    def characters_in(self, ids: np.ndarray) -> int:
+        """How many numbers the ids are."""
+        return len(ids)
+
+    def decoder(self) -> _IdDecoder:
+        """An object whose ``feed(id)`` returns the number with a space before it, and ``finish()`` nothing more."""
+        return _IdDecoder(self)
+
+    def start(self) -> np.ndarray:
+        """The ids [1] to begin from without a prompt: 0."""
+        return np.zeros(1, np.intp)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``from_json`` reads."""
+        return {"kind": self.kind, "vocab": self.vocab}
+
+
+class _IdDecoder:
+    def __init__(self, tokenizer: IdTokenizer):
+        self._tokenizer = tokenizer
+
+    def feed(self, token: int) -> str:
+        return " " + self._tokenizer.decode([token])
+
+    def finish(self) -> str:
+        return ""
+
+
 class _CharDecoder:
     def __init__(self, tokenizer: CharTokenizer):
         self._tokenizer = tokenizer
@@ -153,18 +211,20 @@ class _ByteDecoder:
 TOKENIZERS: dict[str, type[CharTokenizer] | type[ByteTokenizer]] = {"char": CharTokenizer, "byte": ByteTokenizer}
 
 
-def from_json(data: dict[str, Any]) -> CharTokenizer | ByteTokenizer:
+def from_json(data: dict[str, Any]) -> CharTokenizer | ByteTokenizer | IdTokenizer:
     """The tokenizer that ``to_json`` described; CheckpointError when it describes none."""
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind == "byte" and set(data) == {"kind"}:
         return ByteTokenizer()
+    if kind == "ids" and set(data) == {"kind", "vocab"} and type(data["vocab"]) is int and data["vocab"] > 0:
+        return IdTokenizer(data["vocab"])
     if kind == "char" and set(data) == {"kind", "characters"} and isinstance(data["characters"], str):
         try:
             return CharTokenizer(data["characters"])
         except UserError as error:
             raise CheckpointError(f"the stored tokenizer is damaged: {error}") from None
     raise CheckpointError(f"the stored tokenizer is not one that minitv writes: {str(data)[:80]}; allowed are "
-                          'the kinds "char", with "characters", and "byte"')
+                          'the kinds "char", with "characters", "byte", and "ids", with "vocab"')
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -28,7 +28,7 @@ from autograd.random import Random
 
 from ..blocks import Block, FeedForward
 from ..errors import UserError
-from ..nn import ACTIVATIONS, NORMS, Buffer, Dropout, Linear, Module, Stateful, full, gather, training, uniform
+from ..nn import ACTIVATIONS, Buffer, Dropout, Linear, Module, Stateful, full, gather, norm_of, training, uniform
 from ..ops import gated, merge_heads, relative_attention, split_heads
 from ..options import ModelOptions
 from .encoder import sines
@@ -202,7 +202,7 @@ class Convolution(Stateful):
         self.into = Linear(rng.split(0), width, 2 * width, std=model.init_std, bias=model.bias, dtype=dtype)
         self.depthwise = uniform(rng.split(1), (width, self.taps), 1 / math.sqrt(self.taps), dtype)
         self.depthwise_bias = full((width,), 0, dtype) if model.bias else None
-        self.norm = {"layer": lambda: NORMS[model.norm](width, bias=model.bias, dtype=dtype),
+        self.norm = {"layer": lambda: norm_of(model, width, dtype),
                      "group": lambda: GroupNorm(width, options.conv_groups, dtype=dtype),
                      "batch": lambda: BatchNorm(width, dtype=dtype)}[options.conv_norm]()
         self.activation = ACTIVATIONS[model.activation]
@@ -246,14 +246,14 @@ class ConformerBlock(Block):
 
     def __init__(self, rng: Random, model: ModelOptions, options: Any, layer: int, dtype=np.float32):
         def made(kind: type[Stateful], stream: int) -> tuple[Module, Stateful]:
-            norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+            norm = norm_of(model, model.width, dtype)
             return norm, kind(rng.split(stream), model, options, layer, dtype)
 
         self.norm1, self.ffn = made(FeedForward, 0) if options.macaron else (None, None)
         self.norm2, self.mixer = made(RelativeAttention, 1)
         self.norm3, self.convolution = made(Convolution, 2) if options.convolution else (None, None)
         self.norm4, self.ffn2 = made(FeedForward, 3)
-        self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+        self.norm = norm_of(model, model.width, dtype)
 
     def __call__(self, x: Tensor, rng: Random | None = None, seen: Any = None) -> Tensor:
         x = self._before(x, rng and rng.split(0))

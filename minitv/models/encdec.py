@@ -41,7 +41,7 @@ from autograd.device import beside, namespace
 from autograd.random import Random
 
 from ..blocks import FeedForward
-from ..nn import NORMS, Dropout, Embedding, Linear, Module, Stateful, normal
+from ..nn import Dropout, Embedding, Linear, Module, Stateful, norm_of, normal
 from ..ops import attention, merge_heads, split_heads
 from ..options import ModelOptions
 from ..report import count
@@ -78,6 +78,8 @@ class Network(FeedForward):
         kwargs = dict(bias=model.bias, dtype=dtype)
         self.up = Linear(rng.split(0), model.width, hidden, std=model.init_std, **kwargs)
         self.down = Linear(rng.split(1), hidden, model.width, std=model.output_std / math.sqrt(factor), **kwargs)
+        if model.ffn_gate:
+            self.gate = Linear(rng.split(2), model.width, hidden, std=model.init_std, **kwargs)
         self._finish(model)
 
 
@@ -373,4 +375,4 @@ def _chosen(state: State, rows: np.ndarray) -> State:
 
 
 def _norm(model: ModelOptions, dtype: Any) -> Module:
-    return NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+    return norm_of(model, model.width, dtype)

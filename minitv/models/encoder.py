@@ -21,7 +21,7 @@ from autograd.device import beside
 from autograd.errors import ShapeError
 from autograd.random import Random
 
-from ..nn import NORMS, Dropout, Embedding, Module, normal
+from ..nn import Dropout, Embedding, Module, norm_of, normal
 from ..options import ModelOptions
 from ..stack import STACKS
 
@@ -35,9 +35,8 @@ class Encoder(Module):
     def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32):
         self.variant, self.context = variant, model.context
         std = model.init_std
-        norm = NORMS[model.norm]
         self.embed = Embedding(rng.split(0), vocab, model.width, std=std, dtype=dtype)
-        self.embed_norm = norm(model.width, bias=model.bias, dtype=dtype) if model.embed_norm else None
+        self.embed_norm = norm_of(model, model.width, dtype) if model.embed_norm else None
         self.positions = (normal(rng.split(1), (model.context, model.width), std, dtype) if model.positions == "learned"
                           else None)
         self.encoding = model.positions
@@ -45,7 +44,7 @@ class Encoder(Module):
         stack = variant.stack if model.stack is None else STACKS[model.stack]
         self.blocks = stack(rng, variant, model, options, dtype)
         self.bounded = self.positions is not None or self.blocks.bounded  # whether it reads no further than the context
-        self.norm = None if variant.block.normed else norm(model.width, bias=model.bias, dtype=dtype)
+        self.norm = None if variant.block.normed else norm_of(model, model.width, dtype)
         self.head = self.embed if model.tied else Embedding(rng.split(4), vocab, model.width, std=std, dtype=dtype)
         if variant.tables is not None and not model.tied:
             self.embed.weight, self.head.weight = variant.tables(rng.split(5), model, vocab, dtype)

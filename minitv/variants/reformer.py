@@ -143,7 +143,7 @@ from .. import blocks
 from ..config import check, option
 from ..errors import UserError
 from ..models.lm import LanguageModel
-from ..nn import NORMS, Buffer, Dropout, Embedding, Linear, Module, Stateful, full, made, normal, training
+from ..nn import Buffer, Dropout, Embedding, Linear, Module, Stateful, full, made, norm_of, normal, training
 from ..ops import attention, lsh_attention, lsh_buckets, merge_heads, split_heads
 from ..ops.lsh import factors_of
 from ..ops.lsh_attention import WRAPS
@@ -466,7 +466,7 @@ class ReformerModel(LanguageModel):
             self.axial = AxialPositions(rng.split(6), axes, _widths(options, model, len(axes)), model.init_std, dtype)
             self.bounded = True
         if both:
-            self.norm = NORMS[model.norm](2 * model.width, bias=model.bias, dtype=dtype)
+            self.norm = norm_of(model, 2 * model.width, dtype)
             self.head = Embedding(rng.split(7), vocab, 2 * model.width, std=model.init_std, dtype=dtype)
         self.head_bias = full((vocab,), 0, dtype) if options.head_bias else None
 

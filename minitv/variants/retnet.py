@@ -260,14 +260,11 @@ class FeedForward(blocks.FeedForward):
         hidden = max(1, round(factor * width))
         bound, kwargs = 1 / math.sqrt(width), dict(bias=model.bias, dtype=dtype)
         self.up = Linear(rng.split(0), width, hidden, bound=bound * shrink, **kwargs)
-        self.gate = Linear(rng.split(2), width, hidden, bound=bound, **kwargs) if glu else None
+        if glu:
+            self.gate = Linear(rng.split(2), width, hidden, bound=bound, **kwargs)
         self.down = Linear(rng.split(1), hidden, width, bound=shrink / math.sqrt(hidden), **kwargs)
         self.activation = ACTIVATIONS[model.activation]
         self.dropout = Dropout(model.dropout)
-
-    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        y = self.activation(self.up(x))
-        return self.dropout(self.down(y if self.gate is None else y * self.gate(x)), rng)
 
 
 RETNET = Variant(
@@ -277,6 +274,7 @@ RETNET = Variant(
     mixer=Retention,
     options=RetNetOptions,
     channel=FeedForward,
+    without=("ffn_gate",),  # it has --ffn
     overrides=dict(positions="none", ffn_multiple=2),
     fused="retnet",
     page=Page(

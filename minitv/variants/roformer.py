@@ -137,7 +137,7 @@ from ..config import check, option
 from ..errors import UserError
 from ..models.encoder import Encoder
 from ..models.lm import LanguageModel
-from ..nn import ACTIVATIONS, NORMS, Dropout, Linear, Stateful, full, normal
+from ..nn import ACTIVATIONS, Dropout, Linear, Stateful, full, norm_of, normal
 from ..ops import attention, merge_heads, rotary_linear, split_heads
 from ..ops.rope import PAIRINGS, RAMPS, SCALINGS, Rotation, Scaling, xpos_growth
 from ..options import ModelOptions
@@ -325,7 +325,7 @@ class Ends(Encoder):
         if options.output == "bert":
             self.activation = ACTIVATIONS[model.activation]
             self.transform = Linear(rng.split(7), width, width, std=std, bias=bias, dtype=dtype)
-            self.transform_norm = NORMS[model.norm](width, bias=bias, dtype=dtype)
+            self.transform_norm = norm_of(model, width, dtype)
             self.head_bias = full((vocab,), 0, dtype) if bias else None
 
     def looked_up(self, ids: np.ndarray) -> Tensor:

@@ -267,7 +267,7 @@ RWKV = Variant(
     # As in the paper, except that the channel mixing is 3.5 widths wide and not 4: with the head's matrix and the receptances,
     # the model then has about as many parameters as the other variants.
     overrides=dict(positions="none", embed_norm=True, ffn_width=3.5, activation="relu_squared", bias=True, tied=False),
-    without=("ffn_multiple", "init_std"),  # it has --ffn-width and a rule for every weight
+    without=("ffn_multiple", "ffn_gate", "init_std"),  # it has --ffn-width, a gate and a rule for every weight
     fused="rwkv",
     page=Page(
         formula="y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (Σ_{i<t} e^((t-1-i) w + k_i) + e^(u + k_t)) in "

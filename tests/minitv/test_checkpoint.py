@@ -333,7 +333,7 @@ SITUATIONS = [first_save, second_save, after_kill_between_renames, after_kill_be
 
 def test_the_faults_reach_every_kind_of_call(tmp_path, monkeypatch):
     log = count_calls(tmp_path, monkeypatch, second_save)
-    assert log.count("write") == log.count("open") == 3
+    assert log.count("write") > log.count("open") == 3
     assert log.count("rename") == 2 and log.count("mkdir") == 2
     assert log.count("fsync") == 3 + (0 if os.name == "nt" else 3)
     assert log.count("unlink") == 3 and log.count("rmdir") == 1
