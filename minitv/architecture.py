@@ -117,6 +117,18 @@ def ratio(theirs: str, ours: str, of: Key, multiple: float) -> Key:
     return Key((theirs,), (ours,), read, lambda values: {theirs: max(1, round(values[ours] * values[width]))})
 
 
+def widths(theirs: str, ours: str, of: Key, default: int, usual: Callable[[Values], float] | None = None) -> Key:
+    """A size that we count in widths; where it is absent there it is ``default``, where it is none here ``usual(values)``."""
+    (width,) = of.ours
+    size = count(theirs, ours, default)
+
+    def write(values: Values) -> Values:
+        multiple = values[ours] if values[ours] is not None or usual is None else usual(values)
+        return {theirs: max(1, round(multiple * values[width]))}
+
+    return Key((theirs,), (ours,), lambda config: {ours: size.read(config)[ours] / of.read(config)[width]}, write)
+
+
 def only(theirs: str, value: Any, reason: str, *others: Any) -> Key:
     """An entry that must be ``value``, which is also what absence stands for, or one of ``others``; ``reason`` says why."""
     def read(config: Values) -> Values:
@@ -163,11 +175,14 @@ FLAT = shaped(lambda shape: (1, 1, *shape), lambda shape: shape[-1:])  # a vecto
 
 
 class Rule(NamedTuple):
-    """Arrays of theirs, of ours, and the way between them."""
+    """Arrays of theirs, of ours, and the way between them, which may depend on the layer.
+
+    Theirs without ours follow from the options: reading only checks them. Ours without theirs are made.
+    """
 
     theirs: str | tuple[str, ...]
     ours: str | tuple[str, ...]
-    way: Way = SAME
+    way: Way | Callable[[int], Way] = SAME
     when: Callable[[Values, int], bool] = lambda values, i: True
 
 
@@ -180,12 +195,15 @@ def biased(theirs: str, ours: str, way: Way = SAME, bias: Way = SAME) -> tuple[R
 class Architecture:
     """An architecture whose weights other programs keep: how its config.json and its arrays are ours, and the other way."""
 
-    name: str  # "model_type" of config.json
+    name: str  # "model_type" of config.json, unless ``model_type`` is another
     summary: str
     task_class: str  # the class of transformers that a written config.json names
     variant: str
     keys: tuple[Key, ...]
     rules: tuple[Rule, ...]
+    model_type: str = ""  # of config.json, where several architectures have the same; ``describes`` then tells them apart
+    describes: Callable[[Values], bool] = lambda config: True  # whether a config.json of its model_type is of this one
+    signs: tuple[str, ...] = ()  # entries by which a config.json without a model_type is known
     task: str | None = None  # what a model is for here; None: what the variant is trained for by default
     fixed: Values = field(default_factory=dict)  # options of ours that it always has
     filled: Values = field(default_factory=dict)  # others that export takes, because arrays of zeros stand for what they lack
@@ -208,6 +226,7 @@ class Architecture:
             theirs, ours = ((names,) if isinstance(names, str) else names for names in rule[:2])
             layers = range(values["layers"]) if any("{i}" in name for name in (*theirs, *ours)) else (0,)
             made += [Rule(tuple(name.replace("{i}", str(i)) for name in theirs),
-                          tuple(name.replace("{i}", str(i)) for name in ours), rule.way)
+                          tuple(name.replace("{i}", str(i)) for name in ours),
+                          rule.way if isinstance(rule.way, Way) else rule.way(i))
                      for i in layers if rule.when(values, i)]
         return made

@@ -135,19 +135,26 @@ def import_weights(source: str, options: ImportOptions) -> tuple[Path, Found]:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: this is a file, a folder is needed")
     found = find(source)
-    tokens = vocabulary(found)
-    experiment = found.experiment.replace(out=str(out))
-    if "tokenizer" in settings(type(experiment.data)):
+    experiment, saved = found.experiment.replace(out=str(out)), found.experiment.task.imported(found.folder, found.vocab)
+    if saved is None:
+        tokens = vocabulary(found)
+        saved = {"tokenizer": tokens, "corpus_sha256": None}
         experiment = experiment.replace(tokenizer=tokens["kind"])
-    state = {"config": experiment.to_json(), "tokenizer": tokens, "corpus_sha256": None, "vocab": found.vocab, "step": 0,
-             "best_loss": None, "elapsed_s": 0.0, "threads": 1}
+    state = {"config": experiment.to_json(), **saved, "vocab": found.vocab, "step": 0, "best_loss": None,
+             "elapsed_s": 0.0, "threads": 1}
     checkpoint.save(out, "last", model=found.arrays(), optimizer=AdamW.fresh(), state=state)
     return out, found
 
 
 def vocabulary(found: Found) -> dict[str, Any]:
-    """What a checkpoint keeps of the vocabulary: the model reads ids, and there is nothing that makes ids of a text."""
-    return {"kind": "ids", "vocab": found.vocab}
+    """What a checkpoint keeps of the vocabulary: the model reads ids, and there is nothing that makes ids of a text.
+
+    Of a model that sees both sides it also keeps the id of the mask, mask_token_id of config.json.
+    """
+    mask = None if found.experiment.variant.causal else found.config.get("mask_token_id")
+    if mask is not None and not (type(mask) is int and 0 <= mask < found.vocab):
+        raise UserError(f"{found.folder / CONFIG}: mask_token_id is {quoted(mask)}, allowed: an id from 0 to {found.vocab - 1}")
+    return {"kind": "ids", "vocab": found.vocab, **({} if mask is None else {"mask": mask})}
 
 
 def _places(path: Path) -> tuple[Path, Callable[[], dict[str, Stored]]]:
@@ -192,13 +199,16 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _architecture(config: Values) -> Architecture:
-    known = weights.architectures()
+    every = [entry.load() for entry in weights.architectures().values()]
+    known = list(dict.fromkeys(one.model_type or one.name for one in every))
     name = config.get("model_type")
+    if name is None:
+        name = next((one.name for one in every if one.signs and all(sign in config for sign in one.signs)), None)
     if not isinstance(name, str) or name not in known:
         given = "is not there" if name is None else f"is {quoted(name)}"
         hint = did_you_mean(name, known) if isinstance(name, str) else ""
         raise UserError(f"model_type {given}, allowed: {', '.join(known)}{hint}")
-    return known[name].load()
+    return next(one for one in every if (one.model_type or one.name) == name and one.describes(config))
 
 
 def _options(architecture: Architecture, config: Values) -> dict[str, Any]:
@@ -268,6 +278,10 @@ def _check_shapes(rules: list[Rule], stored: Mapping[str, Stored], shapes: Mappi
     """CheckpointError unless every array in the files has the shape that the options ask for, and a dtype of weights."""
     wrong = []
     for rule in rules:
+        if not rule.ours:  # what follows from the options: no array is made of them, whose sizes nothing has bounded yet
+            with naming(folder):
+                rule.way.read([stored[name].array() for name in rule.theirs], values)
+            continue
         # Stand-ins, which repeat one number and take no memory, go the way back: so shapes need no declaration of their own.
         ours = [np.broadcast_to(np.zeros((), np.bool_), shapes[name]) for name in rule.ours]
         for name, array in zip(rule.theirs, rule.way.write(ours, values), strict=True):
@@ -344,7 +358,8 @@ def expressed(experiment: Experiment, vocab: int) -> tuple[Architecture, dict[st
 def _entries(architecture: Architecture, experiment: Experiment, vocab: int) -> dict[str, Any]:
     """config.json of a model; UserError lists the options of it that the architecture has not."""
     values, variant = experiment.values, experiment.variant
-    config: dict[str, Any] = {"architectures": [architecture.task_class], "model_type": architecture.name, "dtype": "float32"}
+    config: dict[str, Any] = {"architectures": [architecture.task_class],
+                              "model_type": architecture.model_type or architecture.name, "dtype": "float32"}
     wrong = []
     for part in (ModelOptions, variant.options):
         for name, setting in settings(part).items():

@@ -134,8 +134,8 @@ class IdTokenizer:
 
     kind = "ids"
 
-    def __init__(self, vocab: int):
-        self.vocab = vocab
+    def __init__(self, vocab: int, mask: int | None = None):
+        self.vocab, self.mask = vocab, mask  # the mask is the id that stands for hidden tokens, if a model has one
 
     def encode(self, text: str, before: int = 0) -> np.ndarray:
         """Ids [N] of the numbers in a text; UserError names the first word that is no id."""
@@ -172,7 +172,7 @@ class IdTokenizer:
 
     def to_json(self) -> dict[str, Any]:
         """What ``from_json`` reads."""
-        return {"kind": self.kind, "vocab": self.vocab}
+        return {"kind": self.kind, "vocab": self.vocab, **({} if self.mask is None else {"mask": self.mask})}
 
 
 class _IdDecoder:
@@ -216,8 +216,10 @@ def from_json(data: dict[str, Any]) -> CharTokenizer | ByteTokenizer | IdTokeniz
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind == "byte" and set(data) == {"kind"}:
         return ByteTokenizer()
-    if kind == "ids" and set(data) == {"kind", "vocab"} and type(data["vocab"]) is int and data["vocab"] > 0:
-        return IdTokenizer(data["vocab"])
+    if kind == "ids" and set(data) <= {"kind", "vocab", "mask"} and type(data.get("vocab")) is int and data["vocab"] > 0:
+        mask = data.get("mask")
+        if mask is None or (type(mask) is int and 0 <= mask < data["vocab"]):
+            return IdTokenizer(data["vocab"], mask)
     if kind == "char" and set(data) == {"kind", "characters"} and isinstance(data["characters"], str):
         try:
             return CharTokenizer(data["characters"])

@@ -134,12 +134,15 @@ are written later.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-from ..config import check, option
+from ..config import check, option, settings
 from ..errors import UserError
 from ..models.conformer import Conformer, ConformerBlock, RelativeAttention
 from ..variant import Page, Variant
+
+MOST = 32  # convolutions over samples
 
 
 @dataclass(frozen=True)
@@ -156,10 +159,19 @@ class ConformerOptions:
     convolution: bool = option(True, "blocks have their convolution; without it, a run shows what the convolution is worth")
     macaron: bool = option(True, "blocks have half a step of a feed-forward network at their beginning and at their end; "
                                  "without it, one whole step at the end")
-    subsampling: str = option("4", "frames of the spectrogram from one position of the model to the next",
-                              choices=("2", "4", "8"))
+    subsampling: str = option("4", "frames of the spectrogram from one position of the model to the next; or wave, the "
+                              "convolutions over samples of wav2vec 2.0, with --frames samples",
+                              choices=("2", "4", "8", "wave"))
+    wave_channels: str = option("512,512,512,512,512,512,512", "channels of each convolution of --subsampling wave", newer=True)
+    wave_kernels: str = option("10,3,3,3,3,2,2", "taps of each", newer=True)
+    wave_strides: str = option("5,2,2,2,2,2,2", "step of each", newer=True)
+    wave_norm: str = option("group", "norm of each channel over time after the first convolution, or of each position after "
+                            "all of them", choices=("group", "layer"), newer=True)
+    wave_bias: bool = option(False, "these convolutions have biases", newer=True)
     chunk: int | None = option(None, "positions of a chunk, so that the model can follow a stream: a position sees its own "
                                "chunk and those before; none = it sees the whole utterance", low=1, high=2**20)
+    convolution_bias: bool = option(True, "the convolution of a block has biases, where --bias gives them", newer=True)
+    final_norm: bool = option(False, "what the last block gives is normalised once more", newer=True)
     left_chunks: int | None = option(None, "chunks that a position sees before its own; none = all", low=0, high=2**20)
 
     def __post_init__(self) -> None:
@@ -174,11 +186,30 @@ class ConformerOptions:
             raise UserError(f"{flag}: this concerns the convolution, which --no-convolution leaves out")
         if self.conv_norm != "group" and self.conv_groups != 4:
             raise UserError(f"--conv-groups: this concerns --conv-norm group, and --conv-norm is {self.conv_norm}")
+        for name, setting in settings(type(self)).items():
+            if name.startswith("wave_") and self.subsampling != "wave" and getattr(self, name) != setting.default:
+                raise UserError(f"{setting.flag}: this concerns --subsampling wave, and --subsampling is {self.subsampling}")
+        if len({len(numbers) for numbers in self.wave}) > 1:
+            raise UserError("--wave-channels, --wave-kernels and --wave-strides: they have " + ", ".join(
+                str(len(numbers)) for numbers in (self.wave[2], *self.wave[:2])) + " numbers, allowed: as many each")
+
+    @functools.cached_property
+    def wave(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Taps, steps and channels of the convolutions over samples."""
+        return _numbers("--wave-kernels", self.wave_kernels), _numbers("--wave-strides", self.wave_strides), _numbers(
+            "--wave-channels", self.wave_channels)
 
     @property
     def halvings(self) -> int:
         """How often the frames are halved."""
         return {"2": 1, "4": 2, "8": 3}[self.subsampling]
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if len(words) > MOST or not all(word.strip().isdecimal() and 1 <= int(word) <= 2**20 for word in words):
+        raise UserError(f"{flag}: {text!r}, allowed: up to {MOST} integers from 1 to 2**20 separated by commas")
+    return tuple(map(int, words))
 
 
 CONFORMER = Variant(

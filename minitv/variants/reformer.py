@@ -163,6 +163,8 @@ class ReformerOptions:
                                      high=64)
     chunk: int = option(64, "length m of a chunk of the sorted positions; it also decides how many buckets there are", low=1)
     buckets: int | None = option(None, "buckets of a round, an even number; none = 2 context / m", low=2, high=2**20)
+    factors: str | None = option(None, "even factors of the buckets, such as 64,128, whose product they are; none = one up to "
+                                 "128 buckets, two above", newer=True)
     attend: str = option(
         "bucket", "keys that a query sees: those of its bucket, as the paper defines it; those of its bucket in its chunk and "
         "the one before; or all keys in these two chunks, as in the published codes",
@@ -353,7 +355,7 @@ class LSHAttention(SharedAttention):
         if options.attend != "bucket" and options.window:
             raise UserError(f"--window {options.window}: this is about whole buckets, allowed with --attend {options.attend}: "
                             "none")
-        self.factors = factors_of(count)
+        self.factors = factors_of(count) if options.factors is None else _factors(options.factors, count)
         self.training_rounds, self.eval_rounds = options.rounds, options.eval_rounds or options.rounds
         self.full_below, self.window = options.full_below, options.window
         shape = (self.heads, max(self.training_rounds, self.eval_rounds), self.size, sum(self.factors) // 2)
@@ -495,6 +497,15 @@ class ReformerModel(LanguageModel):
             loss = recomputed(lambda x, some=some: cross_entropy(self.logits(x), some, reduction="sum"), head, part)
             total = loss if total is None else total + loss
         return total, asked.size
+
+
+def _factors(text: str, count: int) -> tuple[int, ...]:
+    """The factors of so many buckets."""
+    factors = tuple(int(word) if word.strip().isdecimal() else 0 for word in text.split(","))
+    if min(factors) < 2 or any(n % 2 for n in factors) or math.prod(factors) != count:
+        raise UserError(f"--factors: {text!r}, allowed: even integers separated by commas, whose product is the number of "
+                        f"buckets, {count}")
+    return factors
 
 
 def _axes(text: str, model: ModelOptions) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,14 +10,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from autograd import no_grad
+from autograd import cross_entropy, no_grad
 from autograd.random import Random
 from minitv import checkpoint, exchange, weights
 from minitv.exchange import WEIGHTS, find, import_weights
 from minitv.goldens import FOLDER, close
 from minitv.options import ExportOptions, ImportOptions
 from minitv.sample import load
-from tests.minitv.models import mean_loss
 
 GOLDENS = FOLDER / "weights"
 NAMES = sorted(path.name for path in GOLDENS.iterdir())
@@ -44,6 +44,8 @@ def theirs(found: exchange.Found, arrays: dict[str, np.ndarray]) -> dict[str, np
     """Arrays of ours, such as gradients, by their names."""
     values, there = found.experiment.values, {}
     for rule in found.rules:
+        if not rule.ours or not all(name in arrays for name in rule.ours):  # tables, and buffers without gradients
+            continue
         there |= dict(zip(rule.theirs, rule.way.write([arrays[name] for name in rule.ours], values), strict=True))
     return there
 
@@ -58,9 +60,15 @@ def test_an_imported_model_computes_what_the_other_program_computes(name, forms_
     found = find(str(GOLDENS / name))
     expected = dict(np.load(GOLDENS / name / "expected.npz"))
     model = built(found)
-    with no_grad():
-        close(model(expected["ids"]).numpy(), expected["logits"], np.float64, "logits")
-    loss = mean_loss(model, expected["ids"], expected["labels"])
+    for key, buffer in model.named_buffers():
+        if f"buffer/{key}" in expected:
+            buffer.assign_(expected[f"buffer/{key}"])
+    logits = model(expected["ids"] if "ids" in expected else expected["samples"])
+    close(logits.numpy(), expected["logits"], np.float64, "logits")
+    if "hidden" in expected:
+        with no_grad():
+            close(model.hidden(expected["ids"]).numpy(), expected["hidden"], np.float64, "what the last layer gives")
+    loss = cross_entropy(logits, expected["labels"])
     loss.backward()
     close(loss.numpy(), expected["loss"], np.float64, "loss")
     gradients = theirs(found, {key: parameter.grad.numpy() for key, parameter in model.named_parameters()})
@@ -90,9 +98,10 @@ def test_export_writes_what_was_imported_bit_for_bit(name, tmp_path):
     run, _ = import_weights(str(GOLDENS / name), ImportOptions(out=str(tmp_path / "run")))
     out, architecture = exchange.export(str(run), ExportOptions(out=str(tmp_path / "out")))
     before, after = (safetensors.numpy.load_file(place / WEIGHTS) for place in (GOLDENS / name, out))
-    assert before.keys() == after.keys()
-    for key, array in before.items():
-        np.testing.assert_array_equal(after[key], array.astype(np.float32), strict=True)
+    unread = {key for key in before if any(re.fullmatch(pattern, key) for pattern in architecture.ignored_arrays)}
+    assert after.keys() == before.keys() - (unread - after.keys())
+    for key, array in after.items():
+        np.testing.assert_array_equal(array, before[key].astype(np.float32), strict=True)
     again, second = import_weights(str(out), ImportOptions(out=str(tmp_path / "again")))
     assert second.architecture is architecture
     assert second.experiment.identity("model", "mixer", "data") == find(str(GOLDENS / name)).experiment.identity(

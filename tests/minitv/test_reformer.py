@@ -31,7 +31,7 @@ OPTIONS = {
     "residual": dict(stack="residual"), "head size": dict(head_size=6, mixers="lsh,local", positions="rope", local_chunk=4),
     "chunked": dict(mixers="chunked,lsh", chunk=4, head_size=3, attention_bias=False, bias=True, head_bias=True),
     "chunked rope": dict(mixers="chunked", chunk=30, local_chunk=5, positions="rope"),
-    "widths": dict(axial="3x8", axial_widths="5,11"),
+    "factors": dict(buckets=24, factors="2,6,2"), "widths": dict(axial="3x8", axial_widths="5,11"),
 }
 
 
@@ -260,6 +260,9 @@ def test_axial_positions_are_digits_of_the_position():
     ({"axial": "4x6", "positions": "none"}, "--axial 4x6: it is a kind of learned positions, allowed: --positions learned"),
     ({"axial": "4x6", "axial_widths": "4,5"}, "--axial-widths: '4,5', allowed: 2 positive integers separated by commas, whose "
      "sum is the width, 16"),
+    ({"buckets": 8, "factors": "4,4"}, "--factors: '4,4', allowed: even integers separated by commas, whose product is the "
+     "number of buckets, 8"),
+    ({"buckets": 9, "factors": "3,3"}, "--buckets: 9 is odd"), ({"buckets": 6, "factors": "3,2"}, "--factors: '3,2', allowed"),
     ({"axial_widths": "8,8"}, "--axial-widths 8,8: this concerns --axial, give both"),
     ({"head_size": 3, "positions": "rope"}, "--positions rope: it turns pairs of channels, and 4 heads have 3 channels each"),
     ({"streams": "concat"}, "--streams concat: the head reads 2 D channels of a reversible stack, allowed with --no-tied"),
