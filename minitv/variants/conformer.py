@@ -238,7 +238,8 @@ CONFORMER = Variant(
               "kernel - 1 inputs of the filter, 2 n c D + (kernel - 1) D numbers in each layer; without --left-chunks the keys "
               "and values of all positions so far. And up to 4 c + 2 frames in front, and the last class for CTC",
         operators=("relative_attention", "depthwise_conv1d", "gated", "ctc_loss"),
-        golden="models written from the paper's formulas in PyTorch, with two utterances of different lengths, its CTC loss "
+        golden="Wav2Vec2ConformerForCTC of the package transformers, from samples to all gradients, and models written from "
+               "the paper's formulas in PyTorch, with two utterances of different lengths, its CTC loss "
                "and all gradients: layer norm, group norm, batch norm with its running statistics, and chunks; the shift as "
                "Transformer-XL's appendix has it",
         discrepancies=(
@@ -250,7 +251,8 @@ CONFORMER = Variant(
             "Transformer-XL's own shift is right for the past alone, and ESPnet and others had it in encoders; WeNet leaves "
             "the shift out. Here distances to both sides have vectors",
             "torchaudio's Conformer has no positions at all, and reads padding; Wav2Vec2Conformer of the package transformers "
-            "has no biases in its convolution module: here they follow --bias",
+            "has no biases in its convolution module: --no-convolution-bias. It reads samples by seven convolutions, and "
+            "normalises what the last block gives: --subsampling wave --final-norm",
             "the convolutions in front are those of ESPnet, two of 3 × 3 with max(0, x) and without padding; the paper says "
             "nothing of them but their factor 4",
             "the paper's dropout is that of each residual branch, and feed-forward networks have another one after the "

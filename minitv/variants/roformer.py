@@ -411,8 +411,8 @@ ROFORMER = Variant(
         state="2 t D numbers in each layer: keys, turned by their positions, and values of all t tokens so far; with "
               "dynamic-ntk the keys are not turned yet",
         operators=("rope", "attention"),
-        golden="rotary-embedding-torch 0.9.0, the functions of RoFormer and LLaMA in the package transformers, gradients "
-               "included, and transformers' angles of every scaling",
+        golden="RoFormerForCausalLM of the package transformers with its cache and all gradients; rotary-embedding-torch "
+               "0.9.0, the functions of RoFormer and LLaMA in transformers, and its angles of every scaling",
         discrepancies=(
             "the paper trains encoders on hidden tokens and a translator; this variant is causal, and roformer-encoder is "
             "theirs",
@@ -452,7 +452,7 @@ ENCODER = Variant(
                     "generate",
         state="none: it sees a whole sequence at once",
         operators=("rope", "attention"),
-        golden="what roformer equals, as its operators are the same",
+        golden="RoFormerForMaskedLM of the package transformers, with all gradients",
         discrepancies=(
             "the paper's encoder is BERT with a norm after each sum, kinds of tokens and an output of two layers; here the "
             "blocks are those of encoder, with the norm before each layer: --norms after --embed-norm --segments 2 --output "
