@@ -38,6 +38,11 @@ Values = Mapping[str, Any]  # options of ours, or entries of a config.json, by n
 Arrays = list[np.ndarray]
 
 
+# Functions of feed-forward networks by their names in transformers; the first of several names for one is written.
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+               "relu": "relu", "relu2": "relu_squared"}
+
+
 # -- config.json -------------------------------------------------------------------------------------------------------
 class Key(NamedTuple):
     """Entries of config.json and options of ours that say the same."""
@@ -114,7 +119,10 @@ def ratio(theirs: str, ours: str, of: Key, multiple: float) -> Key:
             raise UserError(f"{theirs} is {quoted(value)}, allowed: a positive integer below 2**31, or null")
         return {ours: value / of.read(config)[width]}
 
-    return Key((theirs,), (ours,), read, lambda values: {theirs: max(1, round(values[ours] * values[width]))})
+    def write(values: Values) -> Values:
+        return {theirs: max(1, round((multiple if values[ours] is None else values[ours]) * values[width]))}
+
+    return Key((theirs,), (ours,), read, write)
 
 
 def widths(theirs: str, ours: str, of: Key, default: int, usual: Callable[[Values], float] | None = None) -> Key:

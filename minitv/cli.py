@@ -306,16 +306,16 @@ def _eval(argv: list[str]) -> int:
         usage="minitv eval DIR (--data PATH | --text TEXT) [options]",
         description="Say how well a trained model predicts a text: its loss in nats per token, and bits per character.\n"
         "Every token after the first is predicted from those before it in its window of the model's\n"
-        "context, as in training. With --per-character each character of the text stands in a line with\n"
-        "its surprise: the bits that it cost, -log2 of the probability that the model gave it. 0 bits: the\n"
-        "model was sure; 1 bit: it gave the character one half. A model of another task is asked for\n"
+        "context, as in training. With --per-character each character of the text, or each token of several,\n"
+        "stands in a line with its surprise: the bits that it cost, -log2 of the probability that the model gave it.\n"
+        "0 bits: the model was sure; 1 bit: it gave the character one half. A model of another task is asked for\n"
         "what its run held out, and one of images, sound, pairs or speech, if there is --data, for all of that.",
         epilog="examples:\n  minitv eval runs/mine --data other.txt\n"
         '  minitv eval runs/mine/best --text "def main(self):" --per-character\n'
         "  minitv eval runs/conformer --data my-recordings",
     )
     directory, config = _of_a_run(parser, EvalOptions, argv)
-    from .evaluate import evaluate, read_text
+    from .evaluate import Read, evaluate, read_text
     from .sample import open_run
 
     run = open_run(directory, config.checkpoint, config.device, "predict the next token",
@@ -333,28 +333,30 @@ def _eval(argv: list[str]) -> int:
         raise UserError(ONE_TEXT)
     if config.text is not None:
         with naming("--text"):
-            ids, description, sha256 = tokenizer.encode(config.text), "--text", None
+            read = Read(tokenizer.encode(config.text), tokenizer.length(config.text), "--text", None)
     else:
-        ids, description, sha256 = read_text(config.data, tokenizer, config.encoding)
-    with naming(description):
-        result = evaluate(model, tokenizer, ids)
-    characters, passes = tokenizer.characters_in(ids), ", in two passes" if getattr(model, "stride", 0) else ""
+        read = read_text(config.data, tokenizer, config.encoding)
+    with naming(read.description):
+        result = evaluate(model, read.ids, read.characters)
+    passes = ", in two passes" if getattr(model, "stride", 0) else ""
     rows = [
         ("model", f"{run.experiment.variant.name} of {directory}, step {run.step}"),
-        ("text", f"{description}: {count(characters)} character{'s' * (characters != 1)}"),
+        ("text", f"{read.description}: {count(read.characters)} character{'s' * (read.characters != 1)}"),
         ("loss", f"{result.loss:.4f} nats per token"),
         ("bits", f"{result.bits_per_character:.4f} per character, {result.bits_per_token:.4f} per token"),
         ("predicted", f"{len(result.surprise)} tokens, all but the first, in windows of {model.context}{passes}"),
     ]
-    if sha256 is not None and sha256 == run.saved.get("corpus_sha256"):
+    if read.sha256 is not None and read.sha256 == run.saved.get("corpus_sha256"):
         rows.append(("note", "this is the text that the model was trained on: it has seen most of it"))
     _columns(rows)
     if config.per_character:
         print("\n  offset    bits  character  # = half a bit")
-        for offset, (character, bits) in enumerate(result.characters(tokenizer)):
+        offset = 0
+        for character, bits in result.characters(tokenizer):  # a token may be several characters
             cost = f"{'-':>6}" if bits != bits else f"{bits:6.2f}"  # nothing comes before the first
             print(f"{offset:>8}  {cost}  {ascii(character) if character.isspace() else repr(character):<9}  "
                   f"{'#' * min(60, round(2 * bits)) if bits == bits else ''}".rstrip())
+            offset += len(character)
     return 0
 
 
@@ -599,7 +601,8 @@ def _info(argv: list[str]) -> int:
 
     system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     rows = [("minitv", __version__), ("python", system)]
-    optional = {"matplotlib": "for curve.png", "plotly": "for minitv explore", "soundfile": "for FLAC files"}
+    optional = {"matplotlib": "for curve.png", "plotly": "for minitv explore", "soundfile": "for FLAC files",
+                "tokenizers": "for the texts of imported models"}
     for name in ("numpy", "numba", "scipy", "safetensors", *optional):
         try:
             rows.append((name, version(name)))

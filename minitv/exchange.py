@@ -8,6 +8,7 @@ same way back: what the architecture cannot say is refused before a file is made
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +25,11 @@ from .experiment import Experiment, from_checkpoint, merge
 from .optim import AdamW
 from .options import ExportOptions, ImportOptions, ModelOptions
 from .tensors import Planned, Stored
+from .tokenizer import HuggingFaceTokenizer, IdTokenizer, Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-LARGEST = 10**7  # bytes of a config.json
+TOKENIZER = "tokenizer.json"
+LARGEST = {CONFIG: 10**7, TOKENIZER: 10**8}  # bytes of a file that is read whole
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHOWN = 8  # names in an error
 FREE = ("init_std",)  # options of ours that say nothing of a trained model
@@ -64,6 +67,7 @@ class Found(NamedTuple):
     vocab: int
     stored: dict[str, Stored]  # by the names of the architecture, with its prefix
     rules: list[Rule]
+    tokenizer: Tokenizer
     shapes: dict[str, tuple[int, ...]]  # of our arrays
 
     def arrays(self, dtype: Any = np.float32) -> dict[str, Planned]:
@@ -92,7 +96,9 @@ class Found(NamedTuple):
     @property
     def vocabulary(self) -> str:
         """What makes ids of a text, in words that follow the number of ids."""
-        return ": the text that it reads and writes is numbers"
+        if self.tokenizer.kind == IdTokenizer.kind:
+            return f": there is no {TOKENIZER}, so a text is numbers with spaces between them"
+        return f" of {self.folder / TOKENIZER}"
 
     @property
     def parameters(self) -> int:
@@ -108,7 +114,9 @@ def find(source: str) -> Found:
     """
     path = Path(source)
     folder, weights_of = _places(path)
-    config = _config(folder / CONFIG)
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder / CONFIG}: there is no such file, and it says which model the weights are of")
+    _, config = _json(folder / CONFIG)
     with naming(folder / CONFIG):
         architecture = _architecture(config)
         values = _options(architecture, config)
@@ -120,7 +128,7 @@ def find(source: str) -> Found:
         shapes = experiment.shapes(vocab)
     _check_rules(architecture, rules, shapes)
     _check_shapes(rules, stored, shapes, experiment.values, folder)
-    return Found(architecture, folder, config, experiment, vocab, stored, rules, shapes)
+    return Found(architecture, folder, config, experiment, vocab, stored, rules, _tokenizer(folder, config, vocab), shapes)
 
 
 def import_weights(source: str, options: ImportOptions) -> tuple[Path, Found]:
@@ -137,24 +145,30 @@ def import_weights(source: str, options: ImportOptions) -> tuple[Path, Found]:
     found = find(source)
     experiment, saved = found.experiment.replace(out=str(out)), found.experiment.task.imported(found.folder, found.vocab)
     if saved is None:
-        tokens = vocabulary(found)
-        saved = {"tokenizer": tokens, "corpus_sha256": None}
-        experiment = experiment.replace(tokenizer=tokens["kind"])
-    state = {"config": experiment.to_json(), **saved, "vocab": found.vocab, "step": 0, "best_loss": None,
-             "elapsed_s": 0.0, "threads": 1}
+        saved = {"tokenizer": found.tokenizer.to_json(), "corpus_sha256": None}
+        experiment = experiment.replace(tokenizer=found.tokenizer.kind)
+    state = {"config": experiment.to_json(), **saved, "vocab": found.vocab, "step": 0, "best_loss": None, "elapsed_s": 0.0,
+             "threads": 1}
     checkpoint.save(out, "last", model=found.arrays(), optimizer=AdamW.fresh(), state=state)
     return out, found
 
 
-def vocabulary(found: Found) -> dict[str, Any]:
-    """What a checkpoint keeps of the vocabulary: the model reads ids, and there is nothing that makes ids of a text.
+def _tokenizer(folder: Path, config: Values, vocab: int) -> Tokenizer:
+    """What the file beside the weights says of texts, or ids in and out; CheckpointError for one of another model.
 
-    Of a model that sees both sides it also keeps the id of the mask, mask_token_id of config.json.
+    Where the tokenizers library is missing, the file is kept as it is, for the day on which it is there.
     """
-    mask = None if found.experiment.variant.causal else found.config.get("mask_token_id")
-    if mask is not None and not (type(mask) is int and 0 <= mask < found.vocab):
-        raise UserError(f"{found.folder / CONFIG}: mask_token_id is {quoted(mask)}, allowed: an id from 0 to {found.vocab - 1}")
-    return {"kind": "ids", "vocab": found.vocab, **({} if mask is None else {"mask": mask})}
+    path = folder / TOKENIZER
+    first, mask = (value if type(value) is int and 0 <= value < vocab else None
+                   for value in (config.get("bos_token_id"), config.get("mask_token_id")))
+    if not path.exists():
+        return IdTokenizer(vocab, mask)
+    text, _ = _json(path)
+    tokenizer = HuggingFaceTokenizer(text, vocab, first)
+    if importlib.util.find_spec("tokenizers") is not None:
+        with naming(folder):
+            tokenizer.check()
+    return tokenizer
 
 
 def _places(path: Path) -> tuple[Path, Callable[[], dict[str, Stored]]]:
@@ -178,24 +192,26 @@ def _places(path: Path) -> tuple[Path, Callable[[], dict[str, Stored]]]:
     return path.parent, lambda: tensors.stored(path)
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> tuple[str, dict[str, Any]]:
+    """The text of a file that is a JSON object, and the object."""
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file, and it says which model the weights are of")
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{path}: it has {path.stat().st_size} bytes, allowed are {LARGEST}")
+        raise UserError(f"{path}: a file is needed, and this is none")
+    if (size := path.stat().st_size) > LARGEST[path.name]:
+        raise UserError(f"{path}: it has {size} bytes, allowed are {LARGEST[path.name]}")
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        config = json.loads(files.read(path).decode(), parse_constant=refuse)
+        text = files.read(path).decode()
+        value = json.loads(text, parse_constant=refuse)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: a JSON object is needed, got {quoted(config)}")
-    return config
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON object is needed, got {quoted(value)}")
+    return text, value
 
 
 def _architecture(config: Values) -> Architecture:

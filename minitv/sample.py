@@ -122,7 +122,7 @@ class Trained(NamedTuple):
         """How well the model predicts a text: ``loss`` in nats per token, ``bits_per_character``, each character's surprise."""
         self.check_causal("predict the next token")
         tokenizer = self.tokenizer
-        return evaluate(self.model, tokenizer, tokenizer.encode(text))
+        return evaluate(self.model, tokenizer.encode(text), tokenizer.length(text))
 
     def loss(self, text: str) -> float:
         """The mean surprise of the model at a text, in nats per token after the first."""
@@ -160,12 +160,12 @@ class Trained(NamedTuple):
         self.check_causal("write")
         tokenizer = self.tokenizer
         with naming("--prompt"):
-            prompt = tokenizer.encode(options.prompt) if options.prompt else tokenizer.start()
+            prompt = tokenizer.start(options.prompt)
         model = self.model
         if options.window is not None or options.sinks is not None:
             model = streaming(model, *cache_of(model, options.window, options.sinks))
         ids = self._drawn(model, prompt, options, seed, 0.8)
-        return _until(options.stop, _decoded(tokenizer.decoder(), ids))
+        return _until(options.stop, _decoded(tokenizer.decoder(prompt), ids))
 
     @staticmethod
     def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seed: int, temperature: float) -> Iterator[int]:

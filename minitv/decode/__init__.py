@@ -50,7 +50,7 @@ class Decoder:
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         alone = len(ids) < MANY or is_cupy(self.model.embed.weight.data)
         with no_grad(), sharing(1 if alone else cores()):
-            logits, self._state = self.model.prefill(np.asarray(ids, np.intp)[None], self._start)
+            logits, self._state = self.model.prefill(np.asarray(ids, np.intp)[None], self._start, last=True)
         return to_numpy(logits.data[0, -1])
 
     def step(self, token: int) -> np.ndarray:

@@ -253,13 +253,14 @@ class EncoderDecoder(Encoder):
         pasts = tuple(layer.mixer.init_state(memory.shape[0]) for layer in self.decoder)
         return State(0, seen, pasts, tuple(layer.cross.read(memory) for layer in self.decoder))
 
-    def prefill(self, target: np.ndarray, state: State) -> tuple[Tensor, State]:
-        """Logits [B T V] of a part of the targets that continues ``state``, and the state after it."""
+    def prefill(self, target: np.ndarray, state: State, last: bool = False) -> tuple[Tensor, State]:
+        """Logits [B T V] of a part of the targets that continues ``state``, or of its last token; and the state after it."""
         y, pasts = self._entered(target, state.position, self.target_positions), []
         for layer, past, known in zip(self.decoder, state.pasts, state.known, strict=True):
             y, past = layer.prefill(y, past, known, state.seen)
             pasts.append(past)
-        return self.logits(y), state._replace(position=state.position + target.shape[1], pasts=tuple(pasts))
+        logits = self.logits(y[:, -1:] if last else y)
+        return logits, state._replace(position=state.position + target.shape[1], pasts=tuple(pasts))
 
     def given(self, source: np.ndarray) -> Given:
         """The language model of the targets of a source [S]."""
@@ -349,8 +350,8 @@ class Given:
         """The state before the first token of ``batch`` targets."""
         return self.model.begin(np.repeat(self.source, batch, axis=0))
 
-    def prefill(self, ids: np.ndarray, state: State) -> tuple[Tensor, State]:
-        return self.model.prefill(ids, state)
+    def prefill(self, ids: np.ndarray, state: State, last: bool = False) -> tuple[Tensor, State]:
+        return self.model.prefill(ids, state, last)
 
 
 def padded(sequences: Sequence[np.ndarray], end: int, length: int | None = None) -> np.ndarray:

@@ -237,18 +237,18 @@ class Megabyte(LanguageModel):
                       tuple(Tensor(xp.zeros((batch, 0, level.size.width), dtype)) for level in levels))
         return Strided(0, (state, state)) if self.stride else state
 
-    def prefill(self, ids: np.ndarray, state: State | Strided) -> tuple[Tensor, State | Strided]:
+    def prefill(self, ids: np.ndarray, state: State | Strided, last: bool = False) -> tuple[Tensor, State | Strided]:
         ids, start = self.checked(ids, state.position), state.position
         if not self.stride:
             x, state = self._read(ids, state)
-            return self.logits(x), state
+            return self.logits(x[:, -1:] if last else x), state
         one, two = state.passes
         x, one = self._read(ids, one)
         early = min(max(self.stride - start, 0), ids.shape[1])  # tokens before the second pass
         if early < ids.shape[1]:
             y, two = self._read(ids[:, early:], two)
             x = self._chosen(x, concat([x[:, :early], y], axis=1), start)
-        return self.logits(x), Strided(start + ids.shape[1], (one, two))
+        return self.logits(x[:, -1:] if last else x), Strided(start + ids.shape[1], (one, two))
 
     def _chosen(self, one: Tensor, two: Tensor, start: int) -> Tensor:
         """At every position from ``start`` on the pass in which it is in the first half of its patch."""

@@ -170,12 +170,10 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
 
 
 def mask_of(tokenizer: Any) -> int:
-    """The id that stands for a hidden token: that of an imported vocabulary, else one more than the tokens have."""
-    if not hasattr(tokenizer, "mask"):
-        return tokenizer.vocab
+    """The id that stands for a hidden token; UserError where an imported vocabulary has none."""
     if tokenizer.mask is None:
-        raise UserError("the model came without the id of its mask, which stands for hidden tokens; give mask_token_id in its "
-                        "config.json, and import it again")
+        raise UserError("the model came without the id of its mask, which stands for hidden tokens: it is mask_token_id in "
+                        "config.json, or [MASK] in tokenizer.json, so give one of them there and import it again")
     return tokenizer.mask
 
 

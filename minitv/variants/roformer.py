@@ -201,6 +201,13 @@ class RoFormerOptions(EncoderOptions):
 
     xpos: bool = option(False, "queries and keys grow and shrink with the position, so that far products fade: xPos")
     xpos_base: float = option(512.0, "positions in which xPos's pairs fade by their factor; smaller fades faster", above=0)
+    kv_heads: int | None = option(None, "heads of keys and values, each of which serves a group of heads, as in LLaMA 2 and "
+                                  "later; they divide the heads; none = as many", low=1, newer=True)
+
+    __post_init__ = check
+
+    def groups(self, model: ModelOptions, layer: int) -> int:
+        return self.heads if self.kv_heads is None else self.divided("--kv-heads", self.kv_heads)
 
 
 TURNED = "it turns them already, by its own options"

@@ -123,6 +123,13 @@ class TransformerOptions:
         """G, the number of heads of keys and values in a layer: here as many as queries have."""
         return self.heads
 
+    def divided(self, flag: str, groups: int) -> int:
+        """G, which an option gives; UserError unless it divides the heads of queries."""
+        if self.heads % groups:
+            divisors = ", ".join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)
+            raise UserError(f"{flag}: {groups} heads of keys and values do not divide {self.heads} heads, allowed: {divisors}")
+        return groups
+
 
 class State(NamedTuple):
     """The cache: keys and values of all past tokens, each [B G S K]."""

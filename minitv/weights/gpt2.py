@@ -4,7 +4,7 @@ Their linear layers are called Conv1D and keep their matrices [inputs outputs], 
 queries, keys and values, in this order, which is also ours.
 """
 
-from ..architecture import TRANSPOSED, Architecture, Rule, biased, count, flag, number, only, ratio, training, word
+from ..architecture import ACTIVATIONS, TRANSPOSED, Architecture, Rule, biased, count, flag, number, only, ratio, training, word
 
 WIDTH = count("n_embd", "width", 768)
 
@@ -21,9 +21,7 @@ GPT2 = Architecture(
         count("n_layer", "layers", 12),
         count("n_head", "heads", 12),
         ratio("n_inner", "ffn_multiple", WIDTH, 4),
-        word("activation_function", "activation", "gelu_new",
-             {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu": "gelu",
-              "relu": "relu", "relu2": "relu_squared", "silu": "silu", "swish": "silu"}),
+        word("activation_function", "activation", "gelu_new", ACTIVATIONS),
         number("layer_norm_epsilon", "norm_eps", 1e-5),
         flag("tie_word_embeddings", "tied", True),
         training("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),

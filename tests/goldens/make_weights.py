@@ -17,6 +17,7 @@ Every array is random, also biases and gains, so that none is 0 or 1. A model th
 
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,47 @@ def gpt2_other():
         tie_word_embeddings=False, bos_token_id=0, eos_token_id=0))
 
 
-MODELS = {"gpt2": gpt2, "gpt2-other": gpt2_other}
+def llama():
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=17, max_position_embeddings=16, hidden_size=8, intermediate_size=20, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0}))
+
+
+def llama_other():
+    """Biases, a tied head, a head of keys and values for each of queries, and the angles of LLaMA 3."""
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=13, max_position_embeddings=32, hidden_size=8, intermediate_size=12, num_hidden_layers=1,
+        num_attention_heads=1, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 20.0, "factor": 4.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 8}))
+
+
+def mistral():
+    return transformers.MistralForCausalLM(transformers.MistralConfig(
+        vocab_size=13, max_position_embeddings=16, hidden_size=8, intermediate_size=12, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=1, sliding_window=None, bos_token_id=1, eos_token_id=2))
+
+
+def rwkv():
+    return transformers.RwkvForCausalLM(transformers.RwkvConfig(
+        vocab_size=15, context_length=16, hidden_size=8, intermediate_size=20, num_hidden_layers=2, rescale_every=0))
+
+
+MODELS = {"gpt2": gpt2, "gpt2-other": gpt2_other, "llama": llama, "llama-other": llama_other, "mistral": mistral, "rwkv": rwkv}
+STATES = {"rwkv"}  # those that keep a state, and no cache
+
+
+@contextmanager
+def doubles():
+    """What asks for float32 gets float64: norms, angles, and the sums of RWKV."""
+    before = torch.float32, torch.float, torch.Tensor.float
+    torch.float32 = torch.float = torch.float64
+    torch.Tensor.float = torch.Tensor.double
+    try:
+        yield
+    finally:
+        torch.float32, torch.float, torch.Tensor.float = before
 
 
 def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:
@@ -53,10 +94,13 @@ def random_weights(model: torch.nn.Module, rng: np.random.Generator) -> None:
 
 def cached(model: torch.nn.Module, ids: torch.Tensor) -> np.ndarray:
     """The logits of calls of four tokens, of one, and of the rest."""
+    if model.config.model_type in STATES and len(ids) > 1:  # one token of several sequences gets states of a wrong shape there
+        return np.concatenate([cached(model, row) for row in ids[:, None]])
+    name = "state" if model.config.model_type in STATES else "past_key_values"
     past, parts = None, []
     for part in (ids[:, :4], ids[:, 4:5], ids[:, 5:]):
-        out = model(part, past_key_values=past, use_cache=True)
-        past = out.past_key_values
+        out = model(part, **{name: past}, use_cache=True)
+        past = getattr(out, name)
         parts.append(out.logits.detach().numpy())
     return np.concatenate(parts, axis=1)
 
@@ -64,7 +108,7 @@ def cached(model: torch.nn.Module, ids: torch.Tensor) -> np.ndarray:
 def expected(model: torch.nn.Module, rng: np.random.Generator, read_in_parts) -> dict[str, np.ndarray]:
     """What the model computes of ids that are drawn."""
     ids, labels = (torch.from_numpy(rng.integers(0, model.config.vocab_size, (BATCH, LENGTH))) for _ in range(2))
-    logits = model(ids).logits
+    logits = model(ids, use_cache=False).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
     loss.backward()
     arrays = {"ids": ids.numpy(), "labels": labels.numpy(), "logits": logits.detach().numpy(), "loss": loss.detach().numpy()}
@@ -78,13 +122,15 @@ def make(name: str) -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     rng = np.random.default_rng(sum(name.encode()))
-    model = MODELS[name]().double().eval()
-    random_weights(model, rng)
+    with doubles():
+        model = MODELS[name]().double().eval()
+        random_weights(model, rng)
+        arrays = expected(model, rng, cached)
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
+    model.zero_grad()
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    arrays = expected(model, rng, cached)
     np.savez_compressed(folder / "expected.npz", **arrays)
     with safe_open(folder / "model.safetensors", "np") as file:
         print(name, sum(path.stat().st_size for path in folder.iterdir()), "bytes:", *file.keys())
