@@ -390,7 +390,6 @@ def from_json(data: dict[str, Any]) -> Tokenizer:
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind == "byte" and set(data) == {"kind"}:
         return ByteTokenizer()
-        return {"kind": self.kind, "vocab": self.vocab, **({} if self.mask is None else {"mask": self.mask})}
     if kind == "char" and set(data) == {"kind", "characters"} and isinstance(data["characters"], str):
         try:
             return CharTokenizer(data["characters"])
