@@ -42,10 +42,11 @@ AXES = 8  # of positions, at most
 
 
 def integers(config: Values, name: str, default: list[int] | None) -> list[int]:
-    """An entry that is a list of positive integers."""
-    value = entry(config, name, list, default, "a list of positive integers")
-    if not value or not all(type(number) is int and 1 <= number < 2**31 for number in value):
-        raise UserError(f"{name} is {quoted(value)}, allowed: a list of positive integers")
+    """An entry that is a list of positive integers, no longer than the axes of positions may be."""
+    allowed = f"a list of 1 to {AXES} positive integers below 2**31"
+    value = entry(config, name, list, default, allowed)
+    if not 1 <= len(value) <= AXES or not all(type(number) is int and 1 <= number < 2**31 for number in value):
+        raise UserError(f"{name} is {quoted(value)}, allowed: {allowed}")
     return value
 
 
@@ -100,8 +101,6 @@ def read_positions(config: Values) -> Values:
     if not entry(config, "axial_pos_embds", bool, True, "true or false"):
         return {"axial": None, "axial_widths": None}
     axes, sizes = integers(config, "axial_pos_shape", [64, 64]), integers(config, "axial_pos_embds_dim", [64, 192])
-    if len(axes) > AXES:
-        raise UserError(f"axial_pos_shape has {len(axes)} numbers, allowed: {AXES} at most")
     return {"axial": "x".join(map(str, axes)), "axial_widths": ",".join(map(str, sizes))}
 
 

@@ -9,6 +9,8 @@ at all; there the first norm and the convolutions of the blocks read it. The con
 nothing computes with it. Dropout, masks of spans and the quantizer belong to their training and are not taken over.
 """
 
+import math
+
 from ..architecture import (
     Architecture,
     Key,
@@ -116,7 +118,8 @@ WAV2VEC2_CONFORMER = Architecture(
         only("position_embeddings_type", "relative", "queries and keys are made of distances here"),
         only("pad_token_id", 0, "class 0 is CTC's blank here"),
         only("add_adapter", False, "there are no convolutions behind the blocks here"),
-        Key(("max_source_positions",), (), lambda config: {}, lambda values: {"max_source_positions": 5000}),
+        Key(("max_source_positions", "num_conv_pos_embedding_groups"), (), lambda config: {},  # of what nothing computes with
+            lambda values: {"max_source_positions": 5000, "num_conv_pos_embedding_groups": math.gcd(values["width"], 16)}),
     ),
     prefix=f"{MODEL}.",
     rules=(
@@ -152,6 +155,6 @@ WAV2VEC2_CONFORMER = Architecture(
         num_codevectors_per_group num_codevector_groups contrastive_logits_temperature num_negatives codevector_dim
         proj_codevector_dim diversity_loss_weight ctc_loss_reduction ctc_zero_infinity classifier_proj_size tdnn_dim
         tdnn_kernel tdnn_dilation xvector_output_dim adapter_kernel_size adapter_stride num_adapter_layers output_hidden_size
-        num_conv_pos_embeddings num_conv_pos_embedding_groups rotary_embedding_base conformer_conv_dropout
+        num_conv_pos_embeddings rotary_embedding_base conformer_conv_dropout
     """.split()),
 )
