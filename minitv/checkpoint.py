@@ -24,18 +24,17 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
-import safetensors.numpy
 
 from . import files, tensors
 from .errors import CheckpointError, SaveError, UserError
 from .schema import RunState, read_state
-from .tensors import Planned
+from .tensors import Mapped, Planned
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
@@ -54,8 +53,8 @@ class Checkpoint:
     ``load_run`` gives a RunState in its place.
     """
 
-    model: Arrays
-    optimizer: Arrays
+    model: Mapping[str, np.ndarray]
+    optimizer: Mapping[str, np.ndarray]
     state: Any
 
 
@@ -127,6 +126,17 @@ def load_run(directory: str | os.PathLike, name: str = "last") -> Checkpoint:
     return _read(directory, name, read)
 
 
+def map_run(directory: str | os.PathLike, name: str = "last") -> Checkpoint:
+    """``load_run`` without the optimizer, and the arrays of the model are a tensors.Mapped, which the caller closes.
+
+    So the model takes no memory beside what is made of it.
+    """
+    def read(folder: Path) -> Checkpoint:
+        state, hashes = _read_state(folder)
+        return Checkpoint(_mapped(folder / MODEL, hashes[MODEL]), {}, read_state(state, str(folder / STATE)))
+    return _read(directory, name, read)
+
+
 def read_run(directory: str | os.PathLike, name: str = "last") -> RunState:
     """The state of a training run's checkpoint, without reading its arrays; paths and errors as in ``load``."""
     return _read(directory, name, lambda folder: read_state(_read_state(folder)[0], str(folder / STATE)))
@@ -157,8 +167,8 @@ def run_folder(directory: str | os.PathLike) -> Path:
     return path.parent if path.name in NAMES and (path / STATE).is_file() else path
 
 
-def check_arrays(expected: Arrays, loaded: Arrays, what: str) -> None:
-    """Raise CheckpointError unless ``loaded`` has exactly the names, shapes and dtypes of ``expected``."""
+def check_arrays(expected: Mapping[str, Any], loaded: Mapping[str, np.ndarray], what: str) -> None:
+    """Raise CheckpointError unless ``loaded`` has exactly the names, shapes and dtypes of ``expected``, arrays or tensors."""
     both = [key for key in expected if key in loaded]
     problems = {
         "missing": [key for key in expected if key not in loaded],
@@ -226,17 +236,9 @@ def _write(path: Path, parts: Iterable[bytes]) -> str:
             digest.update(part)
         file.flush()
         os.fsync(file.fileno())
-    if _digest(path) != digest.hexdigest():
-        raise OSError(f"{path.name} does not read back as written")
-    return digest.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    """The SHA-256 of a file, read in parts."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
+        if tensors.digest(file) != digest.hexdigest():
+            raise OSError(f"{path.name} does not read back as written")
     return digest.hexdigest()
 
 
@@ -314,8 +316,15 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _read_file(path: Path) -> bytes:
-    try:
+    with _readable(path):
         return files.read(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """CheckpointError for a file that is not there or cannot be read."""
+    try:
+        yield
     except FileNotFoundError:
         hint = "is not a minitv checkpoint" if path.name == STATE else "is incomplete"
         raise CheckpointError(f"{path.parent} {hint}: it has no {path.name}") from None
@@ -355,12 +364,17 @@ def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _read_arrays(path: Path, sha256: str) -> Arrays:
-    data = _read_file(path)
-    try:
-        loaded = safetensors.numpy.load(data)
-    except Exception as error:  # whatever the package raises
-        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
-    if _sha256(data) != sha256:
-        raise CheckpointError(f"{path} was changed or damaged after it was saved, or is of another checkpoint: "
-                              "its sha256 differs")
-    return {key: np.array(array, order="C") for key, array in loaded.items()}
+    arrays = _mapped(path, sha256)
+    with contextlib.closing(arrays):
+        return {key: np.array(array, order="C") for key, array in arrays.items()}
+
+
+def _mapped(path: Path, sha256: str) -> Mapped:
+    with _readable(path):
+        files.check(path)
+        arrays = Mapped(path)
+        if arrays.sha256() != sha256:
+            arrays.close()
+            raise CheckpointError(f"{path} was changed or damaged after it was saved, or is of another checkpoint: "
+                                  "its sha256 differs")
+    return arrays

@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,12 +26,13 @@ from .experiment import Experiment, from_checkpoint, merge
 from .optim import AdamW
 from .options import ExportOptions, ImportOptions, ModelOptions
 from .tensors import Planned, Stored
-from .tokenizer import HuggingFaceTokenizer, IdTokenizer, Tokenizer
+from .tokenizer import HuggingFaceTokenizer, IdTokenizer, Tokenizer, from_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 LARGEST = {CONFIG: 10**7, TOKENIZER: 10**8}  # bytes of a file that is read whole
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+DTYPES = ("F32", "F16", "BF16", "F64")  # of weights
 SHOWN = 8  # names in an error
 FREE = ("init_std",)  # options of ours that say nothing of a trained model
 
@@ -289,6 +291,16 @@ def _check_rules(architecture: Architecture, rules: list[Rule], shapes: Mapping[
         raise TypeError(f"{architecture.name}: these arrays are not named by one rule each: {', '.join(wrong[:SHOWN])}")
 
 
+def _stand_in(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of zeros that takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _shapes_there(rule: Rule, shapes: Mapping[str, tuple[int, ...]], values: Values) -> list[tuple[int, ...]]:
+    """The shapes of the arrays of theirs in a rule: stand-ins of ours go the way, so they need no declaration of their own."""
+    return [array.shape for array in rule.way.write([_stand_in(shapes[name], np.bool_) for name in rule.ours], values)]
+
+
 def _check_shapes(rules: list[Rule], stored: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], values: Values,
                   folder: Path) -> None:
     """CheckpointError unless every array in the files has the shape that the options ask for, and a dtype of weights."""
@@ -298,13 +310,11 @@ def _check_shapes(rules: list[Rule], stored: Mapping[str, Stored], shapes: Mappi
             with naming(folder):
                 rule.way.read([stored[name].array() for name in rule.theirs], values)
             continue
-        # Stand-ins, which repeat one number and take no memory, go the way back: so shapes need no declaration of their own.
-        ours = [np.broadcast_to(np.zeros((), np.bool_), shapes[name]) for name in rule.ours]
-        for name, array in zip(rule.theirs, rule.way.write(ours, values), strict=True):
-            if stored[name].dtype not in tensors.READ:
-                wrong.append(f"{name} is of the dtype {stored[name].dtype}, allowed: {', '.join(tensors.READ)}")
-            elif stored[name].shape != array.shape:
-                wrong.append(f"{name} has the shape {_shape(stored[name].shape)} instead of {_shape(array.shape)}")
+        for name, shape in zip(rule.theirs, _shapes_there(rule, shapes, values), strict=True):
+            if stored[name].dtype not in DTYPES:
+                wrong.append(f"{name} is of the dtype {stored[name].dtype}, allowed: {', '.join(DTYPES)}")
+            elif stored[name].shape != shape:
+                wrong.append(f"{name} has the shape {_shape(stored[name].shape)} instead of {_shape(shape)}")
     if wrong:
         raise CheckpointError(f"{folder}: the arrays do not fit {CONFIG}: {'; '.join(wrong[:SHOWN])}"
                               + f" and {len(wrong) - SHOWN} more" * (len(wrong) > SHOWN))
@@ -322,36 +332,53 @@ def _name(path: Path) -> str:
 
 # -- out ---------------------------------------------------------------------------------------------------------------
 def export(directory: str, options: ExportOptions) -> tuple[Path, Architecture]:
-    """Write config.json and model.safetensors of a run's model, and return their folder and the architecture.
+    """Write config.json, model.safetensors and what there is of a tokenizer of a run's model for other programs.
 
-    UserError says what the model has that no architecture of its variant can say, before anything is written.
+    Returns their folder and the architecture. UserError says what the model has that no architecture of its variant can say,
+    before anything is written.
     """
-    snapshot = checkpoint.read_run(directory, options.checkpoint)
-    with naming(directory, CheckpointError):
-        experiment = from_checkpoint(snapshot.config)
-        vocab = experiment.task.stored_vocab(snapshot.task)
-    with naming(directory):
-        architecture, config = expressed(experiment, vocab)
-    out = Path(options.out or f"{checkpoint.run_folder(directory)}-{options.format}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: there is something already, give a new folder")
-    kept = checkpoint.load_run(directory, options.checkpoint).model
-    whole = experiment.replace(**{name: architecture.fixed[name] for name in architecture.filled})
-    shapes, values = whole.shapes(vocab), whole.values
-    checkpoint.check_arrays({name: np.broadcast_to(np.float32(0), shape) for name, shape in experiment.shapes(vocab).items()},
-                            kept, f"{directory}: the model")
-    rules = architecture.expanded(values)
-    _check_rules(architecture, rules, shapes)
+    snapshot = checkpoint.map_run(directory, options.checkpoint)
+    with closing(snapshot.model) as kept:
+        with naming(directory, CheckpointError):
+            experiment = from_checkpoint(snapshot.state.config)
+            vocab = experiment.task.stored_vocab(snapshot.state.task)
+            shapes = experiment.shapes(vocab)
+        checkpoint.check_arrays({name: _stand_in(shape, np.float32) for name, shape in shapes.items()}, kept,
+                                f"{directory}: the model")
+        with naming(directory):
+            architecture, config = expressed(experiment, vocab)
+        out = Path(options.out or f"{checkpoint.run_folder(directory)}-{options.format}")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"--out {out}: there is something already, give a new folder")
+        whole = experiment.replace(**{name: architecture.fixed[name] for name in architecture.filled})
+        shapes, values = whole.shapes(vocab), whole.values
+        rules = architecture.expanded(values)
+        _check_rules(architecture, rules, shapes)
 
-    def made(rule: Rule) -> Iterator[tuple[str, Planned]]:
-        ours = [kept[name] if name in kept else np.broadcast_to(np.float32(0), shapes[name]) for name in rule.ours]
-        for name, array in zip(rule.theirs, rule.way.write(ours, values), strict=True):
-            yield name, Planned(array.shape, np.dtype(np.float32), lambda array=array: array)
+        def ours(name: str) -> np.ndarray:
+            return kept[name] if name in kept else _stand_in(shapes[name], np.float32)
 
-    arrays = dict(pair for rule in rules for pair in made(rule))
-    out.mkdir(parents=True, exist_ok=True)
-    files.replace(out / WEIGHTS, tensors.blocks(arrays, {"format": "pt"}))
-    files.replace(out / CONFIG, [json.dumps(config, indent=2).encode() + b"\n"])
+        arrays = {}
+        for rule in rules:
+            for number, (name, shape) in enumerate(zip(rule.theirs, _shapes_there(rule, shapes, values), strict=True)):
+                arrays[name] = Planned(shape, np.dtype(np.float32), lambda rule=rule, number=number: rule.way.write(
+                    list(map(ours, rule.ours)), values)[number])
+        contents = {WEIGHTS: tensors.blocks(arrays, {"format": "pt"})}
+        tokenizer = snapshot.state.task.get("tokenizer")
+        if isinstance(tokenizer, dict) and tokenizer.get("kind") == HuggingFaceTokenizer.kind:
+            tokenizer = from_json(tokenizer)
+            contents[TOKENIZER] = [tokenizer.definition.encode()]
+            config["bos_token_id"] = tokenizer.first
+        elif isinstance(tokenizer, dict) and "mask" in tokenizer:
+            config["mask_token_id"] = tokenizer["mask"]
+        contents |= {name: [data] for name, data in experiment.task.exported(snapshot.state.task).items()}
+        contents[CONFIG] = [json.dumps(config, indent=2).encode() + b"\n"]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {out}: this folder cannot be made: {error.strerror or error}") from None
+        for name, parts in contents.items():
+            files.replace(out / name, parts)
     return out, architecture
 
 

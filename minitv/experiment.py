@@ -75,7 +75,7 @@ class Experiment:
     def shapes(self, vocab: int) -> dict[str, tuple[int, ...]]:
         """The shapes of all arrays that a checkpoint has of the model, by name; none is made. UserError as of ``size``."""
         found: dict[str, tuple[int, ...]] = {}
-        room.measured(lambda: found.update(self._build(vocab).shapes()))
+        room.measured(lambda: found.update({name: array.shape for name, array in self._build(vocab).saved().items()}))
         self.size(vocab)
         return found
 

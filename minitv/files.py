@@ -17,14 +17,19 @@ TABLE, PICTURE = "compare.json", "compare.png"  # what compare writes beside the
 
 def read(path: str | os.PathLike, *, pipes: bool = False) -> bytes:
     """The bytes of a file. OSError for a device, and for a pipe unless ``pipes`` allows one: it may have no end."""
+    check(path, pipes=pipes)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def check(path: str | os.PathLike, *, pipes: bool = False) -> None:
+    """Raise what ``read`` raises for what is no file."""
     mode = os.stat(path).st_mode
     pipe = stat.S_ISFIFO(mode)
     if pipe and pipes:
         print(f"reading {plain(os.fspath(path))}, a pipe, up to its end", file=sys.stderr, flush=True)
     elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, f"this is a {'pipe' if pipe else 'device'}, and a file is needed", os.fspath(path))
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def replace(path: Path, data: bytes | Iterable[bytes]) -> None:

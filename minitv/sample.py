@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from .evaluate import Evaluation, evaluate
 from .experiment import Experiment, from_checkpoint
 from .models.encdec import EncoderDecoder, padded
 from .models.lm import LanguageModel
+from .nn import undrawn
 from .options import OF_SOME, SampleOptions
 from .variants.attention_sinks import cache_of, streaming
 
@@ -194,12 +196,13 @@ class Trained(NamedTuple):
 
 def load(directory: str, name: str = "last") -> Trained:
     """The experiment and the model of a run's checkpoint."""
-    snapshot = checkpoint.load_run(directory, name)
-    with naming(directory, CheckpointError):
-        experiment = from_checkpoint(snapshot.state.config)
-        model = experiment.build(experiment.task.stored_vocab(snapshot.state.task))
-    checkpoint.check_arrays(model.state(), snapshot.model, f"{directory}: the model")
-    model.load(snapshot.model)
+    snapshot = checkpoint.map_run(directory, name)
+    with closing(snapshot.model):
+        with naming(directory, CheckpointError), undrawn():
+            experiment = from_checkpoint(snapshot.state.config)
+            model = experiment.build(experiment.task.stored_vocab(snapshot.state.task))
+        checkpoint.check_arrays(model.saved(), snapshot.model, f"{directory}: the model")
+        model.load(snapshot.model)
     return Trained(experiment, model, snapshot.state.task, snapshot.state.step)
 
 

@@ -225,6 +225,11 @@ class Task:
         """
         return None
 
+    @classmethod
+    def exported(cls, saved: Mapping[str, Any]) -> dict[str, bytes]:
+        """Files by their names that other programs want beside a model with this state: what ``imported`` reads."""
+        return {}
+
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any] | None:
         """What a new run on other data takes over of a checkpoint's state, when it begins with its weights."""

@@ -6,13 +6,14 @@ where it lies, and then the arrays. So one array can be read, or written, withou
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import safetensors
@@ -20,9 +21,9 @@ import safetensors
 from . import files
 from .errors import CheckpointError, quoted
 
-HEADER = 10**7  # bytes of a header at most: that of a model of a thousand layers has two million
+HEADER = 10**7  # bytes of the header of a foreign file at most: that of a model of a thousand layers has two million
 WRITTEN = {"float32": "F32", "float64": "F64", "int64": "I64"}
-READ = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2"}  # what weights may be; numpy has no bfloat16
+READ = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}  # numpy has no bfloat16
 
 
 class Stored(NamedTuple):
@@ -33,13 +34,13 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     start: int  # in the file
 
-    def array(self) -> np.ndarray:
+    def array(self, file: BinaryIO | None = None) -> np.ndarray:
         """The numbers as they lie in the file, which is mapped; bfloat16 becomes float32. CheckpointError for other dtypes."""
         if self.dtype not in READ:
             raise CheckpointError(f"{self.path}: its dtype is {quoted(self.dtype)}, allowed: {', '.join(READ)}")
         if not math.prod(self.shape):
-            return np.zeros(self.shape, np.float32)
-        array = np.memmap(self.path, READ[self.dtype], "r", self.start, self.shape)
+            return np.zeros(self.shape, np.float32 if self.dtype == "BF16" else READ[self.dtype])
+        array = np.memmap(self.path if file is None else file, READ[self.dtype], "r", self.start, self.shape)
         return (array.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else array
 
 
@@ -49,21 +50,68 @@ def stored(path: Path) -> dict[str, Stored]:
         raise CheckpointError(f"{path}: there is no such file")
     try:
         with open(path, "rb") as file:
-            size = struct.unpack("<Q", file.read(8))[0]
-            if size > min(HEADER, os.fstat(file.fileno()).st_size - 8):
-                raise CheckpointError(f"{path} is truncated or not a safetensors file: its first eight bytes say that its "
-                                      f"header has {size} bytes, allowed are {HEADER}, and no more than the file has")
-            header = json.loads(file.read(size))
-        with safetensors.safe_open(path, "np"):  # which checks that every array lies in the file, and no two at one place
-            pass
-    except CheckpointError:
-        raise
+            return _described(file, path, HEADER)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _described(file: BinaryIO, path: Path, longest: int) -> dict[str, Stored]:
+    """What the header of an open file says, which has at most so many bytes."""
+    try:
+        size, length = struct.unpack("<Q", file.read(8))[0], os.fstat(file.fileno()).st_size
+        if size > min(longest, length - 8):
+            raise CheckpointError(f"{path} is truncated or not a safetensors file: its first eight bytes say that its header "
+                                  f"has {size} bytes, allowed are {longest}, and no more than the file has")
+        header = json.loads(file.read(size))
+        with safetensors.safe_open(path, "np"):  # which checks that every array lies in the file, and no two at one place
+            pass
+    except (CheckpointError, OSError):
+        raise
     except Exception as error:  # whatever the package raises
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
     return {name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
             for name, entry in header.items() if name != "__metadata__"}
+
+
+class Mapped(Mapping[str, np.ndarray]):
+    """The arrays of one file, each of which is mapped anew whenever it is asked for, so that its memory is soon free again.
+
+    The file stays open until ``close``: all arrays are of the same one, even where another takes its name meanwhile.
+    """
+
+    def __init__(self, path: Path):
+        self._file = open(path, "rb")  # closed by ``close``
+        try:
+            self._stored = _described(self._file, path, 10 * HEADER)
+        except BaseException:
+            self.close()
+            raise
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._stored[name].array(self._file)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def sha256(self) -> str:
+        """The SHA-256 of the whole file."""
+        return digest(self._file)
+
+    def close(self) -> None:
+        """Close the file; arrays that were asked for stay."""
+        self._file.close()
+
+
+def digest(file: BinaryIO) -> str:
+    """The SHA-256 of an open file, from its first byte on, of which a part at a time is in memory."""
+    file.seek(0)
+    sums = hashlib.sha256()
+    while part := file.read(2**20):
+        sums.update(part)
+    return sums.hexdigest()
 
 
 class Planned(NamedTuple):

@@ -531,6 +531,14 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
         """The units are those of vocab.json, where a bar stands between words; without it, the numbers of the classes."""
         return {**_units(folder / "vocab.json", vocab), "scale": [[0.0], [1.0]]}
 
+    @classmethod
+    def exported(cls, saved: Mapping[str, Any]) -> dict[str, bytes]:
+        alphabet = stored_alphabet(saved)
+        if alphabet.kind != "character":  # their file is for characters
+            return {}
+        units = ("<pad>", *("|" if unit == " " else unit for unit in alphabet.units))
+        return {"vocab.json": json.dumps({unit: i for i, unit in enumerate(units)}, ensure_ascii=False).encode()}
+
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any]:
         return {key: saved[key] for key in ("labels", "units", "scale") if key in saved}

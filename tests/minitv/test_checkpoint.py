@@ -483,15 +483,15 @@ def test_a_process_killed_at_any_time_while_others_read(tmp_path):
 
 def test_a_reader_follows_a_checkpoint_that_is_replaced_while_it_reads(tmp_path, monkeypatch):
     save(tmp_path, "last", **parts(1))
-    read, saves = checkpoint._read_file, []
+    read, saves = checkpoint._mapped, []
 
-    def interrupted(path):
+    def interrupted(path, sha256):
         if path.name == OPTIMIZER and len(saves) < 2:
             saves.append(path)
             save(tmp_path, "last", **parts(1 + len(saves)))
-        return read(path)
+        return read(path, sha256)
 
-    monkeypatch.setattr(checkpoint, "_read_file", interrupted)
+    monkeypatch.setattr(checkpoint, "_mapped", interrupted)
     assert value_of(load(tmp_path)) == 3 and len(saves) == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,10 +14,13 @@ import safetensors.numpy
 from autograd import cross_entropy, no_grad
 from autograd.random import Random
 from minitv import checkpoint, exchange, weights
-from minitv.exchange import WEIGHTS, find, import_weights
+from minitv.errors import CheckpointError, UserError
+from minitv.exchange import CONFIG, INDEX, WEIGHTS, Pickled, find, import_weights
 from minitv.goldens import FOLDER, close
 from minitv.options import ExportOptions, ImportOptions
 from minitv.sample import load
+from tests.minitv.models import configure
+from tests.minitv.test_weights_of_papers import NAMES as ELSEWHERE
 
 GOLDENS = FOLDER / "weights"
 NAMES = sorted(path.name for path in GOLDENS.iterdir())
@@ -119,11 +123,205 @@ def test_a_model_without_biases_is_written_with_zeros(tmp_path):
 
 
 def minitv_run(tmp_path: Path, variant: str, **values) -> str:
-    """A run that has done no step, of a small model with ids for tokens."""
-    from minitv import variants
-
-    experiment = variants.load(variant).configure(width=16, heads=2, layers=1, context=8, **values)
+    """A run that has done no step, of a small model."""
+    heads = {} if variant == "rwkv" else dict(heads=2)
+    experiment = configure(variant, width=16, layers=1, context=8, **heads, **values)
     state = {"config": experiment.to_json(), "tokenizer": {"kind": "byte"}, "corpus_sha256": None, "vocab": 256, "step": 0,
              "best_loss": None, "elapsed_s": 0.0, "threads": 1}
     checkpoint.save(tmp_path / "made", "last", model=experiment.build(256).state(), optimizer={}, state=state)
     return str(tmp_path / "made")
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*ELSEWHERE}))
+def test_transformers_reads_what_export_writes(name, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the package transformers is not installed")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    run, _ = import_weights(str(GOLDENS / name), ImportOptions(out=str(tmp_path / "run")))
+    out, architecture = exchange.export(str(run), ExportOptions(out=str(tmp_path / "out")))
+    model, report = getattr(transformers, architecture.task_class).from_pretrained(out, output_loading_info=True)
+    assert not any(report.values()), report
+    ids = np.load(GOLDENS / name / "expected.npz")["ids"]
+    with torch.no_grad(), no_grad():
+        wanted = model.eval()(torch.from_numpy(ids)).logits.numpy()
+        close(load(str(run)).model(ids).numpy(), wanted.astype(np.float64), np.float32, "logits")
+
+
+def test_pairs_of_neighbours_are_written_half_a_head_apart(tmp_path):
+    """A model that was trained here is the same one there, although its rows of queries and keys have another order."""
+    made = minitv_run(tmp_path, "roformer", norm="rms_norm", ffn_gate=True, activation="silu", kv_heads=1)
+    out, architecture = exchange.export(made, ExportOptions(out=str(tmp_path / "out")))
+    ids = np.arange(6)[None]
+    with no_grad():
+        wanted = load(made).model(ids).numpy().astype(np.float64)
+        close(built(find(str(out)), np.float32)(ids).numpy(), wanted, np.float32, "logits")
+    assert architecture.name == "llama"
+
+
+# -- other files of the same model -------------------------------------------------------------------------------------
+def rewritten(folder: Path, change) -> None:
+    """Write the weights of a folder anew, as ``change(arrays)`` gives them."""
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(folder / WEIGHTS)), folder / WEIGHTS)
+
+
+def configured(folder: Path, **entries) -> Path:
+    """Give config.json other entries."""
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | entries))
+    return folder
+
+
+def made(folder: Path) -> dict[str, np.ndarray]:
+    return {name: array.make() for name, array in find(str(folder)).arrays().items()}
+
+
+def same(folder: Path, **tolerance) -> None:
+    """The folder holds the model of the golden one."""
+    before, after = made(GOLDENS / folder.name), made(folder)
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_allclose(after[name], array, **(tolerance or dict(rtol=0)))
+
+
+def test_a_model_in_parts_is_one(folder):
+    place = folder()
+    arrays = safetensors.numpy.load_file(place / WEIGHTS)
+    (place / WEIGHTS).unlink()
+    index = {name: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, name in enumerate(arrays)}
+    for file in set(index.values()):
+        safetensors.numpy.save_file({name: array for name, array in arrays.items() if index[name] == file}, place / file)
+    (place / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": index}))
+    same(place)
+    assert find(str(place / INDEX)).vocab == find(str(place)).vocab
+
+
+def test_one_file_is_read_as_its_folder(folder):
+    place = folder()
+    (place / WEIGHTS).rename(place / "other.safetensors")
+    assert find(str(place / "other.safetensors")).shapes == find(str(GOLDENS / "gpt2")).shapes
+
+
+def test_float16_is_exact(folder):
+    place = folder()
+    rewritten(place, lambda arrays: {name: array.astype(np.float16) for name, array in arrays.items()})
+    arrays = safetensors.numpy.load_file(place / WEIGHTS)
+    np.testing.assert_array_equal(made(place)["embed.weight"], arrays["transformer.wte.weight"].astype(np.float32), strict=True)
+    same(place, rtol=1e-3, atol=1e-6)
+
+
+def test_bfloat16_is_exact(folder):
+    place = folder()
+    arrays = {name: array.astype(np.float32) for name, array in safetensors.numpy.load_file(place / WEIGHTS).items()}
+    bits = {name: (array.view(np.uint32) >> 16).astype("<u2") for name, array in arrays.items()}
+    header, start = {}, 0
+    for name, array in bits.items():
+        header[name] = {"dtype": "BF16", "shape": list(array.shape), "data_offsets": [start, start + array.nbytes]}
+        start += array.nbytes
+    text = json.dumps(header).encode()
+    (place / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in bits.values()))
+    wanted = (bits["transformer.wte.weight"].astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(made(place)["embed.weight"], wanted, strict=True)
+    same(place, rtol=1e-2, atol=1e-6)
+
+
+def test_names_without_the_prefix_and_masks_are_those_of_older_files(folder):
+    place = folder()
+    rewritten(place, lambda arrays: {name.removeprefix("transformer."): array for name, array in arrays.items()} | {
+        "h.0.attn.bias": np.ones((1, 1, 16, 16)), "h.1.attn.masked_bias": np.array(-1e4)})
+    same(place)
+
+
+def test_a_tied_head_may_be_there_once_more_if_it_is_the_same(folder):
+    place = folder()
+    rewritten(place, lambda arrays: arrays | {"lm_head.weight": arrays["transformer.wte.weight"].copy()})
+    same(place)
+    rewritten(place, lambda arrays: arrays | {"lm_head.weight": arrays["transformer.wte.weight"] + 1})
+    with pytest.raises(CheckpointError, match=r"says that lm_head\.weight and transformer\.wte\.weight are one array"):
+        find(str(place))
+
+
+def test_angles_in_the_words_of_older_files_are_the_same(folder):
+    place = folder("llama-other")
+    config = json.loads((place / CONFIG).read_text())
+    scaling = config.pop("rope_parameters")
+    config |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
+    (place / CONFIG).write_text(json.dumps(config))
+    assert find(str(place)).experiment.mixer == find(str(GOLDENS / place.name)).experiment.mixer
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name, entries, sentence",
+    [
+        ("gpt2", dict(model_type="bert"), r"config\.json: model_type is 'bert', allowed: gpt2, llama, mistral, "),
+        ("gpt2", dict(model_type=None), r"model_type is not there, allowed: gpt2"),
+        ("gpt2", dict(scale_attn_weights=False), r"scale_attn_weights is False, allowed: True, because"),
+        ("gpt2", dict(activation_function="mish"), r"activation_function is 'mish', allowed: silu, "),
+        ("gpt2", dict(n_head=3), r"3 heads do not divide the width 8"),
+        ("gpt2", dict(n_layer=10**9), r"layers: 1000000000 is too large"),
+        ("gpt2", dict(n_layer=3), r"missing: transformer\.h\.2\.ln_1\.weight, .* and 4 more$"),
+        ("gpt2", dict(n_layer=1), r"not known: transformer\.h\.1\..* and 4 more$"),
+        ("gpt2", dict(n_positions=17), r"wpe\.weight has the shape \[16, 8\] instead of \[17, 8\]$"),
+        ("gpt2", dict(vocab_size=20), r"wte\.weight has the shape \[19, 8\] instead of \[20, 8\]$"),
+        ("gpt2", dict(n_embd="8"), r"n_embd is '8', allowed: a positive integer"),
+        ("gpt2", dict(logit_cap=30), r"logit_cap = 30: not known of gpt2, and it may change what the model computes"),
+        ("gpt2", dict(tie_word_embeddings=False), r"missing: lm_head\.weight$"),
+        ("llama", dict(rope_parameters={"rope_type": "yarn", "factor": 2.0}), r"rope_type is 'yarn', allowed: default, linear"),
+        ("llama", dict(rope_theta=3.0), r"rope_theta is 500\.0 and 3\.0, allowed: a number"),
+        ("llama", dict(head_dim=4), r"head_dim is 4 with 4 heads and hidden_size 8, allowed"),
+        ("llama", dict(attention_bias=True), r"attention_bias is true and mlp_bias false, allowed: the same for both"),
+        ("llama", dict(num_key_value_heads=3), r"3 heads of keys and values do not divide 4 heads, allowed: 1, 2, 4"),
+        ("llama-other", dict(rope_parameters={"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 2.0,
+                                              "high_freq_factor": 4.0, "original_max_position_embeddings": 8}),
+         r"low_freq_factor is 2\.0, allowed: 1,"),
+        ("mistral", dict(sliding_window=8), r"sliding_window is 8 and max_position_embeddings 16, allowed: null"),
+        ("rwkv", dict(attention_hidden_size=16), r"attention_hidden_size is 16, allowed: hidden_size, 8"),
+        ("rwkv", dict(layer_norm_epsilon=1e-6), r"layer_norm_epsilon is 1e-06, allowed: 1e-05, because"),
+    ],
+)
+def test_what_a_description_says_that_is_not_so_here(folder, name, entries, sentence):
+    with pytest.raises(UserError, match=sentence):
+        find(str(configured(folder(name), **entries)))
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "rwkv.pth"])
+def test_a_pickle_is_never_opened_and_the_lines_that_convert_it_are_said(folder, file):
+    place = folder()
+    (place / WEIGHTS).rename(place / file)
+    for source in (place, place / file):
+        with pytest.raises(Pickled, match=f"{file} is a pickle, which may run any program") as caught:
+            find(str(source))
+        assert len(caught.value.lines) == 3 and all(compile(line, "line", "exec") for line in caught.value.lines)
+
+
+def test_numbers_that_are_not_finite_are_refused_and_nothing_is_left(folder, tmp_path):
+    place = folder()
+    rewritten(place, lambda arrays: arrays | {"transformer.ln_f.bias": np.full(8, np.nan)})
+    with pytest.raises(CheckpointError, match=r"transformer\.ln_f\.bias holds numbers that are not finite"):
+        import_weights(str(place), ImportOptions(out=str(tmp_path / "run")))
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    "variant, values, sentence",
+    [
+        ("performer", {}, r"no architecture of other programs .* is a performer, allowed: runs of "),
+        ("transformer", dict(positions="rope"), r"gpt2 cannot say it: --positions is rope, and there it is always learned"),
+        ("transformer", dict(norm="rms_norm", ffn_gate=True), r"--ffn-gate is on, and there it is always off; --norm is"),
+        ("roformer", {}, r"llama cannot say it: --ffn-gate is off, .*mistral cannot say it"),
+        ("roformer", dict(norm="rms_norm", ffn_gate=True, scaling="ntk", scaling_factor=2.0), r"--scaling is ntk, and its ang"),
+        ("rwkv", dict(activation="relu"), r"rwkv cannot say it: --activation is relu, and there it is always relu_squared"),
+    ],
+)
+def test_what_the_other_program_has_no_word_for(tmp_path, variant, values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        exchange.export(minitv_run(tmp_path, variant, **values), ExportOptions(out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_hold_something_are_not_written_into(tmp_path):
+    run = tmp_path / "run"
+    import_weights(str(GOLDENS / "gpt2"), ImportOptions(out=str(run)))
+    with pytest.raises(UserError, match=r"run: there is a run in this folder, give another one"):
+        import_weights(str(GOLDENS / "gpt2"), ImportOptions(out=str(run)))
+    with pytest.raises(UserError, match=r"run: there is something already, give a new folder"):
+        exchange.export(str(run), ExportOptions(out=str(run)))

@@ -200,9 +200,12 @@ def test_ids_are_written(name, imported, capsys):
     assert len(text.split()) >= 7 and all(word.isdigit() for word in text.split()[:7])
 
 
-def test_an_encoder_guesses_what_its_own_mask_hides(imported):
-    run = load(imported("roformer-encoder", mask_token_id=4))
+def test_an_encoder_guesses_what_its_own_mask_hides(imported, tmp_path):
+    directory = imported("roformer-encoder", mask_token_id=4)
+    run = load(directory)
     ids = np.random.default_rng(0).choice([1, 2, 3, 5, 6, 7, 8, 9, 10], 400)
+    out, _ = exchange.export(directory, ExportOptions(out=str(tmp_path / "out")))
+    assert json.loads((out / CONFIG).read_text())["mask_token_id"] == 4
     batch = run.experiment.task.asked_of(run.experiment.data, run.tokenizer, ids)
     asked = batch.labels != NOTHING
     assert asked.sum() == 60 and (batch.inputs[asked] == 4).sum() > 30 and (batch.inputs[~asked] == ids[~asked[0]]).all()
@@ -250,6 +253,8 @@ def test_a_recording_is_written_down(imported, folder, tmp_path, capsys):
     assert cli.main(["transcribe", str(run), str(tmp_path / "a.wav"), *picture]) == 0
     assert capsys.readouterr().out.strip() == recogniser.transcript(read_sound(tmp_path / "a.wav", 16_000)[0]).strip()
     assert (tmp_path / "heard.png").exists() == drawn
+    out, _ = exchange.export(str(run), ExportOptions(out=str(tmp_path / "out")))
+    assert json.loads((out / "vocab.json").read_text()) == json.loads((place / "vocab.json").read_text())
     shutil.rmtree(place)
     numbers = Recogniser(load(imported("wav2vec2-conformer"))).alphabet
     assert numbers.units == ("1", "2", "3", "4") and numbers.kind == "word"
