@@ -76,7 +76,10 @@ def count(theirs: str, ours: str, default: int | None) -> Key:
 def number(theirs: str, ours: str, default: float) -> Key:
     """A number that is the same on both sides."""
     def read(config: Values) -> Values:
-        return {ours: float(entry(config, theirs, (int, float), default, "a number"))}
+        value = entry(config, theirs, (int, float), default, "a number")
+        if not abs(value) < 2**1000:
+            raise UserError(f"{theirs} is {quoted(value)}, allowed: a number that is finite")
+        return {ours: float(value)}
 
     return Key((theirs,), (ours,), read, lambda values: {theirs: values[ours]})
 
@@ -211,6 +214,7 @@ class Architecture:
     rules: tuple[Rule, ...]
     model_type: str = ""  # of config.json, where several architectures have the same; ``describes`` then tells them apart
     describes: Callable[[Values], bool] = lambda config: True  # whether a config.json of its model_type is of this one
+    loading: str = "transformers.{task_class}.from_pretrained({folder!r})"  # how other programs load what is exported
     signs: tuple[str, ...] = ()  # entries by which a config.json without a model_type is known
     task: str | None = None  # what a model is for here; None: what the variant is trained for by default
     fixed: Values = field(default_factory=dict)  # options of ours that it always has
@@ -226,6 +230,10 @@ class Architecture:
     def ours(self) -> frozenset[str]:
         """The options that its keys read and write."""
         return frozenset(name for key in self.keys for name in key.ours)
+
+    def loader(self, folder: str) -> str:
+        """What loads a folder that was written, for a person."""
+        return self.loading.format(task_class=self.task_class, folder=folder)
 
     def expanded(self, values: Values) -> list[Rule]:
         """The rules of a model with these options, with the numbers of its layers, and names in tuples."""

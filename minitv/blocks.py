@@ -23,6 +23,7 @@ class FeedForward(Stateful):
     With ``ffn_gate`` y = (f(x W₁ᵀ + b) ∘ (x W₃ᵀ + b)) W₂ᵀ + b (Shazeer 2020, arXiv 2002.05202), with f = silu LLaMA's SwiGLU.
     """
 
+    pointwise = True
     gate: Linear | None = None
 
     def __init__(self, rng: Random, model: ModelOptions, options=None, layer: int = 0, dtype=np.float32):
@@ -109,13 +110,18 @@ class Block(Module):
         """The state before the first position."""
         return tuple(module.init_state(batch) for branch in self.branches for module in branch.modules)
 
-    def prefill(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
-        """The call on a segment that continues ``state``, and the state after it."""
+    def prefill(self, x: Tensor, state: tuple, last: bool = False) -> tuple[Tensor, tuple]:
+        """The call on a segment that continues ``state``, or of it the last position alone; and the state after it.
+
+        A block of another kind gives the whole.
+        """
         after: tuple = ()
-        for branch in self.branches:
+        for number, branch in enumerate(self.branches, 1):
+            if last and number == len(self.branches) and all(module.pointwise for module in branch.modules):
+                x = x[:, -1:]  # [B 1 D]
             y, states = branch.prefill(x, state)
             x, after = x + y, after + states
-        return x, after
+        return x[:, -1:] if last else x, after
 
 
 class PreNorm(Block):

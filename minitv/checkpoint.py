@@ -72,6 +72,7 @@ def save(directory: str | os.PathLike, name: str, *, model: Mapping[str, np.ndar
     for file, arrays in ((MODEL, model), (OPTIMIZER, optimizer)):
         _check(target / file, arrays)
     _encode_state(target / STATE, state, {})  # says what it has to say before anything is written
+    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
         os.makedirs(target.parent, exist_ok=True)
         if target.exists() and not (target / STATE).is_file():
@@ -95,6 +96,8 @@ def save(directory: str | os.PathLike, name: str, *, model: Mapping[str, np.ndar
     except UserError:  # an array that could not be made
         with contextlib.suppress(OSError):
             _remove(temporary)
+            for folder in made:
+                folder.rmdir()
         raise
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -416,8 +416,8 @@ def _import(argv: list[str]) -> int:
         synonyms=SYNONYMS,
         usage="minitv import FOLDER|FILE [options]",
         description="Make a run of a model of another program, as the package transformers keeps it: a folder with\n"
-        "config.json and model.safetensors, which may be in parts. Nothing is downloaded, and no pickle is loaded.\n"
-        f"Known architectures: {', '.join(weights.architectures())}.",
+        "config.json and model.safetensors, which may be in parts. Nothing is downloaded, and no pickle is loaded.\n\n"
+        "architectures:\n" + "\n".join(f"  {name:<18} {entry.summary}" for name, entry in weights.architectures().items()),
         epilog='examples:\n  minitv import gpt2-folder --out runs/gpt2\n  minitv sample runs/gpt2 --prompt "Once "\n'
         "  minitv train --init-from runs/gpt2 --data my.txt --lr 1e-4 --out runs/mine",
     )
@@ -429,11 +429,11 @@ def _import(argv: list[str]) -> int:
     variant = found.experiment.variant
     _columns([
         ("model", f"{found.architecture.name}, here {variant.name}: {count(found.parameters)} parameters, from {found.dtypes}"),
-        ("vocabulary", f"{found.vocab} ids{found.vocabulary}"),
+        ("vocabulary", found.vocabulary),
         ("folder", str(out)),
     ])
-    if variant.causal:
-        print(f"write with: minitv sample {out}")
+    if variant.causal or found.experiment.task.reads != "tokens":
+        print(found.experiment.task.after.format(directory=out))
     return 0
 
 
@@ -451,7 +451,7 @@ def _export(argv: list[str]) -> int:
     from .exchange import export
 
     out, architecture = export(directory, config)
-    print(f"{out}: {architecture.name}, load it with: transformers.{architecture.task_class}.from_pretrained({str(out)!r})")
+    print(f"{out}: {architecture.name}, load it with: {architecture.loader(str(out))}")
     return 0
 
 

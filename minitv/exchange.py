@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -43,7 +44,7 @@ ELSEWHERE = frozenset("""
     task_specific_params id2label label2id problem_type finetuning_task tokenizer_class
     return_dict output_hidden_states output_attentions gradient_checkpointing auto_map attn_implementation
     _attn_implementation _attn_implementation_autoset chunk_size_feed_forward torchscript use_bfloat16 max_length
-    do_sample temperature top_k top_p
+    do_sample temperature top_k top_p transformers.js_config
 """.split())
 
 
@@ -97,10 +98,12 @@ class Found(NamedTuple):
 
     @property
     def vocabulary(self) -> str:
-        """What makes ids of a text, in words that follow the number of ids."""
+        """How many ids the model knows, and what makes ids of a text."""
+        if self.experiment.task.reads != "tokens":
+            return f"{self.vocab} classes, the blank among them"
         if self.tokenizer.kind == IdTokenizer.kind:
-            return f": there is no {TOKENIZER}, so a text is numbers with spaces between them"
-        return f" of {self.folder / TOKENIZER}"
+            return f"{self.vocab} ids: there is no {TOKENIZER}, so a text is numbers with spaces between them"
+        return f"{self.vocab} ids of {self.folder / TOKENIZER}"
 
     @property
     def parameters(self) -> int:
@@ -123,6 +126,7 @@ def find(source: str) -> Found:
         architecture = _architecture(config)
         values = _options(architecture, config)
         vocab = architecture.vocab.read(config)["vocab"]
+    with naming(folder):
         experiment, _ = merge(variants.load(architecture.variant), architecture.task, None, (CONFIG, values))
     rules = architecture.expanded(experiment.values)
     stored = _named(architecture, weights_of(), rules, folder)
@@ -163,7 +167,7 @@ def _tokenizer(folder: Path, config: Values, vocab: int) -> Tokenizer:
     path = folder / TOKENIZER
     first, mask = (value if type(value) is int and 0 <= value < vocab else None
                    for value in (config.get("bos_token_id"), config.get("mask_token_id")))
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is a damaged folder
         return IdTokenizer(vocab, mask)
     text, _ = _json(path)
     tokenizer = HuggingFaceTokenizer(text, vocab, first)
@@ -206,7 +210,7 @@ def _json(path: Path) -> tuple[str, dict[str, Any]]:
 
     try:
         text = files.read(path).decode()
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse, object_pairs_hook=tensors.unique)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -237,8 +241,9 @@ def _options(architecture: Architecture, config: Values) -> dict[str, Any]:
                if name not in known and name not in architecture.ignored and value not in (None, False, "", [], {})]
     if unknown:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-        raise UserError(f"{', '.join(f'{name} = {quoted(config[name])}' for name in unknown[:SHOWN])}{more}: not known of "
-                        f"{architecture.name}, and it may change what the model computes; if it does not, remove it")
+        shown = ", ".join(f"{_short(name)} = {quoted(config[name])}" for name in unknown[:SHOWN])
+        raise UserError(f"{shown}{more}: not known of {architecture.name}, and it may change what the model computes; if it "
+                        "does not, remove it")
     values = dict(architecture.fixed)
     for key in architecture.keys:
         values |= key.read(config)
@@ -275,7 +280,7 @@ def _named(architecture: Architecture, found: dict[str, Stored], rules: list[Rul
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 100 else quoted(name)
+    return name if len(name) <= 100 and name.replace(".", "").isidentifier() else quoted(name)
 
 
 def _check_copy(copy: str, array: Stored, original: str, other: Stored) -> None:

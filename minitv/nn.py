@@ -298,6 +298,7 @@ class Stateful(Module):
     """
 
     bounded: ClassVar[bool] = False  # whether it reads no further than the context
+    pointwise: ClassVar[bool] = False  # whether a position of y depends on that position of x alone, and there is no state
     shared: ClassVar[bool] = False  # whether all layers have one object in common
     without_rope: ClassVar[str | None] = "it has no products of queries and keys"  # why not; None: the model may ask for it
     without_alibi: ClassVar[str | None] = "it has no scores that a softmax takes"  # the same

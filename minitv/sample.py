@@ -38,14 +38,13 @@ def choose(logits: np.ndarray, uniform: float, temperature: float = 1.0, top_k: 
     likely than min_p times the likeliest (Nguyen et al. 2024, arXiv 2407.01082). RunError when a logit is NaN, or the largest
     is infinite.
     """
-    order = np.argsort(-logits, kind="stable")  # NaN comes last
-    largest, last = logits[order[0]], logits[order[-1]]
-    if np.isnan(last) or not np.isfinite(largest):
-        wrong = order[-1] if np.isnan(last) else order[0]
-        raise RunError(f"the model gives token {wrong} the logit {logits[wrong]}, so that no token can be drawn: its weights, "
+    best = int(np.argmax(logits))  # or the first that is NaN
+    if not np.isfinite(logits[best]):
+        raise RunError(f"the model gives token {best} the logit {logits[best]}, so that no token can be drawn: its weights, "
                        "or what it computes from them, are not finite")
     if temperature == 0:
-        return int(order[0])
+        return best
+    order = _falling(logits)
     if top_k is not None:
         order = order[:top_k]
     below = logits[order].astype(np.float64) - logits[order[0]]
@@ -57,6 +56,21 @@ def choose(logits: np.ndarray, uniform: float, temperature: float = 1.0, top_k: 
         size = min(size, int(np.searchsorted(-weights, -min_p, side="right")))
     cumulative = cumulative[:size]
     return int(order[min(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"), len(cumulative) - 1)])
+
+
+def _falling(logits: np.ndarray) -> np.ndarray:
+    """The indices of logits [V] from the largest down, equal ones in order: a stable sort, in a third of its time.
+
+    A float32 is an integer that grows as the number does, once the sign is taken care of. With the index behind it no two
+    are equal, so that any sort is stable, and the fastest one will do.
+    """
+    if logits.dtype != np.float32:
+        return np.argsort(-logits, kind="stable")
+    bits = (np.float32(0) - logits).view(np.uint32)  # of 0 - x, where -0 and 0 are the same
+    bits = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(2**31))
+    keys = bits.astype(np.uint64) << np.uint64(32) | np.arange(len(logits), dtype=np.uint64)
+    keys.sort()
+    return (keys & np.uint64(2**32 - 1)).astype(np.intp)
 
 
 def penalise(logits: np.ndarray, mask: np.ndarray, penalty: float) -> np.ndarray:
@@ -166,13 +180,14 @@ class Trained(NamedTuple):
         model = self.model
         if options.window is not None or options.sinks is not None:
             model = streaming(model, *cache_of(model, options.window, options.sinks))
-        ids = self._drawn(model, prompt, options, seed, 0.8)
+        ids = self._drawn(model, prompt, options, seed, 0.8, tokenizer.spelled)
         return _until(options.stop, _decoded(tokenizer.decoder(prompt), ids))
 
     @staticmethod
-    def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seed: int, temperature: float) -> Iterator[int]:
+    def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seed: int, temperature: float, among: int | None = None
+               ) -> Iterator[int]:
         """The ids that ``generate`` draws; ``temperature`` stands for an option that is not given."""
-        return generate(model, prompt, options.tokens, Random(seed), **options.drawing(temperature))
+        return generate(model, prompt, options.tokens, Random(seed), among=among, **options.drawing(temperature))
 
     def _answer(self, options: SampleOptions, seed: int) -> Iterator[str]:
         """The target of the source ``options.prompt``, token after token; of a beam as a whole."""

@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import safetensors
@@ -58,11 +58,13 @@ def stored(path: Path) -> dict[str, Stored]:
 def _described(file: BinaryIO, path: Path, longest: int) -> dict[str, Stored]:
     """What the header of an open file says, which has at most so many bytes."""
     try:
-        size, length = struct.unpack("<Q", file.read(8))[0], os.fstat(file.fileno()).st_size
+        if len(head := file.read(8)) < 8:
+            raise CheckpointError(f"{path} is truncated or not a safetensors file: it has {len(head)} bytes")
+        size, length = struct.unpack("<Q", head)[0], os.fstat(file.fileno()).st_size
         if size > min(longest, length - 8):
             raise CheckpointError(f"{path} is truncated or not a safetensors file: its first eight bytes say that its header "
                                   f"has {size} bytes, allowed are {longest}, and no more than the file has")
-        header = json.loads(file.read(size))
+        header = json.loads(file.read(size), object_pairs_hook=unique)
         with safetensors.safe_open(path, "np"):  # which checks that every array lies in the file, and no two at one place
             pass
     except (CheckpointError, OSError):
@@ -71,6 +73,16 @@ def _described(file: BinaryIO, path: Path, longest: int) -> dict[str, Stored]:
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
     return {name: Stored(path, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
             for name, entry in header.items() if name != "__metadata__"}
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name stands twice, which programs read in different ways; ValueError."""
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"the name {quoted(name)} stands twice in one object")
+        made[name] = value
+    return made
 
 
 class Mapped(Mapping[str, np.ndarray]):
@@ -155,7 +167,7 @@ def of_folder(folder: Path) -> dict[str, Stored]:
     if single.is_file() or not index.is_file():
         return stored(single)
     try:
-        places = json.loads(files.read(index))["weight_map"]
+        places = json.loads(files.read(index), object_pairs_hook=unique)["weight_map"]
         named = {name: str(file) for name, file in places.items()}
     except OSError as error:
         raise CheckpointError(f"{index} cannot be read: {error.strerror or error}") from error

@@ -39,6 +39,11 @@ class Tokenizer:
     bytewise: ClassVar[bool] = False  # whether it reads any bytes, and a document is measured in them; else in characters
     vocab: int
 
+    @property
+    def spelled(self) -> int:
+        """How many of the ids spell something: those from it on stand in no text, and none of them is written."""
+        return self.vocab
+
     def encode(self, text: str) -> np.ndarray:
         """Ids [N] of a text; UserError names the first character that has none."""
         raise NotImplementedError
@@ -212,7 +217,7 @@ class IdTokenizer(Tokenizer):
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer of the tokenizers library: ``definition`` is the text of a file tokenizer.json.
 
-    ``vocab`` is the number of ids that the model has, of which some at the end may spell nothing. ``first`` is the id that
+    ``vocab`` is the number of ids that the model has, of which the last ones may spell nothing. ``first`` is the id that
     stands before a text, if the model's own description names one. The library is loaded when a text is to be read or written,
     and until then the definition is not checked: CheckpointError if it is no tokenizer, or has more ids than the model;
     UserError where the library is missing.
@@ -251,6 +256,10 @@ class HuggingFaceTokenizer(Tokenizer):
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
         return next((id for id in ids if type(id) is int and 0 <= id < self.vocab), None)
+
+    @cached_property
+    def spelled(self) -> int:
+        return max(self._library.get_vocab(with_added_tokens=True).values()) + 1
 
     @cached_property
     def _drops(self) -> bool:

@@ -30,5 +30,5 @@ class LanguageModel(Encoder):
 
     def prefill(self, ids: np.ndarray, state: State, last: bool = False) -> tuple[Tensor, State]:
         """Logits [B T V] of a segment that continues ``state``, or [B 1 V] of its last token alone; and the state after it."""
-        x, blocks = self.blocks.prefill(self.embedded(ids, state.position), state.blocks)
-        return self.logits(x[:, -1:] if last else x), State(state.position + ids.shape[1], blocks)
+        x, blocks = self.blocks.prefill(self.embedded(ids, state.position), state.blocks, last)
+        return self.logits(x), State(state.position + ids.shape[1], blocks)

@@ -499,3 +499,11 @@ LINEAR = Variant(
         review="it does not name this variant",
     ),
 )
+
+
+# -- what it is equal to --------------------------------------------------------------------------------------------
+@ROFORMER.becomes("multi-query", "all heads share keys and values, and those of multi-query are turned, --positions rope")
+def _(case, draw):
+    one, other = case.model(kv_heads=1), case.of("multi-query", positions="rope", ffn_multiple=4.0)
+    other.load(one.state())
+    case.same(one, other, draw)

@@ -169,7 +169,7 @@ def _keys(context: int, groups: int | None, inner: float) -> tuple[Key, ...]:
 
 LLAMA = Architecture(
     name="llama",
-    summary="LLaMA: turned queries and keys, shared heads of keys and values, a gated feed-forward network",
+    summary="LLaMA: turned queries and keys, and a gated network",
     task_class="LlamaForCausalLM",
     variant="roformer",
     fixed=dict(positions="none", norm="rms_norm", ffn_gate=True),
@@ -189,13 +189,13 @@ LLAMA = Architecture(
     ),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     ignored_arrays=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),  # the angles, which older files keep
-    ignored=("pretraining_tp",),  # how products were divided among machines
+    ignored=("pretraining_tp", "is_llama_config"),  # how products were divided among machines; the name once more
 )
 
 MISTRAL = replace(
     LLAMA,
     name="mistral",
-    summary="Mistral without a sliding window: LLaMA with other usual sizes",
+    summary="Mistral: LLaMA with other usual sizes; no window",
     task_class="MistralForCausalLM",
     fixed=LLAMA.fixed | dict(bias=False),
     keys=(*_keys(4096 * 32, 8, 3.5), Key(("sliding_window",), (), _window, lambda values: {"sliding_window": None})),

@@ -57,6 +57,7 @@ RETNET = Architecture(
     summary="RetNet, as torchscale has it",
     task_class="RetNetDecoder",
     variant="retnet",
+    loading="RetNetConfig and RetNetDecoder of torchscale, whose state is {folder}/model.safetensors",
     signs=("decoder_retention_heads",),
     fixed=dict(positions="none", norm="rms_norm", head_norm="rms_norm", ffn="glu"),
     keys=(

@@ -32,6 +32,7 @@ VOCAB = 11
 OPTIONS = {
     "seed": range(99), "context": range(1, 41), "layers": (1, 2, 3), "width": (20, 40), "ffn_multiple": (1, 4),
     "activation": list(ACTIVATIONS), "norm": list(NORMS), "bias": (False, True), "tied": (False, True),
+    "ffn_gate": (False, True), "norm_eps": (1e-5, 0.1),
 }
 
 

@@ -298,7 +298,7 @@ def test_numbers_that_are_not_finite_are_refused_and_nothing_is_left(folder, tmp
     rewritten(place, lambda arrays: arrays | {"transformer.ln_f.bias": np.full(8, np.nan)})
     with pytest.raises(CheckpointError, match=r"transformer\.ln_f\.bias holds numbers that are not finite"):
         import_weights(str(place), ImportOptions(out=str(tmp_path / "run")))
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

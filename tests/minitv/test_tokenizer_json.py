@@ -277,6 +277,19 @@ def test_a_sample_is_text(run, capsys):
     assert load(run).write("é", tokens=4, seed=3) != load(run).write("e", tokens=4, seed=3)
 
 
+def test_ids_that_spell_nothing_are_not_written(definitions, tmp_path):
+    """A model whose embedding has more rows than its tokenizer has tokens, as some have."""
+    run = load(write(tmp_path / "run", HuggingFaceTokenizer(definitions["bytes"], 310)))
+    assert run.tokenizer.spelled == 300
+    run.model.embed.weight.assign_(np.where(np.arange(310)[:, None] < 300, run.model.embed.weight.numpy(), 9))
+    decoded = []
+    decode = HuggingFaceTokenizer.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HuggingFaceTokenizer, "decode", lambda self, ids: decoded.extend(ids) or decode(self, ids))
+        run.write("the", tokens=50)
+    assert decoded and max(decoded) < 300
+
+
 def test_bits_are_of_characters(run, text, capsys):
     evaluation = load(run).evaluate(WORDS)
     tokens = len(evaluation.ids)
