@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ from minitv.ops import ctc_loss, relative_attention
 from minitv.ops.relative_attention import shifted
 from minitv.options import ModelOptions
 from minitv.variants.conformer import CONFORMER, ConformerOptions
+from tests.autograd import emulator, fake_cupy
 from tests.autograd.operator_checks import marks
 from tests.test_goldens import Golden, close, each_way
 
@@ -88,6 +91,22 @@ def test_the_model_equals_that_of_torch(kernel, case, dtype):
 def test_the_model_equals_that_of_torch_on_a_gpu(case, place):
     with PLACES[place]():
         verify(Golden("conformer"), case, np.float32, "cuda")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_samples_are_read_on_a_gpu_as_on_the_cpu(norm):
+    if emulator.missing:
+        pytest.skip(emulator.missing)
+    samples, lengths, made = normal(2, 40, 1).astype(np.float32), np.array([40, 27]), []
+    for place in ("cpu", "cuda"):
+        with fake_cupy.installed("fast") if place == "cuda" else nullcontext():
+            model = build(dtype=np.float32, **WAVE, wave_norm=norm, final_norm=True).to(place)
+            logits = model(samples, lengths=lengths)
+            (logits * logits).sum().backward()
+            made.append([logits.numpy()[0], *(p.grad.numpy() for p in model.parameters())])
+    for one, two in zip(*made, strict=True):
+        assert_close(two, one, terms=10_000)
 
 
 @pytest.mark.parametrize("entry", [

@@ -20,7 +20,7 @@ from minitv.trainer import Trainer
 from minitv.variants import reformer
 from minitv.variants.reformer import AxialPositions, LSHAttention, ReformerOptions
 from tests.minitv import models
-from tests.minitv.models import Ids, mean_loss
+from tests.minitv.models import Ids, assert_same_on_a_gpu, mean_loss
 
 VOCAB, LENGTH = 11, 24
 CODES = dict(attend="chunks", wrap="previous", correction=False, scale="root")
@@ -217,6 +217,12 @@ def test_a_loss_in_parts_is_the_loss():
     for other in slopes[1:]:
         for one, two in zip(other, slopes[0], strict=True):
             assert_close(one, two, terms=1000)
+
+
+@pytest.mark.full
+def test_chunks_of_the_text_are_the_same_on_a_gpu():
+    options = dict(mixers="chunked", chunk=5, head_size=6, head_bias=True, streams="concat", tied=False)
+    assert_same_on_a_gpu(lambda: build(np.float32, **options), tokens(), 9)
 
 
 @pytest.mark.parametrize("option", ["ffn_chunks", "loss_chunks"])

@@ -220,6 +220,7 @@ def test_the_state_of_the_linear_one_does_not_grow():
 @pytest.mark.full
 @pytest.mark.parametrize(("variant", "options"), [
     ("roformer", OPTIONS["xpos"]), ("roformer", OPTIONS["dynamic"]), ("roformer", OPTIONS["half"]), ("roformer-linear", {}),
+    ("roformer", OPTIONS["bert"]),
     ("transformer", dict(positions="alibi"))], ids=str)
 def test_on_a_gpu_the_model_is_the_same(variant, options):
     assert_same_on_a_gpu(lambda: build(variant, dtype=np.float32, spread=0.1, **options), tokens(2 * CONTEXT), 9)
