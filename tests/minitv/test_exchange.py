@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 import minitv
-from autograd import no_grad
+from autograd import cross_entropy, no_grad
 from autograd.random import Random
 from minitv import checkpoint, exchange, tensors, weights
 from minitv.cli import main
@@ -22,7 +23,8 @@ from minitv.exchange import CONFIG, INDEX, WEIGHTS, Pickled, find, import_weight
 from minitv.goldens import FOLDER, close
 from minitv.options import ExportOptions, ImportOptions
 from minitv.sample import load
-from tests.minitv.models import configure, mean_loss
+from tests.minitv.models import configure
+from tests.minitv.test_weights_of_papers import NAMES as ELSEWHERE
 
 GOLDENS = FOLDER / "weights"
 NAMES = sorted(path.name for path in GOLDENS.iterdir())
@@ -51,6 +53,8 @@ def theirs(found: exchange.Found, arrays: dict[str, np.ndarray]) -> dict[str, np
     """Arrays of ours, such as gradients, by their names."""
     values, there = found.experiment.values, {}
     for rule in found.rules:
+        if not rule.ours or not all(name in arrays for name in rule.ours):  # tables, and buffers without gradients
+            continue
         there |= dict(zip(rule.theirs, rule.way.write([arrays[name] for name in rule.ours], values), strict=True))
     return there
 
@@ -65,9 +69,15 @@ def test_an_imported_model_computes_what_the_other_program_computes(name, forms_
     found = find(str(GOLDENS / name))
     expected = dict(np.load(GOLDENS / name / "expected.npz"))
     model = built(found)
-    with no_grad():
-        close(model(expected["ids"]).numpy(), expected["logits"], np.float64, "logits")
-    loss = mean_loss(model, expected["ids"], expected["labels"])
+    for key, buffer in model.named_buffers():
+        if f"buffer/{key}" in expected:
+            buffer.assign_(expected[f"buffer/{key}"])
+    logits = model(expected["ids"] if "ids" in expected else expected["samples"])
+    close(logits.numpy(), expected["logits"], np.float64, "logits")
+    if "hidden" in expected:
+        with no_grad():
+            close(model.hidden(expected["ids"]).numpy(), expected["hidden"], np.float64, "what the last layer gives")
+    loss = cross_entropy(logits, expected["labels"])
     loss.backward()
     close(loss.numpy(), expected["loss"], np.float64, "loss")
     gradients = theirs(found, {key: parameter.grad.numpy() for key, parameter in model.named_parameters()})
@@ -97,9 +107,10 @@ def test_export_writes_what_was_imported_bit_for_bit(name, tmp_path):
     run, _ = import_weights(str(GOLDENS / name), ImportOptions(out=str(tmp_path / "run")))
     out, architecture = exchange.export(str(run), ExportOptions(out=str(tmp_path / "out")))
     before, after = (safetensors.numpy.load_file(place / WEIGHTS) for place in (GOLDENS / name, out))
-    assert before.keys() == after.keys()
-    for key, array in before.items():
-        np.testing.assert_array_equal(after[key], array.astype(np.float32), strict=True)
+    unread = {key for key in before if any(re.fullmatch(pattern, key) for pattern in architecture.ignored_arrays)}
+    assert after.keys() == before.keys() - (unread - after.keys())
+    for key, array in after.items():
+        np.testing.assert_array_equal(array, before[key].astype(np.float32), strict=True)
     again, second = import_weights(str(out), ImportOptions(out=str(tmp_path / "again")))
     assert second.architecture is architecture
     assert second.experiment.identity("model", "mixer", "data") == find(str(GOLDENS / name)).experiment.identity(
@@ -126,7 +137,7 @@ def minitv_run(tmp_path: Path, variant: str, **values) -> str:
     return str(tmp_path / "made")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*ELSEWHERE}))
 def test_transformers_reads_what_export_writes(name, tmp_path):
     run, _ = import_weights(str(GOLDENS / name), ImportOptions(out=str(tmp_path / "run")))
     read_by_transformers(str(run), tmp_path / "out", np.load(GOLDENS / name / "expected.npz")["ids"])
@@ -311,7 +322,7 @@ def test_numbers_that_are_not_finite_are_refused_and_nothing_is_left(folder, tmp
 @pytest.mark.parametrize(
     "variant, values, sentence",
     [
-        ("retnet", {}, r"no architecture of other programs .* is a retnet, allowed: runs of "),
+        ("performer", {}, r"no architecture of other programs .* is a performer, allowed: runs of "),
         ("transformer", dict(positions="rope"), r"gpt2 cannot say it: --positions is rope, and there it is always learned; "
                                                 r"llama cannot say it: --ffn-gate is off, and there it is always on; --norm"),
         ("transformer", dict(norm="rms_norm", ffn_gate=True), r"--ffn-gate is on, and there it is always off; --norm is"),
@@ -340,7 +351,7 @@ def test_the_commands_say_what_was_done(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["import", str(GOLDENS / "gpt2")]) == 0
     said = capsys.readouterr().out
-    assert "gpt2, here transformer: 2.0k parameters, from F64" in said and "write with: minitv sample runs" in said
+    assert "gpt2, here transformer: 2.0k parameters, from F64" in said and "minitv sample runs" in said
     assert main(["export", "runs/gpt2"]) == 0
     assert "transformers.GPT2LMHeadModel.from_pretrained('runs/gpt2-huggingface')" in capsys.readouterr().out
     (tmp_path / "model.bin").write_bytes(b"")
