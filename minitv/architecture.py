@@ -218,6 +218,7 @@ class Architecture:
     signs: tuple[str, ...] = ()  # entries by which a config.json without a model_type is known
     task: str | None = None  # what a model is for here; None: what the variant is trained for by default
     fixed: Values = field(default_factory=dict)  # options of ours that it always has
+    likewise: Mapping[str, Values] = field(default_factory=dict)  # variants that export takes, too, with options they must have
     filled: Values = field(default_factory=dict)  # others that export takes, because arrays of zeros stand for what they lack
     vocab: Key = field(default_factory=lambda: count("vocab_size", "vocab", None))
     prefix: str = ""  # of the names of its arrays, which a file of the model without its head does not have
@@ -225,6 +226,10 @@ class Architecture:
     ignored_arrays: tuple[str, ...] = ()  # regular expressions of names whose arrays follow from the options, such as masks
     ignored: tuple[str, ...] = ()  # entries of config.json that change nothing that it computes
     check: Callable[[Values, Values], None] = lambda config, values: None  # UserError for what keys do not see by themselves
+
+    def always(self, variant: str) -> Values:
+        """The options that a model of a variant must have; those that the variant has not stand for what it is."""
+        return {**self.fixed, **self.likewise.get(variant, {})}
 
     @property
     def ours(self) -> frozenset[str]:

@@ -356,7 +356,7 @@ def export(directory: str, options: ExportOptions) -> tuple[Path, Architecture]:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out}: there is something already, give a new folder")
         whole = experiment.replace(**{name: architecture.fixed[name] for name in architecture.filled})
-        shapes, values = whole.shapes(vocab), whole.values
+        shapes, values = whole.shapes(vocab), {**architecture.always(whole.variant.name), **whole.values}
         rules = architecture.expanded(values)
         _check_rules(architecture, rules, shapes)
 
@@ -390,10 +390,10 @@ def export(directory: str, options: ExportOptions) -> tuple[Path, Architecture]:
 def expressed(experiment: Experiment, vocab: int) -> tuple[Architecture, dict[str, Any]]:
     """The architecture that can say what a model computes, and its config.json; UserError with the reasons where none can."""
     known = [entry.load() for entry in weights.architectures().values()]
-    having = [one for one in known if one.variant == experiment.variant.name]
+    having = [one for one in known if experiment.variant.name in (one.variant, *one.likewise)]
     if not having:
         raise UserError(f"no architecture of other programs that is known here is a {experiment.variant.name}, allowed: runs "
-                        f"of {', '.join(sorted({one.variant for one in known}))}")
+                        f"of {', '.join(sorted({name for one in known for name in (one.variant, *one.likewise)}))}")
     reasons = []
     for architecture in having:
         try:
@@ -405,7 +405,8 @@ def expressed(experiment: Experiment, vocab: int) -> tuple[Architecture, dict[st
 
 def _entries(architecture: Architecture, experiment: Experiment, vocab: int) -> dict[str, Any]:
     """config.json of a model; UserError lists the options of it that the architecture has not."""
-    values, variant = experiment.values, experiment.variant
+    variant, always = experiment.variant, architecture.always(experiment.variant.name)
+    values = {**always, **experiment.values}
     config: dict[str, Any] = {"architectures": [architecture.task_class],
                               "model_type": architecture.model_type or architecture.name, "dtype": "float32"}
     wrong = []
@@ -413,7 +414,7 @@ def _entries(architecture: Architecture, experiment: Experiment, vocab: int) -> 
         for name, setting in settings(part).items():
             if name in architecture.ours or name in FREE or name in variant.without:
                 continue
-            usual = architecture.fixed.get(name, variant.overrides.get(name, setting.default))
+            usual = always.get(name, variant.overrides.get(name, setting.default))
             if values[name] != usual and (name not in architecture.filled or values[name] != architecture.filled[name]):
                 wrong.append(f"{setting.flag} is {shown(values[name])}, and there it is always {shown(usual)}")
     for key in (*architecture.keys, architecture.vocab):

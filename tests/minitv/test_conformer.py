@@ -378,8 +378,8 @@ def test_options_that_do_not_fit(options, said):
 def test_it_learns_from_samples_too(tmp_path):
     argv = ["train", "conformer", "--frames", "samples", "--subsampling", "wave", "--wave-channels", "4,6", "--wave-kernels",
             "20,16", "--wave-strides", "16,10", "--width", "8", "--layers", "1", "--heads", "2", "--kernel", "3",
-            "--batch", "2", "--steps", "2", "--eval-every", "0", "--eval-examples", "3", "--utterances", "4", "--context", "100000",
-            "--threads", "1", "--warmup", "1", "--out", str(tmp_path / "run")]
+            "--batch", "2", "--steps", "2", "--eval-every", "0", "--eval-examples", "3", "--utterances", "4",
+            "--context", "100000", "--threads", "1", "--warmup", "1", "--out", str(tmp_path / "run")]
     assert cli.main(argv) == 0
     assert cli.main(["transcribe", str(tmp_path / "run"), "--say", "one two"]) == 0
 
