@@ -127,9 +127,10 @@ minitv/ops/ctc_loss).
 What to choose. --kernel 15 with 40 ms a position sees 0.6 s, more than most digits last. The paper tries 3 to 65 and finds 32
 best. An even number has no middle, so here it is odd, unless the filter looks back alone. The paper's models have D = 144, 256
 and 512, with 16, 16 and 17 layers, 4, 4 and 8 heads, and --ffn-multiple 4; its largest is best with 16 heads. --subsampling 2
-leaves twice as many positions: letters of words that are spoken fast need them. --no-convolution and --no-macaron leave parts
-out, to see what they are worth. --chunk 4 to 16 are usual for streams: a position of a longer chunk sees more, and its words
-are written later.
+leaves twice as many positions: letters of words that are spoken fast need them. --frames samples --subsampling wave reads the
+sound itself, as wav2vec 2.0 does. This wants far more data, and is there for the weights of such a model, which ``minitv
+import`` reads. --no-convolution and --no-macaron leave parts out, to see what they are worth. --chunk 4 to 16 are usual for
+streams: a position of a longer chunk sees more, and its words are written later.
 """
 
 from __future__ import annotations

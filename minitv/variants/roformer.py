@@ -61,6 +61,8 @@ How to choose:
 - --pairing: a model that is trained from the start learns equally well with both. Weights of another model need that model's.
 - --scaling, not in ``roformer-linear``: ntk and dynamic-ntk are meant for reading longer texts without further training, the
   others for further training. --xpos is in ``roformer`` alone.
+- --norms after, --segments, --output bert: the paper's encoder is BERT otherwise, with them and --embed-norm --bias. Weights of
+  such a model come by ``minitv import``; for training from the start, norms before the layers need less care.
 - --feature, in ``roformer-linear``: elu(x) + 1 is never 0, so every key can still learn. max(x, 0) is cheaper, but where it is
   0 it has no gradient.
 

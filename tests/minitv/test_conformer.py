@@ -11,7 +11,7 @@ from autograd import Tensor, assert_close, no_grad, use
 from autograd.errors import ShapeError
 from autograd.random import Random
 from autograd.verify import PLACES
-from minitv import variants
+from minitv import cli, variants
 from minitv.errors import UserError
 from minitv.experiment import default_task, possible
 from minitv.models.conformer import BatchNorm, Conformer, Convolution, RelativeAttention, Subsampling
@@ -372,6 +372,16 @@ def test_options_that_do_not_fit(options, said):
     with pytest.raises(UserError) as error:
         CONFORMER.configure(**options).build(5)
     assert str(error.value).startswith(said)
+
+
+@pytest.mark.full
+def test_it_learns_from_samples_too(tmp_path):
+    argv = ["train", "conformer", "--frames", "samples", "--subsampling", "wave", "--wave-channels", "4,6", "--wave-kernels",
+            "20,16", "--wave-strides", "16,10", "--width", "8", "--layers", "1", "--heads", "2", "--kernel", "3",
+            "--batch", "2", "--steps", "2", "--eval-every", "0", "--eval-examples", "3", "--utterances", "4",
+            "--context", "100000", "--threads", "1", "--warmup", "1", "--out", str(tmp_path / "run")]
+    assert cli.main(argv) == 0
+    assert cli.main(["transcribe", str(tmp_path / "run"), "--say", "one two"]) == 0
 
 
 def test_dropout_is_that_of_its_random_source():

@@ -95,6 +95,27 @@ def test_the_library_of_the_paper_reads_what_is_exported(name, imported, tmp_pat
         np.testing.assert_allclose(model(torch.from_numpy(inputs)).numpy(), ours, rtol=1e-4, atol=1e-4)
 
 
+def made_here(tmp_path: Path, variant: str, **values) -> str:
+    """A run that has done no step, of a small model whose tokens are ids."""
+    experiment = variants.load(variant).configure(**{"width": 16, "layers": 1, "context": 8, **values})
+    state = {"config": experiment.to_json(), "vocab": 5, "step": 0, "best_loss": None, "elapsed_s": 0.0, "threads": 1,
+             "tokenizer": {"kind": "ids", "vocab": 5}}
+    checkpoint.save(tmp_path / "made", "last", model=experiment.build(5).state(), optimizer={}, state=state)
+    return str(tmp_path / "made")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_model_that_was_made_here_goes_out_and_comes_back(bias, tmp_path):
+    """Biases that it has not are written as zeros."""
+    run = made_here(tmp_path, "roformer", norms="after", output="bert", segments=1, embed_norm=True, bias=bias, tied=False)
+    out, _ = exchange.export(run, ExportOptions(out=str(tmp_path / "out")))
+    back, _ = import_weights(str(out), ImportOptions(out=str(tmp_path / "back")))
+    ids = np.arange(5)[None]
+    with no_grad():
+        ours, theirs = (load(str(place)).model(ids).numpy() for place in (run, back))
+    np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(("variant", "values", "said"), [
     ("roformer", dict(norms="after", output="bert", segments=2, embed_norm=True, bias=True, pairing="half"),
      "--pairing is half, and there it is always interleaved"),
@@ -109,13 +130,9 @@ def test_the_library_of_the_paper_reads_what_is_exported(name, imported, tmp_pat
     ("reformer", {}, "--attend is bucket, and there it is always chunks"),
     ("conformer", {}, "--subsampling is 4, and there it is always wave")])
 def test_what_an_architecture_has_no_word_for_is_refused_before_anything_is_written(variant, values, said, tmp_path):
-    experiment = variants.load(variant).configure(**{"width": 16, "layers": 1, "context": 8, **values})
-    vocab = 5
-    state = {"config": experiment.to_json(), "vocab": vocab, "step": 0, "best_loss": None, "elapsed_s": 0.0, "threads": 1,
-             "tokenizer": {"kind": "ids", "vocab": vocab}}
-    checkpoint.save(tmp_path / "run", "last", model=experiment.build(vocab).state(), optimizer={}, state=state)
+    run = made_here(tmp_path, variant, **values)
     with pytest.raises(exchange.UserError) as error:
-        exchange.export(str(tmp_path / "run"), ExportOptions(out=str(tmp_path / "out")))
+        exchange.export(run, ExportOptions(out=str(tmp_path / "out")))
     assert said in str(error.value) and not (tmp_path / "out").exists()
 
 
