@@ -128,6 +128,18 @@ def ratio(theirs: str, ours: str, of: Key, multiple: float) -> Key:
     return Key((theirs,), (ours,), read, write)
 
 
+def widths(theirs: str, ours: str, of: Key, default: int, usual: Callable[[Values], float] | None = None) -> Key:
+    """A size that we count in widths; where it is absent there it is ``default``, where it is none here ``usual(values)``."""
+    (width,) = of.ours
+    size = count(theirs, ours, default)
+
+    def write(values: Values) -> Values:
+        multiple = values[ours] if values[ours] is not None or usual is None else usual(values)
+        return {theirs: max(1, round(multiple * values[width]))}
+
+    return Key((theirs,), (ours,), lambda config: {ours: size.read(config)[ours] / of.read(config)[width]}, write)
+
+
 def only(theirs: str, value: Any, reason: str, *others: Any) -> Key:
     """An entry that must be ``value``, which is also what absence stands for, or one of ``others``; ``reason`` says why."""
     def read(config: Values) -> Values:
@@ -174,11 +186,14 @@ FLAT = shaped(lambda shape: (1, 1, *shape), lambda shape: shape[-1:])  # a vecto
 
 
 class Rule(NamedTuple):
-    """Arrays of theirs, of ours, and the way between them."""
+    """Arrays of theirs, of ours, and the way between them, which may depend on the layer.
+
+    Theirs without ours follow from the options: reading only checks them. Ours without theirs are made.
+    """
 
     theirs: str | tuple[str, ...]
     ours: str | tuple[str, ...]
-    way: Way = SAME
+    way: Way | Callable[[int], Way] = SAME
     when: Callable[[Values, int], bool] = lambda values, i: True
 
 
@@ -191,14 +206,19 @@ def biased(theirs: str, ours: str, way: Way = SAME, bias: Way = SAME) -> tuple[R
 class Architecture:
     """An architecture whose weights other programs keep: how its config.json and its arrays are ours, and the other way."""
 
-    name: str  # "model_type" of config.json
+    name: str  # "model_type" of config.json, unless ``model_type`` is another
     summary: str
     task_class: str  # the class of transformers that a written config.json names
     variant: str
     keys: tuple[Key, ...]
     rules: tuple[Rule, ...]
+    model_type: str = ""  # of config.json, where several architectures have the same; ``describes`` then tells them apart
+    describes: Callable[[Values], bool] = lambda config: True  # whether a config.json of its model_type is of this one
+    loading: str = "transformers.{task_class}.from_pretrained({folder!r})"  # how other programs load what is exported
+    signs: tuple[str, ...] = ()  # entries by which a config.json without a model_type is known
     task: str | None = None  # what a model is for here; None: what the variant is trained for by default
     fixed: Values = field(default_factory=dict)  # options of ours that it always has
+    likewise: Mapping[str, Values] = field(default_factory=dict)  # variants that export takes, too, with options they must have
     filled: Values = field(default_factory=dict)  # others that export takes, because arrays of zeros stand for what they lack
     vocab: Key = field(default_factory=lambda: count("vocab_size", "vocab", None))
     prefix: str = ""  # of the names of its arrays, which a file of the model without its head does not have
@@ -207,10 +227,18 @@ class Architecture:
     ignored: tuple[str, ...] = ()  # entries of config.json that change nothing that it computes
     check: Callable[[Values, Values], None] = lambda config, values: None  # UserError for what keys do not see by themselves
 
+    def always(self, variant: str) -> Values:
+        """The options that a model of a variant must have; those that the variant has not stand for what it is."""
+        return {**self.fixed, **self.likewise.get(variant, {})}
+
     @property
     def ours(self) -> frozenset[str]:
         """The options that its keys read and write."""
         return frozenset(name for key in self.keys for name in key.ours)
+
+    def loader(self, folder: str) -> str:
+        """What loads a folder that was written, for a person."""
+        return self.loading.format(task_class=self.task_class, folder=folder)
 
     def expanded(self, values: Values) -> list[Rule]:
         """The rules of a model with these options, with the numbers of its layers, and names in tuples."""
@@ -219,6 +247,7 @@ class Architecture:
             theirs, ours = ((names,) if isinstance(names, str) else names for names in rule[:2])
             layers = range(values["layers"]) if any("{i}" in name for name in (*theirs, *ours)) else (0,)
             made += [Rule(tuple(name.replace("{i}", str(i)) for name in theirs),
-                          tuple(name.replace("{i}", str(i)) for name in ours), rule.way)
+                          tuple(name.replace("{i}", str(i)) for name in ours),
+                          rule.way if isinstance(rule.way, Way) else rule.way(i))
                      for i in layers if rule.when(values, i)]
         return made

@@ -429,11 +429,11 @@ def _import(argv: list[str]) -> int:
     variant = found.experiment.variant
     _columns([
         ("model", f"{found.architecture.name}, here {variant.name}: {count(found.parameters)} parameters, from {found.dtypes}"),
-        ("vocabulary", f"{found.vocab} ids{found.vocabulary}"),
+        ("vocabulary", found.vocabulary),
         ("folder", str(out)),
     ])
-    if variant.causal:
-        print(f"write with: minitv sample {out}")
+    if variant.causal or found.experiment.task.reads != "tokens":
+        print(found.experiment.task.after.format(directory=out))
     return 0
 
 
@@ -451,7 +451,7 @@ def _export(argv: list[str]) -> int:
     from .exchange import export
 
     out, architecture = export(directory, config)
-    print(f"{out}: {architecture.name}, load it with: transformers.{architecture.task_class}.from_pretrained({str(out)!r})")
+    print(f"{out}: {architecture.name}, load it with: {architecture.loader(str(out))}")
     return 0
 
 

@@ -98,10 +98,12 @@ class Found(NamedTuple):
 
     @property
     def vocabulary(self) -> str:
-        """What makes ids of a text, in words that follow the number of ids."""
+        """How many ids the model knows, and what makes ids of a text."""
+        if self.experiment.task.reads != "tokens":
+            return f"{self.vocab} classes, the blank among them"
         if self.tokenizer.kind == IdTokenizer.kind:
-            return f": there is no {TOKENIZER}, so a text is numbers with spaces between them"
-        return f" of {self.folder / TOKENIZER}"
+            return f"{self.vocab} ids: there is no {TOKENIZER}, so a text is numbers with spaces between them"
+        return f"{self.vocab} ids of {self.folder / TOKENIZER}"
 
     @property
     def parameters(self) -> int:
@@ -147,11 +149,12 @@ def import_weights(source: str, options: ImportOptions) -> tuple[Path, Found]:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: this is a file, a folder is needed")
     found = find(source)
-    experiment = found.experiment.replace(out=str(out))
-    if "tokenizer" in settings(type(experiment.data)):
+    experiment, saved = found.experiment.replace(out=str(out)), found.experiment.task.imported(found.folder, found.vocab)
+    if saved is None:
+        saved = {"tokenizer": found.tokenizer.to_json(), "corpus_sha256": None}
         experiment = experiment.replace(tokenizer=found.tokenizer.kind)
-    state = {"config": experiment.to_json(), "tokenizer": found.tokenizer.to_json(), "corpus_sha256": None,
-             "vocab": found.vocab, "step": 0, "best_loss": None, "elapsed_s": 0.0, "threads": 1}
+    state = {"config": experiment.to_json(), **saved, "vocab": found.vocab, "step": 0, "best_loss": None, "elapsed_s": 0.0,
+             "threads": 1}
     checkpoint.save(out, "last", model=found.arrays(), optimizer=AdamW.fresh(), state=state)
     return out, found
 
@@ -162,11 +165,12 @@ def _tokenizer(folder: Path, config: Values, vocab: int) -> Tokenizer:
     Where the tokenizers library is missing, the file is kept as it is, for the day on which it is there.
     """
     path = folder / TOKENIZER
+    first, mask = (value if type(value) is int and 0 <= value < vocab else None
+                   for value in (config.get("bos_token_id"), config.get("mask_token_id")))
     if not os.path.lexists(path):  # a link that leads nowhere is a damaged folder
-        return IdTokenizer(vocab)
+        return IdTokenizer(vocab, mask)
     text, _ = _json(path)
-    first = config.get("bos_token_id")
-    tokenizer = HuggingFaceTokenizer(text, vocab, first if type(first) is int and 0 <= first < vocab else None)
+    tokenizer = HuggingFaceTokenizer(text, vocab, first)
     if importlib.util.find_spec("tokenizers") is not None:
         with naming(folder):
             tokenizer.check()
@@ -217,13 +221,16 @@ def _json(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _architecture(config: Values) -> Architecture:
-    known = weights.architectures()
+    every = [entry.load() for entry in weights.architectures().values()]
+    known = list(dict.fromkeys(one.model_type or one.name for one in every))
     name = config.get("model_type")
+    if name is None:
+        name = next((one.name for one in every if one.signs and all(sign in config for sign in one.signs)), None)
     if not isinstance(name, str) or name not in known:
         given = "is not there" if name is None else f"is {quoted(name)}"
         hint = did_you_mean(name, known) if isinstance(name, str) else ""
         raise UserError(f"model_type {given}, allowed: {', '.join(known)}{hint}")
-    return known[name].load()
+    return next(one for one in every if (one.model_type or one.name) == name and one.describes(config))
 
 
 def _options(architecture: Architecture, config: Values) -> dict[str, Any]:
@@ -304,6 +311,10 @@ def _check_shapes(rules: list[Rule], stored: Mapping[str, Stored], shapes: Mappi
     """CheckpointError unless every array in the files has the shape that the options ask for, and a dtype of weights."""
     wrong = []
     for rule in rules:
+        if not rule.ours:  # what follows from the options: no array is made of them, whose sizes nothing has bounded yet
+            with naming(folder):
+                rule.way.read([stored[name].array() for name in rule.theirs], values)
+            continue
         for name, shape in zip(rule.theirs, _shapes_there(rule, shapes, values), strict=True):
             if stored[name].dtype not in DTYPES:
                 wrong.append(f"{name} is of the dtype {stored[name].dtype}, allowed: {', '.join(DTYPES)}")
@@ -345,7 +356,7 @@ def export(directory: str, options: ExportOptions) -> tuple[Path, Architecture]:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"--out {out}: there is something already, give a new folder")
         whole = experiment.replace(**{name: architecture.fixed[name] for name in architecture.filled})
-        shapes, values = whole.shapes(vocab), whole.values
+        shapes, values = whole.shapes(vocab), {**architecture.always(whole.variant.name), **whole.values}
         rules = architecture.expanded(values)
         _check_rules(architecture, rules, shapes)
 
@@ -363,6 +374,9 @@ def export(directory: str, options: ExportOptions) -> tuple[Path, Architecture]:
             tokenizer = from_json(tokenizer)
             contents[TOKENIZER] = [tokenizer.definition.encode()]
             config["bos_token_id"] = tokenizer.first
+        elif isinstance(tokenizer, dict) and "mask" in tokenizer:
+            config["mask_token_id"] = tokenizer["mask"]
+        contents |= {name: [data] for name, data in experiment.task.exported(snapshot.state.task).items()}
         contents[CONFIG] = [json.dumps(config, indent=2).encode() + b"\n"]
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -376,10 +390,10 @@ def export(directory: str, options: ExportOptions) -> tuple[Path, Architecture]:
 def expressed(experiment: Experiment, vocab: int) -> tuple[Architecture, dict[str, Any]]:
     """The architecture that can say what a model computes, and its config.json; UserError with the reasons where none can."""
     known = [entry.load() for entry in weights.architectures().values()]
-    having = [one for one in known if one.variant == experiment.variant.name]
+    having = [one for one in known if experiment.variant.name in (one.variant, *one.likewise)]
     if not having:
         raise UserError(f"no architecture of other programs that is known here is a {experiment.variant.name}, allowed: runs "
-                        f"of {', '.join(sorted({one.variant for one in known}))}")
+                        f"of {', '.join(sorted({name for one in known for name in (one.variant, *one.likewise)}))}")
     reasons = []
     for architecture in having:
         try:
@@ -391,14 +405,16 @@ def expressed(experiment: Experiment, vocab: int) -> tuple[Architecture, dict[st
 
 def _entries(architecture: Architecture, experiment: Experiment, vocab: int) -> dict[str, Any]:
     """config.json of a model; UserError lists the options of it that the architecture has not."""
-    values, variant = experiment.values, experiment.variant
-    config: dict[str, Any] = {"architectures": [architecture.task_class], "model_type": architecture.name, "dtype": "float32"}
+    variant, always = experiment.variant, architecture.always(experiment.variant.name)
+    values = {**always, **experiment.values}
+    config: dict[str, Any] = {"architectures": [architecture.task_class],
+                              "model_type": architecture.model_type or architecture.name, "dtype": "float32"}
     wrong = []
     for part in (ModelOptions, variant.options):
         for name, setting in settings(part).items():
             if name in architecture.ours or name in FREE or name in variant.without:
                 continue
-            usual = architecture.fixed.get(name, variant.overrides.get(name, setting.default))
+            usual = always.get(name, variant.overrides.get(name, setting.default))
             if values[name] != usual and (name not in architecture.filled or values[name] != architecture.filled[name]):
                 wrong.append(f"{setting.flag} is {shown(values[name])}, and there it is always {shown(usual)}")
     for key in (*architecture.keys, architecture.vocab):

@@ -28,6 +28,7 @@ SHOWN = 80  # an error names at most this many known characters
 PIECE = 2**16  # characters that the tokenizers library gets at once: it needs some hundred bytes of memory for each
 APART = re.compile(r"[^\W\d_](?=[ \n][^\W\d_])")  # where a word ends and the next one begins
 UNKNOWN = "\ufffd"  # stands for bytes that are no character
+MASKS = "[MASK]", "<mask>"  # what special tokens for hidden ones are called
 INCOMPLETE = 3  # bytes of a character in UTF-8 that is not complete, at most; each may be written as UNKNOWN
 
 
@@ -70,6 +71,11 @@ class Tokenizer:
     def start(self, prompt: str = "") -> np.ndarray:
         """The ids to begin from, at least one: those of a prompt, or without one a newline where it is known."""
         return self.encode(prompt or "\n")
+
+    @property
+    def mask(self) -> int | None:
+        """The id that stands for a hidden token: one more than the others; of an imported vocabulary its own, if it has one."""
+        return self.vocab
 
     def to_json(self) -> dict[str, Any]:
         """What ``from_json`` reads."""
@@ -162,9 +168,10 @@ class IdTokenizer(Tokenizer):
     """Ids in, ids out: a text is numbers with white space between them, and one number counts as one character."""
 
     kind = "ids"
+    mask = None
 
-    def __init__(self, vocab: int):
-        self.vocab = vocab
+    def __init__(self, vocab: int, mask: int | None = None):
+        self.vocab, self.mask = vocab, mask
 
     def encode(self, text: str) -> np.ndarray:
         return np.array([self._id(match[0], match.start()) for match in re.finditer(r"\S+", text)], np.intp)
@@ -204,7 +211,7 @@ class IdTokenizer(Tokenizer):
         return self.encode(prompt) if prompt.strip() else np.zeros(1, np.intp)
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "vocab": self.vocab}
+        return {"kind": self.kind, "vocab": self.vocab, **({} if self.mask is None else {"mask": self.mask})}
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -240,6 +247,15 @@ class HuggingFaceTokenizer(Tokenizer):
         library.no_truncation()  # a text is whole
         library.no_padding()
         return library
+
+    @cached_property
+    def mask(self) -> int | None:
+        """The id that stands for hidden tokens: that of the special token [MASK] or <mask>, if there is one."""
+        try:
+            ids = [token["id"] for token in json.loads(self.definition)["added_tokens"] if token["content"] in MASKS]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return next((id for id in ids if type(id) is int and 0 <= id < self.vocab), None)
 
     @cached_property
     def spelled(self) -> int:
@@ -389,8 +405,10 @@ def from_json(data: dict[str, Any]) -> Tokenizer:
         except UserError as error:
             raise CheckpointError(f"the stored tokenizer is damaged: {error}") from None
     if kind in ("ids", "huggingface") and type(vocab := data.get("vocab")) is int and 0 < vocab < 2**31:
-        if kind == "ids" and set(data) == {"kind", "vocab"}:
-            return IdTokenizer(vocab)
+        mask = data.get("mask")
+        if kind == "ids" and set(data) <= {"kind", "vocab", "mask"} and (
+                mask is None or (type(mask) is int and 0 <= mask < vocab)):
+            return IdTokenizer(vocab, mask)
         if set(data) == {"kind", "definition", "vocab", "first"} and isinstance(data["definition"], str) and (
                 (first := data["first"]) is None or (type(first) is int and 0 <= first < vocab)):
             return HuggingFaceTokenizer(data["definition"], vocab, first)

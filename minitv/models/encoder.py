@@ -67,7 +67,7 @@ class Encoder(Module):
         """What the first block reads, [B T D], of ids [B T] at the positions from ``start`` on."""
         ids, weight = self.checked(ids, start), self.embed.weight
         stop = start + ids.shape[1]
-        x = self.embed(ids)
+        x = self.looked_up(ids)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         if self.encoding == "sinusoidal":
@@ -75,6 +75,10 @@ class Encoder(Module):
         if self.positions is None:
             return x
         return x + (self.positions if stop - start == self.context else self.positions[start:stop])
+
+    def looked_up(self, ids: np.ndarray) -> Tensor:
+        """The vectors [B T D] of ids [B T], before any norm and any position."""
+        return self.embed(ids)
 
     def checked(self, ids: np.ndarray, start: int) -> np.ndarray:
         """Ids where the weights lie; ShapeError unless they are [B T] and fit behind ``start`` tokens."""

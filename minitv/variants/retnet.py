@@ -135,7 +135,6 @@ from ..options import ModelOptions
 from ..variant import Page, Variant
 
 GAIN = 2**-2.5  # of the first weights of q, k, v and the gate, as in torchscale
-EPS = 1e-5  # of the norm of heads
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ class Retention(Stateful):
         self.gate = Linear(rng.split(2), width, values, bound=bound(values), **kwargs)
         self.out = Linear(rng.split(3), values, width, bound=bound(values, options.out_gain) * shrink, **kwargs)
         self.dropout = Dropout(model.dropout)
-        self.normalization, self.head_norm = options.normalization, options.head_norm
+        self.normalization, self.head_norm, self.eps = options.normalization, options.head_norm, model.norm_eps
         head_dim, retnet = width // self.heads, options.rotation == "retnet"
         self.scale = 1 / math.sqrt(head_dim)
         self.rotation = dict(angles=rope_angles(head_dim, closed=retnet), pairing="interleaved" if retnet else "half")
@@ -244,8 +243,8 @@ class Retention(Stateful):
     def _norm(self, y: Tensor) -> Tensor:
         """Every head of y[B T H·V] normalised on its own."""
         if self.head_norm == "layer_norm":
-            return group_norm(y, groups=self.heads, eps=EPS)
-        return reshape(rms_norm(reshape(y, (*y.shape[:2], self.heads, -1)), eps=EPS), y.shape)
+            return group_norm(y, groups=self.heads, eps=self.eps)
+        return reshape(rms_norm(reshape(y, (*y.shape[:2], self.heads, -1)), eps=self.eps), y.shape)
 
 
 class FeedForward(blocks.FeedForward):

@@ -149,6 +149,10 @@ def _linear(theirs: str | tuple[str, ...], ours: str, way: Way | None = None) ->
             Rule(bias, f"blocks.{{i}}.{ours}.bias", way, lambda values, i: values["bias"]))
 
 
+# Variants whose options cannot say how --positions rope turns, which is always like this.
+TURNED = dict(positions="rope", base=10_000.0, pairing="interleaved", scaling="none", scaling_factor=1.0, trained_context=None)
+
+
 def _keys(context: int, groups: int | None, inner: float) -> tuple[Key, ...]:
     """What both architectures have; their usual sizes differ, and stand for an entry that is not there."""
     return (
@@ -173,6 +177,7 @@ LLAMA = Architecture(
     task_class="LlamaForCausalLM",
     variant="roformer",
     fixed=dict(positions="none", norm="rms_norm", ffn_gate=True),
+    likewise={"transformer": TURNED | dict(kv_heads=None), "grouped-query": TURNED, "multi-query": TURNED},
     keys=(*_keys(2048, None, 11008 / 4096), BIASES),
     prefix="model.",
     rules=(
