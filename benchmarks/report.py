@@ -371,9 +371,9 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
     "mqar_without_shift": "multi-query associative recall",
 }
 TABLES: dict[str, Callable[[], str]] = {
-    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, weights, speed, ops, scaling, alone, scaling_long,
-                                              extrapolation, duplication, streaming, one_wide, without, check, claims,
-                                              variants)},
+    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, weights, speed, ops, scaling, alone,
+                                              scaling_long, extrapolation, duplication, streaming, one_wide, without, check,
+                                              claims, variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 
