@@ -5,9 +5,9 @@
     everybody = ranks.gather(mine)          [R ...]
     mine = ranks.reduce_scatter(shares)     of shares [R ...]
 
-Every rank calls the same words in the same order, with arrays of the same shapes and dtypes. Sums are made in the order of
-ranks, whatever carries the bytes, so that all kinds give the same bits. A kind is a file: it says how blocks are exchanged,
-and the words follow from that.
+Every rank calls the same words in the same order, with arrays of the same shapes and dtypes; ``exchange`` concerns those ranks
+alone that send or receive something. Sums are made in the order of ranks, whatever carries the bytes, so that all kinds give
+the same bits. A kind is a file: it says how blocks are exchanged, and the words follow from that.
 
 | file | kind |
 |---|---|

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from typing import Any, NoReturn, TypeVar
@@ -19,28 +20,38 @@ PATIENCE = 60.0  # seconds that a rank waits for the others
 
 
 class _World:
-    """What the threads share: a barrier, a place for each rank, and the error that came first."""
+    """What the threads share: what was sent and not read yet, and the error that came first."""
 
     def __init__(self, size: int):
-        self.barrier = threading.Barrier(size, timeout=PATIENCE)
-        self.slots: list[Any] = [None] * size
+        self.size = size
+        self.sent: dict[tuple[int, int], deque] = {(a, b): deque() for a in range(size) for b in range(size)}
         self.worlds: dict[Any, _World] = {}  # of splits
-        self.failing = threading.Lock()
+        self.changed = threading.Condition()
         self.error: BaseException | None = None
 
     def fail(self, error: BaseException) -> None:
         """End all ranks; the first error is the one that is told."""
-        with self.failing:
+        with self.changed:
             self.error = self.error or error
-        self.barrier.abort()
-        for world in list(self.worlds.values()):
+            self.changed.notify_all()
+            worlds = list(self.worlds.values())
+        for world in worlds:
             world.fail(error)
 
-    def wait(self) -> None:
-        try:
-            self.barrier.wait()
-        except threading.BrokenBarrierError:
-            raise RankError(f"another rank has ended: {self.error}" if self.error else
+    def send(self, source: int, target: int, array: Any) -> None:
+        """A copy waits until it is read: the array may change at once."""
+        with self.changed:
+            self.sent[source, target].append(array.copy())
+            self.changed.notify_all()
+
+    def receive(self, source: int, target: int) -> Any:
+        """The oldest array that was not read yet."""
+        waiting = self.sent[source, target]
+        with self.changed:
+            came = self.changed.wait_for(lambda: waiting or self.error, PATIENCE)
+            if waiting:
+                return waiting.popleft()
+            raise RankError(f"another rank has ended: {self.error}" if came else
                             f"another rank did not come within {PATIENCE:.0f} s") from self.error
 
 
@@ -50,14 +61,14 @@ class Threads(Communicator):
     kind = "threads"
 
     def __init__(self, world: _World, rank: int):
-        super().__init__(rank, len(world.slots))
+        super().__init__(rank, world.size)
         self._world, self._splits = world, 0
 
     def split(self, color: int) -> Communicator:
         colors = [int(other) for other in self.gather_bytes(str(color).encode())]
         ranks = [rank for rank, other in enumerate(colors) if other == color]
         self._splits += 1
-        with self._world.failing:
+        with self._world.changed:
             world = self._world.worlds.setdefault((self._splits, color), _World(len(ranks)))
         self.barrier()
         return Threads(world, ranks.index(self.rank))
@@ -68,12 +79,12 @@ class Threads(Communicator):
         raise error
 
     def _exchange(self, outgoing: Sequence[Any], incoming: Sequence[Any]) -> None:
-        self._world.slots[self.rank] = outgoing
-        self._world.wait()
+        for other, array in enumerate(outgoing):
+            if array is not None and other != self.rank:
+                self._world.send(self.rank, other, array)
         for other, array in enumerate(incoming):
             if array is not None and other != self.rank:
-                array.reshape(-1)[...] = self._world.slots[other][self.rank].reshape(-1)
-        self._world.wait()  # nobody changes what another one still reads
+                array.reshape(-1)[...] = self._world.receive(other, self.rank).reshape(-1)
 
 
 def run(size: int, function: Callable[[Communicator], T]) -> list[T]:

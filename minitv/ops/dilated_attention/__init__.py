@@ -46,7 +46,7 @@ from __future__ import annotations
 
 import builtins
 import math
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -56,7 +56,7 @@ from autograd.errors import DomainError, ShapeError
 from autograd.laws import becomes, causal, independent, law, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
-from autograd.ops import concat, log, logsumexp, put_add, softmax, sum, where
+from autograd.ops import concat, log, logsumexp, put_add, reshape, softmax, split, sum, where
 
 from ..attention import OFFSETS, attention, offset_of
 from ..merge_attention import merge_attention
@@ -182,31 +182,134 @@ def on_rank(q, gather, first, start, stop, segments, dilations, offsets, causal,
     too. Segments that end within the part of the rank need nothing from elsewhere. Of each longer segment that it shares with
     other ranks it gathers what a pattern keeps: fewer than w / r keys, however long the sequence is.
     """
-    (batch, heads, queries, width), last = q.shape, first + q.shape[2]
-    xp, outputs, received, out = namespace(q.data), [], [], gather(np.arange(heads), np.arange(0))[1].shape[3]
+    (_, heads, _, width), last = q.shape, first + q.shape[2]
+    every, outputs, received = np.arange(heads), [], []
+    out = gather(every, np.arange(0))[1].shape[3]
     for w, r in zip(segments, dilations, strict=True):
-        begin, end = max(first // w * w, start), last if causal else min(-(-last // w) * w, stop)  # of the segments
+        begin, end = segments_of(first, last, start, stop, w, causal)
         if first % w == 0 and begin == first and end == last:
-            local = gather(np.arange(heads), np.arange(first, last))
+            local = gather(every, np.arange(first, last))
             outputs.append(attention(q, *local, causal=causal, scale=scale, segment=w, dilation=r, offsets=offsets))
             received.append(0)
             continue
-        y, lse = (Tensor.wrap(xp.zeros((batch, heads, queries, *more), q.dtype)) for more in ((out,), ()))
-        starts, count = offset_of(np.arange(heads), heads, r, offsets), 0
-        for s in np.unique(starts):
-            group, ask, answer = np.flatnonzero(starts == s), active(first, last, w, r, s), active(begin, end, w, r, s)
-            answer = answer[:len(answer) if len(ask) else 0]  # nobody needs what nobody asks for
-            seen = ask[:, None] // w == answer // w  # [T' S']
-            seen &= (answer <= ask[:, None]) | (not causal)
-            keys, values = gather(group, answer)
+        pieces, count = [], 0
+        for s, group in by_offset(heads, r, offsets):
+            ask, answer = wanted(first, last, start, stop, w, r, s, causal)
             count += len(group) * int(((answer < own) | (answer >= last)).sum()) * (width + out)
-            new = attention(q[:, group][:, :, ask - first], keys, values, xp.asarray(seen), causal=False, scale=scale)
-            y, lse = (x + put_add(part, key=(slice(None), group[:, None], ask - first), shape=x.shape)
-                      for x, part in zip((y, lse), new, strict=True))
-        kept = np.arange(first, last) % w % r == starts[:, None]  # [H T]
-        outputs.append((y, where(xp.asarray(kept), lse, -math.inf)))
+            pieces.append((group, ask, answer, *gather(group, answer)))
+        outputs.append(across(q, pieces, out, first, w, causal, scale))
         received.append(count)
     return *merged(outputs), received
+
+
+def segments_of(first: int, last: int, start: int, stop: int, w: int, causal: bool) -> tuple[int, int]:
+    """Where the keys begin and end that queries from ``first`` to ``last`` - 1 see, of those from ``start`` to ``stop`` - 1."""
+    return max(first // w * w, start), last if causal else min(-(-last // w) * w, stop)
+
+
+def by_offset(heads: int, r: int, offsets: str) -> list[tuple[int, np.ndarray]]:
+    """The offsets of a pattern with the dilation r, and for each of them the heads that have it."""
+    starts = offset_of(np.arange(heads), heads, r, offsets)
+    return [(int(s), np.flatnonzero(starts == s)) for s in np.unique(starts)]
+
+
+def wanted(first: int, last: int, start: int, stop: int, w: int, r: int, s: int, causal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The queries from ``first`` to ``last`` - 1 that a pattern keeps at the offset s, and the keys that they see of all.
+
+    Keys lie from ``start`` to ``stop`` - 1, and with ``causal`` before ``last``.
+    """
+    ask, answer = active(first, last, w, r, s), active(*segments_of(first, last, start, stop, w, causal), w, r, s)
+    return ask, answer[np.isin(answer // w, ask // w)]  # nobody needs what nobody asks for
+
+
+def across(q, pieces, out, first, w, causal, scale) -> tuple[Tensor, Tensor]:
+    """y of ``out`` channels and lse of a pattern: (heads, queries, keys, their keys, their values) for each offset."""
+    (batch, heads, queries, _), xp = q.shape, namespace(q.data)
+    y, lse = (Tensor.wrap(xp.zeros((batch, heads, queries, *more), q.dtype)) for more in ((out,), ()))
+    kept = np.zeros((heads, queries), bool)
+    for group, ask, answer, keys, values in pieces:
+        seen = ask[:, None] // w == answer // w  # [T' S']
+        seen &= (answer <= ask[:, None]) | (not causal)
+        key = (slice(None), group[:, None], ask - first)
+        new, sums = attention(q[key], keys, values, xp.asarray(seen), causal=False, scale=scale)
+        y += put_add(new, key=key, shape=y.shape)
+        lse += put_add(sums, key=key, shape=lse.shape)
+        kept[group[:, None], ask - first] = True
+    return y, where(xp.asarray(kept), lse, -math.inf)
+
+
+def between_shares(q, k, v, part, segments, dilations, offsets, causal, scale=None, detaches=False) -> Tensor:
+    """y[B H T V] of the positions that this rank holds, of queries, keys and values of the same positions.
+
+    ``part`` is a Share of minitv/sequence.py. Patterns whose segments end within every share are computed by the operator. Of
+    the others, a rank receives the keys and values that its queries see, and sends those that others see; they return the
+    gradients. ``detaches`` is the gradient of ``detached``.
+    """
+    width, out = k.shape[3], v.shape[3]
+    patterns = list(zip(segments, dilations, strict=True))
+    local = [(w, r) for w, r in patterns if part.length % w == 0]
+    far, outgoing, incoming = routes(part.rank, part.size, part.length, q.shape[1],
+                                     tuple(pattern for pattern in patterns if pattern not in local), offsets, causal)
+    own = concat([k, v], axis=3)  # [B H T K+V]
+    sizes = {rank: [len(own.data) * len(group) * count * own.shape[3] for _, group, count in parts]
+             for rank, parts in incoming.items()}
+    q, received = part.exchange(
+        {rank: concat([reshape(own[:, group[:, None], at], (-1,)) for group, at in parts]) for rank, parts in outgoing.items()},
+        {rank: (builtins.sum(numbers),) for rank, numbers in sizes.items()}, q)
+    came: dict[int, list[Tensor]] = {}  # by the number of a piece, in the order of ranks
+    for rank in range(part.size):
+        for (number, group, count), flat in zip(incoming.get(rank, ()), split(received[rank], sizes=tuple(sizes[rank]))
+                                                if rank in received else (), strict=True):
+            came.setdefault(number, []).append(reshape(flat, (len(own.data), len(group), count, own.shape[3])))
+        if rank == part.rank:
+            for pieces in far:
+                for number, group, _, _, at in pieces[1]:
+                    came.setdefault(number, []).append(own[:, group[:, None], at])
+    def compute(w, r):
+        return dilated_attention(q, k, v, segments=w, dilations=r, offsets=offsets, causal=causal, scale=scale)
+
+    if detaches:
+        outputs = [compute((w,), (r,)) for w, r in local]
+    else:
+        outputs = [compute(*map(tuple, zip(*local, strict=True)))] if local else []
+    for w, pieces in far:
+        joined = [(group, ask, answer, concat(came[number], axis=2)) for number, group, ask, answer, _ in pieces]
+        outputs.append(across(q, [(*rest, both[..., :width], both[..., width:]) for *rest, both in joined], out, part.start,
+                              w, causal, scale))
+    return merged([(y, lse.detach()) for y, lse in outputs] if detaches else outputs)[0]
+
+
+@lru_cache(maxsize=64)
+def routes(rank, size, length, heads, patterns, offsets, causal) -> tuple[list, dict[int, list], dict[int, list]]:
+    """For patterns that no rank computes on its own: their pieces here, and what goes to which rank and comes from which.
+
+    A pattern is (w, pieces), a piece (number, heads, queries, keys, own keys), what goes is (heads, own keys) and what comes is
+    (number, heads, how many keys). Own keys are counted from the first position of this rank.
+    """
+    outgoing, incoming, far, number = {}, {}, [], 0
+
+    def held(positions, other):
+        return positions[positions // length == other]
+
+    for w, r in patterns:
+        pieces = []
+        for s, group in by_offset(heads, r, offsets):
+            needs = {}
+            nearest = max(rank * length // w * w // length, 0)
+            farthest = min(-(-((rank + 1) * length) // w) * w // length + 1, size)
+            for other in range(nearest, farthest):
+                needs[other] = wanted(other * length, (other + 1) * length, 0, size * length, w, r, s, causal)
+                mine = held(needs[other][1], rank) - rank * length
+                if other != rank and len(mine):
+                    outgoing.setdefault(other, []).append((group, mine))
+            ask, answer = needs[rank]
+            for other in np.unique(answer // length).tolist():
+                if other != rank:
+                    incoming.setdefault(other, []).append((number, group, len(held(answer, other))))
+            pieces.append((number, group, ask, answer, held(answer, rank) - rank * length))
+            number += 1
+        far.append((w, pieces))
+    return far, outgoing, incoming
 
 
 def active(first: int, last: int, w: int, r: int, s: int) -> np.ndarray:
