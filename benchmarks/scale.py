@@ -1,0 +1,313 @@
+"""Several ranks: the bytes that they send, and how fast many of them would be.
+
+    python benchmarks/scale.py --bytes [VARIANT ...] [--save]
+    python benchmarks/scale.py --simulate [VARIANT ...] [--tokens 2048] [--alpha S --beta S] [--save]
+
+``--bytes`` lets ranks share a sequence, as threads of one process, and counts what they send in a training step of a model of 2
+layers of width 128: forward, backward, for one sequence, without the sum of gradients. What a rank sends follows from the
+shapes alone, so it is the same on every machine. ``--save`` writes ranks_bytes.json in benchmarks/results and draws
+ranks_bytes.png beside it (with matplotlib), where a dotted line is what sending all keys and values would take.
+
+``--simulate`` replays a training step on 1 to 4096 ranks that share one sequence, each with so many tokens of it, so that the
+text grows with their number. The model has 6 layers of width 256. One rank out of the middle of so many is run here, with
+a communicator that takes all messages and gives zeros: the times between its messages are the compute, and who sends how much
+to whom is known exactly. A message of n bytes takes alpha + n beta seconds; both are measured by a ping-pong of two processes
+(mpiexec), unless they are given. The gradients are summed as autograd/ranks does it. ``efficiency`` is the time of a step on
+one rank over that on R ranks. ``--save`` writes ranks_simulated.json in benchmarks/results/PROCESSOR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rounds import RESULTS, known, machine, parse, save, warn_if_busy
+
+from autograd import cross_entropy
+from autograd.cpu.process import blas_threads
+from autograd.random import Random
+from autograd.ranks import Communicator
+from autograd.ranks.threads import run
+from minitv import variants
+from minitv.sequence import Share, sharing
+
+VOCAB = 64
+RANKS = tuple(2**i for i in range(13))
+LENGTHS, SHARERS = (256, 512, 1024, 2048, 4096), (2, 4, 8, 16)
+LAYERS, WIDTH = 6, 256
+MODELS = ("longnet", "retnet")
+SAMPLES = 9  # ranks whose messages stand for those of all
+
+
+def build(variant: str, context: int, **values: Any):
+    experiment = variants.load(variant).configure(context=context, **values)
+    return experiment.variant.build(experiment.model, experiment.mixer, VOCAB, Random(0))
+
+
+def step(model, part: Share, ids: np.ndarray) -> None:
+    """Forward and backward of one sequence, of which this rank has a share."""
+    with sharing(part):
+        cross_entropy(model(ids), np.roll(ids, -1, axis=1), reduction="sum").backward(sink=lambda parameter, gradient: None)
+
+
+# -- bytes -------------------------------------------------------------------------------------------------------------
+def sent(variant: str, length: int, ranks: int) -> int:
+    """By the rank that sends most."""
+    def work(communicator: Communicator) -> int:
+        part = Share(communicator, length // ranks)
+        step(build(variant, length, layers=2, width=128), part, np.zeros((1, part.length), np.intp))
+        return communicator.sent
+
+    return max(run(ranks, work))
+
+
+def everything(length: int, ranks: int) -> int:
+    """If a rank of the same model sent all its keys and values to all others, and their gradients came back."""
+    return 2 * 2 * 2 * (length // ranks) * 128 * 4 * (ranks - 1)
+
+
+def count_bytes(names: list[str], ranks: int) -> dict:
+    report = {}
+    for name in names:
+        by_length = {str(length): sent(name, length, ranks) for length in LENGTHS}
+        by_ranks = {str(count): sent(name, LENGTHS[-1], count) for count in SHARERS}
+        report[name] = {"length": by_length, "ranks": by_ranks}
+        print(f"{name:<16} " + "  ".join(f"T = {n}: {b / 1e3:,.1f} kB" for n, b in by_length.items()), flush=True)
+        print(f"{'':<16} " + "  ".join(f"R = {n}: {b / 1e3:,.1f} kB" for n, b in by_ranks.items()), flush=True)
+    return {"benchmark": "ranks_bytes", "ranks": ranks, "lengths": list(LENGTHS), "variants": report,
+            "everything": {str(length): everything(length, ranks) for length in LENGTHS}}
+
+
+def picture(result: dict) -> None:
+    """The bytes over the length of the sequence, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    from minitv.picture import COLOURS
+
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+    axes, lengths = figure.subplots(), result["lengths"]
+    for colour, (variant, numbers) in zip(COLOURS, result["variants"].items(), strict=False):
+        axes.plot(lengths, [numbers["length"][str(n)] / 1e3 for n in lengths], marker="o", color=colour, label=variant)
+    axes.plot(lengths, [result["everything"][str(n)] / 1e3 for n in lengths], color="#888888", linestyle=":",
+              label="all keys and values")
+    axes.set(xscale="log", yscale="log", xlabel="length of the sequence",
+             title=f"kB that a rank sends in a step, {result['ranks']} ranks")
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.savefig(RESULTS / "ranks_bytes.png", facecolor="white")
+
+
+# -- simulation --------------------------------------------------------------------------------------------------------
+class Event(NamedTuple):
+    """What a rank does between two points of a step: it computes, sends, and waits for what it receives, ranks by distance."""
+
+    seconds: float
+    out: dict[int, int]  # bytes
+    into: dict[int, int]
+
+
+class Alone(Communicator):
+    """A rank among others that do not exist: they take what is sent, and send zeros at once."""
+
+    kind = "alone"
+
+    def __init__(self, rank: int, size: int):
+        super().__init__(rank, size)
+        self.events: list[Event] = []
+        self.since = 0.0
+
+    def begin(self) -> None:
+        self.events, self.since = [], time.perf_counter()
+
+    def end(self) -> list[Event]:
+        return [*self.events, Event(time.perf_counter() - self.since, {}, {})]
+
+    def _exchange(self, outgoing: Sequence[Any], incoming: Sequence[Any]) -> None:
+        seconds = time.perf_counter() - self.since
+        out, into = ({rank - self.rank: block.nbytes for rank, block in enumerate(blocks)
+                      if block is not None and rank != self.rank} for blocks in (outgoing, incoming))
+        for block in incoming:
+            if block is not None:
+                block[...] = 0
+        self.events.append(Event(seconds, out, into))
+        self.since = time.perf_counter()
+
+
+def patterns(length: int) -> dict[str, str]:
+    """LongNet's default patterns for a text that is longer than a context may be."""
+    rungs = ((length - 1) // 32).bit_length() + 1
+    return {"segments": ",".join(f"{32 << i}:{1 << i}" for i in range(rungs))}
+
+
+class Traces:
+    """What ranks do in a step of one sequence of which each has so many tokens."""
+
+    def __init__(self, variant: str, tokens: int):
+        self.variant, self.tokens = variant, tokens
+        self.ids = np.random.default_rng(0).integers(0, VOCAB, (1, tokens))
+        self.gradient = 4 * sum(p.size for p in self.model(1).parameters())  # bytes
+
+    def model(self, ranks: int):
+        more = patterns(ranks * self.tokens) if self.variant == "longnet" else {}
+        return build(self.variant, 64, layers=LAYERS, width=WIDTH, **more)
+
+    def of(self, model, rank: int, ranks: int, rounds: int) -> tuple[list[Event], list[Event]]:
+        """Forward and backward of a rank; of every time the median of the rounds, the first of which does not count."""
+        alone, found = Alone(rank, ranks), []
+        part = Share(alone, self.tokens)
+        for _ in range(rounds + (rounds > 1)):
+            with sharing(part if ranks > 1 else None):
+                alone.begin()
+                loss = cross_entropy(model(self.ids), np.roll(self.ids, -1, axis=1), reduction="sum")
+                forward = alone.end()
+                alone.begin()
+                loss.backward(sink=lambda parameter, gradient: None)
+                found.append((forward, alone.end()))
+        found = found[rounds > 1:]
+        return tuple([event._replace(seconds=statistics.median(half[i].seconds for half in times))
+                      for i, event in enumerate(times[0])] for times in zip(*found, strict=True))
+
+    def replay(self, ranks: int, alpha: float, beta: float, rounds: int) -> dict[str, float]:
+        """The seconds of a step, and what they consist of."""
+        def most(event: Event) -> float:
+            return (alpha * max(len(event.out), len(event.into))
+                    + beta * max(sum(event.out.values()), sum(event.into.values())))
+
+        model = self.model(ranks)
+        forward, backward = self.of(model, ranks // 2, ranks, rounds)
+        compute = sum(event.seconds for event in (*forward, *backward))
+        if all(abs(other) == 1 for event in forward for other in (*event.out, *event.into)):
+            total = max(chained(backward, ranks, chained(forward, ranks, [0.0] * ranks, -1, alpha, beta), 1, alpha, beta))
+        else:
+            places = sorted({min(ranks * i // (SAMPLES - 1), ranks - 1) for i in range(SAMPLES)})
+            events = zip(*((*f, *b) for f, b in (self.of(model, rank, ranks, 1) for rank in places)), strict=True)
+            total = compute + sum(max(map(most, same)) for same in events)  # all wait for the one that has most to do
+        gradients = 2 * (ranks - 1) * (alpha + beta * self.gradient / ranks)  # Communicator.sum: every rank a part
+        return {"seconds": total + gradients, "compute": compute, "exchange": total - compute, "gradients": gradients}
+
+
+def chained(events: list[Event], ranks: int, begin: list[float], source: int, alpha: float, beta: float) -> list[float]:
+    """When each rank ends, if all do the same but for the ends of the chain, and each waits for its neighbour ``source``."""
+    ends, came = [0.0] * ranks, []
+    for rank in range(ranks)[::-source]:
+        now, sent, received = begin[rank], [], 0
+        for event in events:
+            now += event.seconds
+            for size in event.out.values():
+                now += alpha
+                sent.append(now + beta * size)
+            if event.into:
+                if came:
+                    now = max(now, came[received])
+                received += 1
+        ends[rank], came = now, sent
+    return ends
+
+
+def simulate(names: list[str], tokens: int, alpha: float, beta: float, rounds: int) -> dict:
+    report = {}
+    print(f"a message of n bytes takes {1e6 * alpha:.3g} us + n / {1e-9 / beta:.3g} GB/s")
+    for name in names:
+        traces, report[name] = Traces(name, tokens), {}
+        with blas_threads(1):
+            alone = traces.replay(1, alpha, beta, rounds)["seconds"]
+            for ranks in RANKS:
+                parts = traces.replay(ranks, alpha, beta, rounds)
+                parts["efficiency"] = alone / parts["seconds"]
+                report[name][str(ranks)] = {key: round(value, 6) for key, value in parts.items()}
+                print(f"{name:<8} {ranks:>4} ranks, {ranks * tokens:>9,} tokens: {1e3 * parts['seconds']:10,.1f} ms, of which "
+                      f"compute {1e3 * parts['compute']:,.1f}, exchange and waiting {1e3 * parts['exchange']:,.1f}, sum of "
+                      f"gradients {1e3 * parts['gradients']:,.1f}; efficiency {parts['efficiency']:.3f}", flush=True)
+        print(f"{name:<8} {breaks_first(report[name])}")
+    return {"benchmark": "ranks_simulated", "threads": 1, "rounds": rounds, "tokens": tokens, "layers": LAYERS, "width": WIDTH,
+            "alpha_us": 1e6 * alpha, "beta_gb_s": 1e-9 / beta, "variants": report}
+
+
+def breaks_first(of_ranks: dict[str, dict]) -> str:
+    """From which number of ranks on the efficiency is below one half, and what takes most of the time then."""
+    words = {"exchange": "what layers exchange, and waiting for it", "gradients": "the sum of the gradients"}
+    for ranks, parts in of_ranks.items():
+        if parts["efficiency"] < 0.5:
+            return f"below one half from {ranks} ranks on: first of all by {words[max(words, key=parts.get)]}"
+    return f"above one half up to {ranks} ranks; most of the loss there is {words[max(words, key=parts.get)]}"
+
+
+def pingpong() -> None:
+    """On both of two ranks: prints alpha and 1 / beta as JSON, the medians of many messages."""
+    from autograd.ranks.mpi import world
+
+    ranks, times = world(), {}
+    for size, count in ((8, 2000), (2**22, 60)):
+        block, durations = np.zeros(size, np.uint8), []
+        for _ in range(count):
+            start = time.perf_counter()
+            for turn in (0, 1):
+                if ranks.rank == turn:
+                    ranks.exchange([None if i == turn else block for i in range(2)], [None, None])
+                else:
+                    ranks.exchange([None, None], [block if i == turn else None for i in range(2)])
+            durations.append((time.perf_counter() - start) / 2)
+        times[size] = statistics.median(durations)
+    if ranks.rank == 0:
+        print(json.dumps({"alpha": times[8], "beta": (times[2**22] - times[8]) / 2**22}))
+
+
+def network() -> tuple[float, float]:
+    """alpha and beta of two processes on this machine."""
+    if shutil.which("mpiexec") is None:
+        raise SystemExit('scale.py: the ping-pong needs mpiexec: pip install "minitv[mpi]", or give --alpha and --beta')
+    result = subprocess.run(["mpiexec", "-n", "2", sys.executable, "-m", "mpi4py", __file__, "--pingpong"],
+                            stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    found = json.loads(result.stdout.splitlines()[-1])
+    return found["alpha"], found["beta"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="names of `minitv list` (default: all that can; "
+                        f"{' and '.join(MODELS)} with --simulate)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--bytes", action="store_true", help="count what ranks send")
+    what.add_argument("--simulate", action="store_true", help="replay a step on 1 to 4096 ranks")
+    what.add_argument("--pingpong", action="store_true", help="measure messages of two ranks that mpiexec has started")
+    parser.add_argument("--ranks", type=int, default=4, help="with --bytes: for the sequences of all lengths (default: 4)")
+    parser.add_argument("--tokens", type=int, default=2048, help="with --simulate: of each rank (default: 2048)")
+    parser.add_argument("--rounds", type=int, default=5, help="with --simulate: of every measurement (default: 5)")
+    parser.add_argument("--alpha", type=float, help="seconds that a message takes without its bytes")
+    parser.add_argument("--beta", type=float, help="seconds for a byte")
+    parser.add_argument("--save", action="store_true", help="write the results")
+    arguments = parse(parser)
+    if arguments.pingpong:
+        return pingpong()
+    able = [name for name in variants.variants() if variants.load(name).on_ranks]
+    names = known(arguments.variants or (["all"] if arguments.bytes else list(MODELS)), able, parser, "VARIANT")
+    if arguments.bytes:
+        result = count_bytes(names, arguments.ranks)
+        if arguments.save:
+            result = save("ranks_bytes", result, "variants")
+            picture(result)
+    else:
+        if (arguments.alpha is None) != (arguments.beta is None):
+            parser.error("--alpha and --beta: give both or none")
+        warn_if_busy()
+        given = arguments.alpha is not None
+        alpha, beta = (arguments.alpha, arguments.beta) if given else network()
+        result = simulate(names, arguments.tokens, alpha, beta, arguments.rounds)
+        if arguments.save:
+            result = save("ranks_simulated", result | {"network": "given" if given else "ping-pong"}, "variants", machine())
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
