@@ -402,8 +402,6 @@ class _Session:
         what = "dropout" if self.experiment.model.dropout else "the last bits of the results"
         if state.device != self.run.device:
             self._note(f"this run was on {quoted(state.device)} and is now on {self.run.device}: {what} will differ")
-        elif state.threads != self.trainer.workers:
-            self._note(f"this run had {state.threads} worker threads and now has {self.trainer.workers}: {what} will differ")
         return state.step
 
     def _finish(self) -> None:
