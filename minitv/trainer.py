@@ -9,6 +9,10 @@ processor, any number of threads and ranks gives the same bits.
 Losses and gradients are sums over the answers that a task asks for; they are divided once, by the number of answers in the
 whole batch, so that micro-batches with more and with fewer answers add up exactly.
 
+With --sequence-ranks R the ranks are divided into lines of R that share the same sequences (sequence.py): the micro-batches are
+shared by the lines, and the ranks of a line take one after the other together, each its positions; all threads of a rank work
+on it. What such a step computes equals that of one rank to rounding.
+
 Ranks exchange gradients when the share of each is computed, in buckets: until then the last micro-batch is missing everywhere.
 
 On a GPU one worker takes the whole batch, or as much of it as MICRO_BATCH_TOKENS_GPU allows, and the host reads once a
@@ -35,12 +39,15 @@ from autograd.random import Random
 from autograd.ranks import Communicator
 from autograd.state import products
 
+from .errors import UserError
 from .experiment import BUFFERS, DROPOUT, Experiment
 from .nn import Module, Statistics
 from .optim import AdamW, cosine
+from .sequence import Share, sharing
 from .signals import outcome
 from .summing import Gradients, Plan, share
 from .task import Batch, Task
+from .variants import load, variants
 
 
 class Trainer:
@@ -57,6 +64,12 @@ class Trainer:
         keep_memory()
         self.run, self.task, self.ranks = experiment.run, task, ranks or Communicator()
         run = self.run
+        check_sharing(experiment, self.ranks)
+        lines = run.sequence_ranks
+        # The ranks that share sequences with this one, and those that have the same positions of others.
+        self.line = self.ranks.split(self.ranks.rank // lines) if lines > 1 else Communicator()
+        self.across = self.ranks.split(self.ranks.rank % lines) if lines > 1 else self.ranks
+        self.sent = 0  # bytes that the layers of the rank that sends most sent to those of its line, in the last step
         on_gpu = run.device != "cpu"
         self.workers = 1 if on_gpu else run.threads or cores()
         self._pools: dict[int, ThreadPoolExecutor] = {}
@@ -95,25 +108,32 @@ class Trainer:
         ``grad_norm`` and ``lr`` hold what was used. A loss or norm that is not finite updates nothing.
         """
         slices = self._slices(batch)
-        mine = share(len(slices), self.ranks.rank, self.ranks.size)
+        mine, before = share(len(slices), self.across.rank, self.across.size), self.line.sent
         losses, counts, statistics = [math.nan] * len(slices), [0] * len(slices), Statistics()
         optimizer = self.optimizer
-        gradients = Gradients(Plan(len(slices), self.ranks.size), self._buffers, optimizer.buffer, optimizer.add)
+        gradients = Gradients(Plan(len(slices), self.across.size), self._buffers, optimizer.buffer, optimizer.add)
         if self._redraws:
             self.model.begin_step(step, self._redrawn)
 
         def work(i: int) -> None:
             buffer = gradients.take()
             with statistics.part(i):
-                losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffer)
+                losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffer, self.line)
             buffer.finish()
             gradients.put(i, buffer)
 
         self._each(work, mine)
-        if self.ranks.size > 1:
+        if self.line.size > 1:
+            self.sent = int(self.ranks.gather(np.array(self.line.sent - before)).max())
+        if self.across.size > 1:
             self._gather(losses, counts, mine, statistics)
         count = sum(counts)
-        total, pairs = gradients.finish(self.ranks)
+        total, pairs = gradients.finish(self.across)
+        if self.line.size > 1:
+            for left, right in pairs:
+                optimizer.add(left, right)
+            self.line.sum(total.flat)
+            pairs = []
         loss, squares = read(sum(losses), optimizer.squares(self._map, pairs, total))
         self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
         self.grad_norm = (optimizer.update(self.lr, squares, self._map, count=max(count, 1)) if math.isfinite(loss)
@@ -127,42 +147,47 @@ class Trainer:
         part = slice(mine.start, mine.stop)
         table = np.zeros((len(losses), 2))
         table[part, 0], table[part, 1] = read(*losses[part]), counts[part]
-        for rank, others in enumerate(self.ranks.gather(table)):
-            theirs = share(len(losses), rank, self.ranks.size)
+        for rank, others in enumerate(self.across.gather(table)):
+            theirs = share(len(losses), rank, self.across.size)
             for i in theirs:
                 losses[i], counts[i] = others[i, 0], int(others[i, 1])
         if self._counts:
             modules = list(self.model.modules())
-            for content in self.ranks.gather_bytes(statistics.encoded(modules)):
+            for content in self.across.gather_bytes(statistics.encoded(modules)):
                 statistics.decode(content, modules)
 
     def evaluate(self, batch: Batch) -> np.ndarray:
         """The sums that the task's ``score`` gives, over a whole batch, without dropout."""
         slices = self._slices(batch)
-        mine = share(len(slices), self.ranks.rank, self.ranks.size)
+        mine = share(len(slices), self.across.rank, self.across.size)
         scores: list = [None] * len(slices)
 
         def score(i: int) -> None:
-            with _not_finite():
-                scores[i] = self.task.score(self.model, batch.part(slices[i]))
+            with _not_finite(), sharing(part := self._share(batch, self.line)):
+                scores[i] = np.array(self.task.score(self.model, _positions(batch.part(slices[i]), part)), np.float64)
+            if part is not None:
+                self.line.sum(scores[i])
 
         self._each(score, mine)
-        if self.ranks.size > 1:
+        if self.across.size > 1:
             own = safetensors.numpy.save({str(i): np.asarray(scores[i]) for i in mine})
-            for content in self.ranks.gather_bytes(own):
+            for content in self.across.gather_bytes(own):
                 for i, values in safetensors.numpy.load(content).items():
                     scores[int(i)] = values
         return sum(scores)
 
     def find_nonfinite(self, batch: Batch, step: int) -> str | None:
-        """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does."""
+        """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does.
+
+        Here sequences are whole: a rank that stopped in the middle would leave those of its line waiting.
+        """
         self.model.begin_step(step, self._redrawn)
         slices, reason = self._slices(batch), ""
         with check_mode():
             for i in share(len(slices), self.ranks.rank, self.ranks.size):
                 try:
                     with Statistics().part(i):
-                        self._micro_batch(batch, slices[i], step, i, lambda parameter, gradient: None)
+                        self._micro_batch(batch, slices[i], step, i, lambda parameter, gradient: None, Communicator())
                 except NonFiniteError as error:
                     reason = str(error) + (f" on rank {self.ranks.rank}" if self.ranks.size > 1 else "")
                     break
@@ -184,8 +209,9 @@ class Trainer:
 
         def pull(worker: int) -> None:
             try:
-                while (i := next(counter)) < count:
-                    with self._team if i >= count - count % self.workers else self._alone:
+                # Ranks of a line send in the same order, so that one worker takes all, and the others help.
+                while (worker == 0 or self.line.size == 1) and (i := next(counter)) < count:
+                    with self._team if self.line.size > 1 or i >= count - count % self.workers else self._alone:
                         work(numbers[i])
             finally:
                 last = next(finished) == self.workers
@@ -208,15 +234,32 @@ class Trainer:
             self._pools[process] = ThreadPoolExecutor(self.workers, thread_name_prefix="minitv")
         return self._pools[process]
 
-    def _micro_batch(self, batch: Batch, part: slice, step: int, index: int, sink: Callable):
+    def _micro_batch(self, batch: Batch, rows: slice, step: int, index: int, sink: Callable, line: Communicator):
         rng = self._dropout and self._dropout.split(step, index)
-        with _not_finite(), products(self.run.matmul):
-            loss, count = self.task.loss(self.model, batch.part(part), rng)
-            on_gpu = is_cupy(loss.data)
+        part = self._share(batch, line)
+        with _not_finite(), products(self.run.matmul), sharing(part):
+            loss, count = self.task.loss(self.model, _positions(batch.part(rows), part), rng)
+            on_gpu = is_cupy(loss.data) and part is None
             value = loss.data if on_gpu else loss.item()  # a GPU is not waited for
+            if part is not None:  # all of a line go back, or none
+                sums = np.array([value, count])
+                line.sum(sums)
+                value, count = float(sums[0]), int(sums[1])
             if on_gpu or math.isfinite(value):
                 loss.backward(sink=sink)
         return value, count
+
+    def _share(self, batch: Batch, line: Communicator) -> Share | None:
+        """The positions of a batch that this rank has, if it shares them with a line; UserError if that is not possible."""
+        if line.size == 1:
+            return None
+        if type(batch) is not Batch:
+            raise UserError(f"--sequence-ranks {line.size}: the sequences of the task {self.task.name} are not of one kind, "
+                            "allowed: 1")
+        if batch.length % line.size:
+            raise UserError(f"--sequence-ranks {line.size}: it does not divide the {batch.length} positions of a sequence, "
+                            f"allowed: a divisor of {batch.length}")
+        return Share(line, batch.length // line.size)
 
     def _slices(self, batch: Batch) -> list[slice]:
         """Micro-batches, of as equal sizes as possible; neither threads nor, on a CPU, ranks change them."""
@@ -224,10 +267,41 @@ class Trainer:
         if self.run.micro_batch is not None:
             parts = -(-sequences // self.run.micro_batch)
         else:
-            size = max(1, self.MICRO_BATCH_TOKENS // max(batch.length, 1))
+            size = max(1, self.MICRO_BATCH_TOKENS * self.line.size // max(batch.length, 1))
             parts = max(-(-sequences // size), min(self.LEAST, sequences))
         edges = [sequences * i // parts for i in range(parts + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def check_sharing(experiment: Experiment, ranks: Communicator) -> None:
+    """UserError if the ranks of this job cannot share the sequences of an experiment as it asks for."""
+    count, model, variant = experiment.run.sequence_ranks, experiment.model, experiment.variant
+    option = f"--sequence-ranks {count}"
+    if count == 1:
+        return
+    if not variant.on_ranks:
+        able = ", ".join(name for name in variants() if load(name).on_ranks)
+        raise UserError(f"{option}: {variant.name} reads whole sequences only, allowed: 1, or one of the variants {able}")
+    if ranks.size % count:
+        raise UserError(f"{option}: it does not divide the number of ranks, which is {ranks.size}, allowed: a divisor of it; "
+                        f"mpiexec -n {count} minitv train ... starts {count}")
+    if model.context % count:
+        raise UserError(f"{option}: it does not divide --context, which is {model.context}, allowed: a divisor of it")
+    if model.width < count:
+        raise UserError(f"{option}: there are more ranks than channels, --width is {model.width}")
+    if model.dropout:
+        raise UserError(f"{option}: ranks would drop other values than one rank does, and --dropout is {model.dropout:g}, "
+                        "allowed: 0")
+    if model.stack == "reversible":
+        raise UserError(f"{option}: a reversible stack computes every layer again, and cannot ask other ranks again; allowed: "
+                        "--stack residual")
+
+
+def _positions(batch: Batch, part: Share | None) -> Batch:
+    """The positions of a batch that a rank has."""
+    if part is None:
+        return batch
+    return Batch(*(array[:, part.start:part.start + part.length] for array in batch))
 
 
 def _not_finite() -> np.errstate:

@@ -224,6 +224,9 @@ class _Session:
             loss = self._step(batch, step)
             if step == first:
                 self.stop.begin()  # not before: the first step compiles, which takes longer than anyone waits after Ctrl-C
+                if trainer.sent:
+                    tell(f"{run.sequence_ranks} share each sequence; the layers of a rank send up to "
+                         f"{trainer.sent / 1e3:,.1f} kB a step", "ranks     ")
             number, since = step + 1, since + 1
             rate = since * batch.tokens / (time.perf_counter() - clock)
             record = {"step": number, "loss": loss, **self._training_value(loss), "tokens_per_s": round(rate, 1),
