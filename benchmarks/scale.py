@@ -9,16 +9,18 @@ shapes alone, so it is the same on every machine. ``--save`` writes ranks_bytes.
 ranks_bytes.png beside it (with matplotlib), where a dotted line is what sending all keys and values would take.
 
 ``--simulate`` replays a training step on 1 to 4096 ranks that share one sequence, each with so many tokens of it, so that the
-text grows with their number. The model has 6 layers of width 256. One rank out of the middle of so many is run here, with
+text grows with their number. The model has 4 layers of width 128. One rank out of the middle of so many is run here, with
 a communicator that takes all messages and gives zeros: the times between its messages are the compute, and who sends how much
 to whom is known exactly. A message of n bytes takes alpha + n beta seconds; both are measured by a ping-pong of two processes
 (mpiexec), unless they are given. The gradients are summed as autograd/ranks does it. ``efficiency`` is the time of a step on
-one rank over that on R ranks. ``--save`` writes ranks_simulated.json in benchmarks/results/PROCESSOR.
+one rank over that on R ranks. ``--save`` writes ranks_simulated.json in benchmarks/results/PROCESSOR and draws
+ranks_simulated.png beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -26,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +45,7 @@ from minitv.sequence import Share, sharing
 VOCAB = 64
 RANKS = tuple(2**i for i in range(13))
 LENGTHS, SHARERS = (256, 512, 1024, 2048, 4096), (2, 4, 8, 16)
-LAYERS, WIDTH = 6, 256
+LAYERS, WIDTH = 4, 128
 MODELS = ("longnet", "retnet")
 SAMPLES = 9  # ranks whose messages stand for those of all
 
@@ -86,26 +89,40 @@ def count_bytes(names: list[str], ranks: int) -> dict:
             "everything": {str(length): everything(length, ranks) for length in LENGTHS}}
 
 
-def picture(result: dict) -> None:
-    """The bytes over the length of the sequence, on logarithmic axes."""
+def picture_of_bytes(result: dict) -> None:
+    """Over the length of the sequence, on logarithmic axes."""
+    lengths = result["lengths"]
+    lines = {variant: [numbers["length"][str(n)] / 1e3 for n in lengths] for variant, numbers in result["variants"].items()}
+    lines["all keys and values"] = [result["everything"][str(n)] / 1e3 for n in lengths]
+    draw(RESULTS / "ranks_bytes.png", lengths, lines, "length of the sequence",
+         f"kB that a rank sends in a step, {result['ranks']} ranks", yscale="log")
+
+
+def picture_of_efficiency(result: dict) -> None:
+    """Over the number of ranks."""
+    lines = {variant: [parts["efficiency"] for parts in of_ranks.values()] for variant, of_ranks in result["variants"].items()}
+    counts = [int(ranks) for ranks in next(iter(result["variants"].values()))]
+    draw(machine() / "ranks_simulated.png", counts, lines, "ranks",
+         f"efficiency of a step, {result['tokens']} tokens a rank, simulated", ylim=(0, 1.05))
+
+
+def draw(path: Path, x: list[int], lines: dict[str, list[float]], xlabel: str, title: str, **axis: Any) -> None:
     from matplotlib.figure import Figure
 
     from minitv.picture import COLOURS
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
-    axes, lengths = figure.subplots(), result["lengths"]
-    for colour, (variant, numbers) in zip(COLOURS, result["variants"].items(), strict=False):
-        axes.plot(lengths, [numbers["length"][str(n)] / 1e3 for n in lengths], marker="o", color=colour, label=variant)
-    axes.plot(lengths, [result["everything"][str(n)] / 1e3 for n in lengths], color="#888888", linestyle=":",
-              label="all keys and values")
-    axes.set(xscale="log", yscale="log", xlabel="length of the sequence",
-             title=f"kB that a rank sends in a step, {result['ranks']} ranks")
-    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes = figure.subplots()
+    for colour, (name, y) in zip(itertools.cycle(COLOURS), lines.items(), strict=False):
+        rule = dict(color="#888888", linestyle=":") if name not in variants.variants() else dict(color=colour, marker="o")
+        axes.plot(x, y, label=name, **rule)
+    axes.set(xscale="log", xlabel=xlabel, title=title, **axis)
+    axes.set_xticks(x, [str(value) for value in x], rotation=45 if len(x) > 8 else 0)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(RESULTS / "ranks_bytes.png", facecolor="white")
+    figure.savefig(path, facecolor="white")
 
 
 # -- simulation --------------------------------------------------------------------------------------------------------
@@ -221,10 +238,9 @@ def simulate(names: list[str], tokens: int, alpha: float, beta: float, rounds: i
     for name in names:
         traces, report[name] = Traces(name, tokens), {}
         with blas_threads(1):
-            alone = traces.replay(1, alpha, beta, rounds)["seconds"]
             for ranks in RANKS:
                 parts = traces.replay(ranks, alpha, beta, rounds)
-                parts["efficiency"] = alone / parts["seconds"]
+                parts["efficiency"] = report[name].get("1", parts)["seconds"] / parts["seconds"]
                 report[name][str(ranks)] = {key: round(value, 6) for key, value in parts.items()}
                 print(f"{name:<8} {ranks:>4} ranks, {ranks * tokens:>9,} tokens: {1e3 * parts['seconds']:10,.1f} ms, of which "
                       f"compute {1e3 * parts['compute']:,.1f}, exchange and waiting {1e3 * parts['exchange']:,.1f}, sum of "
@@ -296,7 +312,7 @@ def main() -> None:
         result = count_bytes(names, arguments.ranks)
         if arguments.save:
             result = save("ranks_bytes", result, "variants")
-            picture(result)
+            picture_of_bytes(result)
     else:
         if (arguments.alpha is None) != (arguments.beta is None):
             parser.error("--alpha and --beta: give both or none")
@@ -306,6 +322,7 @@ def main() -> None:
         result = simulate(names, arguments.tokens, alpha, beta, arguments.rounds)
         if arguments.save:
             result = save("ranks_simulated", result | {"network": "given" if given else "ping-pong"}, "variants", machine())
+            picture_of_efficiency(result)
     print(json.dumps(result))
 
 
