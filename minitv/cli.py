@@ -17,6 +17,7 @@ from . import __version__, tasks, variants
 from .claims import chosen
 from .config import Options, Parser, Setting, choose, encode, read_toml, table
 from .errors import UserError, naming, plain
+from .job import here
 from .options import (
     DEFAULT_PRESET,
     ONE_TEXT,
@@ -64,12 +65,15 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
     except KeyboardInterrupt as stop:
-        print("\nminitv: stopped", file=sys.stderr)
-        return getattr(stop, "code", 130)
+        return _fail(None, getattr(stop, "code", 130))
 
 
 def _fail(message: object, code: int) -> int:
-    print(f"minitv: error: {plain(str(message))}", file=_Unheard(sys.stderr))
+    """Say why the command ends; None: it was stopped."""
+    text = None if message is None else plain(str(message))
+    if (agreed := here().fail(text, code)) is not None:
+        return agreed
+    print("\nminitv: stopped" if text is None else f"minitv: error: {text}", file=_Unheard(sys.stderr))
     return code
 
 

@@ -53,16 +53,17 @@ from .variants import load, variants
 class Trainer:
     """The model of an experiment, its optimizer and the worker threads; ``step`` is an optimizer step on a batch.
 
-    With ``ranks`` every rank has a trainer, and all call the same methods with the same batches: each computes its share.
+    With ``ranks`` every rank has a trainer, and all call the same methods with the same batches: each computes its share. Where
+    they have processors of different kinds (``unlike``), whose weights would drift apart bit by bit, rank 0's are everybody's.
     """
 
     MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
     MICRO_BATCH_TOKENS_GPU = 2**15  # those of `small` then take about 6 GB
     LEAST = 2  # micro-batches of a batch on a CPU: more would be smaller, and NumPy's calls would take longer than what they do
 
-    def __init__(self, experiment: Experiment, task: Task, ranks: Communicator | None = None):
+    def __init__(self, experiment: Experiment, task: Task, ranks: Communicator | None = None, *, unlike: bool = False):
         keep_memory()
-        self.run, self.task, self.ranks = experiment.run, task, ranks or Communicator()
+        self.run, self.task, self.ranks, self._unlike = experiment.run, task, ranks or Communicator(), unlike
         run = self.run
         check_sharing(experiment, self.ranks)
         lines = run.sequence_ranks
@@ -102,6 +103,20 @@ class Trainer:
         """The number of trained values."""
         return self.optimizer.param.size
 
+    def notes(self, batch: Batch) -> list[str]:
+        """What a user of several threads or ranks should know of a batch, as sentences."""
+        parts, notes = len(self._slices(batch)), []
+        if self.ranks.size > parts:
+            notes.append(f"a batch is cut into {parts} micro-batches, so {self.ranks.size - parts} of {self.ranks.size} ranks "
+                         "have none: a smaller --micro-batch gives all of them work")
+        elif self.workers > 1 and self.ranks.size * self.workers > 2 * parts:
+            notes.append(f"a batch is cut into {parts} micro-batches, for {self.ranks.size * self.workers} threads: a smaller "
+                         "--micro-batch gives more of them work of their own")
+        if self._unlike:
+            notes.append("the ranks have processors of different kinds: all take the weights that rank 0 computes, and the "
+                         "last bits depend on which kind computes what")
+        return notes
+
     def step(self, batch: Batch, step: int) -> float:
         """Forward, backward and update at 0-based ``step``; returns the mean loss in nats over all answers of the batch.
 
@@ -138,6 +153,11 @@ class Trainer:
         self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
         self.grad_norm = (optimizer.update(self.lr, squares, self._map, count=max(count, 1)) if math.isfinite(loss)
                           else math.nan)
+        if self._unlike:
+            norm = np.array(self.grad_norm)
+            self.ranks.broadcast(optimizer.param)
+            self.ranks.broadcast(norm)
+            self.grad_norm = float(norm)
         if math.isfinite(self.grad_norm):
             statistics.apply()
         return loss / max(count, 1)

@@ -19,10 +19,17 @@ INSTALL = 'pip install "minitv[mpi]"'
 SPIN, NAP = 0.002, 0.001  # seconds that a rank asks again at once, and the longest that it sleeps between two questions
 
 
+def missing() -> str | None:
+    """What keeps processes from finding each other, or None."""
+    if importlib.util.find_spec("mpi4py") is None:
+        return f"mpi4py is not installed: {INSTALL}"
+    return None
+
+
 def world() -> MPI:
     """All ranks of the job; RankError says what is missing."""
-    if importlib.util.find_spec("mpi4py") is None:
-        raise RankError(f"mpi4py is not installed: {INSTALL}")
+    if reason := missing():
+        raise RankError(reason)
     try:
         from mpi4py import MPI as library
     except Exception as error:  # of whatever kind: it looks for a library of the system
