@@ -24,6 +24,7 @@ from .errors import RunError, UserError, quoted
 from .experiment import Experiment
 from .lock import LOCK
 from .task import Task
+from .variants import load, variants
 
 SEEN = 15.0  # seconds; a network file system may show a new file late
 OWN = ("threads", "data", "val_data")  # options that each rank may have of its own: data is compared by its content
@@ -33,17 +34,45 @@ def check(experiment: Experiment, ranks: Communicator) -> None:
     """UserError for what several ranks cannot do."""
     run = experiment.run
     if ranks.size == 1:
+        check_sharing(experiment, ranks)
         if place := job.launched():
             raise UserError(f"{place.launcher} has started {place.size} processes, each of which would train alone: use the "
                             f"command, {place.launcher} -n {place.size} minitv train")
         return
-    if ranks.size > run.batch:
-        raise UserError(f"--batch {run.batch}: {ranks.size} ranks share the sequences of a step, and each needs one, allowed: "
-                        f"--batch {ranks.size} or more, or at most {run.batch} ranks")
+    check_sharing(experiment, ranks)
+    lines = ranks.size // run.sequence_ranks
+    if lines > run.batch:
+        several = f"{lines} ranks" if run.sequence_ranks == 1 else f"{lines} times {run.sequence_ranks} ranks"
+        raise UserError(f"--batch {run.batch}: {several} share the sequences of a step, and each needs one, allowed: --batch "
+                        f"{lines} or more, or at most {run.batch * run.sequence_ranks} ranks")
     for name in ("data", "val_data"):
         if experiment.values.get(name) == "-":
             raise UserError(f"--{name.replace('_', '-')} -: standard input reaches one rank alone, allowed: a file or a folder "
                             "that all ranks see")
+
+
+def check_sharing(experiment: Experiment, ranks: Communicator) -> None:
+    """UserError if the ranks of this job cannot share the sequences of an experiment as it asks for."""
+    count, model, variant = experiment.run.sequence_ranks, experiment.model, experiment.variant
+    option = f"--sequence-ranks {count}"
+    if count == 1:
+        return
+    if not variant.on_ranks:
+        able = ", ".join(name for name in variants() if load(name).on_ranks)
+        raise UserError(f"{option}: {variant.name} reads whole sequences only, allowed: 1, or one of the variants {able}")
+    if ranks.size % count:
+        raise UserError(f"{option}: it does not divide the number of ranks, which is {ranks.size}, allowed: a divisor of it; "
+                        f"mpiexec -n {count} minitv train ... starts {count}")
+    if model.context % count:
+        raise UserError(f"{option}: it does not divide --context, which is {model.context}, allowed: a divisor of it")
+    if model.width < count:
+        raise UserError(f"{option}: there are more ranks than channels, --width is {model.width}")
+    if model.dropout:
+        raise UserError(f"{option}: ranks would drop other values than one rank does, and --dropout is {model.dropout:g}, "
+                        "allowed: 0")
+    if model.stack == "reversible":
+        raise UserError(f"{option}: a reversible stack computes every layer again, and cannot ask other ranks again; allowed: "
+                        "--stack residual")
 
 
 def card(device: str, ranks: Communicator) -> Communicator:

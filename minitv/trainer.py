@@ -27,6 +27,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import cached_property
 
 import numpy as np
 import safetensors.numpy
@@ -47,7 +48,6 @@ from .sequence import Share, sharing
 from .signals import outcome
 from .summing import Gradients, Plan, share
 from .task import Batch, Task
-from .variants import load, variants
 
 
 class Trainer:
@@ -65,11 +65,6 @@ class Trainer:
         keep_memory()
         self.run, self.task, self.ranks, self._unlike = experiment.run, task, ranks or Communicator(), unlike
         run = self.run
-        check_sharing(experiment, self.ranks)
-        lines = run.sequence_ranks
-        # The ranks that share sequences with this one, and those that have the same positions of others.
-        self.line = self.ranks.split(self.ranks.rank // lines) if lines > 1 else Communicator()
-        self.across = self.ranks.split(self.ranks.rank % lines) if lines > 1 else self.ranks
         self.sent = 0  # bytes that the layers of the rank that sends most sent to those of its line, in the last step
         on_gpu = run.device != "cpu"
         self.workers = 1 if on_gpu else run.threads or cores()
@@ -77,7 +72,7 @@ class Trainer:
         self._map = map if on_gpu else self._in_pool  # which card is the current one is a matter of the thread
         self._team, self._alone = Team(self.workers), Team(1)
         if on_gpu:
-            self.MICRO_BATCH_TOKENS, self.LEAST = self.MICRO_BATCH_TOKENS_GPU, self.ranks.size
+            self.MICRO_BATCH_TOKENS, self.LEAST = self.MICRO_BATCH_TOKENS_GPU, self.ranks.size // run.sequence_ranks
             select(run.device)
         loading = None if on_gpu else self._pool.submit(_load_compiler)
         # Of a buffer for each worker and of those in which sums wait for others.
@@ -98,6 +93,16 @@ class Trainer:
         self._blas = blas_threads(1)
         self._blas.__enter__()
 
+    @cached_property
+    def line(self) -> Communicator:
+        """The ranks that share sequences with this one. The first use is one of all ranks together."""
+        return self.ranks.split(self.ranks.rank // self.run.sequence_ranks) if self.run.sequence_ranks > 1 else Communicator()
+
+    @cached_property
+    def across(self) -> Communicator:
+        """The ranks that have the same positions of other sequences. The first use is one of all ranks together."""
+        return self.ranks.split(self.ranks.rank % self.run.sequence_ranks) if self.run.sequence_ranks > 1 else self.ranks
+
     @property
     def parameters(self) -> int:
         """The number of trained values."""
@@ -106,11 +111,12 @@ class Trainer:
     def notes(self, batch: Batch) -> list[str]:
         """What a user of several threads or ranks should know of a batch, as sentences."""
         parts, notes = len(self._slices(batch)), []
-        if self.ranks.size > parts:
-            notes.append(f"a batch is cut into {parts} micro-batches, so {self.ranks.size - parts} of {self.ranks.size} ranks "
-                         "have none: a smaller --micro-batch gives all of them work")
-        elif self.workers > 1 and self.ranks.size * self.workers > 2 * parts:
-            notes.append(f"a batch is cut into {parts} micro-batches, for {self.ranks.size * self.workers} threads: a smaller "
+        ranks = self.across.size
+        if ranks > parts:
+            notes.append(f"a batch is cut into {parts} micro-batches, so {ranks - parts} of {ranks} ranks have none: a smaller "
+                         "--micro-batch gives all of them work")
+        elif self.line.size == 1 < self.workers and ranks * self.workers > 2 * parts:
+            notes.append(f"a batch is cut into {parts} micro-batches, for {ranks * self.workers} threads: a smaller "
                          "--micro-batch gives more of them work of their own")
         if self._unlike:
             notes.append("the ranks have processors of different kinds: all take the weights that rank 0 computes, and the "
@@ -184,8 +190,9 @@ class Trainer:
 
         def score(i: int) -> None:
             with _not_finite(), sharing(part := self._share(batch, self.line)):
-                scores[i] = np.array(self.task.score(self.model, _positions(batch.part(slices[i]), part)), np.float64)
+                scores[i] = self.task.score(self.model, _positions(batch.part(slices[i]), part))
             if part is not None:
+                scores[i] = np.array(scores[i], np.float64)
                 self.line.sum(scores[i])
 
         self._each(score, mine)
@@ -291,30 +298,6 @@ class Trainer:
             parts = max(-(-sequences // size), min(self.LEAST, sequences))
         edges = [sequences * i // parts for i in range(parts + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(edges)]
-
-
-def check_sharing(experiment: Experiment, ranks: Communicator) -> None:
-    """UserError if the ranks of this job cannot share the sequences of an experiment as it asks for."""
-    count, model, variant = experiment.run.sequence_ranks, experiment.model, experiment.variant
-    option = f"--sequence-ranks {count}"
-    if count == 1:
-        return
-    if not variant.on_ranks:
-        able = ", ".join(name for name in variants() if load(name).on_ranks)
-        raise UserError(f"{option}: {variant.name} reads whole sequences only, allowed: 1, or one of the variants {able}")
-    if ranks.size % count:
-        raise UserError(f"{option}: it does not divide the number of ranks, which is {ranks.size}, allowed: a divisor of it; "
-                        f"mpiexec -n {count} minitv train ... starts {count}")
-    if model.context % count:
-        raise UserError(f"{option}: it does not divide --context, which is {model.context}, allowed: a divisor of it")
-    if model.width < count:
-        raise UserError(f"{option}: there are more ranks than channels, --width is {model.width}")
-    if model.dropout:
-        raise UserError(f"{option}: ranks would drop other values than one rank does, and --dropout is {model.dropout:g}, "
-                        "allowed: 0")
-    if model.stack == "reversible":
-        raise UserError(f"{option}: a reversible stack computes every layer again, and cannot ask other ranks again; allowed: "
-                        "--stack residual")
 
 
 def _positions(batch: Batch, part: Share | None) -> Batch:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,10 +19,12 @@ from minitv import variants
 from minitv.errors import UserError
 from minitv.ops.dilated_attention import between_shares, dilated_attention, over_ranks
 from minitv.sequence import Share, before, columns, gathered, relay, scattered, share, sharing
-from minitv.trainer import Trainer, check_sharing
+from minitv.together import check_sharing
+from minitv.trainer import Trainer
 
 SPLIT = [name for name in variants.variants() if variants.load(name).on_ranks]
 VOCAB = 11
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def model(name, length, width=16, **values):
@@ -259,3 +268,24 @@ def test_what_ranks_cannot_share_is_refused(name, ranks, options, message):
     with pytest.raises(UserError) as caught:
         check_sharing(variants.load(name).configure(**{**SMALL, "sequence_ranks": 2, **options}), Communicator(0, ranks))
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["longnet", "rwkv"])
+def test_processes_that_mpiexec_starts(name, tmp_path):
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+    if shutil.which("mpiexec") is None:
+        pytest.skip("there is no mpiexec")
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be, that is the question.\n" * 300)
+    command = [sys.executable, "-m", "minitv", "train", name, "--data", str(text), "--steps", "3", "--batch", "2", "--eval-every",
+               "3", "--context", "64", "--layers", "1", "--width", "32", "--threads", "1"]
+    losses = []
+    for launch, options in (([], []), (["mpiexec", "-n", "2"], ["--sequence-ranks", "2"])):
+        out = tmp_path / str(len(launch))
+        result = subprocess.run([*launch, *command, *options, "--out", str(out)], cwd=tmp_path, timeout=300, text=True,
+                                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True)
+        assert result.returncode == 0, result.stderr
+        assert bool(options) == ("2 share each sequence; the layers of a rank send up to" in result.stderr + result.stdout)
+        losses.append(json.loads((out / "log.jsonl").read_text().splitlines()[-1])["val_loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
