@@ -324,3 +324,17 @@ def test_ranks_that_are_killed_at_any_moment(folder):
                            cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
     assert alone.returncode == 143
     assert weights(folder / "run") == weights(folder / "alone")
+
+
+@mpi
+@posix
+@pytest.mark.full
+def test_a_signal_to_the_launcher_saves_once(folder):
+    """mpiexec sends it to all processes."""
+    process = start(2, *LONG, "--out", "run", cwd=folder)
+    begun(process, folder, 3)
+    process.send_signal(signal.SIGTERM)
+    code, err = ended(process, 30)
+    saved = checkpoint.load(folder / "run").state["step"]
+    assert code != 0 and err.count(f"stopped after step {saved}; continue with: minitv train --resume run") == 1, err
+    assert err.count("stopping after this step") == 1
