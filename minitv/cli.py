@@ -208,7 +208,10 @@ def _train_parser() -> Parser:
         epilog="examples:\n  minitv train\n"
         "  minitv train transformer --data my.txt --preset nanogpt-cpu --out runs/mine\n"
         "  minitv train rwkv --task mqar\n"
-        "  minitv train --resume runs/mine --steps 4000",
+        "  minitv train --resume runs/mine --steps 4000\n"
+        "  mpiexec -n 4 minitv train longnet --batch 64\n"
+        "Several processes (mpiexec, or srun) share the sequences of each step, and give the weights that one\n"
+        'gives. It needs pip install "minitv[mpi]"; any number of them goes on with a run.',
     )
     text = "what the model is trained for, a name from `minitv list` (default: text, or what the variant reads)"
     parser.add_argument("--task", metavar="NAME", help=text)

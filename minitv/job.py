@@ -113,11 +113,14 @@ def run(command: Callable[[], int], arguments: list[str]) -> int:
         return _work(command, place, None)
     sys.stdout.flush()
     sys.stderr.flush()
-    reading, writing = os.pipe()
+    (reading, writing), (heard, hearing) = os.pipe(), os.pipe()
+    for end in (heard, hearing):
+        os.set_blocking(end, False)
     if worker := os.fork():
         os.close(writing)
-        return _watch(worker, reading, place)
+        return _watch(worker, reading, heard, place)
     os.close(reading)
+    signal.set_wakeup_fd(hearing, warn_on_full_buffer=False)
     code = 1
     try:
         code = _work(command, place, writing)
@@ -142,17 +145,24 @@ def _name(rank: int, size: int, host: str) -> str:
 # -- the process that watches ------------------------------------------------------------------------------------------
 
 
-def _watch(worker: int, reading: int, place: Place) -> int:
-    """Wait for the worker; say how it ended if it could not do so itself. Ctrl-C reaches the worker without help."""
+def _watch(worker: int, reading: int, heard: int, place: Place) -> int:
+    """Wait for the worker; say how it ended if it could not do so itself.
+
+    A signal that comes to this process alone is sent on. Most launchers send it to both: ``heard`` has what the worker got.
+    """
     told = []
 
     def forward(number: int, frame: Any) -> None:
         told.append(number)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker, number)
+        time.sleep(0.2)
+        arrived = b""
+        with contextlib.suppress(BlockingIOError):
+            arrived = os.read(heard, 2**16)
+        if number not in arrived:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, number)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, forward)
     _, status = os.waitpid(worker, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -9,13 +10,16 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from autograd.errors import RankError, ShapeError
+from autograd.errors import DeviceError, RankError, ShapeError
 from autograd.ranks import SMALL, Communicator, pieces
+from autograd.ranks.nccl import NCCL
 from autograd.ranks.threads import run
+from tests.autograd import fake_cupy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,6 +118,102 @@ def test_pieces_are_views():
     assert array.sum() == 16
 
 
+class Nccl:
+    """``cupy.cuda.nccl`` without cards: ranks are threads, which meet by the name that one of them has made."""
+
+    available = True
+
+    def __init__(self, size: int):
+        self.names, self.slots, self.barrier = [], {}, threading.Barrier(size, timeout=30)
+        self.group = threading.local()
+        nccl = self
+
+        class NcclCommunicator:
+            def __init__(self, size: int, name: bytes, rank: int):
+                assert type(name) is bytes and name in nccl.names and 0 <= rank < size == nccl.barrier.parties
+                self.rank = rank
+
+            def send(self, pointer, count, kind, peer, stream):
+                nccl.group.calls.append((pointer, None, count, (self.rank, peer), kind))
+
+            def recv(self, pointer, count, kind, peer, stream):
+                nccl.group.calls.append((None, pointer, count, (peer, self.rank), kind))
+
+            def allGather(self, pointer, out, count, kind, stream):
+                assert kind == 1
+                nccl.slots[self.rank] = pointer, count
+                nccl.barrier.wait()
+                for rank in range(nccl.barrier.parties):
+                    assert nccl.slots[rank][1] == count
+                    ctypes.memmove(out + rank * count, nccl.slots[rank][0], count)
+                nccl.barrier.wait()
+
+            def bcast(self, pointer, count, kind, root, stream):
+                assert kind == 1
+                nccl.slots[self.rank] = pointer
+                nccl.barrier.wait()
+                if self.rank != root:
+                    ctypes.memmove(pointer, nccl.slots[root], count)
+                nccl.barrier.wait()
+
+        self.NcclCommunicator = NcclCommunicator
+
+    def get_unique_id(self) -> bytes:
+        self.names.append(os.urandom(128))
+        return self.names[-1]
+
+    def groupStart(self):
+        self.group.calls = []
+
+    def groupEnd(self):
+        for source, _, count, key, kind in self.group.calls:
+            assert kind == 1
+            if source is not None:
+                self.slots[key] = source, count
+        self.barrier.wait()
+        for _, target, count, key, _ in self.group.calls:
+            if target is not None:
+                assert self.slots[key][1] == count
+                ctypes.memmove(target, self.slots[key][0], count)
+        self.barrier.wait()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_nccl_with_a_double(size, monkeypatch):
+    """Arrays on cards are exchanged by NCCL alone, with the same sums; those on the host go as before."""
+    with fake_cupy.installed("fast") as cupy:
+        stream = SimpleNamespace(ptr=7, synchronize=lambda: None)
+        monkeypatch.setattr(cupy.cuda, "nccl", Nccl(size), raising=False)
+        monkeypatch.setattr(cupy.cuda, "get_current_stream", lambda: stream, raising=False)
+
+        def talk(host):
+            ranks = NCCL(host)
+            values = [np.random.default_rng(r).standard_normal((size, 4)).astype(np.float32) for r in range(size)]
+            mine, before = cupy.asarray(values[ranks.rank]), host.sent
+            assert (ranks.gather(mine).get() == np.stack(values)).all()
+            expected = values[0].copy()
+            for other in values[1:]:
+                expected += other
+            assert (ranks.reduce_scatter(mine).get() == expected[ranks.rank]).all()
+            large = cupy.asarray(np.full(SMALL, 0.1 * (ranks.rank + 1), np.float32))
+            total = np.float32(0.1)
+            for other in range(1, size):
+                total += np.float32(0.1 * (other + 1))
+            ranks.sum(large)
+            assert (large.get() == total).all()
+            ranks.sum(mine)
+            assert (mine.get() == expected).all()
+            ranks.broadcast(mine, size - 1)
+            assert host.sent == before, "the host carries nothing of what lies on cards"
+            ranks.barrier()
+            assert ranks.gather_bytes(b"x" * ranks.rank) == [b"x" * r for r in range(size)]
+
+        run(size, talk)
+        monkeypatch.setattr(cupy.cuda.nccl, "available", False)
+        with pytest.raises(DeviceError, match="NCCL is not installed: pip install nvidia-nccl-cu13"):
+            NCCL(Communicator())
+
+
 def mpiexec(size: int, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     """A program on so many ranks; the test is left out where there is no MPI."""
     program = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -124,7 +224,8 @@ def mpiexec(size: int, *arguments: str, **variables: str) -> subprocess.Complete
                           cwd=ROOT, env=environment)
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("size", [2, 3])
 def test_words_under_mpi(size):
     done = mpiexec(size, "-m", "mpi4py", "-c", "from tests.autograd.test_ranks import words; from autograd.ranks import mpi\n"
                    "words(mpi.world())")
