@@ -1,12 +1,18 @@
 """Several ranks: the bytes that they send, and how fast many of them would be.
 
     python benchmarks/scale.py --bytes [VARIANT ...] [--save]
+    python benchmarks/scale.py --measure [VARIANT ...] [--rounds 3] [--save]
     python benchmarks/scale.py --simulate [VARIANT ...] [--tokens 2048] [--alpha S --beta S] [--save]
 
 ``--bytes`` lets ranks share a sequence, as threads of one process, and counts what they send in a training step of a model of 2
 layers of width 128: forward, backward, for one sequence, without the sum of gradients. What a rank sends follows from the
 shapes alone, so it is the same on every machine. ``--save`` writes ranks_bytes.json in benchmarks/results and draws
 ranks_bytes.png beside it (with matplotlib), where a dotted line is what sending all keys and values would take.
+
+``--measure`` takes training steps with one rank and with two that mpiexec starts, one thread each, of a model of 2 layers of
+width 128. Variants that can share one sequence of 4096 tokens; the others share a batch of 16 sequences of 256. ``strong`` is
+the time of one rank for all of it over twice the time of two ranks, ``weak`` the time of one rank for half of it over the time
+of two for all of it. ``--save`` writes ranks_measured.json in benchmarks/results/PROCESSOR.
 
 ``--simulate`` replays a training step on 1 to 4096 ranks that share one sequence, each with so many tokens of it, so that the
 text grows with their number. The model has 4 layers of width 128. One rank out of the middle of so many is run here, with
@@ -22,6 +28,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -179,36 +186,39 @@ class Traces:
         more = patterns(ranks * self.tokens) if self.variant == "longnet" else {}
         return build(self.variant, 64, layers=LAYERS, width=WIDTH, **more)
 
-    def of(self, model, rank: int, ranks: int, rounds: int) -> tuple[list[Event], list[Event]]:
-        """Forward and backward of a rank; of every time the median of the rounds, the first of which does not count."""
-        alone, found = Alone(rank, ranks), []
-        part = Share(alone, self.tokens)
-        for _ in range(rounds + (rounds > 1)):
-            with sharing(part if ranks > 1 else None):
-                alone.begin()
-                loss = cross_entropy(model(self.ids), np.roll(self.ids, -1, axis=1), reduction="sum")
-                forward = alone.end()
-                alone.begin()
-                loss.backward(sink=lambda parameter, gradient: None)
-                found.append((forward, alone.end()))
-        found = found[rounds > 1:]
-        return tuple([event._replace(seconds=statistics.median(half[i].seconds for half in times))
-                      for i, event in enumerate(times[0])] for times in zip(*found, strict=True))
+    def measure(self, rounds: int) -> None:
+        """What the rank in the middle does, for every number of ranks by turns: of every time the median of the rounds."""
+        models = {ranks: self.model(ranks) for ranks in RANKS}
+        found = [{ranks: self.of(model, ranks // 2, ranks) for ranks, model in models.items()} for _ in range(rounds + 1)][1:]
+        self.middle = {ranks: tuple([event._replace(seconds=statistics.median(half[i].seconds for half in times))
+                                     for i, event in enumerate(times[0])]
+                                    for times in zip(*(one[ranks] for one in found), strict=True)) for ranks in RANKS}
 
-    def replay(self, ranks: int, alpha: float, beta: float, rounds: int) -> dict[str, float]:
+    def of(self, model, rank: int, ranks: int) -> tuple[list[Event], list[Event]]:
+        """Forward and backward of a rank."""
+        alone = Alone(rank, ranks)
+        with sharing(Share(alone, self.tokens) if ranks > 1 else None):
+            alone.begin()
+            loss = cross_entropy(model(self.ids), np.roll(self.ids, -1, axis=1), reduction="sum")
+            forward = alone.end()
+            alone.begin()
+            loss.backward(sink=lambda parameter, gradient: None)
+            return forward, alone.end()
+
+    def replay(self, ranks: int, alpha: float, beta: float) -> dict[str, float]:
         """The seconds of a step, and what they consist of."""
         def most(event: Event) -> float:
             return (alpha * max(len(event.out), len(event.into))
                     + beta * max(sum(event.out.values()), sum(event.into.values())))
 
-        model = self.model(ranks)
-        forward, backward = self.of(model, ranks // 2, ranks, rounds)
+        forward, backward = self.middle[ranks]
         compute = sum(event.seconds for event in (*forward, *backward))
         if all(abs(other) == 1 for event in forward for other in (*event.out, *event.into)):
             total = max(chained(backward, ranks, chained(forward, ranks, [0.0] * ranks, -1, alpha, beta), 1, alpha, beta))
         else:
+            model = self.model(ranks)
             places = sorted({min(ranks * i // (SAMPLES - 1), ranks - 1) for i in range(SAMPLES)})
-            events = zip(*((*f, *b) for f, b in (self.of(model, rank, ranks, 1) for rank in places)), strict=True)
+            events = zip(*((*f, *b) for f, b in (self.of(model, rank, ranks) for rank in places)), strict=True)
             total = compute + sum(max(map(most, same)) for same in events)  # all wait for the one that has most to do
         gradients = 2 * (ranks - 1) * (alpha + beta * self.gradient / ranks)  # Communicator.sum: every rank a part
         return {"seconds": total + gradients, "compute": compute, "exchange": total - compute, "gradients": gradients}
@@ -238,8 +248,9 @@ def simulate(names: list[str], tokens: int, alpha: float, beta: float, rounds: i
     for name in names:
         traces, report[name] = Traces(name, tokens), {}
         with blas_threads(1):
+            traces.measure(rounds)
             for ranks in RANKS:
-                parts = traces.replay(ranks, alpha, beta, rounds)
+                parts = traces.replay(ranks, alpha, beta)
                 parts["efficiency"] = report[name].get("1", parts)["seconds"] / parts["seconds"]
                 report[name][str(ranks)] = {key: round(value, 6) for key, value in parts.items()}
                 print(f"{name:<8} {ranks:>4} ranks, {ranks * tokens:>9,} tokens: {1e3 * parts['seconds']:10,.1f} ms, of which "
@@ -252,8 +263,10 @@ def simulate(names: list[str], tokens: int, alpha: float, beta: float, rounds: i
 
 def breaks_first(of_ranks: dict[str, dict]) -> str:
     """From which number of ranks on the efficiency is below one half, and what takes most of the time then."""
-    words = {"exchange": "what layers exchange, and waiting for it", "gradients": "the sum of the gradients"}
+    words = {"exchange": "what layers exchange, and waiting for it", "gradients": "the sum of the gradients",
+             "more": "what layers compute more than on one rank"}
     for ranks, parts in of_ranks.items():
+        parts = parts | {"more": parts["compute"] - of_ranks["1"]["compute"]}
         if parts["efficiency"] < 0.5:
             return f"below one half from {ranks} ranks on: first of all by {words[max(words, key=parts.get)]}"
     return f"above one half up to {ranks} ranks; most of the loss there is {words[max(words, key=parts.get)]}"
@@ -279,13 +292,71 @@ def pingpong() -> None:
         print(json.dumps({"alpha": times[8], "beta": (times[2**22] - times[8]) / 2**22}))
 
 
+# -- measurement -------------------------------------------------------------------------------------------------------
+def steps(variant: str) -> None:
+    """On every rank: prints the milliseconds of a step on all the work, and on one rank also on half of it, as JSON."""
+    from train import Random as AnyText
+
+    from minitv.job import launched
+    from minitv.task import Batch
+    from minitv.trainer import Trainer
+
+    ranks = Communicator()
+    if launched() is not None:
+        from autograd.ranks.mpi import world
+
+        ranks = world()
+    shares, sizes = bool(variants.load(variant).on_ranks), {}
+    for part in ("all", "half")[:3 - ranks.size]:
+        rows, length = (1, 4096) if shares else (16, 256)
+        if part == "half":
+            rows, length = (1, 2048) if shares else (8, 256)
+        experiment = variants.load(variant).configure(context=length, layers=2, width=128, batch=rows, threads=1,
+                                                      sequence_ranks=ranks.size if shares else 1)
+        ids = np.random.default_rng(0).integers(0, VOCAB, (rows, length + 1))
+        sizes[part] = Trainer(experiment, AnyText(), ranks), Batch(ids[:, :-1].copy(), ids[:, 1:].copy()), []
+    for number in range(6):
+        for trainer, batch, times in sizes.values():
+            start = time.perf_counter()
+            trainer.step(batch, number)
+            times.append(1e3 * (time.perf_counter() - start))
+    if ranks.rank == 0:
+        print(json.dumps({part: statistics.median(times[1:]) for part, (*_, times) in sizes.items()}))
+
+
+def launch(ranks: int, *arguments: str) -> dict:
+    """The JSON that this script prints last on so many ranks."""
+    if ranks > 1 and shutil.which("mpiexec") is None:
+        raise SystemExit('scale.py: two ranks need mpiexec: pip install "minitv[mpi]"')
+    before = ["mpiexec", "-n", str(ranks), sys.executable, "-m", "mpi4py"] if ranks > 1 else [sys.executable]
+    result = subprocess.run([*before, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True, timeout=300,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def measure(names: list[str], rounds: int) -> dict:
+    found: dict[str, list[tuple[dict, dict]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            found[name].append((launch(1, name, "--steps"), launch(2, name, "--steps")))
+    report = {}
+    for name, pairs in found.items():
+        ms = {key: statistics.median(pair[side][part] for pair in pairs)
+              for key, side, part in (("one", 0, "all"), ("half", 0, "half"), ("two", 1, "all"))}
+        ratios = {"strong": [one["all"] / two["all"] / 2 for one, two in pairs],
+                  "weak": [one["half"] / two["all"] for one, two in pairs]}
+        report[name] = {"shares": "a sequence" if variants.load(name).on_ranks else "a batch",
+                        "ms": {key: round(value, 1) for key, value in ms.items()},
+                        **{key: [round(x, 3) for x in (statistics.median(values), min(values), max(values))]
+                           for key, values in ratios.items()}}
+        print(f"{name:<12} shares {report[name]['shares']}: {ms['one']:,.0f} ms with one rank, {ms['two']:,.0f} with two; "
+              "efficiency strong {:.2f}, weak {:.2f}".format(report[name]["strong"][0], report[name]["weak"][0]), flush=True)
+    return {"benchmark": "ranks_measured", "threads": 1, "rounds": rounds, "variants": report}
+
+
 def network() -> tuple[float, float]:
     """alpha and beta of two processes on this machine."""
-    if shutil.which("mpiexec") is None:
-        raise SystemExit('scale.py: the ping-pong needs mpiexec: pip install "minitv[mpi]", or give --alpha and --beta')
-    result = subprocess.run(["mpiexec", "-n", "2", sys.executable, "-m", "mpi4py", __file__, "--pingpong"],
-                            stdout=subprocess.PIPE, text=True, check=True, timeout=120)
-    found = json.loads(result.stdout.splitlines()[-1])
+    found = launch(2, "--pingpong")
     return found["alpha"], found["beta"]
 
 
@@ -296,17 +367,27 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--bytes", action="store_true", help="count what ranks send")
     what.add_argument("--simulate", action="store_true", help="replay a step on 1 to 4096 ranks")
+    what.add_argument("--measure", action="store_true", help="time steps of one rank and of two")
+    what.add_argument("--steps", action="store_true", help="one side of --measure, on every rank")
     what.add_argument("--pingpong", action="store_true", help="measure messages of two ranks that mpiexec has started")
     parser.add_argument("--ranks", type=int, default=4, help="with --bytes: for the sequences of all lengths (default: 4)")
     parser.add_argument("--tokens", type=int, default=2048, help="with --simulate: of each rank (default: 2048)")
-    parser.add_argument("--rounds", type=int, default=5, help="with --simulate: of every measurement (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="with --measure and --simulate (default: 3)")
     parser.add_argument("--alpha", type=float, help="seconds that a message takes without its bytes")
     parser.add_argument("--beta", type=float, help="seconds for a byte")
     parser.add_argument("--save", action="store_true", help="write the results")
     arguments = parse(parser)
     if arguments.pingpong:
         return pingpong()
+    if arguments.steps:
+        return steps(*arguments.variants)
     able = [name for name in variants.variants() if variants.load(name).on_ranks]
+    if arguments.measure:
+        names = known(arguments.variants or [*MODELS, "transformer"], variants.variants(), parser, "VARIANT")
+        warn_if_busy()
+        result = measure(names, arguments.rounds)
+        print(json.dumps(save("ranks_measured", result, "variants", machine()) if arguments.save else result))
+        return None
     names = known(arguments.variants or (["all"] if arguments.bytes else list(MODELS)), able, parser, "VARIANT")
     if arguments.bytes:
         result = count_bytes(names, arguments.ranks)
@@ -324,6 +405,7 @@ def main() -> None:
             result = save("ranks_simulated", result | {"network": "given" if given else "ping-pong"}, "variants", machine())
             picture_of_efficiency(result)
     print(json.dumps(result))
+    return None
 
 
 if __name__ == "__main__":

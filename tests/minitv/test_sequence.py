@@ -278,8 +278,8 @@ def test_processes_that_mpiexec_starts(name, tmp_path):
         pytest.skip("there is no mpiexec")
     text = tmp_path / "text.txt"
     text.write_text("To be, or not to be, that is the question.\n" * 300)
-    command = [sys.executable, "-m", "minitv", "train", name, "--data", str(text), "--steps", "3", "--batch", "2", "--eval-every",
-               "3", "--context", "64", "--layers", "1", "--width", "32", "--threads", "1"]
+    command = [sys.executable, "-m", "minitv", "train", name, "--data", str(text), "--steps", "3", "--batch", "2",
+               "--eval-every", "3", "--context", "64", "--layers", "1", "--width", "32", "--threads", "1"]
     losses = []
     for launch, options in (([], []), (["mpiexec", "-n", "2"], ["--sequence-ranks", "2"])):
         out = tmp_path / str(len(launch))
