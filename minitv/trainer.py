@@ -27,7 +27,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import cached_property
 
 import numpy as np
 import safetensors.numpy
@@ -65,6 +64,7 @@ class Trainer:
         keep_memory()
         self.run, self.task, self.ranks, self._unlike = experiment.run, task, ranks or Communicator(), unlike
         run = self.run
+        self._lines: tuple[Communicator, Communicator] | None = None
         self.sent = 0  # bytes that the layers of the rank that sends most sent to those of its line, in the last step
         on_gpu = run.device != "cpu"
         self.workers = 1 if on_gpu else run.threads or cores()
@@ -93,15 +93,23 @@ class Trainer:
         self._blas = blas_threads(1)
         self._blas.__enter__()
 
-    @cached_property
+    @property
     def line(self) -> Communicator:
-        """The ranks that share sequences with this one. The first use is one of all ranks together."""
-        return self.ranks.split(self.ranks.rank // self.run.sequence_ranks) if self.run.sequence_ranks > 1 else Communicator()
+        """The ranks that share sequences with this one."""
+        return self._divided()[0]
 
-    @cached_property
+    @property
     def across(self) -> Communicator:
-        """The ranks that have the same positions of other sequences. The first use is one of all ranks together."""
-        return self.ranks.split(self.ranks.rank % self.run.sequence_ranks) if self.run.sequence_ranks > 1 else self.ranks
+        """The ranks that have the same positions of other sequences."""
+        return self._divided()[1]
+
+    def _divided(self) -> tuple[Communicator, Communicator]:
+        """Divide the ranks at the first use, which is one of all ranks together; they are made one after the other."""
+        if self._lines is None:  # no cached_property: before Python 3.12 it has a lock that ranks in threads share
+            count = self.run.sequence_ranks
+            self._lines = ((Communicator(), self.ranks) if count == 1 else
+                           (self.ranks.split(self.ranks.rank // count), self.ranks.split(self.ranks.rank % count)))
+        return self._lines
 
     @property
     def parameters(self) -> int:
