@@ -14,12 +14,14 @@ import pytest
 
 from autograd import GraphError, Tensor, cross_entropy, gradients, sum
 from autograd.random import Random
+from autograd.ranks import Communicator
 from autograd.ranks.threads import run
 from minitv import variants
 from minitv.errors import UserError
 from minitv.ops.dilated_attention import between_shares, dilated_attention, over_ranks
 from minitv.sequence import Share, before, columns, gathered, relay, scattered, share, sharing
-from minitv.together import check_sharing
+from minitv.task import Batch
+from minitv.together import check, check_sharing
 from minitv.trainer import Trainer
 
 SPLIT = [name for name in variants.variants() if variants.load(name).on_ranks]
@@ -263,11 +265,54 @@ def test_training_is_that_of_one_rank_to_rounding(name, size, line):
     ("hyena", 32, dict(sequence_ranks=32), "--sequence-ranks 32: there are more ranks than channels, --width is 16"),
 ])
 def test_what_ranks_cannot_share_is_refused(name, ranks, options, message):
-    from autograd.ranks import Communicator
-
     with pytest.raises(UserError) as caught:
         check_sharing(variants.load(name).configure(**{**SMALL, "sequence_ranks": 2, **options}), Communicator(0, ranks))
     assert str(caught.value).startswith(message)
+
+
+def test_more_lines_of_ranks_than_sequences_are_refused():
+    experiment = variants.load("retnet").configure(**{**SMALL, "batch": 1, "sequence_ranks": 2})
+    with pytest.raises(UserError, match="--batch 1: 2 times 2 ranks share the sequences of a step, and each needs one, "
+                                        "allowed: --batch 2 or more, or at most 2 ranks"):
+        check(experiment, Communicator(0, 4))
+
+
+def test_sequences_that_ranks_cannot_share_are_refused():
+    class Trainers:
+        task = variants.load("retnet").configure().task
+
+    odd = Batch(*np.zeros((2, 3, 31), int))
+    with pytest.raises(UserError, match="--sequence-ranks 2: it does not divide the 31 positions of a sequence, allowed: a "
+                                        "divisor of 31"):
+        Trainer._share(Trainers, odd, Communicator(0, 2))
+    with pytest.raises(UserError, match="--sequence-ranks 2: the sequences of the task text are not of one kind, allowed: 1"):
+        Trainer._share(Trainers, tuple(odd), Communicator(0, 2))
+    assert Trainer._share(Trainers, odd, Communicator()) is None
+
+
+@pytest.mark.usefixtures("forms_unless_full")
+def test_a_number_that_is_not_finite_stops_all_ranks():
+    """One rank alone has it, in the part of the text that it holds."""
+    experiment = variants.load("retnet").configure(**SMALL, sequence_ranks=2)
+
+    def rank(ranks):
+        data = experiment.begin()
+        trainer = Trainer(experiment, data, ranks)
+        try:
+            batch = data.batch(0)
+            ids = batch.inputs % 10
+            ids[:, -1] = 10  # a token that the second rank reads
+            trainer.model.embed.weight.data[10] = np.inf
+            batch = Batch(ids, ids)
+            before = trainer.optimizer.param.copy()
+            loss = trainer.step(batch, 0)
+            assert np.array_equal(trainer.optimizer.param, before)
+            return loss, trainer.find_nonfinite(batch, 0)
+        finally:
+            trainer.close()
+
+    for loss, reason in run(2, rank):
+        assert not np.isfinite(loss) and "NaN or infinite" in reason
 
 
 @pytest.mark.full
