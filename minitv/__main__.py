@@ -19,7 +19,7 @@ def run() -> None:
     After a signal nobody waits for threads that still compile or compute.
     """
     code = job.run(main, sys.argv[1:])
-    if code in SIGNALS:
+    if code in SIGNALS and not job.here().settled:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

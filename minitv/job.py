@@ -7,6 +7,7 @@ Workers send each other a sign of life twice a second, rank 0 to all and all to 
 
 - A rank that says nothing for SILENCE seconds is stopped, or cut off.
 - A rank that others wait for, and that uses no processor for IDLE seconds, is stuck, unless it reads or writes files.
+- Where all wait for each other for BUSY seconds, something is wrong with the messages, or with the program.
 - A rank that others wait for in a training step, BUSY seconds long and ten times as long as any step before, is stuck too. The
   first step compiles, and may take as long as it likes.
 
@@ -45,7 +46,7 @@ LONGEST_END = 10.0  # seconds that a rank waits for the others when it ends
 NOTHING = "Nothing was saved: start the same command again"  # how to go on before there is a checkpoint
 
 PULSE, FAILURE, END = 1, 2, 3  # what a message is
-SIGN = struct.Struct("=d??d")  # processor time, whether the rank waits, whether it is at files, seconds a step may take
+SIGN = struct.Struct("=d??dd")  # processor time, whether it waits, whether it is at files, seconds a step may take, calls
 
 
 class Place(NamedTuple):
@@ -71,6 +72,7 @@ class Alone:
     """A process that is no part of a job; a Job does more."""
 
     limit: float | None = None  # seconds that the training step which is going on may take
+    settled = False  # whether all ranks end by themselves, and the process must end as usual: MPI says goodbye at its end
 
     @cached_property
     def ranks(self) -> Communicator:
@@ -121,14 +123,7 @@ def run(command: Callable[[], int], arguments: list[str]) -> int:
         return _watch(worker, reading, heard, place)
     os.close(reading)
     signal.set_wakeup_fd(hearing, warn_on_full_buffer=False)
-    code = 1
-    try:
-        code = _work(command, place, writing)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                stream.flush()
-    finally:
-        os._exit(code)
+    return _work(command, place, writing)
 
 
 def _refuse(place: Place, reason: str) -> int:
@@ -248,7 +243,7 @@ class _Peer:
     def __init__(self) -> None:
         self.silent = self.idle = self.late = self.computed = 0.0
         self.waits = self.files = False
-        self.limit = 0.0
+        self.limit = self.calls = 0.0
 
 
 class Job(Alone):
@@ -260,6 +255,7 @@ class Job(Alone):
         self._comm = ranks.comm.Dup()  # of the thread alone
         self.host = socket.gethostname()
         self._looked, self._at_files = -1.0, 0
+        self._calls, self._still = 0.0, 0.0  # of all ranks, and for how long nothing was added while all of them wait
         self._note = NOTHING
         self._peers = {rank: _Peer() for rank in (range(1, ranks.size) if ranks.rank == 0 else [0])}
         self._sending: dict[int, Any] = {}
@@ -318,6 +314,7 @@ class Job(Alone):
 
         MPI.Finalize()
         timer.cancel()
+        self.settled = not self._decided.is_set()
 
     def _look(self) -> None:
         self._looked = time.monotonic()
@@ -352,7 +349,7 @@ class Job(Alone):
 
     def _send(self) -> None:
         waits = time.monotonic() - self._looked < 2 * BEAT
-        sign = SIGN.pack(time.process_time(), waits, bool(self._at_files), self.limit or 0.0)
+        sign = SIGN.pack(time.process_time(), waits, bool(self._at_files), self.limit or 0.0, self.ranks.calls)
         for rank in self._peers:
             before = self._sending.get((rank, PULSE))
             if before is None or before.Test():
@@ -377,7 +374,7 @@ class Job(Alone):
                 self._decided.set()
             else:
                 peer = self._peers[source]
-                computed, peer.waits, peer.files, peer.limit = SIGN.unpack(content)
+                computed, peer.waits, peer.files, peer.limit, peer.calls = SIGN.unpack(content)
                 peer.silent = 0
                 if computed - peer.computed > USED:
                     peer.computed, peer.idle = computed, 0.0
@@ -423,8 +420,17 @@ class Job(Alone):
 
     def _judge(self, seconds: float) -> None:
         """End the job if a rank is gone or stuck; ``seconds`` have passed."""
-        someone = time.monotonic() - self._looked < 2 * BEAT or any(peer.waits for peer in self._peers.values())
+        peers = self._peers.values()
+        mine = time.monotonic() - self._looked < 2 * BEAT
+        someone = mine or any(peer.waits for peer in peers)
         turn = 0.0 if self.ranks.rank <= 1 else 4.0  # rank 1 speaks where rank 0 cannot
+        calls = self.ranks.calls + sum(peer.calls for peer in peers)
+        everyone = self.ranks.rank == 0 and mine and all(peer.waits for peer in peers) and calls == self._calls
+        self._calls, self._still = calls, self._still + seconds if everyone else 0.0
+        if self._still > BUSY:
+            print(f"minitv: error: {self.ranks.size} ranks have waited for each other for {self._still:.0f} s: a message was "
+                  f"lost, or the program has an error. All ranks end. {self._note}", file=sys.__stderr__, flush=True)
+            self._abort(RunError.code)
         for rank, peer in self._peers.items():
             peer.silent += seconds
             working = someone and not peer.waits and not peer.files

@@ -123,7 +123,8 @@ def see(directory: Path, ranks: Communicator) -> None:
         time.sleep(0.2)
     blind = [rank for rank, there in enumerate(ranks.gather(np.array(held() == expected))) if not there]
     if blind:
-        raise RunError(f"the folder {os.path.abspath(directory)} of rank 0 is not what rank {blind[0]} of {ranks.size} on "
+        name = ranks.gather_bytes(os.path.abspath(directory).encode())[0].decode()
+        raise RunError(f"the folder {name} of rank 0 is not what rank {blind[0]} of {ranks.size} on "
                        f"{_hosts(ranks)[blind[0]]} sees under that name: all ranks need one folder, on a file system that "
                        "their machines share, for example --out on a network disk")
 

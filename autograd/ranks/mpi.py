@@ -39,9 +39,13 @@ def world() -> MPI:
 
 
 class MPI(Communicator):
-    """A rank of an mpi4py communicator; arrays are NumPy arrays. ``waiting()`` is called now and then while it waits."""
+    """A rank of an mpi4py communicator; arrays are NumPy arrays. ``waiting()`` is called now and then while it waits.
+
+    ``calls`` counts what this process has waited for with success.
+    """
 
     kind = "MPI"
+    calls = 0
 
     def __init__(self, comm: Any, waiting: Callable[[], Any] | None = None):
         super().__init__(comm.Get_rank(), comm.Get_size())
@@ -86,6 +90,7 @@ class MPI(Communicator):
             if self.waiting is not None and now - looked > 0.1:
                 looked = now
                 self.waiting()
+        MPI.calls += 1
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

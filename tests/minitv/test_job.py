@@ -235,12 +235,13 @@ if rank == 1:
 @pytest.mark.parametrize("how, said", [
     ("os._exit(5)", r"rank 1 of 2 on \S+ ended with exit code 5 and without a word, and so all ranks end"),
     ("os.kill(os.getpid(), signal.SIGSTOP)", r"rank 1 of 2 has not been heard of for \d+ s: it is stopped, or cut off"),
+    ("job.here().ranks.barrier()", r"2 ranks have waited for each other for \d+ s: a message was lost"),
     ("time.sleep(1000)", r"rank 1 of 2 does nothing, and the others have waited for it for \d+ s"),
 ])
 def test_a_rank_that_dies_or_hangs_ends_the_job_soon(folder, how, said):
     assert max(job.SILENCE, job.IDLE, job.BUSY) + 2 * job.BEAT < 30
     process = start(2, *LONG, "--out", "run", cwd=folder, script=f"""
-job.SILENCE, job.IDLE = 3, 5
+job.SILENCE, job.IDLE, job.BUSY = 3, 5, 3
 if rank == 1:
     in_step(30, lambda: {how})""")
     begun(process, folder, 30)
