@@ -26,7 +26,7 @@ from .options import OF_SOME, SampleOptions
 from .variants.attention_sinks import cache_of, streaming
 
 BLOCK = 64  # random numbers drawn at a time
-GROUP = 64  # sequences written side by side: of more, the states leave the caches
+GROUP = 16  # sequences written side by side: the states of more leave the caches
 
 
 def choose(logits: np.ndarray, uniforms: np.ndarray, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
@@ -38,26 +38,27 @@ def choose(logits: np.ndarray, uniforms: np.ndarray, temperature: float = 1.0, t
     likely than min_p times the likeliest (Nguyen et al. 2024, arXiv 2407.01082). RunError when a logit is NaN, or the largest
     of a row is infinite.
     """
-    rows = np.arange(len(logits))
-    order = np.argsort(-logits, axis=1, kind="stable")  # NaN comes last
-    largest, last = logits[rows, order[:, 0]], logits[rows, order[:, -1]]
-    for b in np.flatnonzero(np.isnan(last) | ~np.isfinite(largest)):
-        wrong = order[b, -1] if np.isnan(last[b]) else order[b, 0]
+    (batch, vocab), order = logits.shape, (-logits).argsort(axis=1, kind="stable")  # NaN comes last
+    starts = np.arange(0, batch * vocab, vocab)[:, None]  # of the rows, in all that follows
+    ordered = logits.take(order + starts)
+    largest, last = ordered[:, :1], ordered[:, -1:]
+    if not (fine := np.isfinite(largest) & (last == last)).all():
+        b = np.argmin(fine)
+        wrong = order[b, -1] if np.isnan(last[b, 0]) else order[b, 0]
         raise RunError(f"the model gives token {wrong} the logit {logits[b, wrong]}, so that no token can be drawn: its "
                        "weights, or what it computes from them, are not finite")
     if temperature == 0:
         return order[:, 0]
-    if top_k is not None:
-        order = order[:, :top_k]
-    below = logits[rows[:, None], order].astype(np.float64) - largest[:, None]
+    below = ordered[:, :top_k].astype(np.float64) - largest
     with np.errstate(over="ignore"):  # a tiny temperature: minus infinity, weight 0
         weights = np.exp(below / temperature)  # relative to the likeliest
-    cumulative = np.cumsum(weights, axis=1)
-    last_kept = (cumulative < top_p * cumulative[:, -1:]).sum(axis=1)
+    cumulative = weights.cumsum(axis=1)
+    kept = (cumulative < top_p * cumulative[:, -1:]).sum(axis=1, keepdims=True)  # the place of the last one
     if min_p:
-        last_kept = np.minimum(last_kept, (weights >= min_p).sum(axis=1) - 1)
-    places = (cumulative <= (uniforms * cumulative[rows, last_kept])[:, None]).sum(axis=1)
-    return order[rows, np.minimum(places, last_kept)]
+        kept = np.minimum(kept, (weights >= min_p).sum(axis=1, keepdims=True) - 1)
+    totals = cumulative.take(kept + starts // vocab * weights.shape[1])
+    places = (cumulative <= uniforms[:, None] * totals).sum(axis=1, keepdims=True)
+    return order.take(np.minimum(places, kept) + starts)[:, 0]
 
 
 def penalise(logits: np.ndarray, mask: np.ndarray, penalty: float) -> np.ndarray:

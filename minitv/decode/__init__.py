@@ -119,7 +119,7 @@ class FusedDecoder(Decoder):
     def step(self, ids: np.ndarray) -> np.ndarray:
         model, position, x = self.model, self._position, self._x
         self._check(ids, len(self._embedding))
-        x[:] = self._embedding[ids]
+        self._embedding.take(ids, axis=0, out=x, mode="clip")  # without a copy, as they are in range
         if self._embed_norm is not None:
             compute, norm = self._embed_norm
             compute(x, norm, x, self._spare)
@@ -135,9 +135,10 @@ class FusedDecoder(Decoder):
         model = self.model
         if model.bounded and self._position >= model.context:
             raise ShapeError(f"the model has {model.context} positions; {self._position} + 1 tokens do not fit")
-        for token in ids:
-            if not 0 <= token < vocab:
-                raise DomainError(f"the model knows the tokens 0 .. {vocab - 1}, got {token}")
+        low, high = (ids[0], ids[0]) if self.batch == 1 else (min(ids), max(ids))
+        if low < 0 or high >= vocab:
+            wrong = next(token for token in ids if not 0 <= token < vocab)
+            raise DomainError(f"the model knows the tokens 0 .. {vocab - 1}, got {wrong}")
 
 
 def _halves(model: LanguageModel) -> list[list[tuple]]:

@@ -17,16 +17,14 @@ from autograd.cpu.compile import cpu_kernel, inner
 
 from ..ops.aft.cpu_step import gated_mean, join, place
 from ..variants import aft
-from .shared import FeedForward, Half, Linear, Norm, linear, linear_of, norm, parts_of, rows
+from .shared import FeedForward, Half, Linear, Norm, columns, linear, linear_of, norm, rows
 
 BLOCK = 16  # lags whose exponents are made at a time: they stay in the nearest cache, and a and b are rescaled rarely
 
 
 class Weights(NamedTuple):
     norm: Norm
-    q: Linear
-    k: Linear
-    v: Linear
+    qkv: Linear
     out: Linear  # without rows in a model without output projection
     pos_u: np.ndarray  # [context rank], the bias w = u vᵀ
     pos_v: np.ndarray  # [context rank]
@@ -44,13 +42,12 @@ def _project(x, weights, memory):
     """q, k, v and scratch memory, [B D] each, and where what is left of that begins."""
     count, width = x.shape
     h, at = rows(memory, 0, count, width)
-    q, at = rows(memory, at, count, width)
-    k, at = rows(memory, at, count, width)
-    v, at = rows(memory, at, count, width)
+    qkv, at = rows(memory, at, count, 3 * width)
     norm(x, weights.norm, h, memory[at:])
-    linear(weights.q, h, q, False)
-    linear(weights.k, h, k, False)
-    linear(weights.v, h, v, False)
+    linear(weights.qkv, h, qkv, False)
+    q, at = columns(qkv, 0, width, memory, at)
+    k, at = columns(qkv, width, width, memory, at)
+    v, at = columns(qkv, 2 * width, width, memory, at)
     return q, k, v, h, at
 
 
@@ -117,13 +114,13 @@ class AFT(Half):
     """What all have: projections, in which what the channels of a head share is there for each of them, and a mean."""
 
     def wire(self, norm, module, model):
-        self._shared = self.width // module.sizes[1]
-        q, k, v = parts_of(linear_of(module.qkv), *module.sizes[:2])
+        self._shared, qkv = self.width // module.sizes[1], linear_of(module.qkv)
         if self._shared > 1:
-            k = Linear(*map(self._spread, k))
+            parts = (np.split(x, np.cumsum(module.sizes)[:-1]) for x in qkv)
+            qkv = Linear(*(np.concatenate([q, self._spread(k), v]) for q, k, v in parts))
         out = self.none() if module.out is None else linear_of(module.out)
         ring, mean = (self.batch, self.window(module, model), self.width), (self.batch, 3, self.width)
-        return (Weights(norm, q, k, v, out, *self.biases(module)),
+        return (Weights(norm, qkv, out, *self.biases(module)),
                 State(np.empty(ring, self.dtype), np.empty(ring, self.dtype), np.empty(mean, self.dtype)))
 
     def window(self, module, model) -> int:
@@ -154,7 +151,7 @@ class Simple(AFT):
         return 0
 
     def memory(self, module, model):
-        return 4 * self.width
+        return 7 * self.width
 
 
 class Local(AFT):
@@ -165,7 +162,7 @@ class Local(AFT):
         return min(module.window, model.context)
 
     def memory(self, module, model):
-        return (7 + BLOCK) * self.width
+        return (10 + BLOCK) * self.width
 
     def biases(self, module):
         return module.pos_u.data, module.pos_v.data, np.empty((0, 1), self.dtype)

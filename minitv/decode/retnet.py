@@ -14,13 +14,12 @@ from ..ops.retention.cpu import step
 from ..ops.rope.cpu import rotate, turn
 from ..variants import retnet
 from . import shared
-from .shared import Half, Linear, Norm, linear, linear_of, norm, parts_of, rows, take
+from .shared import Half, Linear, Norm, columns, linear, linear_of, norm, rows, take
 
 
 class Weights(NamedTuple):
     norm: Norm
-    q: Linear
-    k: Linear
+    qk: Linear
     v: Linear
     gate: Linear
     out: Linear
@@ -44,8 +43,7 @@ def retain(x, position, weights, state, memory):
     (heads, size, value_size), one = state.S.shape, x.dtype.type(1)
     (count, width), pairs = x.shape, size // 2
     h, at = rows(memory, 0, count, width)
-    q, at = rows(memory, at, count, width)
-    k, at = rows(memory, at, count, width)
+    qk, at = rows(memory, at, count, 2 * width)
     queries, at = take(memory, at, x.size)
     keys, at = take(memory, at, x.size)
     v, at = rows(memory, at, count, heads * value_size // count)
@@ -54,10 +52,11 @@ def retain(x, position, weights, state, memory):
     cos, at = take(memory, at, pairs)
     sin, at = take(memory, at, pairs)
     norm(x, weights.norm, h, memory[at:])
-    linear(weights.q, h, q, False)
-    linear(weights.k, h, k, False)
+    linear(weights.qk, h, qk, False)
     linear(weights.v, h, v, False)
     linear(weights.gate, h, gate, False)
+    q, at = columns(qk, 0, width, memory, at)
+    k, at = columns(qk, width, width, memory, at)
     turn(position, weights.angles, cos, sin)
     shape, strides, turns = (1, heads, 1, size), (0, size, 0), (cos.reshape(1, 1, pairs), sin.reshape(1, 1, pairs))
     rotate((q.reshape(-1), strides), shape, turns[0], turns[1], weights.interleaved, one, one, queries, (0, 1))
@@ -76,13 +75,13 @@ class Retention(Half):
         state = State(*(part.data.reshape(-1, *part.shape[2:]) for part in module.init_state(self.batch)[:3]))
         size = state.S.shape[2]
         head_norm = Norm(np.ones(size, self.dtype), np.zeros(size, self.dtype), retnet.EPS, module.head_norm == "layer_norm")
-        return Weights(norm, *parts_of(linear_of(module.qk), self.width), *map(linear_of, (module.v, module.gate, module.out)),
+        return Weights(norm, linear_of(module.qk), linear_of(module.v), linear_of(module.gate), linear_of(module.out),
                        np.array(module.rotation["angles"]), module.rotation["pairing"] == "interleaved",
                        self.dtype.type(module.scale), np.tile(module.decay.data, self.batch),
                        NORMALIZATIONS.index(module.normalization), head_norm), state
 
     def memory(self, module, model):
-        return 5 * self.width + 3 * len(module.v.weight) + self.width // module.heads + 2 * module.heads  # of the norm of heads
+        return 7 * self.width + 3 * len(module.v.weight) + self.width // module.heads + 2 * module.heads  # of the norm of heads
 
     def load(self, state, position):
         for place, part in zip(self.state, state[:3], strict=True):

@@ -70,26 +70,43 @@ def rows(memory, at, count, size):
 
 
 @inner
+def columns(x, first, size, memory, at):
+    """x[:, first : first + size] in scratch memory, and where that ends."""
+    part, at = rows(memory, at, len(x), size)
+    for b in range(len(x)):
+        for c in range(size):
+            part[b, c] = x[b, first + c]
+    return part, at
+
+
+@inner
 def linear(layer, x, y, add):
-    """y[B ·] = x[B ·] Wᵀ + b, added to y if ``add``; four sequences read a weight together."""
+    """y[B ·] = x[B ·] Wᵀ + b, added to y if ``add``; four sequences meet two rows of weights at a time."""
     weight, bias, zero = layer.weight, layer.bias, x.dtype.type(0)
-    inputs, fours = weight.shape[1], len(x) - len(x) % 4
-    for i in range(len(weight)):
+    fours, pairs, inputs = len(x) - len(x) % 4, len(weight) - len(weight) % 2, weight.shape[1]
+    for i in range(0, pairs if fours else 0, 2):
+        row, other = weight[i], weight[i + 1]
         for b in range(0, fours, 4):
-            one, two, three, four = zero, zero, zero, zero
+            one, two, three, four = x[b], x[b + 1], x[b + 2], x[b + 3]
+            a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
             for j in range(inputs):
-                one += weight[i, j] * x[b, j]
-                two += weight[i, j] * x[b + 1, j]
-                three += weight[i, j] * x[b + 2, j]
-                four += weight[i, j] * x[b + 3, j]
-            y[b, i] = one + bias[i] + (y[b, i] if add else zero)
-            y[b + 1, i] = two + bias[i] + (y[b + 1, i] if add else zero)
-            y[b + 2, i] = three + bias[i] + (y[b + 2, i] if add else zero)
-            y[b + 3, i] = four + bias[i] + (y[b + 3, i] if add else zero)
-        for b in range(fours, len(x)):
+                a0 += row[j] * one[j]
+                a1 += row[j] * two[j]
+                a2 += row[j] * three[j]
+                a3 += row[j] * four[j]
+                b0 += other[j] * one[j]
+                b1 += other[j] * two[j]
+                b2 += other[j] * three[j]
+                b3 += other[j] * four[j]
+            for n, (first, second) in enumerate(((a0, b0), (a1, b1), (a2, b2), (a3, b3))):
+                y[b + n, i] = first + bias[i] + (y[b + n, i] if add else zero)
+                y[b + n, i + 1] = second + bias[i + 1] + (y[b + n, i + 1] if add else zero)
+    for b in range(len(x)):
+        row = x[b]
+        for i in range(pairs if b < fours else 0, len(weight)):
             total = zero
             for j in range(inputs):
-                total += weight[i, j] * x[b, j]
+                total += weight[i, j] * row[j]
             y[b, i] = total + bias[i] + (y[b, i] if add else zero)
 
 
@@ -151,12 +168,6 @@ def linear_of(module: nn.Module) -> Linear:
     """A layer's weights; zeros for a bias that is not there."""
     weight, bias = module.weight.data, getattr(module, "bias", None)
     return Linear(weight, np.zeros(len(weight), weight.dtype) if bias is None else bias.data)
-
-
-def parts_of(layer: Linear, *sizes: int) -> list[Linear]:
-    """One layer as several, of which each gives so many of its outputs, and the last one the rest."""
-    edges = np.cumsum(sizes)
-    return list(map(Linear, *(np.split(part, edges) for part in layer)))
 
 
 def norm_of(module: nn.Module) -> Norm:

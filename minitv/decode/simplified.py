@@ -15,7 +15,7 @@ from autograd.ops.rms_norm.cpu import rms_norm_rows
 from .. import nn
 from ..ops.attention.cpu import step
 from ..variants import simplified
-from .shared import Linear, Norm, activate, activation_of, linear, linear_of, norm, norm_of, parts_of, rows, take
+from .shared import Linear, Norm, activate, activation_of, columns, linear, linear_of, norm, norm_of, rows, take
 from .transformer import Cached, Turns, append, turned, turns_of
 
 
@@ -23,8 +23,7 @@ class Weights(NamedTuple):
     """A norm without numbers and a linear layer without rows are not there."""
 
     norm: Norm
-    q: Linear
-    k: Linear
+    qk: Linear
     q_norm: np.ndarray  # [K]
     k_norm: np.ndarray  # [K]
     values: Linear
@@ -76,13 +75,13 @@ def block(x, position, weights, cache, memory):
     v, at = rows(memory, at, count, width)
     a, at = rows(memory, at, count, width)
     h, at = rows(memory, at, count, width)
-    q, at = rows(memory, at, count, width)
-    k, at = rows(memory, at, count, width)
+    qk, at = rows(memory, at, count, 2 * width)
     wide, at = rows(memory, at, count, hidden)
     activated, at = rows(memory, at, count, hidden)
     _normed(x, weights.norm, z, memory[at:])
-    linear(weights.q, z, q, False)
-    linear(weights.k, z, k, False)
+    linear(weights.qk, z, qk, False)
+    q, at = columns(qk, 0, width, memory, at)
+    k, at = columns(qk, width, width, memory, at)
     if len(weights.values.weight):
         linear(weights.values, z, v, False)
     else:
@@ -133,9 +132,8 @@ class Block(Cached):
         bias = np.zeros(2 * self.width, self.dtype) if mixer.qk_bias is None else mixer.qk_bias.data
         q_norm, k_norm = (np.empty(0, self.dtype) if gains is None else gains.data for gains in (mixer.q_norm, mixer.k_norm))
         weights = Weights(
-            self.norm(module.norm1), *parts_of(Linear(mixer.qk.data, bias), self.width), q_norm, k_norm,
-            self.blend(mixer.values), alpha, beta, gamma, self.blend(mixer.out), module.adds, module.serial,
-            module.skip.item() if module.serial else 1.0,
+            self.norm(module.norm1), Linear(mixer.qk.data, bias), q_norm, k_norm, self.blend(mixer.values), alpha, beta, gamma,
+            self.blend(mixer.out), module.adds, module.serial, module.skip.item() if module.serial else 1.0,
             self.norm(module.norm2), linear_of(ffn.up), Linear(*(ffn.gain.data * part for part in linear_of(ffn.down))),
             activation_of(ffn), self.no_sink(heads), turns_of(mixer.rotation))
         return weights, State(*self.empty(heads, size, model.context), np.zeros((self.batch, self.width), self.dtype))
@@ -153,7 +151,7 @@ class Block(Cached):
 
     def memory(self, module: Any, model: Any) -> int:
         hidden = len(module.ffn.up.weight)
-        return 9 * self.width + 3 * hidden + 2 * module.mixer.heads + self.scores(module.mixer.heads)
+        return 11 * self.width + 3 * hidden + 2 * module.mixer.heads + self.scores(module.mixer.heads)
 
     def load(self, state: Any, position: int) -> None:
         keys, values, mean = state[0]

@@ -17,7 +17,7 @@ from ..ops.attention.cpu import step
 from ..ops.rope import Rotation
 from ..ops.rope.cpu import rotate, turn
 from ..variants import roformer, transformer
-from .shared import FeedForward, Half, Linear, Norm, linear, linear_of, norm, parts_of, rows, take
+from .shared import FeedForward, Half, Linear, Norm, columns, linear, linear_of, norm, rows, take
 
 
 class Turns(NamedTuple):
@@ -32,9 +32,7 @@ class Turns(NamedTuple):
 
 class Weights(NamedTuple):
     norm: Norm
-    q: Linear
-    k: Linear
-    v: Linear
+    qkv: Linear
     out: Linear
     sink: np.ndarray  # [B·H], a score of each head that belongs to no token; -inf is none
     turns: Turns
@@ -96,17 +94,17 @@ def append(cache, last, k, v):
 def attend(x, position, weights, cache, memory):
     """x += W attention(q, k, v) with q, k, v = W' norm(x); k and v join the cache."""
     (count, width), (groups, size, _), heads = x.shape, cache.keys.shape, weights.sink.size
+    shared = groups * size // count  # numbers of a token's keys
     last = _column(position, weights.segment, weights.mixtures)
     scale = x.dtype.type(1 / np.sqrt(size))
     h, at = rows(memory, 0, count, width)
     y, at = rows(memory, at, count, width)
-    q, at = rows(memory, at, count, width)
-    k, at = rows(memory, at, count, groups * size // count)
-    v, at = rows(memory, at, count, groups * size // count)
+    qkv, at = rows(memory, at, count, width + 2 * shared)
     norm(x, weights.norm, h, memory[at:])
-    linear(weights.q, h, q, False)
-    linear(weights.k, h, k, False)
-    linear(weights.v, h, v, False)
+    linear(weights.qkv, h, qkv, False)
+    q, at = columns(qkv, 0, width, memory, at)
+    k, at = columns(qkv, width, shared, memory, at)
+    v, at = columns(qkv, width + shared, shared, memory, at)
     queries, keys, at = turned(position, weights.turns, q.reshape(-1), k.reshape(-1), heads, groups, size, memory, at)
     append(cache, last, keys, v.reshape(-1))
     lse, at = take(memory, at, heads)
@@ -168,11 +166,11 @@ class Attention(Cached):
               **segments: int):
         """Weights, and an empty cache of ``columns`` keys and values in each of ``groups`` heads."""
         size = self.width // module.heads
-        return Weights(norm, *parts_of(linear_of(module.qkv), self.width, groups * size), linear_of(module.out),
-                       self.no_sink(module.heads), turns_of(rotation), **segments), self.empty(groups, size, columns)
+        return Weights(norm, linear_of(module.qkv), linear_of(module.out), self.no_sink(module.heads), turns_of(rotation),
+                       **segments), self.empty(groups, size, columns)
 
     def memory(self, module, model):
-        return 8 * self.width + module.heads + self.scores(module.heads)
+        return 11 * self.width + module.heads + self.scores(module.heads)
 
     def load(self, state, position):
         self.write(0, state.keys, state.values)
