@@ -128,7 +128,7 @@ def test_ranks_and_threads_without_work_are_told_how_to_get_some():
     data = experiment.begin()
     for ranks, threads, unlike, said in ((4, 1, False, "2 of 4 ranks have none: a smaller --micro-batch"),
                                          (1, 5, False, "2 micro-batches, for 5 threads: a smaller --micro-batch"),
-                                         (2, 1, True, "processors of different kinds: all take the weights that rank 0 computes"),
+                                         (2, 1, True, "of different kinds: all take the weights that rank 0 computes"),
                                          (2, 2, False, None)):
         trainer = Trainer(experiment.replace(threads=threads), data, Communicator(0, ranks), unlike=unlike)
         trainer.close()
