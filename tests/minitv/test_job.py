@@ -241,7 +241,7 @@ if rank == 1:
 def test_a_rank_that_dies_or_hangs_ends_the_job_soon(folder, how, said):
     assert max(job.SILENCE, job.IDLE, job.BUSY) + 2 * job.BEAT < 30
     process = start(2, *LONG, "--out", "run", cwd=folder, script=f"""
-job.SILENCE, job.IDLE, job.BUSY = 3, 5, 3
+job.SILENCE, job.IDLE, job.BUSY = 3, 4, 7
 if rank == 1:
     in_step(30, lambda: {how})""")
     begun(process, folder, 30)

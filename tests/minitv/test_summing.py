@@ -121,3 +121,35 @@ def test_two_ranks_train_as_one_does(name):
 def test_any_number_of_ranks_and_threads_gives_the_same_bits(size, threads):
     (numbers, arrays), = trained("transformer", 1, 1, 3)
     assert_same(trained("transformer", size, threads, 3), numbers, arrays)
+
+
+def test_ranks_and_threads_without_work_are_told_how_to_get_some():
+    experiment = variants.load("transformer").configure(context=32, layers=1, width=16, batch=4, threads=1)
+    data = experiment.begin()
+    for ranks, threads, unlike, said in ((4, 1, False, "2 of 4 ranks have none: a smaller --micro-batch"),
+                                         (1, 5, False, "2 micro-batches, for 5 threads: a smaller --micro-batch"),
+                                         (2, 1, True, "of different kinds: all take the weights that rank 0 computes"),
+                                         (2, 2, False, None)):
+        trainer = Trainer(experiment.replace(threads=threads), data, Communicator(0, ranks), unlike=unlike)
+        trainer.close()
+        notes = trainer.notes(data.batch(0))
+        assert [said in note for note in notes] == [True] * (said is not None)
+
+
+@pytest.mark.full
+def test_unlike_processors_have_the_weights_of_rank_0():
+    """A rank whose update differs, as another processor's may, takes part with rank 0's weights all the same."""
+    experiment = variants.load("transformer").configure(**{**TINY, "dropout": 0.0, "threads": 1})
+
+    def rank(ranks):
+        data = experiment.begin()
+        trainer = Trainer(experiment, data, ranks, unlike=True)
+        update = trainer.optimizer.update
+        if ranks.rank == 1:
+            trainer.optimizer.update = lambda lr, *more, **others: update(lr * 1.0001, *more, **others)
+        losses = [trainer.step(data.batch(step), step) for step in range(2)]
+        trainer.close()
+        return losses, trainer.optimizer.param.copy()
+
+    (one, weights), (other, same) = run(2, rank)
+    assert one == other and np.array_equal(weights, same)
