@@ -13,17 +13,25 @@ import numpy as np
 from autograd import Tensor
 from autograd.random import Random
 
-from .nn import ACTIVATIONS, NORMS, Dropout, Linear, Module, Parameter, Stateful
+from .nn import ACTIVATIONS, Dropout, Linear, Module, Parameter, Stateful, norm_of
 from .options import ModelOptions
 
 
 class FeedForward(Stateful):
-    """y = f(x W₁ᵀ + b) W₂ᵀ + b at every position, hidden size ``ffn_multiple`` widths; it has no state."""
+    """y = f(x W₁ᵀ + b) W₂ᵀ + b at every position, hidden size ``ffn_multiple`` widths; it has no state.
+
+    With ``ffn_gate`` y = (f(x W₁ᵀ + b) ∘ (x W₃ᵀ + b)) W₂ᵀ + b (Shazeer 2020, arXiv 2002.05202), with f = silu LLaMA's SwiGLU.
+    """
+
+    pointwise = True
+    gate: Linear | None = None
 
     def __init__(self, rng: Random, model: ModelOptions, options=None, layer: int = 0, dtype=np.float32):
         hidden = max(1, round(self.multiple(model, options) * model.width))
         self.up = Linear(rng.split(0), model.width, hidden, std=model.init_std, bias=model.bias, dtype=dtype)
         self.down = Linear(rng.split(1), hidden, model.width, std=model.output_std, bias=model.bias, dtype=dtype)
+        if model.ffn_gate:
+            self.gate = Linear(rng.split(2), model.width, hidden, std=model.init_std, bias=model.bias, dtype=dtype)
         self._finish(model)
 
     def _finish(self, model: ModelOptions) -> None:
@@ -36,7 +44,12 @@ class FeedForward(Stateful):
         return model.ffn_multiple
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        return self.dropout(self.down(self.activation(self.up(x))), rng)
+        return self.dropout(self.down(self.hidden(x)), rng)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """What W₂ multiplies, [B T F]."""
+        y = self.activation(self.up(x))
+        return y if self.gate is None else y * self.gate(x)
 
     def init_state(self, batch: int) -> None:
         return None
@@ -97,13 +110,18 @@ class Block(Module):
         """The state before the first position."""
         return tuple(module.init_state(batch) for branch in self.branches for module in branch.modules)
 
-    def prefill(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
-        """The call on a segment that continues ``state``, and the state after it."""
+    def prefill(self, x: Tensor, state: tuple, last: bool = False) -> tuple[Tensor, tuple]:
+        """The call on a segment that continues ``state``, or of it the last position alone; and the state after it.
+
+        A block of another kind gives the whole.
+        """
         after: tuple = ()
-        for branch in self.branches:
+        for number, branch in enumerate(self.branches, 1):
+            if last and number == len(self.branches) and all(module.pointwise for module in branch.modules):
+                x = x[:, -1:]  # [B 1 D]
             y, states = branch.prefill(x, state)
             x, after = x + y, after + states
-        return x, after
+        return x[:, -1:] if last else x, after
 
 
 class PreNorm(Block):
@@ -182,4 +200,4 @@ class PostNorm(Block):
 
 
 def _norm(model: ModelOptions, dtype) -> Module:
-    return NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+    return norm_of(model, model.width, dtype)

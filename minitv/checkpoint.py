@@ -24,17 +24,17 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
-import safetensors.numpy
 
-from . import files
-from .errors import CheckpointError, SaveError
+from . import files, tensors
+from .errors import CheckpointError, SaveError, UserError
 from .schema import RunState, read_state
+from .tensors import Mapped, Planned
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
@@ -53,23 +53,26 @@ class Checkpoint:
     ``load_run`` gives a RunState in its place.
     """
 
-    model: Arrays
-    optimizer: Arrays
+    model: Mapping[str, np.ndarray]
+    optimizer: Mapping[str, np.ndarray]
     state: Any
 
 
-def save(directory: str | os.PathLike, name: str, *, model: Arrays, optimizer: Arrays, state: dict[str, Any]) -> Path:
+def save(directory: str | os.PathLike, name: str, *, model: Mapping[str, np.ndarray | Planned],
+         optimizer: Mapping[str, np.ndarray | Planned], state: dict[str, Any]) -> Path:
     """Write the checkpoint ``name`` ("last" or "best") of the run in ``directory`` and return its folder.
 
-    Arrays are float32, float64 or int64, of any shape and layout; ``state`` is strict JSON (no NaN or infinity, keys
-    are text, tuples come back as lists). Raises CheckpointError when something cannot be stored or the disk refuses;
-    a checkpoint saved before is then intact.
+    Arrays are float32, float64 or int64, of any shape and layout, and a planned one is made when it is written; ``state``
+    is strict JSON (no NaN or infinity, keys are text, tuples come back as lists). Raises CheckpointError when
+    something cannot be stored or the disk refuses; a checkpoint saved before is then intact.
     """
     target = _target(directory, name)
     aside, temporary = _aside(target), target.with_name(f".{name}.tmp-{os.getpid()}")
     earlier, placed = exists(directory, name), False
-    contents = {MODEL: _encode(target / MODEL, model), OPTIMIZER: _encode(target / OPTIMIZER, optimizer)}
-    contents[STATE] = _encode_state(target / STATE, state, contents)
+    for file, arrays in ((MODEL, model), (OPTIMIZER, optimizer)):
+        _check(target / file, arrays)
+    _encode_state(target / STATE, state, {})  # says what it has to say before anything is written
+    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
         os.makedirs(target.parent, exist_ok=True)
         if target.exists() and not (target / STATE).is_file():
@@ -80,8 +83,9 @@ def save(directory: str | os.PathLike, name: str, *, model: Arrays, optimizer: A
             _remove(aside)
 
         os.mkdir(temporary)
-        for file, data in contents.items():
-            _write(temporary / file, data)
+        hashes = {file: _write(temporary / file, tensors.blocks(arrays))
+                  for file, arrays in ((MODEL, model), (OPTIMIZER, optimizer))}
+        _write(temporary / STATE, [_encode_state(target / STATE, state, hashes)])
         _sync_folder(temporary)
         if target.exists():
             _rename(target, aside)
@@ -89,6 +93,12 @@ def save(directory: str | os.PathLike, name: str, *, model: Arrays, optimizer: A
         _rename(temporary, target)
         placed = True
         _sync_folder(target.parent)
+    except UserError:  # an array that could not be made
+        with contextlib.suppress(OSError):
+            _remove(temporary)
+            for folder in made:
+                folder.rmdir()
+        raise
     except OSError as error:
         with contextlib.suppress(OSError):
             if aside.exists() and not target.exists():
@@ -116,6 +126,17 @@ def load_run(directory: str | os.PathLike, name: str = "last") -> Checkpoint:
     def read(folder: Path) -> Checkpoint:
         checkpoint = _read_checkpoint(folder)
         return replace(checkpoint, state=read_state(checkpoint.state, str(folder / STATE)))
+    return _read(directory, name, read)
+
+
+def map_run(directory: str | os.PathLike, name: str = "last") -> Checkpoint:
+    """``load_run`` without the optimizer, and the arrays of the model are a tensors.Mapped, which the caller closes.
+
+    So the model takes no memory beside what is made of it.
+    """
+    def read(folder: Path) -> Checkpoint:
+        state, hashes = _read_state(folder)
+        return Checkpoint(_mapped(folder / MODEL, hashes[MODEL]), {}, read_state(state, str(folder / STATE)))
     return _read(directory, name, read)
 
 
@@ -149,8 +170,8 @@ def run_folder(directory: str | os.PathLike) -> Path:
     return path.parent if path.name in NAMES and (path / STATE).is_file() else path
 
 
-def check_arrays(expected: Arrays, loaded: Arrays, what: str) -> None:
-    """Raise CheckpointError unless ``loaded`` has exactly the names, shapes and dtypes of ``expected``."""
+def check_arrays(expected: Mapping[str, Any], loaded: Mapping[str, np.ndarray], what: str) -> None:
+    """Raise CheckpointError unless ``loaded`` has exactly the names, shapes and dtypes of ``expected``, arrays or tensors."""
     both = [key for key in expected if key in loaded]
     problems = {
         "missing": [key for key in expected if key not in loaded],
@@ -178,26 +199,24 @@ def _aside(target: Path) -> Path:
 
 # -- writing
 
-def _encode(path: Path, arrays: Arrays) -> bytes:
+def _check(path: Path, arrays: Mapping[str, np.ndarray | Planned]) -> None:
+    """CheckpointError for what cannot be stored."""
     for key, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype not in [np.dtype(dtype) for dtype in DTYPES]:
-            kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+        if not isinstance(array, np.ndarray | Planned) or array.dtype not in [np.dtype(dtype) for dtype in DTYPES]:
+            kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray | Planned) else f"a {type(array).__name__}"
             raise CheckpointError(f"{path}: {key!r} is {kind}, allowed are arrays of {', '.join(DTYPES)}")
         if key == "__metadata__":
             raise CheckpointError(f"{path}: the name '__metadata__' is reserved by safetensors")
-    try:
-        # safetensors writes the memory of an array whatever its strides are (safetensors#825), so C order it must be;
-        # np.ascontiguousarray would make a 0-d array 1-d.
-        return safetensors.numpy.save({key: np.asarray(array, order="C") for key, array in arrays.items()})
-    except Exception as error:  # whatever the package raises, such as a name that is not UTF-8
-        raise CheckpointError(f"{path} cannot be written: {error}") from error
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"{path} cannot be written: the name {key!r} is not UTF-8") from error
 
 
-def _encode_state(path: Path, state: dict[str, Any], contents: dict[str, bytes]) -> bytes:
+def _encode_state(path: Path, state: dict[str, Any], hashes: dict[str, str]) -> bytes:
     if reserved := [key for key in OWN_KEYS if key in state]:
         raise CheckpointError(f"{path}: the keys {', '.join(reserved)} are reserved")
-    body = {"format_version": FORMAT_VERSION, **state,
-            "files": {file: _sha256(data) for file, data in contents.items()}}
+    body = {"format_version": FORMAT_VERSION, **state, "files": hashes}
     try:
         text = json.dumps(body, allow_nan=False)
         if json.dumps(json.loads(text)) != text:
@@ -211,13 +230,19 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, parts: Iterable[bytes]) -> str:
+    """Write a file, of which only one part is in memory at a time, and return the SHA-256 of it."""
+    digest = hashlib.sha256()
     with open(path, "xb") as file:
-        file.write(data)
+        for part in parts:
+            file.write(part)
+            digest.update(part)
         file.flush()
         os.fsync(file.fileno())
-    if path.read_bytes() != data:
-        raise OSError(f"{path.name} does not read back as written")
+    with path.open("rb") as file:
+        if tensors.digest(file) != digest.hexdigest():
+            raise OSError(f"{path.name} does not read back as written")
+    return digest.hexdigest()
 
 
 def _sync_folder(path: Path) -> None:
@@ -294,8 +319,15 @@ def _read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _read_file(path: Path) -> bytes:
-    try:
+    with _readable(path):
         return files.read(path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """CheckpointError for a file that is not there or cannot be read."""
+    try:
+        yield
     except FileNotFoundError:
         hint = "is not a minitv checkpoint" if path.name == STATE else "is incomplete"
         raise CheckpointError(f"{path.parent} {hint}: it has no {path.name}") from None
@@ -335,12 +367,17 @@ def _read_state(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _read_arrays(path: Path, sha256: str) -> Arrays:
-    data = _read_file(path)
-    try:
-        loaded = safetensors.numpy.load(data)
-    except Exception as error:  # whatever the package raises
-        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
-    if _sha256(data) != sha256:
-        raise CheckpointError(f"{path} was changed or damaged after it was saved, or is of another checkpoint: "
-                              "its sha256 differs")
-    return {key: np.array(array, order="C") for key, array in loaded.items()}
+    arrays = _mapped(path, sha256)
+    with contextlib.closing(arrays):
+        return {key: np.array(array, order="C") for key, array in arrays.items()}
+
+
+def _mapped(path: Path, sha256: str) -> Mapped:
+    with _readable(path):
+        files.check(path)
+        arrays = Mapped(path)
+        if arrays.sha256() != sha256:
+            arrays.close()
+            raise CheckpointError(f"{path} was changed or damaged after it was saved, or is of another checkpoint: "
+                                  "its sha256 differs")
+    return arrays

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import __version__, tasks, variants
+from . import __version__, tasks, variants, weights
 from .claims import chosen
 from .config import Options, Parser, Setting, choose, encode, read_toml, table
 from .errors import UserError, naming, plain
@@ -28,6 +28,8 @@ from .options import (
     ConvertOptions,
     EvalOptions,
     ExploreOptions,
+    ExportOptions,
+    ImportOptions,
     ModelOptions,
     SampleOptions,
     StreamOptions,
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()  # a reader that is gone shows here
         return code
     except UserError as error:
-        return _fail(error, error.code)
+        return _fail(error, error.code, error.lines)
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -68,9 +70,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(None, getattr(stop, "code", 130))
 
 
-def _fail(message: object, code: int) -> int:
-    """Say why the command ends; None: it was stopped."""
-    text = None if message is None else plain(str(message))
+def _fail(message: object, code: int, lines: tuple[str, ...] = ()) -> int:
+    """Say why the command ends, with lines to copy below the sentence; None: it was stopped."""
+    text = None if message is None else "\n    ".join(plain(line) for line in (str(message), *lines))
     if (agreed := here().fail(text, code)) is not None:
         return agreed
     print("\nminitv: stopped" if text is None else f"minitv: error: {text}", file=_Unheard(sys.stderr))
@@ -310,16 +312,16 @@ def _eval(argv: list[str]) -> int:
         usage="minitv eval DIR (--data PATH | --text TEXT) [options]",
         description="Say how well a trained model predicts a text: its loss in nats per token, and bits per character.\n"
         "Every token after the first is predicted from those before it in its window of the model's\n"
-        "context, as in training. With --per-character each character of the text stands in a line with\n"
-        "its surprise: the bits that it cost, -log2 of the probability that the model gave it. 0 bits: the\n"
-        "model was sure; 1 bit: it gave the character one half. A model of another task is asked for\n"
+        "context, as in training. With --per-character each character of the text, or each token of several,\n"
+        "stands in a line with its surprise: the bits that it cost, -log2 of the probability that the model gave it.\n"
+        "0 bits: the model was sure; 1 bit: it gave the character one half. A model of another task is asked for\n"
         "what its run held out, and one of images, sound, pairs or speech, if there is --data, for all of that.",
         epilog="examples:\n  minitv eval runs/mine --data other.txt\n"
         '  minitv eval runs/mine/best --text "def main(self):" --per-character\n'
         "  minitv eval runs/conformer --data my-recordings",
     )
     directory, config = _of_a_run(parser, EvalOptions, argv)
-    from .evaluate import evaluate, read_text
+    from .evaluate import Read, evaluate, read_text
     from .sample import open_run
 
     run = open_run(directory, config.checkpoint, config.device, "predict the next token",
@@ -337,28 +339,30 @@ def _eval(argv: list[str]) -> int:
         raise UserError(ONE_TEXT)
     if config.text is not None:
         with naming("--text"):
-            ids, description, sha256 = tokenizer.encode(config.text), "--text", None
+            read = Read(tokenizer.encode(config.text), tokenizer.length(config.text), "--text", None)
     else:
-        ids, description, sha256 = read_text(config.data, tokenizer, config.encoding)
-    with naming(description):
-        result = evaluate(model, tokenizer, ids)
-    characters, passes = tokenizer.characters_in(ids), ", in two passes" if getattr(model, "stride", 0) else ""
+        read = read_text(config.data, tokenizer, config.encoding)
+    with naming(read.description):
+        result = evaluate(model, read.ids, read.characters)
+    passes = ", in two passes" if getattr(model, "stride", 0) else ""
     rows = [
         ("model", f"{run.experiment.variant.name} of {directory}, step {run.step}"),
-        ("text", f"{description}: {count(characters)} character{'s' * (characters != 1)}"),
+        ("text", f"{read.description}: {count(read.characters)} character{'s' * (read.characters != 1)}"),
         ("loss", f"{result.loss:.4f} nats per token"),
         ("bits", f"{result.bits_per_character:.4f} per character, {result.bits_per_token:.4f} per token"),
         ("predicted", f"{len(result.surprise)} tokens, all but the first, in windows of {model.context}{passes}"),
     ]
-    if sha256 is not None and sha256 == run.saved.get("corpus_sha256"):
+    if read.sha256 is not None and read.sha256 == run.saved.get("corpus_sha256"):
         rows.append(("note", "this is the text that the model was trained on: it has seen most of it"))
     _columns(rows)
     if config.per_character:
         print("\n  offset    bits  character  # = half a bit")
-        for offset, (character, bits) in enumerate(result.characters(tokenizer)):
+        offset = 0
+        for character, bits in result.characters(tokenizer):  # a token may be several characters
             cost = f"{'-':>6}" if bits != bits else f"{bits:6.2f}"  # nothing comes before the first
             print(f"{offset:>8}  {cost}  {ascii(character) if character.isspace() else repr(character):<9}  "
                   f"{'#' * min(60, round(2 * bits)) if bits == bits else ''}".rstrip())
+            offset += len(character)
     return 0
 
 
@@ -409,6 +413,51 @@ def _convert(argv: list[str]) -> int:
 
     out = convert(directory, config)
     print(f"{out}: heads of keys and values: {config.kv_heads}; train it with: minitv train --init-from {out}")
+    return 0
+
+
+def _import(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv import",
+        synonyms=SYNONYMS,
+        usage="minitv import FOLDER|FILE [options]",
+        description="Make a run of a model of another program, as the package transformers keeps it: a folder with\n"
+        "config.json and model.safetensors, which may be in parts. Nothing is downloaded, and no pickle is loaded.\n\n"
+        "architectures:\n" + "\n".join(f"  {name:<18} {entry.summary}" for name, entry in weights.architectures().items()),
+        epilog='examples:\n  minitv import gpt2-folder --out runs/gpt2\n  minitv sample runs/gpt2 --prompt "Once "\n'
+        "  minitv train --init-from runs/gpt2 --data my.txt --lr 1e-4 --out runs/mine",
+    )
+    parser.add_argument("source", metavar="FOLDER", help="folder of a model, or its file model.safetensors")
+    config, given = _parsed(parser, ImportOptions, argv)
+    from .exchange import import_weights
+
+    out, found = import_weights(given["source"], config)
+    variant = found.experiment.variant
+    _columns([
+        ("model", f"{found.architecture.name}, here {variant.name}: {count(found.parameters)} parameters, from {found.dtypes}"),
+        ("vocabulary", found.vocabulary),
+        ("folder", str(out)),
+    ])
+    if variant.causal or found.experiment.task.reads != "tokens":
+        print(found.experiment.task.after.format(directory=out))
+    return 0
+
+
+def _export(argv: list[str]) -> int:
+    parser = Parser(
+        "minitv export",
+        synonyms=SYNONYMS,
+        usage="minitv export DIR [options]",
+        description="Write the model of a run for other programs: config.json and model.safetensors, which the package\n"
+        "transformers loads. What it has no word for is refused, with the reason.\n"
+        f"Known architectures: {', '.join(weights.architectures())}.",
+        epilog="examples:\n  minitv export runs/mine --format huggingface --out my-model",
+    )
+    directory, config = _of_a_run(parser, ExportOptions, argv)
+    from .exchange import export
+
+    out, architecture = export(directory, config)
+    print(f"{out}: {architecture.name}, load it with: {architecture.loader(str(out))}")
     return 0
 
 
@@ -558,7 +607,8 @@ def _info(argv: list[str]) -> int:
 
     system = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     rows = [("minitv", __version__), ("python", system)]
-    optional = {"matplotlib": "for curve.png", "plotly": "for minitv explore", "soundfile": "for FLAC files"}
+    optional = {"matplotlib": "for curve.png", "plotly": "for minitv explore", "soundfile": "for FLAC files",
+                "tokenizers": "for the texts of imported models"}
     for name in ("numpy", "numba", "scipy", "safetensors", *optional):
         try:
             rows.append((name, version(name)))
@@ -753,6 +803,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "compare": (_compare, "train several variants alike, and compare them"),
     "sample": (_sample, "write text with a trained model"),
     "eval": (_eval, "say how well a trained model predicts a text"),
+    "import": (_import, "make a run of a model of another program"),
+    "export": (_export, "write a trained model for other programs"),
     "convert": (_convert, "give a trained Transformer fewer heads of keys and values"),
     "stream": (_stream, "read a text of any length in constant memory"),
     "transcribe": (_transcribe, "write down what is said in a recording"),

@@ -53,9 +53,8 @@ def convert(directory: str, options: ConvertOptions) -> Path:
                             f"{directory}")
         for old_rows, new_rows in zip(before.qkv.parameters(), after.qkv.parameters(), strict=True):
             new_rows.assign_(_pooled(old_rows.data, new_rows.data, before, after, options.pool))
-    optimizer = AdamW(model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay, clip=run.clip, buffers=1)
     state = {"config": new.to_json(), **old.saved, "step": 0, "best_loss": None, "elapsed_s": 0.0, "threads": 1}
-    checkpoint.save(out, "last", model=model.state(), optimizer=optimizer.state(), state=state)
+    checkpoint.save(out, "last", model=model.state(), optimizer=AdamW.fresh(), state=state)
     return out
 
 

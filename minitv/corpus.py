@@ -32,11 +32,11 @@ from .errors import UserError, plain
 from .kept import LIMIT, Kept
 from .report import count
 from .sources import Document, Reader, Source
-from .tokenizer import TOKENIZERS, ByteTokenizer, CharTokenizer
+from .tokenizer import TOKENIZERS, CharTokenizer, Tokenizer
 
-FORMAT = 1  # of what is kept; another one is not read
+FORMAT = 2  # of what is kept; another one is not read
 SMALL = 4_000_000  # bytes; the ids of a shorter text are made anew each time
-LARGE_FILE = 10_240, 0.01  # tokens that a large file has at least, and its share of the text
+LARGE_FILE = 10_240, 0.01  # bytes or characters that a large file has at least, and its share of the text
 TRAINING = 0.9  # the share of a text
 COUNTED, SCORED = 2**22, 2**20  # training and held-out tokens that n-grams count and are scored on, 50 bytes each
 
@@ -53,7 +53,7 @@ class Corpus:
 
     training: np.ndarray
     held_out: np.ndarray
-    tokenizer: CharTokenizer | ByteTokenizer
+    tokenizer: Tokenizer
     description: str
     sha256: str
     size_bytes: int
@@ -84,7 +84,7 @@ class Corpus:
 
 
 def open_corpus(data: str = "", val_data: str | None = None, tokenizer: str = "char", encoding: str = "utf-8", *,
-                context: int = 1, saved: CharTokenizer | ByteTokenizer | None = None, expected: str | None = None,
+                context: int = 1, saved: Tokenizer | None = None, expected: str | None = None,
                 tell: Callable[[str], Any] | None = None) -> Corpus:
     """Read a text and make its ids; UserError when it cannot be read or a part is shorter than context + 1 tokens.
 
@@ -93,12 +93,15 @@ def open_corpus(data: str = "", val_data: str | None = None, tokenizer: str = "c
     user, and prints them on stderr by default.
     """
     tell = tell or _note
+    if saved is None and tokenizer not in TOKENIZERS:
+        raise UserError(f"--tokenizer {tokenizer}: such tokens come with the weights of a model that was imported, which "
+                        f"--init-from names; allowed without it: {', '.join(TOKENIZERS)}")
     kind = type(saved) if saved else TOKENIZERS[tokenizer]
     if data == val_data == "-":
         raise UserError("--val-data -: standard input is the text of --data already")
 
     def read(option: str, source: str) -> _Text:
-        return _Text(Reader(option, encoding, kind is ByteTokenizer, tell).open(source), option)
+        return _Text(Reader(option, encoding, kind.bytewise, tell).open(source), option)
 
     texts = [read("--data", data)]
     if val_data is None:
@@ -112,8 +115,8 @@ def open_corpus(data: str = "", val_data: str | None = None, tokenizer: str = "c
             tell("--val-data holds the same text as --data: the model is tested on what it was trained on")
         sha256 = hashlib.sha256(f"{texts[0].sha256} {texts[1].sha256}".encode()).hexdigest()
         description = f"{texts[0].description}, held out {texts[1].description}"
-        parts = [_Part(document, tokens, tokens) for document, tokens in texts[0].measured(kind)]
-        parts += [_Part(document, tokens, 0) for document, tokens in texts[1].measured(kind)]
+        parts = [_Part(document, size, size) for document, size in texts[0].measured(kind)]
+        parts += [_Part(document, size, 0) for document, size in texts[1].measured(kind)]
         of_training, of_held_out = "all of --data", "all of --val-data"
     if expected not in (None, sha256):
         raise UserError(f"{description} is not the text this run began with; give that one with --data"
@@ -156,53 +159,58 @@ class _Text:
         if not self.size:
             raise UserError(f"{option}: {self.description} holds no text")
 
-    def measured(self, kind: type) -> list[tuple[Document, int]]:
-        """The documents with their numbers of tokens."""
-        return [(document, size if kind is ByteTokenizer else characters) for document, characters, size in self._documents]
+    def measured(self, kind: type[Tokenizer]) -> list[tuple[Document, int]]:
+        """The documents with their bytes or characters, by which a tokenizer cuts them."""
+        return [(document, size if kind.bytewise else characters) for document, characters, size in self._documents]
 
 
 class _Part(NamedTuple):
-    """A document and how many of its tokens are for training; the others are held out."""
+    """A document and how much of it is for training, in bytes or characters; the rest is held out."""
 
     document: Document
-    tokens: int
+    size: int
     cut: int
 
+    def of(self, held_out: bool) -> tuple[int, int]:
+        """Where what is for training, or the rest, begins and ends."""
+        return (self.cut, self.size) if held_out else (0, self.cut)
 
-def _cut(text: _Text, kind: type) -> list[_Part]:
+
+def _cut(text: _Text, kind: type[Tokenizer]) -> list[_Part]:
     """What of each document is held out."""
     measured = text.measured(kind)
-    least = max(LARGE_FILE[0], LARGE_FILE[1] * sum(tokens for _, tokens in measured)) if len(measured) > 1 else 0
-    small = int(sum(tokens for _, tokens in measured if tokens < least) * TRAINING)  # that many tokens are for training
+    least = max(LARGE_FILE[0], LARGE_FILE[1] * sum(size for _, size in measured)) if len(measured) > 1 else 0
+    small = int(sum(size for _, size in measured if size < least) * TRAINING)  # that much is for training
     parts = []
-    for document, tokens in measured:
-        cut = int(tokens * TRAINING) if tokens >= least else min(tokens, small)
-        small -= cut if tokens < least else 0
-        parts.append(_Part(document, tokens, cut))
+    for document, size in measured:
+        cut = int(size * TRAINING) if size >= least else min(size, small)
+        small -= cut if size < least else 0
+        parts.append(_Part(document, size, cut))
     return parts
 
 
-def _ids(parts: list[_Part], tokenizer: CharTokenizer | ByteTokenizer, kept: Kept | None, key: str, tell: Callable[[str], Any]
+def _ids(parts: list[_Part], tokenizer: Tokenizer, kept: Kept | None, key: str, tell: Callable[[str], Any]
          ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """The ids of both parts, and how many characters each spells: from the disk, if they are kept there."""
-    trained = sum(part.cut for part in parts)
     dtype = np.min_scalar_type(tokenizer.vocab - 1)
-    header = 2 * np.dtype(np.int64).itemsize  # the characters
+    numbers = 3  # stand before the ids: the tokens for training, and the characters of both parts
+    header = numbers * np.dtype(np.int64).itemsize
 
     def write(file: BinaryIO) -> None:
         start = file.tell()
-        place, spelled = [0, trained], [0, 0]  # of the training and of the held-out part
-        for part in parts:
-            left = part.cut
-            for ids in tokenizer.read(part.document):
-                for number, some in enumerate((ids[:left], ids[left:])):
-                    file.seek(start + header + place[number] * dtype.itemsize)
-                    file.write(some.astype(dtype, copy=False))
-                    place[number] += len(some)
-                    spelled[number] += tokenizer.characters_in(some)
-                left = max(left - len(ids), 0)
+        file.write(bytes(header))
+        tokens, spelled = [0, 0], [0, 0]  # of the training and of the held-out part
+        for held_out in (False, True):
+            for part in parts:
+                first, end = part.of(held_out)
+                if first == end:
+                    continue
+                for ids, characters in tokenizer.read(part.document, first, end):
+                    file.write(ids.astype(dtype, copy=False))
+                    tokens[held_out] += len(ids)
+                    spelled[held_out] += characters
         file.seek(start)
-        file.write(np.array(spelled, np.int64))
+        file.write(np.array([tokens[False], *spelled], np.int64))
 
     content = kept.find(key) if kept else None
     if kept and content is None and kept.keep(key, write):
@@ -213,7 +221,8 @@ def _ids(parts: list[_Part], tokenizer: CharTokenizer | ByteTokenizer, kept: Kep
         write(memory)
         content = memory.getbuffer()
     ids = np.frombuffer(content, dtype, offset=header)
-    return ids[:trained], ids[trained:], np.frombuffer(content, np.int64, 2).tolist()
+    trained, *spelled = np.frombuffer(content, np.int64, numbers).tolist()
+    return ids[:trained], ids[trained:], spelled
 
 
 def _name(kind: str, *depends: Any) -> str:

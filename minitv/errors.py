@@ -15,6 +15,7 @@ class UserError(Exception):
     """Something the user gave cannot be used: the message says what it was and what is allowed."""
 
     code = 2  # of the process
+    lines: tuple[str, ...] = ()  # that follow the sentence, to be copied
 
     def __init__(self, message: str):
         super().__init__(plain(message))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +20,7 @@ from autograd.device import beside, is_cupy
 from .errors import RunError, UserError
 from .signals import outcome, threads
 from .sources import Reader, Source
-from .tokenizer import ByteTokenizer
+from .tokenizer import Tokenizer
 
 TOKENS = 512  # in a call of the model: their activations stay in a core's private cache
 TOKENS_GPU = 2**15
@@ -60,13 +60,14 @@ class Evaluation:
             yield text, float(bits)
 
 
-def evaluate(model: Any, tokenizer: Any, ids: np.ndarray) -> Evaluation:
+def evaluate(model: Any, ids: np.ndarray, characters: int) -> Evaluation:
     """Let a causal model predict every token of a text [N] after the first, in windows as in training.
 
-    UserError when there are fewer than two tokens; RunError when the model computes a number that is not finite.
+    ``characters`` is the length of the text. UserError when there are fewer than two tokens; RunError when the model
+    computes a number that is not finite.
     """
     check_length(len(ids))
-    return Evaluation(ids, surprise(model, ids), len(ids) / max(tokenizer.characters_in(ids), 1))
+    return Evaluation(ids, surprise(model, ids), len(ids) / max(characters, 1))
 
 
 def check_length(tokens: int) -> None:
@@ -76,12 +77,12 @@ def check_length(tokens: int) -> None:
                         "before it: give at least two")
 
 
-def open_text(source: str | None, tokenizer: Any, encoding: str, option: str = "--data") -> Source:
+def open_text(source: str | None, tokenizer: Tokenizer, encoding: str, option: str = "--data") -> Source:
     """A source as ``option`` names it, with the characters that the tokenizer takes; UserError if it cannot be read."""
     def tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    return Reader(option, encoding, isinstance(tokenizer, ByteTokenizer), tell, otherwise="").open(source)
+    return Reader(option, encoding, tokenizer.bytewise, tell, otherwise="").open(source)
 
 
 def judge(task: Any, model: Any) -> np.ndarray:
@@ -99,8 +100,17 @@ def judge(task: Any, model: Any) -> np.ndarray:
     return sums
 
 
-def read_text(source: str, tokenizer: Any, encoding: str, option: str = "--data") -> tuple[np.ndarray, str, str]:
-    """The ids [N] of a source as ``option`` names it, a few words about it, and the SHA-256 of its UTF-8.
+class Read(NamedTuple):
+    """A text: its ids [N], its length, a few words about it, and of what was read from a source the SHA-256 of its UTF-8."""
+
+    ids: np.ndarray
+    characters: int
+    description: str
+    sha256: str | None
+
+
+def read_text(source: str, tokenizer: Tokenizer, encoding: str, option: str = "--data") -> Read:
+    """The text of a source as ``option`` names it.
 
     UserError when it cannot be read, or has a character that the tokenizer does not know.
     """
@@ -110,7 +120,8 @@ def read_text(source: str, tokenizer: Any, encoding: str, option: str = "--data"
         for block in document.blocks():
             digest.update(block)
     parts = [part for document in source.documents for part in tokenizer.read(document)]
-    return np.concatenate([np.empty(0, np.intp), *parts]).astype(np.intp), source.description, digest.hexdigest()
+    ids = np.concatenate([np.empty(0, np.intp), *(ids for ids, _ in parts)]).astype(np.intp)
+    return Read(ids, sum(characters for _, characters in parts), source.description, digest.hexdigest())
 
 
 def surprise(model: Any, ids: np.ndarray) -> np.ndarray:

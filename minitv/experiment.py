@@ -72,6 +72,13 @@ class Experiment:
         room.check(copies * size, f"training the model ({copies} arrays of its size)")
         return size
 
+    def shapes(self, vocab: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of all arrays that a checkpoint has of the model, by name; none is made. UserError as of ``size``."""
+        found: dict[str, tuple[int, ...]] = {}
+        room.measured(lambda: found.update({name: array.shape for name, array in self._build(vocab).saved().items()}))
+        self.size(vocab)
+        return found
+
     def build(self, vocab: int, copies: int = 1) -> Any:
         """A new model, with the weights that follow from the seed; UserError as of ``size``."""
         self.size(vocab, copies)

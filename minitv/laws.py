@@ -145,6 +145,9 @@ def _(case, draw):
         drawn = sorted(draw.integer(0, length) for _ in range(draw.integer(1, 3)))
         for cuts in (drawn, range(1, length)):
             assert_close(case.read(model, inputs, cuts), expected, f"it depends on the cuts {list(cuts)}", terms=ROUNDING)
+        *source, ids = inputs
+        last, _ = model.prefill(ids, model.begin(*source) if source else model.init_state(len(ids)), last=True)
+        assert_close(last.numpy(), expected[:, -1:], "the last position alone", terms=ROUNDING)
 
 
 @model_law("a state is a value: what is read after it does not change it", remembers)

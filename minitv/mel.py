@@ -38,22 +38,24 @@ FLOOR = 1e-6  # power that silence has, so that its logarithm is finite
 class FrontEnd(NamedTuple):
     """How sound of ``rate`` samples a second becomes frames of ``bands`` numbers; ``scale`` has their means and deviations.
 
-    Without a ``scale``, frames are not normalised; ``scaled`` then returns them as they are.
+    Without a ``scale``, frames are not normalised; ``scaled`` then returns them as they are. With ``samples`` a frame is a
+    sample, and ``bands`` is 1.
     """
 
     rate: int
     bands: int
     scale: np.ndarray | None = None  # [2 M]
+    samples: bool = False
 
     @property
     def window(self) -> int:
         """The samples of a frame."""
-        return round(WINDOW_S * self.rate)
+        return 1 if self.samples else round(WINDOW_S * self.rate)
 
     @property
     def hop(self) -> int:
         """The samples from the beginning of a frame to that of the next."""
-        return round(HOP_S * self.rate)
+        return 1 if self.samples else round(HOP_S * self.rate)
 
     def frames(self, samples: int) -> int:
         """How many frames so many samples make."""
@@ -61,6 +63,8 @@ class FrontEnd(NamedTuple):
 
     def __call__(self, sound: np.ndarray) -> np.ndarray:
         """The frames [T M], float32, of samples [N]."""
+        if self.samples:
+            return self.scaled(sound[:, None]).astype(np.float32)
         from scipy.fft import rfft  # it takes a moment to import
 
         size, count = 1 << (self.window - 1).bit_length(), self.frames(len(sound))

@@ -8,7 +8,7 @@ for running statistics, is collected by ``Statistics``, which changes buffers on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar, TypeVar
@@ -36,6 +36,7 @@ from autograd.random import Random
 from autograd.reversible import replaying
 
 from . import room
+from .options import ModelOptions
 
 M = TypeVar("M", bound="Module")
 T = TypeVar("T", bound=Tensor)
@@ -124,13 +125,17 @@ class Module:
         """Every distinct parameter once."""
         return [p for _, p in self.named_parameters()]
 
+    def saved(self) -> dict[str, Parameter | Buffer]:
+        """What ``state`` copies, by name."""
+        return dict(self._arrays(saved=True))
+
     def state(self) -> dict[str, np.ndarray]:
         """Copies of all parameters and saved buffers by name, as NumPy arrays."""
-        return {name: np.array(to_numpy(array.data)) for name, array in self._arrays(saved=True)}
+        return {name: np.array(to_numpy(array.data)) for name, array in self.saved().items()}
 
-    def load(self, arrays: dict[str, np.ndarray]) -> None:
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Overwrite all that ``state`` gives in place; names and shapes must match exactly (ShapeError lists what does not)."""
-        targets = dict(self._arrays(saved=True))
+        targets = self.saved()
         wrong = [f"{n} is missing" for n in targets if n not in arrays]
         wrong += [f"{n} is unknown" for n in arrays if n not in targets]
         wrong += [f"{n} has shape {arrays[n].shape}, expected {p.shape}" for n, p in targets.items()
@@ -262,9 +267,28 @@ def _add(totals: dict[Module, tuple], module: Module, values: tuple) -> None:
     totals[module] = values if before is None else tuple(a + b for a, b in zip(before, values, strict=True))
 
 
+_undrawn: ContextVar[bool] = ContextVar("whether a checkpoint will be loaded into what is made", default=False)
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Modules that are made inside have zeros for first weights, which take no time, and no memory until ``load``."""
+    token = _undrawn.set(True)
+    try:
+        yield
+    finally:
+        _undrawn.reset(token)
+
+
 def made(kind: type[T], shape: tuple[int, ...], dtype, make: Callable[[], np.ndarray], **kwargs: Any) -> T:
-    """A parameter or a buffer [shape] of the new array that ``make()`` gives; UserError if the machine cannot hold it."""
+    """A parameter or a buffer [shape] of the new array that ``make()`` gives; UserError if the machine cannot hold it.
+
+    Inside ``undrawn`` what is saved is 0, because a checkpoint will be loaded.
+    """
     tensor = kind(np.zeros((), dtype), **kwargs)
+    if _undrawn.get() and getattr(tensor, "saved", True):
+        def make() -> np.ndarray:
+            return np.zeros(shape, dtype)
     tensor.data = room.array(shape, dtype, make)
     return tensor
 
@@ -293,6 +317,7 @@ class Stateful(Module):
     """
 
     bounded: ClassVar[bool] = False  # whether it reads no further than the context
+    pointwise: ClassVar[bool] = False  # whether a position of y depends on that position of x alone, and there is no state
     shared: ClassVar[bool] = False  # whether all layers have one object in common
     without_rope: ClassVar[str | None] = "it has no products of queries and keys"  # why not; None: the model may ask for it
     without_alibi: ClassVar[str | None] = "it has no scores that a softmax takes"  # the same
@@ -360,6 +385,11 @@ class RMSNorm(Module):
 
 
 NORMS: dict[str, type[Module]] = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
+
+
+def norm_of(model: ModelOptions, width: int, dtype: Any) -> Module:
+    """The norm that a model's options ask for, of rows of ``width`` numbers."""
+    return NORMS[model.norm](width, bias=model.bias, eps=model.norm_eps, dtype=dtype)
 
 
 class Dropout(Module):

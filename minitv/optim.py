@@ -146,9 +146,21 @@ class AdamW:
             arrays[f"v.{name}"] = v[start:stop].reshape(shape).copy()
         return arrays
 
+    @staticmethod
+    def fresh() -> dict[str, np.ndarray]:
+        """The same before the first update, when both moments are 0: the number of updates, which is 0, says all."""
+        return {"steps": np.array(0, np.int64)}
+
+    def expected(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays of the names, shapes and dtypes that ``load`` needs in place of these: those of ``fresh`` or of ``state``."""
+        return self.fresh() if arrays.keys() == {"steps"} and not arrays["steps"].any() else self.state()
+
     def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Restore what ``state`` returned."""
+        """Restore what ``state`` or ``fresh`` returned."""
         self.steps = int(arrays["steps"])
+        if arrays.keys() == self.fresh().keys():
+            self.m[:], self.v[:] = 0, 0
+            return
         for name, parameter in self._named:
             start, stop, _ = self._layout[id(parameter)]
             self.m[start:stop] = beside(arrays[f"m.{name}"].reshape(-1), self.m)

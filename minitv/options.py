@@ -48,7 +48,10 @@ class ModelOptions:
         "gelu", "activation function of the feed-forward network",
         choices=("gelu", "gelu_tanh", "relu", "relu_squared", "silu"),
     )
+    ffn_gate: bool = option(False, "a second matrix of the same size multiplies what the activation function gives: a gated "
+                            "feed-forward network, with silu SwiGLU", newer=True)
     norm: str = option("layer_norm", "normalisation", choices=("layer_norm", "rms_norm"))
+    norm_eps: float = option(1e-5, "what a norm adds to the mean square before it takes the root", above=0, below=1, newer=True)
     positions: str = option(
         "learned", "what tells the model where a token stands: a learned vector for each position, a vector of sines, queries "
         "and keys that are turned by their position (rope), scores that fall with the distance (alibi), or nothing",
@@ -283,6 +286,27 @@ class ConvertOptions:
                        "random numbers", choices=("mean", "first", "random"))
     out: str | None = option(None, "folder of the new run; none = DIR-N-kv-heads", metavar="DIR")
     seed: int = option(0, "seed of random heads and of further training", low=0, high=2**63 - 1)
+    checkpoint: str = _checkpoint()
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """import"""
+
+    out: str | None = option(None, "folder of the new run; none = runs/ and the name of FOLDER", metavar="DIR")
+
+    __post_init__ = check
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """export"""
+
+    format: str = option("huggingface", "how the model is written: config.json and model.safetensors, as the package "
+                         "transformers reads them", choices=("huggingface",))
+    out: str | None = option(None, "new folder for the files; none = DIR-huggingface", metavar="DIR")
     checkpoint: str = _checkpoint()
 
     __post_init__ = check

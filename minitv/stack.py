@@ -87,13 +87,13 @@ class Stack(Module):
         """The state of every block before the first position."""
         return tuple(block.init_state(batch) for block in self.blocks)
 
-    def prefill(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
-        """The call on a segment that continues ``state``, and the state after it."""
+    def prefill(self, x: Tensor, state: tuple, last: bool = False) -> tuple[Tensor, tuple]:
+        """The call on a segment that continues ``state``, or of it the last position alone; and the state after it."""
         after = []
-        for block, past in zip(self.blocks, state, strict=True):
-            x, past = block.prefill(x, past)
+        for left, block, past in zip(range(len(self.blocks))[::-1], self.blocks, state, strict=True):
+            x, past = block.prefill(x, past, last=True) if last and not left and block.branches else block.prefill(x, past)
             after.append(past)
-        return x, tuple(after)
+        return x[:, -1:] if last else x, tuple(after)
 
 
 class Reversible(Stack):
@@ -114,7 +114,7 @@ class Reversible(Stack):
                  for layer, block in enumerate(self.blocks) for branch in block.branches]
         return self.joined(*reversible(steps, x, x))
 
-    def prefill(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
+    def prefill(self, x: Tensor, state: tuple, last: bool = False) -> tuple[Tensor, tuple]:
         one, two, after = x, x, []
         for block, past in zip(self.blocks, state, strict=True):
             states: tuple = ()
@@ -122,7 +122,8 @@ class Reversible(Stack):
                 y, now = branch.prefill(two, past)
                 one, two, states = two, one + y, states + now
             after.append(states)
-        return self.joined(one, two), tuple(after)
+        x = self.joined(one, two)
+        return x[:, -1:] if last else x, tuple(after)
 
     def joined(self, one: Tensor, two: Tensor) -> Tensor:
         """What becomes of the two streams after the last block: their mean."""

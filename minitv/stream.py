@@ -16,7 +16,6 @@ tokens."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
@@ -291,7 +290,7 @@ def stream(directory: str, options: StreamOptions) -> Result:
     streams = Streams(run.model, window, sinks, options.recompute)
     source = open_text(options.data, tokenizer, options.encoding)
     result = Result(run, directory, source.description, window, sinks, streams)
-    parts = itertools.chain.from_iterable(map(tokenizer.read, source.documents))
+    parts, decoder = (ids for document in source.documents for ids, _ in tokenizer.read(document)), tokenizer.decoder()
     size, path = options.tokens, Path(options.data or "-")
     if size is None and path.is_file():
         size = path.stat().st_size  # of bytes, of which a token has at least one
@@ -299,7 +298,7 @@ def stream(directory: str, options: StreamOptions) -> Result:
         try:
             for block in blocks(parts, options.tokens):
                 streams.read(block)
-                result.characters += tokenizer.characters_in(block)
+                result.characters += sum(len(decoder.feed(token)) for token in block.tolist())
                 bar.set_postfix_str(f"{result.bits(streams.cached):.3f} bits/char", refresh=False)
                 bar.update(len(block))
         except KeyboardInterrupt:

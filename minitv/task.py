@@ -217,6 +217,19 @@ class Task:
         """Whether a state is one that ``of_other_data`` gave."""
         return saved is not None and saved.get(cls.hashed) == EVERYTHING
 
+    @classmethod
+    def imported(cls, folder: Any, vocab: int) -> dict[str, Any] | None:
+        """A checkpoint's state for a model of another program, which lies in a folder, with so many ids or classes.
+
+        None where the model reads tokens, of which a checkpoint keeps the same for every task.
+        """
+        return None
+
+    @classmethod
+    def exported(cls, saved: Mapping[str, Any]) -> dict[str, bytes]:
+        """Files by their names that other programs want beside a model with this state: what ``imported`` reads."""
+        return {}
+
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any] | None:
         """What a new run on other data takes over of a checkpoint's state, when it begins with its weights."""

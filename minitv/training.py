@@ -88,7 +88,7 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
             trainer = Trainer(experiment, task, ranks, unlike=len(kinds) > 1)
         try:
             if origin is not None:
-                checkpoint.check_arrays(trainer.model.state(), origin.model, f"--init-from {run.init_from}: the model")
+                checkpoint.check_arrays(trainer.model.saved(), origin.model, f"--init-from {run.init_from}: the model")
                 trainer.model.load(origin.model)
             session = _Session(experiment, task, trainer, directory, started, stop, on_step)
             outcome = Outcome(directory, session.go(resumed))
@@ -473,8 +473,9 @@ class _Session:
     def _restore(self, resumed: checkpoint.Checkpoint, before: Experiment) -> int:
         state, where = resumed.state, str(self.run.resume)
         self.elapsed_before = state.elapsed_s
-        checkpoint.check_arrays(self.trainer.model.state(), resumed.model, f"{where}: the model")
-        checkpoint.check_arrays(self.trainer.optimizer.state(), resumed.optimizer, f"{where}: the optimizer")
+        checkpoint.check_arrays(self.trainer.model.saved(), resumed.model, f"{where}: the model")
+        expected = self.trainer.optimizer.expected(resumed.optimizer)
+        checkpoint.check_arrays(expected, resumed.optimizer, f"{where}: the optimizer")
         self.trainer.model.load(resumed.model)
         self.trainer.optimizer.load(resumed.optimizer)
         same = before.identity("data") == self.experiment.identity("data")

@@ -31,7 +31,6 @@ from . import room
 from .audio import read_sound
 from .digits import WORDS, say
 from .errors import UserError, device_errors, plain, quoted
-from .mel import HOP_S, FrontEnd
 from .ops.ctc_loss.decoding import align, beam_search, collapse
 from .options import TranscribeOptions
 from .picture import COLOURS, INK, save, sheet
@@ -53,7 +52,7 @@ class Recogniser:
                             "minitv train conformer")
         self.model, self.options, self.heads = run.model, experiment.data, experiment.mixer.heads
         self.alphabet = stored_alphabet(run.saved)
-        self.front = FrontEnd(self.options.rate, self.options.mels, stored_scale(run.saved, self.options.mels))
+        self.front = self.options.front(stored_scale(run.saved, self.options.front().bands))
 
     def frames(self, sound: np.ndarray) -> np.ndarray:
         """What the model reads, [T M], of samples [N]."""
@@ -173,13 +172,16 @@ def picture(recogniser: Recogniser, sound: np.ndarray, beam: int, path: Path, ti
     frames, logits = recogniser.frames(sound), recogniser.logits(sound).astype(np.float64)
     classes = recogniser.classes(logits, beam)
     probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))  # [T' V]
-    subsample = recogniser.model.subsample
-    seconds = (np.arange(len(logits)) * subsample.stride + (subsample.window - 1) / 2) * HOP_S  # the middle of each position
+    subsample, hop = recogniser.model.subsample, recogniser.front.hop / recogniser.front.rate
+    seconds = (np.arange(len(logits)) * subsample.stride + (subsample.window - 1) / 2) * hop  # the middle of each position
     figure = canvas.figure
     above, middle, below = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2.4, 0.9))
-    above.imshow(frames.T, origin="lower", aspect="auto", cmap="magma",
-                 extent=(0, max(len(frames), 1) * HOP_S, 0, frames.shape[1]))
-    above.set_ylabel("mel band", color=INK)
+    if recogniser.front.samples:
+        above.plot(np.arange(len(frames)) * hop, frames[:, 0], color=COLOURS[0], linewidth=0.4)
+    else:
+        above.imshow(frames.T, origin="lower", aspect="auto", cmap="magma",
+                     extent=(0, max(len(frames), 1) * hop, 0, frames.shape[1]))
+    above.set_ylabel("sound" if recogniser.front.samples else "mel band", color=INK)
     middle.plot(seconds, probabilities[:, 0], color="#aaaaaa", linewidth=1, label="blank")
     units = recogniser.alphabet.units
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(dict.fromkeys(classes))}

@@ -11,14 +11,13 @@ from autograd import Random, Tensor, distance, no_grad, use
 from autograd.device import move
 from autograd.verify import DTYPES, PLACES, declared, dtypes, forms, routes
 from minitv.goldens import Golden, calls, close, verify_call
-from minitv.nn import Module, Parameter, RMSNorm
+from minitv.nn import Module, Parameter
 from minitv.optim import AdamW
 from minitv.options import ModelOptions
 from minitv.variants import simplified
 from minitv.variants.hyena import Hyena, HyenaOptions
 from minitv.variants.linformer import Linformer, LinformerOptions
 from minitv.variants.longnet import Bidirectional, Dilated, LongNetOptions
-from minitv.variants.retnet import EPS
 from minitv.variants.simplified import SimplifiedOptions
 from tests.autograd.operator_checks import marks
 from tests.conftest import operators
@@ -99,10 +98,9 @@ def retnet(golden, dtype, **options):
     """torchscale's model, every size from the shapes of its weights."""
     width, values, hidden = (golden[f"param/{name}"].shape[axis]
                              for name, axis in (("embed", 1), ("blocks.0.mixer.v.weight", 0), ("blocks.0.ffn.up.weight", 0)))
-    assert EPS == RMSNorm(1).eps == golden["eps"]
     return load(golden, "retnet", dtype, layers=layers(golden, "mixer.v.weight"), width=width, norm="rms_norm", tied=False,
                 heads=golden["heads"].item(), value_width=values / width, head_norm="rms_norm", ffn="glu",
-                ffn_width=hidden / width, **options)
+                ffn_width=hidden / width, norm_eps=golden["eps"].item(), **options)
 
 
 def verify_retnet(golden, dtype, place="cpu"):

@@ -89,7 +89,8 @@ class _Call:
                 self._error = error
             with self._counting:
                 self._left -= 1
-            if not self._left:
+                last = not self._left  # read here: two threads may both find that nothing is left
+            if last:
                 self._done.release()
 
     def wait(self) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from autograd import no_grad, to_numpy
 from autograd.cpu.compile import unavailable
-from autograd.cpu.process import cores
+from autograd.cpu.process import cores, keep_memory
 from autograd.cpu.team import sharing
 from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
@@ -41,6 +41,7 @@ class Decoder:
     """
 
     def __init__(self, model: LanguageModel, batch: int = 1):
+        keep_memory()  # else a long prompt costs a page fault for every 4 kB that its layers compute
         self.model, self.batch = model, batch
         self._start, self._state = self._begin(1), self._begin(batch)
 
@@ -68,7 +69,7 @@ class Decoder:
     def _read(self, ids: np.ndarray) -> np.ndarray:
         alone = ids.shape[1] < MANY or is_cupy(self.model.embed.weight.data)
         with no_grad(), sharing(1 if alone else cores()):
-            logits, self._state = self.model.prefill(ids, self._begin(len(ids)))
+            logits, self._state = self.model.prefill(ids, self._begin(len(ids)), last=True)
         return to_numpy(logits.data[:, -1])
 
     def step(self, ids: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ class Retention(Half):
     def wire(self, norm, module, model):
         state = State(*(part.data.reshape(-1, *part.shape[2:]) for part in module.init_state(self.batch)[:3]))
         size = state.S.shape[2]
-        head_norm = Norm(np.ones(size, self.dtype), np.zeros(size, self.dtype), retnet.EPS, module.head_norm == "layer_norm")
+        head_norm = Norm(np.ones(size, self.dtype), np.zeros(size, self.dtype), module.eps, module.head_norm == "layer_norm")
         return Weights(norm, linear_of(module.qk), linear_of(module.v), linear_of(module.gate), linear_of(module.out),
                        np.array(module.rotation["angles"]), module.rotation["pairing"] == "interleaved",
                        self.dtype.type(module.scale), np.tile(module.decay.data, self.batch),

@@ -188,4 +188,10 @@ class Rotary(Attention):
         return super().computes(module) and not module.dynamic
 
 
+def refused(model) -> str | None:
+    """Why nothing here can read a model, or None."""
+    bert = isinstance(model, roformer.Ends) and (model.segments is not None or model.transform is not None)
+    return "they know neither segments nor BERT's output" if bert else None
+
+
 HALVES = Attention, Rotary, FeedForward

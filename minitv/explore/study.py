@@ -76,7 +76,7 @@ def example_of(run: Trained, directory: str, options: ExploreOptions) -> Example
     if options.text:
         with naming(directory):
             tokenizer = run.tokenizer
-        ids, about, _ = read_text(options.text, tokenizer, options.encoding, "--text")
+        ids, _, about, _ = read_text(options.text, tokenizer, options.encoding, "--text")
         with naming("--text"):
             check_length(len(ids))
         size = min(context, len(ids) - 1)

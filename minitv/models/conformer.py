@@ -1,6 +1,6 @@
 """Conformer: logits of classes at every fourth frame of sound, for CTC. variants/conformer.py teaches the paper.
 
-    x = subsample(frames)               two convolutions of stride 2:  [B T M] -> [B T' D], M bands
+    x = subsample(frames)               two convolutions of stride 2:  [B T M] -> [B T' D], M bands; or as in wav2vec 2.0
     x = block(x) for every layer        x + ½ ffn(x);  x + attention(x);  x + convolution(x);  norm(x + ½ ffn(x))
     logits = x Wᵀ + b                   [B T' V], class 0 is the blank
 
@@ -21,14 +21,27 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from autograd import Tensor, concat, conv2d, depthwise_conv1d, getitem, group_norm, relu, reshape, sum, where
+from autograd import Tensor, concat, conv1d, conv2d, depthwise_conv1d, gelu, getitem, group_norm, relu, reshape, sum, where
 from autograd.device import beside, namespace, unscalar
 from autograd.errors import ShapeError
 from autograd.random import Random
 
 from ..blocks import Block, FeedForward
 from ..errors import UserError
-from ..nn import ACTIVATIONS, NORMS, Buffer, Dropout, Linear, Module, Stateful, full, gather, training, uniform
+from ..nn import (
+    ACTIVATIONS,
+    Buffer,
+    Dropout,
+    LayerNorm,
+    Linear,
+    Module,
+    Stateful,
+    full,
+    gather,
+    norm_of,
+    training,
+    uniform,
+)
 from ..ops import gated, merge_heads, relative_attention, split_heads
 from ..options import ModelOptions
 from .encoder import sines
@@ -71,11 +84,86 @@ class Subsampling(Module):
             lengths = (lengths - 1) // 2
         return lengths * (lengths > 0)
 
-    def __call__(self, frames: Tensor) -> Tensor:
+    def __call__(self, frames: Tensor, lengths: Any = None) -> Tensor:
         x = reshape(frames, (*frames.shape, 1))  # [B T M 1]
         for kernel, bias in zip(self.kernels, self.biases, strict=True):
             x = relu(conv2d(x, kernel, bias, stride=2))  # [B T/2 M/2 D]
         return self.out(reshape(x, (*x.shape[:2], x.shape[2] * x.shape[3])))
+
+
+class OverTime(Module):
+    """Each channel of an utterance gets mean 0 and variance 1 over its positions, then a gain and an offset."""
+
+    def __init__(self, width: int, *, eps: float = 1e-5, dtype=np.float32):
+        self.weight, self.bias, self.eps = full((width,), 1, dtype), full((width,), 0, dtype), eps
+
+    def __call__(self, x: Tensor, lengths: Any = None) -> Tensor:
+        """Of x[B T D], of which the first lengths[B] positions count, by default all."""
+        xp, length = namespace(x.data), x.shape[1]
+        counts = np.full(len(x.data), length) if lengths is None else np.minimum(lengths, length)
+        inside = beside(np.arange(length) < counts[:, None], x.data)[..., None]  # [B T 1]
+        share = Tensor.wrap(beside((1 / np.maximum(counts, 1)).astype(x.dtype), x.data)[:, None, None])
+        mean = sum(where(inside, x, 0.0), axis=1, keepdims=True) * share  # [B 1 D]
+        centred = where(inside, x - mean, xp.zeros((), x.dtype))
+        variance = sum(centred * centred, axis=1, keepdims=True) * share
+        return centred * (variance + self.eps) ** -0.5 * self.weight + self.bias
+
+
+class WaveFront(Module):
+    """x[B T' D] of samples [B T 1], as wav2vec 2.0 reads them (Baevski et al. 2020, arXiv 2006.11477, section 2).
+
+    Convolutions over time without padding, gelu after each; then a norm and a linear layer. With the norm "group", the first
+    convolution has a norm of each channel over the time of the utterance; with "layer", each has one of each position.
+    """
+
+    def __init__(self, rng: Random, model: ModelOptions, options: Any, features: int, dtype=np.float32):
+        if features != 1:
+            raise UserError("--subsampling wave: it reads samples of sound, allowed with --frames samples")
+        if options.chunk is not None and options.wave_norm == "group":
+            raise UserError("--wave-norm group: it is a norm over the whole utterance, which a stream does not know; allowed "
+                            "with --chunk: layer")
+        self.taps, self.strides, channels = options.wave
+        self.kernels, self.biases, self.norms = [], [], []
+        for i, (width, taps) in enumerate(zip(channels, self.taps, strict=True)):
+            inputs = channels[i - 1] if i else 1
+            self.kernels.append(uniform(rng.split(0, i), (width, inputs, taps), 1 / math.sqrt(inputs * taps), dtype))
+            self.biases.append(full((width,), 0, dtype) if options.wave_bias else None)
+            kind = LayerNorm if options.wave_norm == "layer" else None if i else OverTime
+            self.norms.append(kind and kind(width, dtype=dtype))
+        self.norm = norm_of(model, channels[-1], dtype)
+        self.out = Linear(rng.split(1), channels[-1], model.width, bound=1 / math.sqrt(channels[-1]), dtype=dtype)
+
+    @property
+    def stride(self) -> int:
+        """Samples from one position to the next."""
+        return math.prod(self.strides)
+
+    @property
+    def window(self) -> int:
+        """Samples that a position sees."""
+        size = 1
+        for taps, stride in zip(reversed(self.taps), reversed(self.strides), strict=True):
+            size = (size - 1) * stride + taps
+        return size
+
+    def reduced(self, lengths: Any) -> Any:
+        """How many positions so many samples make, a number or an array."""
+        for taps, stride in zip(self.taps, self.strides, strict=True):
+            lengths = (lengths - taps) // stride + 1
+            lengths = lengths * (lengths > 0)
+        return lengths
+
+    def __call__(self, frames: Tensor, lengths: Any = None) -> Tensor:
+        """Positions of samples, of which the first lengths[B] count, by default all."""
+        x, counts = frames, None if lengths is None else np.asarray(lengths)
+        for kernel, bias, norm, stride in zip(self.kernels, self.biases, self.norms, self.strides, strict=True):
+            x = conv1d(x, kernel, bias, stride=stride)
+            if counts is not None:
+                counts = np.maximum((counts - kernel.shape[2]) // stride + 1, 0)
+            if norm is not None:
+                x = norm(x, counts) if isinstance(norm, OverTime) else norm(x)
+            x = gelu(x)
+        return self.out(self.norm(x))
 
 
 class Keys(NamedTuple):
@@ -199,14 +287,15 @@ class Convolution(Stateful):
     def __init__(self, rng: Random, model: ModelOptions, options: Any, layer: int = 0, dtype=np.float32):
         width, self.taps = model.width, options.kernel
         self.ahead = 0 if options.chunk is not None else (self.taps - 1) // 2
-        self.into = Linear(rng.split(0), width, 2 * width, std=model.init_std, bias=model.bias, dtype=dtype)
+        bias = model.bias and options.convolution_bias
+        self.into = Linear(rng.split(0), width, 2 * width, std=model.init_std, bias=bias, dtype=dtype)
         self.depthwise = uniform(rng.split(1), (width, self.taps), 1 / math.sqrt(self.taps), dtype)
-        self.depthwise_bias = full((width,), 0, dtype) if model.bias else None
-        self.norm = {"layer": lambda: NORMS[model.norm](width, bias=model.bias, dtype=dtype),
+        self.depthwise_bias = full((width,), 0, dtype) if bias else None
+        self.norm = {"layer": lambda: norm_of(model, width, dtype),
                      "group": lambda: GroupNorm(width, options.conv_groups, dtype=dtype),
                      "batch": lambda: BatchNorm(width, dtype=dtype)}[options.conv_norm]()
         self.activation = ACTIVATIONS[model.activation]
-        self.out = Linear(rng.split(2), width, width, std=model.output_std, bias=model.bias, dtype=dtype)
+        self.out = Linear(rng.split(2), width, width, std=model.output_std, bias=bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
 
     def __call__(self, x: Tensor, rng: Random | None = None, seen: Any = None) -> Tensor:
@@ -246,14 +335,14 @@ class ConformerBlock(Block):
 
     def __init__(self, rng: Random, model: ModelOptions, options: Any, layer: int, dtype=np.float32):
         def made(kind: type[Stateful], stream: int) -> tuple[Module, Stateful]:
-            norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+            norm = norm_of(model, model.width, dtype)
             return norm, kind(rng.split(stream), model, options, layer, dtype)
 
         self.norm1, self.ffn = made(FeedForward, 0) if options.macaron else (None, None)
         self.norm2, self.mixer = made(RelativeAttention, 1)
         self.norm3, self.convolution = made(Convolution, 2) if options.convolution else (None, None)
         self.norm4, self.ffn2 = made(FeedForward, 3)
-        self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+        self.norm = norm_of(model, model.width, dtype)
 
     def __call__(self, x: Tensor, rng: Random | None = None, seen: Any = None) -> Tensor:
         x = self._before(x, rng and rng.split(0))
@@ -301,9 +390,11 @@ class Conformer(Module):
                  features: int = 40):
         self.variant, self.context, self.features = variant, model.context, features
         self.chunk = options.chunk
-        self.subsample = Subsampling(rng.split(0), model, options.halvings, features, dtype)
+        self.subsample = (WaveFront(rng.split(0), model, options, features, dtype) if options.subsampling == "wave" else
+                          Subsampling(rng.split(0), model, options.halvings, features, dtype))
         self.dropout = Dropout(model.dropout)
         self.blocks = [ConformerBlock(rng.split(1, layer), model, options, layer, dtype) for layer in range(model.layers)]
+        self.norm = norm_of(model, model.width, dtype) if options.final_norm else None
         self.head = Linear(rng.split(2), model.width, vocab, std=model.init_std, dtype=dtype)
 
     def positions(self, lengths: Any) -> Any:
@@ -317,14 +408,18 @@ class Conformer(Module):
         if frames.shape[1] < window:  # no position, or padding alone
             frames = np.pad(frames, ((0, 0), (0, window - frames.shape[1]), (0, 0)))
             lengths = np.zeros(len(frames), int) if lengths is None else lengths
-        x = self.dropout(self.subsample(self._tensor(frames)), rng and rng.split(0))
+        x = self.dropout(self.subsample(self._tensor(frames), lengths), rng and rng.split(0))
         seen = None
         if lengths is not None:
             seen = np.arange(x.shape[1]) < np.asarray(self.positions(lengths))[:, None]  # [B T']
             seen = None if seen.all() else beside(seen, x.data)
         for layer, block in enumerate(self.blocks):
             x = block(x, rng and rng.split(1, layer), seen)
-        return self.head(x)
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [B T' V] of what the last block gave, [B T' D]."""
+        return self.head(x if self.norm is None else self.norm(x))
 
     def _checked(self, frames: np.ndarray) -> np.ndarray:
         frames = np.asarray(frames)
@@ -359,4 +454,4 @@ class Conformer(Module):
         for block, past in zip(self.blocks, state.blocks, strict=True):
             x, past = block.prefill(x, past)
             after.append(past)
-        return self.head(x), State(frames[:, count * stride :], tuple(after))
+        return self.logits(x), State(frames[:, count * stride :], tuple(after))

@@ -41,7 +41,7 @@ from autograd.device import beside, namespace
 from autograd.random import Random
 
 from ..blocks import FeedForward
-from ..nn import NORMS, Dropout, Embedding, Linear, Module, Stateful, normal
+from ..nn import Dropout, Embedding, Linear, Module, Stateful, norm_of, normal
 from ..ops import attention, merge_heads, split_heads
 from ..options import ModelOptions
 from ..report import count
@@ -78,6 +78,8 @@ class Network(FeedForward):
         kwargs = dict(bias=model.bias, dtype=dtype)
         self.up = Linear(rng.split(0), model.width, hidden, std=model.init_std, **kwargs)
         self.down = Linear(rng.split(1), hidden, model.width, std=model.output_std / math.sqrt(factor), **kwargs)
+        if model.ffn_gate:
+            self.gate = Linear(rng.split(2), model.width, hidden, std=model.init_std, **kwargs)
         self._finish(model)
 
 
@@ -251,13 +253,14 @@ class EncoderDecoder(Encoder):
         pasts = tuple(layer.mixer.init_state(memory.shape[0]) for layer in self.decoder)
         return State(0, seen, pasts, tuple(layer.cross.read(memory) for layer in self.decoder))
 
-    def prefill(self, target: np.ndarray, state: State) -> tuple[Tensor, State]:
-        """Logits [B T V] of a part of the targets that continues ``state``, and the state after it."""
+    def prefill(self, target: np.ndarray, state: State, last: bool = False) -> tuple[Tensor, State]:
+        """Logits [B T V] of a part of the targets that continues ``state``, or of its last token; and the state after it."""
         y, pasts = self._entered(target, state.position, self.target_positions), []
         for layer, past, known in zip(self.decoder, state.pasts, state.known, strict=True):
             y, past = layer.prefill(y, past, known, state.seen)
             pasts.append(past)
-        return self.logits(y), state._replace(position=state.position + target.shape[1], pasts=tuple(pasts))
+        logits = self.logits(y[:, -1:] if last else y)
+        return logits, state._replace(position=state.position + target.shape[1], pasts=tuple(pasts))
 
     def given(self, source: np.ndarray) -> Given:
         """The language model of the targets of a source [S]."""
@@ -347,8 +350,8 @@ class Given:
         """The state before the first token of ``batch`` targets."""
         return self.model.begin(np.repeat(self.source, batch, axis=0))
 
-    def prefill(self, ids: np.ndarray, state: State) -> tuple[Tensor, State]:
-        return self.model.prefill(ids, state)
+    def prefill(self, ids: np.ndarray, state: State, last: bool = False) -> tuple[Tensor, State]:
+        return self.model.prefill(ids, state, last)
 
 
 def padded(sequences: Sequence[np.ndarray], end: int, length: int | None = None) -> np.ndarray:
@@ -373,4 +376,4 @@ def _chosen(state: State, rows: np.ndarray) -> State:
 
 
 def _norm(model: ModelOptions, dtype: Any) -> Module:
-    return NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+    return norm_of(model, model.width, dtype)

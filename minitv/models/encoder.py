@@ -22,7 +22,7 @@ from autograd.errors import ShapeError
 from autograd.random import Random
 
 from .. import sequence
-from ..nn import NORMS, Dropout, Embedding, Module, normal
+from ..nn import Dropout, Embedding, Module, norm_of, normal
 from ..options import ModelOptions
 from ..stack import STACKS
 
@@ -36,9 +36,8 @@ class Encoder(Module):
     def __init__(self, variant: Any, model: ModelOptions, options: Any, vocab: int, rng: Random, dtype: Any = np.float32):
         self.variant, self.context = variant, model.context
         std = model.init_std
-        norm = NORMS[model.norm]
         self.embed = Embedding(rng.split(0), vocab, model.width, std=std, dtype=dtype)
-        self.embed_norm = norm(model.width, bias=model.bias, dtype=dtype) if model.embed_norm else None
+        self.embed_norm = norm_of(model, model.width, dtype) if model.embed_norm else None
         self.positions = (normal(rng.split(1), (model.context, model.width), std, dtype) if model.positions == "learned"
                           else None)
         self.encoding = model.positions
@@ -46,7 +45,7 @@ class Encoder(Module):
         stack = variant.stack if model.stack is None else STACKS[model.stack]
         self.blocks = stack(rng, variant, model, options, dtype)
         self.bounded = self.positions is not None or self.blocks.bounded  # whether it reads no further than the context
-        self.norm = None if variant.block.normed else norm(model.width, bias=model.bias, dtype=dtype)
+        self.norm = None if variant.block.normed else norm_of(model, model.width, dtype)
         self.head = self.embed if model.tied else Embedding(rng.split(4), vocab, model.width, std=std, dtype=dtype)
         if variant.tables is not None and not model.tied:
             self.embed.weight, self.head.weight = variant.tables(rng.split(5), model, vocab, dtype)
@@ -70,7 +69,7 @@ class Encoder(Module):
         """What the first block reads, [B T D], of ids [B T] at the positions from ``start`` on."""
         ids, weight = self.checked(ids, start), self.embed.weight
         stop = start + ids.shape[1]
-        x = self.embed(ids)
+        x = self.looked_up(ids)
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         if self.encoding == "sinusoidal":
@@ -78,6 +77,10 @@ class Encoder(Module):
         if self.positions is None:
             return x
         return x + (self.positions if stop - start == self.context else self.positions[start:stop])
+
+    def looked_up(self, ids: np.ndarray) -> Tensor:
+        """The vectors [B T D] of ids [B T], before any norm and any position."""
+        return self.embed(ids)
 
     def checked(self, ids: np.ndarray, start: int) -> np.ndarray:
         """Ids where the weights lie; ShapeError unless they are [B T] and fit behind ``start`` tokens."""

@@ -28,7 +28,7 @@ class LanguageModel(Encoder):
         """The state before the first token."""
         return State(0, self.blocks.init_state(batch))
 
-    def prefill(self, ids: np.ndarray, state: State) -> tuple[Tensor, State]:
-        """Logits [B T V] of a segment that continues ``state``, and the state after it."""
-        x, blocks = self.blocks.prefill(self.embedded(ids, state.position), state.blocks)
+    def prefill(self, ids: np.ndarray, state: State, last: bool = False) -> tuple[Tensor, State]:
+        """Logits [B T V] of a segment that continues ``state``, or [B 1 V] of its last token alone; and the state after it."""
+        x, blocks = self.blocks.prefill(self.embedded(ids, state.position), state.blocks, last)
         return self.logits(x), State(state.position + ids.shape[1], blocks)

@@ -29,7 +29,7 @@ from autograd.random import Random
 
 from ..blocks import Block
 from ..errors import UserError
-from ..nn import NORMS, Embedding, Linear, Module, normal, training
+from ..nn import Embedding, Linear, Module, norm_of, normal, training
 from ..options import ModelOptions
 from ..stack import STACKS
 from .encoder import sines
@@ -88,7 +88,7 @@ class Level(Module):
             self.stack = stack(rng.split(3), replace(variant, mixer=size.mixer), shape, options, dtype)
         self.norm = self.project = None
         if inner is not None:
-            self.norm = NORMS[model.norm](size.width, bias=model.bias, dtype=dtype)
+            self.norm = norm_of(model, size.width, dtype)
             if options.carry_projection:
                 self.project = Linear(rng.split(4), size.width // inner.group, inner.width, std=std, bias=False,
                                       dtype=dtype)
@@ -217,7 +217,7 @@ class Megabyte(LanguageModel):
         self.blocks = Levels([Level(rng.split(7, i), variant, model, options, size, inner, vocab,
                                     None if inner else self.embed, dtype)
                               for i, (size, inner) in enumerate(zip(sizes, [*sizes[1:], None], strict=True))])
-        self.norm = NORMS[model.norm](width, bias=model.bias, dtype=dtype)
+        self.norm = norm_of(model, width, dtype)
         self.head = self.embed if model.tied else Embedding(rng.split(4), vocab, width, std=std, dtype=dtype)
         self.patch = sizes[0].unit
         self.stride = self.patch // 2 if options.strided else 0
@@ -237,18 +237,18 @@ class Megabyte(LanguageModel):
                       tuple(Tensor(xp.zeros((batch, 0, level.size.width), dtype)) for level in levels))
         return Strided(0, (state, state)) if self.stride else state
 
-    def prefill(self, ids: np.ndarray, state: State | Strided) -> tuple[Tensor, State | Strided]:
+    def prefill(self, ids: np.ndarray, state: State | Strided, last: bool = False) -> tuple[Tensor, State | Strided]:
         ids, start = self.checked(ids, state.position), state.position
         if not self.stride:
             x, state = self._read(ids, state)
-            return self.logits(x), state
+            return self.logits(x[:, -1:] if last else x), state
         one, two = state.passes
         x, one = self._read(ids, one)
         early = min(max(self.stride - start, 0), ids.shape[1])  # tokens before the second pass
         if early < ids.shape[1]:
             y, two = self._read(ids[:, early:], two)
             x = self._chosen(x, concat([x[:, :early], y], axis=1), start)
-        return self.logits(x), Strided(start + ids.shape[1], (one, two))
+        return self.logits(x[:, -1:] if last else x), Strided(start + ids.shape[1], (one, two))
 
     def _chosen(self, one: Tensor, two: Tensor, start: int) -> Tensor:
         """At every position from ``start`` on the pass in which it is in the first half of its patch."""

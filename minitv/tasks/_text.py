@@ -35,8 +35,9 @@ class CorpusOptions:
         metavar="PATH", group=DATA, resumable=True, harmless=True, newer=True,
     )
     tokenizer: str = option(
-        "char", "a token is one character of the text, or one byte of its UTF-8 (of any file, text or not)",
-        choices=("char", "byte"), group=DATA,
+        "char", "a token is one character of the text, or one byte of its UTF-8 (of any file, text or not); the tokens of an "
+        "imported model, huggingface or ids, come with --init-from",
+        choices=("char", "byte", "huggingface", "ids"), group=DATA,
     )
     encoding: str = option("utf-8", "how characters are written in the text: utf-8, utf-16, latin-1, cp1252, ...",
                            metavar="NAME", group=DATA, resumable=True, harmless=True, newer=True)

@@ -64,8 +64,9 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
 
     def __init__(self, options: MaskedOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         super().__init__(options, context, batch, seed, saved)
-        self.mask, self.description = self.tokenizer.vocab, self.corpus.description
-        self.vocab = self.mask + 1
+        self.mask, self.description = mask_of(self.tokenizer), self.corpus.description
+        self.tokens = self.tokenizer.vocab
+        self.vocab = max(self.mask + 1, self.tokens)
         random = Random(seed)
         self._windows = Batches(self.corpus.training, batch, context, random.split(WINDOWS).seed)
         self._random = random.split(BLANKS)
@@ -81,11 +82,11 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
 
     def hide(self, ids: np.ndarray, rate: float, random: Random) -> Batch:
         """Windows [B T] in which the same number of tokens is asked for, at least one."""
-        return hide(ids, rate, random, self.mask, self.options)
+        return hide(ids, rate, random, self.mask, self.tokens, self.options)
 
     @classmethod
     def asked_of(cls, options: MaskedOptions, tokenizer: Any, ids: np.ndarray) -> Batch:
-        return hide(ids[None], options.eval_mask_rate, HELD_OUT, tokenizer.vocab, options)
+        return hide(ids[None], options.eval_mask_rate, HELD_OUT, mask_of(tokenizer), tokenizer.vocab, options)
 
     @classmethod
     def of_other_data(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,14 +106,15 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
     @functools.cached_property
     def _counting(self) -> tuple[dict[str, float], dict[str, float]]:
         """What counting gives, of a token alone and of a token between the two beside it: bits, and the share guessed right."""
-        table = Bigrams(sample(self.corpus.training, COUNTED), self.mask)
+        table = Bigrams(sample(self.corpus.training, COUNTED), self.tokens)
         bits, hits = np.zeros(2), np.zeros(2)
         inputs = np.pad(self._held_out.inputs, ((0, 0), (1, 1)), constant_values=self.mask)
+        around = np.where(inputs == self.mask, self.tokens, inputs)
         rows, places = np.nonzero(self._held_out.labels != NOTHING)
-        step = max(1, CHUNK // self.mask)
+        step = max(1, CHUNK // self.tokens)
         for i in range(0, len(rows), step):
             r, t = rows[i : i + step], places[i : i + step]
-            left, here, right = (inputs[r, t + shift] for shift in range(3))
+            left, here, right = around[r, t], inputs[r, t + 1], around[r, t + 2]
             for k, scores in enumerate((table.alone(len(r)), table.between(left, right))):
                 scores = self._seeing(scores, here)
                 best = scores.max(axis=1, keepdims=True)
@@ -128,7 +130,7 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
 
         A token that is no mask was left with the probability ``kept_share``, or came by chance.
         """
-        likelihood = np.full(scores.shape, self.options.random_share / self.mask)
+        likelihood = np.full(scores.shape, self.options.random_share / self.tokens)
         readable = np.flatnonzero(here != self.mask)
         likelihood[readable, here[readable]] += self.options.kept_share
         likelihood[here == self.mask] = 1
@@ -167,12 +169,23 @@ class Masked(OnText, name="masked", summary="guess the tokens of a text that are
         return f"[{names[0]}]" if answer == label else f"[{names[0]}|{names[1]}]"
 
 
-def hide(ids: np.ndarray, rate: float, random: Random, mask: int, options: MaskedOptions) -> Batch:
-    """Windows [B T] in which a share of the tokens is asked for, by the options; ``mask`` is the id that stands for them."""
+def mask_of(tokenizer: Any) -> int:
+    """The id that stands for a hidden token; UserError where an imported vocabulary has none."""
+    if tokenizer.mask is None:
+        raise UserError("the model came without the id of its mask, which stands for hidden tokens: it is mask_token_id in "
+                        "config.json, or [MASK] in tokenizer.json, so give one of them there and import it again")
+    return tokenizer.mask
+
+
+def hide(ids: np.ndarray, rate: float, random: Random, mask: int, tokens: int, options: MaskedOptions) -> Batch:
+    """Windows [B T] in which a share of the tokens is asked for, by the options.
+
+    ``mask`` is the id that stands for them; random ones are below ``tokens``.
+    """
     places = choose(random.split(0), *ids.shape, max(1, round(rate * ids.shape[1])))  # [B asked]
     targets = np.take_along_axis(ids, places, axis=1)
     fate = random.split(1).uniform(targets.shape, np.float64)
-    others = random.split(2).integers(0, mask, targets.shape)
+    others = random.split(2).integers(0, tokens, targets.shape)
     masked, replaced = options.mask_share, options.mask_share + options.random_share
     inputs, labels = ids.astype(int), np.full(ids.shape, NOTHING)  # [B T]; the mask may not fit the text's own type
     words = np.where(fate < masked, mask, np.where(fate < replaced, others, targets))

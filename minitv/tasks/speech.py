@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,13 +58,13 @@ from autograd import Tensor, no_grad, to_numpy
 from autograd.device import beside
 from autograd.random import Random
 
-from .. import room
+from .. import files, room
 from ..audio import SUFFIXES, NoSound, read_sound
-from ..config import check, option
+from ..config import check, option, settings
 from ..digits import DIGITS, digits_of, say
 from ..error_rate import bootstrap, edits
 from ..errors import CheckpointError, UserError, plain, quoted
-from ..mel import WINDOW_S, FrontEnd, SpecAugment, scale_of
+from ..mel import FrontEnd, SpecAugment, scale_of
 from ..models.conformer import Conformer
 from ..ops import ctc_loss
 from ..ops.ctc_loss import frames_needed
@@ -94,6 +95,8 @@ class SpeechOptions:
     labels: str | None = option(None, "what the model writes: words or characters; none = words of the digits, characters of "
                                 "--data", choices=("word", "character"))
     rate: int = option(8000, "samples a second that recordings are brought to", low=2000, high=192_000)
+    frames: str = option("bands", "what a model reads: bands of a spectrogram every 10 ms, or the samples themselves, for "
+                         "--subsampling wave", choices=("bands", "samples"), newer=True)
     mels: int = option(40, "bands of the spectrogram", low=1, high=1024)
     normalise: str = option("corpus", "mean and variance of the bands are those of all training data, or of each utterance, "
                             "which a stream cannot know", choices=("corpus", "utterance"))
@@ -108,7 +111,17 @@ class SpeechOptions:
                         high=100)
     eval_examples: int = option(200, "held-out utterances of digits", low=1, high=10**6, group=STEPS, resumable=True)
 
-    __post_init__ = check
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("mels", "frequency_masks", "frequency_width") if self.frames == "samples" else ():
+            setting = settings(type(self))[name]
+            if getattr(self, name) != setting.default:
+                raise UserError(f"{setting.flag}: this concerns --frames bands, and samples have no bands")
+
+    def front(self, scale: np.ndarray | None = None) -> FrontEnd:
+        """How sound becomes frames."""
+        samples = self.frames == "samples"
+        return FrontEnd(self.rate, 1 if samples else self.mels, scale, samples)
 
 
 class Utterances(NamedTuple):
@@ -324,7 +337,7 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
 
     def __init__(self, options: SpeechOptions, context: int, batch: int, seed: int, saved: Mapping[str, Any] | None = None):
         self.options, self.context, self._count, self._random = options, context, batch, Random(seed)
-        front = FrontEnd(options.rate, options.mels)
+        front = options.front()
         whole = self.holds_out_all(saved)
         if saved is None:
             check_drawn(options, "digits of computed voices", "utterances", "longest", "snr", "eval_examples")
@@ -354,15 +367,16 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
             frames = np.concatenate([self.training.frames(i) for i in range(measured)])
             if not len(frames):
                 raise UserError(f"--data {options.data}: each recording to train on is shorter than a frame of "
-                                f"{1000 * WINDOW_S:g} ms; give longer ones")
+                                f"{1000 * front.window / front.rate:g} ms; give longer ones")
             scale = scale_of(frames)
         else:
-            self.alphabet, scale = stored_alphabet(saved), stored_scale(saved, options.mels)
+            self.alphabet, scale = stored_alphabet(saved), stored_scale(saved, front.bands)
             if options.labels not in (None, self.alphabet.kind):
                 raise UserError(f"--labels {options.labels}: the model writes {self.alphabet.kind}s")
         self.front = front._replace(scale=scale)
         self.vocab = len(self.alphabet.units) + 1
-        self._masks = SpecAugment(options.frequency_masks, options.frequency_width, options.time_masks, options.time_share)
+        stripes = 0 if front.samples else options.frequency_masks
+        self._masks = SpecAugment(stripes, options.frequency_width, options.time_masks, options.time_share)
         self._short: set[str] = set()  # training utterances with more labels than the model has positions
         self._lock = threading.Lock()
         if not options.data:
@@ -373,7 +387,7 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
 
     @classmethod
     def shape(cls, options: SpeechOptions) -> dict[str, int]:
-        return {"features": options.mels}
+        return {"features": options.front().bands}
 
     # -- data ----------------------------------------------------------------------------------------------------------
     def batch(self, step: int) -> Utterances:
@@ -392,13 +406,13 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
         """A batch of some utterances of a corpus, the longest first."""
         frames = [self._normalised(corpus.frames(i)) for i in numbers.tolist()]
         if (most := max(map(len, frames), default=0)) > self.context:
-            raise UserError(f"--context: an utterance has {most} frames of 10 ms, and {self.context} are allowed; give more, "
-                            "or utterances of fewer digits (--longest)")
+            raise UserError(f"--context: an utterance has {most} frames of {1000 * self.front.hop / self.front.rate:g} ms, and "
+                            f"{self.context} are allowed; give more, or utterances of fewer digits (--longest)")
         if masks is not None:
             frames = [self._masks(x, masks.split(row)) for row, x in enumerate(frames)]
         order = sorted(range(len(frames)), key=lambda row: -len(frames[row]))
         labels = [self.alphabet.encode(corpus.text(i), corpus.name(i)) for i in numbers.tolist()]
-        inputs = np.zeros((len(frames), max(map(len, frames), default=0) or 1, self.options.mels), np.float32)  # [B T M]
+        inputs = np.zeros((len(frames), max(map(len, frames), default=0) or 1, self.front.bands), np.float32)  # [B T M]
         targets = np.full((len(frames), max(map(len, labels), default=0)), NOTHING)  # [B U]
         for place, row in enumerate(order):
             inputs[place, : len(frames[row])] = frames[row]
@@ -512,6 +526,19 @@ class Speech(Task, name="speech", summary="the words of recordings, spoken digit
         return {"labels": self.alphabet.kind, "units": list(self.alphabet.units), "scale": self.front.scale.tolist(),
                 "training_sha256": self._sha256}
 
+    @classmethod
+    def imported(cls, folder: Path, vocab: int) -> dict[str, Any]:
+        """The units are those of vocab.json, where a bar stands between words; without it, the numbers of the classes."""
+        return {**_units(folder / "vocab.json", vocab), "scale": [[0.0], [1.0]]}
+
+    @classmethod
+    def exported(cls, saved: Mapping[str, Any]) -> dict[str, bytes]:
+        alphabet = stored_alphabet(saved)
+        if alphabet.kind != "character":  # their file is for characters
+            return {}
+        units = ("<pad>", *("|" if unit == " " else unit for unit in alphabet.units))
+        return {"vocab.json": json.dumps({unit: i for i, unit in enumerate(units)}, ensure_ascii=False).encode()}
+
     @staticmethod
     def inherited(saved: Mapping[str, Any]) -> dict[str, Any]:
         return {key: saved[key] for key in ("labels", "units", "scale") if key in saved}
@@ -522,6 +549,20 @@ def normalised(front: FrontEnd, frames: np.ndarray, how: str) -> np.ndarray:
     if how == "utterance" and len(frames):
         front = front._replace(scale=scale_of(frames))
     return front.scaled(frames).astype(np.float32)
+
+
+def _units(path: Path, vocab: int) -> dict[str, Any]:
+    """What the classes of another program's model are, [1] to [vocab - 1], as a checkpoint keeps it."""
+    if not path.is_file():
+        return {"labels": "word", "units": [str(i) for i in range(1, vocab)]}
+    try:
+        places = json.loads(files.read(path))
+        by_class = {place: unit for unit, place in places.items()}
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is no table of units and the numbers of their classes: {error}") from None
+    if any(type(i) is not int or i not in by_class for i in range(1, vocab)):
+        raise UserError(f"{path}: it does not name each of the classes 1 to {vocab - 1}, of which the model gives logits")
+    return {"labels": "character", "units": [" " if by_class[i] == "|" else by_class[i] for i in range(1, vocab)]}
 
 
 def stored_alphabet(saved: Mapping[str, Any]) -> Alphabet:

@@ -75,5 +75,6 @@ class Text(OnText, name="text", summary="the next character (or byte) of a text"
     def show(self, model: Any, rng: Random) -> str:
         if not self.options.sample_tokens:
             return ""
-        ids = generate(model, self.tokenizer.start(), self.options.sample_tokens, rng, temperature=0.8)
+        ids = generate(model, self.tokenizer.start(), self.options.sample_tokens, rng, temperature=0.8,
+                       among=self.tokenizer.spelled)
         return self.tokenizer.decode(list(ids))

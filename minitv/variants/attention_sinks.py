@@ -327,8 +327,8 @@ class Preceded(Module):
     def init_state(self, batch: int) -> tuple[Any, ...]:
         return self.stack.prefill(self._of(batch), self.stack.init_state(batch))[1]
 
-    def prefill(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
-        return self.stack.prefill(x, state)
+    def prefill(self, x: Tensor, state: tuple, last: bool = False) -> tuple[Tensor, tuple]:
+        return self.stack.prefill(x, state, last)
 
     def _of(self, batch: int) -> Tensor:
         """The vector for every sequence, [B 1 D]."""

@@ -127,19 +127,23 @@ minitv/ops/ctc_loss).
 What to choose. --kernel 15 with 40 ms a position sees 0.6 s, more than most digits last. The paper tries 3 to 65 and finds 32
 best. An even number has no middle, so here it is odd, unless the filter looks back alone. The paper's models have D = 144, 256
 and 512, with 16, 16 and 17 layers, 4, 4 and 8 heads, and --ffn-multiple 4; its largest is best with 16 heads. --subsampling 2
-leaves twice as many positions: letters of words that are spoken fast need them. --no-convolution and --no-macaron leave parts
-out, to see what they are worth. --chunk 4 to 16 are usual for streams: a position of a longer chunk sees more, and its words
-are written later.
+leaves twice as many positions: letters of words that are spoken fast need them. --frames samples --subsampling wave reads the
+sound itself, as wav2vec 2.0 does. This wants far more data, and is there for the weights of such a model, which ``minitv
+import`` reads. --no-convolution and --no-macaron leave parts out, to see what they are worth. --chunk 4 to 16 are usual for
+streams: a position of a longer chunk sees more, and its words are written later.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-from ..config import check, option
+from ..config import check, option, settings
 from ..errors import UserError
 from ..models.conformer import Conformer, ConformerBlock, RelativeAttention
 from ..variant import Page, Variant
+
+MOST = 32  # convolutions over samples
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,19 @@ class ConformerOptions:
     convolution: bool = option(True, "blocks have their convolution; without it, a run shows what the convolution is worth")
     macaron: bool = option(True, "blocks have half a step of a feed-forward network at their beginning and at their end; "
                                  "without it, one whole step at the end")
-    subsampling: str = option("4", "frames of the spectrogram from one position of the model to the next",
-                              choices=("2", "4", "8"))
+    subsampling: str = option("4", "frames of the spectrogram from one position of the model to the next; or wave, the "
+                              "convolutions over samples of wav2vec 2.0, with --frames samples",
+                              choices=("2", "4", "8", "wave"))
+    wave_channels: str = option("512,512,512,512,512,512,512", "channels of each convolution of --subsampling wave", newer=True)
+    wave_kernels: str = option("10,3,3,3,3,2,2", "taps of each", newer=True)
+    wave_strides: str = option("5,2,2,2,2,2,2", "step of each", newer=True)
+    wave_norm: str = option("group", "norm of each channel over time after the first convolution, or of each position after "
+                            "all of them", choices=("group", "layer"), newer=True)
+    wave_bias: bool = option(False, "these convolutions have biases", newer=True)
     chunk: int | None = option(None, "positions of a chunk, so that the model can follow a stream: a position sees its own "
                                "chunk and those before; none = it sees the whole utterance", low=1, high=2**20)
+    convolution_bias: bool = option(True, "the convolution of a block has biases, where --bias gives them", newer=True)
+    final_norm: bool = option(False, "what the last block gives is normalised once more", newer=True)
     left_chunks: int | None = option(None, "chunks that a position sees before its own; none = all", low=0, high=2**20)
 
     def __post_init__(self) -> None:
@@ -174,11 +187,30 @@ class ConformerOptions:
             raise UserError(f"{flag}: this concerns the convolution, which --no-convolution leaves out")
         if self.conv_norm != "group" and self.conv_groups != 4:
             raise UserError(f"--conv-groups: this concerns --conv-norm group, and --conv-norm is {self.conv_norm}")
+        for name, setting in settings(type(self)).items():
+            if name.startswith("wave_") and self.subsampling != "wave" and getattr(self, name) != setting.default:
+                raise UserError(f"{setting.flag}: this concerns --subsampling wave, and --subsampling is {self.subsampling}")
+        if len({len(numbers) for numbers in self.wave}) > 1:
+            raise UserError("--wave-channels, --wave-kernels and --wave-strides: they have " + ", ".join(
+                str(len(numbers)) for numbers in (self.wave[2], *self.wave[:2])) + " numbers, allowed: as many each")
+
+    @functools.cached_property
+    def wave(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Taps, steps and channels of the convolutions over samples."""
+        return _numbers("--wave-kernels", self.wave_kernels), _numbers("--wave-strides", self.wave_strides), _numbers(
+            "--wave-channels", self.wave_channels)
 
     @property
     def halvings(self) -> int:
         """How often the frames are halved."""
         return {"2": 1, "4": 2, "8": 3}[self.subsampling]
+
+
+def _numbers(flag: str, text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if len(words) > MOST or not all(word.strip().isdecimal() and 1 <= int(word) <= 2**20 for word in words):
+        raise UserError(f"{flag}: {text!r}, allowed: up to {MOST} integers from 1 to 2**20 separated by commas")
+    return tuple(map(int, words))
 
 
 CONFORMER = Variant(
@@ -207,7 +239,8 @@ CONFORMER = Variant(
               "kernel - 1 inputs of the filter, 2 n c D + (kernel - 1) D numbers in each layer; without --left-chunks the keys "
               "and values of all positions so far. And up to 4 c + 2 frames in front, and the last class for CTC",
         operators=("relative_attention", "depthwise_conv1d", "gated", "ctc_loss"),
-        golden="models written from the paper's formulas in PyTorch, with two utterances of different lengths, its CTC loss "
+        golden="Wav2Vec2ConformerForCTC of the package transformers, from samples to all gradients, and models written from "
+               "the paper's formulas in PyTorch, with two utterances of different lengths, its CTC loss "
                "and all gradients: layer norm, group norm, batch norm with its running statistics, and chunks; the shift as "
                "Transformer-XL's appendix has it",
         discrepancies=(
@@ -219,7 +252,8 @@ CONFORMER = Variant(
             "Transformer-XL's own shift is right for the past alone, and ESPnet and others had it in encoders; WeNet leaves "
             "the shift out. Here distances to both sides have vectors",
             "torchaudio's Conformer has no positions at all, and reads padding; Wav2Vec2Conformer of the package transformers "
-            "has no biases in its convolution module: here they follow --bias",
+            "has no biases in its convolution module: --no-convolution-bias. It reads samples by seven convolutions, and "
+            "normalises what the last block gives: --subsampling wave --final-norm",
             "the convolutions in front are those of ESPnet, two of 3 × 3 with max(0, x) and without padding; the paper says "
             "nothing of them but their factor 4",
             "the paper's dropout is that of each residual branch, and feed-forward networks have another one after the "

@@ -121,7 +121,7 @@ from .. import blocks
 from ..config import option
 from ..errors import UserError, quoted
 from ..models.encoder import Encoder
-from ..nn import NORMS
+from ..nn import norm_of
 from ..ops import dilated_attention, merge_heads
 from ..ops.attention import OFFSETS
 from ..ops.dilated_attention import between_shares, detached
@@ -214,7 +214,7 @@ class Dilated(transformer.Attention):
         super().__init__(rng, model, options, layer, dtype)
         self.segments, self.dilations = of_layer(options.segments, model, layer)
         self.offsets, self.detaches = options.offsets, options.detach_mixture
-        self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype) if options.sub_norm else None
+        self.norm = norm_of(model, model.width, dtype) if options.sub_norm else None
 
     def turning(self, width: int, model: ModelOptions, options: EncoderOptions) -> Rotation | None:
         rotation = super().turning(width, model, options)
@@ -262,10 +262,10 @@ class FeedForward(blocks.FeedForward):
     def __init__(self, rng: Random, model: ModelOptions, options: EncoderOptions, layer: int = 0, dtype=np.float32):
         super().__init__(rng, model, options, layer, dtype)
         hidden = self.down.weight.shape[1]
-        self.norm = NORMS[model.norm](hidden, bias=model.bias, dtype=dtype) if options.sub_norm else None
+        self.norm = norm_of(model, hidden, dtype) if options.sub_norm else None
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        h = self.activation(self.up(x))
+        h = self.hidden(x)
         return self.dropout(self.down(h if self.norm is None else self.norm(h)), rng)
 
 

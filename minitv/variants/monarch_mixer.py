@@ -164,7 +164,7 @@ from ..blocks import Block
 from ..config import check, option
 from ..errors import UserError
 from ..models.encoder import Encoder
-from ..nn import ACTIVATIONS, NORMS, Dropout, Linear, Module, Stateful, full, normal, uniform
+from ..nn import ACTIVATIONS, Dropout, Linear, Module, Stateful, full, norm_of, normal, uniform
 from ..ops import block_diagonal, long_conv, monarch
 from ..ops.long_conv import online
 from ..ops.monarch import factors, product
@@ -303,7 +303,7 @@ class Mixer(Stateful):
         width, order = model.width, options.monarch_order
         make = Linear if order is None else partial(MonarchLinear, order=order)
         self.context = model.context
-        self.norm = NORMS[model.norm](width, bias=model.bias, dtype=dtype) if options.input_norm else None
+        self.norm = norm_of(model, width, dtype) if options.input_norm else None
         self.project = make(rng.split(0), width, 3 * width, std=model.init_std, bias=model.bias, dtype=dtype)
         limit = 1 / math.sqrt(options.short_filter)
         self.short = uniform(rng.split(1), (3 * width, options.short_filter), limit, dtype)
@@ -398,7 +398,7 @@ class MixerBlock(Block):
 
     def __init__(self, model: ModelOptions, mixer: Stateful, ffn: Stateful, *, dtype=np.float32):
         self.mixer, self.ffn = mixer, ffn
-        self.norm = NORMS[model.norm](model.width, bias=model.bias, dtype=dtype)
+        self.norm = norm_of(model, model.width, dtype)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         x = self.mixer(x, rng and rng.split(0))
@@ -425,6 +425,7 @@ MONARCH_MIXER = Variant(
     mixer=Bidirectional,
     options=MonarchOptions,
     channel=FeedForward,
+    without=("ffn_gate",),  # it always has one
     block=MixerBlock,
     model=Encoder,
     overrides=dict(embed_norm=True, filter_bands=2, sine_frequency=10.0),
@@ -471,6 +472,7 @@ MONARCH_MIXER_CAUSAL = Variant(
     mixer=Mixer,
     options=CausalOptions,
     channel=FeedForward,
+    without=("ffn_gate",),  # it always has one
     overrides=dict(positions="none", filter_bands=2, sine_frequency=10.0),
     presets={"tiny": dict(ffn_multiple=8.0), "nanogpt-cpu": dict(ffn_multiple=8.0), "small": dict(ffn_multiple=10.0)},
     page=Page(

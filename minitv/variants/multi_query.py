@@ -96,7 +96,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import check, option
-from ..errors import UserError
 from ..variant import Page, Variant
 from .transformer import Attention, TransformerOptions
 
@@ -117,10 +116,7 @@ class GroupedOptions(TransformerOptions):
         if self.layer_kv_heads is not None:
             flag = "--layer-kv-heads"
             groups = model.by_layer(flag, self.layer_kv_heads)[layer]
-        if self.heads % groups:
-            divisors = ", ".join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)
-            raise UserError(f"{flag}: {groups} heads of keys and values do not divide {self.heads} heads, allowed: {divisors}")
-        return groups
+        return self.divided(flag, groups)
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,10 @@ Without the correction token 1 counts twice for token 2, because it is seen in t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,8 +143,8 @@ from .. import blocks
 from ..config import check, option
 from ..errors import UserError
 from ..models.lm import LanguageModel
-from ..nn import NORMS, Buffer, Dropout, Embedding, Linear, Module, Stateful, made, normal, training
-from ..ops import lsh_attention, lsh_buckets, merge_heads, split_heads
+from ..nn import Buffer, Dropout, Embedding, Linear, Module, Stateful, full, made, norm_of, normal, training
+from ..ops import attention, lsh_attention, lsh_buckets, merge_heads, split_heads
 from ..ops.lsh import factors_of
 from ..ops.lsh_attention import WRAPS
 from ..options import ModelOptions
@@ -161,6 +163,8 @@ class ReformerOptions:
                                      high=64)
     chunk: int = option(64, "length m of a chunk of the sorted positions; it also decides how many buckets there are", low=1)
     buckets: int | None = option(None, "buckets of a round, an even number; none = 2 context / m", low=2, high=2**20)
+    factors: str | None = option(None, "even factors of the buckets, such as 64,128, whose product they are; none = one up to "
+                                 "128 buckets, two above", newer=True)
     attend: str = option(
         "bucket", "keys that a query sees: those of its bucket, as the paper defines it; those of its bucket in its chunk and "
         "the one before; or all keys in these two chunks, as in the published codes",
@@ -174,12 +178,21 @@ class ReformerOptions:
     scale: str = option("one", "factor of the products of queries and unit keys: 1, or 1/√K as in reformer-pytorch",
                         choices=("one", "root"))
     mixers: str = option("lsh", "attention of the layers, repeated over all of them: names separated by commas, each of lsh, "
-                         "local (the last m tokens) and full (all tokens)")
+                         "local (the last m tokens), full (all tokens), and chunked (a chunk of the text and the one before, "
+                         "with keys of their own, as in the published codes)")
+    local_chunk: int | None = option(None, "length m of local and chunked; none = --chunk", low=1, newer=True)
+    head_size: int | None = option(None, "channels of a head; none = the width is divided among the heads", low=1, high=2**20,
+                                   newer=True)
+    attention_bias: bool = option(True, "attention has biases too, where --bias gives them; the published codes have none",
+                                  newer=True)
     full_below: int = option(0, "so many first positions of a text see all that is before them", low=0)
     axial: str | None = option(None, "axes of a grid of learned positions, such as 8x8, whose product is the context at least; "
                                "none = a vector for each position")
+    axial_widths: str | None = option(None, "channels of the axes of --axial, such as 64,192, whose sum is the width; none = "
+                                      "nearly equal parts", newer=True)
     streams: str = option("mean", "what the head reads of the two streams of a reversible stack: their mean, or both side by "
                           "side", choices=("mean", "concat"))
+    head_bias: bool = option(False, "the output layer has biases", newer=True)
     ffn_width: float | None = option(
         None, "hidden size of the feed-forward network, in widths; none = --ffn-multiple and a half, for the matrix that "
         "shared queries and keys save", above=0
@@ -208,6 +221,7 @@ class SharedAttention(Stateful):
     """
 
     without_rope = None
+    parts = 2  # what it makes of x: queries that are keys, and values
     window: int | None = None
 
     @classmethod
@@ -216,18 +230,20 @@ class SharedAttention(Stateful):
 
     def __init__(self, rng: Random, model: ModelOptions, options: ReformerOptions, layer: int = 0, dtype=np.float32):
         width, self.heads = model.width, options.heads
-        self.rotation = rotation_of(model, self.heads)
-        self.qkv = Linear(rng.split(0), width, 2 * width, std=model.init_std, bias=model.bias, dtype=dtype)
-        self.out = Linear(rng.split(1), width, width, std=model.output_std, bias=model.bias, dtype=dtype)
+        self.size = options.head_size or model.head_dim(self.heads)  # K
+        self.rotation = rotation_of(model, self.heads, options.head_size)
+        inner, bias = self.heads * self.size, model.bias and options.attention_bias
+        self.qkv = Linear(rng.split(0), width, self.parts * inner, std=model.init_std, bias=bias, dtype=dtype)
+        self.out = Linear(rng.split(1), inner, width, std=model.output_std, bias=bias, dtype=dtype)
         self.dropout = Dropout(model.dropout)
-        self.scale = 1 / math.sqrt(model.head_dim(self.heads)) if options.scale == "root" else 1.0
+        self.scale = 1 / math.sqrt(self.size) if options.scale == "root" else 1.0
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
         q, k, v, buckets = self._heads(x, 0)
         return self.dropout(self._attended(q, k, v, buckets), rng)
 
     def init_state(self, batch: int) -> State:
-        empty = self.constant(0.0, batch, self.heads, 0, self.out.weight.shape[0] // self.heads)
+        empty = self.constant(0.0, batch, self.heads, 0, self.size)
         return State(empty, empty, namespace(empty.data).zeros((batch, self.heads, self.rounds(), 0), np.intp))
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -271,7 +287,55 @@ class LocalAttention(SharedAttention):
 
     def __init__(self, rng, model, options, layer=0, dtype=np.float32):
         super().__init__(rng, model, options, layer, dtype)
-        self.window = options.chunk
+        self.window = options.local_chunk or options.chunk
+
+
+class Recent(NamedTuple):
+    """Keys and values [B H S K] of the last positions, from the one numbered ``first`` on."""
+
+    keys: Tensor
+    values: Tensor
+    first: int
+
+
+class ChunkedAttention(SharedAttention):
+    """A token sees those before it in its own chunk of the text and in the chunk before, with keys of their own; scale 1/√K.
+
+    This is the local attention of trax and transformers. The state holds the keys that a later token may see.
+    """
+
+    parts = 3
+
+    def __init__(self, rng, model, options, layer=0, dtype=np.float32):
+        super().__init__(rng, model, options, layer, dtype)
+        self.chunk = options.local_chunk or options.chunk
+
+    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
+        return self.dropout(self.prefill(x, None)[0], rng)
+
+    def init_state(self, batch: int) -> Recent:
+        empty = self.constant(0.0, batch, self.heads, 0, self.size)
+        return Recent(empty, empty, 0)
+
+    def prefill(self, x: Tensor, state: Recent | None) -> tuple[Tensor, Recent]:
+        first = 0 if state is None else state.first
+        start = first if state is None else first + state.keys.shape[2]
+        q, k, v = split_heads(self.qkv(x), heads=(self.heads,) * 3)
+        if self.rotation is not None:
+            q, k = self.rotation.queries(q, start), self.rotation.keys(k, start)
+        if state is not None:
+            k, v = concat([state.keys, k], axis=2), concat([state.values, v], axis=2)
+        stop, parts = start + q.shape[2], []
+        for begin, end in pairwise([start, *range((start // self.chunk + 1) * self.chunk, stop, self.chunk), stop]):
+            low, high = max(self.earliest(begin), first) - first, end - first
+            parts.append(attention(q[:, :, begin - start : end - start], k[:, :, low:high], v[:, :, low:high])[0])
+        drop = max(self.earliest(stop), first) - first
+        y = parts[0] if len(parts) == 1 else concat(parts, axis=2)
+        return self.out(merge_heads([y])), Recent(k[:, :, drop:], v[:, :, drop:], first + drop)
+
+    def earliest(self, position: int) -> int:
+        """The first position that this one sees."""
+        return max(position // self.chunk - 1, 0) * self.chunk
 
 
 class LSHAttention(SharedAttention):
@@ -291,10 +355,10 @@ class LSHAttention(SharedAttention):
         if options.attend != "bucket" and options.window:
             raise UserError(f"--window {options.window}: this is about whole buckets, allowed with --attend {options.attend}: "
                             "none")
-        self.factors = factors_of(count)
+        self.factors = factors_of(count) if options.factors is None else _factors(options.factors, count)
         self.training_rounds, self.eval_rounds = options.rounds, options.eval_rounds or options.rounds
         self.full_below, self.window = options.full_below, options.window
-        shape = (self.heads, max(self.training_rounds, self.eval_rounds), model.width // self.heads, sum(self.factors) // 2)
+        shape = (self.heads, max(self.training_rounds, self.eval_rounds), self.size, sum(self.factors) // 2)
         self.rotations = made(Buffer, shape, dtype, lambda: rng.split(2).normal(shape, dtype))  # R_r of section 2
         self.rule = dict(window=options.window, correction=options.correction, scale=self.scale)
         if options.attend != "bucket":
@@ -322,7 +386,8 @@ class LSHAttention(SharedAttention):
         return parts[0] if len(parts) == 1 else concat(parts, axis=2)
 
 
-MIXERS: dict[str, type[Stateful]] = {"lsh": LSHAttention, "local": LocalAttention, "full": FullAttention}
+MIXERS: dict[str, type[Stateful]] = {"lsh": LSHAttention, "local": LocalAttention, "full": FullAttention,
+                                    "chunked": ChunkedAttention}
 
 
 class FeedForward(blocks.FeedForward):
@@ -367,12 +432,12 @@ class Streams(Reversible):
 class AxialPositions(Module):
     """Learned positions on a grid n_1 × n_2 × ...: position p has a vector of each axis, at its digit there, side by side.
 
-    The last axis is that of the lowest digit. There are Σ n_a d_a numbers, with Σ d_a = D, in place of D Π n_a.
+    The last axis is that of the lowest digit. There are Σ n_a d_a numbers, with Σ d_a = D, in place of D Π n_a. ``sizes`` are
+    the d_a.
     """
 
-    def __init__(self, rng: Random, axes: tuple[int, ...], width: int, std: float, dtype):
+    def __init__(self, rng: Random, axes: tuple[int, ...], sizes: Sequence[int], std: float, dtype):
         self.axes = axes
-        sizes = [width * (a + 1) // len(axes) - width * a // len(axes) for a in range(len(axes))]
         self.tables = [normal(rng.split(a), (n, d), std, dtype) for a, (n, d) in enumerate(zip(axes, sizes, strict=True))]
 
     def __call__(self, start: int, stop: int) -> Tensor:
@@ -388,6 +453,8 @@ class ReformerModel(LanguageModel):
     def __init__(self, variant: Any, model: ModelOptions, options: ReformerOptions, vocab: int, rng: Random,
                  dtype: Any = np.float32):
         axial, both = options.axial is not None, options.streams == "concat"
+        if not axial and options.axial_widths is not None:
+            raise UserError(f"--axial-widths {options.axial_widths}: this concerns --axial, give both")
         if axial and model.positions != "learned":
             raise UserError(f"--axial {options.axial}: it is a kind of learned positions, allowed: --positions learned")
         if both and (model.tied or model.stack is not None):
@@ -397,11 +464,17 @@ class ReformerModel(LanguageModel):
         super().__init__(variant, common, options, vocab, rng, dtype)
         self.loss_chunks, self.axial = options.loss_chunks, None
         if axial:
-            self.axial = AxialPositions(rng.split(6), _axes(options.axial, model), model.width, model.init_std, dtype)
+            axes = _axes(options.axial, model)
+            self.axial = AxialPositions(rng.split(6), axes, _widths(options, model, len(axes)), model.init_std, dtype)
             self.bounded = True
         if both:
-            self.norm = NORMS[model.norm](2 * model.width, bias=model.bias, dtype=dtype)
+            self.norm = norm_of(model, 2 * model.width, dtype)
             self.head = Embedding(rng.split(7), vocab, 2 * model.width, std=model.init_std, dtype=dtype)
+        self.head_bias = full((vocab,), 0, dtype) if options.head_bias else None
+
+    def logits(self, x: Tensor) -> Tensor:
+        y = super().logits(x)
+        return y if self.head_bias is None else y + self.head_bias
 
     def embedded(self, ids: np.ndarray, start: int) -> Tensor:
         x = super().embedded(ids, start)
@@ -415,7 +488,8 @@ class ReformerModel(LanguageModel):
         if asked.size < labels.size:
             x = embedding(x, beside(asked, x.data))  # [N D]
         labels = beside(labels.reshape(-1)[asked], x.data)
-        head = [*self.head.parameters(), *(self.norm.parameters() if self.norm is not None else [])]
+        head = [*self.head.parameters(), *(self.norm.parameters() if self.norm is not None else []),
+                *([] if self.head_bias is None else [self.head_bias])]
         total, first = None, 0
         for part in pieces(x, self.loss_chunks, 0):
             some = labels[first : first + len(part.data)]
@@ -423,6 +497,15 @@ class ReformerModel(LanguageModel):
             loss = recomputed(lambda x, some=some: cross_entropy(self.logits(x), some, reduction="sum"), head, part)
             total = loss if total is None else total + loss
         return total, asked.size
+
+
+def _factors(text: str, count: int) -> tuple[int, ...]:
+    """The factors of so many buckets."""
+    factors = tuple(int(word) if word.strip().isdecimal() else 0 for word in text.split(","))
+    if min(factors) < 2 or any(n % 2 for n in factors) or math.prod(factors) != count:
+        raise UserError(f"--factors: {text!r}, allowed: even integers separated by commas, whose product is the number of "
+                        f"buckets, {count}")
+    return factors
 
 
 def _axes(text: str, model: ModelOptions) -> tuple[int, ...]:
@@ -433,6 +516,18 @@ def _axes(text: str, model: ModelOptions) -> tuple[int, ...]:
         raise UserError(f"--axial: {text!r}, allowed: two numbers or more such as 8x8, whose product is the context, "
                         f"{model.context}, at least")
     return axes
+
+
+def _widths(options: ReformerOptions, model: ModelOptions, count: int) -> list[int]:
+    """The channels of each of ``count`` axes."""
+    if options.axial_widths is None:
+        return [model.width * (a + 1) // count - model.width * a // count for a in range(count)]
+    words = options.axial_widths.split(",")
+    widths = [int(word) if word.strip().isdecimal() else 0 for word in words]
+    if len(widths) != count or min(widths) < 1 or sum(widths) != model.width:
+        raise UserError(f"--axial-widths: {options.axial_widths!r}, allowed: {count} positive integers separated by commas, "
+                        f"whose sum is the width, {model.width}")
+    return widths
 
 
 REFORMER = Variant(
@@ -480,7 +575,8 @@ REFORMER = Variant(
             "the paper does not say what tells the model a token's position; trax and transformers learn positions on a grid: "
             "--axial; the default is a learned vector for each position",
             "trax's model for enwik8 has layers with local attention between those with hashes: --mixers "
-            "local,local,lsh,local; local attention here has shared queries and keys too",
+            "local,local,lsh,local; local attention here has shared queries and keys too. Theirs has keys of its own and sees "
+            "a chunk of the text and the one before: --mixers chunked",
             "transformers uses full attention where a text has at most m tokens; here --full-below L lets the first L tokens "
             "of any text see all before them, so that writing gives what the call gives",
         ),

@@ -136,7 +136,6 @@ from ..sequence import position, relay
 from ..variant import Page, Variant
 
 GAIN = 2**-2.5  # of the first weights of q, k, v and the gate, as in torchscale
-EPS = 1e-5  # of the norm of heads
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ class Retention(Stateful):
         self.gate = Linear(rng.split(2), width, values, bound=bound(values), **kwargs)
         self.out = Linear(rng.split(3), values, width, bound=bound(values, options.out_gain) * shrink, **kwargs)
         self.dropout = Dropout(model.dropout)
-        self.normalization, self.head_norm = options.normalization, options.head_norm
+        self.normalization, self.head_norm, self.eps = options.normalization, options.head_norm, model.norm_eps
         head_dim, retnet = width // self.heads, options.rotation == "retnet"
         self.scale = 1 / math.sqrt(head_dim)
         self.rotation = dict(angles=rope_angles(head_dim, closed=retnet), pairing="interleaved" if retnet else "half")
@@ -246,8 +245,8 @@ class Retention(Stateful):
     def _norm(self, y: Tensor) -> Tensor:
         """Every head of y[B T H·V] normalised on its own."""
         if self.head_norm == "layer_norm":
-            return group_norm(y, groups=self.heads, eps=EPS)
-        return reshape(rms_norm(reshape(y, (*y.shape[:2], self.heads, -1)), eps=EPS), y.shape)
+            return group_norm(y, groups=self.heads, eps=self.eps)
+        return reshape(rms_norm(reshape(y, (*y.shape[:2], self.heads, -1)), eps=self.eps), y.shape)
 
 
 class FeedForward(blocks.FeedForward):
@@ -262,14 +261,11 @@ class FeedForward(blocks.FeedForward):
         hidden = max(1, round(factor * width))
         bound, kwargs = 1 / math.sqrt(width), dict(bias=model.bias, dtype=dtype)
         self.up = Linear(rng.split(0), width, hidden, bound=bound * shrink, **kwargs)
-        self.gate = Linear(rng.split(2), width, hidden, bound=bound, **kwargs) if glu else None
+        if glu:
+            self.gate = Linear(rng.split(2), width, hidden, bound=bound, **kwargs)
         self.down = Linear(rng.split(1), hidden, width, bound=shrink / math.sqrt(hidden), **kwargs)
         self.activation = ACTIVATIONS[model.activation]
         self.dropout = Dropout(model.dropout)
-
-    def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        y = self.activation(self.up(x))
-        return self.dropout(self.down(y if self.gate is None else y * self.gate(x)), rng)
 
 
 RETNET = Variant(
@@ -279,6 +275,7 @@ RETNET = Variant(
     mixer=Retention,
     options=RetNetOptions,
     channel=FeedForward,
+    without=("ffn_gate",),  # it has --ffn
     overrides=dict(positions="none", ffn_multiple=2),
     fused="retnet",
     on_ranks="each rank passes S, z and n on to the next one",

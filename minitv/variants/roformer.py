@@ -61,6 +61,8 @@ How to choose:
 - --pairing: a model that is trained from the start learns equally well with both. Weights of another model need that model's.
 - --scaling, not in ``roformer-linear``: ntk and dynamic-ntk are meant for reading longer texts without further training, the
   others for further training. --xpos is in ``roformer`` alone.
+- --norms after, --segments, --output bert: the paper's encoder is BERT otherwise, with them and --embed-norm --bias. Weights of
+  such a model come by ``minitv import``; for training from the start, norms before the layers need less care.
 - --feature, in ``roformer-linear``: elu(x) + 1 is never 0, so every key can still learn. max(x, 0) is cheaper, but where it is
   0 it has no gradient.
 
@@ -124,18 +126,20 @@ matter where the text stands, here from position 100 on:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from autograd import Tensor, concat, exp, relu
+from autograd import Tensor, concat, exp, linear, relu
 from autograd.random import Random
 
+from ..blocks import Block, PostNorm, PreNorm
 from ..config import check, option
 from ..errors import UserError
 from ..models.encoder import Encoder
-from ..nn import Dropout, Linear, Stateful
+from ..models.lm import LanguageModel
+from ..nn import ACTIVATIONS, Dropout, Linear, Stateful, full, norm_of, normal
 from ..ops import attention, merge_heads, rotary_linear, split_heads
 from ..ops.rope import PAIRINGS, RAMPS, SCALINGS, Rotation, Scaling, xpos_growth
 from ..options import ModelOptions
@@ -185,6 +189,12 @@ class EncoderOptions(RotaryOptions):
         "as in its code",
         choices=RAMPS,
     )
+    norms: str = option("before", "where the norms of a block stand: before each layer, or after each sum, as in BERT and the "
+                        "paper's encoder", choices=("before", "after"), newer=True)
+    segments: int = option(0, "vectors of BERT's kinds of tokens; every token here is of the first kind, and its vector is "
+                           "added to those of all tokens", low=0, high=2**20, newer=True)
+    output: str = option("linear", "what makes logits: a matrix, or as in BERT a linear layer, the activation, a norm, and the "
+                         "matrix with biases", choices=("linear", "bert"), newer=True)
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,13 @@ class RoFormerOptions(EncoderOptions):
 
     xpos: bool = option(False, "queries and keys grow and shrink with the position, so that far products fade: xPos")
     xpos_base: float = option(512.0, "positions in which xPos's pairs fade by their factor; smaller fades faster", above=0)
+    kv_heads: int | None = option(None, "heads of keys and values, each of which serves a group of heads, as in LLaMA 2 and "
+                                  "later; they divide the heads; none = as many", low=1, newer=True)
+
+    __post_init__ = check
+
+    def groups(self, model: ModelOptions, layer: int) -> int:
+        return self.heads if self.kv_heads is None else self.divided("--kv-heads", self.kv_heads)
 
 
 TURNED = "it turns them already, by its own options"
@@ -299,6 +316,45 @@ class Bidirectional(Rotary):
         return rotation.queries(q), rotation.keys(k), v
 
 
+class Ends(Encoder):
+    """What the paper's encoder has of BERT around its blocks, where the options ask for it.
+
+        x = embed[ids] + segments[0]
+        logits = norm(f(x Wᵀ + b)) Eᵀ + c
+
+    f is the model's activation, E the embedding with ``--tied``, and b and c exist with ``--bias``.
+    """
+
+    def __init__(self, variant: Any, model: ModelOptions, options: EncoderOptions, vocab: int, rng: Random,
+                 dtype: Any = np.float32):
+        super().__init__(replace(variant, block=NORMED[options.norms]), model, options, vocab, rng, dtype)
+        width, std, bias = model.width, model.init_std, model.bias
+        self.segments = normal(rng.split(6), (options.segments, width), std, dtype) if options.segments else None
+        self.transform = self.transform_norm = self.head_bias = None
+        if options.output == "bert":
+            self.activation = ACTIVATIONS[model.activation]
+            self.transform = Linear(rng.split(7), width, width, std=std, bias=bias, dtype=dtype)
+            self.transform_norm = norm_of(model, width, dtype)
+            self.head_bias = full((vocab,), 0, dtype) if bias else None
+
+    def looked_up(self, ids: np.ndarray) -> Tensor:
+        x = super().looked_up(ids)
+        return x if self.segments is None else x + self.segments[0]
+
+    def logits(self, x: Tensor) -> Tensor:
+        if self.transform is None:
+            return super().logits(x)
+        x = self.activation(self.transform(x if self.norm is None else self.norm(x)))
+        return linear(self.transform_norm(x), self.head.weight, self.head_bias)
+
+
+class CausalEnds(Ends, LanguageModel):
+    """The same of a model that sees the past alone."""
+
+
+NORMED: dict[str, type[Block]] = {"before": PreNorm, "after": PostNorm}
+
+
 class LinearState(NamedTuple):
     """S[B H K V] = Σ_n R_{n-m} φ(k_n) v_nᵀ, where m is the last position, and z[B H K] = Σ_n φ(k_n)."""
 
@@ -352,6 +408,7 @@ ROFORMER = Variant(
     paper="Su et al. 2021, arXiv 2104.09864",
     mixer=Rotary,
     options=RoFormerOptions,
+    model=CausalEnds,
     overrides=dict(positions="none"),
     fused="transformer",
     page=Page(
@@ -363,8 +420,8 @@ ROFORMER = Variant(
         state="2 t D numbers in each layer: keys, turned by their positions, and values of all t tokens so far; with "
               "dynamic-ntk the keys are not turned yet",
         operators=("rope", "attention"),
-        golden="rotary-embedding-torch 0.9.0, the functions of RoFormer and LLaMA in the package transformers, gradients "
-               "included, and transformers' angles of every scaling",
+        golden="RoFormerForCausalLM of the package transformers with its cache and all gradients; rotary-embedding-torch "
+               "0.9.0, the functions of RoFormer and LLaMA in transformers, and its angles of every scaling",
         discrepancies=(
             "the paper trains encoders on hidden tokens and a translator; this variant is causal, and roformer-encoder is "
             "theirs",
@@ -395,7 +452,7 @@ ENCODER = Variant(
     paper="Su et al. 2021, arXiv 2104.09864",
     mixer=Bidirectional,
     options=EncoderOptions,
-    model=Encoder,
+    model=Ends,
     overrides=dict(positions="none"),
     page=Page(
         formula="y_m = Σ_n softmax_n((R_m q_m) · (R_n k_n) / √K) v_n in every head, over all positions n, where R_m turns pair "
@@ -404,10 +461,11 @@ ENCODER = Variant(
                     "generate",
         state="none: it sees a whole sequence at once",
         operators=("rope", "attention"),
-        golden="what roformer equals, as its operators are the same",
+        golden="RoFormerForMaskedLM of the package transformers, with all gradients",
         discrepancies=(
-            "the paper's encoder is BERT with a norm after each sum; here the blocks are those of encoder, with the norm "
-            "before each layer",
+            "the paper's encoder is BERT with a norm after each sum, kinds of tokens and an output of two layers; here the "
+            "blocks are those of encoder, with the norm before each layer: --norms after --embed-norm --segments 2 --output "
+            "bert gives theirs",
             "the paper's Chinese model reads words, as the encoder WoBERT from which it was made; here any tokens are read",
             "xPos is not offered: it lets products fade in one direction, so it needs a causal mask",
         ),
@@ -443,3 +501,11 @@ LINEAR = Variant(
         review="it does not name this variant",
     ),
 )
+
+
+# -- what it is equal to --------------------------------------------------------------------------------------------
+@ROFORMER.becomes("multi-query", "all heads share keys and values, and those of multi-query are turned, --positions rope")
+def _(case, draw):
+    one, other = case.model(kv_heads=1), case.of("multi-query", positions="rope", ffn_multiple=4.0)
+    other.load(one.state())
+    case.same(one, other, draw)

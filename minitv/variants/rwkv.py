@@ -272,7 +272,7 @@ RWKV = Variant(
     # As in the paper, except that the channel mixing is 3.5 widths wide and not 4: with the head's matrix and the receptances,
     # the model then has about as many parameters as the other variants.
     overrides=dict(positions="none", embed_norm=True, ffn_width=3.5, activation="relu_squared", bias=True, tied=False),
-    without=("ffn_multiple", "init_std"),  # it has --ffn-width and a rule for every weight
+    without=("ffn_multiple", "ffn_gate", "init_std"),  # it has --ffn-width, a gate and a rule for every weight
     fused="rwkv",
     on_ranks="each rank passes the last inputs of both mixings, and a, b and p, on to the next one",
     page=Page(

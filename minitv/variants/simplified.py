@@ -307,7 +307,8 @@ class Simplified(blocks.Block):
         if inner is not mixer and not options.skip:
             raise UserError("--token-shift: half of the channels would come one position later in every layer, because these "
                             "blocks do not add to x; allowed: --skip beside it")
-        kwargs, first, every = dict(bias=model.bias, dtype=dtype), inner.layer == 0, options.normed_layers == "every"
+        kwargs = dict(bias=model.bias, eps=model.norm_eps, dtype=dtype)
+        first, every = inner.layer == 0, options.normed_layers == "every"
         norm = NORMS[model.norm] if every else LayerNorm
         self.norm1 = norm(model.width, **kwargs) if first or every else None
         self.mixer = mixer
@@ -377,6 +378,7 @@ SIMPLIFIED = Variant(
     mixer=ShapedAttention,
     options=SimplifiedOptions,
     channel=FeedForward,
+    without=("ffn_gate",),
     block=Simplified,
     overrides=PAPER,
     presets=WIDER,
@@ -400,6 +402,7 @@ SIMPLIFIED_BERT = Variant(
     mixer=Bidirectional,
     options=SimplifiedOptions,
     channel=FeedForward,
+    without=("ffn_gate",),
     block=Simplified,
     model=Encoder,
     overrides=dict(PAPER, positions="rope"),

@@ -123,6 +123,13 @@ class TransformerOptions:
         """G, the number of heads of keys and values in a layer: here as many as queries have."""
         return self.heads
 
+    def divided(self, flag: str, groups: int) -> int:
+        """G, which an option gives; UserError unless it divides the heads of queries."""
+        if self.heads % groups:
+            divisors = ", ".join(str(n) for n in range(1, self.heads + 1) if self.heads % n == 0)
+            raise UserError(f"{flag}: {groups} heads of keys and values do not divide {self.heads} heads, allowed: {divisors}")
+        return groups
+
 
 class State(NamedTuple):
     """The cache: keys and values of all past tokens, each [B G S K]."""
@@ -134,14 +141,17 @@ class State(NamedTuple):
 BOTH_SIDES = "it sees both sides of a position, and its biases fall towards the past alone"
 
 
-def rotation_of(model: ModelOptions, heads: int) -> Rotation | None:
-    """How --positions turns the queries and keys of each head, if it does; UserError for an odd number of channels."""
-    size = model.head_dim(heads)
+def rotation_of(model: ModelOptions, heads: int, size: int | None = None) -> Rotation | None:
+    """How --positions turns the queries and keys of each head, if it does; UserError for an odd number of channels.
+
+    ``size`` is their number, if the width is not divided among the heads.
+    """
+    of, size = f"of the width {model.width} " if size is None else "", size or model.head_dim(heads)
     if model.positions != "rope":
         return None
     if size % 2:
-        raise UserError(f"--positions rope: it turns pairs of channels, and {heads} heads of the width {model.width} have "
-                        f"{size} channels each, allowed: an even number")
+        raise UserError(f"--positions rope: it turns pairs of channels, and {heads} heads {of}have {size} channels each, "
+                        "allowed: an even number")
     return Rotation(rope_angles(size))
 
 

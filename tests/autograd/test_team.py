@@ -108,3 +108,35 @@ def test_others_take_parts_and_what_one_raises_reaches_the_caller(crew):
     with crew, pytest.raises(ZeroDivisionError, match="part 1"):
         team.each(part, [(0, 1), (1, 2), (2, 3)])
     assert len(who) == 3
+
+
+def test_two_threads_that_finish_at_once_end_a_call_once():
+    """Both have counted their part before either of them looks whether it was the last one."""
+    class Together:
+        def __init__(self):
+            self._lock, self._both = threading.Lock(), threading.Barrier(2)
+
+        def __enter__(self):
+            self._lock.acquire()
+
+        def __exit__(self, *_):
+            self._lock.release()
+            self._both.wait(10)
+
+    started = threading.Barrier(2)
+    call = team._Call(lambda i: started.wait(10), 2)  # so that each thread has a part
+    call._counting, errors = Together(), []
+
+    def work():
+        try:
+            call.work()
+        except RuntimeError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    call.wait()

@@ -333,7 +333,7 @@ SITUATIONS = [first_save, second_save, after_kill_between_renames, after_kill_be
 
 def test_the_faults_reach_every_kind_of_call(tmp_path, monkeypatch):
     log = count_calls(tmp_path, monkeypatch, second_save)
-    assert log.count("write") == log.count("open") == 3
+    assert log.count("write") > log.count("open") == 3
     assert log.count("rename") == 2 and log.count("mkdir") == 2
     assert log.count("fsync") == 3 + (0 if os.name == "nt" else 3)
     assert log.count("unlink") == 3 and log.count("rmdir") == 1
@@ -483,15 +483,15 @@ def test_a_process_killed_at_any_time_while_others_read(tmp_path):
 
 def test_a_reader_follows_a_checkpoint_that_is_replaced_while_it_reads(tmp_path, monkeypatch):
     save(tmp_path, "last", **parts(1))
-    read, saves = checkpoint._read_file, []
+    read, saves = checkpoint._mapped, []
 
-    def interrupted(path):
+    def interrupted(path, sha256):
         if path.name == OPTIMIZER and len(saves) < 2:
             saves.append(path)
             save(tmp_path, "last", **parts(1 + len(saves)))
-        return read(path)
+        return read(path, sha256)
 
-    monkeypatch.setattr(checkpoint, "_read_file", interrupted)
+    monkeypatch.setattr(checkpoint, "_mapped", interrupted)
     assert value_of(load(tmp_path)) == 3 and len(saves) == 2
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from autograd import Tensor, assert_close, no_grad, use
 from autograd.errors import ShapeError
 from autograd.random import Random
 from autograd.verify import PLACES
-from minitv import variants
+from minitv import cli, variants
 from minitv.errors import UserError
 from minitv.experiment import default_task, possible
 from minitv.models.conformer import BatchNorm, Conformer, Convolution, RelativeAttention, Subsampling
@@ -18,10 +20,12 @@ from minitv.ops import ctc_loss, relative_attention
 from minitv.ops.relative_attention import shifted
 from minitv.options import ModelOptions
 from minitv.variants.conformer import CONFORMER, ConformerOptions
+from tests.autograd import emulator, fake_cupy
 from tests.autograd.operator_checks import marks
 from tests.test_goldens import Golden, close, each_way
 
 WIDTH, BANDS, VOCAB = 8, 9, 5
+WAVE = dict(subsampling="wave", wave_channels="4,6,5", wave_kernels="3,2,2", wave_strides="2,1,2")
 
 
 def normal(*shape, seed=0):
@@ -32,6 +36,7 @@ def build(layers=2, width=WIDTH, dtype=np.float64, features=BANDS, vocab=VOCAB, 
     """A small model whose weights are large enough that everything counts."""
     shape = {"width": width, "layers": layers, "activation": "silu", "bias": True, "ffn_multiple": 1.5, **dict(model)}
     options = {"heads": 2, "kernel": 5, "subsampling": "2", **options}
+    features = 1 if options["subsampling"] == "wave" else features
     made = Conformer(CONFORMER, ModelOptions(**shape), ConformerOptions(**options), vocab, Random(0), dtype, features)
     for i, parameter in enumerate(made.parameters()):
         parameter.assign_((parameter.numpy() + 0.3 * normal(*parameter.shape, seed=i)).astype(dtype))
@@ -86,6 +91,22 @@ def test_the_model_equals_that_of_torch(kernel, case, dtype):
 def test_the_model_equals_that_of_torch_on_a_gpu(case, place):
     with PLACES[place]():
         verify(Golden("conformer"), case, np.float32, "cuda")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_samples_are_read_on_a_gpu_as_on_the_cpu(norm):
+    if emulator.missing:
+        pytest.skip(emulator.missing)
+    samples, lengths, made = normal(2, 40, 1).astype(np.float32), np.array([40, 27]), []
+    for place in ("cpu", "cuda"):
+        with fake_cupy.installed("fast") if place == "cuda" else nullcontext():
+            model = build(dtype=np.float32, **WAVE, wave_norm=norm, final_norm=True).to(place)
+            logits = model(samples, lengths=lengths)
+            (logits * logits).sum().backward()
+            made.append([logits.numpy()[0], *(p.grad.numpy() for p in model.parameters())])
+    for one, two in zip(*made, strict=True):
+        assert_close(two, one, terms=10_000)
 
 
 @pytest.mark.parametrize("entry", [
@@ -145,13 +166,23 @@ def test_positions_are_those_that_see_frames_of_the_utterance_alone(halvings):
             assert subsample(Tensor(np.zeros((1, length, 31), np.float32))).shape == (1, expected, 4)
 
 
+def test_positions_of_samples_are_those_that_see_samples_of_the_utterance_alone():
+    front = build(**WAVE, final_norm=True).subsample
+    assert (front.stride, front.window) == (4, 7)
+    for length in range(40):
+        expected = sum(4 * t + 7 <= length for t in range(40))
+        assert front.reduced(length) == front.reduced(np.array([length]))[0] == expected
+        if expected:
+            assert front(Tensor(normal(1, length, 1))).shape == (1, expected, WIDTH)
+
+
 @pytest.mark.usefixtures("forms_unless_full")
 @pytest.mark.parametrize("options", [{}, dict(conv_norm="batch"), dict(conv_norm="group"), dict(chunk=2),
-                                     dict(subsampling="4")])
+                                     dict(subsampling="4"), dict(WAVE), dict(WAVE, wave_norm="layer", wave_bias=True)])
 def test_padding_shows_nowhere(options):
     """Neither what stands in it nor how much there is, in the logits, in the loss and in gradients."""
     model = build(**options)
-    frames, lengths = normal(3, 33, BANDS), np.array([33, 21, 12])
+    frames, lengths = normal(3, 33, model.features), np.array([33, 21, 12])
     results = []
     for filling, more in ((0.0, 0), (1e3, 0), (5.0, 9)):
         x = np.pad(frames, ((0, 0), (0, more), (0, 0)))
@@ -230,6 +261,16 @@ def test_a_stream_is_the_whole(chunk, left, length):
             assert_close(np.concatenate(parts, axis=1), whole, f"cuts {cuts}", terms=1000)
     kept = state.blocks[0][0]
     assert kept.keys.shape[2] <= (whole.shape[1] if left is None else left * chunk + chunk)
+
+
+def test_a_stream_of_samples_is_the_whole():
+    model, samples = build(**WAVE, wave_norm="layer", chunk=2, left_chunks=1, final_norm=True), normal(1, 61, 1)
+    with no_grad():
+        state, parts = model.init_state(1), []
+        for start in range(0, 61, 9):
+            logits, state = model.prefill(samples[:, start : start + 9], state, last=start == 54)
+            parts.append(logits.numpy())
+        assert_close(np.concatenate(parts, axis=1), model(samples).numpy(), terms=1000)
 
 
 def test_logits_of_a_chunk_depend_on_its_frames_and_those_before():
@@ -320,11 +361,27 @@ def test_it_learns_speech_and_nothing_else():
     (dict(convolution=False, conv_norm="batch"), "--conv-norm: this concerns the convolution, which --no-convolution leaves"),
     (dict(heads=3), "--heads: 3 heads do not divide the width 64"),
     (dict(conv_norm="group", conv_groups=3), "--conv-groups: 3 groups do not divide the width 64"),
+    (dict(wave_bias=True), "--wave-bias: this concerns --subsampling wave, and --subsampling is 4"),
+    (dict(WAVE, wave_strides="2,2"), "--wave-channels, --wave-kernels and --wave-strides: they have 3, 3, 2 numbers, allowed"),
+    (dict(WAVE, wave_kernels="3,0,2"), "--wave-kernels: '3,0,2', allowed: up to 32 integers from 1 to 2**20 separated by"),
+    (dict(WAVE), "--subsampling wave: it reads samples of sound, allowed with --frames samples"),
+    (dict(WAVE, chunk=2, frames="samples"), "--wave-norm group: it is a norm over the whole utterance, which a stream does"),
+    (dict(frames="samples", mels=20), "--mels: this concerns --frames bands, and samples have no bands"),
     (dict(mels=6), "--mels: 6 bands are too few for --subsampling 4, allowed: at least 7")])
 def test_options_that_do_not_fit(options, said):
     with pytest.raises(UserError) as error:
         CONFORMER.configure(**options).build(5)
     assert str(error.value).startswith(said)
+
+
+@pytest.mark.full
+def test_it_learns_from_samples_too(tmp_path):
+    argv = ["train", "conformer", "--frames", "samples", "--subsampling", "wave", "--wave-channels", "4,6", "--wave-kernels",
+            "20,16", "--wave-strides", "16,10", "--width", "8", "--layers", "1", "--heads", "2", "--kernel", "3",
+            "--batch", "2", "--steps", "2", "--eval-every", "0", "--eval-examples", "3", "--utterances", "4",
+            "--context", "100000", "--threads", "1", "--warmup", "1", "--out", str(tmp_path / "run")]
+    assert cli.main(argv) == 0
+    assert cli.main(["transcribe", str(tmp_path / "run"), "--say", "one two"]) == 0
 
 
 def test_dropout_is_that_of_its_random_source():

@@ -102,7 +102,7 @@ def test_both_parts_are_the_whole_text(sizes):
             return [(None, size) for size in sizes]
 
     parts = corpora._cut(Text(), CharTokenizer)
-    assert all(0 <= part.cut <= part.tokens for part in parts) and [part.tokens for part in parts] == sizes
+    assert all(0 <= part.cut <= part.size for part in parts) and [part.size for part in parts] == sizes
     assert abs(sum(part.cut for part in parts) - 0.9 * sum(sizes)) < len(sizes) + 1
     assert len(parts) > 1 or parts[0].cut == int(0.9 * sizes[0])
 

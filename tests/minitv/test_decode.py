@@ -32,6 +32,7 @@ VOCAB = 11
 OPTIONS = {
     "seed": range(99), "context": range(1, 41), "layers": (1, 2, 3), "width": (20, 40), "ffn_multiple": (1, 4),
     "activation": list(ACTIVATIONS), "norm": list(NORMS), "bias": (False, True), "tied": (False, True),
+    "ffn_gate": (False, True), "norm_eps": (1e-5, 0.1),
 }
 
 
@@ -60,7 +61,8 @@ def expected(model, ids):
 def own_options(variant):
     """Options of the variant with the values to draw, which fit every width above: an integer's smallest and its default."""
     known = {"heads": (1, 2, 5), "kv_heads": (1,), "value_width": (1.5, 2.0), "scaling": ("none",),
-             "yarn_ramp": ("turns",), "reach": (0,), "strided": (False,), "carry_projection": (True,)}
+             "yarn_ramp": ("turns",), "reach": (0,), "strided": (False,), "carry_projection": (True,),
+             "norms": ("before",), "segments": (0,), "output": ("linear",)}
     for field in fields(variants.load(variant).options):
         kinds = {bool: (False, True), int: [(field.metadata["low"] or 0) + more for more in (0, 1, 2, 7)] + [field.default]}
         if choices := known.get(field.name) or field.metadata["choices"] or kinds.get(type(field.default)):
@@ -206,6 +208,9 @@ def test_what_the_model_cannot_read_is_refused():
     (dict(positions="sinusoidal"), "they know learned positions, rope and none, not sinusoidal"),
     (dict(positions="alibi"), "they know learned positions, rope and none, not alibi"),
     (dict(variant="roformer", own=dict(scaling="dynamic-ntk")), "they do not know the module Rotary with its options"),
+    (dict(variant="roformer", own=dict(segments=2)), "they know neither segments nor BERT's output"),
+    (dict(variant="roformer", own=dict(output="bert")), "they know neither segments nor BERT's output"),
+    (dict(variant="roformer", own=dict(norms="after")), "they know stacks of blocks x + f(norm(x)) alone"),
     (dict(stack="reversible"), "they know stacks of blocks x + f(norm(x)) alone"),
     (dict(token_shift=True), "they do not know the module Shifted with its options")], ids=str)
 def test_what_no_kernel_knows_takes_the_models_own_step(options, reason):

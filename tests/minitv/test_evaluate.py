@@ -14,7 +14,7 @@ from minitv.cli import main
 from minitv.errors import RunError, UserError
 from minitv.evaluate import evaluate, surprise
 from minitv.experiment import suits
-from minitv.tokenizer import ByteTokenizer, CharTokenizer
+from minitv.tokenizer import ByteTokenizer
 
 from .models import NAMES
 from .test_sample import CHARACTERS, build, stored
@@ -55,7 +55,7 @@ def test_the_loss_is_that_of_training():
     ids = np.random.default_rng(1).integers(0, 11, 8 * 6 + 1)
     inputs, labels = windows(ids, 8, len(ids))
     assert inputs.shape == (6, 8)
-    result = evaluate(model, CharTokenizer("abcdefghijk"), ids)
+    result = evaluate(model, ids, len(ids))
     assert result.loss == pytest.approx(cross_entropy(model(inputs), labels).item(), rel=1e-9)
     assert result.bits_per_token == result.bits_per_character == pytest.approx(result.loss / math.log(2))
 
@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_training():
 def test_characters_of_several_bytes_cost_the_sum_of_their_bytes():
     tokenizer, text = ByteTokenizer(), "aé€😀b\n"
     model = build("transformer", 256)
-    result = evaluate(model, tokenizer, tokenizer.encode(text))
+    result = evaluate(model, tokenizer.encode(text), len(text))
     bits = [math.nan, *by_hand(model, tokenizer.encode(text)) / math.log(2)]
     edges = np.cumsum([0, *(len(character.encode()) for character in text)])
     expected = [(c, sum(bits[a:b])) for c, a, b in zip(text, edges, edges[1:], strict=False)]
@@ -75,14 +75,14 @@ def test_characters_of_several_bytes_cost_the_sum_of_their_bytes():
 
 def test_bytes_that_are_no_text_are_characters_too():
     tokenizer = ByteTokenizer()
-    result = evaluate(build("transformer", 256), tokenizer, np.frombuffer(b"a\xffb\xe2\x82", np.uint8).astype(np.intp))
+    result = evaluate(build("transformer", 256), np.frombuffer(b"a\xffb\xe2\x82", np.uint8).astype(np.intp), 4)
     assert [c for c, _ in result.characters(tokenizer)] == ["a", "\ufffd", "b", "\ufffd"]
 
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_too_little_to_predict(length):
     with pytest.raises(UserError, match=f"has {length} token"):
-        evaluate(build("transformer", 11), CHARACTERS, np.zeros(length, np.intp))
+        evaluate(build("transformer", 11), np.zeros(length, np.intp), length)
 
 
 def test_a_model_without_numbers():

@@ -192,7 +192,8 @@ def test_the_first_loss_is_that_of_guessing(variant, std):
 
 
 @pytest.mark.parametrize("change", [dict(bias=False), dict(norm="rms_norm"), dict(activation="relu_squared"),
-                                    dict(activation="silu"), dict(activation="gelu_tanh"), dict(ffn_multiple=1)])
+                                    dict(activation="silu"), dict(activation="gelu_tanh"), dict(ffn_multiple=1),
+                                    dict(ffn_gate=True), dict(norm_eps=0.1), dict(norm="rms_norm", norm_eps=0.1)])
 def test_model_options_change_the_model(change):
     model, plain = build("transformer", **change), build("transformer")
     ids = tokens(CONTEXT + 1)

@@ -14,9 +14,10 @@ from autograd import Tensor, assert_close, no_grad, sum, tanh
 from autograd.errors import ShapeError
 from autograd.random import Random
 from autograd.reversible import reversible
-from minitv.nn import Buffer, Linear, Module, Parameter, Stateful, Statistics, gather
+from minitv.nn import Buffer, Linear, Module, Parameter, Stateful, Statistics, gather, undrawn
 from minitv.optim import AdamW
 from minitv.shift import Shifted
+from tests.minitv.models import build
 
 
 class Features(Module):
@@ -199,3 +200,16 @@ def test_gathering_without_a_rule_is_an_error():
         gather(module, 1)
     with pytest.raises(NotImplementedError, match="Features gathers statistics and does not say what becomes of them"):
         statistics.apply()
+
+
+def test_what_a_checkpoint_overwrites_is_not_drawn():
+    """Tables that follow from the options are made all the same, as they are in no checkpoint."""
+    drawn = build("hyena", width=8, layers=1, context=4)
+    with undrawn():
+        model = build("hyena", width=8, layers=1, context=4)
+    assert not any(array.numpy().any() for array in model.saved().values())
+    tables = [(buffer.numpy(), other.numpy()) for (_, buffer), (_, other) in zip(
+        model.named_buffers(), drawn.named_buffers(), strict=True) if not buffer.saved]
+    assert tables and all(np.array_equal(one, other) for one, other in tables)
+    model.load(drawn.state())
+    assert all(np.array_equal(array, model.state()[name]) for name, array in drawn.state().items())

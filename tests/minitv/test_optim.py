@@ -228,3 +228,15 @@ def test_schedule_rises_then_falls():
 def test_schedule_of_short_runs(warmup, steps):
     rates = [cosine(step, lr=1.0, min_lr=0.1, warmup=warmup, steps=steps) for step in range(steps + 1)]
     assert all(0 < rate <= 1 for rate in rates)
+
+
+def test_before_the_first_step_the_number_of_steps_says_all():
+    model = Small()
+    optimizer = AdamW(model)
+    before = optimizer.state()
+    feed(optimizer.buffers[0], model, gradients_of(model, 0))
+    optimizer.step(0.1)
+    assert optimizer.expected(AdamW.fresh()).keys() == {"steps"}
+    assert optimizer.expected(before).keys() == optimizer.expected({"steps": np.array(3)}).keys() == before.keys()
+    optimizer.load(AdamW.fresh())
+    assert all(np.array_equal(value, before[name]) for name, value in optimizer.state().items())

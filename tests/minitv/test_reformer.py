@@ -20,7 +20,7 @@ from minitv.trainer import Trainer
 from minitv.variants import reformer
 from minitv.variants.reformer import AxialPositions, LSHAttention, ReformerOptions
 from tests.minitv import models
-from tests.minitv.models import Ids, mean_loss
+from tests.minitv.models import Ids, assert_same_on_a_gpu, mean_loss
 
 VOCAB, LENGTH = 11, 24
 CODES = dict(attend="chunks", wrap="previous", correction=False, scale="root")
@@ -28,7 +28,10 @@ OPTIONS = {
     "rounds": dict(rounds=3, eval_rounds=5), "mixers": dict(mixers="local,lsh,full"), "rope": dict(positions="rope"),
     "full below": dict(full_below=7), "window": dict(window=3), "multiset": dict(correction=False, scale="root"),
     "axial": dict(axial="3x8"), "concat": dict(streams="concat", tied=False), "parts": dict(ffn_chunks=3, loss_chunks=2),
-    "residual": dict(stack="residual"),
+    "residual": dict(stack="residual"), "head size": dict(head_size=6, mixers="lsh,local", positions="rope", local_chunk=4),
+    "chunked": dict(mixers="chunked,lsh", chunk=4, head_size=3, attention_bias=False, bias=True, head_bias=True),
+    "chunked rope": dict(mixers="chunked", chunk=30, local_chunk=5, positions="rope"),
+    "factors": dict(buckets=24, factors="2,6,2"), "widths": dict(axial="3x8", axial_widths="5,11"),
 }
 
 
@@ -216,6 +219,12 @@ def test_a_loss_in_parts_is_the_loss():
             assert_close(one, two, terms=1000)
 
 
+@pytest.mark.full
+def test_chunks_of_the_text_are_the_same_on_a_gpu():
+    options = dict(mixers="chunked", chunk=5, head_size=6, head_bias=True, streams="concat", tied=False)
+    assert_same_on_a_gpu(lambda: build(np.float32, **options), tokens(), 9)
+
+
 @pytest.mark.parametrize("option", ["ffn_chunks", "loss_chunks"])
 def test_parts_save_memory(option):
     def peak(chunks):
@@ -232,7 +241,7 @@ def test_parts_save_memory(option):
 
 
 def test_axial_positions_are_digits_of_the_position():
-    positions = AxialPositions(Random(0), (3, 2, 4), 10, 1.0, np.float64)
+    positions = AxialPositions(Random(0), (3, 2, 4), (3, 3, 4), 1.0, np.float64)
     tables = [table.numpy() for table in positions.tables]
     assert [table.shape for table in tables] == [(3, 3), (2, 3), (4, 4)]
     expected = [np.concatenate([tables[0][p // 8], tables[1][p // 4 % 2], tables[2][p % 4]]) for p in range(24)]
@@ -249,11 +258,19 @@ def test_axial_positions_are_digits_of_the_position():
     ({"rounds": 0}, "rounds: 0 is too small, allowed: an integer from 1 up to 64"),
     ({"wrap": "same"}, "--wrap same: this is about chunks, allowed with --attend bucket: none"),
     ({"window": 4, "attend": "chunks"}, "--window 4: this is about whole buckets, allowed with --attend chunks: none"),
-    ({"mixers": "lsh,far"}, "--mixers: 'far' is unknown, allowed: names separated by commas, each of lsh, local, full"),
+    ({"mixers": "lsh,far"}, "--mixers: 'far' is unknown, allowed: names separated by commas, each of lsh, local, full, "
+     "chunked"),
     ({"axial": "4x5"}, "--axial: '4x5', allowed: two numbers or more such as 8x8, whose product is the context, 24, at"),
     ({"axial": "24"}, "--axial: '24', allowed: two numbers or more"),
     ({"axial": "ax3"}, "--axial: 'ax3', allowed: two numbers or more"),
     ({"axial": "4x6", "positions": "none"}, "--axial 4x6: it is a kind of learned positions, allowed: --positions learned"),
+    ({"axial": "4x6", "axial_widths": "4,5"}, "--axial-widths: '4,5', allowed: 2 positive integers separated by commas, whose "
+     "sum is the width, 16"),
+    ({"buckets": 8, "factors": "4,4"}, "--factors: '4,4', allowed: even integers separated by commas, whose product is the "
+     "number of buckets, 8"),
+    ({"buckets": 9, "factors": "3,3"}, "--buckets: 9 is odd"), ({"buckets": 6, "factors": "3,2"}, "--factors: '3,2', allowed"),
+    ({"axial_widths": "8,8"}, "--axial-widths 8,8: this concerns --axial, give both"),
+    ({"head_size": 3, "positions": "rope"}, "--positions rope: it turns pairs of channels, and 4 heads have 3 channels each"),
     ({"streams": "concat"}, "--streams concat: the head reads 2 D channels of a reversible stack, allowed with --no-tied"),
     ({"streams": "concat", "tied": False, "stack": "residual"}, "without --stack"),
 ])

@@ -23,6 +23,8 @@ OPTIONS = {
     "yarn": dict(scaling="yarn", scaling_factor=4.0, rotated=0.5), "code": dict(scaling="yarn", scaling_factor=4.0,
                                                                               yarn_ramp="pairs"),
     "llama3": dict(scaling="llama3", scaling_factor=4.0, trained_context=64),
+    "bert": dict(norms="after", embed_norm=True, segments=2, output="bert", bias=True, activation="relu"),
+    "bert's output": dict(output="bert", tied=False, activation="silu"), "segments": dict(segments=1),
 }
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -218,6 +220,7 @@ def test_the_state_of_the_linear_one_does_not_grow():
 @pytest.mark.full
 @pytest.mark.parametrize(("variant", "options"), [
     ("roformer", OPTIONS["xpos"]), ("roformer", OPTIONS["dynamic"]), ("roformer", OPTIONS["half"]), ("roformer-linear", {}),
+    ("roformer", OPTIONS["bert"]),
     ("transformer", dict(positions="alibi"))], ids=str)
 def test_on_a_gpu_the_model_is_the_same(variant, options):
     assert_same_on_a_gpu(lambda: build(variant, dtype=np.float32, spread=0.1, **options), tokens(2 * CONTEXT), 9)

@@ -117,6 +117,15 @@ def test_choose_never_leaves_what_is_allowed(logits, uniform, temperature, top_k
         assert below < 40 and np.exp(-below) >= min_p * (1 - 1e-12)
 
 
+@given(st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, -np.inf]), min_size=1, max_size=50))
+def test_the_order_of_logits_is_that_of_a_stable_sort(logits):
+    rows = np.array([logits, logits[::-1]], np.float32)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for many in (0, 1000):
+            monkeypatch.setattr(sample, "MANY", many)
+            assert sample._falling(rows).tolist() == np.argsort(-rows, axis=1, kind="stable").tolist()
+
+
 def test_choose_by_hand():
     logits = np.log(np.array([0.1, 0.6, 0.3]))  # sorted: 1, 2, 0
     assert [chosen(logits, u) for u in (0.0, 0.59, 0.61, 0.89, 0.91, 1 - 2**-53)] == [1, 1, 2, 2, 0, 0]
