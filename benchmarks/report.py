@@ -159,10 +159,35 @@ def ops(result: dict) -> str:
 @of_machines
 def decode(result: dict) -> str:
     """Writing text, one token at a time."""
-    rows = [[f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}",
-             *(ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in ("eager", "operators"))]
+    rows = [[f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}", *of_memory(numbers, result["host"]),
+             *ratios(numbers, "eager", "operators")]
             for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
-    return table(["writing text, batch 1", "tokens/s", "× PyTorch eager", "× through our operators"], rows) + where(result)
+    return table(["writing text, batch 1", "tokens/s", "weights that a step reads", "of the speed of memory", "× PyTorch eager",
+                  "× through our operators"], rows) + where(result)
+
+
+@of_machines
+def together(result: dict) -> str:
+    """Writing several texts side by side."""
+    rows = [[f"{variant}, `{preset.replace(', ', '`, ')}", f"{numbers['tokens_per_s']['minitv']:,.0f}",
+             *ratios(numbers, "alone", "eager", "operators")]
+            for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
+    return table(["writing several texts", "tokens/s", "× one text", "× PyTorch eager", "× through our operators"],
+                 rows) + where(result)
+
+
+def ratios(numbers: dict, *names: str) -> list[str]:
+    """Our speed over that of each of them; – where it was not measured."""
+    return [ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in names]
+
+
+def of_memory(numbers: dict, host: dict) -> list[str]:
+    """The weights that a step reads, and how much that is of what a core can read of memory."""
+    if "bytes_of_step" not in numbers:
+        return ["–", "–"]
+    size, (speed, *_) = numbers["bytes_of_step"], host["limits"]["read_gb_s"]
+    share = size * numbers["tokens_per_s"]["minitv"] / numbers["batch"] / (1e9 * speed)
+    return [f"{size / 1e6:.1f} MB", f"{share:.0%}".replace("%", " %")]
 
 
 @of_machines
@@ -209,6 +234,44 @@ def scaling_long(result: dict) -> str:
             for variant, numbers in result["variants"].items()]
     header = ["µs per token of a training step", *(f"T = {length}" for length in lengths), "below the Transformer from"]
     return table(header, rows) + where(result) + picture(result, "scaling_long", "Time per token over long sequences")
+
+
+def ranks_bytes() -> str:
+    """What ranks that share a sequence send, over its length and over their number."""
+    result = results("ranks_bytes")
+
+    def cells(numbers: dict) -> list[str]:
+        return [f"{value / 1e3:,.1f}" for value in numbers.values()]
+
+    first = next(iter(result["variants"].values()))
+    rows = [[variant, *cells(numbers["length"]), *cells(numbers["ranks"])] for variant, numbers in result["variants"].items()]
+    rows.append(["all keys and values, by the formula", *cells(result["everything"]), *[""] * len(first["ranks"])])
+    longest = result["lengths"][-1]
+    header = [f"kB a step, {result['ranks']} ranks", *(f"T = {length}" for length in first["length"]),
+              *(f"T = {longest}, {ranks} ranks" for ranks in first["ranks"])]
+    return table(header, rows) + "\n![Bytes over the length of the sequence](results/ranks_bytes.png)\n"
+
+
+@of_machines
+def ranks_measured(result: dict) -> str:
+    """Steps of one rank and of two."""
+    rows = [[variant, numbers["shares"], *(f"{numbers['ms'][key]:,.0f}" for key in ("half", "one", "two")),
+             ratio(numbers["strong"]), ratio(numbers["weak"])] for variant, numbers in result["variants"].items()]
+    header = ["ms a step", "ranks share", "half of the work, 1 rank", "all, 1 rank", "all, 2 ranks", "efficiency, strong",
+              "efficiency, weak"]
+    return table(header, rows) + where(result).replace("1 thread", "1 thread a rank")
+
+
+@of_machines
+def ranks_simulated(result: dict) -> str:
+    """A step replayed on up to thousands of ranks: where the time goes, and the efficiency."""
+    rows = [[variant, ranks, *(f"{1e3 * parts[key]:,.0f}" for key in ("compute", "exchange", "gradients")),
+             f"{parts['efficiency']:.3f}"]
+            for variant, of_ranks in result["variants"].items() for ranks, parts in of_ranks.items()]
+    header = ["ms a step", "ranks", "compute", "exchange and waiting", "sum of gradients", "efficiency"]
+    about = (f"{result['layers']} layers of width {result['width']}, {result['tokens']} tokens a rank; a message of n bytes "
+             f"takes {result['alpha_us']:.0f} µs + n / {result['beta_gb_s']:.0f} GB/s ({result['network']}).\n")
+    return table(header, rows) + where(result) + about + picture(result, "ranks_simulated", "Efficiency by number of ranks")
 
 
 def picture(result: dict, name: str, about: str) -> str:
@@ -360,7 +423,7 @@ def variants() -> str:
 
 
 LEARNED = {  # results of benchmarks/learning.py, and the first words of their tables
-    "learning": "held-out text, `nanogpt-cpu`",
+    "learning": "held-out text",
     "learning_attention": "held-out text",
     "masked": "hidden characters",
     "speech": "spoken digits",
@@ -371,9 +434,9 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
     "mqar_without_shift": "multi-query associative recall",
 }
 TABLES: dict[str, Callable[[], str]] = {
-    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, weights, speed, ops, scaling, alone,
+    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, together, weights, speed, ops, scaling, alone,
                                               scaling_long, extrapolation, duplication, streaming, one_wide, without, check,
-                                              claims, variants)},
+                                              claims, variants, ranks_bytes, ranks_measured, ranks_simulated)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 
