@@ -320,8 +320,10 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = ids[:1] if special.all() else ids[:len(ids) - int(np.argmin(special[::-1]))]  # without those for its end
         if len(ids):
             return ids
-        newline = super().start() if self.first is None else ()
-        return newline if len(newline) else np.array([self.first or 0], np.intp)
+        if self.first is not None and self.first < self.spelled:
+            return np.array([self.first], np.intp)
+        newline = super().start()
+        return newline if len(newline) else np.zeros(1, np.intp)
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "definition": self.definition, "vocab": self.vocab, "first": self.first}

@@ -119,6 +119,8 @@ def test_what_a_text_begins_with(kinds, definitions):
     first = HuggingFaceTokenizer(definitions["bytes"], 300, first=0)
     assert first.decode(first.start()) == "<|endoftext|>" and first.start("fox").tolist() == made.start("fox").tolist()
     assert made.encode("a<|endoftext|>").tolist()[-1] == 0
+    of_another = HuggingFaceTokenizer(definitions["bytes"], 310, first=305)  # an id that spells nothing begins no text
+    assert of_another.start().tolist() == made.start().tolist()
 
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces", "words"])
