@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from autograd.cpu.process import cores
 from autograd.device import gpu, select, to_numpy
 from autograd.ranks import Communicator
 from autograd.ranks.nccl import NCCL
@@ -39,7 +40,7 @@ def check(experiment: Experiment, ranks: Communicator) -> None:
         return
     if ranks.size > run.batch:
         raise UserError(f"--batch {run.batch}: {ranks.size} ranks share the sequences of a step, and each needs one, allowed: "
-                        f"--batch {ranks.size} or more, or at most {run.batch} ranks")
+                        f"--batch {ranks.size} or more, or at most {run.batch} rank{'s' * (run.batch > 1)}")
     for name in ("data", "val_data"):
         if experiment.values.get(name) == "-":
             raise UserError(f"--{name.replace('_', '-')} -: standard input reaches one rank alone, allowed: a file or a folder "
@@ -59,6 +60,12 @@ def card(device: str, ranks: Communicator) -> Communicator:
         device = f"cuda:{number}"
     select(device)
     return NCCL(ranks)
+
+
+def threads(ranks: Communicator) -> int:
+    """The worker threads of this rank where none are asked for: its share of the cores, or those that the launcher gave it."""
+    beside = _hosts(ranks).count(socket.gethostname()) if cores() == os.cpu_count() else 1
+    return max(1, cores() // beside)
 
 
 def _hosts(ranks: Communicator) -> list[str]:

@@ -192,6 +192,13 @@ def test_ranks_that_do_not_agree(change, said, monkeypatch, folder):
     assert "rank 1 of 2 on" in str(caught.value) and "start all ranks with the same command" in str(caught.value)
 
 
+def test_ranks_share_the_cores_of_a_machine(monkeypatch):
+    for cores, there, expected in ((8, 8, 4), (3, 3, 1), (1, 1, 1), (2, 8, 2)):  # the last ones are given by a launcher
+        monkeypatch.setattr(together, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(os, "cpu_count", lambda there=there: there)
+        assert ranks_of.run(2, together.threads) == [expected] * 2
+
+
 def test_one_rank_of_a_machine_goes_first():
     order = []
 
