@@ -77,6 +77,7 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
             if first:
                 lock.enter_context(_new(directory, run.overwrite))
             see(directory, ranks)
+            job.here().note(f"{job.NOTHING}, with --overwrite")  # the folder is this run's
         experiment = experiment.replace(out=str(directory))
         with in_turn(ranks), job.here().files():
             task = _begin(experiment, resumed, origin)
