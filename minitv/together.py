@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from autograd.cpu.process import cores
 from autograd.device import gpu, select, to_numpy
 from autograd.ranks import Communicator
 from autograd.ranks.nccl import NCCL
@@ -42,9 +43,10 @@ def check(experiment: Experiment, ranks: Communicator) -> None:
     check_sharing(experiment, ranks)
     lines = ranks.size // run.sequence_ranks
     if lines > run.batch:
+        most = run.batch * run.sequence_ranks
         several = f"{lines} ranks" if run.sequence_ranks == 1 else f"{lines} times {run.sequence_ranks} ranks"
         raise UserError(f"--batch {run.batch}: {several} share the sequences of a step, and each needs one, allowed: --batch "
-                        f"{lines} or more, or at most {run.batch * run.sequence_ranks} ranks")
+                        f"{lines} or more, or at most {most} rank{'s' * (most > 1)}")
     for name in ("data", "val_data"):
         if experiment.values.get(name) == "-":
             raise UserError(f"--{name.replace('_', '-')} -: standard input reaches one rank alone, allowed: a file or a folder "
@@ -88,6 +90,12 @@ def card(device: str, ranks: Communicator) -> Communicator:
         device = f"cuda:{number}"
     select(device)
     return NCCL(ranks)
+
+
+def threads(ranks: Communicator) -> int:
+    """The worker threads of this rank where none are asked for: its share of the cores, or those that the launcher gave it."""
+    beside = _hosts(ranks).count(socket.gethostname()) if cores() == os.cpu_count() else 1
+    return max(1, cores() // beside)
 
 
 def _hosts(ranks: Communicator) -> list[str]:

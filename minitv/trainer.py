@@ -54,20 +54,22 @@ class Trainer:
 
     With ``ranks`` every rank has a trainer, and all call the same methods with the same batches: each computes its share. Where
     they have processors of different kinds (``unlike``), whose weights would drift apart bit by bit, rank 0's are everybody's.
+    ``threads`` are those of a run that asks for none; by default all cores.
     """
 
     MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
     MICRO_BATCH_TOKENS_GPU = 2**15  # those of `small` then take about 6 GB
     LEAST = 2  # micro-batches of a batch on a CPU: more would be smaller, and NumPy's calls would take longer than what they do
 
-    def __init__(self, experiment: Experiment, task: Task, ranks: Communicator | None = None, *, unlike: bool = False):
+    def __init__(self, experiment: Experiment, task: Task, ranks: Communicator | None = None, *,
+                 threads: int | None = None, unlike: bool = False):
         keep_memory()
         self.run, self.task, self.ranks, self._unlike = experiment.run, task, ranks or Communicator(), unlike
         run = self.run
         self._lines: tuple[Communicator, Communicator] | None = None
         self.sent = 0  # bytes that the layers of the rank that sends most sent to those of its line, in the last step
         on_gpu = run.device != "cpu"
-        self.workers = 1 if on_gpu else run.threads or cores()
+        self.workers = 1 if on_gpu else run.threads or threads or cores()
         self._pools: dict[int, ThreadPoolExecutor] = {}
         self._map = map if on_gpu else self._in_pool  # which card is the current one is a matter of the thread
         self._team, self._alone = Team(self.workers), Team(1)

@@ -30,7 +30,7 @@ from .picture import CURVE, READINGS, plot, plot_readings
 from .report import Progress, count, duration, tell
 from .signals import Stop, Stopped
 from .task import Task
-from .together import agree, card, check, checksum, in_turn, see
+from .together import agree, card, check, checksum, in_turn, see, threads
 from .trainer import Trainer
 
 LONG_S = 3600  # a run that takes longer says so
@@ -77,15 +77,16 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
             if first:
                 lock.enter_context(_new(directory, run.overwrite))
             see(directory, ranks)
+            job.here().note(f"{job.NOTHING}, with --overwrite")  # the folder is this run's
         experiment = experiment.replace(out=str(directory))
         with in_turn(ranks), job.here().files():
             task = _begin(experiment, resumed, origin)
         if first:
             for label, text in task.about():
                 tell(text, f"{label:<9} ")
-        kinds = set(ranks.gather_bytes(processor().encode()))
+        kinds, workers = set(ranks.gather_bytes(processor().encode())), threads(ranks)
         with in_turn(ranks):
-            trainer = Trainer(experiment, task, ranks, unlike=len(kinds) > 1)
+            trainer = Trainer(experiment, task, ranks, threads=workers, unlike=len(kinds) > 1)
         try:
             if origin is not None:
                 checkpoint.check_arrays(trainer.model.saved(), origin.model, f"--init-from {run.init_from}: the model")

@@ -32,6 +32,7 @@ mpi = pytest.mark.skipif(MPIEXEC is None or importlib.util.find_spec("mpi4py") i
 TINY = ["longnet", "--context", "8", "--width", "16", "--layers", "1", "--batch", "4", "--micro-batch", "1", "--threads", "1",
         "--sample-tokens", "8", "--warmup", "0", "--data", "text.txt"]
 LONG = [*TINY, "--steps", "100000", "--eval-every", "0", "--save-every", "20", "--log-every", "1"]
+AFRESH = [*LONG, "--out", "run", "--overwrite"]
 SENTENCE = re.compile("^minitv: error: .*", re.M)
 
 
@@ -192,6 +193,13 @@ def test_ranks_that_do_not_agree(change, said, monkeypatch, folder):
     assert "rank 1 of 2 on" in str(caught.value) and "start all ranks with the same command" in str(caught.value)
 
 
+def test_ranks_share_the_cores_of_a_machine(monkeypatch):
+    for cores, there, expected in ((8, 8, 4), (3, 3, 1), (1, 1, 1), (2, 8, 2)):  # the last ones are given by a launcher
+        monkeypatch.setattr(together, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(os, "cpu_count", lambda there=there: there)
+        assert ranks_of.run(2, together.threads) == [expected] * 2
+
+
 def test_one_rank_of_a_machine_goes_first():
     order = []
 
@@ -262,7 +270,7 @@ if rank == 1:
         raise RunError("the disk is gone")
     training._begin = begin""")
     assert code != 0 and re.fullmatch(r"rank 1 of 2 on \S+: the disk is gone\. All ranks end\. Nothing was saved: start the "
-                                      "same command again", sentence(err)), err
+                                      "same command again, with --overwrite", sentence(err)), err
     code, err = train(2, *TINY, "--lr", "no", cwd=folder)
     assert code == 2 and sentence(err).startswith("--lr: 'no' is not a number"), err
     code, err = train(2, *TINY, "--out", "run", cwd=folder, script="""
@@ -281,7 +289,7 @@ if rank == 1:
 def killed(folder: Path, size: int, seed: int) -> tuple[float, bool]:
     """Kill a random rank at a random moment of a run that goes on; how long the job lived after that, and whether it spoke."""
     rng = random.Random(seed)
-    arguments = ["--resume", "run", "--steps", "100000"] if checkpoint.exists(folder / "run") else [*LONG, "--out", "run"]
+    arguments = ["--resume", "run", "--steps", "100000"] if checkpoint.exists(folder / "run") else AFRESH
     for path in folder.glob("pid*"):
         path.unlink()
     process = start(size, *arguments, cwd=folder)
@@ -314,7 +322,7 @@ def test_ranks_that_are_killed_at_any_moment(folder):
             step, logged = checkpoint.load(folder / "run").state["step"], read_log(folder / "run")[1][-1]["step"]
             assert logged - step <= 20, "more than an interval between checkpoints was lost"
     last = (checkpoint.load(folder / "run").state["step"] if checkpoint.exists(folder / "run") else 0) // 20 * 20 + 40
-    more = ["--resume", "run"] if checkpoint.exists(folder / "run") else [*LONG, "--out", "run"]
+    more = ["--resume", "run"] if checkpoint.exists(folder / "run") else AFRESH
     script = f"in_step({last - 1}, lambda: os.kill(os.getpid(), signal.SIGTERM))"
     assert train(2, *more, cwd=folder, script=script)[0] == 143
     assert checkpoint.load(folder / "run").state["step"] == last
