@@ -16,7 +16,7 @@ import numpy as np
 
 from autograd import no_grad, to_numpy
 from autograd.cpu.compile import unavailable
-from autograd.cpu.process import cores
+from autograd.cpu.process import cores, keep_memory
 from autograd.cpu.team import sharing
 from autograd.device import is_cupy
 from autograd.errors import DomainError, ShapeError
@@ -39,6 +39,7 @@ class Decoder:
 
     def __init__(self, model: LanguageModel):
         self.model = model
+        keep_memory()  # else a long prompt costs a page fault for every 4 kB that its layers compute
         with no_grad():
             self._start = self._state = model.init_state(1)
 

@@ -351,7 +351,7 @@ def test_the_commands_say_what_was_done(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["import", str(GOLDENS / "gpt2")]) == 0
     said = capsys.readouterr().out
-    assert "gpt2, here transformer: 2.0k parameters, from F64" in said and "write text with: minitv sample runs" in said
+    assert "gpt2, here transformer: 2.0k parameters, from F64" in said and "minitv sample runs" in said
     assert main(["export", "runs/gpt2"]) == 0
     assert "transformers.GPT2LMHeadModel.from_pretrained('runs/gpt2-huggingface')" in capsys.readouterr().out
     (tmp_path / "model.bin").write_bytes(b"")
