@@ -21,16 +21,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from contextvars import copy_context
+from typing import Any
 
 import numpy as np
 
 from autograd import NonFiniteError, check_mode
+from autograd.cpu.companion import Companion, watch
 from autograd.cpu.process import blas_threads, cores, keep_memory
 from autograd.cpu.team import Team
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
 from autograd.state import products
 
+from . import variants
 from .experiment import BUFFERS, DROPOUT, Experiment
 from .nn import Module, Statistics
 from .optim import AdamW, cosine
@@ -43,10 +46,11 @@ class Trainer:
 
     MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
     MICRO_BATCH_TOKENS_GPU = 2**15  # those of `small` then take about 6 GB
+    REHEARSED = 2**26  # trained values: of a larger model there may be no room for another one
 
     def __init__(self, experiment: Experiment, task: Task):
         keep_memory()
-        self.run, self.task = experiment.run, task
+        self.experiment, self.run, self.task = experiment, experiment.run, task
         run = self.run
         on_gpu = run.device != "cpu"
         self.workers = 1 if on_gpu else run.threads or cores()
@@ -56,6 +60,8 @@ class Trainer:
         if on_gpu:
             self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
             select(run.device)
+        self._companion = None if on_gpu or self.workers < 2 else Companion()
+        watch(self._companion)
         loading = None if on_gpu else self._pool.submit(_load_compiler)
         # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
         most = min(self.workers, run.batch)
@@ -84,6 +90,7 @@ class Trainer:
         ``grad_norm`` and ``lr`` hold what was used. A loss or norm that is not finite updates nothing.
         """
         slices = self._slices(batch)
+        self._rehearse(batch, slices)
         buffers = self.optimizer.buffers
         losses, counts = [math.nan] * len(slices), [0] * len(slices)
         events, statistics = [threading.Event() for _ in slices], Statistics()
@@ -106,11 +113,13 @@ class Trainer:
                           if math.isfinite(loss) else math.nan)
         if math.isfinite(self.grad_norm):
             statistics.apply()
+        self._dismiss_companion()
         return loss / max(count, 1)
 
     def evaluate(self, batch: Batch) -> np.ndarray:
         """The sums that the task's ``score`` gives, over a whole batch, without dropout."""
         slices = self._slices(batch)
+        self._rehearse(batch, slices)
         scores: list = [None] * len(slices)
 
         def score(i: int) -> None:
@@ -134,9 +143,23 @@ class Trainer:
 
     def close(self, wait: bool = True) -> None:
         """Stop the worker threads and give BLAS its threads back; ``wait`` until they have done what they are at."""
+        self._dismiss_companion()
         for pool in self._pools.values():
             pool.shutdown(wait, cancel_futures=not wait)
         self._blas.__exit__(None, None, None)
+
+    def _rehearse(self, batch: Batch, slices: list[slice]) -> None:
+        """Tell the companion the first step, on one micro-batch."""
+        if self._companion is not None and self.parameters <= self.REHEARSED:
+            whole = self.experiment
+            self._companion.rehearse(rehearse, whole.variant.name, whole.task, whole.options, self.task, batch.part(slices[0]))
+
+    def _dismiss_companion(self) -> None:
+        """After the first step all kernels are there."""
+        if self._companion is not None:
+            self._companion.close()
+            watch(None)
+            self._companion = None
 
     def _each(self, work: Callable[[int], None], count: int) -> None:
         """``work(i)`` for every i below the count, by all workers: those that are left over help with the last ones."""
@@ -187,6 +210,11 @@ class Trainer:
         parts = -(-sequences // size)
         edges = [sequences * i // parts for i in range(parts + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def rehearse(variant: str, kind: type[Task], options: tuple[Any, ...], task: Task, batch: Batch) -> None:
+    """A step of a new model of an experiment: what a companion runs, see autograd/cpu/companion.py."""
+    Trainer(Experiment(variants.load(variant), kind, *options), task).step(batch, 0)
 
 
 def _not_finite() -> np.errstate:

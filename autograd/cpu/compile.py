@@ -87,7 +87,7 @@ class Kernel(CPUDispatcher):
 
     def version(self, *arguments) -> Callable:
         """What runs with arguments of these types: to let Numba look for it at every call costs as much as an array."""
-        return self.compile(tuple(_writable(numba.typeof(argument)) for argument in arguments))
+        return self.compile(tuple(writable(numba.typeof(argument)) for argument in arguments))
 
     def _compile_for_args(self, *arguments):
         """What Numba calls, where it knows no version for these arguments."""
@@ -105,12 +105,12 @@ class Divisible(Kernel):
         return self.cut(super().__call__, arguments)
 
 
-def _writable(kind: types.Type) -> types.Type:
+def writable(kind: types.Type) -> types.Type:
     """The type of the same argument, with arrays that may be written to."""
     if isinstance(kind, types.Array):
         return kind.copy(readonly=False)
     if isinstance(kind, types.BaseTuple):
-        return types.BaseTuple.from_types(tuple(map(_writable, kind)), getattr(kind, "instance_class", None))
+        return types.BaseTuple.from_types(tuple(map(writable, kind)), getattr(kind, "instance_class", None))
     return kind
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autograd.cpu.compile import cpu_kernel, inner
+from autograd.cpu.vectors import assign
 from autograd.ops.rms_norm.cpu import rms_norm_rows
 
 from .. import nn
@@ -56,7 +57,7 @@ def _normed(x, of, y, spare):
     if of.weight.size:
         norm(x, of, y, spare)
     else:
-        y[:] = x
+        assign(y, x)
 
 
 @inner
@@ -83,7 +84,7 @@ def block(x, position, weights, cache, memory):
     if len(weights.values.weight):
         linear(weights.values, z, v, False)
     else:
-        v[:] = z
+        assign(v, z)
     q, k = qk[:width], qk[width:]
     if weights.q_norm.size:
         _norm_heads(q, weights.q_norm, heads, memory[at:])
@@ -98,7 +99,7 @@ def block(x, position, weights, cache, memory):
         h[c] = weights.alpha[c] * v[c] + weights.beta[c] * a[c] - weights.gamma[c] * cache.mean[c]
     if len(weights.out.weight):
         linear(weights.out, h, a, False)
-        h[:] = a
+        assign(h, a)
     if weights.adds:
         for c in range(width):
             h[c] += x[c]
