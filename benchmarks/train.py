@@ -24,7 +24,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,12 @@ class Random(Task):
 
     vocab = VOCAB
 
+    def __init__(self, data: Sequence[Any] = ()):
+        self._data = data
+
+    def batch(self, step: int) -> Any:
+        return self._data[step % len(self._data)] if self._data else super().batch(step)
+
 
 def experiment(variant: str, preset: str, **values: object) -> Experiment:
     """A variant in a preset, or in the shape that nothing was tuned for."""
@@ -78,9 +84,9 @@ def experiment(variant: str, preset: str, **values: object) -> Experiment:
     return record.configure("small", **shape, **values)
 
 
-def task_of(setup: Experiment) -> Task:
+def task_of(setup: Experiment, data: Sequence[Any] = ()) -> Task:
     """Whose loss is computed: that of an answer at every position, or of a model of sound that of the task speech."""
-    return setup.begin() if issubclass(setup.variant.model, Conformer) else Random()
+    return setup.begin() if issubclass(setup.variant.model, Conformer) else Random(data)
 
 
 def batches(setup: Experiment, count: int = 16) -> list[Any]:
@@ -107,7 +113,7 @@ def stepper(setup: Experiment, data: list[Any]) -> tuple[int, Callable[[int], fl
     """The same of an experiment, on these batches."""
     from minitv.trainer import Trainer
 
-    trainer = Trainer(setup, task_of(setup))
+    trainer = Trainer(setup, task_of(setup, data))
     return trainer.parameters, lambda index: trainer.step(data[index % len(data)], index)
 
 

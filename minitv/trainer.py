@@ -19,7 +19,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -70,6 +70,9 @@ class Trainer:
         self.model = experiment.build(task.vocab, copies).to(run.device)
         self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
                                clip=run.clip, buffers=buffers)
+        if self._companion is not None and self._companion.cold:
+            with suppress(NotImplementedError):  # not every task makes batches of its own
+                self._rehearse(task.batch(0))
         self.grad_norm = self.lr = math.nan
         self._redrawn = Random(run.seed).split(BUFFERS)
         self._redraws = any(type(module).redraw is not Module.redraw for module in self.model.modules())
@@ -90,7 +93,7 @@ class Trainer:
         ``grad_norm`` and ``lr`` hold what was used. A loss or norm that is not finite updates nothing.
         """
         slices = self._slices(batch)
-        self._rehearse(batch, slices)
+        self._rehearse(batch)
         buffers = self.optimizer.buffers
         losses, counts = [math.nan] * len(slices), [0] * len(slices)
         events, statistics = [threading.Event() for _ in slices], Statistics()
@@ -119,7 +122,7 @@ class Trainer:
     def evaluate(self, batch: Batch) -> np.ndarray:
         """The sums that the task's ``score`` gives, over a whole batch, without dropout."""
         slices = self._slices(batch)
-        self._rehearse(batch, slices)
+        self._rehearse(batch)
         scores: list = [None] * len(slices)
 
         def score(i: int) -> None:
@@ -148,11 +151,11 @@ class Trainer:
             pool.shutdown(wait, cancel_futures=not wait)
         self._blas.__exit__(None, None, None)
 
-    def _rehearse(self, batch: Batch, slices: list[slice]) -> None:
+    def _rehearse(self, batch: Batch) -> None:
         """Tell the companion the first step, on one micro-batch."""
         if self._companion is not None and self.parameters <= self.REHEARSED:
-            whole = self.experiment
-            self._companion.rehearse(rehearse, whole.variant.name, whole.task, whole.options, self.task, batch.part(slices[0]))
+            whole, part = self.experiment, batch.part(self._slices(batch)[0])
+            self._companion.rehearse(rehearse, whole.variant.name, whole.task, whole.options, self.task, part)
 
     def _dismiss_companion(self) -> None:
         """After the first step all kernels are there."""

@@ -7,18 +7,20 @@ meet in the middle. So that no kernel is compiled twice, the companion asks befo
 one that the companion has begun.
 
     companion = Companion()
-    watch(companion)                     from here on, the first kernel that is not on disk starts the companion
+    watch(companion)                     from here on, the first kernel that is not on disk starts it, if nothing did before
     companion.rehearse(step, ...)        what it shall run, a function of a module with arguments that can be pickled
     companion.close()                    after the step, whatever it is doing then
 
-It is a new interpreter on every system. Nothing depends on it: it never runs a kernel, and where it cannot be started or dies,
-this process compiles what is left. It ends when its standard input does, which is when this process ends, in any way. There is
-none where only one core may be used, and without a folder for kernels.
+It is a new interpreter on every system, which starts at once where no kernel was ever compiled. Nothing depends on it: it
+never runs a kernel, and where it cannot be started or dies, this process compiles what is left. It ends when its standard input
+does, which is when this process ends, in any way. There is none where only one core may be used, and without a folder for
+kernels it ends at once.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import subprocess
@@ -26,10 +28,12 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import private
 from .process import cores
 
 LARGE = 2**20  # bytes of an array; larger ones are data, of which the companion gets zeros of the same shape
@@ -55,14 +59,16 @@ class Companion:
         self._begun: str | None = None  # what the companion compiles
         self._step: bytes | None = None
         self._process: subprocess.Popen | None = None
-        self._started = self._closed = alone or cores() < 2 or not sys.executable
+        self._closed = alone or cores() < 2 or not sys.executable
+        self._started = False
+        self.cold = not self._closed and _nothing_compiled()
+        if self.cold:
+            self._start()
 
     def missing(self, name: str) -> None:
         """Say that a kernel is not on disk. After this, either it is, or it is for this process to compile."""
         with self._changed:
-            if not self._started:
-                self._started = True
-                threading.Thread(target=self._serve, name="minitv companion", daemon=True).start()
+            self._start()
             while self._begun == name:
                 self._changed.wait()
             self._ours.add(name)
@@ -75,10 +81,15 @@ class Companion:
                     self._step = _pickled(step, arguments)
                     self._changed.notify_all()
 
+    def _start(self) -> None:
+        if not self._started and not self._closed:
+            self._started = True
+            threading.Thread(target=self._serve, name="minitv companion", daemon=True).start()
+
     def close(self) -> None:
         """End the companion."""
         with self._changed:
-            self._started = self._closed = True
+            self._closed = True
             self._changed.notify_all()
             if self._process is not None:
                 self._process.kill()
@@ -112,6 +123,15 @@ class Companion:
             self._begun = name if free else None
             self._changed.notify_all()
         return YES if free else NO
+
+
+def _nothing_compiled() -> bool:
+    """Whether no kernel lies in any place for kernels; in which folder they would lie, only the compiler knows (disk.py)."""
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    folders = [Path(folder, "minitv")] if folder else private.places("minitv")
+    with suppress(OSError):
+        return not any(next(folder.glob("*/*.nbc"), None) for folder in folders)
+    return False
 
 
 class _Pickler(pickle.Pickler):

@@ -13,8 +13,9 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numba
 import numpy as np
@@ -23,14 +24,16 @@ from numba.core.registry import cpu_target
 from . import companion
 from .companion import SIZE, YES
 from .compile import Kernel, writable
-from .disk import Kept
+from .disk import Kept, cache_directory
 
-Called = list[tuple[Kernel, tuple[numba.types.Type, ...]]]
+Called = list[tuple[Kernel, Any]]  # kernels, and types or a signature for each
 
 
 def main() -> None:
     """Rehearse the step that standard input brings, then compile what it calls, the last kernel first."""
     companion.alone = True
+    if cache_directory() is None:
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches every process: the other one decides
     questions = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what other code prints is no question
@@ -40,7 +43,7 @@ def main() -> None:
     cpu_target.target_context.refresh()
     gc.disable()  # this process ends soon
     for kernel, kinds in reversed(rehearse(answers.get())):
-        if isinstance(kernel._cache, Kept):
+        if isinstance(kernel._cache, Kept) and Kept.writing:
             path = kernel._cache.path(kinds, cpu_target.target_context.codegen())
             if not path.exists():
                 questions.write(path.name.encode() + b"\n")
@@ -62,19 +65,30 @@ def _listen(stream: BinaryIO, answers: queue.SimpleQueue[bytes]) -> None:
 def rehearse(step: bytes) -> Called:
     """The kernels that a pickled step calls, and the types with which it does, in the order of their first calls."""
     called: dict[tuple[Kernel, tuple], None] = {}
+    declared: set[Kernel] = set()  # those that are compiled for types of which no call is
+
+    def declare(kernel: Kernel, signature) -> None:
+        declared.add(kernel)
+        called.setdefault((kernel, signature))
 
     def note(kernel: Kernel, *arguments):
-        called.setdefault((kernel, tuple(writable(numba.typeof(argument)) for argument in arguments)))
+        if kernel not in declared:
+            called.setdefault((kernel, tuple(writable(numba.typeof(argument)) for argument in arguments)))
         return _clear
 
-    compiling, Kernel._compile_for_args = Kernel._compile_for_args, note
-    try:
-        with suppress(Exception):
-            function, arguments = pickle.loads(step)
-            function(*arguments)
-    finally:
-        Kernel._compile_for_args = compiling
+    instead = {"compile": declare, "disable_compile": lambda kernel: None, "_compile_for_args": note}
+    before = {name: getattr(Kernel, name) for name in instead}
+    _set(instead)
+    with suppress(Exception):
+        function, arguments = pickle.loads(step)
+        function(*arguments)
+    _set(before)
     return list(called)
+
+
+def _set(methods: Mapping[str, Callable]) -> None:
+    for name, function in methods.items():
+        setattr(Kernel, name, function)
 
 
 def _clear(*arguments) -> bool:
