@@ -17,9 +17,9 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from autograd import NonFiniteError, check_mode
 from autograd.cpu.companion import Companion, watch
-from autograd.cpu.process import blas_threads, cores, keep_memory
+from autograd.cpu.process import blas_threads, cores, keep_memory, uncollected
 from autograd.cpu.team import Team
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
@@ -73,6 +73,7 @@ class Trainer:
         if self._companion is not None and self._companion.cold:
             with suppress(NotImplementedError):  # not every task makes batches of its own
                 self._rehearse(task.batch(0))
+        self._began = False  # whether a step was taken
         self.grad_norm = self.lr = math.nan
         self._redrawn = Random(run.seed).split(BUFFERS)
         self._redraws = any(type(module).redraw is not Module.redraw for module in self.model.modules())
@@ -92,8 +93,16 @@ class Trainer:
 
         ``grad_norm`` and ``lr`` hold what was used. A loss or norm that is not finite updates nothing.
         """
+        if self._began:
+            return self._step(batch, step)
+        with self._compiling(batch):
+            loss = self._step(batch, step)
+        self._began = True
+        self._dismiss_companion()
+        return loss
+
+    def _step(self, batch: Batch, step: int) -> float:
         slices = self._slices(batch)
-        self._rehearse(batch)
         buffers = self.optimizer.buffers
         losses, counts = [math.nan] * len(slices), [0] * len(slices)
         events, statistics = [threading.Event() for _ in slices], Statistics()
@@ -116,20 +125,19 @@ class Trainer:
                           if math.isfinite(loss) else math.nan)
         if math.isfinite(self.grad_norm):
             statistics.apply()
-        self._dismiss_companion()
         return loss / max(count, 1)
 
     def evaluate(self, batch: Batch) -> np.ndarray:
         """The sums that the task's ``score`` gives, over a whole batch, without dropout."""
         slices = self._slices(batch)
-        self._rehearse(batch)
         scores: list = [None] * len(slices)
 
         def score(i: int) -> None:
             with _not_finite():
                 scores[i] = self.task.score(self.model, batch.part(slices[i]))
 
-        self._each(score, len(slices))
+        with nullcontext() if self._began else self._compiling(batch):
+            self._each(score, len(slices))
         return sum(scores)
 
     def find_nonfinite(self, batch: Batch, step: int) -> str | None:
@@ -150,6 +158,13 @@ class Trainer:
         for pool in self._pools.values():
             pool.shutdown(wait, cancel_futures=not wait)
         self._blas.__exit__(None, None, None)
+
+    @contextmanager
+    def _compiling(self, batch: Batch) -> Iterator[None]:
+        """What happens in here compiles its kernels first, and a companion some of them."""
+        self._rehearse(batch)
+        with uncollected():
+            yield
 
     def _rehearse(self, batch: Batch) -> None:
         """Tell the companion the first step, on one micro-batch."""
@@ -227,6 +242,7 @@ def _not_finite() -> np.errstate:
 
 def _load_compiler() -> None:
     """What takes a quarter of a second at the first kernel call, to do while the weights are drawn."""
-    from autograd.cpu.gemm import prepare
+    with uncollected():
+        from autograd.cpu.gemm import prepare
 
-    prepare()
+        prepare()

@@ -138,6 +138,8 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj):
         if isinstance(obj, np.ndarray) and obj.nbytes > LARGE:
             return np.zeros, (obj.shape, obj.dtype)
+        if isinstance(obj, type(threading.Lock())):
+            return threading.Lock, ()
         return NotImplemented
 
 
@@ -149,6 +151,6 @@ def _pickled(step: Callable[..., Any], arguments: tuple) -> bytes:
 
 def _started() -> subprocess.Popen:
     """The process. What it says to people is lost: it can fail in many ways, none of which is theirs."""
-    begin = f"import sys; sys.path[:] = sys.argv[1:]; from {__package__}.rehearsal import main; main()"
+    begin = f"import gc, sys; gc.disable(); sys.path[:] = sys.argv[1:]; from {__package__}.rehearsal import main; main()"
     return subprocess.Popen([sys.executable, "-c", begin, *sys.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                             stderr=subprocess.DEVNULL)

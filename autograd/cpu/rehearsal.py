@@ -6,7 +6,6 @@ the step goes wrong because of that, it ends there, and what was called until th
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import queue
@@ -41,7 +40,6 @@ def main() -> None:
     threading.Thread(target=_listen, args=(sys.stdin.buffer, answers), daemon=True).start()
     cpu_target.typing_context.refresh()  # takes its time, while the other process makes its model
     cpu_target.target_context.refresh()
-    gc.disable()  # this process ends soon
     for kernel, kinds in reversed(rehearse(answers.get())):
         if isinstance(kernel._cache, Kept) and Kept.writing:
             path = kernel._cache.path(kinds, cpu_target.target_context.codegen())
