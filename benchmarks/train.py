@@ -391,7 +391,8 @@ def main() -> None:
     parser.add_argument("--worker", choices=["minitv", FLOAT32, *RIVALS, *TECHNIQUES],
                         help="measure this contender in this process")
     arguments = parse(parser)
-    names = known(arguments.variants or ["transformer"], rivalled(), parser, "VARIANT")
+    among = list(variants.variants()) if arguments.cold else rivalled()
+    names = known(arguments.variants or ["transformer"], among, parser, "VARIANT")
     presets = arguments.preset or SHAPES
     try:
         select(arguments.device)
