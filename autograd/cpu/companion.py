@@ -2,9 +2,9 @@
 
 The compiler holds Python's lock, so that threads do not help, and a step is not known before it runs: this process compiles a
 kernel where it is first called. The companion takes the same step beforehand, with kernels that do nothing but write down how
-they are called; then it compiles what was called, from the last kernel to the first, into the same folder (disk.py). The two
-meet in the middle. So that no kernel is compiled twice, the companion asks before it begins one, and this process waits for
-one that the companion has begun.
+they are called; then it compiles what was called, long kernels before others and the last of them first, into the same folder
+(disk.py). The two meet in the middle. So that no kernel is compiled twice, the companion asks before it begins one, and this
+process waits for one that the companion has begun.
 
     companion = Companion()
     watch(companion)                     from here on, the first kernel that is not on disk starts it, if nothing did before

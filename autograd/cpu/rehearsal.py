@@ -25,11 +25,13 @@ from .companion import SIZE, YES
 from .compile import Kernel, writable
 from .disk import Kept, cache_directory
 
+LONG = 2000  # bytes of Python's code: a kernel of more takes seconds, the others are done while the other process has one
+
 Called = list[tuple[Kernel, Any]]  # kernels, and types or a signature for each
 
 
 def main() -> None:
-    """Rehearse the step that standard input brings, then compile what it calls, the last kernel first."""
+    """Rehearse the step that standard input brings, then compile what it calls, the last kernel first, and long ones before."""
     companion.alone = True
     if cache_directory() is None:
         return
@@ -40,7 +42,8 @@ def main() -> None:
     threading.Thread(target=_listen, args=(sys.stdin.buffer, answers), daemon=True).start()
     cpu_target.typing_context.refresh()  # takes its time, while the other process makes its model
     cpu_target.target_context.refresh()
-    for kernel, kinds in reversed(rehearse(answers.get())):
+    called = rehearse(answers.get())
+    for kernel, kinds in sorted(reversed(called), key=lambda call: len(call[0].py_func.__code__.co_code) < LONG):
         if isinstance(kernel._cache, Kept) and Kept.writing:
             path = kernel._cache.path(kinds, cpu_target.target_context.codegen())
             if not path.exists():
