@@ -140,9 +140,9 @@ def train_bf16(result: dict) -> str:
 def cold(result: dict) -> str:
     """The first training step with an empty cache of kernels."""
     rows = [[f"{variant}, `{preset}`", f"{numbers['cold']['seconds']:.1f} s", f"{numbers['cold']['processor_seconds']:.1f} s",
-             f"{numbers['cold']['functions']:.0f}", f"{numbers['cached']['seconds']:.2f} s"]
+             f"{numbers['cached']['seconds']:.2f} s"]
             for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
-    header = ["until the first step is taken", "empty cache", "of a processor", "functions compiled", "filled cache"]
+    header = ["until the first step is taken", "empty cache", "of processors", "filled cache"]
     return table(header, rows) + where(result)
 
 

@@ -20,10 +20,11 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,12 @@ class Random(Task):
 
     vocab = VOCAB
 
+    def __init__(self, data: Sequence[Any] = ()):
+        self._data = data
+
+    def batch(self, step: int) -> Any:
+        return self._data[step % len(self._data)] if self._data else super().batch(step)
+
 
 def experiment(variant: str, preset: str, **values: object) -> Experiment:
     """A variant in a preset, or in the shape that nothing was tuned for."""
@@ -77,9 +84,9 @@ def experiment(variant: str, preset: str, **values: object) -> Experiment:
     return record.configure("small", **shape, **values)
 
 
-def task_of(setup: Experiment) -> Task:
+def task_of(setup: Experiment, data: Sequence[Any] = ()) -> Task:
     """Whose loss is computed: that of an answer at every position, or of a model of sound that of the task speech."""
-    return setup.begin() if issubclass(setup.variant.model, Conformer) else Random()
+    return setup.begin() if issubclass(setup.variant.model, Conformer) else Random(data)
 
 
 def batches(setup: Experiment, count: int = 16) -> list[Any]:
@@ -98,10 +105,15 @@ def batches(setup: Experiment, count: int = 16) -> list[Any]:
 def minitv(variant: str, preset: str, threads: int, device: str = "cpu",
            matmul: str = FLOAT32) -> tuple[int, Callable[[int], float]]:
     """Our training step, as ``minitv train`` takes it."""
+    setup = experiment(variant, preset, threads=threads, device=device, matmul=matmul)
+    return stepper(setup, batches(setup))
+
+
+def stepper(setup: Experiment, data: list[Any]) -> tuple[int, Callable[[int], float]]:
+    """The same of an experiment, on these batches."""
     from minitv.trainer import Trainer
 
-    setup = experiment(variant, preset, threads=threads, device=device, matmul=matmul)
-    trainer, data = Trainer(setup, task_of(setup)), batches(setup)
+    trainer = Trainer(setup, task_of(setup, data))
     return trainer.parameters, lambda index: trainer.step(data[index % len(data)], index)
 
 
@@ -231,18 +243,15 @@ def work(contender: str, variant: str, preset: str, threads: int, seconds: float
 
 
 def start(variant: str, preset: str, threads: int) -> dict:
-    """Seconds and processor seconds until the first step is taken, from making the model on, and the functions compiled."""
-    from numba.core.event import install_recorder
-
-    from minitv.trainer import Trainer
+    """When the first step was taken, and the processor seconds until then, of this process and those that it started."""
+    import train  # not this module's name where it is the program, from which another process imports nothing
 
     setup = experiment(variant, preset, threads=threads)
-    task, (batch,) = task_of(setup), batches(setup, 1)
-    with install_recorder("numba:compile") as compiled:
-        wall, busy = time.perf_counter(), time.process_time()
-        Trainer(setup, task).step(batch, 0)
-        times = {"seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - busy}
-    return times | {"functions": sum(event.is_start for _, event in compiled.buffer)}
+    (batch,) = batches(setup, 1)
+    _, step = train.stepper(setup, [batch])
+    step(0)
+    ended = time.time()
+    return {"ended": ended, "processor_seconds": sum(os.times()[:4])}
 
 
 def cold(variant: str, preset: str, threads: int, rounds: int) -> dict:
@@ -251,12 +260,14 @@ def cold(variant: str, preset: str, threads: int, rounds: int) -> dict:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as empty:
             for measured in rows.values():
-                measured.append(run(__file__, [variant, "--cold", "--worker", "minitv", "--preset", preset,
-                                               "--threads", threads], threads, NUMBA_CACHE_DIR=empty))
+                began = time.time()
+                row = run(__file__, [variant, "--cold", "--worker", "minitv", "--preset", preset, "--threads", threads],
+                          threads, NUMBA_CACHE_DIR=empty)
+                measured.append({"seconds": row.pop("ended") - began, **row})
     result = {kind: {key: round(median(measured, key), 2) for key in measured[0]} for kind, measured in rows.items()}
     first = result["cold"]
-    print(f"{variant:<22} {preset:<12} cold {first['seconds']:6.2f} s, {first['processor_seconds']:6.2f} s of a processor, "
-          f"{first['functions']:4.0f} functions; cached {result['cached']['seconds']:5.2f} s", flush=True)
+    print(f"{variant:<22} {preset:<12} cold {first['seconds']:6.2f} s, {first['processor_seconds']:6.2f} s of processors; "
+          f"cached {result['cached']['seconds']:5.2f} s", flush=True)
     return result
 
 
@@ -380,7 +391,8 @@ def main() -> None:
     parser.add_argument("--worker", choices=["minitv", FLOAT32, *RIVALS, *TECHNIQUES],
                         help="measure this contender in this process")
     arguments = parse(parser)
-    names = known(arguments.variants or ["transformer"], rivalled(), parser, "VARIANT")
+    among = list(variants.variants()) if arguments.cold else rivalled()
+    names = known(arguments.variants or ["transformer"], among, parser, "VARIANT")
     presets = arguments.preset or SHAPES
     try:
         select(arguments.device)

@@ -24,21 +24,25 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import copy_context
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from autograd import NonFiniteError, check_mode
-from autograd.cpu.process import blas_threads, cores, keep_memory
+from autograd.cpu.companion import Companion, watch
+from autograd.cpu.process import blas_threads, cores, keep_memory, uncollected
 from autograd.cpu.team import Team
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
 from autograd.ranks import Communicator
 from autograd.state import products
 
+from . import variants
 from .errors import UserError
 from .experiment import BUFFERS, DROPOUT, Experiment
 from .nn import Module, Statistics
@@ -60,11 +64,13 @@ class Trainer:
     MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
     MICRO_BATCH_TOKENS_GPU = 2**15  # those of `small` then take about 6 GB
     LEAST = 2  # micro-batches of a batch on a CPU: more would be smaller, and NumPy's calls would take longer than what they do
+    REHEARSED = 2**26  # trained values: of a larger model there may be no room for another one
 
     def __init__(self, experiment: Experiment, task: Task, ranks: Communicator | None = None, *,
                  threads: int | None = None, unlike: bool = False):
         keep_memory()
-        self.run, self.task, self.ranks, self._unlike = experiment.run, task, ranks or Communicator(), unlike
+        self.experiment, self.run, self.task = experiment, experiment.run, task
+        self.ranks, self._unlike = ranks or Communicator(), unlike
         run = self.run
         self._lines: tuple[Communicator, Communicator] | None = None
         self.sent = 0  # bytes that the layers of the rank that sends most sent to those of its line, in the last step
@@ -76,6 +82,8 @@ class Trainer:
         if on_gpu:
             self.MICRO_BATCH_TOKENS, self.LEAST = self.MICRO_BATCH_TOKENS_GPU, self.ranks.size // run.sequence_ranks
             select(run.device)
+        self._companion = None if on_gpu or self.workers < 2 or self.ranks.size > 1 else Companion()
+        watch(self._companion)
         loading = None if on_gpu else self._pool.submit(_load_compiler)
         # Of a buffer for each worker and of those in which sums wait for others.
         parts = min(run.batch, max(1, run.batch * experiment.model.context // self.MICRO_BATCH_TOKENS))
@@ -84,6 +92,10 @@ class Trainer:
         self.model = experiment.build(task.vocab, copies).to(run.device)
         self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay, clip=run.clip)
         self._buffers = list(self.optimizer.buffers)  # those that are free
+        if self._companion is not None and self._companion.cold:
+            with suppress(NotImplementedError):  # not every task makes batches of its own
+                self._rehearse(task.batch(0))
+        self._began = False  # whether a step was taken
         self.grad_norm = self.lr = math.nan
         self._redrawn = Random(run.seed).split(BUFFERS)
         modules = list(self.model.modules())
@@ -138,6 +150,15 @@ class Trainer:
 
         ``grad_norm`` and ``lr`` hold what was used. A loss or norm that is not finite updates nothing.
         """
+        if self._began:
+            return self._step(batch, step)
+        with self._compiling(batch):
+            loss = self._step(batch, step)
+        self._began = True
+        self._dismiss_companion()
+        return loss
+
+    def _step(self, batch: Batch, step: int) -> float:
         slices = self._slices(batch)
         mine, before = share(len(slices), self.across.rank, self.across.size), self.line.sent
         losses, counts, statistics = [math.nan] * len(slices), [0] * len(slices), Statistics()
@@ -205,7 +226,8 @@ class Trainer:
                 scores[i] = np.array(scores[i], np.float64)
                 self.line.sum(scores[i])
 
-        self._each(score, mine)
+        with nullcontext() if self._began else self._compiling(batch):
+            self._each(score, mine)
         if self.across.size > 1:
             own = safetensors.numpy.save({str(i): np.asarray(scores[i]) for i in mine})
             for content in self.across.gather_bytes(own):
@@ -232,9 +254,30 @@ class Trainer:
 
     def close(self, wait: bool = True) -> None:
         """Stop the worker threads and give BLAS its threads back; ``wait`` until they have done what they are at."""
+        self._dismiss_companion()
         for pool in self._pools.values():
             pool.shutdown(wait, cancel_futures=not wait)
         self._blas.__exit__(None, None, None)
+
+    @contextmanager
+    def _compiling(self, batch: Batch) -> Iterator[None]:
+        """What happens in here compiles its kernels first, and a companion some of them."""
+        self._rehearse(batch)
+        with uncollected():
+            yield
+
+    def _rehearse(self, batch: Batch) -> None:
+        """Tell the companion the first step, on one micro-batch."""
+        if self._companion is not None and self.parameters <= self.REHEARSED:
+            whole, part = self.experiment, batch.part(self._slices(batch)[0])
+            self._companion.rehearse(rehearse, whole.variant.name, whole.task, whole.options, self.task, part)
+
+    def _dismiss_companion(self) -> None:
+        """After the first step all kernels are there."""
+        if self._companion is not None:
+            self._companion.close()
+            watch(None)
+            self._companion = None
 
     def _each(self, work: Callable[[int], None], numbers: range) -> None:
         """``work(i)`` for every number, by all workers: those that are left over help with the last ones.
@@ -317,6 +360,11 @@ def _positions(batch: Batch, part: Share | None) -> Batch:
     return Batch(*(array[:, part.start:part.start + part.length] for array in batch))
 
 
+def rehearse(variant: str, kind: type[Task], options: tuple[Any, ...], task: Task, batch: Batch) -> None:
+    """A step of a new model of an experiment: what a companion runs, see autograd/cpu/companion.py."""
+    Trainer(Experiment(variants.load(variant), kind, *options), task).step(batch, 0)
+
+
 def _not_finite() -> np.errstate:
     """NumPy says nothing of numbers that are not finite: a run looks for them itself, and ends with a sentence."""
     return np.errstate(over="ignore", invalid="ignore")
@@ -324,6 +372,7 @@ def _not_finite() -> np.errstate:
 
 def _load_compiler() -> None:
     """What takes a quarter of a second at the first kernel call, to do while the weights are drawn."""
-    from autograd.cpu.gemm import prepare
+    with uncollected():
+        from autograd.cpu.gemm import prepare
 
-    prepare()
+        prepare()

@@ -91,7 +91,7 @@ class Kernel(CPUDispatcher):
         """What runs with arguments of these types: to let Numba look for it at every call costs as much as an array."""
         kinds = _kind(arguments)
         if kinds not in self._versions:
-            self._versions[kinds] = self.compile(tuple(_writable(numba.typeof(argument)) for argument in arguments))
+            self._versions[kinds] = self.compile(tuple(writable(numba.typeof(argument)) for argument in arguments))
         return self._versions[kinds]
 
     def recompile(self) -> None:
@@ -122,12 +122,12 @@ def _kind(argument) -> tuple | type:
     return (type(argument), *map(_kind, argument)) if isinstance(argument, tuple) else type(argument)
 
 
-def _writable(kind: types.Type) -> types.Type:
+def writable(kind: types.Type) -> types.Type:
     """The type of the same argument, with arrays that may be written to."""
     if isinstance(kind, types.Array):
         return kind.copy(readonly=False)
     if isinstance(kind, types.BaseTuple):
-        return types.BaseTuple.from_types(tuple(map(_writable, kind)), getattr(kind, "instance_class", None))
+        return types.BaseTuple.from_types(tuple(map(writable, kind)), getattr(kind, "instance_class", None))
     return kind
 
 

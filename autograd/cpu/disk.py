@@ -29,6 +29,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from .. import private
+from . import companion
 
 SUFFIX = ".nbc"
 LIBRARIES = {*sys.stdlib_module_names, "llvmlite", "numba", "numpy", "scipy"}
@@ -95,7 +96,7 @@ class Kept(NullCache):
         """Before the kernel is compiled once more: values may have changed."""
         self._compiled_in = None
 
-    def _path(self, signature, codegen) -> Path:
+    def path(self, signature, codegen) -> Path:
         if self._compiled_in is None:
             self._compiled_in = compiled_in(self._function)
         fields = [getattr(kind, "fields", None) for kind in getattr(signature, "args", signature)]  # of named tuples
@@ -105,7 +106,9 @@ class Kept(NullCache):
 
     def load_overload(self, sig, target_context):
         target_context.refresh()
-        path = self._path(sig, target_context.codegen())
+        path = self.path(sig, target_context.codegen())
+        if companion.watching is not None and Kept.writing and not path.exists():
+            companion.watching.missing(path.name)
         try:
             with open(path, "rb") as file:
                 if not private.trusted(os.fstat(file.fileno())):
@@ -124,7 +127,7 @@ class Kept(NullCache):
     def save_overload(self, sig, data) -> None:
         if not Kept.writing or data.library.has_dynamic_globals or any(not part.can_cache for part in data.lifted):
             return
-        path, content = self._path(sig, data.codegen), dumps(data._reduce())
+        path, content = self.path(sig, data.codegen), dumps(data._reduce())
         try:
             private.replace(path, lambda file: file.write(_seal(path, content) + content))
         except OSError as error:

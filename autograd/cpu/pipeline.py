@@ -8,14 +8,14 @@ lists that are unrolled, fused expressions of arrays) are left out.
 
 from __future__ import annotations
 
-import gc
-
 from numba.core import typed_passes, untyped_passes
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder, Flags
 from numba.core.compiler_machinery import PassManager
 from numba.core.environment import lookup_environment
 from numba.core.targetconfig import ConfigStack
+
+from .process import uncollected
 
 UNUSED = {
     untyped_passes.WithLifting, untyped_passes.InlineClosureLikes, untyped_passes.RewriteDynamicRaises,
@@ -63,21 +63,16 @@ class _Part(_Whole):
 
 
 class _Passes(PassManager):
-    """The passes of one function, without a search for garbage, which takes a tenth of the time."""
+    """The passes of one function."""
 
     def run(self, state):
         """Numba's own functions (min, max, zeros) depend on the flags that are on top of a stack: Numba compiles them for each
         combination, so the two that mean nothing to them are left out.
         """
-        flags, collecting = state.flags.copy(), gc.isenabled()
+        flags = state.flags.copy()
         flags.forceinline = flags.no_cpython_wrapper = False
-        gc.disable()
-        try:
-            with ConfigStack().enter(_flags.setdefault(flags, flags)):
-                super().run(state)
-        finally:
-            if collecting:
-                gc.enable()
+        with uncollected(), ConfigStack().enter(_flags.setdefault(flags, flags)):
+            super().run(state)
 
 
 class _Compiler(CompilerBase):

@@ -26,7 +26,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compile import EXACT, inner
+from .compile import EXACT, inline, inner
 
 BYTES = 64  # of a vector
 LONG, FLOAT = ir.IntType(64), ir.FloatType()
@@ -217,6 +217,13 @@ def copy_rows(to, o, to_row, source, i, source_row, rows):
         return []
 
     repeat(rows, [], body)
+
+
+@inline
+def assign(to, x):
+    """to[:] = x for arrays of one length. For that Numba compiles a check with a message, which takes two seconds."""
+    for i in range(to.size):
+        to[i] = x[i]
 
 
 @inner

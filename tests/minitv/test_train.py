@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -16,23 +17,23 @@ import numpy as np
 import pytest
 
 from autograd import GraphError, NonFiniteError, check_mode, cross_entropy, distance, no_grad, use
-from autograd.cpu import bf16, gemm
+from autograd.cpu import bf16, companion, gemm
 from autograd.metric import TOLERANCE
 from autograd.random import Random
 from autograd.routes import Kernel
 from autograd.state import products
-from minitv import checkpoint, training
+from minitv import checkpoint, tasks, training, variants
 from minitv.cli import main
 from minitv.config import settings
 from minitv.data import Batches
-from minitv.experiment import WEIGHTS, Experiment, from_checkpoint
+from minitv.experiment import WEIGHTS, Experiment, from_checkpoint, suits
 from minitv.log import LOG, read_log
 from minitv.optim import cosine
 from minitv.options import ModelOptions, TrainOptions
 from minitv.schema import RunConfig
 from minitv.task import NOTHING, Batch
 from minitv.tasks.text import TextOptions
-from minitv.trainer import Trainer
+from minitv.trainer import Trainer, rehearse
 from tests.minitv.models import Ids, configure, mean_loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -851,3 +852,38 @@ def test_200_steps_with_kernels_follow_those_in_plain_numpy(monkeypatch):
         plain = losses()
     assert plain[-1] < 0.5 * plain[0]
     assert max(distance(*pair) for pair in zip(fast, plain, strict=True)) < TOLERANCE[np.dtype(np.float32)]
+
+
+class Listener:
+    """A companion that only hears what it is told; the place of kernels is empty."""
+
+    cold, told, closed = True, (), 0
+
+    def missing(self, name):
+        pass
+
+    def rehearse(self, *step):
+        self.told = self.told or step
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("task", [pytest.param(name, marks=[pytest.mark.full] * (name in ("audio", "masked", "speech")))
+                                  for name in tasks.tasks()])
+def test_the_first_step_is_told_to_the_companion_of_a_trainer(task, monkeypatch):
+    """One micro-batch of it, in a form that another process understands; after the step it is dismissed."""
+    kind = tasks.load(task)
+    variant = next(entry.load() for name, entry in variants.variants().items() if suits(entry.load(), kind))
+    setup = variant.configure("tiny", task=task, layers=1, width=32, threads=2)
+    listener = Listener()
+    monkeypatch.setattr("minitv.trainer.Companion", lambda: listener)
+    began = Trainer(setup, setup.begin())
+    assert companion.watching is listener
+    step, arguments = pickle.loads(companion._pickled(listener.told[0], listener.told[1:]))
+    assert step is rehearse and len(arguments[-1].part(slice(None))[0]) < setup.run.batch
+    assert math.isfinite(began.step(began.task.batch(0), 0))
+    assert companion.watching is None and listener.closed == 1
+    began.step(began.task.batch(1), 1)
+    began.close()
+    assert listener.closed == 1

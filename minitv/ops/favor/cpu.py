@@ -41,7 +41,7 @@ from autograd.cpu.panels import (
     store,
     transpose,
 )
-from autograd.cpu.vectors import scratch
+from autograd.cpu.vectors import assign, scratch
 
 from . import FEATURES, scale_of
 
@@ -88,7 +88,7 @@ def _load_keys(keys_k, keys_v, f, squares, k, v, mask, W, shape, b, h, first, m,
 @inner
 def _raise(top_next, top, f, pitch, m):
     """The maximum of a and of the columns of ln φ; NaN counts as nothing."""
-    top_next[:] = top
+    assign(top_next, top)
     for left in range(0, top.size, LANES):
         part = top_next[left : left + LANES]
         for j in range(m):
@@ -214,14 +214,16 @@ def _forward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tin
     for head in range(heads[0], heads[1]):
         b, h = head // H, head % H
         if not causal:
-            states[head, 1], masses[head, 1], tops[head, 1] = states[head, 0], masses[head, 0], tops[head, 0]
+            assign(states[head, 1], states[head, 0])
+            assign(masses[head, 1], masses[head, 0])
+            assign(tops[head, 1], tops[head, 0])
         for i in range((T + chunk - 1) // chunk):
             first, here, there = i * chunk, i % slots if causal else 1, (i + 1) % slots if causal else 1
             m = min(chunk, T - first)
             S, z, top, S_next, z_next = (states[head, here], masses[head, here], tops[head, here], states[head, there],
                                          masses[head, there])
             _load_keys(keys_k, keys_v, f, squares, k, v, mask, W, shape, b, h, first, m, pitch, kind, scale, low)
-            new[:] = top
+            assign(new, top)
             if kind == POSITIVE:
                 _raise(new, top, f, pitch, m)
                 _factors(fade, top, new)
@@ -236,7 +238,7 @@ def _forward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tin
             while query < m:
                 if pairs and query == 0:
                     _load_keys(keys_k, keys_v, logs, squares, k, v, mask, W, shape, b, h, first, m, pitch, kind, scale, low)
-                    run[:] = top
+                    assign(run, top)
                 some, keys = min(LANES, m - query), padded(min(m, query + LANES), 8)
                 _load_queries(rows, across, queries, spare, q, R, shape, b, h, first + query, some)
                 S_seen, z_seen = S_next, z_next
@@ -270,7 +272,7 @@ def _forward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, tin
                 store(y, b, h, first + query, rows_y, LANES, some, V, one)
                 query += LANES
             pairwise[head, i] = pairs and causal
-            tops[head, there] = new
+            assign(tops[head, there], new)
             add_adjoint_product(S_next, wide_v, keys_v, pitch, f, pitch, V, m, F, True)
             for left in range(0, wide_f, LANES):
                 add_rows(z_next[left:], f[left * pitch :], m, ones)
@@ -342,7 +344,7 @@ def _from_later(gf, gv, gS, gz, across, spare, keys_v, f, pitch, m, V, F, wide_v
     for left in range(0, F, LANES):
         part = gz[left : left + LANES]
         for j in range(m):
-            gf[left * pitch + j * LANES : left * pitch + (j + 1) * LANES] = part
+            assign(gf[left * pitch + j * LANES : left * pitch + (j + 1) * LANES], part)
         for down in range(0, wide_v, LANES):
             at, to = left * wide_v + down * LANES, down * wide_f + left * LANES
             transpose(across[to : to + BLOCK], gS[at : at + BLOCK], spare)
@@ -433,7 +435,9 @@ def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, ti
             pairs = pairwise[head, i] and kind == POSITIVE
             _load_keys(keys_k, keys_v, f, squares, k, v, mask, W, shape, b, h, first, m, pitch, kind, scale, low)
             if pairs:
-                logs[:], extra[:], run[:] = f, 0, top
+                extra[:] = 0
+                assign(logs, f)
+                assign(run, top)
             if kind == POSITIVE:
                 _exp_keys(f, top_next, pitch)
                 _factors(fade, top, top_next)
@@ -443,7 +447,8 @@ def _backward(q, k, v, mask, W, R, shape, causal, kind, scale, offset, chunk, ti
             if pairs:
                 _fade(gS, gS, wide_v, fade, tiny)
                 _fade(gz, gz, 1, fade, tiny)
-                S_now[:], z_now[:] = S, z
+                assign(S_now, S)
+                assign(z_now, z)
             elif causal:
                 _fade(S_now, S, wide_v, fade, tiny)
                 _fade(z_now, z, 1, fade, tiny)

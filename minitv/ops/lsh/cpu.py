@@ -23,7 +23,7 @@ def _hash(x, rotations, factors, shape, like, buckets):
     columns, turned = scratch(R * pitch * padded(K, LANES), like), scratch(pitch * LANES, like)
     one, size = like.dtype.type(1), pitch * padded(K, LANES)
     up, down, bucket = np.empty(LANES, np.int64), np.empty(LANES, np.int64), np.empty(LANES, np.int64)
-    highest, lowest = np.empty(LANES, like.dtype), np.empty(LANES, like.dtype)
+    highest, lowest = scratch(LANES, like), scratch(LANES, like)
     for h in range(H):
         for r in range(R):  # the transpose of R, [F K], in panels
             for k in range(K):
@@ -60,7 +60,8 @@ def _hash(x, rotations, factors, shape, like, buckets):
 def sort(labels, order, place, starts):
     """Positions by (label, position), the inverse, and in starts[n + 1] where the positions of each label begin."""
     one, length, count = U(1), U(labels.size), U(starts.size)  # a signed index might count from the end, which is a test
-    places, total = np.zeros(starts.size, np.int32), np.int32(0)  # of a label: how many there are, then the next one's place
+    places, total = np.empty(starts.size, np.int32), np.int32(0)  # of a label: how many there are, then the next one's place
+    places[:] = 0
     for t in range(length):
         places[U(labels[t])] += 1
     for n in range(count - one):

@@ -98,9 +98,9 @@ def _lay_out(buckets, rule, order, place, first, last, starts, spare):
     chunk, window, _, _, _, causal = rule
     R, S = buckets.shape
     for r in range(R):
-        sort(buckets[r], spare[0], spare[1], starts)
+        sort(buckets[r], spare[:S], spare[S:], starts)
         for p in range(S):
-            t = spare[0, p]
+            t = spare[p]
             order[r, p], place[r, t] = t, p
             if chunk:
                 begin, end = max(p // chunk - 1, 0) * chunk, min((p // chunk + 1) * chunk, S)
@@ -248,12 +248,13 @@ def _forward(q, k, v, buckets, count, shape, rule, scale, eps, y, stats):
     rows, across_q, sums = scratch(LANES * wide_k, like), scratch(LANES * wide_k, like), scratch(LANES * wide_v, like)
     scores, many, running = scratch(TILE * LANES, like), scratch(TILE * LANES, like), scratch(4 * LANES, like)
     top, shift, fade, total = running[:LANES], running[LANES : 2 * LANES], running[2 * LANES : 3 * LANES], running[3 * LANES :]
-    norms, ones, scales = np.empty(S, like.dtype), np.full(S, one), np.full(S, scale)
+    norms, ones, scales = scratch(S, like), scratch(S, like), scratch(S, like)
     order, place = np.empty((R, S), np.int32), np.empty((R, S), np.int32)
     first, last = np.empty((R, S), np.int32), np.empty((R, S), np.int32)
     times, labels, asked = np.empty(pitch, np.int32), np.empty(pitch, np.int32), np.empty(S, np.int32)
-    lanes, bounds = np.empty((4, LANES), np.int32), np.zeros((4, LANES), np.int32)
-    starts, spare, itself = np.empty(count + 1, np.int64), np.empty((2, S), np.int64), np.empty(1, np.int32)
+    lanes, bounds = np.empty((4, LANES), np.int32), np.empty((4, LANES), np.int32)
+    starts, spare, itself = np.empty(count + 1, np.int64), np.empty(2 * S, np.int64), np.empty(1, np.int32)
+    ones[:], scales[:], bounds[:] = 1, scale, 0
     counting, checked = correction and (R > 1 or wrap > 0), chunk > 0 and not across
     for head in range(B * H):
         b, h = head // H, head % H
@@ -318,12 +319,13 @@ def _backward(q, k, v, buckets, count, shape, rule, scale, eps, y, stats, g, gq,
     weights, grads, many = scratch(TILE * LANES, like), scratch(TILE * LANES, like), scratch(TILE * LANES, like)
     running = scratch(3 * LANES, like)
     shift, inverse, dots = running[:LANES], running[LANES : 2 * LANES], running[2 * LANES :]
-    norms, ones, scales = np.empty(S, like.dtype), np.full(S, one), np.full(S, scale)
+    norms, ones, scales = scratch(S, like), scratch(S, like), scratch(S, like)
     order, place = np.empty((R, S), np.int32), np.empty((R, S), np.int32)
     first, last = np.empty((R, S), np.int32), np.empty((R, S), np.int32)
     times, labels, asked = np.empty(pitch, np.int32), np.empty(pitch, np.int32), np.empty(S, np.int32)
-    lanes, bounds = np.empty((4, LANES), np.int32), np.zeros((4, LANES), np.int32)
-    starts, spare, itself = np.empty(count + 1, np.int64), np.empty((2, S), np.int64), np.empty(1, np.int32)
+    lanes, bounds = np.empty((4, LANES), np.int32), np.empty((4, LANES), np.int32)
+    starts, spare, itself = np.empty(count + 1, np.int64), np.empty(2 * S, np.int64), np.empty(1, np.int32)
+    ones[:], scales[:], bounds[:] = 1, scale, 0
     counting, checked = correction and (R > 1 or wrap > 0), chunk > 0 and not across
     for head in range(B * H):
         b, h = head // H, head % H

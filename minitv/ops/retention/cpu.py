@@ -41,7 +41,7 @@ from autograd.cpu.panels import (
     store,
     transpose,
 )
-from autograd.cpu.vectors import scratch
+from autograd.cpu.vectors import assign, scratch
 
 from . import NORMALIZATIONS
 
@@ -106,7 +106,7 @@ def _forward(q, k, v, decay, start, shape, kind, tiny, chunk, y, counts, inverse
         b, h = head // H, head % H
         _tables(float(decay[h]), tiny, power, slope, total, weight, weight_slope)
         for r in range(pitch):  # [key - query + pitch - 32, e] has the decay between a key and the query + e
-            weights[r * LANES : (r + 1) * LANES] = weight[pitch - 1 - r : pitch - 1 - r + LANES]
+            assign(weights[r * LANES : (r + 1) * LANES], weight[pitch - 1 - r : pitch - 1 - r + LANES])
         states[head, 0], zs[head, 0] = 0, 0
         if state[0].size > 0:
             load(states[head, 0], wide_k, state, b, h, 0, K, V, one)

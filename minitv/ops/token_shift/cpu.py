@@ -4,6 +4,7 @@ import numpy as np
 
 from autograd.arrays import or_zeros
 from autograd.cpu.compile import cpu_kernel, inner
+from autograd.cpu.vectors import assign
 
 
 @inner
@@ -25,7 +26,7 @@ def _forward(x, mix, last, reset, y, channels):
             before = nothing if reset[b, t] else x[b, t - 1, low:high] if t else last[b, low:high]
             mixed(x[b, t, low:high], before, mix[low:high], y[b, t, low:high])
         if length:
-            last[b, low:high] = x[b, length - 1, low:high]
+            assign(last[b, low:high], x[b, length - 1, low:high])
 
 
 @cpu_kernel(parts="channels", grain=64)
