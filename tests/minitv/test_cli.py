@@ -14,8 +14,8 @@ from tests.conftest import full
 from tests.minitv.models import configure
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "compare", "sample", "eval", "convert", "stream", "transcribe", "check", "claims", "explore", "list",
-            "info", "explain", "plot")
+COMMANDS = ("train", "compare", "sample", "eval", "import", "export", "convert", "stream", "transcribe", "check", "claims",
+            "explore", "list", "info", "explain", "plot")
 
 
 def minitv(*argv, cwd, input=b"", env=None):
@@ -102,7 +102,8 @@ def test_help_needs_no_numpy():
         (["train", "--lr", "nan"], "--lr: nan is not a finite number, allowed: a number above 0"),
         (["train", "--bias", "False"], "--bias takes no value: write --bias or --no-bias"),
         (["train", "--preset", "smal"], "unknown preset 'smal', allowed: tiny, nanogpt-cpu, small; did you mean"),
-        (["train", "--tokenizer", "chars"], "--tokenizer: 'chars' is unknown, allowed: char, byte, ids; did you mean char?"),
+        (["train", "--tokenizer", "chars"],
+         "--tokenizer: 'chars' is unknown, allowed: char, byte, huggingface, ids; did you mean char?"),
         (["train", "--steps", "5", "transformer"], "'transformer' is out of place, usage: minitv train [VARIANT]"),
         (["train", "--config", "no.toml"], "--config no.toml: No such file or directory"),
         (["train", "--steps"], "--steps: a value is missing"),
