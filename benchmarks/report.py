@@ -166,6 +166,18 @@ def decode(result: dict) -> str:
 
 
 @of_machines
+def weights(result: dict) -> str:
+    """Weights of another program here and there: writing, reading, memory, and how long they take to load."""
+    columns = {"written_per_s": "tokens/s", "read_per_s": "tokens/s", "peak_mb": "MB", "load_s": "s"}
+    labels = {"written_per_s": "writing, batch 1", "read_per_s": "reading 512 tokens", "peak_mb": "memory",
+              "load_s": "loading"}
+    rows = [[f"{shape}: {labels[key]}", f"{numbers[key]['minitv']:,.1f} {unit}", f"{numbers[key]['transformers']:,.1f} {unit}",
+             ratio(numbers["ratio"][key])]
+            for shape, numbers in result["shapes"].items() if numbers["ratio"] for key, unit in columns.items()]
+    return table(["drawn weights, float32", "ours", "transformers", "ours / theirs"], rows) + where(result)
+
+
+@of_machines
 def scaling(result: dict) -> str:
     """Time per token of short and long sequences, in training and in writing."""
     short, long = (str(end(result["lengths"])) for end in (min, max))
@@ -359,9 +371,9 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
     "mqar_without_shift": "multi-query associative recall",
 }
 TABLES: dict[str, Callable[[], str]] = {
-    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, speed, ops, scaling, alone, scaling_long,
-                                              extrapolation, duplication, streaming, one_wide, without, check, claims,
-                                              variants)},
+    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, weights, speed, ops, scaling, alone,
+                                              scaling_long, extrapolation, duplication, streaming, one_wide, without, check,
+                                              claims, variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 

@@ -291,7 +291,8 @@ def product(a, b, out=None, accumulate=False, *, bias=None):
 def in_parts(compute: Callable, a, b, out, accumulate, bias):
     """A product by `compute`, which takes the same arguments, in parts where a team takes some of them."""
     (M, K), N = a.shape, b.shape[1]
-    sizes, cut = ((M, DEPTH), (K, 2 * DEPTH), (N, 2 * WIDE)), 1 if K >= 4 * max(M, N) else 0 if M >= N else 2
+    deep = DEPTH if K < 8 * DEPTH else 2 * DEPTH  # few parts of a sum would leave threads without one
+    sizes, cut = ((M, DEPTH), (K, deep), (N, 2 * WIDE)), 1 if K >= 4 * max(M, N) else 0 if M >= N else 2
     parts = team.spans(*sizes[cut], M * K * N / CUT, sums=cut == 1)
     if len(parts) == 1 or np.may_share_memory(out, a) or np.may_share_memory(out, b):
         return compute(a, b, out, accumulate, bias)
