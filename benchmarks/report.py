@@ -159,10 +159,35 @@ def ops(result: dict) -> str:
 @of_machines
 def decode(result: dict) -> str:
     """Writing text, one token at a time."""
-    rows = [[f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}",
-             *(ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in ("eager", "operators"))]
+    rows = [[f"{variant}, `{preset}`", f"{numbers['tokens_per_s']['minitv']:,.0f}", *of_memory(numbers, result["host"]),
+             *ratios(numbers, "eager", "operators")]
             for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
-    return table(["writing text, batch 1", "tokens/s", "× PyTorch eager", "× through our operators"], rows) + where(result)
+    return table(["writing text, batch 1", "tokens/s", "weights that a step reads", "of the speed of memory", "× PyTorch eager",
+                  "× through our operators"], rows) + where(result)
+
+
+@of_machines
+def together(result: dict) -> str:
+    """Writing several texts side by side."""
+    rows = [[f"{variant}, `{preset.replace(', ', '`, ')}", f"{numbers['tokens_per_s']['minitv']:,.0f}",
+             *ratios(numbers, "alone", "eager", "operators")]
+            for variant, presets in result["variants"].items() for preset, numbers in presets.items()]
+    return table(["writing several texts", "tokens/s", "× one text", "× PyTorch eager", "× through our operators"],
+                 rows) + where(result)
+
+
+def ratios(numbers: dict, *names: str) -> list[str]:
+    """Our speed over that of each of them; – where it was not measured."""
+    return [ratio(numbers["ratio"][name]) if name in numbers["ratio"] else "–" for name in names]
+
+
+def of_memory(numbers: dict, host: dict) -> list[str]:
+    """The weights that a step reads, and how much that is of what a core can read of memory."""
+    if "bytes_of_step" not in numbers:
+        return ["–", "–"]
+    size, (speed, *_) = numbers["bytes_of_step"], host["limits"]["read_gb_s"]
+    share = size * numbers["tokens_per_s"]["minitv"] / numbers["batch"] / (1e9 * speed)
+    return [f"{size / 1e6:.1f} MB", f"{share:.0%}".replace("%", " %")]
 
 
 @of_machines
@@ -360,7 +385,7 @@ def variants() -> str:
 
 
 LEARNED = {  # results of benchmarks/learning.py, and the first words of their tables
-    "learning": "held-out text, `nanogpt-cpu`",
+    "learning": "held-out text",
     "learning_attention": "held-out text",
     "masked": "hidden characters",
     "speech": "spoken digits",
@@ -371,7 +396,7 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
     "mqar_without_shift": "multi-query associative recall",
 }
 TABLES: dict[str, Callable[[], str]] = {
-    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, weights, speed, ops, scaling, alone,
+    **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, together, weights, speed, ops, scaling, alone,
                                               scaling_long, extrapolation, duplication, streaming, one_wide, without, check,
                                               claims, variants)},
     **{name: functools.partial(learned, name) for name in LEARNED},

@@ -99,11 +99,11 @@ def writing(variant: str, lengths: list[int]) -> tuple[dict[int, float], int]:
     reader, medians = decoder(model), {}
     with blas_threads(1):
         for length in lengths:
-            reader.prefill(np.random.default_rng(0).integers(0, VOCAB, length))
+            reader.prefill(np.random.default_rng(0).integers(0, VOCAB, (1, length)))
             times = []
             for token in range(48):
                 start = time.perf_counter()
-                reader.step(token)
+                reader.step([token])
                 times.append(1e6 * (time.perf_counter() - start))
             medians[length] = statistics.median(times[8:])
     with no_grad():

@@ -54,7 +54,7 @@ def minitv(folder: Path):
     model = load(str(folder)).model
     reader = decoder(model)
     blas_threads(1).__enter__()
-    return (lambda ids: int(reader.prefill(ids).argmax()),
+    return (lambda ids: int(reader.prefill(ids[None]).argmax()),
             lambda ids, seed: sum(1 for _ in generate(model, ids, WRITTEN, Random(seed))))
 
 

@@ -163,26 +163,26 @@ def _(case, draw):
 
 @model_law("the kernels that write compute what the model computes", lambda variant: variant.fused is not None)
 def _(case, draw):
-    model, exact, ids = case.model(np.float32), case.model(), case.ids(draw)[0]
+    model, exact, ids = case.model(np.float32), case.model(), case.ids(draw)
     exact.load(model.state())
-    check_writing(model, exact, ids, draw.integer(1, len(ids)))
+    check_writing(model, exact, ids, draw.integer(1, ids.shape[1]))
 
 
 def check_writing(model: Any, exact: Any, ids: np.ndarray, first: int) -> None:
-    """The fused kernels of a model read the first so many ids at once and the others one by one, and give, at every position,
-    what the same model in float64 gives through forms.
+    """The fused kernels of a model read the first so many of the ids[B T] at once and the others one by one, and give, at every
+    position, what the same model in float64 gives through forms.
     """
     with use(kernel="none"), no_grad():
-        expected = exact(np.array(ids)[None]).numpy()[0]
-    reader = decoder(model)
+        expected = exact(ids).numpy()
+    reader = decoder(model, len(ids))
     assert isinstance(reader, FusedDecoder), "no fused kernels read this model"
     terms = FADED.get(model.variant.name, 200)
-    logits = reader.prefill(ids[:first])
+    logits = reader.prefill(ids[:, :first])
     assert reader.position == first and logits.dtype == model.embed.weight.dtype
-    assert_close(logits, expected[first - 1], f"after {first} tokens at once", terms=terms)
-    for position in range(first, len(ids)):
-        assert_close(reader.step(ids[position]), expected[position], f"the step to position {position}", terms=terms)
-    assert reader.position == len(ids)
+    assert_close(logits, expected[:, first - 1], f"after {first} tokens at once", terms=terms)
+    for position in range(first, ids.shape[1]):
+        assert_close(reader.step(ids[:, position]), expected[:, position], f"the step to position {position}", terms=terms)
+    assert reader.position == ids.shape[1]
 
 
 # -- what depends on what ----------------------------------------------------------------------------------------------

@@ -202,8 +202,8 @@ class SampleOptions:
     )
     stop: str | None = option(None, "end before this text appears in what is written")
     seed: int = option(0, "same seed, same text", low=0, high=2**63 - 1)
-    count: int | None = option(None, "texts, images or sounds to write, with the seeds from --seed on; none = 1, or 16 images",
-                               low=1, high=2**20)
+    count: int | None = option(None, "texts, images or sounds to write, side by side, with the seeds from --seed on; none = 1, "
+                               "or 16 images", low=1, high=2**20)
     beam: int | None = option(
         None, "beginnings of an answer that are followed at once, the best one is written; none = the likeliest token is taken "
         "again and again", low=1, high=1000)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -27,54 +28,57 @@ from .options import OF_SOME, SampleOptions
 from .variants.attention_sinks import cache_of, streaming
 
 BLOCK = 64  # random numbers drawn at a time
+GROUP = 16  # sequences written side by side: the states of more leave the caches
 
 
-def choose(logits: np.ndarray, uniform: float, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
-           min_p: float = 0.0) -> int:
-    """Draw an index with probability softmax(logits / temperature), by a number in [0, 1).
+def choose(logits: np.ndarray, uniforms: np.ndarray, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
+           min_p: float = 0.0) -> np.ndarray:
+    """Draw an index [B] for every row of logits [B V], with probability softmax(logits / temperature), by numbers in [0, 1).
 
     Temperature 0 takes the largest logit. ``top_k`` keeps the k largest; of these, ``top_p`` keeps the smallest set of
     likeliest indices whose probabilities reach p (Holtzman et al. 2020, arXiv 1904.09751); ``min_p`` drops what is less
     likely than min_p times the likeliest (Nguyen et al. 2024, arXiv 2407.01082). RunError when a logit is NaN, or the largest
-    is infinite.
+    of a row is infinite.
     """
-    best = int(np.argmax(logits))  # or the first that is NaN
-    if not np.isfinite(logits[best]):
-        raise RunError(f"the model gives token {best} the logit {logits[best]}, so that no token can be drawn: its weights, "
-                       "or what it computes from them, are not finite")
+    (batch, vocab), best = logits.shape, logits.argmax(axis=1)  # or the first that is NaN
+    starts = np.arange(0, batch * vocab, vocab)[:, None]  # of the rows, in all that follows
+    largest = logits.take(best[:, None] + starts)
+    if not (fine := np.isfinite(largest)).all():
+        b = np.argmin(fine)
+        raise RunError(f"the model gives token {best[b]} the logit {largest[b, 0]}, so that no token can be drawn: its "
+                       "weights, or what it computes from them, are not finite")
     if temperature == 0:
         return best
     order = _falling(logits)
-    if top_k is not None:
-        order = order[:top_k]
-    below = logits[order].astype(np.float64) - logits[order[0]]
+    below = logits.take(order[:, :top_k] + starts).astype(np.float64) - largest
     with np.errstate(over="ignore"):  # a tiny temperature: minus infinity, weight 0
         weights = np.exp(below / temperature)  # relative to the likeliest
-    cumulative = np.cumsum(weights)
-    size = int(np.searchsorted(cumulative, top_p * cumulative[-1], side="left")) + 1
+    cumulative = weights.cumsum(axis=1)
+    kept = (cumulative < top_p * cumulative[:, -1:]).sum(axis=1, keepdims=True)  # the place of the last one
     if min_p:
-        size = min(size, int(np.searchsorted(-weights, -min_p, side="right")))
-    cumulative = cumulative[:size]
-    return int(order[min(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"), len(cumulative) - 1)])
+        kept = np.minimum(kept, (weights >= min_p).sum(axis=1, keepdims=True) - 1)
+    totals = cumulative.take(kept + starts // vocab * weights.shape[1])
+    places = (cumulative <= uniforms[:, None] * totals).sum(axis=1, keepdims=True)
+    return order.take(np.minimum(places, kept) + starts)[:, 0]
 
 
 def _falling(logits: np.ndarray) -> np.ndarray:
-    """The indices of logits [V] from the largest down, equal ones in order: a stable sort, in a third of its time.
+    """The indices of logits [B V] from the largest down, equal ones in order: a stable sort, in a third of its time.
 
     A float32 is an integer that grows as the number does, once the sign is taken care of. With the index behind it no two
     are equal, so that any sort is stable, and the fastest one will do.
     """
     if logits.dtype != np.float32:
-        return np.argsort(-logits, kind="stable")
+        return np.argsort(-logits, axis=1, kind="stable")
     bits = (np.float32(0) - logits).view(np.uint32)  # of 0 - x, where -0 and 0 are the same
     bits = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(2**31))
-    keys = bits.astype(np.uint64) << np.uint64(32) | np.arange(len(logits), dtype=np.uint64)
-    keys.sort()
+    keys = bits.astype(np.uint64) << np.uint64(32) | np.arange(logits.shape[1], dtype=np.uint64)
+    keys.sort(axis=1)
     return (keys & np.uint64(2**32 - 1)).astype(np.intp)
 
 
 def penalise(logits: np.ndarray, mask: np.ndarray, penalty: float) -> np.ndarray:
-    """Logits [V] in which every token of the ``mask`` [V] is less likely: l / penalty if l > 0, else l · penalty.
+    """Logits [B V] in which every token of the ``mask`` [B V] is less likely: l / penalty if l > 0, else l · penalty.
 
     Keskar et al. 2019 (arXiv 1909.05858, section 4.1) divide the logits of all tokens in the text so far, however often each is
     there, before the temperature. A negative logit would become more likely by that: it is multiplied, as others do who use it.
@@ -82,43 +86,59 @@ def penalise(logits: np.ndarray, mask: np.ndarray, penalty: float) -> np.ndarray
     return np.where(mask, np.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def generate(model: LanguageModel, prompt: np.ndarray, tokens: int | None, rng: Random, *, temperature: float = 1.0,
-             top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0,
-             repetition_penalty: float = 1.0, among: int | None = None) -> Iterator[int]:
-    """Yield ``tokens`` ids that continue the prompt's ids (at least one), or ids without end where that is None.
+def generate(model: LanguageModel, prompt: np.ndarray, tokens: int | None, rng: Random, **options: Any) -> Iterator[int]:
+    """Yield ``tokens`` ids that continue the prompt's ids [T]; ``options`` are those of ``together``."""
+    return (int(row[0]) for row in together(model, np.asarray(prompt)[None], tokens, [rng], **options))
 
-    ``choose`` draws each, among the first ids alone where ``among`` says how many; ``penalise`` applies before it to every
-    token of the prompt and of what has been generated. Where the
-    model ends at its context, as learned positions do, the state is then rebuilt from the last half of it, so at
-    least context / 2 tokens are always seen.
+
+def together(model: LanguageModel, prompts: np.ndarray, tokens: int | None, rngs: Sequence[Random], *, temperature: float = 1.0,
+             top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0,
+             repetition_penalty: float = 1.0, among: int | None = None) -> Iterator[np.ndarray]:
+    """Yield ids [B], ``tokens`` times or without end where that is None, which continue B prompts of equal length side by side.
+
+    Prompts [B T] have at least one id each; one prompt [1 T] is that of all. Each sequence has its own source of randomness, so
+    that it is what ``generate`` gives alone, unless two ids are equally likely to rounding. ``choose`` draws an id, among the
+    first ids alone where ``among`` says how many; ``penalise`` applies before it to every id of the prompt and of what has been
+    generated. Where the model ends at its context, as learned positions do, the state is then rebuilt from the last half of it,
+    so at least context / 2 tokens are always seen.
     """
     from .decode import decoder  # its kernels, of all variants, are no part of the start of a training run
 
-    history = [int(i) for i in prompt]
+    prompts, batch = np.asarray(prompts, np.intp), len(rngs)
+    history = list(np.broadcast_to(prompts, (batch, prompts.shape[1])).T)
     if not history:
         raise UserError("prompt: it is empty, and the first token needs one before it: give at least one id")
     limit = model.context if model.bounded else math.inf
-    reader, logits, mask = decoder(model), None, None
+    reader, logits, ids, mask = decoder(model, batch), None, None, None
     for i in itertools.count() if tokens is None else range(tokens):
         if logits is None or reader.position >= limit:
             keep = len(history) if limit == math.inf else model.context if logits is None else -(-model.context // 2)
-            logits = reader.prefill(history[-keep:])
+            logits = reader.prefill(prompts[:, -keep:] if logits is None else np.stack(history[-keep:], axis=1))
         else:
-            logits = reader.step(history[-1])
+            logits = reader.step(ids)
         if i % BLOCK == 0:
-            uniforms = rng.split(i // BLOCK).uniform((BLOCK,), np.float64)
+            uniforms = np.stack([rng.split(i // BLOCK).uniform((BLOCK,), np.float64) for rng in rngs], axis=1)  # [BLOCK B]
         scores = logits
         if repetition_penalty != 1:
             if mask is None:
-                mask = np.zeros(len(logits), bool)
-                mask[history] = True
+                mask = np.zeros(logits.shape, bool)
+                for earlier in history:
+                    mask[np.arange(batch), earlier] = True
             scores = penalise(logits, mask, repetition_penalty)
-        token = choose(scores[:among], float(uniforms[i % BLOCK]), temperature, top_k, top_p, min_p)
-        history.append(token)
+        ids = choose(scores[:, :among], uniforms[i % BLOCK], temperature, top_k, top_p, min_p)  # [B]
+        history.append(ids)
         if mask is not None:
-            mask[token] = True
+            mask[np.arange(batch), ids] = True
         del history[:-model.context]  # no more is read again
-        yield token
+        yield ids
+
+
+def written(model: LanguageModel, prompts: np.ndarray, tokens: int, rngs: Sequence[Random], **options: Any) -> np.ndarray:
+    """The ids [N tokens] that continue prompts [N T], or one of all [1 T], a group at a time; options as for ``together``."""
+    parts = [slice(i, i + GROUP) for i in range(0, len(rngs), GROUP)]
+    prompts = np.broadcast_to(prompts, (len(rngs), np.shape(prompts)[1]))
+    return np.concatenate([np.reshape(list(together(model, prompts[part], tokens, rngs[part], **options)), (tokens, -1)).T
+                           for part in parts])
 
 
 class Trained(NamedTuple):
@@ -156,7 +176,7 @@ class Trained(NamedTuple):
             raise UserError(f"write: {wrong[0]} is an option of `minitv sample` alone; a run that is loaded writes one text, "
                             "with its weights where they are")
         check_options(task, config)
-        return "".join(self.pieces(config, config.seed))
+        return "".join(self.pieces(config, [config.seed])[0])
 
     @property
     def answers(self) -> bool:
@@ -169,10 +189,10 @@ class Trained(NamedTuple):
             does = "answers a source" if self.answers else "sees a whole sequence at once"
             raise UserError(f"{self.experiment.variant.name} {does}, it cannot {purpose}")
 
-    def pieces(self, options: SampleOptions, seed: int) -> Iterator[str]:
-        """The text of one seed, in pieces; it ends before ``options.stop``."""
+    def pieces(self, options: SampleOptions, seeds: Sequence[int]) -> list[Iterator[str]]:
+        """The texts of some seeds, each in pieces; they are written side by side, and end before ``options.stop``."""
         if self.answers:
-            return _until(options.stop, self._answer(options, seed))
+            return [_until(options.stop, self._answer(options, seed)) for seed in seeds]
         self.check_causal("write")
         tokenizer = self.tokenizer
         with naming("--prompt"):
@@ -180,14 +200,17 @@ class Trained(NamedTuple):
         model = self.model
         if options.window is not None or options.sinks is not None:
             model = streaming(model, *cache_of(model, options.window, options.sinks))
-        ids = self._drawn(model, prompt, options, seed, 0.8, tokenizer.spelled)
-        return _until(options.stop, _decoded(tokenizer.decoder(prompt), ids))
+        rows = self._drawn(model, prompt, options, seeds, 0.8, tokenizer.spelled)
+        # What one text has read of the rows waits for the others.
+        return [_until(options.stop, _decoded(tokenizer.decoder(prompt), map(operator.itemgetter(i), copy)))
+                for i, copy in enumerate(itertools.tee(rows, len(seeds)))]
 
     @staticmethod
-    def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seed: int, temperature: float, among: int | None = None
-               ) -> Iterator[int]:
-        """The ids that ``generate`` draws; ``temperature`` stands for an option that is not given."""
-        return generate(model, prompt, options.tokens, Random(seed), among=among, **options.drawing(temperature))
+    def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seeds: Sequence[int], temperature: float,
+               among: int | None = None) -> Iterator[np.ndarray]:
+        """The ids [B] that ``together`` draws; ``temperature`` stands for an option that is not given."""
+        rngs = list(map(Random, seeds))
+        return together(model, np.asarray(prompt)[None], options.tokens, rngs, among=among, **options.drawing(temperature))
 
     def _answer(self, options: SampleOptions, seed: int) -> Iterator[str]:
         """The target of the source ``options.prompt``, token after token; of a beam as a whole."""
@@ -205,8 +228,9 @@ class Trained(NamedTuple):
                 best = model.beam(source, options.beam, limit, options.length_penalty)[0]
             yield tokenizer.decode(best.ids)
             return
-        ids = self._drawn(model.given(source), np.array([model.end]), replace(options, tokens=limit), seed, 0.0)
-        yield from _decoded(tokenizer.decoder(), itertools.takewhile(lambda token: token != model.end, ids))
+        rows = self._drawn(model.given(source), np.array([model.end]), replace(options, tokens=limit), [seed], 0.0)
+        ids = itertools.takewhile(lambda token: token != model.end, map(operator.itemgetter(0), rows))
+        yield from _decoded(tokenizer.decoder(), ids)
 
 
 def load(directory: str, name: str = "last") -> Trained:
@@ -257,8 +281,10 @@ def streams(directory: str, options: SampleOptions) -> Iterator[tuple[int, Itera
 def texts(run: Trained, options: SampleOptions) -> Iterator[tuple[int, Iterator[str]]]:
     """The same for a run that is open."""
     check_options(run.experiment.task, options)
-    for seed in range(options.seed, options.seed + (options.count or 1)):
-        yield seed, run.pieces(options, seed)
+    seeds = range(options.seed, options.seed + (options.count or 1))
+    for first in range(0, len(seeds), GROUP):
+        group = seeds[first : first + GROUP]
+        yield from zip(group, run.pieces(options, group), strict=True)
 
 
 def write_file(run: Trained, directory: str, options: SampleOptions) -> tuple[Path, str]:

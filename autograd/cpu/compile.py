@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import llvmlite.binding as llvm
 import numba
+import numpy as np
 from numba import types
 from numba.core.event import Listener, install_listener
 from numba.core.registry import CPUDispatcher
@@ -84,10 +85,18 @@ class Kernel(CPUDispatcher):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._served = []  # the types that a version was registered for besides its own: Numba forgets those that nobody holds
+        self._versions: dict[tuple, Callable] = {}
 
     def version(self, *arguments) -> Callable:
         """What runs with arguments of these types: to let Numba look for it at every call costs as much as an array."""
-        return self.compile(tuple(_writable(numba.typeof(argument)) for argument in arguments))
+        kinds = _kind(arguments)
+        if kinds not in self._versions:
+            self._versions[kinds] = self.compile(tuple(_writable(numba.typeof(argument)) for argument in arguments))
+        return self._versions[kinds]
+
+    def recompile(self) -> None:
+        self._versions.clear()
+        super().recompile()
 
     def _compile_for_args(self, *arguments):
         """What Numba calls, where it knows no version for these arguments."""
@@ -103,6 +112,14 @@ class Divisible(Kernel):
 
     def __call__(self, *arguments):
         return self.cut(super().__call__, arguments)
+
+
+def _kind(argument) -> tuple | type:
+    """What the type of an argument depends on; Numba's own types take a hundred times as long to make."""
+    if isinstance(argument, np.ndarray):
+        flags = argument.flags
+        return argument.dtype, argument.ndim, flags.c_contiguous, flags.f_contiguous, flags.aligned
+    return (type(argument), *map(_kind, argument)) if isinstance(argument, tuple) else type(argument)
 
 
 def _writable(kind: types.Type) -> types.Type:

@@ -192,8 +192,8 @@ class Measure:
         readers = {position: decoder(model) for position in positions}
         with blas_threads(1):
             for position, reader in readers.items():
-                reader.prefill(self.ids(position))
-            calls = {position: functools.partial(reader.step, 0) for position, reader in readers.items()}
+                reader.prefill(self.ids(position)[None])
+            calls = {position: functools.partial(reader.step, [0]) for position, reader in readers.items()}
             return alternating(calls, 0.0, count, 1, time.thread_time)
 
     # -- memory

@@ -1,4 +1,4 @@
-"""Decoder: a model that reads token after token, in two kernel calls a layer.
+"""Decoder: a model that reads token after token, of one sequence or of several side by side, in two kernel calls a layer.
 
 A token needs each weight once, in a few small products: a step through the operators spends several times as long in Python as
 it does on arithmetic. The model's own ``prefill`` defines what the kernels compute, and takes their place where there are none.
@@ -11,6 +11,8 @@ has a FusedDecoder of its own, READER, and ``refused(model)`` may say why it can
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,44 +33,61 @@ MANY = 512  # tokens that are read by all cores
 
 
 class Decoder:
-    """Reads tokens of one sequence: ``prefill(ids)`` starts over with the given ones, ``step(id)`` adds one.
+    """Reads tokens of sequences of equal length: ``prefill(ids[B T])`` starts over with the given ones, ``step(ids[B])`` adds
+    one to each. Where all begin alike, ids[1 T] are those of each.
 
-    Both return the logits [V] of the token that comes next, valid until the next call. It is made of the weights as they are:
+    Both return the logits [B V] of the tokens that come next, valid until the next call. It is made of the weights as they are:
     after a change, make a new one.
     """
 
-    def __init__(self, model: LanguageModel):
-        self.model = model
+    def __init__(self, model: LanguageModel, batch: int = 1):
+        self.model, self.batch = model, batch
         keep_memory()  # else a long prompt costs a page fault for every 4 kB that its layers compute
+        self._start, self._state = self._begin(1), self._begin(batch)
+
+    def _begin(self, batch: int) -> Any:
         with no_grad():
-            self._start = self._state = model.init_state(1)
+            return self.model.init_state(batch)
 
     @property
     def position(self) -> int:
-        """How many tokens have been read."""
+        """How many tokens of each sequence have been read."""
         return self._state.position
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
-        alone = len(ids) < MANY or is_cupy(self.model.embed.weight.data)
-        with no_grad(), sharing(1 if alone else cores()):
-            logits, self._state = self.model.prefill(np.asarray(ids, np.intp)[None], self._start, last=True)
-        return to_numpy(logits.data[0, -1])
+        ids = self._known(ids)
+        return self._read(np.repeat(ids, self.batch // len(ids), axis=0))
 
-    def step(self, token: int) -> np.ndarray:
+    def _known(self, ids: np.ndarray) -> np.ndarray:
+        """The first ids as an array; ShapeError unless there is a row of them for all sequences, or one for each."""
+        ids = np.asarray(ids, np.intp)
+        if ids.ndim != 2 or len(ids) not in (1, self.batch):
+            rows = "1" if self.batch == 1 else f"1 or {self.batch}"
+            raise ShapeError(f"prefill: ids have the shape {ids.shape}, allowed: [B T] with {rows} rows")
+        return ids
+
+    def _read(self, ids: np.ndarray) -> np.ndarray:
+        alone = ids.shape[1] < MANY or is_cupy(self.model.embed.weight.data)
+        with no_grad(), sharing(1 if alone else cores()):
+            logits, self._state = self.model.prefill(ids, self._begin(len(ids)), last=True)
+        return to_numpy(logits.data[:, -1])
+
+    def step(self, ids: np.ndarray) -> np.ndarray:
         with no_grad():
-            logits, self._state = self.model.prefill(np.array([[token]], np.intp), self._state)
-        return to_numpy(logits.data[0, 0])
+            logits, self._state = self.model.prefill(np.asarray(ids, np.intp)[:, None], self._state)
+        return to_numpy(logits.data[:, 0])
 
 
 class FusedDecoder(Decoder):
     """A Decoder whose steps are kernel calls, of a model that ``unread`` has nothing against."""
 
-    def __init__(self, model: LanguageModel):
-        super().__init__(model)
+    def __init__(self, model: LanguageModel, batch: int = 1):
+        super().__init__(model, batch)
         self._blocks = self.halves()
         self._halves = [half for block in self._blocks for half in block]
-        self._embedding, self._head, self._position = model.embed.weight.data, shared.Head(model), 0
-        self._x, self._spare = (np.empty(size, self._embedding.dtype) for size in (self._embedding.shape[1], 2))
+        self._embedding, self._head, self._position = model.embed.weight.data, shared.Head(model, batch), 0
+        dtype = self._embedding.dtype
+        self._x, self._spare = np.empty((batch, self._embedding.shape[1]), dtype), np.empty(2 * batch, dtype)
         self._embed_norm = None
         if model.embed_norm is not None:
             norm = shared.norm_of(model.embed_norm)
@@ -76,7 +95,7 @@ class FusedDecoder(Decoder):
 
     def halves(self) -> list[list[shared.Half]]:
         """The kernels of every block."""
-        return [[_half(self.model, module)(norm, module, self.model) for norm, module in halves]
+        return [[_half(self.model, module)(norm, module, self.model, self.batch) for norm, module in halves]
                 for halves in _halves(self.model)]
 
     @property
@@ -84,26 +103,24 @@ class FusedDecoder(Decoder):
         return self._position
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
-        few = len(ids) <= FEW
+        ids = self._known(ids)
+        few = ids.shape[1] <= FEW
         if few:
             self._state, self._position = self._start, 0
         else:
-            logits, self._position = super().prefill(ids), len(ids)
+            logits, self._position = self._read(ids), ids.shape[1]
         for block, halves, states in zip(self.model.blocks, self._blocks, self._state.blocks, strict=True):
             for half, state in zip(halves, states if type(block) is PreNorm else (states,), strict=True):
                 half.load(state, self._position)
         if few:
-            for token in ids:
-                logits = self.step(token)
-        return logits
+            for tokens in np.repeat(ids, self.batch // len(ids), axis=0).T:
+                logits = self.step(tokens)
+        return np.repeat(logits, self.batch // len(logits), axis=0)
 
-    def step(self, token: int) -> np.ndarray:
+    def step(self, ids: np.ndarray) -> np.ndarray:
         model, position, x = self.model, self._position, self._x
-        if model.bounded and position >= model.context:
-            raise ShapeError(f"the model has {model.context} positions; {position} + 1 tokens do not fit")
-        if not 0 <= token < len(self._embedding):
-            raise DomainError(f"the model knows the tokens 0 .. {len(self._embedding) - 1}, got {token}")
-        x[:] = self._embedding[token]
+        self._check(ids, len(self._embedding))
+        self._embedding.take(ids, axis=0, out=x, mode="clip")  # without a copy, as they are in range
         if self._embed_norm is not None:
             compute, norm = self._embed_norm
             compute(x, norm, x, self._spare)
@@ -113,6 +130,16 @@ class FusedDecoder(Decoder):
             half(x, position)
         self._position += 1
         return self._head(x)
+
+    def _check(self, ids: Sequence[int], vocab: int) -> None:
+        """Raise ShapeError if the context is full, and DomainError if an id is none of the vocabulary."""
+        model = self.model
+        if model.bounded and self._position >= model.context:
+            raise ShapeError(f"the model has {model.context} positions; {self._position} + 1 tokens do not fit")
+        low, high = (ids[0], ids[0]) if self.batch == 1 else (min(ids), max(ids))
+        if low < 0 or high >= vocab:
+            wrong = next(token for token in ids if not 0 <= token < vocab)
+            raise DomainError(f"the model knows the tokens 0 .. {vocab - 1}, got {wrong}")
 
 
 def _halves(model: LanguageModel) -> list[list[tuple]]:
@@ -150,6 +177,6 @@ def unread(model: LanguageModel) -> str | None:
     return next((f"they do not know the module {type(module).__name__} with its options" for module in unknown), None)
 
 
-def decoder(model: LanguageModel) -> Decoder:
-    """The fastest Decoder of a model."""
-    return Decoder(model) if unread(model) else getattr(_page(model), "READER", FusedDecoder)(model)
+def decoder(model: LanguageModel, batch: int = 1) -> Decoder:
+    """The fastest Decoder of so many sequences of a model."""
+    return (Decoder if unread(model) else getattr(_page(model), "READER", FusedDecoder))(model, batch)

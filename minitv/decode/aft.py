@@ -17,7 +17,7 @@ from autograd.cpu.compile import cpu_kernel, inner
 
 from ..ops.aft.cpu_step import gated_mean, join, place
 from ..variants import aft
-from .shared import FeedForward, Half, Linear, Norm, linear, linear_of, norm, take
+from .shared import FeedForward, Half, Linear, Norm, columns, linear, linear_of, norm, rows
 
 BLOCK = 16  # lags whose exponents are made at a time: they stay in the nearest cache, and a and b are rescaled rarely
 
@@ -26,44 +26,49 @@ class Weights(NamedTuple):
     norm: Norm
     qkv: Linear
     out: Linear  # without rows in a model without output projection
-    u: np.ndarray  # [context rank], the bias w = u vᵀ
-    v: np.ndarray  # [context rank]
+    pos_u: np.ndarray  # [context rank], the bias w = u vᵀ
+    pos_v: np.ndarray  # [context rank]
     filters: np.ndarray  # [window D], or the biases by lag
 
 
 class State(NamedTuple):
-    keys: np.ndarray  # [window D]
-    values: np.ndarray  # [window D]
-    mean: np.ndarray  # [3 D], a, b and top of what no bias concerns any more
+    keys: np.ndarray  # [B window D]
+    values: np.ndarray  # [B window D]
+    mean: np.ndarray  # [B 3 D], a, b and top of what no bias concerns any more
 
 
 @inner
 def _project(x, weights, memory):
-    """q, k and v, [1 D] each, a vector of scratch memory, and where what is left of that begins."""
-    width = x.size
-    h, at = take(memory, 0, width)
-    qkv, at = take(memory, at, 3 * width)
+    """q, k, v and scratch memory, [B D] each, and where what is left of that begins."""
+    count, width = x.shape
+    h, at = rows(memory, 0, count, width)
+    qkv, at = rows(memory, at, count, 3 * width)
     norm(x, weights.norm, h, memory[at:])
     linear(weights.qkv, h, qkv, False)
-    return qkv[:width], qkv[width : 2 * width].reshape(1, width), qkv[2 * width :].reshape(1, width), h, at
+    q, at = columns(qkv, 0, width, memory, at)
+    k, at = columns(qkv, width, width, memory, at)
+    v, at = columns(qkv, 2 * width, width, memory, at)
+    return q, k, v, h, at
 
 
 @inner
-def _add(q, mean, out, y, x):
-    """x ← x + W (sigmoid(q) a / b) + bias."""
-    gated_mean(q, mean, y)
+def _add(y, out, x):
+    """x ← x + W y + bias."""
     if len(out.weight):
         linear(out, y, x, True)
     else:
-        for c in range(x.size):
-            x[c] += y[c]
+        for b in range(len(x)):
+            for c in range(x.shape[1]):
+                x[b, c] += y[b, c]
 
 
 @cpu_kernel
 def simple(x, position, weights, state, memory):
     q, k, v, h, _ = _project(x, weights, memory)
-    join(k, v, 0, state.mean, h)
-    _add(q, state.mean, weights.out, h, x)
+    for b in range(len(x)):
+        join(k[b : b + 1], v[b : b + 1], 0, state.mean[b], h[b])
+        gated_mean(q[b], state.mean[b], h[b])
+    _add(h, weights.out, x)
 
 
 @inner
@@ -77,8 +82,8 @@ def _exponents(keys, newest, weights, position, lag, x):
                 x[i, c] = keys[s, c] + weights.filters[lag + i, c]
         else:
             bias = x.dtype.type(0)
-            for r in range(weights.u.shape[1]):
-                bias += weights.u[position, r] * weights.v[position - lag - i, r]
+            for r in range(weights.pos_u.shape[1]):
+                bias += weights.pos_u[position, r] * weights.pos_v[position - lag - i, r]
             for c in range(x.shape[1]):
                 x[i, c] = keys[s, c] + bias
 
@@ -86,24 +91,23 @@ def _exponents(keys, newest, weights, position, lag, x):
 @cpu_kernel
 def windowed(x, position, weights, state, memory):
     """The token's key and value become the newest of the rings, and the oldest leave the window."""
-    width, size = x.size, len(state.keys)
-    newest, rows = position % size, min(position + 1, size)
+    width, size = x.shape[1], state.keys.shape[1]
+    newest, seen = position % size, min(position + 1, size)
     q, k, v, h, at = _project(x, weights, memory)
-    sums, at = take(memory, at, 3 * width)
-    exponents, at = take(memory, at, BLOCK * width)
-    mean = sums.reshape(3, width)
-    for c in range(width):
-        state.keys[newest, c], state.values[newest, c] = k[0, c], v[0, c]
-        mean[0, c], mean[1, c], mean[2, c] = state.mean[0, c], state.mean[1, c], state.mean[2, c]
-    for lag in range(0, rows, BLOCK):
-        count, first = min(BLOCK, rows - lag), place(newest, lag, size)
-        block = exponents[: count * width].reshape(count, width)
-        _exponents(state.keys, first, weights, position, lag, block)
-        join(block, state.values, first, mean, h)
-    _add(q, mean, weights.out, h, x)
-    if rows == size:
-        oldest = place(newest, size - 1, size)
-        join(state.keys[oldest : oldest + 1], state.values, oldest, state.mean, h)
+    mean, at = rows(memory, at, 3, width)
+    exponents, at = rows(memory, at, BLOCK, width)
+    for b in range(len(x)):
+        keys, values, past = state.keys[b], state.values[b], state.mean[b]
+        keys[newest], values[newest], mean[:] = k[b], v[b], past
+        for lag in range(0, seen, BLOCK):
+            block, first = exponents[: min(BLOCK, seen - lag)], place(newest, lag, size)
+            _exponents(keys, first, weights, position, lag, block)
+            join(block, values, first, mean, h[b])
+        gated_mean(q[b], mean, h[b])
+        if seen == size:
+            oldest = place(newest, size - 1, size)
+            join(keys[oldest : oldest + 1], values, oldest, past, k[b])
+    _add(h, weights.out, x)
 
 
 class AFT(Half):
@@ -114,23 +118,25 @@ class AFT(Half):
         if self._shared > 1:
             parts = (np.split(x, np.cumsum(module.sizes)[:-1]) for x in qkv)
             qkv = Linear(*(np.concatenate([q, self._spread(k), v]) for q, k, v in parts))
-        out, rings = self.none() if module.out is None else linear_of(module.out), (self.window(module, model), self.width)
+        out = self.none() if module.out is None else linear_of(module.out)
+        ring, mean = (self.batch, self.window(module, model), self.width), (self.batch, 3, self.width)
         return (Weights(norm, qkv, out, *self.biases(module)),
-                State(np.empty(rings, self.dtype), np.empty(rings, self.dtype), np.empty((3, self.width), self.dtype)))
+                State(np.empty(ring, self.dtype), np.empty(ring, self.dtype), np.empty(mean, self.dtype)))
 
     def window(self, module, model) -> int:
         """How many keys and values the rings have."""
         raise NotImplementedError
 
     def biases(self, module) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """u, v and filters; without rows where there are none."""
+        """pos_u, pos_v and filters; without rows where there are none."""
         return (np.empty((0, 1), self.dtype),) * 3
 
     def load(self, state, position):
-        self._begin(state.average.data[0], self._spread(state.logsum.data[0]))
+        self._begin(state.average.data, self._spread(state.logsum.data, axis=1))
 
     def _begin(self, average, logsum) -> None:
-        self.state.mean[0], self.state.mean[1], self.state.mean[2] = average, 1, logsum
+        mean = self.state.mean
+        mean[:, 0], mean[:, 1], mean[:, 2] = average, 1, logsum
 
     def _spread(self, x: np.ndarray, axis: int = 0) -> np.ndarray:
         """H numbers along the axis become D."""
@@ -145,7 +151,7 @@ class Simple(AFT):
         return 0
 
     def memory(self, module, model):
-        return 4 * self.width
+        return 7 * self.width
 
 
 class Local(AFT):
@@ -156,7 +162,7 @@ class Local(AFT):
         return min(module.window, model.context)
 
     def memory(self, module, model):
-        return (7 + BLOCK) * self.width
+        return (10 + BLOCK) * self.width
 
     def biases(self, module):
         return module.pos_u.data, module.pos_v.data, np.empty((0, 1), self.dtype)
@@ -167,11 +173,11 @@ class Local(AFT):
 
     def _fill(self, state, position: int) -> None:
         """The newest keys and values go into the rings; the row of the next token stays as it is."""
-        count = min(position, len(self.state.keys) - 1)
-        rows = np.arange(position - count, position) % len(self.state.keys)
-        first = state.keys.shape[1] - count
-        self.state.keys[rows] = self._spread(state.keys.data[0, first:], axis=1)
-        self.state.values[rows] = state.values.data[0, first:]
+        size = self.state.keys.shape[1]
+        count = min(position, size - 1)
+        places, first = np.arange(position - count, position) % size, state.keys.shape[1] - count
+        self.state.keys[:, places] = self._spread(state.keys.data[:, first:], axis=2)
+        self.state.values[:, places] = state.values.data[:, first:]
 
 
 class Full(Local):

@@ -18,7 +18,7 @@ from ..ops import long_conv
 from ..ops.long_conv import online
 from ..ops.long_conv.cpu import step
 from ..variants import hyena
-from .shared import FeedForward, Half, Linear, Norm, linear, linear_of, norm, take
+from .shared import FeedForward, Half, Linear, Norm, linear, linear_of, norm, rows, take
 
 
 class Weights(NamedTuple):
@@ -33,35 +33,37 @@ class Weights(NamedTuple):
 
 
 class State(NamedTuple):
-    """Row t of ``recent`` modulo their number is what the short convolution read at position t."""
+    """Row t of ``recent``, modulo their number, is what the short convolution read at position t."""
 
-    recent: np.ndarray  # [taps (order + 1) D]
-    inputs: np.ndarray  # [order-1 context D]
-    sums: np.ndarray  # [order-1 context D], what blocks that have ended add to later positions
+    recent: np.ndarray  # [B taps (order + 1) D]
+    inputs: np.ndarray  # [B order-1 context D]
+    sums: np.ndarray  # [B order-1 context D], what blocks that have ended add to later positions
 
 
 @cpu_kernel
 def mix(x, position, weights, state, memory):
     """x += W (v · gate) after all long convolutions; the token's projections and inputs of these join the state."""
-    width, count, taps = x.size, len(state.inputs), weights.taps
-    h, at = take(memory, 0, width)
+    (count, width), orders, taps = x.shape, state.inputs.shape[1], weights.taps
+    h, at = rows(memory, 0, count, width)
+    projected, at = rows(memory, at, count, taps.shape[1])
     z, at = take(memory, at, taps.shape[1])
-    v, newest = z[(count + 1) * width :], position % len(taps)
+    v, newest = z[(orders + 1) * width :], position % len(taps)
     norm(x, weights.norm, h, memory[at:])
-    linear(weights.project, h, state.recent[newest], False)
-    for c in range(z.size):
-        z[c] = weights.bias[c]
-    step(taps, state.recent, newest, min(len(taps), position + 1), z)
-    for o in range(count):
-        gate, inputs, ready, skip = (count - o) * width, state.inputs[o], state.sums[o, position], weights.skip[o]
+    linear(weights.project, h, projected, False)
+    for b in range(count):
+        state.recent[b, newest] = projected[b]
+        z[:] = weights.bias
+        step(taps, state.recent[b], newest, min(len(taps), position + 1), z)
+        for o in range(orders):
+            gate, inputs, ready, skip = (orders - o) * width, state.inputs[b, o], state.sums[b, o, position], weights.skip[o]
+            for c in range(width):
+                inputs[position, c] = v[c] * z[gate + c]
+            for c in range(width):
+                v[c] = ready[c] + skip[c] * inputs[position, c]
+            step(weights.filters[o], inputs, position, position % weights.block + 1, v)
         for c in range(width):
-            inputs[position, c] = v[c] * z[gate + c]
-        for c in range(width):
-            v[c] = ready[c] + skip[c] * inputs[position, c]
-        step(weights.filters[o], inputs, position, position % weights.block + 1, v)
-    for c in range(width):
-        v[c] *= z[c]
-    linear(weights.out, v, x, True)
+            h[b, c] = v[c] * z[c]
+    linear(weights.out, h, x, True)
 
 
 class LongConvolutions(Half):
@@ -71,41 +73,42 @@ class LongConvolutions(Half):
     def wire(self, norm, module, model):
         project, taps = linear_of(module.project), np.ascontiguousarray(module.short.data.T[::-1])
         bias = np.zeros_like(project.bias) if module.short_bias is None else module.short_bias.data
-        filters, inputs, sums = (np.zeros((module.order - 1, model.context, self.width), self.dtype) for _ in range(3))
+        shape = module.order - 1, model.context, self.width
+        filters, inputs, sums = (np.zeros((*batch, *shape), self.dtype) for batch in ((), (self.batch,), (self.batch,)))
         weights = Weights(norm, project, taps, bias, module.skip.data.reshape(-1, self.width), filters, linear_of(module.out),
                           online.BLOCK)
-        return weights, State(np.zeros_like(taps), inputs, sums)
+        return weights, State(np.zeros((self.batch, *taps.shape), self.dtype), inputs, sums)
 
     def memory(self, module, model):
-        return self.width + len(module.short)
+        return self.width + 2 * len(module.short)
 
     def load(self, state, position):
-        recent = state.recent.data[0]
-        self.state.recent[np.arange(position - len(recent), position) % len(self.state.recent)] = recent
+        recent, count = state.recent.data, self.state.recent.shape[1]
+        self.state.recent[:, np.arange(position - recent.shape[1], position) % count] = recent
         self.state.sums[:] = 0
         for o, past in enumerate(state.pasts):
             self.weights.filters[o], start = state.filters[o].data, 0
             for block in past.blocks:
                 start = self._join(o, start, block)
-            self.state.inputs[o, start:position] = past.recent.data[0]
+            self.state.inputs[:, o, start:position] = past.recent.data
 
     def _join(self, o: int, start: int, block: online.Block) -> int:
         """Take a block of convolution o that begins here; where it ends."""
-        inputs, ahead = (a.data[0] for a in block)
-        stop = start + len(inputs)
-        self.state.inputs[o, start:stop] = inputs
-        later = self.state.sums[o, stop : stop + len(ahead)]
-        later += ahead[: len(later)]
+        inputs, ahead = (a.data for a in block)
+        stop = start + inputs.shape[1]
+        self.state.inputs[:, o, start:stop] = inputs
+        later = self.state.sums[:, o, stop : stop + ahead.shape[1]]
+        later += ahead[:, : later.shape[1]]
         return stop
 
     def __call__(self, x, position):
         super().__call__(x, position)
         stop, size = position + 1, self.weights.block
         count, rest = divmod(stop, size)
-        if not rest and stop < self.state.inputs.shape[1]:
+        if not rest and stop < self.state.inputs.shape[2]:
             start = stop - size * (count & -count)
             for o, filter in enumerate(self.weights.filters):
-                inputs = Tensor.wrap(self.state.inputs[o, None, start:stop])
+                inputs = Tensor.wrap(self.state.inputs[:, o, start:stop])
                 self._join(o, start, online.close(inputs, Tensor.wrap(filter), long_conv))
 
 

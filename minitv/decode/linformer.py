@@ -32,8 +32,9 @@ class SegmentAttention(Attention):
             return
         first, module = position // segment * mixtures, self._module
         with no_grad():
-            keys = module.mixtures(module.E, Tensor(self.state.keys[None, :, :, first : first + segment].swapaxes(2, 3)), 1)
-            values = module.mixtures(module.F, Tensor(self.state.values[None, :, first : first + segment]), 1)
+            keys, values = (part.reshape(self.batch, -1, *part.shape[1:]) for part in self.state)
+            keys = module.mixtures(module.E, Tensor(keys[..., first : first + segment].swapaxes(2, 3)), 1)
+            values = module.mixtures(module.F, Tensor(values[:, :, first : first + segment]), 1)
         self.write(first, keys, values)
 
 

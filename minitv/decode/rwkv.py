@@ -12,7 +12,7 @@ from ..ops.gated.cpu import sigmoid_row
 from ..ops.token_shift.cpu import mixed
 from ..ops.wkv.cpu import step
 from ..variants import rwkv
-from .shared import Half, Linear, Norm, activate, activation_of, linear, norm, take
+from .shared import Half, Linear, Norm, activate, activation_of, linear, norm, rows
 
 
 class Shift(NamedTuple):
@@ -42,55 +42,60 @@ class ChannelWeights(NamedTuple):
 
 @inner
 def _shifted(x, before, shift, spare, y):
-    mixed(x, before, shift.mix, spare)
+    for b in range(len(x)):
+        mixed(x[b], before[b], shift.mix, spare[b])
     linear(shift.linear, spare, y, False)
 
 
 @cpu_kernel
 def time_mix(x, position, weights, state, memory):
-    h, at = take(memory, 0, x.size)
-    y, at = take(memory, at, x.size)
-    k, at = take(memory, at, x.size)
-    v, at = take(memory, at, x.size)
-    r, at = take(memory, at, x.size)
+    count, width = x.shape
+    h, at = rows(memory, 0, count, width)
+    y, at = rows(memory, at, count, width)
+    k, at = rows(memory, at, count, width)
+    v, at = rows(memory, at, count, width)
+    r, at = rows(memory, at, count, width)
     norm(x, weights.norm, h, memory[at:])
     _shifted(h, state.time_x, weights.key, y, k)
     _shifted(h, state.time_x, weights.value, y, v)
     _shifted(h, state.time_x, weights.receptance, y, r)
     state.time_x[:] = h
-    step(k, v, weights.w, weights.u, state.a, state.b, state.p, y)
-    sigmoid_row(y, r, k)
+    for b in range(count):
+        step(k[b], v[b], weights.w, weights.u, state.a[b], state.b[b], state.p[b], y[b])
+        sigmoid_row(y[b], r[b], k[b])
     linear(weights.out, k, x, True)
 
 
 @cpu_kernel
 def channel_mix(x, position, weights, state, memory):
-    hidden = len(weights.key.linear.weight)
-    h, at = take(memory, 0, x.size)
-    y, at = take(memory, at, x.size)
-    r, at = take(memory, at, x.size)
-    wide, at = take(memory, at, hidden)
-    activated, at = take(memory, at, hidden)
+    (count, width), hidden = x.shape, len(weights.key.linear.weight)
+    h, at = rows(memory, 0, count, width)
+    y, at = rows(memory, at, count, width)
+    r, at = rows(memory, at, count, width)
+    wide, at = rows(memory, at, count, hidden)
+    activated, at = rows(memory, at, count, hidden)
     norm(x, weights.norm, h, memory[at:])
     _shifted(h, state.channel_x, weights.key, y, wide)
     _shifted(h, state.channel_x, weights.receptance, y, r)
     state.channel_x[:] = h
-    activate(wide, weights.activation, activated, memory[at:])
+    for b in range(count):
+        activate(wide[b], weights.activation, activated[b], memory[at:])
     linear(weights.value, activated, y, False)
-    sigmoid_row(y, r, h)
-    for c in range(x.size):
-        x[c] += h[c]
+    for b in range(count):
+        sigmoid_row(y[b], r[b], h[b])
+        for c in range(width):
+            x[b, c] += h[b, c]
 
 
 class Mix(Half):
-    """What both have: linear layers without biases, some of which read a shifted input, and states of vectors."""
+    """What both have: linear layers without biases, some of which read a shifted input, and states [B D]."""
 
     def _linear(self, weight) -> Linear:
         return Linear(weight.data, np.zeros(len(weight), self.dtype))
 
     def load(self, state, position):
-        for row, part in zip(self.state, state, strict=True):
-            row[:] = part.data[0]
+        for place, part in zip(self.state, state, strict=True):
+            place[:] = part.data
 
 
 class TimeMix(Mix):
@@ -102,7 +107,7 @@ class TimeMix(Mix):
                               Shift(module.mix_v.data, self._linear(module.value)),
                               Shift(module.mix_r.data, self._linear(module.receptance)), self._linear(module.out),
                               -np.exp(module.time_decay.data), module.time_first.data)
-        return weights, rwkv.State(*np.empty((4, self.width), self.dtype))
+        return weights, rwkv.State(*np.empty((4, self.batch, self.width), self.dtype))
 
     def memory(self, module, model):
         return 5 * self.width
@@ -116,7 +121,7 @@ class ChannelMix(Mix):
         weights = ChannelWeights(norm, Shift(module.mix_k.data, self._linear(module.key)),
                                  Shift(module.mix_r.data, self._linear(module.receptance)), self._linear(module.value),
                                  activation_of(module))
-        return weights, rwkv.ChannelState(np.empty(self.width, self.dtype))
+        return weights, rwkv.ChannelState(np.empty((self.batch, self.width), self.dtype))
 
     def memory(self, module, model):
         return 3 * self.width + 3 * len(module.key)

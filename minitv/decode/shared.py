@@ -1,8 +1,9 @@
 """What the pages of all variants share: kernels of a linear layer, a norm, the feed-forward network and the head; and Half.
 
-A kernel is kernel(x, position, weights, state, memory): it adds half a block, f(norm(x)), to x[D] of one token. ``weights`` and
-``state`` are named tuples of arrays and numbers, the weights being the model's own; ``memory`` is scratch memory. A layer that
-is not there is a Linear without rows, so that a kernel is compiled once for all options.
+A kernel is kernel(x, position, weights, state, memory): it adds half a block, f(norm(x)), to x[B D], one token of each of B
+sequences, all at the same position. ``weights`` and ``state`` are named tuples of arrays and numbers, the weights being the
+model's own; ``memory`` is scratch memory. A layer that is not there is a Linear without rows, so that a kernel is compiled once
+for all options. Where heads do not meet, those of all sequences are the heads of one.
 """
 
 from __future__ import annotations
@@ -63,25 +64,61 @@ def take(memory, at, size):
 
 
 @inner
+def rows(memory, at, count, size):
+    """The same as [count size]."""
+    return memory[at : at + count * size].reshape(count, size), at + count * size
+
+
+@inner
+def columns(x, first, size, memory, at):
+    """x[:, first : first + size] in scratch memory, and where that ends."""
+    part, at = rows(memory, at, len(x), size)
+    for b in range(len(x)):
+        for c in range(size):
+            part[b, c] = x[b, first + c]
+    return part, at
+
+
+@inner
 def linear(layer, x, y, add):
-    """y = W x + b, added to y if ``add``."""
+    """y[B ·] = x[B ·] Wᵀ + b, added to y if ``add``; four sequences meet two rows of weights at a time."""
     weight, bias, zero = layer.weight, layer.bias, x.dtype.type(0)
-    for i in range(weight.shape[0]):
-        total = zero
-        for j in range(weight.shape[1]):
-            total += weight[i, j] * x[j]
-        y[i] = total + bias[i] + (y[i] if add else zero)
+    fours, pairs, inputs = len(x) - len(x) % 4, len(weight) - len(weight) % 2, weight.shape[1]
+    for i in range(0, pairs if fours else 0, 2):
+        row, other = weight[i], weight[i + 1]
+        for b in range(0, fours, 4):
+            one, two, three, four = x[b], x[b + 1], x[b + 2], x[b + 3]
+            a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
+            for j in range(inputs):
+                a0 += row[j] * one[j]
+                a1 += row[j] * two[j]
+                a2 += row[j] * three[j]
+                a3 += row[j] * four[j]
+                b0 += other[j] * one[j]
+                b1 += other[j] * two[j]
+                b2 += other[j] * three[j]
+                b3 += other[j] * four[j]
+            for n, (first, second) in enumerate(((a0, b0), (a1, b1), (a2, b2), (a3, b3))):
+                y[b + n, i] = first + bias[i] + (y[b + n, i] if add else zero)
+                y[b + n, i + 1] = second + bias[i + 1] + (y[b + n, i + 1] if add else zero)
+    for b in range(len(x)):
+        row = x[b]
+        for i in range(pairs if b < fours else 0, len(weight)):
+            total = zero
+            for j in range(inputs):
+                total += weight[i, j] * row[j]
+            y[b, i] = total + bias[i] + (y[b, i] if add else zero)
 
 
 @cpu_kernel
 def norm(x, of, y, spare):
-    """y = norm(x); two numbers of scratch memory."""
-    width = x.size
-    row, out, shifts, scales = x.reshape(1, width), y.reshape(1, width), spare[:1], spare[1:2]
+    """y = norm(x), [N D] both; scratch memory for 2 N numbers."""
+    count = len(x)
+    shifts, scales = spare[:count], spare[count : 2 * count]
     if of.centered:
-        layer_norm_rows(row, of.weight, of.bias, of.eps, out, shifts, scales)
+        layer_norm_rows(x, of.weight, of.bias, of.eps, y, shifts, scales)
     else:
-        rms_norm_rows(row, of.weight, of.eps, out, scales)
+        rms_norm_rows(x, of.weight, of.eps, y, scales)
 
 
 @cpu_kernel
@@ -103,23 +140,25 @@ def activate(x, activation, y, spare):
 @cpu_kernel
 def feed_forward(x, position, weights, state, memory):
     """x += W₂ f(W₁ h), or W₂ (f(W₁ h) · W₃ h), with h = norm(x)."""
-    hidden = len(weights.up.weight)
-    h, at = take(memory, 0, x.size)
-    wide, at = take(memory, at, hidden)
-    activated, at = take(memory, at, hidden)
+    (count, width), hidden = x.shape, len(weights.up.weight)
+    h, at = rows(memory, 0, count, width)
+    wide, at = rows(memory, at, count, hidden)
+    activated, at = rows(memory, at, count, hidden)
     norm(x, weights.norm, h, memory[at:])
     linear(weights.up, h, wide, False)
-    activate(wide, weights.activation, activated, memory[at:])
+    for b in range(count):
+        activate(wide[b], weights.activation, activated[b], memory[at:])
     if len(weights.gate.weight):
         linear(weights.gate, h, wide, False)
-        for i in range(hidden):
-            activated[i] *= wide[i]
+        for b in range(count):
+            for i in range(hidden):
+                activated[b, i] *= wide[b, i]
     linear(weights.down, activated, x, True)
 
 
 @cpu_kernel
 def head(x, weights, logits, memory):
-    h, at = take(memory, 0, x.size)
+    h, at = rows(memory, 0, x.shape[0], x.shape[1])
     norm(x, weights.norm, h, memory[at:])
     linear(weights.linear, h, logits, False)
 
@@ -140,7 +179,7 @@ def activation_of(module: nn.Module) -> int:
 
 
 class Half:
-    """Half of a block for one token after the other: ``half(x, position)`` adds f(norm(x)) to x[D].
+    """Half of a block for one token after the other: ``half(x, position)`` adds f(norm(x)) to x[B D], of ``batch`` sequences.
 
     It is made of the weights as they are. A subclass says which module it computes, and has the kernel that does it. The module
     may also be a whole block of a kind of its own, which has no norm before it and makes x anew.
@@ -149,12 +188,13 @@ class Half:
     module: ClassVar[type]
     kernel: ClassVar[Callable]
 
-    def __init__(self, norm: nn.Module | None, module: Any, model: LanguageModel):
+    def __init__(self, norm: nn.Module | None, module: Any, model: LanguageModel, batch: int = 1):
         like = (norm or model.embed).weight
-        self.width, self.dtype = like.shape[-1], like.dtype
+        self.width, self.dtype, self.batch = like.shape[-1], like.dtype, batch
         self.weights, self.state = self.wire(norm and norm_of(norm), module, model)
-        self._arguments = self.weights, self.state, np.empty(self.memory(module, model) + 2, self.dtype)  # 2 for ``norm``
-        self._compute = self.kernel.version(np.empty(self.width, self.dtype), 0, *self._arguments)
+        memory = batch * (self.memory(module, model) + 2)  # 2 for ``norm``
+        self._arguments = self.weights, self.state, np.empty(memory, self.dtype)
+        self._compute = self.kernel.version(np.empty((batch, self.width), self.dtype), 0, *self._arguments)
 
     @classmethod
     def computes(cls, module: Any) -> bool:
@@ -166,11 +206,11 @@ class Half:
         raise NotImplementedError
 
     def memory(self, module: Any, model: LanguageModel) -> int:
-        """How many numbers of scratch memory the kernel takes."""
+        """How many numbers of scratch memory the kernel takes for a sequence."""
         raise NotImplementedError
 
     def load(self, state: Any, position: int) -> None:
-        """Go on from the module's state of one sequence, which has read ``position`` tokens."""
+        """Go on from the module's state of one sequence, or of each, after ``position`` tokens."""
 
     def __call__(self, x: np.ndarray, position: int) -> None:
         self._compute(x, position, *self._arguments)
@@ -194,14 +234,14 @@ class FeedForward(Half):
 
 
 class Head:
-    """The logits [V] of x[D], valid until the next call."""
+    """The logits [B V] of x[B D], valid until the next call."""
 
-    def __init__(self, model: LanguageModel):
+    def __init__(self, model: LanguageModel, batch: int):
         weights = HeadWeights(norm_of(model.norm), linear_of(model.head))
-        vocab, width = weights.linear.weight.shape
-        self._logits, memory = np.empty(vocab, weights.linear.weight.dtype), np.empty(width + 2, weights.linear.weight.dtype)
-        self._arguments = weights, self._logits, memory
-        self._compute = head.version(np.empty(width, self._logits.dtype), *self._arguments)
+        (vocab, width), dtype = weights.linear.weight.shape, weights.linear.weight.dtype
+        self._logits = np.empty((batch, vocab), dtype)
+        self._arguments = weights, self._logits, np.empty(batch * (width + 2), dtype)
+        self._compute = head.version(np.empty((batch, width), dtype), *self._arguments)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         self._compute(x, *self._arguments)

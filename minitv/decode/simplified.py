@@ -15,7 +15,7 @@ from autograd.ops.rms_norm.cpu import rms_norm_rows
 from .. import nn
 from ..ops.attention.cpu import step
 from ..variants import simplified
-from .shared import Linear, Norm, activate, activation_of, linear, linear_of, norm, norm_of, take
+from .shared import Linear, Norm, activate, activation_of, columns, linear, linear_of, norm, norm_of, rows, take
 from .transformer import Cached, Turns, append, turned, turns_of
 
 
@@ -38,16 +38,16 @@ class Weights(NamedTuple):
     up: Linear
     down: Linear
     activation: int
-    sink: np.ndarray  # [H], -inf: no head has one
+    sink: np.ndarray  # [B·H], -inf: no head has one
     turns: Turns
 
 
 class State(NamedTuple):
     """Keys are kept transposed, as in the Transformer's."""
 
-    keys: np.ndarray  # [H K columns]
-    values: np.ndarray  # [H columns K]
-    mean: np.ndarray  # [D], of all values
+    keys: np.ndarray  # [B·H K columns]
+    values: np.ndarray  # [B·H columns K]
+    mean: np.ndarray  # [B D], of all values
 
 
 @inner
@@ -69,46 +69,50 @@ def _norm_heads(x, weight, heads, spare):
 @cpu_kernel
 def block(x, position, weights, cache, memory):
     """x = h + f(z), or skip h + f(norm(h)), with h = merge(α v + β A v - γ C v) of z = norm(x)."""
-    width, (heads, size, _), hidden = x.size, cache.keys.shape, len(weights.up.weight)
+    (count, width), (heads, size, _), hidden = x.shape, cache.keys.shape, len(weights.up.weight)
     one = x.dtype.type(1)
-    z, at = take(memory, 0, width)
-    v, at = take(memory, at, width)
-    a, at = take(memory, at, width)
-    h, at = take(memory, at, width)
-    qk, at = take(memory, at, 2 * width)
-    wide, at = take(memory, at, hidden)
-    activated, at = take(memory, at, hidden)
+    z, at = rows(memory, 0, count, width)
+    v, at = rows(memory, at, count, width)
+    a, at = rows(memory, at, count, width)
+    h, at = rows(memory, at, count, width)
+    qk, at = rows(memory, at, count, 2 * width)
+    wide, at = rows(memory, at, count, hidden)
+    activated, at = rows(memory, at, count, hidden)
     _normed(x, weights.norm, z, memory[at:])
     linear(weights.qk, z, qk, False)
+    q, at = columns(qk, 0, width, memory, at)
+    k, at = columns(qk, width, width, memory, at)
     if len(weights.values.weight):
         linear(weights.values, z, v, False)
     else:
         v[:] = z
-    q, k = qk[:width], qk[width:]
     if weights.q_norm.size:
         _norm_heads(q, weights.q_norm, heads, memory[at:])
         _norm_heads(k, weights.k_norm, heads, memory[at:])
-    q, k, at = turned(position, weights.turns, q, k, heads, heads, size, memory, at)
-    append(cache, position, k, v)
+    queries, keys, at = turned(position, weights.turns, q.reshape(-1), k.reshape(-1), heads, heads, size, memory, at)
+    append(cache, position, keys, v.reshape(-1))
     lse, at = take(memory, at, heads)
-    step(q, cache.keys, cache.values, position + 1, x.dtype.type(1 / np.sqrt(size)), weights.sink, a, lse, memory[at:])
+    step(queries, cache.keys, cache.values, position + 1, x.dtype.type(1 / np.sqrt(size)), weights.sink, a.reshape(-1), lse,
+         memory[at:])
     share = one / x.dtype.type(position + 1)
-    for c in range(width):
-        cache.mean[c] += (v[c] - cache.mean[c]) * share
-        h[c] = weights.alpha[c] * v[c] + weights.beta[c] * a[c] - weights.gamma[c] * cache.mean[c]
+    for b in range(count):
+        for c in range(width):
+            cache.mean[b, c] += (v[b, c] - cache.mean[b, c]) * share
+            h[b, c] = weights.alpha[c] * v[b, c] + weights.beta[c] * a[b, c] - weights.gamma[c] * cache.mean[b, c]
     if len(weights.out.weight):
         linear(weights.out, h, a, False)
         h[:] = a
     if weights.adds:
-        for c in range(width):
-            h[c] += x[c]
+        h += x
     if weights.serial:
         _normed(h, weights.after, z, memory[at:])
     linear(weights.up, z, wide, False)
-    activate(wide, weights.activation, activated, memory[at:])
+    for b in range(count):
+        activate(wide[b], weights.activation, activated[b], memory[at:])
     linear(weights.down, activated, x, False)
-    for c in range(width):
-        x[c] += x.dtype.type(weights.skip) * h[c]
+    for b in range(count):
+        for c in range(width):
+            x[b, c] += x.dtype.type(weights.skip) * h[b, c]
 
 
 class Block(Cached):
@@ -131,8 +135,8 @@ class Block(Cached):
             self.norm(module.norm1), Linear(mixer.qk.data, bias), q_norm, k_norm, self.blend(mixer.values), alpha, beta, gamma,
             self.blend(mixer.out), module.adds, module.serial, module.skip.item() if module.serial else 1.0,
             self.norm(module.norm2), linear_of(ffn.up), Linear(*(ffn.gain.data * part for part in linear_of(ffn.down))),
-            activation_of(ffn), np.full(heads, -np.inf, self.dtype), turns_of(mixer.rotation))
-        return weights, State(*self.empty(heads, size, model.context), np.zeros(self.width, self.dtype))
+            activation_of(ffn), self.no_sink(heads), turns_of(mixer.rotation))
+        return weights, State(*self.empty(heads, size, model.context), np.zeros((self.batch, self.width), self.dtype))
 
     def norm(self, module: nn.Module | None) -> Norm:
         nothing = np.empty(0, self.dtype)
@@ -147,12 +151,12 @@ class Block(Cached):
 
     def memory(self, module: Any, model: Any) -> int:
         hidden = len(module.ffn.up.weight)
-        return 9 * self.width + 3 * hidden + 2 * module.mixer.heads + self.state.keys.shape[2]
+        return 11 * self.width + 3 * hidden + 2 * module.mixer.heads + self.scores(module.mixer.heads)
 
     def load(self, state: Any, position: int) -> None:
         keys, values, mean = state[0]
         self.write(0, keys, values)
-        self.state.mean[:] = mean.data[0]
+        self.state.mean[:] = mean.data
 
     def __call__(self, x, position):
         self.make_room(position + 1)

@@ -17,7 +17,7 @@ from ..ops.attention.cpu import step
 from ..ops.rope import Rotation
 from ..ops.rope.cpu import rotate, turn
 from ..variants import roformer, transformer
-from .shared import FeedForward, Half, Linear, Norm, linear, linear_of, norm, take
+from .shared import FeedForward, Half, Linear, Norm, columns, linear, linear_of, norm, rows, take
 
 
 class Turns(NamedTuple):
@@ -34,7 +34,7 @@ class Weights(NamedTuple):
     norm: Norm
     qkv: Linear
     out: Linear
-    sink: np.ndarray  # [H], a score of each head that belongs to no token; -inf is none
+    sink: np.ndarray  # [B·H], a score of each head that belongs to no token; -inf is none
     turns: Turns
     segment: int = 2**62  # tokens that become mixtures; of no text by default
     mixtures: int = 0
@@ -43,8 +43,8 @@ class Weights(NamedTuple):
 class Cache(NamedTuple):
     """Keys are kept transposed, so that the scores of a query are sums of whole vectors."""
 
-    keys: np.ndarray  # [G head_dim columns]
-    values: np.ndarray  # [G columns head_dim]
+    keys: np.ndarray  # [B·G head_dim columns]
+    values: np.ndarray  # [B·G columns head_dim]
 
 
 def column(position, segment, mixtures):
@@ -82,7 +82,7 @@ def turned(position, turns, q, k, heads, groups, size, memory, at):
 
 @inner
 def append(cache, last, k, v):
-    """k and v, [G head_dim], become a column of the cache."""
+    """k and v, [B·G·head_dim], become a column of the cache."""
     groups, size, _ = cache.keys.shape
     for g in range(groups):
         for c in range(size):
@@ -93,19 +93,22 @@ def append(cache, last, k, v):
 @cpu_kernel
 def attend(x, position, weights, cache, memory):
     """x += W attention(q, k, v) with q, k, v = W' norm(x); k and v join the cache."""
-    width, (groups, size, _), heads = x.size, cache.keys.shape, weights.sink.size
+    (count, width), (groups, size, _), heads = x.shape, cache.keys.shape, weights.sink.size
+    shared = groups * size // count  # numbers of a token's keys
     last = _column(position, weights.segment, weights.mixtures)
     scale = x.dtype.type(1 / np.sqrt(size))
-    h, at = take(memory, 0, width)
-    y, at = take(memory, at, width)
-    qkv, at = take(memory, at, width + 2 * groups * size)
+    h, at = rows(memory, 0, count, width)
+    y, at = rows(memory, at, count, width)
+    qkv, at = rows(memory, at, count, width + 2 * shared)
     norm(x, weights.norm, h, memory[at:])
     linear(weights.qkv, h, qkv, False)
-    q, k, v = qkv[:width], qkv[width : width + groups * size], qkv[width + groups * size :]
-    q, k, at = turned(position, weights.turns, q, k, heads, groups, size, memory, at)
-    append(cache, last, k, v)
+    q, at = columns(qkv, 0, width, memory, at)
+    k, at = columns(qkv, width, shared, memory, at)
+    v, at = columns(qkv, width + shared, shared, memory, at)
+    queries, keys, at = turned(position, weights.turns, q.reshape(-1), k.reshape(-1), heads, groups, size, memory, at)
+    append(cache, last, keys, v.reshape(-1))
     lse, at = take(memory, at, heads)
-    step(q, cache.keys, cache.values, last + 1, scale, weights.sink, y, lse, memory[at:])
+    step(queries, cache.keys, cache.values, last + 1, scale, weights.sink, y.reshape(-1), lse, memory[at:])
     linear(weights.out, y, x, True)
 
 
@@ -120,14 +123,24 @@ class Cached(Half):
     """A half whose state has keys and values, as Cache has them, and grows where a model reads beyond its room."""
 
     def empty(self, groups: int, size: int, columns: int) -> Cache:
+        groups *= self.batch
         return Cache(np.zeros((groups, size, columns), self.dtype), np.zeros((groups, columns, size), self.dtype))
 
     def write(self, first: int, keys: Tensor, values: Tensor) -> None:
-        """Keys and values [1 G n K] become columns from ``first`` on."""
+        """Keys and values [1 G n K], or [B G n K], become columns from ``first`` on."""
         stop = first + keys.shape[2]
         self.make_room(stop)
-        self.state.keys[:, :, first:stop] = keys.data[0].swapaxes(1, 2)
-        self.state.values[:, first:stop] = values.data[0]
+        for place, part in ((self.state.keys[:, :, first:stop], keys.data.swapaxes(2, 3)),
+                            (self.state.values[:, first:stop], values.data)):
+            place.reshape(self.batch, len(place) // self.batch, *place.shape[1:])[:] = part
+
+    def no_sink(self, heads: int) -> np.ndarray:
+        return np.full(self.batch * heads, -np.inf, self.dtype)
+
+    def scores(self, heads: int) -> int:
+        """How many numbers of memory the scores of a query take at the end, for the heads that share a key."""
+        groups, _, columns = self.state.keys.shape
+        return heads * self.batch // groups * columns
 
     def make_room(self, columns: int) -> None:
         groups, _, room = self.state.keys.shape
@@ -152,13 +165,12 @@ class Attention(Cached):
     def wired(self, norm: Norm, module: Any, groups: int, rotation: Rotation | None, columns: int,
               **segments: int):
         """Weights, and an empty cache of ``columns`` keys and values in each of ``groups`` heads."""
-        heads, size = module.heads, self.width // module.heads
-        return Weights(norm, linear_of(module.qkv), linear_of(module.out), np.full(heads, -np.inf, self.dtype),
-                       turns_of(rotation), **segments), self.empty(groups, size, columns)
+        size = self.width // module.heads
+        return Weights(norm, linear_of(module.qkv), linear_of(module.out), self.no_sink(module.heads), turns_of(rotation),
+                       **segments), self.empty(groups, size, columns)
 
     def memory(self, module, model):
-        groups, _, columns = self.state.keys.shape
-        return 8 * self.width + module.heads + module.heads // groups * columns  # the scores of a query at the end
+        return 11 * self.width + module.heads + self.scores(module.heads)
 
     def load(self, state, position):
         self.write(0, state.keys, state.values)

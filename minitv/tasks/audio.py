@@ -54,7 +54,7 @@ from ..errors import UserError, naming
 from ..ngram import after, sample
 from ..options import DATA, STEPS
 from ..report import duration
-from ..sample import generate
+from ..sample import generate, written
 from ..sources import rank
 from ..task import Batch
 from ._media import Media, digest
@@ -160,9 +160,10 @@ class Audio(Media, name="audio", summary="sound in 8 bits a sample (mu-law), one
             prefix = task.test[: number * length].reshape(number, length)[:, :size]  # [N size]
             remark = f"; {size / rate:.3g} seconds of each are the beginning of one that was held out"
         sounds, pause = [], np.zeros(round(PAUSE * rate), np.float32)
-        for i, first in enumerate(prefix):
-            rest = generate(run.model, first, length - len(first), Random(options.seed + i), **options.drawing())
-            sounds += [pause] * bool(i) + [from_mu_law(np.append(first, np.fromiter(rest, np.int64)))]
+        rngs = [Random(options.seed + i) for i in range(number)]
+        rest = written(run.model, prefix, length - prefix.shape[1], rngs, **options.drawing())
+        for i, levels in enumerate(np.concatenate([prefix, rest], axis=1)):
+            sounds += [pause] * bool(i) + [from_mu_law(levels)]
         write_wav(path, np.concatenate(sounds), rate)
         return f"{number} sound{'s' * (number != 1)} of {length / rate:g} seconds, {rate} samples a second{remark}"
 

@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from ..images import as_text, grid, read_images, write_png
 from ..ngram import after
 from ..options import DATA, STEPS
 from ..report import count
-from ..sample import generate
+from ..sample import written
 from ..task import Batch
 from ._drawn import HELD_OUT, check_drawn
 from ._media import Media, digest
@@ -211,14 +211,14 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
         if width > SHOWN:
             return ""
         number = min(4, (SHOWN + 2) // (width + 2))
-        pixels = np.stack([draw_image(model, self.form, self.order, rng.split(i)) for i in range(number)])
+        pixels = draw_images(model, self.form, self.order, list(map(rng.split, range(number))))
         return as_text(pixels, self.form["levels"])
 
     @classmethod
     def write_file(cls, run: Any, options: Any, path: Path) -> str:
         form, of_task = cls.stored_form(run.saved), run.experiment.data
         order, number = scan(form["rows"], form["columns"], of_task), options.count or WRITTEN
-        prefix, note = None, ""
+        prefix, note = (), ""
         if options.complete is not None:
             task = run.experiment.begin(run.saved)
             size = max(1, int(options.complete * len(order)))
@@ -226,9 +226,8 @@ class Images(Media, name="images", summary="the pixels of small images, one afte
             if len(prefix) < number:
                 raise UserError(f"--count: {number} images are to be completed, and {len(prefix)} are held out")
             note = f"; the first {size} of {len(order)} pixels are those of images that were held out"
-        pixels = np.stack([
-            draw_image(run.model, form, order, Random(options.seed + i), () if prefix is None else prefix[i],
-                       **options.drawing()) for i in range(number)])
+        rngs = [Random(options.seed + i) for i in range(number)]
+        pixels = draw_images(run.model, form, order, rngs, prefix, **options.drawing())
         write_png(path, grid(pixels, form["levels"]))
         return f"{number} image{'s' * (number != 1)} of {form['rows']} by {form['columns']} pixels{note}"
 
@@ -244,14 +243,15 @@ def scan(height: int, width: int, options: ImagesOptions) -> np.ndarray:
     return places.reshape(height // side, side, width // side, side).swapaxes(1, 2).reshape(-1)
 
 
-def draw_image(model: Any, form: Mapping[str, int], order: np.ndarray, rng: Random, prefix: Any = (), **options: Any
-               ) -> np.ndarray:
-    """An image [H W] that a model makes up behind the pixels ``prefix``; ``options`` are those of ``generate``."""
-    prompt = np.array([form["levels"], *prefix], np.int64)
-    rest = list(generate(model, prompt, len(order) - len(prefix), rng, among=form["levels"], **options))
-    pixels = np.empty(len(order), np.uint8)
-    pixels[order] = [*prefix, *rest]
-    return pixels.reshape(form["rows"], form["columns"])
+def draw_images(model: Any, form: Mapping[str, int], order: np.ndarray, rngs: Sequence[Random], prefix: Any = (),
+                **options: Any) -> np.ndarray:
+    """Images [N H W] that a model makes up behind the pixels ``prefix`` [N n]; ``options`` are those of ``together``."""
+    prefix = np.reshape(prefix, (len(rngs), -1)).astype(np.int64)
+    prompts = np.insert(prefix, 0, form["levels"], axis=1)
+    rest = written(model, prompts, len(order) - prefix.shape[1], rngs, among=form["levels"], **options)
+    pixels = np.empty((len(rngs), len(order)), np.uint8)
+    pixels[:, order] = np.concatenate([prefix, rest], axis=1)
+    return pixels.reshape(-1, form["rows"], form["columns"])
 
 
 def digits(random: Random, count: int, side: int, levels: int, noise: float) -> np.ndarray:

@@ -47,10 +47,15 @@ def build(variant="transformer", dtype=np.float64, seed=0, own=(), **options):
     return model
 
 
+def drawn(length, batch=1, seed=0):
+    """Ids of several sequences [B T]."""
+    return np.random.default_rng(seed).integers(0, VOCAB, (batch, length))
+
+
 def expected(model, ids):
     """The logits after the last of these tokens, by the whole model at once and without kernels."""
     with use(kernel="none"):
-        return model(np.array(ids)[None]).numpy()[0, -1]
+        return model(ids).numpy()[:, -1]
 
 
 def own_options(variant):
@@ -73,10 +78,9 @@ def test_every_step_gives_the_logits_of_the_model(variant, data):
     options["own"] = {name: data.draw(st.sampled_from(values)) for name, values in own_options(variant)}
     model, exact = build(variant, dtype, **options), build(variant, **options)
     exact.load(model.state())
-    length = data.draw(st.sampled_from(range(1, model.context + 1)))  # lists alone are short
-    ids = data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=length, max_size=length))
-    first = data.draw(st.sampled_from(range(1, length + 1)))
-    check_writing(model, exact, ids, first)
+    length = data.draw(st.sampled_from(range(1, model.context + 1)))
+    ids = drawn(length, data.draw(st.sampled_from([1, 2, 6])), data.draw(st.integers(0, 99)))
+    check_writing(model, exact, ids, data.draw(st.sampled_from(range(1, length + 1))))
 
 
 @pytest.mark.full
@@ -88,12 +92,12 @@ def test_blocks_of_hyena_of_all_sizes(first, dtype, monkeypatch):
     own = {"order": 3}
     model, exact = (build("hyena", d, own=own, context=300) for d in (dtype, np.float64))
     exact.load(model.state())
-    reader = decoder(model)
+    reader = decoder(model, 2)
     assert type(reader) is FusedDecoder
     for seed in range(2):  # the second time after the first
-        ids = np.random.default_rng(seed).integers(0, VOCAB, 300)
-        logits = [reader.prefill(ids[:first]).copy(), *(reader.step(i).copy() for i in ids[first:])]
-        assert_close(np.array(logits), exact(ids[None]).numpy()[0, first - 1 :], terms=200)
+        ids = drawn(300, 2, seed)
+        logits = [reader.prefill(ids[:, :first]).copy(), *(reader.step(i).copy() for i in ids.T[first:])]
+        assert_close(np.stack(logits, axis=1), exact(ids).numpy()[:, first - 1 :], terms=200)
 
 
 @pytest.mark.full
@@ -103,19 +107,33 @@ def test_blocks_of_hyena_of_all_sizes(first, dtype, monkeypatch):
 def test_a_prefill_starts_over(variant, length, choice):
     own = {name: values[choice % len(values)] for name, values in own_options(variant)}
     model = build(variant, own=own, width=20, context=40)
-    reader, ids = decoder(model), np.random.default_rng(0).integers(0, VOCAB, 40)
+    reader, ids = decoder(model, 5), drawn(40, 5)
     for _ in range(2):
-        reader.prefill(ids[:5])
-        reader.step(3)
-        assert_close(reader.prefill(ids[:length]), expected(model, ids[:length]), terms=200)
+        reader.prefill(ids[:, :5])
+        reader.step([3] * 5)
+        assert_close(reader.prefill(ids[:, :length]), expected(model, ids[:, :length]), terms=200)
         for position in range(length, 40):
-            assert_close(reader.step(ids[position]), expected(model, ids[: position + 1]), terms=200)
+            assert_close(reader.step(ids[:, position]), expected(model, ids[:, : position + 1]), terms=200)
+
+
+@pytest.mark.parametrize("length", [1, FEW, FEW + 1])
+@each_variant
+def test_sequences_that_begin_alike_are_read_once(variant, length):
+    model, ids = build(variant, np.float32, context=40), drawn(length + 3, 6)
+    ids[:, :length] = ids[0, :length]
+    for kind in (decoder, Decoder):
+        alike, apart = kind(model, 6), kind(model, 6)
+        logits = [reader.prefill(ids[:rows, :length]) for reader, rows in ((alike, 1), (apart, 6))]
+        assert logits[0].shape == (6, VOCAB)
+        assert_close(*logits, terms=200)
+        for position in range(length, length + 3):
+            assert_close(alike.step(ids[:, position]), apart.step(ids[:, position]), terms=200)
 
 
 @pytest.mark.parametrize("variant", ["transformer", "retnet", "hyena"])
 def test_a_long_prompt_is_read_by_all_cores(variant, monkeypatch):
     """With the logits that one core gives, and the same bits each time."""
-    model, ids = build(variant, width=64, context=2048), np.random.default_rng(0).integers(0, VOCAB, 2048)
+    model, ids = build(variant, width=64, context=2048), drawn(2048)
     monkeypatch.setattr(decode, "cores", lambda: 3)
     shared = [decoder(model).prefill(ids).copy() for _ in range(2)]
     np.testing.assert_array_equal(*shared)
@@ -125,13 +143,13 @@ def test_a_long_prompt_is_read_by_all_cores(variant, monkeypatch):
 
 @each_variant
 def test_without_kernels_a_decoder_takes_the_models_own_step(variant):
-    model, ids = build(variant), [1, 5, 2, 2, 7]
-    reader = Decoder(model)
+    model, ids = build(variant), drawn(5, 2)
+    reader = Decoder(model, 2)
     with use(kernel="none"):
-        reader.prefill(ids[:2])
+        reader.prefill(ids[:, :2])
         for position in range(2, 5):
-            logits = reader.step(ids[position])
-            assert_close(logits, expected(model, ids[: position + 1]), terms=200)
+            logits = reader.step(ids[:, position])
+            assert_close(logits, expected(model, ids[:, : position + 1]), terms=200)
     assert reader.position == 5
 
 
@@ -140,13 +158,13 @@ def test_without_kernels_a_decoder_takes_the_models_own_step(variant):
 def test_a_sequence_may_be_longer_than_the_context(variant, first):
     model, exact = build(variant, np.float32), build(variant)
     exact.load(model.state())
-    reader, plain = FusedDecoder(model), Decoder(exact)
-    ids = np.random.default_rng(0).integers(0, VOCAB, first + 3 * model.context)
+    reader, plain, ids = FusedDecoder(model), Decoder(exact), drawn(first + 3 * model.context)
     for each in reader, plain:
-        each.prefill(ids[:first])
-    for position in range(first, len(ids)):
-        assert_close(reader.step(ids[position]), plain.step(ids[position]), f"step {position}", terms=FADED.get(variant, 200))
-    assert reader.position == plain.position == len(ids)
+        each.prefill(ids[:, :first])
+    for position in range(first, ids.shape[1]):
+        token = ids[:, position]
+        assert_close(reader.step(token), plain.step(token), f"step {position}", terms=FADED.get(variant, 200))
+    assert reader.position == plain.position == ids.shape[1]
 
 
 @pytest.mark.parametrize("rotation", ["retnet", "rope"])
@@ -158,29 +176,32 @@ def test_retention_turns_by_large_angles(rotation):
     state = type(past)(*(Tensor(rng.uniform(1, 2, part.shape)) for part in past[:3]), 10**6 + 1)
     half = retnet.Retention(block.norm1, block.mixer, model)
     half.load(state, state.position)
-    x = rng.normal(size=16).astype(np.float32)
-    y = x.astype(np.float64) + same.mixer.prefill(same.norm1(Tensor(x[None, None].astype(np.float64))), state)[0].numpy()[0, 0]
+    x = rng.normal(size=(1, 16)).astype(np.float32)
+    y = x.astype(np.float64) + same.mixer.prefill(same.norm1(Tensor(x[None].astype(np.float64))), state)[0].numpy()[0]
     half(x, 10**6 + 1)
     assert_close(x, y, terms=200)
 
 
 def test_weights_that_changed_need_a_new_decoder():
-    model = build()
-    before = decoder(model).prefill([1, 2]).copy()
+    model, ids = build(), np.array([[1, 2]])
+    before = decoder(model).prefill(ids).copy()
     model.blocks[1].ffn.down.weight.assign_(model.blocks[1].ffn.down.weight.numpy() * 2)
-    after = decoder(model).prefill([1, 2])
-    assert_close(after, expected(model, [1, 2]), terms=200)
+    after = decoder(model).prefill(ids)
+    assert_close(after, expected(model, ids), terms=200)
     assert not np.allclose(before, after)
 
 
 def test_what_the_model_cannot_read_is_refused():
-    reader = decoder(build(context=3))
-    reader.prefill([1, 2, 3])
+    reader = decoder(build(context=3), 2)
+    reader.prefill([[1, 2, 3]])
     with pytest.raises(ShapeError, match=r"the model has 3 positions; 3 \+ 1 tokens do not fit"):
-        reader.step(0)
+        reader.step([0, 0])
     for token in (-1, VOCAB):
         with pytest.raises(DomainError, match=rf"the model knows the tokens 0 \.\. 10, got {token}"):
-            reader.prefill([token])
+            reader.prefill([[0], [token]])
+    for ids in ([1, 2], [[1], [2], [3]]):
+        with pytest.raises(ShapeError, match=r"prefill: ids have the shape .*, allowed: \[B T\] with 1 or 2 rows"):
+            reader.prefill(ids)
 
 
 @pytest.mark.parametrize(("options", "reason"), [
@@ -193,12 +214,12 @@ def test_what_the_model_cannot_read_is_refused():
     (dict(stack="reversible"), "they know stacks of blocks x + f(norm(x)) alone"),
     (dict(token_shift=True), "they do not know the module Shifted with its options")], ids=str)
 def test_what_no_kernel_knows_takes_the_models_own_step(options, reason):
-    model, ids = build(**options), [1, 5, 2, 2, 7]
+    model, ids = build(**options), drawn(5)
     reader = decoder(model)
     assert type(reader) is Decoder and reason in unread(model)
-    reader.prefill(ids[:2])
+    reader.prefill(ids[:, :2])
     for position in range(2, 5):
-        assert_close(reader.step(ids[position]), expected(model, ids[: position + 1]), terms=200)
+        assert_close(reader.step(ids[:, position]), expected(model, ids[:, : position + 1]), terms=200)
 
 
 @pytest.mark.parametrize(("variant", "options"), [
@@ -206,17 +227,17 @@ def test_what_no_kernel_knows_takes_the_models_own_step(options, reason):
     ("roformer", dict(own=dict(pairing="half", rotated=0.5, scaling="yarn", scaling_factor=4.0))),
     ("roformer", dict(own=dict(xpos=True)))], ids=str)
 def test_a_cache_grows_beyond_the_context(variant, options):
-    model, ids = build(variant, context=8, **options), np.random.default_rng(0).integers(0, VOCAB, 40)
-    reader, plain = decoder(model), Decoder(model)
+    model, ids = build(variant, context=8, **options), drawn(40, 2)
+    reader, plain = decoder(model, 2), Decoder(model, 2)
     assert type(reader) is FusedDecoder
     for first in (3, 30):
-        assert_close(reader.prefill(ids[:first]), plain.prefill(ids[:first]), terms=200)
-        for token in ids[first:]:
+        assert_close(reader.prefill(ids[:, :first]), plain.prefill(ids[:, :first]), terms=200)
+        for token in ids.T[first:]:
             assert_close(reader.step(token), plain.step(token), terms=200)
 
 
 def test_positions_that_no_kernel_needs():
-    model, ids = build(positions="none"), [1, 5, 2]
+    model, ids = build(positions="none"), drawn(3)
     reader = decoder(model)
     assert type(reader) is FusedDecoder
     assert_close(reader.prefill(ids), expected(model, ids), terms=200)
@@ -224,12 +245,12 @@ def test_positions_that_no_kernel_needs():
 
 def test_a_window_longer_than_the_context_is_kept_where_there_are_no_positions():
     model = build("aft-conv", positions="none", context=4, own={"window": 7})
-    reader, plain, ids = decoder(model), Decoder(model), np.random.default_rng(0).integers(0, VOCAB, 30)
+    reader, plain, ids = decoder(model, 2), Decoder(model, 2), drawn(30, 2)
     assert type(reader) is FusedDecoder
     for first in (1, 20):
         for each in (reader, plain):
-            each.prefill(ids[:first])
-        for token in ids[first:]:
+            each.prefill(ids[:, :first])
+        for token in ids.T[first:]:
             assert_close(reader.step(token), plain.step(token), terms=200)
 
 
@@ -312,9 +333,9 @@ def test_a_constant_added_to_all_keys_changes_nothing_in_attention(dtype):
 @each_dtype
 @pytest.mark.parametrize("mean", [1e4, -1e6], ids="mean {:g}".format)
 def test_the_norm_of_values_far_from_0(dtype, mean):
-    x, affine = (mean + np.random.default_rng(0).normal(size=40)).astype(dtype), np.ones((2, 40), dtype)
+    x, affine = (mean + np.random.default_rng(0).normal(size=(3, 40))).astype(dtype), np.ones((2, 40), dtype)
     y = np.empty_like(x)
-    shared.norm(x, shared.Norm(*affine, 1e-5, True), y, np.empty(2, dtype))
+    shared.norm(x, shared.Norm(*affine, 1e-5, True), y, np.empty(6, dtype))
     assert_close(y, layer_norm.definition(x.astype(np.float64), *affine), terms=40)
 
 

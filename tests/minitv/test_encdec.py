@@ -200,8 +200,8 @@ def test_a_beam_of_one_is_greedy_and_a_model_with_a_source_is_a_language_model()
         read = generate(model.given(row), np.array([END]), 8, Random(0), temperature=0)
         assert list(itertools.takewhile(lambda token: token != END, read)) == ids.tolist()
     reader = decoder(model.given(row))
-    assert_close(reader.prefill([END, 2]), model(row[None], np.array([[END, 2]])).numpy()[0, -1], terms=10_000)
-    assert_close(reader.step(3), model(row[None], np.array([[END, 2, 3]])).numpy()[0, -1], terms=10_000)
+    assert_close(reader.prefill([[END, 2]]), model(row[None], np.array([[END, 2]])).numpy()[:, -1], terms=10_000)
+    assert_close(reader.step([3]), model(row[None], np.array([[END, 2, 3]])).numpy()[:, -1], terms=10_000)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.5])

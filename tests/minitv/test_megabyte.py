@@ -191,13 +191,13 @@ def test_strided_logits_are_those_of_first_halves(length):
 def test_kernels_write_what_the_model_computes(options):
     """From every length of a prompt on, of which short ones are read token by token."""
     model = build(**{"context": 30, **options})
-    reader, ids = decoder(model), tokens(30, 1)[0]
+    reader, ids = decoder(model, 3), tokens(30, 3)
     assert type(reader) is Reader
     with no_grad():
-        expected = model(ids[None]).numpy()[0]
+        expected = model(ids).numpy()
     for first in (1, 7, 17, 18, 19, 24, 29):
-        logits = [reader.prefill(ids[:first]).copy(), *(reader.step(token).copy() for token in ids[first:])]
-        assert_close(np.array(logits), expected[first - 1 :], terms=10_000)
+        logits = [reader.prefill(ids[:, :first]).copy(), *(reader.step(token).copy() for token in ids.T[first:])]
+        assert_close(np.stack(logits, axis=1), expected[:, first - 1 :], terms=10_000)
         assert reader.position == 30
 
 
@@ -205,12 +205,12 @@ def test_kernels_write_what_the_model_computes(options):
     (dict(strided=True), "they take one pass, and --strided two"), (OPTIONS["reversible"], "they know stacks of blocks x + f("),
     (OPTIONS["across"], "they do not know the module AcrossPatches with its options")], ids=str)
 def test_what_no_kernel_knows_takes_the_models_own_step(options, reason):
-    model, ids = build(**options), [1, 5, 2, 2, 7, 4, 3]
+    model, ids = build(**options), np.array([[1, 5, 2, 2, 7, 4, 3]])
     reader = decoder(model)
     assert type(reader) is Decoder and reason in unread(model)
-    reader.prefill(ids[:2])
+    reader.prefill(ids[:, :2])
     for position in range(2, 7):
-        assert_close(reader.step(ids[position]), model(np.array(ids[: position + 1])[None]).numpy()[0, -1], terms=1000)
+        assert_close(reader.step(ids[:, position]), model(ids[:, : position + 1]).numpy()[:, -1], terms=1000)
 
 
 # -- another implementation ---------------------------------------------------------------------------------------------

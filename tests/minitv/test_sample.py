@@ -3,6 +3,7 @@
 import io
 import itertools
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,10 +66,13 @@ POINTS = (np.arange(2000) + 0.5) / 2000
 
 def drawn(logits, **options):
     """The distribution of choose: its share of an even grid of uniform numbers."""
-    counts = np.zeros(len(logits))
-    for uniform in POINTS:
-        counts[choose(logits, uniform, **options)] += 1
+    counts = np.bincount(choose(np.tile(logits, (len(POINTS), 1)), POINTS, **options), minlength=len(logits))
     return counts / counts.sum()
+
+
+def chosen(logits, uniform, *options, **more):
+    """The one choice of one row."""
+    return choose(np.array(logits)[None], np.array([uniform]), *options, **more)[0]
 
 
 def brute_force(logits, temperature=1.0, top_k=None, top_p=1.0, min_p=0.0):
@@ -103,36 +107,36 @@ def test_choose_draws_the_distribution(options):
        temperature=st.floats(0, 1e3), top_k=st.none() | st.integers(1, 20), top_p=st.floats(1e-9, 1), min_p=st.floats(0, 1))
 def test_choose_never_leaves_what_is_allowed(logits, uniform, temperature, top_k, top_p, min_p):
     logits = np.array(logits, np.float32)
-    chosen = choose(logits, uniform, temperature, top_k, top_p, min_p)
-    assert (logits > logits[chosen]).sum() < (top_k or len(logits))
+    token = chosen(logits, uniform, temperature, top_k, top_p, min_p)
+    assert (logits > logits[token]).sum() < (top_k or len(logits))
     if temperature == 0 or top_k == 1:
-        assert chosen == np.argmax(logits)
+        assert token == np.argmax(logits)
     if temperature > 0:
         # less likely than 2**-53 times the likeliest is never drawn
-        below = (logits.max() - np.float64(logits[chosen])) / temperature
+        below = (logits.max() - np.float64(logits[token])) / temperature
         assert below < 40 and np.exp(-below) >= min_p * (1 - 1e-12)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, -np.inf]), min_size=1, max_size=50))
 def test_the_order_of_logits_is_that_of_a_stable_sort(logits):
     logits = np.array(logits, np.float32)
-    assert sample._falling(logits).tolist() == np.argsort(-logits, kind="stable").tolist()
+    assert sample._falling(logits[None])[0].tolist() == np.argsort(-logits, kind="stable").tolist()
 
 
 def test_choose_by_hand():
     logits = np.log(np.array([0.1, 0.6, 0.3]))  # sorted: 1, 2, 0
-    assert [choose(logits, u) for u in (0.0, 0.59, 0.61, 0.89, 0.91, 1 - 2**-53)] == [1, 1, 2, 2, 0, 0]
-    assert choose(logits, 0.999, top_p=0.6 - 1e-9) == 1
-    assert choose(logits, 0.999, top_p=0.6 + 1e-9) == 2
-    assert choose(np.zeros(4), 0.99, temperature=0) == 0  # the first of equals
+    assert [chosen(logits, u) for u in (0.0, 0.59, 0.61, 0.89, 0.91, 1 - 2**-53)] == [1, 1, 2, 2, 0, 0]
+    assert chosen(logits, 0.999, top_p=0.6 - 1e-9) == 1
+    assert chosen(logits, 0.999, top_p=0.6 + 1e-9) == 2
+    assert chosen(np.zeros(4), 0.99, temperature=0) == 0  # the first of equals
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
 @pytest.mark.parametrize("logits, token", [([1.0, np.nan, 2.0], 1), ([np.inf, 0.0], 0), ([-np.inf, -np.inf], 0)])
 def test_what_is_no_number_is_not_drawn_from(logits, token, temperature):
     with pytest.raises(RunError, match=f"gives token {token} the logit"):
-        choose(np.array(logits), 0.5, temperature)
-    assert choose(np.array([-np.inf, 0.0]), 0.0, temperature) == 1  # a token that cannot come
+        chosen(logits, 0.5, temperature)
+    assert chosen(np.array([-np.inf, 0.0]), 0.0, temperature) == 1  # a token that cannot come
 
 
 def test_repetition_penalty_is_that_of_the_paper():
@@ -207,6 +211,21 @@ def test_the_seed_decides():
     assert list(generate(model, np.array([1]), 5, Random(0), temperature=5.0)) == texts[0][:5]
 
 
+@pytest.mark.parametrize("options", [{}, dict(repetition_penalty=1.5), dict(top_k=4, top_p=0.9, min_p=0.05)], ids=str)
+@pytest.mark.parametrize("variant", ["transformer", "rwkv", "longnet"])
+def test_sequences_side_by_side_are_those_that_each_prompt_gives_alone(variant, options, monkeypatch):
+    """Past the end of the context, in groups of two and one."""
+    monkeypatch.setattr(sample, "GROUP", 2)
+    model, prompts = build(variant, 11), np.array([[1, 2, 3], [4, 5, 6], [7, 7, 7]])
+    rngs = list(map(Random, range(3)))
+    together = sample.written(model, prompts, 25, rngs, temperature=3.0, **options)
+    assert together.tolist() == [list(generate(model, prompt, 25, rng, temperature=3.0, **options))
+                                 for prompt, rng in zip(prompts, rngs, strict=True)]
+    alike = sample.written(model, prompts[:1], 25, rngs, temperature=3.0, **options)
+    assert alike.tolist() == sample.written(model, prompts[[0, 0, 0]], 25, rngs, temperature=3.0, **options).tolist()
+    assert len({tuple(row) for row in alike}) == 3
+
+
 # -- streams
 
 
@@ -225,6 +244,10 @@ def test_several_texts_have_the_seeds_that_follow(run):
     texts = [(seed, "".join(pieces)) for seed, pieces in streams(run, options)]
     assert texts == [(seed, text_of(run, seed=seed, tokens=20, temperature=3.0)) for seed in (4, 5, 6)]
     assert len({text for _, text in texts}) == 3
+    stop = texts[1][1][9]  # what one of them does not write after that others do
+    texts = [(seed, "".join(pieces)) for seed, pieces in streams(run, replace(options, stop=stop))]
+    assert texts == [(seed, text_of(run, seed=seed, tokens=20, temperature=3.0, stop=stop)) for seed in (4, 5, 6)]
+    assert len({len(text) for _, text in texts}) > 1
 
 
 def test_the_first_pieces_do_not_wait_for_the_last(run):
@@ -234,7 +257,7 @@ def test_the_first_pieces_do_not_wait_for_the_last(run):
 
 def scripted(monkeypatch, tokenizer, ids):
     """Let the model write these ids."""
-    monkeypatch.setattr(sample, "generate", lambda *args, **options: iter(ids))
+    monkeypatch.setattr(sample, "together", lambda *args, **options: iter(np.array(list(ids))[:, None]))
 
 
 @pytest.mark.parametrize("text, stop, expected", [

@@ -18,7 +18,7 @@ from minitv.cli import main
 from minitv.errors import UserError
 from minitv.evaluate import surprise
 from minitv.options import SampleOptions
-from minitv.sample import generate, streams
+from minitv.sample import generate, streams, together
 from minitv.stream import ANEW, DENSE, SINKS, WINDOW, Streams
 from minitv.tokenizer import ByteTokenizer
 from minitv.variants.attention_sinks import streaming
@@ -213,7 +213,7 @@ def test_a_window_writes_on_without_end(run):
     with no_grad():
         logits = streaming(model, 3, 2)(ids[None, :-1]).numpy()[0]
     assert_close(logits[2:].argmax(-1), np.array(written))
-    frame = generate(streaming(model, 3, 2), np.array([1]), None, Random(0))
+    frame = together(streaming(model, 3, 2), np.array([[1]]), None, [Random(0)])
     assert len(list(itertools.islice(frame, 50))) == 50 and len(frame.gi_frame.f_locals["history"]) <= 9
 
 
