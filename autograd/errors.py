@@ -31,3 +31,7 @@ class DeviceError(AutogradError, RuntimeError):
 
 class NonFiniteError(AutogradError, ArithmeticError):
     """The first operator that made a NaN or an infinity, found in check mode."""
+
+
+class RankError(AutogradError, RuntimeError):
+    """Another process of the job that ended, hangs or disagrees, or what is missing for several processes."""

@@ -75,9 +75,8 @@ def sanitizer(arguments) -> dict:
 
 
 def first_losses(setup: Experiment, device: str, steps: int) -> list[float]:
-    """The losses of the first steps, with the micro-batches of a GPU, so that dropout draws the same masks."""
-    trainer = Trainer(setup.replace(device=device, threads=1), Random())
-    trainer.MICRO_BATCH_TOKENS = Trainer.MICRO_BATCH_TOKENS_GPU
+    """The losses of the first steps, with whole batches as on a GPU, so that dropout draws the same masks."""
+    trainer = Trainer(setup.replace(device=device, threads=1, micro_batch=setup.run.batch), Random())
     try:
         data = batches(setup)
         return [trainer.step(data[i % len(data)], i) for i in range(steps)]

@@ -236,6 +236,44 @@ def scaling_long(result: dict) -> str:
     return table(header, rows) + where(result) + picture(result, "scaling_long", "Time per token over long sequences")
 
 
+def ranks_bytes() -> str:
+    """What ranks that share a sequence send, over its length and over their number."""
+    result = results("ranks_bytes")
+
+    def cells(numbers: dict) -> list[str]:
+        return [f"{value / 1e3:,.1f}" for value in numbers.values()]
+
+    first = next(iter(result["variants"].values()))
+    rows = [[variant, *cells(numbers["length"]), *cells(numbers["ranks"])] for variant, numbers in result["variants"].items()]
+    rows.append(["all keys and values, by the formula", *cells(result["everything"]), *[""] * len(first["ranks"])])
+    longest = result["lengths"][-1]
+    header = [f"kB a step, {result['ranks']} ranks", *(f"T = {length}" for length in first["length"]),
+              *(f"T = {longest}, {ranks} ranks" for ranks in first["ranks"])]
+    return table(header, rows) + "\n![Bytes over the length of the sequence](results/ranks_bytes.png)\n"
+
+
+@of_machines
+def ranks_measured(result: dict) -> str:
+    """Steps of one rank and of two."""
+    rows = [[variant, numbers["shares"], *(f"{numbers['ms'][key]:,.0f}" for key in ("half", "one", "two")),
+             ratio(numbers["strong"]), ratio(numbers["weak"])] for variant, numbers in result["variants"].items()]
+    header = ["ms a step", "ranks share", "half of the work, 1 rank", "all, 1 rank", "all, 2 ranks", "efficiency, strong",
+              "efficiency, weak"]
+    return table(header, rows) + where(result).replace("1 thread", "1 thread a rank")
+
+
+@of_machines
+def ranks_simulated(result: dict) -> str:
+    """A step replayed on up to thousands of ranks: where the time goes, and the efficiency."""
+    rows = [[variant, ranks, *(f"{1e3 * parts[key]:,.0f}" for key in ("compute", "exchange", "gradients")),
+             f"{parts['efficiency']:.3f}"]
+            for variant, of_ranks in result["variants"].items() for ranks, parts in of_ranks.items()]
+    header = ["ms a step", "ranks", "compute", "exchange and waiting", "sum of gradients", "efficiency"]
+    about = (f"{result['layers']} layers of width {result['width']}, {result['tokens']} tokens a rank; a message of n bytes "
+             f"takes {result['alpha_us']:.0f} µs + n / {result['beta_gb_s']:.0f} GB/s ({result['network']}).\n")
+    return table(header, rows) + where(result) + about + picture(result, "ranks_simulated", "Efficiency by number of ranks")
+
+
 def picture(result: dict, name: str, about: str) -> str:
     """The picture that a benchmark drew beside its result, for the page of benchmarks."""
     return f"\n![{about}](results/{result['folder']}/{name}.png)\n"
@@ -398,7 +436,7 @@ LEARNED = {  # results of benchmarks/learning.py, and the first words of their t
 TABLES: dict[str, Callable[[], str]] = {
     **{writer.__name__: writer for writer in (train, train_bf16, cold, decode, together, weights, speed, ops, scaling, alone,
                                               scaling_long, extrapolation, duplication, streaming, one_wide, without, check,
-                                              claims, variants)},
+                                              claims, variants, ranks_bytes, ranks_measured, ranks_simulated)},
     **{name: functools.partial(learned, name) for name in LEARNED},
 }
 

@@ -17,6 +17,7 @@ from . import __version__, tasks, variants, weights
 from .claims import chosen
 from .config import Options, Parser, Setting, choose, encode, read_toml, table
 from .errors import UserError, naming, plain
+from .job import here
 from .options import (
     DEFAULT_PRESET,
     ONE_TEXT,
@@ -66,13 +67,15 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
     except KeyboardInterrupt as stop:
-        print("\nminitv: stopped", file=sys.stderr)
-        return getattr(stop, "code", 130)
+        return _fail(None, getattr(stop, "code", 130))
 
 
 def _fail(message: object, code: int, lines: tuple[str, ...] = ()) -> int:
-    text = "".join(f"\n    {plain(line)}" for line in lines)
-    print(f"minitv: error: {plain(str(message))}{text}", file=_Unheard(sys.stderr))
+    """Say why the command ends, with lines to copy below the sentence; None: it was stopped."""
+    text = None if message is None else "\n    ".join(plain(line) for line in (str(message), *lines))
+    if (agreed := here().fail(text, code)) is not None:
+        return agreed
+    print("\nminitv: stopped" if text is None else f"minitv: error: {text}", file=_Unheard(sys.stderr))
     return code
 
 
@@ -207,7 +210,10 @@ def _train_parser() -> Parser:
         epilog="examples:\n  minitv train\n"
         "  minitv train transformer --data my.txt --preset nanogpt-cpu --out runs/mine\n"
         "  minitv train rwkv --task mqar\n"
-        "  minitv train --resume runs/mine --steps 4000",
+        "  minitv train --resume runs/mine --steps 4000\n"
+        "  mpiexec -n 4 minitv train longnet --batch 64\n"
+        "Several processes (mpiexec, or srun) share the sequences of each step, and give the weights that one\n"
+        'gives. It needs pip install "minitv[mpi]"; any number of them goes on with a run.',
     )
     text = "what the model is trained for, a name from `minitv list` (default: text, or what the variant reads)"
     parser.add_argument("--task", metavar="NAME", help=text)

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import safetensors.numpy
 
 from autograd import (
     Tensor,
@@ -216,6 +217,24 @@ class Statistics:
             yield
         finally:
             _gathering.reset(token)
+
+    def encoded(self, modules: list[Module]) -> bytes:
+        """What was counted here, for another rank, whose model has the same modules in the same order."""
+        places = {module: place for place, module in enumerate(modules)}
+        arrays = {f"{index} {places[module]} {k}": to_numpy(np.asarray(value) if np.isscalar(value) else value)
+                  for index, sums in self._parts.items() for module, values in sums.items() for k, value in enumerate(values)}
+        return safetensors.numpy.save({name: np.ascontiguousarray(array).reshape(array.shape)
+                                       for name, array in arrays.items()})
+
+    def decode(self, content: bytes, modules: list[Module]) -> None:
+        """Add what another rank has ``encoded``; what was counted here stays."""
+        parts: dict[int, dict[Module, dict[int, Any]]] = {}
+        for name, array in safetensors.numpy.load(content).items():
+            index, place, k = map(int, name.split())
+            parts.setdefault(index, {}).setdefault(modules[place], {})[k] = array
+        for index, sums in parts.items():
+            counted = {module: tuple(values[k] for k in sorted(values)) for module, values in sums.items()}
+            self._parts.setdefault(index, counted)
 
     def apply(self) -> None:
         """Give each module the sums of the step."""

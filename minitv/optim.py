@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,6 +12,8 @@ from autograd import Tensor, to_numpy
 from autograd.device import beside, is_cupy, namespace, read
 
 from .nn import Module, Parameter
+
+SPAN = 2**18  # numbers of a flat buffer that a thread takes at once; a multiple of the kernel's chunks
 
 
 def cosine(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> float:
@@ -41,7 +42,7 @@ class GradientBuffer:
             self.written.add(id(parameter))
 
     def finish(self) -> None:
-        """Zero what nothing was written to, and start over."""
+        """Zero what nothing was written to, and start over: the next contribution to a parameter is a first one."""
         for key, view in self._views.items():
             if key not in self.written:
                 view[...] = 0
@@ -52,7 +53,7 @@ class AdamW:
     """AdamW (arXiv 1711.05101) with global-norm clipping; weight decay on matrices only.
 
     The parameters are moved into one flat buffer, those that decay first, and become views of it, on the device where they
-    lie. ``buffers`` are flat gradients, which ``step`` adds up in order.
+    lie. ``buffers`` are flat gradients, which ``step`` adds up in order; ``gradient`` is the sum.
     """
 
     def __init__(self, model: Module, *, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-8,
@@ -73,27 +74,43 @@ class AdamW:
             layout[id(parameter)] = (start, stop, parameter.shape)
             start = stop
         self._layout = layout
-        self.buffers = [GradientBuffer(layout, size, dtype, xp) for _ in range(buffers)]
+        self.buffers = [self.buffer() for _ in range(buffers)]
+        self.gradient = self.buffers[0].flat  # of the last step
         self.steps = 0
 
-    def step(self, lr: float, run: Callable = map, parts: int = 1) -> float:
+    def step(self, lr: float, run: Callable = map) -> float:
         """Add the gradients of all buffers, clip, update; returns the norm before clipping. A norm that is not finite
         changes nothing.
 
-        ``run(function, items)`` maps over that many parts of the parameters, perhaps on threads.
+        ``run(function, items)`` maps over parts of the parameters, perhaps on threads.
         """
-        return self.update(lr, *read(self.squares(run, parts)), run, parts)
+        return self.update(lr, *read(self.squares(run)), run)
 
-    def squares(self, run: Callable = map, parts: int = 1):
-        """The first half of a step: add up the gradients; returns the sum of their squares, on a GPU without waiting."""
-        sources = [buffer for buffer in self.buffers if buffer.written] or self.buffers[:1]
-        for buffer in sources:
-            buffer.finish()
-        self._summed = sources[0]
-        flats = [buffer.flat for buffer in sources]
-        return sum(run(lambda r: self._kernel().sum_gradients(flats, *r), self._ranges(parts)))
+    def buffer(self) -> GradientBuffer:
+        """One more buffer for a gradient."""
+        return GradientBuffer(self._layout, self.param.size, self.param.dtype, namespace(self.param))
 
-    def update(self, lr: float, squares: float, run: Callable = map, parts: int = 1, *, count: int = 1) -> float:
+    def add(self, left: GradientBuffer, right: GradientBuffer) -> None:
+        """left += right, for gradients that are finished."""
+        self._kernel().add(left.flat, right.flat)
+
+    def squares(self, run: Callable = map, pairs: Sequence[tuple[GradientBuffer, GradientBuffer]] | None = None,
+                total: GradientBuffer | None = None):
+        """The first half of a step: add up the gradients; returns the sum of their squares, on a GPU without waiting.
+
+        Of every pair the second is added to the first, one pair after the other, and ``total`` then is the sum. Without them
+        the buffers that were written to are added to the first one.
+        """
+        if total is None:
+            sources = [buffer for buffer in self.buffers if buffer.written] or self.buffers[:1]
+            for buffer in sources:
+                buffer.finish()
+            total, pairs = sources[0], [(sources[0], buffer) for buffer in sources[1:]]
+        self.gradient = total.flat
+        flats = [(left.flat, right.flat) for left, right in pairs or ()]
+        return sum(run(lambda r: self._kernel().sum_gradients(flats, total.flat, *r), self._ranges()))
+
+    def update(self, lr: float, squares: float, run: Callable = map, *, count: int = 1) -> float:
         """The second half: clip and update by the gradients that ``squares`` added up, divided by ``count``.
 
         Returns the norm before clipping.
@@ -105,8 +122,7 @@ class AdamW:
         scale = min(1.0, self._clip / (norm + 1e-6)) if self._clip else 1.0
         scale /= count
         settings = dict(self._settings, lr=lr, decayed=self.decayed, step=self.steps, scale=scale)
-        grad = self._summed.flat
-        list(run(lambda r: self._kernel().update(self.param, grad, self.m, self.v, *r, **settings), self._ranges(parts)))
+        list(run(lambda r: self._kernel().update(self.param, self.gradient, self.m, self.v, *r, **settings), self._ranges()))
         for _, parameter in self._named:
             parameter.version[0] += 1
         return norm
@@ -115,9 +131,11 @@ class AdamW:
         """The fused kernels of the device, imported at the first step."""
         return importlib.import_module("autograd.ops.adamw." + ("gpu" if is_cupy(self.param) else "cpu"))
 
-    def _ranges(self, parts: int) -> list[tuple[int, int]]:
-        edges = [self.param.size * i // parts // 16 * 16 for i in range(parts)] + [self.param.size]
-        return list(itertools.pairwise(edges))
+    def _ranges(self) -> list[tuple[int, int]]:
+        """Parts of the flat buffers for threads; they depend on the size alone, as do the bits of a sum over them."""
+        size = self.param.size
+        length = size if is_cupy(self.param) else SPAN
+        return [(start, min(start + length, size)) for start in range(0, size, length)]
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of both moments of every parameter, and the number of updates."""

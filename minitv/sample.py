@@ -28,6 +28,7 @@ from .options import OF_SOME, SampleOptions
 from .variants.attention_sinks import cache_of, streaming
 
 BLOCK = 64  # random numbers drawn at a time
+MANY = 1000  # numbers of which the order is found another way
 GROUP = 16  # sequences written side by side: the states of more leave the caches
 
 
@@ -41,16 +42,16 @@ def choose(logits: np.ndarray, uniforms: np.ndarray, temperature: float = 1.0, t
     of a row is infinite.
     """
     (batch, vocab), best = logits.shape, logits.argmax(axis=1)  # or the first that is NaN
-    starts = np.arange(0, batch * vocab, vocab)[:, None]  # of the rows, in all that follows
-    largest = logits.take(best[:, None] + starts)
-    if not (fine := np.isfinite(largest)).all():
-        b = np.argmin(fine)
-        raise RunError(f"the model gives token {best[b]} the logit {largest[b, 0]}, so that no token can be drawn: its "
-                       "weights, or what it computes from them, are not finite")
+    starts = np.arange(0, batch * vocab, vocab)  # of the rows, in all that follows
+    largest = logits.take(best + starts)
+    if not (finite := np.isfinite(largest)).all():
+        b = finite.argmin()
+        raise RunError(f"the model gives token {best[b]} the logit {largest[b]}, so that no token can be drawn: its weights, "
+                       "or what it computes from them, are not finite")
     if temperature == 0:
         return best
-    order = _falling(logits)
-    below = logits.take(order[:, :top_k] + starts).astype(np.float64) - largest
+    order, starts = _falling(logits), starts[:, None]
+    below = logits.take(order[:, :top_k] + starts).astype(np.float64) - largest[:, None]
     with np.errstate(over="ignore"):  # a tiny temperature: minus infinity, weight 0
         weights = np.exp(below / temperature)  # relative to the likeliest
     cumulative = weights.cumsum(axis=1)
@@ -63,13 +64,13 @@ def choose(logits: np.ndarray, uniforms: np.ndarray, temperature: float = 1.0, t
 
 
 def _falling(logits: np.ndarray) -> np.ndarray:
-    """The indices of logits [B V] from the largest down, equal ones in order: a stable sort, in a third of its time.
+    """The indices [B V] of logits from the largest down, equal ones in order: a stable sort, of many in a third of its time.
 
     A float32 is an integer that grows as the number does, once the sign is taken care of. With the index behind it no two
     are equal, so that any sort is stable, and the fastest one will do.
     """
-    if logits.dtype != np.float32:
-        return np.argsort(-logits, axis=1, kind="stable")
+    if logits.dtype != np.float32 or logits.shape[1] < MANY:
+        return (-logits).argsort(axis=1, kind="stable")
     bits = (np.float32(0) - logits).view(np.uint32)  # of 0 - x, where -0 and 0 are the same
     bits = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(2**31))
     keys = bits.astype(np.uint64) << np.uint64(32) | np.arange(logits.shape[1], dtype=np.uint64)
@@ -209,8 +210,8 @@ class Trained(NamedTuple):
     def _drawn(model: Any, prompt: np.ndarray, options: SampleOptions, seeds: Sequence[int], temperature: float,
                among: int | None = None) -> Iterator[np.ndarray]:
         """The ids [B] that ``together`` draws; ``temperature`` stands for an option that is not given."""
-        rngs = list(map(Random, seeds))
-        return together(model, np.asarray(prompt)[None], options.tokens, rngs, among=among, **options.drawing(temperature))
+        return together(model, np.asarray(prompt)[None], options.tokens, list(map(Random, seeds)), among=among,
+                        **options.drawing(temperature))
 
     def _answer(self, options: SampleOptions, seed: int) -> Iterator[str]:
         """The target of the source ``options.prompt``, token after token; of a beam as a whole."""

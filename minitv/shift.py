@@ -17,6 +17,7 @@ from autograd.random import Random
 
 from .nn import Buffer, Stateful
 from .ops import token_shift
+from .sequence import last_before
 
 
 class State(NamedTuple):
@@ -37,7 +38,8 @@ class Shifted(Stateful):
         self.present = Buffer((np.arange(width) >= width // 2).astype(dtype), saved=False)  # the share of x_t [D]
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        return self.mixer(token_shift(x, self.present)[0], rng)
+        x, last = last_before(x, None)
+        return self.mixer(token_shift(x, self.present, last)[0], rng)
 
     def init_state(self, batch: int) -> State:
         return State(self.constant(0.0, batch, *self.present.shape), self.mixer.init_state(batch))

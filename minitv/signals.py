@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
@@ -78,5 +79,5 @@ class Stop:
         if not self._stepping or (not first and number == signal.SIGINT):
             raise Stopped(number)
         # A signal may arrive inside a write to the same stream, so not through it.
-        with contextlib.suppress(OSError):  # the reader, tee for example, may have died of the same Ctrl-C
-            os.write(2, b"\nstopping after this step and saving (Ctrl-C again: stop now, without saving)\n")
+        with contextlib.suppress(OSError, ValueError):  # the reader, tee for example, may have died of the same Ctrl-C
+            os.write(sys.stderr.fileno(), b"\nstopping after this step and saving (Ctrl-C again: stop now, without saving)\n")

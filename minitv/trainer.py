@@ -1,11 +1,19 @@
-"""Optimizer steps on batches of a task, on threads or on a GPU.
+"""Optimizer steps on batches of a task, on threads, on ranks, or on a GPU.
 
-Worker threads pull micro-batches of up to 512 tokens from a counter and run the tape on them, with serial kernels and
-one-threaded BLAS: a core that is slow for a moment takes fewer. Where the last ones are fewer than workers, as with a single
-long sequence, the others take parts of their calls (autograd/cpu/team.py). Which gradients meet in which of the flat buffers,
-and in which order, depends on the micro-batch's number alone, so a run is determined by its seed and its number of threads.
+A batch is cut into micro-batches, by its sizes alone: of up to 512 tokens on a CPU, and two at least. Each rank has a share of
+them, and its worker threads pull them from a counter and run the tape on them, with serial kernels and one-threaded BLAS: a
+core that is slow for a moment takes fewer. Where the last ones are fewer than workers, as with a single long sequence, the
+others take parts of their calls (autograd/cpu/team.py). Gradients are added up in a fixed tree over the numbers of the
+micro-batches (summing.py), and whatever else is a sum in their order. So a run is determined by its seed: on the same kind of
+processor, any number of threads and ranks gives the same bits.
 Losses and gradients are sums over the answers that a task asks for; they are divided once, by the number of answers in the
 whole batch, so that micro-batches with more and with fewer answers add up exactly.
+
+With --sequence-ranks R the ranks are divided into lines of R that share the same sequences (sequence.py): the micro-batches are
+shared by the lines, and the ranks of a line take one after the other together, each its positions; all threads of a rank work
+on it. What such a step computes equals that of one rank to rounding.
+
+Ranks exchange gradients when the share of each is computed, in buckets: until then the last micro-batch is missing everywhere.
 
 On a GPU one worker takes the whole batch, or as much of it as MICRO_BATCH_TOKENS_GPU allows, and the host reads once a
 step: the loss, the norm of the gradient, and whether any id was out of range.
@@ -16,57 +24,69 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from contextvars import copy_context
 
 import numpy as np
+import safetensors.numpy
 
 from autograd import NonFiniteError, check_mode
 from autograd.cpu.process import blas_threads, cores, keep_memory
 from autograd.cpu.team import Team
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
+from autograd.ranks import Communicator
 from autograd.state import products
 
+from .errors import UserError
 from .experiment import BUFFERS, DROPOUT, Experiment
 from .nn import Module, Statistics
 from .optim import AdamW, cosine
+from .sequence import Share, sharing
 from .signals import outcome
+from .summing import Gradients, Plan, share
 from .task import Batch, Task
 
 
 class Trainer:
-    """The model of an experiment, its optimizer and the worker threads; ``step`` is an optimizer step on a batch."""
+    """The model of an experiment, its optimizer and the worker threads; ``step`` is an optimizer step on a batch.
+
+    With ``ranks`` every rank has a trainer, and all call the same methods with the same batches: each computes its share. Where
+    they have processors of different kinds (``unlike``), whose weights would drift apart bit by bit, rank 0's are everybody's.
+    """
 
     MICRO_BATCH_TOKENS = 512  # activations of this many tokens stay in a core's private cache
     MICRO_BATCH_TOKENS_GPU = 2**15  # those of `small` then take about 6 GB
+    LEAST = 2  # micro-batches of a batch on a CPU: more would be smaller, and NumPy's calls would take longer than what they do
 
-    def __init__(self, experiment: Experiment, task: Task):
+    def __init__(self, experiment: Experiment, task: Task, ranks: Communicator | None = None, *, unlike: bool = False):
         keep_memory()
-        self.run, self.task = experiment.run, task
+        self.run, self.task, self.ranks, self._unlike = experiment.run, task, ranks or Communicator(), unlike
         run = self.run
+        self._lines: tuple[Communicator, Communicator] | None = None
+        self.sent = 0  # bytes that the layers of the rank that sends most sent to those of its line, in the last step
         on_gpu = run.device != "cpu"
         self.workers = 1 if on_gpu else run.threads or cores()
         self._pools: dict[int, ThreadPoolExecutor] = {}
         self._map = map if on_gpu else self._in_pool  # which card is the current one is a matter of the thread
-        self._team = Team(self.workers)
+        self._team, self._alone = Team(self.workers), Team(1)
         if on_gpu:
-            self.MICRO_BATCH_TOKENS = self.MICRO_BATCH_TOKENS_GPU
+            self.MICRO_BATCH_TOKENS, self.LEAST = self.MICRO_BATCH_TOKENS_GPU, self.ranks.size // run.sequence_ranks
             select(run.device)
         loading = None if on_gpu else self._pool.submit(_load_compiler)
-        # One buffer more than workers: who is ahead goes on with the next micro-batch instead of waiting for its turn.
-        most = min(self.workers, run.batch)
-        buffers = most + (most > 1)
+        # Of a buffer for each worker and of those in which sums wait for others.
+        parts = min(run.batch, max(1, run.batch * experiment.model.context // self.MICRO_BATCH_TOKENS))
+        buffers = min(parts, self.workers + parts.bit_length())
         copies = 1 if on_gpu else 3 + buffers  # with the optimizer's two averages and the gradients
         self.model = experiment.build(task.vocab, copies).to(run.device)
-        self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay,
-                               clip=run.clip, buffers=buffers)
+        self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay, clip=run.clip)
+        self._buffers = list(self.optimizer.buffers)  # those that are free
         self.grad_norm = self.lr = math.nan
         self._redrawn = Random(run.seed).split(BUFFERS)
-        self._redraws = any(type(module).redraw is not Module.redraw for module in self.model.modules())
+        modules = list(self.model.modules())
+        self._redraws = any(type(module).redraw is not Module.redraw for module in modules)
+        self._counts = any(type(module).add_statistics is not Module.add_statistics for module in modules)
         self._dropout = Random(run.seed).split(DROPOUT) if experiment.model.dropout else None
         if loading is not None:
             outcome(loading)  # it may hold BLAS to one thread, and then gives it back what it had
@@ -74,9 +94,42 @@ class Trainer:
         self._blas.__enter__()
 
     @property
+    def line(self) -> Communicator:
+        """The ranks that share sequences with this one."""
+        return self._divided()[0]
+
+    @property
+    def across(self) -> Communicator:
+        """The ranks that have the same positions of other sequences."""
+        return self._divided()[1]
+
+    def _divided(self) -> tuple[Communicator, Communicator]:
+        """Divide the ranks at the first use, which is one of all ranks together; they are made one after the other."""
+        if self._lines is None:  # no cached_property: before Python 3.12 it has a lock that ranks in threads share
+            count = self.run.sequence_ranks
+            self._lines = ((Communicator(), self.ranks) if count == 1 else
+                           (self.ranks.split(self.ranks.rank // count), self.ranks.split(self.ranks.rank % count)))
+        return self._lines
+
+    @property
     def parameters(self) -> int:
         """The number of trained values."""
         return self.optimizer.param.size
+
+    def notes(self, batch: Batch) -> list[str]:
+        """What a user of several threads or ranks should know of a batch, as sentences."""
+        parts, notes = len(self._slices(batch)), []
+        ranks = self.across.size
+        if ranks > parts:
+            notes.append(f"a batch is cut into {parts} micro-batches, so {ranks - parts} of {ranks} ranks have none: a smaller "
+                         "--micro-batch gives all of them work")
+        elif self.line.size == 1 < self.workers and ranks * self.workers > 2 * parts:
+            notes.append(f"a batch is cut into {parts} micro-batches, for {ranks * self.workers} threads: a smaller "
+                         "--micro-batch gives more of them work of their own")
+        if self._unlike:
+            notes.append("the ranks have processors of different kinds: all take the weights that rank 0 computes, and the "
+                         "last bits depend on which kind computes what")
+        return notes
 
     def step(self, batch: Batch, step: int) -> float:
         """Forward, backward and update at 0-based ``step``; returns the mean loss in nats over all answers of the batch.
@@ -84,53 +137,96 @@ class Trainer:
         ``grad_norm`` and ``lr`` hold what was used. A loss or norm that is not finite updates nothing.
         """
         slices = self._slices(batch)
-        buffers = self.optimizer.buffers
-        losses, counts = [math.nan] * len(slices), [0] * len(slices)
-        events, statistics = [threading.Event() for _ in slices], Statistics()
+        mine, before = share(len(slices), self.across.rank, self.across.size), self.line.sent
+        losses, counts, statistics = [math.nan] * len(slices), [0] * len(slices), Statistics()
+        optimizer = self.optimizer
+        gradients = Gradients(Plan(len(slices), self.across.size), self._buffers, optimizer.buffer, optimizer.add)
         if self._redraws:
             self.model.begin_step(step, self._redrawn)
 
         def work(i: int) -> None:
-            try:
-                before = events[i - len(buffers)] if i >= len(buffers) else None
-                with statistics.part(i):
-                    losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffers[i % len(buffers)], before)
-            finally:
-                events[i].set()
+            buffer = gradients.take()
+            with statistics.part(i):
+                losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffer, self.line)
+            buffer.finish()
+            gradients.put(i, buffer)
 
-        self._each(work, len(slices))
+        self._each(work, mine)
+        if self.line.size > 1:
+            self.sent = int(self.ranks.gather(np.array(self.line.sent - before)).max())
+        if self.across.size > 1:
+            self._gather(losses, counts, mine, statistics)
         count = sum(counts)
-        loss, squares = read(sum(losses), self.optimizer.squares(self._map, self.workers))
+        total, pairs = gradients.finish(self.across)
+        if self.line.size > 1:
+            for left, right in pairs:
+                optimizer.add(left, right)
+            self.line.sum(total.flat)
+            pairs = []
+        loss, squares = read(sum(losses), optimizer.squares(self._map, pairs, total))
         self.lr = cosine(step, lr=self.run.lr, min_lr=self.run.min_lr, warmup=self.run.warmup, steps=self.run.steps)
-        self.grad_norm = (self.optimizer.update(self.lr, squares, self._map, self.workers, count=max(count, 1))
-                          if math.isfinite(loss) else math.nan)
+        self.grad_norm = (optimizer.update(self.lr, squares, self._map, count=max(count, 1)) if math.isfinite(loss)
+                          else math.nan)
+        if self._unlike:
+            norm = np.array(self.grad_norm)
+            self.ranks.broadcast(optimizer.param)
+            self.ranks.broadcast(norm)
+            self.grad_norm = float(norm)
         if math.isfinite(self.grad_norm):
             statistics.apply()
         return loss / max(count, 1)
 
+    def _gather(self, losses: list, counts: list[int], mine: range, statistics: Statistics) -> None:
+        """Fill in what the other ranks have of a step: the losses, how many answers there are, and what modules counted."""
+        part = slice(mine.start, mine.stop)
+        table = np.zeros((len(losses), 2))
+        table[part, 0], table[part, 1] = read(*losses[part]), counts[part]
+        for rank, others in enumerate(self.across.gather(table)):
+            theirs = share(len(losses), rank, self.across.size)
+            for i in theirs:
+                losses[i], counts[i] = others[i, 0], int(others[i, 1])
+        if self._counts:
+            modules = list(self.model.modules())
+            for content in self.across.gather_bytes(statistics.encoded(modules)):
+                statistics.decode(content, modules)
+
     def evaluate(self, batch: Batch) -> np.ndarray:
         """The sums that the task's ``score`` gives, over a whole batch, without dropout."""
         slices = self._slices(batch)
+        mine = share(len(slices), self.across.rank, self.across.size)
         scores: list = [None] * len(slices)
 
         def score(i: int) -> None:
-            with _not_finite():
-                scores[i] = self.task.score(self.model, batch.part(slices[i]))
+            with _not_finite(), sharing(part := self._share(batch, self.line)):
+                scores[i] = self.task.score(self.model, _positions(batch.part(slices[i]), part))
+            if part is not None:
+                scores[i] = np.array(scores[i], np.float64)
+                self.line.sum(scores[i])
 
-        self._each(score, len(slices))
+        self._each(score, mine)
+        if self.across.size > 1:
+            own = safetensors.numpy.save({str(i): np.asarray(scores[i]) for i in mine})
+            for content in self.across.gather_bytes(own):
+                for i, values in safetensors.numpy.load(content).items():
+                    scores[int(i)] = values
         return sum(scores)
 
     def find_nonfinite(self, batch: Batch, step: int) -> str | None:
-        """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does."""
+        """Which operator first makes a NaN or an infinity on this batch, as a sentence; None when none does.
+
+        Here sequences are whole: a rank that stopped in the middle would leave those of its line waiting.
+        """
         self.model.begin_step(step, self._redrawn)
+        slices, reason = self._slices(batch), ""
         with check_mode():
-            for i, part in enumerate(self._slices(batch)):
+            for i in share(len(slices), self.ranks.rank, self.ranks.size):
                 try:
                     with Statistics().part(i):
-                        self._micro_batch(batch, part, step, i, lambda parameter, gradient: None)
+                        self._micro_batch(batch, slices[i], step, i, lambda parameter, gradient: None, Communicator())
                 except NonFiniteError as error:
-                    return str(error)
-        return None
+                    reason = str(error) + (f" on rank {self.ranks.rank}" if self.ranks.size > 1 else "")
+                    break
+        return next((content.decode() for content in self.ranks.gather_bytes(reason.encode()) if content), None)
 
     def close(self, wait: bool = True) -> None:
         """Stop the worker threads and give BLAS its threads back; ``wait`` until they have done what they are at."""
@@ -138,15 +234,20 @@ class Trainer:
             pool.shutdown(wait, cancel_futures=not wait)
         self._blas.__exit__(None, None, None)
 
-    def _each(self, work: Callable[[int], None], count: int) -> None:
-        """``work(i)`` for every i below the count, by all workers: those that are left over help with the last ones."""
+    def _each(self, work: Callable[[int], None], numbers: range) -> None:
+        """``work(i)`` for every number, by all workers: those that are left over help with the last ones.
+
+        Sums inside a call are cut alike in every call, so that their bits do not depend on who helps.
+        """
         counter, finished = itertools.count(), itertools.count(1)
+        count = len(numbers)
 
         def pull(worker: int) -> None:
             try:
-                while (i := next(counter)) < count:
-                    with self._team if i >= count - count % self.workers else nullcontext():
-                        work(i)
+                # Ranks of a line send in the same order, so that one worker takes all, and the others help.
+                while (worker == 0 or self.line.size == 1) and (i := next(counter)) < count:
+                    with self._team if self.line.size > 1 or i >= count - count % self.workers else self._alone:
+                        work(numbers[i])
             finally:
                 last = next(finished) == self.workers
                 if last:
@@ -168,25 +269,50 @@ class Trainer:
             self._pools[process] = ThreadPoolExecutor(self.workers, thread_name_prefix="minitv")
         return self._pools[process]
 
-    def _micro_batch(self, batch: Batch, part: slice, step: int, index: int, sink: Callable, before=None):
+    def _micro_batch(self, batch: Batch, rows: slice, step: int, index: int, sink: Callable, line: Communicator):
         rng = self._dropout and self._dropout.split(step, index)
-        with _not_finite(), products(self.run.matmul):
-            loss, count = self.task.loss(self.model, batch.part(part), rng)
-            if before is not None:
-                before.wait()
-            on_gpu = is_cupy(loss.data)
+        part = self._share(batch, line)
+        with _not_finite(), products(self.run.matmul), sharing(part):
+            loss, count = self.task.loss(self.model, _positions(batch.part(rows), part), rng)
+            on_gpu = is_cupy(loss.data) and part is None
             value = loss.data if on_gpu else loss.item()  # a GPU is not waited for
+            if part is not None:  # all of a line go back, or none
+                sums = np.array([value, count])
+                line.sum(sums)
+                value, count = float(sums[0]), int(sums[1])
             if on_gpu or math.isfinite(value):
                 loss.backward(sink=sink)
         return value, count
 
+    def _share(self, batch: Batch, line: Communicator) -> Share | None:
+        """The positions of a batch that this rank has, if it shares them with a line; UserError if that is not possible."""
+        if line.size == 1:
+            return None
+        if type(batch) is not Batch:
+            raise UserError(f"--sequence-ranks {line.size}: the sequences of the task {self.task.name} are not of one kind, "
+                            "allowed: 1")
+        if batch.length % line.size:
+            raise UserError(f"--sequence-ranks {line.size}: it does not divide the {batch.length} positions of a sequence, "
+                            f"allowed: a divisor of {batch.length}")
+        return Share(line, batch.length // line.size)
+
     def _slices(self, batch: Batch) -> list[slice]:
-        """Micro-batches: equal for all workers where that is possible."""
+        """Micro-batches, of as equal sizes as possible; neither threads nor, on a CPU, ranks change them."""
         sequences = len(batch.labels)
-        size = max(1, min(-(-sequences // self.workers), self.MICRO_BATCH_TOKENS // max(batch.length, 1)))
-        parts = -(-sequences // size)
+        if self.run.micro_batch is not None:
+            parts = -(-sequences // self.run.micro_batch)
+        else:
+            size = max(1, self.MICRO_BATCH_TOKENS * self.line.size // max(batch.length, 1))
+            parts = max(-(-sequences // size), min(self.LEAST, sequences))
         edges = [sequences * i // parts for i in range(parts + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def _positions(batch: Batch, part: Share | None) -> Batch:
+    """The positions of a batch that a rank has."""
+    if part is None:
+        return batch
+    return Batch(*(array[:, part.start:part.start + part.length] for array in batch))
 
 
 def _not_finite() -> np.errstate:

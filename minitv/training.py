@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import platform
 import time
@@ -13,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autograd.cpu.process import peak_mb
-from autograd.device import namespace, select
+from autograd.cpu.process import peak_mb, processor
+from autograd.device import namespace
 from autograd.random import Random
+from autograd.ranks import Communicator
 
-from . import __version__, checkpoint
+from . import __version__, checkpoint, job
 from .errors import CheckpointError, RunError, UserError, device_errors, naming, quoted
 from .experiment import SHOWN, Experiment, from_checkpoint
 from .lock import LOCK, held
@@ -28,6 +30,7 @@ from .picture import CURVE, READINGS, plot, plot_readings
 from .report import Progress, count, duration, tell
 from .signals import Stop, Stopped
 from .task import Task
+from .together import agree, card, check, checksum, in_turn, see
 from .trainer import Trainer
 
 LONG_S = 3600  # a run that takes longer says so
@@ -53,24 +56,36 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
 
     ``on_step(record)`` sees what each step gave, and ends the run when it returns False. UserError tells a user's mistake.
     """
-    started, run = time.perf_counter(), experiment.run
+    started, run, ranks = time.perf_counter(), experiment.run, job.here().ranks
+    check(experiment, ranks)
+    first = ranks.rank == 0  # the rank that writes and speaks
     with Stop() as stop, device_errors(), ExitStack() as lock:
-        select(run.device)
+        ranks = card(run.device, ranks)
         _check_products(run)
         resumed = None
         if run.resume:
             directory = checkpoint.run_folder(run.resume)
-            lock.enter_context(held(directory))  # before the checkpoint is read: another run may still write it
-            resumed = checkpoint.load_run(run.resume)
+            if first:
+                lock.enter_context(held(directory))  # before the checkpoint is read: another run may still write it
+            see(directory, ranks)
+            with job.here().files():
+                resumed = checkpoint.load_run(run.resume)
+            _go_on_from(directory, ranks)
         origin = checkpoint.load_run(run.init_from) if run.init_from and resumed is None else None
-        task = _begin(experiment, resumed, origin)
-        for label, text in task.about():
-            tell(text, f"{label:<9} ")
         if resumed is None:
-            directory = _folder(experiment)
-            lock.enter_context(_new(directory, run.overwrite))
+            directory = Path(ranks.gather_bytes(str(_folder(experiment)).encode())[0].decode())
+            if first:
+                lock.enter_context(_new(directory, run.overwrite))
+            see(directory, ranks)
         experiment = experiment.replace(out=str(directory))
-        trainer = Trainer(experiment, task)
+        with in_turn(ranks), job.here().files():
+            task = _begin(experiment, resumed, origin)
+        if first:
+            for label, text in task.about():
+                tell(text, f"{label:<9} ")
+        kinds = set(ranks.gather_bytes(processor().encode()))
+        with in_turn(ranks):
+            trainer = Trainer(experiment, task, ranks, unlike=len(kinds) > 1)
         try:
             if origin is not None:
                 checkpoint.check_arrays(trainer.model.saved(), origin.model, f"--init-from {run.init_from}: the model")
@@ -82,6 +97,11 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
             raise
         trainer.close()
         return outcome
+
+
+def _go_on_from(directory: Path, ranks: Communicator) -> None:
+    """Where the job goes on if a rank ends from here on."""
+    job.here().note(f"Continue with: mpiexec -n {ranks.size} minitv train --resume {directory}")
 
 
 def _check_products(run: TrainOptions) -> None:
@@ -160,6 +180,22 @@ def _remove_run(directory: Path) -> None:
         checkpoint.remove(directory, name)
 
 
+class _Unwritten:
+    """The log of a rank that writes none."""
+
+    note = ""
+    last: Mapping[str, Any] | None = None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self.last = record
+
+    def __enter__(self) -> _Unwritten:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """There is nothing to close."""
+
+
 class _Session:
     """The state of one run that is going on."""
 
@@ -167,6 +203,7 @@ class _Session:
                  on_step: OnStep | None):
         self.experiment, self.task, self.trainer = experiment, task, trainer
         self.run, self.directory, self.started, self.stop, self.on_step = experiment.run, directory, started, stop, on_step
+        self.ranks, self.first = trainer.ranks, trainer.ranks.rank == 0  # the first one writes and speaks
         self.best, self.best_step = math.inf, 0  # the lowest held-out loss, in nats an answer
         self.unimproved = 0  # evaluations in a row that did not improve it
         self.last_loss = math.nan  # the newest one
@@ -190,16 +227,22 @@ class _Session:
             self._note(f"the learning rate rises for {run.warmup} steps (--warmup) and this run ends after {run.steps}: "
                        f"it never reaches --lr {run.lr:g}")
         workers = f"{trainer.workers} worker thread{'s' * (trainer.workers > 1)}" if run.device == "cpu" else run.device
+        if self.ranks.size > 1:
+            workers = f"{self.ranks.size} ranks of {workers}"
         name, size = self.experiment.variant.name, count(trainer.parameters)
         tell(f"{name}, {size} parameters, {workers}, folder {self.directory}", "model     ")
         for label, text in trainer.model.about():
             tell(text, f"{label:<9} ")
+        for note in trainer.notes(self.task.batch(first)):
+            self._note(note)
+        agree(self.ranks, self.experiment, self.task, trainer.optimizer.param, first)
         with compiler.at_compilation(self._announce_compilation):
             if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
                 if run.overwrite and (reason := trainer.find_nonfinite(self.task.batch(0), 0)):
                     raise self._nonfinite(reason, 0, f"{self.directory} still holds the run before. ")
-                _remove_run(self.directory)
-            log = Log(self.directory, self._header(), resume_step=first if resumed else None)
+                if self.first:
+                    _remove_run(self.directory)
+            log = Log(self.directory, self._header(), resume_step=first if resumed else None) if self.first else _Unwritten()
             try:
                 with log, Progress(run.steps, start=first) as self.progress:
                     if log.note:
@@ -208,12 +251,13 @@ class _Session:
             except Stopped:
                 if (log.last["step"] if log.last else 0) <= first:
                     tell("the first step was not done: nothing was saved")
-                    if resumed is None:  # a log without a step is no run
+                    if resumed is None and self.first:  # a log without a step is no run
                         log.path.unlink(missing_ok=True)
                 raise
 
-    def _steps(self, first: int, log: Log) -> int | None:
+    def _steps(self, first: int, log: Log | _Unwritten) -> int | None:
         run, trainer, task, progress = self.run, self.trainer, self.task, self.progress
+        here, longest = job.here(), 0.0
         held_out = task.held_out()
         if first == 0 and run.eval_every:
             log.write({"step": 0, **self._evaluate(held_out, 0)})
@@ -221,9 +265,16 @@ class _Session:
         clock, since, rate = time.perf_counter(), 0, math.nan
         for step in range(first, run.steps):
             batch = task.batch(step)
+            begun = time.perf_counter()
             loss = self._step(batch, step)
+            if step > first:  # which compiles
+                longest = max(longest, time.perf_counter() - begun)
+                here.limit = max(job.BUSY, 10 * longest)
             if step == first:
                 self.stop.begin()  # not before: the first step compiles, which takes longer than anyone waits after Ctrl-C
+                if trainer.sent:
+                    tell(f"{run.sequence_ranks} share each sequence; the layers of a rank send up to "
+                         f"{trainer.sent / 1e3:,.1f} kB a step", "ranks     ")
             number, since = step + 1, since + 1
             rate = since * batch.tokens / (time.perf_counter() - clock)
             record = {"step": number, "loss": loss, **self._training_value(loss), "tokens_per_s": round(rate, 1),
@@ -231,11 +282,12 @@ class _Session:
             progress.update(number, loss=loss, metric=self._shown_metric(loss), tokens_per_s=rate)
             evaluate = run.eval_every and (number % run.eval_every == 0 or number == run.steps)
             if evaluate:
+                here.limit = None
                 record |= self._evaluate(held_out, step)
                 record["peak_mb"] = peak_mb()
             if evaluate or number % run.log_every == 0 or number in (1, run.steps):
                 log.write(record)
-            if evaluate:
+            if evaluate and self.first:
                 self._report(number, record)
             reason = None  # why the run ends here
             if run.patience and evaluate:
@@ -246,7 +298,7 @@ class _Session:
                 reason = f"{run.minutes:g} minutes are over (--minutes)"
             if self.on_step is not None and self.on_step(record) is False:
                 reason = "on_step returned False"
-            stopped = self.stop.signal  # read once: a signal after this line is for the next step
+            stopped, reason = self._agreed(self.stop.signal, reason, step)  # a signal after this line is for the next step
             if evaluate or number == run.steps or stopped or reason or (run.save_every and number % run.save_every == 0):
                 if not namespace(trainer.optimizer.param).isfinite(trainer.optimizer.param).all():
                     raise self._nonfinite("the new weights", step)
@@ -265,6 +317,18 @@ class _Session:
                 break
         self._finish()
         return None
+
+    def _agreed(self, stopped: int | None, reason: str | None, step: int) -> tuple[int | None, str | None]:
+        """Which signal came to any rank, and why the run ends here for any: the same on all of them."""
+        if self.ranks.size == 1:
+            return stopped, reason
+        word = json.dumps([stopped, reason, self.trainer.grad_norm]).encode()
+        words = [json.loads(word) for word in self.ranks.gather_bytes(word)]
+        for rank, (*_, norm) in enumerate(words):
+            if norm != words[0][2]:
+                raise RunError(f"step {step + 1}: rank {rank} has another gradient than rank 0, its norm is {norm:.9g} and not "
+                               f"{words[0][2]:.9g}, so their weights differ; {self._saved()}")
+        return next((word[0] for word in words if word[0]), None), next((word[1] for word in words if word[1]), None)
 
     def _step(self, batch, step: int) -> float:
         trainer = self.trainer
@@ -303,10 +367,15 @@ class _Session:
 
     def _nonfinite(self, reason: str, step: int, note: str | None = None) -> RunError:
         if note is None:
-            saved = [self.directory / name for name in checkpoint.NAMES if checkpoint.exists(self.directory, name)]
-            note = f"The last good checkpoint is {saved[0]}. " if saved else "No checkpoint was saved before it. "
+            saved = self._saved()
+            note = f"{saved[0].upper()}{saved[1:]}. "
         return RunError(f"step {step + 1} made a number that is not finite, first at {reason}. {note}"
                         "A lower --lr or a smaller --clip often helps")
+
+    def _saved(self) -> str:
+        """What there is to go back to, as a part of a sentence."""
+        saved = [self.directory / name for name in checkpoint.NAMES if checkpoint.exists(self.directory, name)]
+        return f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint was saved before it"
 
     def _report(self, step: int, record: Mapping[str, Any]) -> None:
         task, value = self.task, record[f"val_{self.task.key}"]
@@ -383,10 +452,23 @@ class _Session:
             "threads": self.trainer.workers,
             "device": self.run.device,
         }
-        model, optimizer = self.trainer.model.state(), self.trainer.optimizer.state()
-        # "last" comes last: a run killed between the two then finds this best loss again when it is resumed.
-        for name in ("best", "last") if better else ("last",):
-            checkpoint.save(self.directory, name, model=model, optimizer=optimizer, state=state)
+        if self.ranks.size > 1:
+            self._check_weights(step)
+        if self.first:
+            model, optimizer = self.trainer.model.state(), self.trainer.optimizer.state()
+            # "last" comes last: a run killed between the two then finds this best loss again when it is resumed.
+            with job.here().files():
+                for name in ("best", "last") if better else ("last",):
+                    checkpoint.save(self.directory, name, model=model, optimizer=optimizer, state=state)
+        self.ranks.barrier()
+        _go_on_from(self.directory, self.ranks)
+
+    def _check_weights(self, step: int) -> None:
+        """RunError if ranks have different weights: nothing that cannot be trusted is saved."""
+        weights = self.ranks.gather(np.array(checksum(self.trainer.optimizer.param), np.int64))
+        for rank in np.flatnonzero(weights != weights[0]):
+            raise RunError(f"step {step}: rank {rank} has other weights than rank 0, which damaged memory may have changed; "
+                           f"{self._saved()}")
 
     def _restore(self, resumed: checkpoint.Checkpoint, before: Experiment) -> int:
         state, where = resumed.state, str(self.run.resume)
@@ -403,11 +485,11 @@ class _Session:
         what = "dropout" if self.experiment.model.dropout else "the last bits of the results"
         if state.device != self.run.device:
             self._note(f"this run was on {quoted(state.device)} and is now on {self.run.device}: {what} will differ")
-        elif state.threads != self.trainer.workers:
-            self._note(f"this run had {state.threads} worker threads and now has {self.trainer.workers}: {what} will differ")
         return state.step
 
     def _finish(self) -> None:
+        if not self.first:
+            return
         task = self.task
         tell(f"done in {duration(self._elapsed())}; {task.after.format(directory=self.directory)}")
         if self.best_step and self.last_loss > self.best:

@@ -55,6 +55,7 @@ class Variant:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what differs from the presets of all
     on_tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the same by task, for every preset
     fused: str | None = None  # the module of minitv/decode with kernels for writing
+    on_ranks: str = ""  # what ranks that share a sequence exchange; empty: it reads whole sequences only
     identities: list[Law] = field(default_factory=list, compare=False)  # what it is equal to: ``becomes`` declares them
 
     def becomes(self, other: str, when: str) -> Callable:

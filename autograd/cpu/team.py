@@ -123,12 +123,14 @@ def sharing(threads: int) -> Iterator[None]:
 def spans(count: int, grain: int = 1, work: float = math.inf, *, sums: bool = False) -> list[Span]:
     """Where the parts of so many units begin and end, with so many numbers in all; one span where calls are not cut.
 
-    A part begins at a multiple of ``grain``. Where ``sums`` of parts are added up, their number depends on the sizes alone.
+    A part begins at a multiple of ``grain``. Where ``sums`` of parts are added up, their number depends on the sizes alone,
+    also in a team of one; other parts are made for threads that may help.
     """
     team = _team.get()
     if team is None:
         return [(0, count)]
-    parts = int(max(1, min(PARTS if sums else EACH * team.threads, count // grain, work // WORK)))
+    most = PARTS if sums else EACH * team.threads if team.threads > 1 else 1
+    parts = int(max(1, min(most, count // grain, work // WORK)))
     if grain == 1 and count >= 32 * parts:
         grain = 16  # so that no part ends within a vector
     edges = [count * i // parts // grain * grain for i in range(parts)] + [count]
@@ -161,7 +163,9 @@ class Cut:
 
     def __call__(self, kernel: Callable, arguments: tuple):
         """What the kernel returns, computed in parts."""
-        if _team.get() is None or any(axis and len(arguments[at]) != 1 for at, axis in self._parts):
+        team = _team.get()
+        if team is None or (team.threads == 1 and not self._sums) or any(
+                axis and len(arguments[at]) != 1 for at, axis in self._parts):
             return kernel(*arguments)
         at, axis = self._parts[0]
         whole = arguments[at]
@@ -197,7 +201,8 @@ def _size(argument) -> int:
 
 def elementwise(function: Callable[[Sequence], np.ndarray], values: Sequence, inputs: Sequence) -> np.ndarray:
     """What a function of values computes, element by element of the first of them, the ``inputs``, which broadcast."""
-    if _team.get() is None:
+    team = _team.get()
+    if team is None or team.threads == 1:
         return function(values)
     shape = np.broadcast_shapes(*(x.shape for x in inputs if x is not None))
     axis = next((i for i, n in enumerate(shape) if n > 1), 0)

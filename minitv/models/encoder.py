@@ -21,6 +21,7 @@ from autograd.device import beside
 from autograd.errors import ShapeError
 from autograd.random import Random
 
+from .. import sequence
 from ..nn import Dropout, Embedding, Module, norm_of, normal
 from ..options import ModelOptions
 from ..stack import STACKS
@@ -61,7 +62,8 @@ class Encoder(Module):
 
     def hidden(self, ids: np.ndarray, rng: Random | None = None) -> Tensor:
         """What the last block gives, before the norm and the head."""
-        return self.blocks(self.dropout(self.embedded(ids, 0), rng and rng.split(0)), rng and rng.split(1))
+        x = self.dropout(self.embedded(ids, sequence.position()), rng and rng.split(0))
+        return self.blocks(x, rng and rng.split(1))
 
     def embedded(self, ids: np.ndarray, start: int) -> Tensor:
         """What the first block reads, [B T D], of ids [B T] at the positions from ``start`` on."""

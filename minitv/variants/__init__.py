@@ -45,6 +45,8 @@ def describe(variant: Variant) -> list[tuple[str, str]]:
         kernels = "; kernels: " + ", ".join(op.kernels) if op.kernels else ""
         laws = "; laws: " + ", ".join(map(str, op.laws)) if op.laws else ""
         rows.append((name, f"forms: {', '.join(op.forms)}{kernels}{laws}"))
+    if variant.on_ranks:
+        rows.append(("on ranks", f"several ranks can share a sequence: {variant.on_ranks}"))
     rows.append(("equals", page.golden))
     rows += [("note", text) for text in page.discrepancies]
     return [*rows, ("the review", page.review)]

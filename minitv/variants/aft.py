@@ -147,6 +147,7 @@ from ..config import check, option
 from ..nn import Dropout, Linear, Stateful, full, normal
 from ..ops import aft_conv, aft_full, aft_local, aft_simple, banded_product
 from ..options import ModelOptions
+from ..sequence import relay
 from ..variant import Page, Variant
 
 RANK = "columns of the matrices U and V, whose product is the bias"
@@ -256,7 +257,8 @@ class AFTSimple(AFT):
         super().__init__(rng, model, model.width, options.output_projection, dtype)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, state: SimpleState | None) -> tuple[Tensor, SimpleState]:
-        y, *after = aft_simple(q, k, v, None, *(state or ()))  # (5) [B T D]
+        y, *after = relay(lambda k, *past: aft_simple(q, k, v, None, *past), k, *(state or (None, None)),
+                          begin=lambda: self.init_state(len(k.data)))  # (5) [B T D]
         return y, SimpleState(*after)
 
     def init_state(self, batch: int) -> SimpleState:
@@ -420,6 +422,7 @@ AFT_SIMPLE = Variant(
     options=AFTSimpleOptions,
     presets={"nanogpt-cpu": RATE},
     fused="aft",
+    on_ranks="each rank passes the mean of the values and ln Σ e^k on to the next one",
     page=Page(
         formula="y_t = sigmoid(q_t) · Σ_{s ≤ t} e^(k_s) v_s / Σ_{s ≤ t} e^(k_s) in every channel; [q, k, v] = x Wqkvᵀ, "
                 "out = y Woᵀ",

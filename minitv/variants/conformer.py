@@ -246,7 +246,7 @@ CONFORMER = Variant(
         discrepancies=(
             "the paper's filter has 32 taps, which have no middle; here --kernel is odd, or looks back alone",
             "the paper has a batch norm after the filter: --conv-norm batch. Its statistics here are those of a micro-batch, "
-            "the part of a batch that is computed at once, so the number of threads changes a run; the default is a "
+            "the part of a batch that is computed at once, so --micro-batch changes a run; the default is a "
             "layer norm",
             "the paper reads its output by a transducer with an LSTM; here CTC reads it",
             "Transformer-XL's own shift is right for the past alone, and ESPnet and others had it in encoders; WeNet leaves "

@@ -129,6 +129,7 @@ from ..nn import Buffer, Dropout, Linear, Module, Stateful, full, made, normal, 
 from ..ops import long_conv
 from ..ops.long_conv import online
 from ..options import ModelOptions
+from ..sequence import before, columns, gathered, position, scattered, share
 from ..variant import Page, Variant
 
 
@@ -201,14 +202,27 @@ class Hyena(Stateful):
         self.dropout = Dropout(model.dropout)
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        self._fits(0, x.shape[1])
-        filters = self.filters(x.shape[1])  # (7) N - 1 of [T D], algorithm 2
-        z = causal_conv1d(self.project(x), self.short, self.short_bias)  # [B T (N+1)·D], algorithm 1
+        start, length = position(), x.shape[1]
+        self._fits(start, length)
+        filters = self.filters(length, start)  # (7) N - 1 of [T D], algorithm 2
+        z, recent = before(self.project(x), self.short.shape[1] - 1, None)
+        if recent is not None:
+            z = concat([recent, z], axis=1)
+        z = causal_conv1d(z, self.short, self.short_bias)  # [B T (N+1)·D], algorithm 1
+        if recent is not None:
+            z = _last(z, length)
         *gates, v = split(z, sizes=self.order + 1)  # N gates and the value, each [B T D]
         for o, skip in enumerate(split(self.skip, sizes=self.order - 1)):  # (4), algorithm 3
             a = self.dropout(v * gates[-1 - o], rng and rng.split(0, o))  # [B T D]
-            v, _ = long_conv(a, filters[o], skip, filters[self.order - 1 + o] if self.bidirectional else None)  # [B T D]
+            v = self._convolve(a, filters[o], skip, filters[self.order - 1 + o] if self.bidirectional else None)  # [B T D]
         return self.dropout(self.out(v * gates[0]), rng and rng.split(1))  # (4) [B T D]
+
+    def _convolve(self, a: Tensor, filter: Tensor, skip: Tensor, reverse: Tensor | None) -> Tensor:
+        if share() is None:
+            return long_conv(a, filter, skip, reverse)[0]
+        width = a.shape[2]
+        y, _ = long_conv(gathered(a), gathered(filter[None])[0], skip[columns(width)])
+        return scattered(y, width)
 
     def init_state(self, batch: int) -> State:
         if self.bidirectional:
@@ -278,16 +292,17 @@ class Filters(Module):
         shape = context, count * width
         self.window = made(Buffer, shape, dtype, window, saved=False) if options.window else None  # [T count·D]
 
-    def __call__(self, length: int) -> tuple[Tensor, ...]:
-        x = Tensor.wrap(self.table.data[:length])  # [T 2K+1]
+    def __call__(self, length: int, start: int = 0) -> tuple[Tensor, ...]:
+        lags = slice(start, start + length)
+        x = Tensor.wrap(self.table.data[lags])  # [T 2K+1]
         if self._features_lr:
-            learned = self.features if length == len(self.table.data) else self.features[:length]
+            learned = self.features if length == len(self.table.data) else self.features[lags]
             x = x + learned * self._features_lr
         for layer in self.layers:
             x = sin(layer(x) * self.frequency)  # [T M]
         filters = self.out(x)  # [T count·D]
         if self.window is not None:
-            filters = filters * Tensor.wrap(self.window.data[:length])  # (7)
+            filters = filters * Tensor.wrap(self.window.data[lags])  # (7)
         return split(filters, sizes=self.count) if self.count > 1 else (filters,)
 
 
@@ -301,6 +316,7 @@ HYENA = Variant(
     # With half the paper's hidden size, small models have as many parameters as the Transformer within 5 %.
     presets={"tiny": dict(filter_width=32), "nanogpt-cpu": dict(filter_width=32)},
     fused="hyena",
+    on_ranks="each rank gathers all positions of its block of channels before a long convolution, and gives them back after it",
     page=Page(
         formula="v ← h_o * a + d_o ∘ a with a = x^(N-1-o) ∘ v for o = 0 .. N-2, then y = (x⁰ ∘ v) Wᵀ; x⁰ … x^(N-1), v = "
                 "split(short(u Wᵀ)); * is a causal convolution over all of T, h_o(i) = window(i) network(i)",

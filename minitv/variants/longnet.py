@@ -124,9 +124,10 @@ from ..models.encoder import Encoder
 from ..nn import norm_of
 from ..ops import dilated_attention, merge_heads
 from ..ops.attention import OFFSETS
-from ..ops.dilated_attention import detached
+from ..ops.dilated_attention import between_shares, detached
 from ..ops.rope import Rotation, xpos_growth
 from ..options import ModelOptions
+from ..sequence import position, share
 from ..variant import Page, Variant
 from . import transformer
 
@@ -225,7 +226,7 @@ class Dilated(transformer.Attention):
         return replace(rotation, growth=xpos_growth(width), centre=model.context // 2)  # both growths are small near the middle
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        return self.dropout(self._mixed(*self._heads(x, 0), 0), rng)
+        return self.dropout(self._mixed(*self._heads(x, position()), 0), rng)
 
     def init_state(self, batch: int) -> State:
         return State(*super().init_state(batch), 0)
@@ -240,9 +241,11 @@ class Dilated(transformer.Attention):
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, start: int) -> Tensor:
         """The output [B T D] of queries and of keys and values from position ``start`` on."""
-        attend = detached if self.detaches else dilated_attention
-        y, _ = attend(q, k, v, segments=self.segments, dilations=self.dilations, offsets=self.offsets, causal=self.causal,
-                      start=start)
+        params = dict(segments=self.segments, dilations=self.dilations, offsets=self.offsets, causal=self.causal)
+        if (part := share()) is not None:
+            y = between_shares(q, k, v, part, **params, detaches=self.detaches)
+        else:
+            y, _ = (detached if self.detaches else dilated_attention)(q, k, v, start=start, **params)
         y = merge_heads([y])
         return self.out(y if self.norm is None else self.norm(y))
 
@@ -271,6 +274,8 @@ COST = ("training, for each layer and sequence: O(T D²) for the projections, wh
         "factor. Memory: O(T D). On the CPU it does not grow with the number of patterns, because all of them add to one "
         "output; on a GPU the output of each pattern is kept for the backward pass. ")
 
+ON_RANKS = "ranks exchange the keys and values that patterns longer than a share keep"
+
 LONGNET = Variant(
     name="longnet",
     summary="Dilated attention: patterns that look farther at fewer tokens, mixed as one softmax",
@@ -279,6 +284,7 @@ LONGNET = Variant(
     options=LongNetOptions,
     channel=FeedForward,
     overrides=dict(positions="rope"),
+    on_ranks=ON_RANKS,
     page=Page(
         formula="y_p = Σ_j C_pj exp(q_p · k_j / √K) v_j / Σ_j C_pj exp(q_p · k_j / √K) in every head, where C_pj is the number "
                 "of patterns (w, r) in which token p sees token j ≤ p: same segment of w tokens, both at the head's offset "
@@ -326,6 +332,7 @@ LONGNET_ENCODER = Variant(
     channel=FeedForward,
     model=Encoder,
     overrides=dict(positions="rope"),
+    on_ranks=ON_RANKS,
     page=Page(
         formula="y_p = Σ_j C_pj exp(q_p · k_j / √K) v_j / Σ_j C_pj exp(q_p · k_j / √K) in every head, where C_pj is the number "
                 "of patterns (w, r) in which tokens p and j see each other: same segment of w tokens, both at the head's "

@@ -143,6 +143,7 @@ from ..nn import Buffer, Dropout, Linear, Stateful, made
 from ..ops import favor, merge_heads, split_heads
 from ..ops.favor.projection import random_projection
 from ..options import ModelOptions
+from ..sequence import position, relay
 from ..variant import Page, Variant
 from .transformer import rotation_of
 
@@ -226,7 +227,7 @@ class Performer(Stateful):
             self.projection.assign_(self._draw(rng, self.projection.shape[1]).astype(self.projection.dtype))
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        return self.dropout(self._run(x, None, None, 0)[0], rng)
+        return self.dropout(self._run(x, None, None, position())[0], rng)
 
     def init_state(self, batch: int) -> State:
         features, size = self.projection.shape
@@ -236,12 +237,13 @@ class Performer(Stateful):
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         return self._run(x, *state)
 
-    def _run(self, x: Tensor, mean: Tensor | None, logsum: Tensor | None, position: int) -> tuple[Tensor, State]:
+    def _run(self, x: Tensor, mean: Tensor | None, logsum: Tensor | None, start: int) -> tuple[Tensor, State]:
         q, k, v = split_heads(self.qkv(x), heads=(self.heads,) * 3)  # [B H T K]
         if self.rotation is not None:
-            q, k = self.rotation.queries(q, position), self.rotation.keys(k, position)
-        y, mean, logsum = favor(q, k, v, self.projection.data, None, mean, logsum, **self.kernel)  # (4) or (11)  [B H T K]
-        return self.out(merge_heads([y])), State(mean, logsum, position + x.shape[1])  # [B T D]
+            q, k = self.rotation.queries(q, start), self.rotation.keys(k, start)
+        y, mean, logsum = relay(lambda k, *past: favor(q, k, v, self.projection.data, None, *past, **self.kernel), k, mean,
+                                logsum, begin=lambda: self.init_state(len(x.data))[:2])  # (4) or (11)  [B H T K]
+        return self.out(merge_heads([y])), State(mean, logsum, start + x.shape[1])  # [B T D]
 
 
 class Bidirectional(Performer):
@@ -278,6 +280,7 @@ PERFORMER = Variant(
     paper="Choromanski et al. 2020, arXiv 2009.14794",
     mixer=Performer,
     options=PerformerOptions,
+    on_ranks="each rank passes the mean of the values and ln of the weight of every feature on to the next one",
     page=Page(
         formula="y_i = Σ_{j ≤ i} φ(q_i) · φ(k_j) v_j / Σ_{j ≤ i} φ(q_i) · φ(k_j), φ_f(x) = e^(w_f · x̃ - ‖x̃‖²/2), "
                 "x̃ = x / K^(1/4), with random rows w_f; q, k, v = split(x Wᵀ), out = merge(y) Wᵀ",

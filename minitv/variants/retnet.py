@@ -132,6 +132,7 @@ from ..ops import gated, merge_heads, retention, rope, split_heads
 from ..ops.retention import NORMALIZATIONS
 from ..ops.rope import rope_angles
 from ..options import ModelOptions
+from ..sequence import position, relay
 from ..variant import Page, Variant
 
 GAIN = 2**-2.5  # of the first weights of q, k, v and the gate, as in torchscale
@@ -221,7 +222,7 @@ class Retention(Stateful):
         self.decay = Buffer((1 - rates).astype(dtype), saved=False)  # [H]
 
     def __call__(self, x: Tensor, rng: Random | None = None) -> Tensor:
-        return self.dropout(self._run(x, None, None, None, 0)[0], rng)
+        return self.dropout(self._run(x, None, None, None, position())[0], rng)
 
     def init_state(self, batch: int) -> State:
         width, values = self.qk.weight.shape[1] // self.heads, self.v.weight.shape[0] // self.heads
@@ -231,14 +232,15 @@ class Retention(Stateful):
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         return self._run(x, *state)
 
-    def _run(self, x: Tensor, S: Tensor | None, z: Tensor | None, n: Tensor | None, position: int) -> tuple[Tensor, State]:
+    def _run(self, x: Tensor, S: Tensor | None, z: Tensor | None, n: Tensor | None, start: int) -> tuple[Tensor, State]:
         q, k = split_heads(self.qk(x), heads=(self.heads, self.heads))  # (2) [B H T K]
         (v,) = split_heads(self.v(x), heads=(self.heads,))  # [B H T V]
-        q = rope(q, start=position, **self.rotation)  # (4), (5)
-        k = rope(k, start=position, scale=self.scale, **self.rotation)  # (4), (5), and the first scaling of section 2.2
-        y, S, z, n = retention(q, k, v, self.decay, S, z, n, normalization=self.normalization)  # (5), (6) or (7) [B H T V]
+        q = rope(q, start=start, **self.rotation)  # (4), (5)
+        k = rope(k, start=start, scale=self.scale, **self.rotation)  # (4), (5), and the first scaling of section 2.2
+        y, S, z, n = relay(lambda k, *past: retention(q, k, v, self.decay, *past, normalization=self.normalization), k, S, z, n,
+                           begin=lambda: self.init_state(len(x.data))[:3])  # (5), (6) or (7) [B H T V]
         y = gated(self._norm(merge_heads([y])), self.gate(x), function="swish")  # (8) [B T H·V]
-        return self.out(y), State(S, z, n, position + x.shape[1])  # (8) [B T D]
+        return self.out(y), State(S, z, n, start + x.shape[1])  # (8) [B T D]
 
     def _norm(self, y: Tensor) -> Tensor:
         """Every head of y[B T H·V] normalised on its own."""
@@ -276,6 +278,7 @@ RETNET = Variant(
     without=("ffn_gate",),  # it has --ffn
     overrides=dict(positions="none", ffn_multiple=2),
     fused="retnet",
+    on_ranks="each rank passes S, z and n on to the next one",
     page=Page(
         formula="y_t = headnorm(q_t S_t / divisor), S_t = γ S_{t-1} + k_tᵀ v_t in every head, with its own γ; q, k = rotated "
                 "x Wᵀ, k / √K; out = (swish(x Wgᵀ) ∘ y) Woᵀ",

@@ -121,6 +121,7 @@ from ..nn import ACTIVATIONS, Dropout, Parameter, Stateful, full, made, uniform
 from ..ops import gated, token_shift, wkv
 from ..ops.wkv import EMPTY
 from ..options import ModelOptions
+from ..sequence import last_before, relay
 from ..variant import Page, Variant
 
 
@@ -182,11 +183,14 @@ class TimeMix(Stateful):
         return self._run(x, *state)
 
     def _run(self, x: Tensor, time_x: Tensor | None, *state: Tensor | None) -> tuple[Tensor, State]:
+        x, time_x = last_before(x, time_x)
         k, last = token_shift(x, self.mix_k, time_x)  # [B T D], [B D]
         v, _ = token_shift(x, self.mix_v, time_x)
         r, _ = token_shift(x, self.mix_r, time_x)
         k, v, r = linear(k, self.key), linear(v, self.value), linear(r, self.receptance)  # (12), (13), (11) [B T D]
-        y, *state = wkv(k, v, -exp(self.time_decay), self.time_first, *state)  # (16) [B T D]
+        decay = -exp(self.time_decay)
+        y, *state = relay(lambda k, *past: wkv(k, v, decay, self.time_first, *past), k, *state,
+                          begin=lambda: self.init_state(len(x.data))[1:])  # (16) [B T D]
         return linear(gated(y, r), self.out), State(last, *state)  # (17) [B T D]
 
 
@@ -215,6 +219,7 @@ class ChannelMix(Stateful):
         return self._run(x, *state)
 
     def _run(self, x: Tensor, channel_x: Tensor | None) -> tuple[Tensor, ChannelState]:
+        x, channel_x = last_before(x, channel_x)
         k, last = token_shift(x, self.mix_k, channel_x)  # [B T D], [B D]
         r, _ = token_shift(x, self.mix_r, channel_x)
         k, r = linear(k, self.key), linear(r, self.receptance)  # (15) [B T F], (14) [B T D]
@@ -269,6 +274,7 @@ RWKV = Variant(
     overrides=dict(positions="none", embed_norm=True, ffn_width=3.5, activation="relu_squared", bias=True, tied=False),
     without=("ffn_multiple", "ffn_gate", "init_std"),  # it has --ffn-width, a gate and a rule for every weight
     fused="rwkv",
+    on_ranks="each rank passes the last inputs of both mixings, and a, b and p, on to the next one",
     page=Page(
         formula="y_t = (Σ_{i<t} e^((t-1-i) w + k_i) v_i + e^(u + k_t) v_t) / (Σ_{i<t} e^((t-1-i) w + k_i) + e^(u + k_t)) in "
                 "every channel; out = (sigmoid(r) ∘ y) Woᵀ; k, v and r are linear in a mix of x_t and x_{t-1}",

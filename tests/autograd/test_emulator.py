@@ -174,7 +174,7 @@ def everything(op):
     """Every kernel of an operator, with several tiles, blocks or chunks."""
     if op.name == "adamw":  # its sum of squares is no operator
         with fake_cupy.installed() as cupy:
-            sum_gradients([cupy.ones(9000, np.float32)], 0, 9000)
+            sum_gradients([], cupy.ones(9000, np.float32), 0, 9000)
         return
     for route in emulated(op):
         for size in (70, 130):

@@ -672,11 +672,11 @@ def losses(experiment: Experiment, steps):
 @each_place
 def test_losses_on_a_gpu_follow_those_on_the_cpu(place):
     """The same weights, batches and dropout: the first losses agree to rounding, and the host reads once a step."""
-    steps = 100
-    (expected, norms, _), expected_held_out, _ = losses(RUN, steps)
+    steps, run = 100, RUN.replace(micro_batch=RUN.run.batch)
+    (expected, norms, _), expected_held_out, _ = losses(run, steps)
     with PLACES[place]():
         fake_cupy.state.mode = "fast"
-        (found, found_norms, reads), held_out, trainer = losses(RUN.replace(device="cuda"), steps)
+        (found, found_norms, reads), held_out, trainer = losses(run.replace(device="cuda"), steps)
         np.testing.assert_allclose(found, expected, rtol=2e-5)
         np.testing.assert_allclose(found_norms, norms, rtol=1e-3)
         assert place == "card" or (reads == 1).all()

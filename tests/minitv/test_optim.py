@@ -66,7 +66,7 @@ def test_steps_are_the_definition(clip, workers):
         for gradients, lr in zip(steps, lrs, strict=True):
             for buffer in optimizer.buffers:  # the workers' parts add up to the gradient
                 feed(buffer, model, {name: g / workers for name, g in gradients.items()})
-            norm = optimizer.step(lr, pool.map if workers > 1 else map, workers)
+            norm = optimizer.step(lr, pool.map if workers > 1 else map)
             assert norm == pytest.approx(math.sqrt(sum((g**2).sum() for g in gradients.values())), rel=1e-12)
     state = optimizer.state()
     assert state["steps"] == 4

@@ -67,10 +67,8 @@ def make(monkeypatch):
     def trainer(threads=1, micro=None, options=(), **changes):
         variant = replace(variants.load("transformer"), **changes)
         experiment = variant.configure(context=CONTEXT, layers=2, width=8, heads=2, batch=BATCH, threads=threads, warmup=0,
-                                       **dict(options))
+                                       micro_batch=micro, **dict(options))
         made.append(Trainer(experiment, Shuffled()))
-        if micro:
-            made[-1].MICRO_BATCH_TOKENS = micro
         return made[-1]
 
     yield trainer
@@ -86,20 +84,20 @@ def train(trainer, steps=3):
 @pytest.mark.parametrize("stack", ["residual", "reversible"])
 def test_one_worker_and_four_agree(make, stack):
     changes = dict(mixer=counting(variants.load("transformer").mixer), options=dict(stack=stack))
-    alone, together = train(make(**changes)), train(make(threads=4, micro=CONTEXT, **changes))
+    alone, together = train(make(micro=BATCH, **changes)), train(make(threads=4, micro=1, **changes))
     for one, other in zip(alone, together, strict=True):
         assert_close(other, one, terms=10_000)
-    again = train(make(threads=4, micro=CONTEXT, **changes))
+    again = train(make(threads=1, micro=1, **changes))
     assert all(np.array_equal(a, b) for a, b in zip(together, again, strict=True))
     means = [value for name, value in make(**changes).model.state().items() if name.endswith("mean")]
     assert len(means) == 2 and not any(mean.any() for mean in means)
 
 
 def test_workers_without_a_micro_batch_help_the_others(make, monkeypatch):
-    """Four micro-batches and one worker or five: the same, and the same bits each time."""
-    alone = train(make())
+    """Two micro-batches and one worker or five, with calls cut however small they are: the same, and the same bits."""
+    alone = train(make(micro=BATCH))
     monkeypatch.setattr(team, "spans", fine)
-    five, again = train(make(threads=5)), train(make(threads=5))
+    five, again = train(make(threads=5)), train(make(threads=1))
     for one, other, third in zip(alone, five, again, strict=True):
         assert_close(other, one, terms=10_000)
         assert np.array_equal(other, third)
@@ -113,7 +111,7 @@ def test_what_was_counted_is_the_mean_over_the_whole_batch(make):
             seen.append(count)
             super().add_statistics(total, count)
 
-    train(make(threads=4, micro=2 * CONTEXT, mixer=Watched), steps=2)
+    train(make(threads=4, micro=2, mixer=Watched), steps=2)
     assert seen == [BATCH * CONTEXT] * 4  # two layers, two steps
 
 
@@ -144,7 +142,7 @@ def test_a_resumed_run_draws_the_same(make):
 @pytest.mark.full
 def test_the_reversible_stack_trains_as_the_plain_sums_do(make, monkeypatch):
     options = dict(stack="reversible", dropout=0.2)
-    reversible = train(make(threads=3, micro=CONTEXT, options=options))
+    reversible = train(make(threads=3, micro=1, options=options))
 
     def plain(self, x, rng=None):
         one, two = x, x
@@ -154,5 +152,5 @@ def test_the_reversible_stack_trains_as_the_plain_sums_do(make, monkeypatch):
         return (one + two) * 0.5
 
     monkeypatch.setattr(Reversible, "__call__", plain)
-    for one, other in zip(reversible, train(make(threads=3, micro=CONTEXT, options=options)), strict=True):
+    for one, other in zip(reversible, train(make(threads=3, micro=1, options=options)), strict=True):
         assert_close(one, other, terms=10_000)

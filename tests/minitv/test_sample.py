@@ -119,8 +119,11 @@ def test_choose_never_leaves_what_is_allowed(logits, uniform, temperature, top_k
 
 @given(st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, -np.inf]), min_size=1, max_size=50))
 def test_the_order_of_logits_is_that_of_a_stable_sort(logits):
-    logits = np.array(logits, np.float32)
-    assert sample._falling(logits[None])[0].tolist() == np.argsort(-logits, kind="stable").tolist()
+    rows = np.array([logits, logits[::-1]], np.float32)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for many in (0, 1000):
+            monkeypatch.setattr(sample, "MANY", many)
+            assert sample._falling(rows).tolist() == np.argsort(-rows, axis=1, kind="stable").tolist()
 
 
 def test_choose_by_hand():

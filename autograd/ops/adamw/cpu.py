@@ -49,12 +49,16 @@ def update(param, grad, m, v, lo, hi, *, lr, beta1, beta2, eps, weight_decay, de
                     correction, number(eps), number(scale))
 
 
-def sum_gradients(buffers, lo, hi) -> float:
-    """Add every buffer's elements lo .. hi into the first, in order, and return the sum of their squares."""
-    total = buffers[0][lo:hi]
-    for buffer in buffers[1:]:
-        _add(total, buffer[lo:hi])
-    return _squares(total)
+def add(left, right):
+    """left += right, on flat buffers."""
+    _add(left, right)
+
+
+def sum_gradients(pairs, total, lo, hi) -> float:
+    """Add elements lo .. hi of the second buffer of every pair to the first, and return the sum of the squares in ``total``."""
+    for left, right in pairs:
+        _add(left[lo:hi], right[lo:hi])
+    return _squares(total[lo:hi])
 
 
 def forward(param, grad, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale):

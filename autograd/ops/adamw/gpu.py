@@ -19,13 +19,19 @@ def update(param, grad, m, v, lo, hi, *, lr, beta1, beta2, eps, weight_decay, de
                   1 / math.sqrt(1 - beta2**step), eps, scale)
 
 
-def sum_gradients(buffers, lo, hi):
-    """Add every buffer's elements lo .. hi into the first, in order; the sum of their squares, which stays on the card."""
-    total = buffers[0][lo:hi]
-    for buffer in buffers[1:]:
-        total += buffer[lo:hi]
+def add(left, right):
+    """left += right, on flat buffers."""
+    left += right
+
+
+def sum_gradients(pairs, total, lo, hi):
+    """Add elements lo .. hi of the second buffer of every pair to the first; the squares in ``total``, summed on the card."""
+    for left, right in pairs:
+        part = left[lo:hi]
+        part += right[lo:hi]
+    part = total[lo:hi]
     sums = namespace(total).empty(ceil_div(hi - lo, SOURCE["SQUARES"]), np.float64)
-    SOURCE.launch("mtv_adamw_squares", sums.size, total, sums, total.size)
+    SOURCE.launch("mtv_adamw_squares", sums.size, part, sums, part.size)
     return sums.sum()
 
 

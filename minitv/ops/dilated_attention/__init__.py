@@ -46,7 +46,8 @@ from __future__ import annotations
 
 import builtins
 import math
-from functools import reduce
+from functools import lru_cache, reduce
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,7 +57,7 @@ from autograd.errors import DomainError, ShapeError
 from autograd.laws import becomes, causal, independent, law, linear_in, shift_invariant
 from autograd.metric import assert_close
 from autograd.op import op
-from autograd.ops import concat, log, logsumexp, put_add, softmax, sum, where
+from autograd.ops import concat, exp, log, logsumexp, put_add, softmax, sum, where
 
 from ..attention import OFFSETS, attention, offset_of
 from ..merge_attention import merge_attention
@@ -185,17 +186,16 @@ def on_rank(q, gather, first, start, stop, segments, dilations, offsets, causal,
     (batch, heads, queries, width), last = q.shape, first + q.shape[2]
     xp, outputs, received, out = namespace(q.data), [], [], gather(np.arange(heads), np.arange(0))[1].shape[3]
     for w, r in zip(segments, dilations, strict=True):
-        begin, end = max(first // w * w, start), last if causal else min(-(-last // w) * w, stop)  # of the segments
+        begin, end = segments_of(first, last, start, stop, w, causal)
         if first % w == 0 and begin == first and end == last:
             local = gather(np.arange(heads), np.arange(first, last))
             outputs.append(attention(q, *local, causal=causal, scale=scale, segment=w, dilation=r, offsets=offsets))
             received.append(0)
             continue
         y, lse = (Tensor.wrap(xp.zeros((batch, heads, queries, *more), q.dtype)) for more in ((out,), ()))
-        starts, count = offset_of(np.arange(heads), heads, r, offsets), 0
-        for s in np.unique(starts):
-            group, ask, answer = np.flatnonzero(starts == s), active(first, last, w, r, s), active(begin, end, w, r, s)
-            answer = answer[:len(answer) if len(ask) else 0]  # nobody needs what nobody asks for
+        kept, count = np.zeros((heads, queries), bool), 0
+        for s, group in by_offset(heads, r, offsets):
+            ask, answer = wanted(first, last, start, stop, w, r, s, causal)
             seen = ask[:, None] // w == answer // w  # [T' S']
             seen &= (answer <= ask[:, None]) | (not causal)
             keys, values = gather(group, answer)
@@ -203,10 +203,154 @@ def on_rank(q, gather, first, start, stop, segments, dilations, offsets, causal,
             new = attention(q[:, group][:, :, ask - first], keys, values, xp.asarray(seen), causal=False, scale=scale)
             y, lse = (x + put_add(part, key=(slice(None), group[:, None], ask - first), shape=x.shape)
                       for x, part in zip((y, lse), new, strict=True))
-        kept = np.arange(first, last) % w % r == starts[:, None]  # [H T]
+            kept[group[:, None], ask - first] = True
         outputs.append((y, where(xp.asarray(kept), lse, -math.inf)))
         received.append(count)
     return *merged(outputs), received
+
+
+def segments_of(first: int, last: int, start: int, stop: int, w: int, causal: bool) -> tuple[int, int]:
+    """Where the keys begin and end that queries from ``first`` to ``last`` - 1 see, of those from ``start`` to ``stop`` - 1."""
+    return max(first // w * w, start), last if causal else min(-(-last // w) * w, stop)
+
+
+def by_offset(heads: int, r: int, offsets: str) -> list[tuple[int, np.ndarray]]:
+    """The offsets of a pattern with the dilation r, and for each of them the heads that have it."""
+    starts = offset_of(np.arange(heads), heads, r, offsets)
+    return [(int(s), np.flatnonzero(starts == s)) for s in np.unique(starts)]
+
+
+def wanted(first: int, last: int, start: int, stop: int, w: int, r: int, s: int, causal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The queries from ``first`` to ``last`` - 1 that a pattern keeps at the offset s, and the keys that they see of all.
+
+    Keys lie from ``start`` to ``stop`` - 1, and with ``causal`` before ``last``.
+    """
+    ask, answer = active(first, last, w, r, s), active(*segments_of(first, last, start, stop, w, causal), w, r, s)
+    return ask, answer[np.isin(answer // w, ask // w)]  # nobody needs what nobody asks for
+
+
+def between_shares(q, k, v, part, segments, dilations, offsets, causal, scale=None, detaches=False) -> Tensor:
+    """y[B H T V] of the positions that this rank holds, of queries, keys and values of the same positions.
+
+    ``part`` is a Share of minitv/sequence.py. Patterns whose segments end where shares end are computed by the operator. Of the
+    others, a rank receives the keys and values that its queries see, and sends those that others see; the gradients return
+    along the same ways. They are one softmax, in which a key stands once for each pattern that shows it, so the time grows with
+    the square of what these patterns keep of a share. ``detaches`` is the gradient of ``detached``.
+    """
+    heads, width, params = np.arange(q.shape[1])[:, None], k.shape[3], dict(offsets=offsets, causal=causal, scale=scale)
+    patterns = tuple(zip(segments, dilations, strict=True))
+    local = [pattern for pattern in patterns if part.length % pattern[0] == 0]
+    if not local:
+        xp = namespace(q.data)
+        y = Tensor.wrap(xp.zeros((*q.shape[:3], v.shape[3]), q.dtype))
+        lse = Tensor.wrap(xp.full(q.shape[:3], -math.inf, q.dtype))
+    far = tuple(pattern for pattern in patterns if part.length % pattern[0])
+    if far:
+        way = routes(part.rank, part.size, part.length, q.shape[1], far, offsets, causal)
+        own = concat([k, v], axis=3)  # [B H T K+V]
+        q, received = part.exchange({rank: own[:, which, at] for rank, (which, at) in way.outgoing.items()},
+                                    {rank: (len(own.data), count, own.shape[3]) for rank, count in way.incoming.items()}, q)
+        received[part.rank] = own[:, way.own[0], way.own[1]]
+        pool = concat([one for _, one in sorted(received.items())], axis=1)  # [B M K+V]
+        both = pool[:, way.keys]  # [B H S' K+V]
+        others = attention(q[:, heads, way.queries], both[..., :width], both[..., width:], namespace(q.data).asarray(way.seen),
+                           causal=False, scale=scale)  # [B H T' V], [B H T']
+    if local and detaches:
+        y, lse = detached(q, k, v, segments=[w for w, _ in local], dilations=[r for _, r in local], **params)
+    elif local:
+        segments, dilations = zip(*local, strict=True)
+        y, lse = dilated_attention(q, k, v, segments=segments, dilations=dilations, **params)
+    if not far:
+        return y
+    new, sums = others
+    return _mixed(y, *((lse.detach(), new, sums.detach()) if detaches else (lse, new, sums)), (slice(None), heads, way.queries))
+
+
+def _mixed(y, lse, new, sums, at) -> Tensor:
+    """The mean of y[B H T V] and of others, which belong to the positions ``at``, by the sums of their softmaxes."""
+    xp = namespace(y.data)
+    tops = lse.data.copy()
+    xp.maximum.at(tops, at, sums.data)
+    tops[tops == -math.inf] = 0  # exp(s - top) cannot overflow
+    one, other = exp(lse - Tensor.wrap(tops)), exp(sums - Tensor.wrap(tops[at]))
+    total = one + put_add(other, key=at, shape=lse.shape)
+    values = y * one[..., None] + put_add(new * other[..., None], key=at, shape=y.shape)
+    return values / where(total.data == 0, 1.0, total)[..., None]
+
+
+class Routes(NamedTuple):
+    """What a rank sends and receives for patterns that reach beyond its share, and how its queries see it.
+
+    ``outgoing`` and ``own`` are heads and positions, counted from the first one of the share, of keys that other ranks and this
+    one need; ``incoming`` says how many come from each rank. All that is needed here stands one after the other, in the order
+    of ranks: of that, head h reads ``keys[h]``; ``queries[h]`` are the positions of its queries, one for each pattern that
+    keeps it, and ``seen[h]`` says which of the keys each sees. Heads with fewer are filled up with what nobody sees.
+    """
+
+    outgoing: dict[int, tuple[np.ndarray, np.ndarray]]
+    incoming: dict[int, int]
+    own: tuple[np.ndarray, np.ndarray]
+    queries: np.ndarray  # [H T']
+    keys: np.ndarray  # [H S']
+    seen: np.ndarray  # [H T' S']
+
+
+@lru_cache(maxsize=64)
+def routes(rank: int, size: int, length: int, heads: int, patterns: tuple[tuple[int, int], ...], offsets: str,
+           causal: bool) -> Routes:
+    """Those of one rank of ``size``, each with ``length`` positions."""
+    first, last, stop = rank * length, (rank + 1) * length, size * length
+    outgoing: dict[int, list] = {}
+    needed: dict[int, list] = {rank: []}
+    asked: list[list] = [[] for _ in range(heads)]
+
+    def held(positions: np.ndarray, other: int) -> np.ndarray:
+        return positions[positions // length == other]
+
+    for number, (w, r) in enumerate(patterns):
+        for s, group in by_offset(heads, r, offsets):
+            around = active(*segments_of(first, last, 0, stop, w, False), w, r, s)  # all that its segments have
+            for other in np.unique(around // length).tolist():
+                mine = held(wanted(other * length, (other + 1) * length, 0, stop, w, r, s, causal)[1], rank)
+                if other != rank and len(mine):
+                    outgoing.setdefault(other, []).extend((h, mine - first) for h in group.tolist())
+            ask, answer = wanted(first, last, 0, stop, w, r, s, causal)
+            for h in group.tolist():
+                asked[h].append((number, ask))
+            for other in np.unique(answer // length).tolist():
+                needed.setdefault(other, []).extend((h, number, held(answer, other)) for h in group.tolist())
+    keys: list[list] = [[] for _ in range(heads)]
+    count = 0
+    for _, parts in sorted(needed.items()):
+        for h, number, positions in parts:
+            keys[h].append((number, positions, count + np.arange(len(positions))))
+            count += len(positions)
+    width, height = (max((builtins.sum(len(positions) for _, positions, *_ in parts) for parts in of_heads), default=0)
+                     for of_heads in (keys, asked))
+    way = Routes({other: places(parts) for other, parts in outgoing.items()},
+                 {other: builtins.sum(len(part[2]) for part in parts) for other, parts in needed.items() if other != rank},
+                 places([(h, positions - first) for h, _, positions in needed[rank]]),
+                 np.zeros((heads, height), np.intp), np.zeros((heads, width), np.intp), np.zeros((heads, height, width), bool))
+    for h in range(heads):
+        row = 0
+        for number, ask in asked[h]:
+            way.queries[h, row:row + len(ask)] = ask - first
+            column = 0
+            for other, positions, at in keys[h]:
+                way.keys[h, column:column + len(at)] = at
+                if other == number:
+                    seen = ask[:, None] // patterns[number][0] == positions // patterns[number][0]
+                    seen &= (positions <= ask[:, None]) | (not causal)
+                    way.seen[h, row:row + len(ask), column:column + len(at)] = seen
+                column += len(at)
+            row += len(ask)
+    return way
+
+
+def places(parts: list[tuple[int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Heads and positions, one for each key, of some keys of heads."""
+    return (np.repeat([h for h, _ in parts], [len(at) for _, at in parts]).astype(np.intp),
+            np.concatenate([at for _, at in parts]) if parts else np.zeros(0, np.intp))
 
 
 def active(first: int, last: int, w: int, r: int, s: int) -> np.ndarray:
