@@ -43,7 +43,6 @@ class Decoder:
     def __init__(self, model: LanguageModel, batch: int = 1):
         keep_memory()  # else a long prompt costs a page fault for every 4 kB that its layers compute
         self.model, self.batch = model, batch
-        keep_memory()  # else a long prompt costs a page fault for every 4 kB that its layers compute
         self._start, self._state = self._begin(1), self._begin(batch)
 
     def _begin(self, batch: int) -> Any:
