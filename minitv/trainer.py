@@ -86,7 +86,7 @@ class Trainer:
         watch(self._companion)
         loading = None if on_gpu else self._pool.submit(_load_compiler)
         # Of a buffer for each worker and of those in which sums wait for others.
-        parts = min(run.batch, max(1, run.batch * experiment.model.context // self.MICRO_BATCH_TOKENS))
+        parts = min(run.batch, max(self.LEAST, run.batch * experiment.model.context // self.MICRO_BATCH_TOKENS))
         buffers = min(parts, self.workers + parts.bit_length())
         copies = 1 if on_gpu else 3 + buffers  # with the optimizer's two averages and the gradients
         self.model = experiment.build(task.vocab, copies).to(run.device)

@@ -14,6 +14,7 @@ import numpy as np
 
 from autograd import no_grad
 from autograd.cpu.compile import cpu_kernel, inner
+from autograd.cpu.vectors import assign
 
 from ..ops.aft.cpu_step import gated_mean, join, place
 from ..variants import aft
@@ -98,7 +99,9 @@ def windowed(x, position, weights, state, memory):
     exponents, at = rows(memory, at, BLOCK, width)
     for b in range(len(x)):
         keys, values, past = state.keys[b], state.values[b], state.mean[b]
-        keys[newest], values[newest], mean[:] = k[b], v[b], past
+        assign(keys[newest], k[b])
+        assign(values[newest], v[b])
+        assign(mean.reshape(-1), past.reshape(-1))
         for lag in range(0, seen, BLOCK):
             block, first = exponents[: min(BLOCK, seen - lag)], place(newest, lag, size)
             _exponents(keys, first, weights, position, lag, block)

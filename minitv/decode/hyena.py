@@ -13,6 +13,7 @@ import numpy as np
 
 from autograd import Tensor
 from autograd.cpu.compile import cpu_kernel
+from autograd.cpu.vectors import assign
 
 from ..ops import long_conv
 from ..ops.long_conv import online
@@ -51,8 +52,8 @@ def mix(x, position, weights, state, memory):
     norm(x, weights.norm, h, memory[at:])
     linear(weights.project, h, projected, False)
     for b in range(count):
-        state.recent[b, newest] = projected[b]
-        z[:] = weights.bias
+        assign(state.recent[b, newest], projected[b])
+        assign(z, weights.bias)
         step(taps, state.recent[b], newest, min(len(taps), position + 1), z)
         for o in range(orders):
             gate, inputs, ready, skip = (orders - o) * width, state.inputs[b, o], state.sums[b, o, position], weights.skip[o]

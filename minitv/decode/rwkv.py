@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autograd.cpu.compile import cpu_kernel, inner
+from autograd.cpu.vectors import assign
 
 from ..ops.gated.cpu import sigmoid_row
 from ..ops.token_shift.cpu import mixed
@@ -59,7 +60,7 @@ def time_mix(x, position, weights, state, memory):
     _shifted(h, state.time_x, weights.key, y, k)
     _shifted(h, state.time_x, weights.value, y, v)
     _shifted(h, state.time_x, weights.receptance, y, r)
-    state.time_x[:] = h
+    assign(state.time_x.reshape(-1), h.reshape(-1))
     for b in range(count):
         step(k[b], v[b], weights.w, weights.u, state.a[b], state.b[b], state.p[b], y[b])
         sigmoid_row(y[b], r[b], k[b])
@@ -77,7 +78,7 @@ def channel_mix(x, position, weights, state, memory):
     norm(x, weights.norm, h, memory[at:])
     _shifted(h, state.channel_x, weights.key, y, wide)
     _shifted(h, state.channel_x, weights.receptance, y, r)
-    state.channel_x[:] = h
+    assign(state.channel_x.reshape(-1), h.reshape(-1))
     for b in range(count):
         activate(wide[b], weights.activation, activated[b], memory[at:])
     linear(weights.value, activated, y, False)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autograd.cpu.compile import cpu_kernel, inner
+from autograd.cpu.vectors import assign
 from autograd.ops.rms_norm.cpu import rms_norm_rows
 
 from .. import nn
@@ -56,7 +57,7 @@ def _normed(x, of, y, spare):
     if of.weight.size:
         norm(x, of, y, spare)
     else:
-        y[:] = x
+        assign(y.reshape(-1), x.reshape(-1))
 
 
 @inner
@@ -85,7 +86,7 @@ def block(x, position, weights, cache, memory):
     if len(weights.values.weight):
         linear(weights.values, z, v, False)
     else:
-        v[:] = z
+        assign(v.reshape(-1), z.reshape(-1))
     if weights.q_norm.size:
         _norm_heads(q, weights.q_norm, heads, memory[at:])
         _norm_heads(k, weights.k_norm, heads, memory[at:])
@@ -101,9 +102,11 @@ def block(x, position, weights, cache, memory):
             h[b, c] = weights.alpha[c] * v[b, c] + weights.beta[c] * a[b, c] - weights.gamma[c] * cache.mean[b, c]
     if len(weights.out.weight):
         linear(weights.out, h, a, False)
-        h[:] = a
+        assign(h.reshape(-1), a.reshape(-1))
     if weights.adds:
-        h += x
+        for b in range(count):
+            for c in range(width):
+                h[b, c] += x[b, c]
     if weights.serial:
         _normed(h, weights.after, z, memory[at:])
     linear(weights.up, z, wide, False)

@@ -72,9 +72,9 @@ def test_training_needs_the_model_several_times(monkeypatch):
     small = experiment("transformer", threads=2)
     task = type("Task", (), {"vocab": 50})
     size = small.size(50)
-    monkeypatch.setattr(room, "memory", lambda: 5 * size)
+    monkeypatch.setattr(room, "memory", lambda: 4 * size)
     small.build(50)
-    with pytest.raises(UserError, match=r"training the model \(6 arrays of its size\) would take \d\.\d MiB of memory"):
+    with pytest.raises(UserError, match=r"training the model \(5 arrays of its size\) would take \d\.\d MiB of memory"):
         Trainer(small, task)
 
 

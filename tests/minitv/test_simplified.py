@@ -158,13 +158,13 @@ def test_attention_of_both_directions_sees_all():
 
 @pytest.mark.parametrize("positions", ["rope", "none"])
 def test_kernels_write_beyond_the_context(positions):
-    model, ids = build(dict(positions=positions, block="serial"), np.float32), np.resize(tokens(), 40)
+    model, ids = build(dict(positions=positions, block="serial"), np.float32), np.resize(tokens(), (2, 40))
     exact = build(dict(positions=positions, block="serial"))
-    expected, reader = exact(ids[None]).numpy()[0], decoder(model)
+    expected, reader = exact(ids).numpy(), decoder(model, 2)
     assert type(reader) is FusedDecoder
     for first in (3, 20):  # read by the kernels, and by the model
-        found = [reader.prefill(ids[:first]).copy(), *(reader.step(token).copy() for token in ids[first:])]
-        assert_close(np.array(found), expected[first - 1 :], terms=1000)
+        found = [reader.prefill(ids[:, :first]).copy(), *(reader.step(token).copy() for token in ids.T[first:])]
+        assert_close(np.stack(found, axis=1), expected[:, first - 1 :], terms=1000)
 
 
 def test_kernels_know_no_shift():
