@@ -298,7 +298,8 @@ def learned(name: str) -> str:
     rows += [[name, *blank, f"{value:.3f}", *(f"{accuracies[name]:.3f}" for _ in told), ""]
              for name, value in result["baselines"].items()]
     seeds = result["variants"][0]["seeds"]
-    header = [f"{title}, `{result['preset']}`, {result['steps']} steps", *axes, "parameters", "learning rate", unit, *told, "state"]
+    first = f"{title}, `{result['preset']}`, {result['steps']} steps"
+    header = [first, *axes, "parameters", "learning rate", unit, *told, "state"]
     of_seeds = f"Means of {seeds} seeds ± their standard deviation" if seeds > 1 else "One seed"
     return table(header, rows) + where(result).replace("one run each.", f"{of_seeds}.")
 
