@@ -127,10 +127,9 @@ def spans(count: int, grain: int = 1, work: float = math.inf, *, sums: bool = Fa
     also in a team of one; other parts are made for threads that may help.
     """
     team = _team.get()
-    if team is None:
+    if team is None or work < 2 * WORK or (team.threads == 1 and not sums):
         return [(0, count)]
-    most = PARTS if sums else EACH * team.threads if team.threads > 1 else 1
-    parts = int(max(1, min(most, count // grain, work // WORK)))
+    parts = int(max(1, min(PARTS if sums else EACH * team.threads, count // grain, work // WORK)))
     if grain == 1 and count >= 32 * parts:
         grain = 16  # so that no part ends within a vector
     edges = [count * i // parts // grain * grain for i in range(parts)] + [count]
