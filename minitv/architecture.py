@@ -16,7 +16,7 @@ A module of minitv/weights declares a record, found by its name, as GPT-2's does
 entries, and both raise a UserError for what the other side has not. The functions below make the usual ones: ``count`` and
 ``number`` for what is the same on both sides, ``word`` for names that differ, ``ratio`` for a size that we count in widths,
 ``only`` for an entry that must have one value, ``training`` for what concerns training alone. Entries that no key names must be
-null, false or empty, or stand among ``ignored``: what nobody here knows may change what a model computes.
+null, false, 0 or empty, or stand among ``ignored``: what nobody here knows may change what a model computes.
 
 **Rules.** A Rule names arrays of theirs and of ours; ``{i}`` stands for the number of a layer. ``way`` leads from one to the
 other and back: SAME, TRANSPOSED, or ``rows(...)``, by which several of theirs are the rows of one of ours. ``when(values, i)``
@@ -26,6 +26,7 @@ which also checks that every array on both sides is named by one rule, once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -44,6 +45,11 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gel
 
 
 # -- config.json -------------------------------------------------------------------------------------------------------
+def worded(value: Any) -> str:
+    """An entry of a config.json as a sentence names it: true, false and null in the words of the file."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else quoted(value)
+
+
 class Key(NamedTuple):
     """Entries of config.json and options of ours that say the same."""
 
@@ -58,7 +64,7 @@ def entry(config: Values, name: str, kind: type | tuple[type, ...], default: Any
     value = config.get(name, default)
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if type(value) not in kinds:
-        raise UserError(f"{name} is {quoted(value)}, allowed: {allowed}")
+        raise UserError(f"{name} is {worded(value)}, allowed: {allowed}")
     return value
 
 
@@ -119,7 +125,7 @@ def ratio(theirs: str, ours: str, of: Key, multiple: float) -> Key:
         if value is None:
             return {ours: float(multiple)}
         if type(value) is not int or not 1 <= value < 2**31:
-            raise UserError(f"{theirs} is {quoted(value)}, allowed: a positive integer below 2**31, or null")
+            raise UserError(f"{theirs} is {worded(value)}, allowed: a positive integer below 2**31, or null")
         return {ours: value / of.read(config)[width]}
 
     def write(values: Values) -> Values:
@@ -145,7 +151,7 @@ def only(theirs: str, value: Any, reason: str, *others: Any) -> Key:
     def read(config: Values) -> Values:
         if not any(type(found) is type(one) and found == one for found in (config.get(theirs, value),)
                    for one in (value, *others)):
-            raise UserError(f"{theirs} is {quoted(config[theirs])}, allowed: {quoted(value)}, because {reason}")
+            raise UserError(f"{theirs} is {worded(config[theirs])}, allowed: {worded(value)}, because {reason}")
         return {}
 
     return Key((theirs,), (), read, lambda values: {theirs: value})

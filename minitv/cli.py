@@ -449,15 +449,19 @@ def _export(argv: list[str]) -> int:
         synonyms=SYNONYMS,
         usage="minitv export DIR [options]",
         description="Write the model of a run for other programs: config.json and model.safetensors, which the package\n"
-        "transformers loads. What it has no word for is refused, with the reason.\n"
+        "transformers loads. What this package cannot express is refused, with the reason.\n"
         f"Known architectures: {', '.join(weights.architectures())}.",
         epilog="examples:\n  minitv export runs/mine --format huggingface --out my-model",
     )
     directory, config = _of_a_run(parser, ExportOptions, argv)
-    from .exchange import export
+    from .checkpoint import read_run
+    from .exchange import TOKENIZER, export
 
     out, architecture = export(directory, config)
     print(f"{out}: {architecture.name}, load it with: {architecture.loader(str(out))}")
+    units = {"char": f"a character of the alphabet in {directory}", "byte": "a byte"}
+    if unit := units.get(read_run(directory, config.checkpoint).task.get("tokenizer", {}).get("kind")):
+        print(f"note: no {TOKENIZER} is written: a token is {unit} here, and other programs read and write the ids themselves")
     return 0
 
 

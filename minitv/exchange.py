@@ -3,7 +3,7 @@
 Both directions are made of the table of an architecture (minitv/architecture.py). Import reads config.json, finds the options
 of the model, and knows from them the name and the shape of every array that the files must hold. Only when all that fits is
 anything written, and then array after array: the files are mapped, and no more than one array is in memory. Export goes the
-same way back: what the architecture cannot say is refused before a file is made.
+same way back: what the architecture cannot express is refused before a file is made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from . import checkpoint, files, tensors, variants, weights
-from .architecture import Architecture, Rule, Values
+from .architecture import Architecture, Rule, Values, worded
 from .config import did_you_mean, settings, shown
 from .errors import CheckpointError, UserError, naming, quoted
 from .experiment import Experiment, from_checkpoint, merge
@@ -41,23 +41,25 @@ FREE = ("init_std",)  # options of ours that say nothing of a trained model
 ELSEWHERE = frozenset("""
     architectures model_type transformers_version _name_or_path name_or_path dtype torch_dtype use_cache initializer_range
     bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id decoder_start_token_id
-    task_specific_params id2label label2id problem_type finetuning_task tokenizer_class
+    task_specific_params id2label label2id num_labels _num_labels problem_type finetuning_task tokenizer_class
     return_dict output_hidden_states output_attentions gradient_checkpointing auto_map attn_implementation
-    _attn_implementation _attn_implementation_autoset chunk_size_feed_forward torchscript use_bfloat16 max_length
-    do_sample temperature top_k top_p transformers.js_config
+    _attn_implementation _attn_implementation_autoset chunk_size_feed_forward torchscript use_bfloat16 output_past
+    max_length min_length max_new_tokens do_sample temperature top_k top_p typical_p num_beams num_beam_groups
+    num_return_sequences repetition_penalty length_penalty diversity_penalty transformers.js_config
 """.split())
 
 
 class Pickled(UserError):
-    """The weights lie in a pickle, which can hold any program: ``lines`` are Python that converts them elsewhere."""
+    """The weights lie in pickles, which can hold any program: ``lines`` are Python that converts them elsewhere."""
 
-    def __init__(self, path: Path):
-        super().__init__(f"{path} is a pickle, which may run any program when it is read, so it is never loaded here; convert "
-                         "it where torch and safetensors are installed, with these three lines of Python, and import "
-                         f"{path.parent}")
+    def __init__(self, folder: Path, names: list[str]):
+        super().__init__(f"{folder / names[0]} is a pickle, which may run any program when it is read, so it is never loaded "
+                         "here; where torch and safetensors are installed, run these three lines of Python in its folder, and "
+                         f"import {folder}")
         self.lines = ("import torch; from safetensors.torch import save_file",
-                      f"weights = torch.load({path.name!r}, map_location='cpu', weights_only=True)",
-                      f"save_file({{name: array.clone() for name, array in weights.items()}}, {WEIGHTS!r})")
+                      f"parts = [torch.load(name, map_location='cpu', weights_only=True) for name in {names!r}]",
+                      "save_file({name: array.contiguous().clone() for part in parts for name, array in part.items()}, "
+                      f"{WEIGHTS!r})")
 
 
 class Found(NamedTuple):
@@ -182,14 +184,14 @@ def _places(path: Path) -> tuple[Path, Callable[[], dict[str, Stored]]]:
     if not path.exists():
         raise UserError(f"FOLDER: {path}: there is no such folder or file")
     if path.is_dir():
-        pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES and file.is_file())
+        pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES and file.is_file())
         if (path / WEIGHTS).exists() or (path / INDEX).exists():
             return path, lambda: tensors.of_folder(path)
-        if pickles:
-            raise Pickled(pickles[0])
+        if pickles:  # others may be of an optimizer
+            raise Pickled(path, [name for name in pickles if name.startswith("pytorch_model")] or pickles[:1])
         raise UserError(f"FOLDER: {path}: there is no {WEIGHTS} in it, and no {INDEX}")
     if path.suffix in PICKLES:
-        raise Pickled(path)
+        raise Pickled(path.parent, [path.name])
     if path.name == INDEX:
         return path.parent, lambda: tensors.of_folder(path.parent)
     if path.suffix != ".safetensors":
@@ -241,7 +243,7 @@ def _options(architecture: Architecture, config: Values) -> dict[str, Any]:
                if name not in known and name not in architecture.ignored and value not in (None, False, "", [], {})]
     if unknown:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-        shown = ", ".join(f"{_short(name)} = {quoted(config[name])}" for name in unknown[:SHOWN])
+        shown = ", ".join(f"{_short(name)} = {worded(config[name])}" for name in unknown[:SHOWN])
         raise UserError(f"{shown}{more}: not known of {architecture.name}, and it may change what the model computes; if it "
                         "does not, remove it")
     values = dict(architecture.fixed)
@@ -339,8 +341,8 @@ def _name(path: Path) -> str:
 def export(directory: str, options: ExportOptions) -> tuple[Path, Architecture]:
     """Write config.json, model.safetensors and what there is of a tokenizer of a run's model for other programs.
 
-    Returns their folder and the architecture. UserError says what the model has that no architecture of its variant can say,
-    before anything is written.
+    Returns their folder and the architecture. UserError says what the model has that no architecture of its variant can
+    express, before anything is written.
     """
     snapshot = checkpoint.map_run(directory, options.checkpoint)
     with closing(snapshot.model) as kept:
@@ -388,7 +390,7 @@ def export(directory: str, options: ExportOptions) -> tuple[Path, Architecture]:
 
 
 def expressed(experiment: Experiment, vocab: int) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture that can say what a model computes, and its config.json; UserError with the reasons where none can."""
+    """The architecture that can express what a model computes, and its config.json; UserError with reasons where none can."""
     known = [entry.load() for entry in weights.architectures().values()]
     having = [one for one in known if experiment.variant.name in (one.variant, *one.likewise)]
     if not having:
@@ -399,7 +401,7 @@ def expressed(experiment: Experiment, vocab: int) -> tuple[Architecture, dict[st
         try:
             return architecture, _entries(architecture, experiment, vocab)
         except UserError as error:
-            reasons.append(f"{architecture.name} cannot say it: {error}")
+            reasons.append(f"{architecture.name} cannot express it: {error}")
     raise UserError("; ".join(reasons))
 
 

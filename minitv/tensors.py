@@ -21,7 +21,8 @@ import safetensors
 from . import files
 from .errors import CheckpointError, quoted
 
-HEADER = 10**7  # bytes of the header of a foreign file at most: that of a model of a thousand layers has two million
+HEADER = 10**7  # bytes of a foreign header or index at most: those of a model of a thousand layers have two million
+AXES = 32  # of an array at most: every NumPy has so many
 WRITTEN = {"float32": "F32", "float64": "F64", "int64": "I64"}
 READ = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}  # numpy has no bfloat16
 
@@ -35,9 +36,14 @@ class Stored(NamedTuple):
     start: int  # in the file
 
     def array(self, file: BinaryIO | None = None) -> np.ndarray:
-        """The numbers as they lie in the file, which is mapped; bfloat16 becomes float32. CheckpointError for other dtypes."""
+        """The numbers as they lie in the file, which is mapped; bfloat16 becomes float32.
+
+        CheckpointError for other dtypes, and for more than 32 axes.
+        """
         if self.dtype not in READ:
             raise CheckpointError(f"{self.path}: its dtype is {quoted(self.dtype)}, allowed: {', '.join(READ)}")
+        if len(self.shape) > AXES:
+            raise CheckpointError(f"{self.path}: an array has {len(self.shape)} axes, allowed are {AXES}")
         if not math.prod(self.shape):
             return np.zeros(self.shape, np.float32 if self.dtype == "BF16" else READ[self.dtype])
         array = np.memmap(self.path if file is None else file, READ[self.dtype], "r", self.start, self.shape)
@@ -167,6 +173,8 @@ def of_folder(folder: Path) -> dict[str, Stored]:
     if single.is_file() or not index.is_file():
         return stored(single)
     try:
+        if (size := index.stat().st_size) > HEADER:
+            raise CheckpointError(f"{index}: it has {size} bytes, allowed are {HEADER}")
         places = json.loads(files.read(index), object_pairs_hook=unique)["weight_map"]
         named = {name: str(file) for name, file in places.items()}
     except OSError as error:

@@ -297,11 +297,15 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def read(self, document: Document, start: int = 0, stop: int | None = None) -> Iterator[tuple[np.ndarray, int]]:
         """The same, in pieces of about PIECE characters that end with a word: no token reaches from one word into the next."""
+        last = ""
         for offset, text in _pieces(_between(document.texts(), start, stop)):
+            before = last if APART.match(last + text[:2]) else ""  # so that no space is put before a piece as before a text
             try:
-                yield np.array(self._encoded(text, offset).ids, np.intp), len(text)
+                encoded = self._encoded(before + text, offset - len(before))
             except UserError as error:
                 raise UserError(f"{document.where}: {error}") from None
+            ids, last = np.array(encoded.ids, np.intp), text[-1]
+            yield ids[np.reshape(encoded.offsets, (-1, 2))[:, 0] >= 1] if before else ids, len(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         library, ids = self._library, _checked(ids, self.vocab).tolist()
@@ -407,13 +411,13 @@ def from_json(data: dict[str, Any]) -> Tokenizer:
         except UserError as error:
             raise CheckpointError(f"the stored tokenizer is damaged: {error}") from None
     if kind in ("ids", "huggingface") and type(vocab := data.get("vocab")) is int and 0 < vocab < 2**31:
-        mask = data.get("mask")
-        if kind == "ids" and set(data) <= {"kind", "vocab", "mask"} and (
-                mask is None or (type(mask) is int and 0 <= mask < vocab)):
-            return IdTokenizer(vocab, mask)
-        if set(data) == {"kind", "definition", "vocab", "first"} and isinstance(data["definition"], str) and (
-                (first := data["first"]) is None or (type(first) is int and 0 <= first < vocab)):
-            return HuggingFaceTokenizer(data["definition"], vocab, first)
+        special = data.get("mask" if kind == "ids" else "first")
+        known = special is None or (type(special) is int and 0 <= special < vocab)
+        if known and kind == "ids" and set(data) <= {"kind", "vocab", "mask"}:
+            return IdTokenizer(vocab, special)
+        if known and kind == "huggingface" and set(data) == {"kind", "definition", "vocab", "first"} and (
+                isinstance(data["definition"], str)):
+            return HuggingFaceTokenizer(data["definition"], vocab, special)
     raise CheckpointError(f"the stored tokenizer is not one that minitv writes: {str(data)[:80]}; allowed are the kinds "
                           '"char", with "characters", "byte", "ids", with "vocab", and "huggingface", with "definition", '
                           '"vocab" and "first"')

@@ -80,6 +80,7 @@ STRANGERS = 10**6  # held-out speakers of the digits have numbers from here on
 MEASURED = 32  # utterances of digits whose frames say how all are normalised
 SHOWN = 3  # utterances on the screen
 NAMED = 5  # utterances that a note names
+UNITS = 10**7  # bytes of a vocab.json at most
 
 
 @dataclass(frozen=True)
@@ -555,6 +556,8 @@ def _units(path: Path, vocab: int) -> dict[str, Any]:
     """What the classes of another program's model are, [1] to [vocab - 1], as a checkpoint keeps it."""
     if not path.is_file():
         return {"labels": "word", "units": [str(i) for i in range(1, vocab)]}
+    if (size := path.stat().st_size) > UNITS:
+        raise UserError(f"{path}: it has {size} bytes, allowed are {UNITS}")
     try:
         places = json.loads(files.read(path))
         by_class = {place: unit for unit, place in places.items()}

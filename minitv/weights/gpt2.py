@@ -44,6 +44,6 @@ GPT2 = Architecture(
     ),
     copies={"lm_head.weight": "transformer.wte.weight"},
     ignored_arrays=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),  # the causal mask, and the number behind it
-    ignored=("reorder_and_upcast_attn", "n_ctx", "summary_type", "summary_use_proj", "summary_activation",
-             "summary_proj_to_labels", "summary_first_dropout"),
+    ignored=("reorder_and_upcast_attn", "n_ctx", "n_special", "predict_special_tokens", "is_decoder", "summary_type",
+             "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
 )

@@ -27,6 +27,7 @@ from ..architecture import (
     rows,
     training,
     word,
+    worded,
 )
 from ..errors import UserError, quoted
 from ..ops.rope import repaired
@@ -92,8 +93,8 @@ def _groups(default: int | None) -> Key:
 def _read_biases(config: Values) -> Values:
     both = [entry(config, name, bool, False, "true or false") for name in ("attention_bias", "mlp_bias")]
     if both[0] != both[1]:
-        raise UserError(f"attention_bias is {str(both[0]).lower()} and mlp_bias {str(both[1]).lower()}, allowed: the same for "
-                        "both, because here all linear layers have biases, or none")
+        raise UserError(f"attention_bias is {worded(both[0])} and mlp_bias {worded(both[1])}, allowed: the same for both, "
+                        "because here all linear layers have biases, or none")
     return {"bias": both[0]}
 
 
@@ -194,7 +195,8 @@ LLAMA = Architecture(
     ),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     ignored_arrays=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),  # the angles, which older files keep
-    ignored=("pretraining_tp", "is_llama_config"),  # how products were divided among machines; the name once more
+    # how products were divided among machines; the name once more; the context once more, which transformers does not read
+    ignored=("pretraining_tp", "is_llama_config", "max_sequence_length"),
 )
 
 MISTRAL = replace(

@@ -14,6 +14,7 @@ import math
 from autograd.random import Random
 
 from ..architecture import (
+    ACTIVATIONS,
     Architecture,
     Arrays,
     Key,
@@ -160,9 +161,7 @@ REFORMER = Architecture(
         count("num_attention_heads", "heads", 12),
         count("num_hashes", "rounds", 1),
         widths("feed_forward_size", "ffn_width", WIDTH, 512, lambda values: values["ffn_multiple"] + 0.5),
-        word("hidden_act", "activation", "relu", {
-            "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu2": "relu_squared",
-            "silu": "silu", "swish": "silu"}),
+        word("hidden_act", "activation", "relu", ACTIVATIONS),
         number("layer_norm_eps", "norm_eps", 1e-12),
         Key(("attention_head_size",), ("head_size",), count("attention_head_size", "head_size", 64).read,
             lambda values: {"attention_head_size": inner(values) // values["heads"]}),
@@ -204,5 +203,7 @@ REFORMER = Architecture(
         Rule("lm_head.decoder.bias", "head_bias"),
     ),
     ignored_arrays=(r"lm_head\.bias",),  # which nothing reads
-    ignored=("axial_norm_std", "chunk_size_lm_head", "classifier_dropout"),
+    # the last ones are of earlier versions, and nothing reads them
+    ignored=("axial_norm_std", "chunk_size_lm_head", "classifier_dropout", "attention_probs_dropout_prob", "intermediate_size",
+             "num_chunks_before", "num_chunks_after"),
 )

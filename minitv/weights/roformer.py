@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..architecture import (
+    ACTIVATIONS,
     Architecture,
     Arrays,
     Key,
@@ -83,9 +84,7 @@ def common(causal: bool) -> dict[str, Any]:
             count("num_hidden_layers", "layers", 12),
             count("num_attention_heads", "heads", 12),
             widths("intermediate_size", "ffn_multiple", WIDTH, 3072),
-            word("hidden_act", "activation", "gelu", {
-                "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu",
-                "relu2": "relu_squared", "silu": "silu", "swish": "silu"}),
+            word("hidden_act", "activation", "gelu", ACTIVATIONS),
             number("layer_norm_eps", "norm_eps", 1e-12),
             count("type_vocab_size", "segments", 2),
             flag("tie_word_embeddings", "tied", True),

@@ -12,6 +12,7 @@ nothing computes with it. Dropout, masks of spans and the quantizer belong to th
 import math
 
 from ..architecture import (
+    ACTIVATIONS,
     Architecture,
     Key,
     Rule,
@@ -35,6 +36,7 @@ LAYER = f"{MODEL}.encoder.layers.{{i}}"
 LISTS = {"wave_channels": ("conv_dim", [512] * 7), "wave_kernels": ("conv_kernel", [10, 3, 3, 3, 3, 2, 2]),
          "wave_strides": ("conv_stride", [5, 2, 2, 2, 2, 2, 2])}
 MOST = 32  # convolutions over samples
+SOUND = dict(frames="samples", rate=16_000, normalise="utterance")  # how it is read
 LAST = shaped(lambda shape: (*shape, 1), lambda shape: shape[:-1])  # a matrix, which they keep as a filter with one tap
 MIDDLE = shaped(lambda shape: (shape[0], 1, shape[1]), lambda shape: (shape[0], shape[2]))
 
@@ -88,7 +90,7 @@ def network(theirs: str, norm: str, ours: str, ours_norm: str) -> tuple[Rule, ..
 
 def check(config: Values, values: Values) -> None:
     """Sound is read there as it is here: this is no entry of config.json."""
-    for name, known in (("frames", "samples"), ("rate", 16_000)):
+    for name, known in SOUND.items():
         if values[name] != known:
             raise UserError(f"--{name} is {values[name]}, and there it is always {known}")
 
@@ -99,16 +101,14 @@ WAV2VEC2_CONFORMER = Architecture(
     task_class="Wav2Vec2ConformerForCTC",
     variant="conformer",
     fixed=dict(norm="layer_norm", norm_eps=1e-5, bias=True, conv_norm="batch", convolution_bias=False, final_norm=True,
-               subsampling="wave", context=2**20, frames="samples", rate=16_000, normalise="utterance"),
+               subsampling="wave", context=2**20, **SOUND),
     keys=(
         WIDTH,
         count("num_hidden_layers", "layers", 12),
         count("num_attention_heads", "heads", 12),
         widths("intermediate_size", "ffn_multiple", WIDTH, 3072),
         count("conv_depthwise_kernel_size", "kernel", 31),
-        word("hidden_act", "activation", "gelu", {
-            "gelu": "gelu", "swish": "silu", "silu": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
-            "relu": "relu", "relu2": "relu_squared"}),
+        word("hidden_act", "activation", "gelu", ACTIVATIONS),
         word("feat_extract_norm", "wave_norm", "group", {"group": "group", "layer": "layer"}),
         flag("conv_bias", "wave_bias", False),
         Key(("conv_dim", "conv_kernel", "conv_stride", "num_feat_extract_layers"), tuple(LISTS), read_lists, write_lists),
@@ -155,6 +155,7 @@ WAV2VEC2_CONFORMER = Architecture(
         num_codevectors_per_group num_codevector_groups contrastive_logits_temperature num_negatives codevector_dim
         proj_codevector_dim diversity_loss_weight ctc_loss_reduction ctc_zero_infinity classifier_proj_size tdnn_dim
         tdnn_kernel tdnn_dilation xvector_output_dim adapter_kernel_size adapter_stride num_adapter_layers output_hidden_size
-        num_conv_pos_embeddings rotary_embedding_base conformer_conv_dropout
+        num_conv_pos_embeddings rotary_embedding_base conformer_conv_dropout do_stable_layer_norm hidden_dropout_prob
+        feat_extract_dropout
     """.split()),
 )

@@ -19,7 +19,7 @@ from autograd.random import Random
 from minitv import checkpoint, exchange, tensors, weights
 from minitv.cli import main
 from minitv.errors import CheckpointError, UserError
-from minitv.exchange import CONFIG, INDEX, WEIGHTS, Pickled, find, import_weights
+from minitv.exchange import CONFIG, INDEX, TOKENIZER, WEIGHTS, Pickled, find, import_weights
 from minitv.goldens import FOLDER, close
 from minitv.options import ExportOptions, ImportOptions
 from minitv.sample import load
@@ -257,6 +257,21 @@ def test_a_tied_head_may_be_there_once_more_if_it_is_the_same(folder):
         find(str(place))
 
 
+@pytest.mark.parametrize("name, entries", [
+    ("gpt2", dict(n_special=0, predict_special_tokens=True, n_ctx=16, summary_type="cls_index", output_past=True,
+                  task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}})),  # gpt2-medium, gpt2-xl
+    ("gpt2", dict(_num_labels=1, is_decoder=True, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})),  # distilgpt2
+    ("gpt2", dict(num_labels=2, pruned_heads={}, num_beams=1, repetition_penalty=1.0, min_length=0)),  # all entries written
+    ("llama", dict(max_sequence_length=16, pad_token_id=-1, pretraining_tp=1)),  # llama-7b
+    ("reformer", dict(attention_probs_dropout_prob=0.1, intermediate_size=3072, num_chunks_after=0, num_chunks_before=1,
+                      output_past=True)),  # reformer-crime-and-punishment
+    ("wav2vec2-conformer", dict(do_stable_layer_norm=True, hidden_dropout_prob=0.1, feat_extract_dropout=0.0,
+                                use_weighted_layer_sum=False)),  # wav2vec2-conformer-rel-pos-large
+])
+def test_entries_of_published_descriptions_that_nothing_reads(folder, name, entries):
+    assert find(str(configured(folder(name), **entries))).experiment == find(str(GOLDENS / name)).experiment
+
+
 def test_angles_in_the_words_of_older_files_are_the_same(folder):
     place = folder("llama-other")
     config = json.loads((place / CONFIG).read_text())
@@ -272,7 +287,7 @@ def test_angles_in_the_words_of_older_files_are_the_same(folder):
     [
         ("gpt2", dict(model_type="bert"), r"config\.json: model_type is 'bert', allowed: gpt2, llama, mistral, "),
         ("gpt2", dict(model_type=None), r"model_type is not there, allowed: gpt2"),
-        ("gpt2", dict(scale_attn_weights=False), r"scale_attn_weights is False, allowed: True, because"),
+        ("gpt2", dict(scale_attn_weights=False), r"scale_attn_weights is false, allowed: true, because"),
         ("gpt2", dict(activation_function="mish"), r"activation_function is 'mish', allowed: silu, "),
         ("gpt2", dict(n_head=3), r"3 heads do not divide the width 8"),
         ("gpt2", dict(n_layer=10**9), r"layers: 1000000000 is too large"),
@@ -311,6 +326,22 @@ def test_a_pickle_is_never_opened_and_the_lines_that_convert_it_are_said(folder,
         assert len(caught.value.lines) == 3 and all(compile(line, "line", "exec") for line in caught.value.lines)
 
 
+def test_the_lines_convert_all_parts_of_a_model_and_no_optimizer(folder, monkeypatch):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    place = folder()
+    arrays = safetensors.numpy.load_file(place / WEIGHTS)
+    (place / WEIGHTS).unlink()
+    torch.save({"state": {0: torch.zeros(1)}}, place / "optimizer.pt")
+    for number in range(2):
+        part = {name: torch.from_numpy(array) for name, array in sorted(arrays.items())[number::2]}
+        torch.save(part, place / f"pytorch_model-0000{number + 1}-of-00002.bin")
+    with pytest.raises(Pickled, match=r"pytorch_model-00001-of-00002\.bin is a pickle") as caught:
+        find(str(place))
+    monkeypatch.chdir(place)
+    exec("\n".join(caught.value.lines), {})
+    same(place)
+
+
 def test_numbers_that_are_not_finite_are_refused_and_nothing_is_left(folder, tmp_path):
     place = folder()
     rewritten(place, lambda arrays: arrays | {"transformer.ln_f.bias": np.full(8, np.nan)})
@@ -323,12 +354,12 @@ def test_numbers_that_are_not_finite_are_refused_and_nothing_is_left(folder, tmp
     "variant, values, sentence",
     [
         ("performer", {}, r"no architecture of other programs .* is a performer, allowed: runs of "),
-        ("transformer", dict(positions="rope"), r"gpt2 cannot say it: --positions is rope, and there it is always learned; "
-                                                r"llama cannot say it: --ffn-gate is off, and there it is always on; --norm"),
+        ("transformer", dict(positions="rope"), r"gpt2 cannot express it: --positions is rope, and there it is always learned; "
+                                                r"llama cannot express it: --ffn-gate is off, and there it is always on; --"),
         ("transformer", dict(norm="rms_norm", ffn_gate=True), r"--ffn-gate is on, and there it is always off; --norm is"),
-        ("roformer", {}, r"llama cannot say it: --ffn-gate is off, .*mistral cannot say it"),
+        ("roformer", {}, r"llama cannot express it: --ffn-gate is off, .*mistral cannot express it"),
         ("roformer", dict(norm="rms_norm", ffn_gate=True, scaling="ntk", scaling_factor=2.0), r"--scaling is ntk, and its ang"),
-        ("rwkv", dict(activation="relu"), r"rwkv cannot say it: --activation is relu, and there it is always relu_squared"),
+        ("rwkv", dict(activation="relu"), r"rwkv cannot express it: --activation is relu, and there it is always relu_squared"),
     ],
 )
 def test_what_the_other_program_has_no_word_for(tmp_path, variant, values, sentence):
@@ -357,6 +388,29 @@ def test_the_commands_say_what_was_done(tmp_path, capsys, monkeypatch):
     (tmp_path / "model.bin").write_bytes(b"")
     assert main(["import", "model.bin"]) == 2
     assert capsys.readouterr().err.splitlines()[1] == "    import torch; from safetensors.torch import save_file"
+
+
+def test_a_tokenizer_beside_the_weights_comes_in_and_goes_out(folder, tmp_path, capsys):
+    library = pytest.importorskip("tokenizers")
+    place = folder()
+    words = library.Tokenizer(library.models.WordLevel({word: i for i, word in enumerate("abcdefghijklmnopqrs")}, "a"))
+    words.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+    words.save(str(place / TOKENIZER))
+    run, out = str(tmp_path / "run"), tmp_path / "out"
+    assert main(["import", str(place), "--out", run]) == 0
+    assert f"19 ids of {place / TOKENIZER}" in capsys.readouterr().out
+    assert main(["sample", run, "--prompt", "b c", "--tokens", "5"]) == 0
+    assert re.fullmatch(r"b c( [a-s]){5}\n", capsys.readouterr().out)
+    assert main(["eval", run, "--text", "b c d e"]) == 0 and "7 characters" in capsys.readouterr().out
+    assert main(["export", run, "--out", str(out)]) == 0 and "note" not in capsys.readouterr().out
+    assert (out / TOKENIZER).read_bytes() == (place / TOKENIZER).read_bytes()
+    assert json.loads((out / CONFIG).read_text())["bos_token_id"] == 3
+    assert find(str(out)).tokenizer.to_json() == find(str(place)).tokenizer.to_json()
+
+
+def test_tokens_that_no_file_describes_are_said(tmp_path, capsys):
+    assert main(["export", minitv_run(tmp_path, "transformer", bias=True), "--out", str(tmp_path / "out")]) == 0
+    assert "note" in (said := capsys.readouterr().out) and "no tokenizer.json is written: a token is a byte here" in said
 
 
 @pytest.mark.full

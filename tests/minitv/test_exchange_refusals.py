@@ -352,6 +352,15 @@ def a_tokenizer_that_is_none(rng, model):
             path.mkdir()
 
 
+@harm
+def a_file_that_is_too_large(rng, model):
+    name = pick(rng, [CONFIG, INDEX, TOKENIZER])
+    if name == INDEX:
+        model.shards()
+    with open(model.folder / name, "wb") as file:
+        file.truncate(2**36)  # it takes no room on the disk
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return tmp_path_factory.mktemp("harm")

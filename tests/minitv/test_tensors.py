@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 
 import numpy as np
@@ -82,3 +83,10 @@ def test_another_file_is_refused(tmp_path, data, sentence):
         tensors.stored(tmp_path / "x")
     with pytest.raises(CheckpointError, match=sentence):
         Mapped(tmp_path / "x")
+
+
+def test_more_axes_than_numpy_has_are_refused(tmp_path):
+    text = json.dumps({"a": {"dtype": "F32", "shape": [1] * 99, "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(CheckpointError, match="x: an array has 99 axes, allowed are 32"):
+        tensors.stored(tmp_path / "x")["a"].array()

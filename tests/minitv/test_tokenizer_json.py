@@ -149,6 +149,17 @@ def test_a_document_is_read_in_pieces_that_end_with_words(bytewise, tmp_path, mo
         assert [bytewise.decode(np.concatenate([ids for ids, _ in half])) for half in halves] == [text[:middle], text[middle:]]
 
 
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "words"])
+def test_pieces_of_a_document_have_the_ids_of_the_whole(kinds, kind, tmp_path, monkeypatch):
+    """Also where the tokenizer puts a space before a text."""
+    text = WORDS * 40
+    (tmp_path / "text").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(tokenizer, "PIECE", 100)
+    document = Reader("--data", "utf-8", False, print).open(str(tmp_path / "text")).documents[0]
+    parts = [ids for ids, _ in kinds[kind].read(document)]
+    assert len(parts) > 30 and np.concatenate(parts).tolist() == kinds[kind].encode(text).tolist()
+
+
 # -- what is refused
 
 
@@ -194,7 +205,8 @@ def test_a_tokenizer_of_a_larger_model(definitions):
 
 @pytest.mark.parametrize("stored", [
     {"kind": "ids"}, {"kind": "ids", "vocab": 0}, {"kind": "ids", "vocab": True}, {"kind": "ids", "vocab": 2**31},
-    {"kind": "ids", "vocab": 3, "more": 1}, {"kind": "huggingface", "vocab": 3},
+    {"kind": "ids", "vocab": 3, "more": 1}, {"kind": "ids", "vocab": 3, "definition": "{}", "first": None},
+    {"kind": "huggingface", "vocab": 3},
     {"kind": "huggingface", "vocab": 3, "definition": 3, "first": None},
     {"kind": "huggingface", "vocab": 3, "definition": "{}", "first": 3},
     {"kind": "huggingface", "vocab": 3, "definition": "{}", "first": True},

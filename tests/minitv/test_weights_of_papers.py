@@ -128,7 +128,9 @@ def test_a_model_that_was_made_here_goes_out_and_comes_back(bias, tmp_path):
                       attention_bias=False, head_bias=True, mixers="lsh,full", layers=2),
      "--mixers has full, allowed there: lsh, chunked"),
     ("reformer", {}, "--attend is bucket, and there it is always chunks"),
-    ("conformer", {}, "--subsampling is 4, and there it is always wave")])
+    ("conformer", {}, "--subsampling is 4, and there it is always wave"),
+    ("conformer", dict(subsampling="wave", final_norm=True, convolution_bias=False, conv_norm="batch", bias=True,
+                       context=2**20, frames="samples", rate=16_000), "--normalise is corpus, and there it is always utt")])
 def test_what_an_architecture_has_no_word_for_is_refused_before_anything_is_written(variant, values, said, tmp_path):
     run = made_here(tmp_path, variant, **values)
     with pytest.raises(exchange.UserError) as error:
@@ -142,10 +144,10 @@ def drawn(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "change", "said"), [
-    ("roformer", dict(rotary_value=True), "rotary_value is True, allowed: False, because values are not turned here"),
+    ("roformer", dict(rotary_value=True), "rotary_value is true, allowed: false, because values are not turned here"),
     ("roformer", dict(embedding_size=4), "embedding_size is 4, allowed: hidden_size, 8, because no matrix leads from the"),
-    ("roformer", dict(is_decoder="yes"), "is_decoder is 'yes', allowed: True"),
-    ("roformer", dict(add_cross_attention=True), "add_cross_attention is True, allowed: False"),
+    ("roformer", dict(is_decoder="yes"), "is_decoder is 'yes', allowed: true"),
+    ("roformer", dict(add_cross_attention=True), "add_cross_attention is true, allowed: false"),
     ("roformer", dict(max_position_embeddings=13), "roformer.encoder.embed_positions.weight is not the table of sines"),
     ("roformer", dict(max_position_embeddings=2**20), "roformer.encoder.embed_positions.weight is not the table of sines"),
     ("roformer", dict(arrays={"roformer.encoder.embed_positions.weight": drawn(12, 4)}), "is not the table of sines that"),
@@ -153,7 +155,7 @@ def drawn(*shape: int) -> np.ndarray:
     ("roformer", dict(tie_word_embeddings=True), "and they differ"),
     ("roformer-encoder", dict(arrays={"cls.predictions.bias": None}), "missing: cls.predictions.bias"),
     ("roformer-encoder", dict(model_type="roformer-encoder"), "model_type is 'roformer-encoder', allowed: "),
-    ("reformer", dict(is_decoder=False), "is_decoder is False, allowed: True, because this model sees the past alone"),
+    ("reformer", dict(is_decoder=False), "is_decoder is false, allowed: true, because this model sees the past alone"),
     ("reformer", dict(attn_layers=["lsh", "far"]), "attn_layers is ['lsh', 'far'], allowed: a list of lsh and local"),
     ("reformer", dict(attn_layers=[["lsh"]]), "attn_layers is [['lsh']], allowed: a list of lsh and local"),
     ("reformer", dict(num_hidden_layers=3), "num_hidden_layers is 3, and attn_layers has 2"),
@@ -165,16 +167,16 @@ def drawn(*shape: int) -> np.ndarray:
     ("reformer", dict(num_buckets=[2**30] * 8), "buckets: "),
     ("reformer", dict(axial_pos_embds_dim=[4, 5]), "--axial-widths: '4,5', allowed: 2 positive integers separated by commas"),
     ("reformer", dict(lsh_num_chunks_before=2), "lsh_num_chunks_before is 2, allowed: 1, because a chunk sees itself and"),
-    ("reformer", dict(hash_seed=1), "hash_seed is 1, allowed: None, because numbers that torch draws from a seed"),
-    ("reformer", dict(tie_word_embeddings=True), "tie_word_embeddings is True, allowed: False, because its head reads two"),
+    ("reformer", dict(hash_seed=1), "hash_seed is 1, allowed: null, because numbers that torch draws from a seed"),
+    ("reformer", dict(tie_word_embeddings=True), "tie_word_embeddings is true, allowed: false, because its head reads two"),
     ("retnet", dict(decoder_retention_heads="absent"), "model_type is not there, allowed: "),
-    ("retnet", dict(deepnorm=True, subln=False), "deepnorm is True, allowed: False, because x is not multiplied where"),
+    ("retnet", dict(deepnorm=True, subln=False), "deepnorm is true, allowed: false, because x is not multiplied where"),
     ("retnet", dict(moe_freq=2), "moe_freq is 2, allowed: 0, because there are no experts here"),
-    ("retnet", dict(no_scale_embedding=False), "no_scale_embedding is False, allowed: True, because the embedding is not"),
+    ("retnet", dict(no_scale_embedding=False), "no_scale_embedding is false, allowed: true, because the embedding is not"),
     ("retnet", dict(vocab_size=-1), "vocab_size is -1, allowed: a positive integer"),
     ("retnet", dict(arrays={"retnet_rel_pos.decay": drawn(2)}), "retnet_rel_pos.decay is not what torchscale 0.3.0 computes"),
     ("wav2vec2-conformer", dict(position_embeddings_type="rotary"), "position_embeddings_type is 'rotary', allowed: "),
-    ("wav2vec2-conformer", dict(add_adapter=True), "add_adapter is True, allowed: False, because there are no convolutions"),
+    ("wav2vec2-conformer", dict(add_adapter=True), "add_adapter is true, allowed: false, because there are no convolutions"),
     ("wav2vec2-conformer", dict(pad_token_id=2), "pad_token_id is 2, allowed: 0, because class 0 is CTC's blank here"),
     ("wav2vec2-conformer", dict(layer_norm_eps=1e-6), "layer_norm_eps is 1e-06, allowed: 1e-05, because it is that of a part"),
     ("wav2vec2-conformer", dict(conv_stride=[2]), "--wave-channels, --wave-kernels and --wave-strides: they have 2, 2, 1"),
@@ -284,4 +286,8 @@ def test_a_vocabulary_that_is_none_is_refused(text, said, folder, tmp_path):
     place = folder("wav2vec2-conformer")
     (place / "vocab.json").write_text(text)
     with pytest.raises(exchange.UserError, match=said):
+        import_weights(str(place), ImportOptions(out=str(tmp_path / "run")))
+    with open(place / "vocab.json", "wb") as file:
+        file.truncate(2**36)  # it takes no room on the disk
+    with pytest.raises(exchange.UserError, match=r"vocab\.json: it has 68719476736 bytes, allowed are 10000000"):
         import_weights(str(place), ImportOptions(out=str(tmp_path / "run")))
