@@ -68,6 +68,12 @@ def launched() -> Place | None:
     return None
 
 
+def prefix() -> str:
+    """What stands before a command that goes on with this job, such as "mpiexec -n 4 "; nothing where there is none."""
+    place = launched()
+    return "" if place is None else f"{place.launcher} -n {place.size} "
+
+
 class Alone:
     """A process that is no part of a job; a Job does more."""
 

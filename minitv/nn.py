@@ -30,7 +30,7 @@ from autograd import (
     silu,
     to_numpy,
 )
-from autograd.device import move, namespace
+from autograd.device import beside, move, namespace
 from autograd.errors import ShapeError
 from autograd.random import Random
 from autograd.reversible import replaying
@@ -226,12 +226,12 @@ class Statistics:
         return safetensors.numpy.save({name: np.ascontiguousarray(array).reshape(array.shape)
                                        for name, array in arrays.items()})
 
-    def decode(self, content: bytes, modules: list[Module]) -> None:
-        """Add what another rank has ``encoded``; what was counted here stays."""
+    def decode(self, content: bytes, modules: list[Module], like: Any) -> None:
+        """Add what another rank has ``encoded``, as arrays that lie where ``like`` does; what was counted here stays."""
         parts: dict[int, dict[Module, dict[int, Any]]] = {}
         for name, array in safetensors.numpy.load(content).items():
             index, place, k = map(int, name.split())
-            parts.setdefault(index, {}).setdefault(modules[place], {})[k] = array
+            parts.setdefault(index, {}).setdefault(modules[place], {})[k] = beside(array, like)
         for index, sums in parts.items():
             counted = {module: tuple(values[k] for k in sorted(values)) for module, values in sums.items()}
             self._parts.setdefault(index, counted)

@@ -155,15 +155,15 @@ class TrainOptions:
         newer=True,
     )
     threads: int | None = option(
-        None, "worker threads on the CPU; none = every usable core", low=1, high=1024, group=SCREEN, resumable=True,
-        harmless=True
+        None, "worker threads on the CPU, of each rank; none = every usable core, which the ranks of a machine share", low=1,
+        high=1024, group=SCREEN, resumable=True, harmless=True
     )
     micro_batch: int | None = option(
         None, "sequences that a thread computes at once, on which the last bits of the results depend; none = as many as have "
         "512 tokens, but at most half of --batch", low=1, high=2**20, group=SCREEN, newer=True)
     sequence_ranks: int = option(
-        1, "ranks that share each sequence, where it is too long for one: each holds a part of the positions; what is left of "
-        "the ranks shares the batch", low=1, high=2**20, group=SCREEN, resumable=True, newer=True, harmless=True)
+        1, "ranks that share each sequence, where it is too long for one: each holds a part of the positions; several groups "
+        "of so many ranks share the batch", low=1, high=2**20, group=SCREEN, resumable=True, newer=True, harmless=True)
     log_every: int = option(10, "steps between records in log.jsonl", low=1, group=SCREEN, resumable=True, harmless=True)
     check: bool = option(
         False, "look for NaN after every operator and name the first that makes one (slow)", group=SCREEN, resumable=True,

@@ -8,7 +8,7 @@ import platform
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,28 +78,45 @@ def check_sharing(experiment: Experiment, ranks: Communicator) -> None:
 
 
 def card(device: str, ranks: Communicator) -> Communicator:
-    """Make this rank's device the current one; what carries arrays that lie there."""
+    """Make this rank's device the current one; what carries arrays that lie there.
+
+    Each rank takes a GPU of those that it sees, which a launcher may have chosen; a GPU that two ranks would share is refused.
+    """
     if device == "cpu" or ranks.size == 1:
         select(device)
         return ranks
+    runtime, host = gpu().cuda.runtime, socket.gethostname()
+    cards = [runtime.deviceGetPCIBusId(number) for number in range(runtime.getDeviceCount())]
     if device == "cuda":
-        beside = [rank for rank, host in enumerate(_hosts(ranks)) if host == socket.gethostname()]
-        number, cards = beside.index(ranks.rank), gpu().cuda.runtime.getDeviceCount()
-        if len(beside) > cards:
-            raise RunError(f"{socket.gethostname()} has {cards} GPUs and {len(beside)} ranks, allowed: a rank for each GPU")
-        device = f"cuda:{number}"
+        beside = _beside(ranks, cards)
+        if len(beside) > len(cards):
+            raise RunError(f"{host} has {len(cards)} GPU{'s' * (len(cards) > 1)} for {len(beside)} ranks, allowed: a rank for "
+                           "each GPU")
+        device = f"cuda:{beside.index(ranks.rank)}"
     select(device)
+    if len(beside := _beside(ranks, cards[runtime.getDevice()])) > 1:
+        raise UserError(f"--device {device}: {len(beside)} ranks would share this GPU of {host}, allowed: cuda, with which "
+                        "each takes one of its own")
     return NCCL(ranks)
 
 
 def threads(ranks: Communicator) -> int:
-    """The worker threads of this rank where none are asked for: its share of the cores, or those that the launcher gave it."""
-    beside = _hosts(ranks).count(socket.gethostname()) if cores() == os.cpu_count() else 1
-    return max(1, cores() // beside)
+    """The worker threads of this rank where none are asked for: its part of the cores that it shares with other ranks.
+
+    A launcher may have given each rank some of its own.
+    """
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return max(1, cores() // len(_beside(ranks, usable)))
 
 
 def _hosts(ranks: Communicator) -> list[str]:
     return [host.decode() for host in ranks.gather_bytes(socket.gethostname().encode())]
+
+
+def _beside(ranks: Communicator, what: Any) -> list[int]:
+    """The ranks of this machine that name the same cores, or the same GPUs, as this one; they are in order."""
+    words = ranks.gather_bytes(json.dumps([socket.gethostname(), what]).encode())
+    return [rank for rank, word in enumerate(words) if word == words[ranks.rank]]
 
 
 @contextmanager
@@ -137,10 +154,8 @@ def see(directory: Path, ranks: Communicator) -> None:
                        "their machines share, for example --out on a network disk")
 
 
-def agree(ranks: Communicator, experiment: Experiment, task: Task, weights: Any, step: int) -> None:
-    """RunError, the same on all ranks, if one has other versions, options, data or weights than rank 0."""
-    if ranks.size == 1:
-        return
+def program(experiment: Experiment) -> dict[str, Any]:
+    """What runs on a rank: versions and options."""
     import numba
     import scipy
 
@@ -148,13 +163,21 @@ def agree(ranks: Communicator, experiment: Experiment, task: Task, weights: Any,
         ("minitv", __version__), ("Python", platform.python_version()), ("NumPy", np.__version__),
         ("Numba", numba.__version__), ("SciPy", scipy.__version__))}
     facts |= {f"--{name.replace('_', '-')}": value for name, value in experiment.values.items() if name not in OWN}
-    facts["variant"], facts["task"] = experiment.variant.name, experiment.task.name
-    facts["step to go on from"] = step
-    batch = task.batch(step)
+    return facts | {"variant": experiment.variant.name, "task": experiment.task.name}
+
+
+def content(task: Task, weights: Any, step: int) -> dict[str, Any]:
+    """What a rank has read and drawn before a step."""
     state = np.frombuffer(json.dumps(task.state(), default=str).encode(), np.uint8)
-    facts["data"] = checksum(state, *(array for array in batch if isinstance(array, np.ndarray)))
-    facts["weights"] = checksum(weights)
-    everyone = [json.loads(word) for word in ranks.gather_bytes(json.dumps(facts, default=str).encode())]
+    arrays = [array for array in task.batch(step) if isinstance(array, np.ndarray)]
+    return {"step to go on from": step, "data": checksum(state, *arrays), "weights": checksum(weights)}
+
+
+def agree(ranks: Communicator, facts: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+    """RunError, the same on all ranks, if ``facts(*arguments)`` has another value on one of them than on rank 0."""
+    if ranks.size == 1:
+        return
+    everyone = [json.loads(word) for word in ranks.gather_bytes(json.dumps(facts(*arguments), default=str).encode())]
     for rank, theirs in enumerate(everyone):
         for name, value in theirs.items():
             if value != everyone[0].get(name):

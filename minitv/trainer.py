@@ -130,6 +130,12 @@ class Trainer:
         """The number of trained values."""
         return self.optimizer.param.size
 
+    def align(self) -> None:
+        """Give all ranks the first weights of rank 0, whose last bits other kinds of processors draw in another way."""
+        if self._unlike:
+            for array in self.model.saved().values():
+                self.ranks.broadcast(array.data)
+
     def notes(self, batch: Batch) -> list[str]:
         """What a user of several threads or ranks should know of a batch, as sentences."""
         parts, notes = len(self._slices(batch)), []
@@ -211,7 +217,7 @@ class Trainer:
         if self._counts:
             modules = list(self.model.modules())
             for content in self.across.gather_bytes(statistics.encoded(modules)):
-                statistics.decode(content, modules)
+                statistics.decode(content, modules, self.optimizer.param)
 
     def evaluate(self, batch: Batch) -> np.ndarray:
         """The sums that the task's ``score`` gives, over a whole batch, without dropout."""

@@ -17,7 +17,6 @@ import numpy as np
 from autograd.cpu.process import peak_mb, processor
 from autograd.device import namespace
 from autograd.random import Random
-from autograd.ranks import Communicator
 
 from . import __version__, checkpoint, job
 from .errors import CheckpointError, RunError, UserError, device_errors, naming, quoted
@@ -30,7 +29,7 @@ from .picture import CURVE, READINGS, plot, plot_readings
 from .report import Progress, count, duration, tell
 from .signals import Stop, Stopped
 from .task import Task
-from .together import agree, card, check, checksum, in_turn, see, threads
+from .together import agree, card, check, checksum, content, in_turn, program, see, threads
 from .trainer import Trainer
 
 LONG_S = 3600  # a run that takes longer says so
@@ -60,6 +59,7 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
     check(experiment, ranks)
     first = ranks.rank == 0  # the rank that writes and speaks
     with Stop() as stop, device_errors(), ExitStack() as lock:
+        agree(ranks, program, experiment)  # before anything that follows from options: ranks would wait for each other
         ranks = card(run.device, ranks)
         _check_products(run)
         resumed = None
@@ -70,7 +70,7 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
             see(directory, ranks)
             with job.here().files():
                 resumed = checkpoint.load_run(run.resume)
-            _go_on_from(directory, ranks)
+            _go_on_from(directory)
         origin = checkpoint.load_run(run.init_from) if run.init_from and resumed is None else None
         if resumed is None:
             directory = Path(ranks.gather_bytes(str(_folder(experiment)).encode())[0].decode())
@@ -91,6 +91,7 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
             if origin is not None:
                 checkpoint.check_arrays(trainer.model.saved(), origin.model, f"--init-from {run.init_from}: the model")
                 trainer.model.load(origin.model)
+            trainer.align()
             session = _Session(experiment, task, trainer, directory, started, stop, on_step)
             outcome = Outcome(directory, session.go(resumed))
         except BaseException:  # a thread may be compiling for many seconds
@@ -100,9 +101,9 @@ def train(experiment: Experiment, *, on_step: OnStep | None = None) -> Outcome:
         return outcome
 
 
-def _go_on_from(directory: Path, ranks: Communicator) -> None:
+def _go_on_from(directory: Path) -> None:
     """Where the job goes on if a rank ends from here on."""
-    job.here().note(f"Continue with: mpiexec -n {ranks.size} minitv train --resume {directory}")
+    job.here().note(f"Continue with: {job.prefix()}minitv train --resume {directory}")
 
 
 def _check_products(run: TrainOptions) -> None:
@@ -236,7 +237,7 @@ class _Session:
             tell(text, f"{label:<9} ")
         for note in trainer.notes(self.task.batch(first)):
             self._note(note)
-        agree(self.ranks, self.experiment, self.task, trainer.optimizer.param, first)
+        agree(self.ranks, content, self.task, trainer.optimizer.param, first)
         with compiler.at_compilation(self._announce_compilation):
             if resumed is None:  # not before: all checks have passed, so a mistake costs no finished run
                 if run.overwrite and (reason := trainer.find_nonfinite(self.task.batch(0), 0)):
@@ -312,7 +313,8 @@ class _Session:
                 self._warn_if_long((time.perf_counter() - timed) / TIMED_STEPS * (run.steps - number))
             if number < run.steps and (stopped or reason):
                 because = "" if stopped else f": {reason}"
-                tell(f"stopped after step {number}{because}; continue with: minitv train --resume {self.directory}")
+                tell(f"stopped after step {number}{because}; continue with: {job.prefix()}minitv train --resume "
+                     f"{self.directory}")
                 if stopped:
                     return stopped
                 break
@@ -462,7 +464,7 @@ class _Session:
                 for name in ("best", "last") if better else ("last",):
                     checkpoint.save(self.directory, name, model=model, optimizer=optimizer, state=state)
         self.ranks.barrier()
-        _go_on_from(self.directory, self.ranks)
+        _go_on_from(self.directory)
 
     def _check_weights(self, step: int) -> None:
         """RunError if ranks have different weights: nothing that cannot be trusted is saved."""

@@ -127,3 +127,31 @@ def test_the_memory_of_a_contender_is_its_own():
     command = [sys.executable, "-c", "from autograd.cpu.process import peak_mb; print(peak_mb())"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     assert float(subprocess.run(command, capture_output=True, text=True, env=environment).stdout) < held.nbytes / 1e6
+
+
+def test_ranks_in_a_chain_wait_for_those_before(benchmarks):
+    """Each computes 1 s, waits for a state, computes 5 s, sends its own, which takes 0.5 s and then 1 s more, computes 2 s."""
+    from scale import Event, breaks_first, chained
+
+    forward = [Event(1, {}, {-1: 8}), Event(5, {1: 8}, {}), Event(2, {}, {})]
+    assert chained(forward, 3, [0.0] * 3, -1, 0.5, 1 / 8) == [8.5, 15, 21.5]
+    backward = [Event(1, {}, {1: 8}), Event(5, {-1: 8}, {}), Event(2, {}, {})]
+    assert chained(backward, 3, [0.0, 0.0, 9.0], 1, 0.5, 1 / 8) == [30.5, 24, 17.5]
+    parts = dict(compute=1.0, exchange=0.1, gradients=0.0)
+    some = {"1": parts | {"efficiency": 1.0}, "2": parts | {"efficiency": 0.9}}
+    assert breaks_first(some).startswith("above one half up to 2 ranks; most of the loss there is what layers exchange")
+    assert breaks_first(some | {"4": parts | {"gradients": 1.5, "efficiency": 0.4}}).startswith(
+        "below one half from 4 ranks on: first of all by the sum of the gradients")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("variant", ["retnet", "longnet"])
+def test_a_rank_among_others_that_do_not_exist_sends_what_it_sends_to_real_ones(benchmarks, variant):
+    from scale import LAYERS, Traces, sent
+
+    traces = Traces(variant, 64)
+    model = traces.model(4)
+    events = [event for rank in range(4) for half in traces.of(model, rank, 4) for event in half]
+    assert all(event.seconds >= 0 for event in events)
+    most = max(sum(sum(event.out.values()) for half in traces.of(model, rank, 4) for event in half) for rank in range(4))
+    assert most * 2 == sent(variant, 256, 4) * LAYERS  # that model has two layers

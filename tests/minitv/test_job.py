@@ -174,16 +174,20 @@ def test_a_folder_that_not_all_ranks_see(tmp_path, monkeypatch):
     (dict(lr=0.1), "does not have the --lr of rank 0, 0.1 and not 0.003"),
     (dict(seed=4), "does not have the --seed of rank 0, 4 and not 0"),
     ("weights", "does not have the weights of rank 0:"),
+    ("data", "does not have the data of rank 0:"),
     ("version", "does not have the version of Python of rank 0, '9' and not '3'")])
 def test_ranks_that_do_not_agree(change, said, monkeypatch, folder):
     monkeypatch.chdir(folder)
     experiment = variants.load("longnet").configure(batch=2, context=8, data="text.txt", micro_batch=1)
-    task = experiment.begin()
+    (folder / "other.txt").write_text((folder / "text.txt").read_text(encoding="utf-8")[::-1], encoding="utf-8")
+    task, other = experiment.begin(), experiment.replace(data="other.txt").begin()
 
     def meet(ranks):
         odd = ranks.rank == 1
         mine = experiment.replace(**change) if odd and isinstance(change, dict) else experiment
-        together.agree(ranks, mine, task, np.full(3, float(odd and change == "weights")), 0)
+        together.agree(ranks, together.program, mine)
+        weights = np.full(3, float(odd and change == "weights"))
+        together.agree(ranks, together.content, other if odd and change == "data" else task, weights, 0)
 
     if change == "version":
         monkeypatch.setattr(together.platform, "python_version",
@@ -194,10 +198,47 @@ def test_ranks_that_do_not_agree(change, said, monkeypatch, folder):
 
 
 def test_ranks_share_the_cores_of_a_machine(monkeypatch):
-    for cores, there, expected in ((8, 8, 4), (3, 3, 1), (1, 1, 1), (2, 8, 2)):  # the last ones are given by a launcher
-        monkeypatch.setattr(together, "cores", lambda cores=cores: cores)
-        monkeypatch.setattr(os, "cpu_count", lambda there=there: there)
-        assert ranks_of.run(2, together.threads) == [expected] * 2
+    for first, second, expected in ((range(8), range(8), [4, 4]), (range(3), range(3), [1, 1]), ([5], [5], [1, 1]),
+                                    (range(2), range(2, 6), [2, 4])):  # the last ones are given by a launcher
+        usable = {"rank 0": set(first), "rank 1": set(second)}
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, usable=usable: usable[threading.current_thread().name],
+                            raising=False)
+        assert ranks_of.run(2, together.threads) == expected
+
+
+@pytest.mark.parametrize("seen, device, expected", [
+    (["AB", "AB"], "cuda", ["cuda:0", "cuda:1"]),
+    (["A", "B"], "cuda", ["cuda:0", "cuda:0"]),  # the launcher shows each rank one
+    (["AB", "AB"], "cuda:1", "--device cuda:1: 2 ranks would share this GPU of "),
+    (["A", "A"], "cuda", "has 1 GPU for 2 ranks, allowed: a rank for each GPU"),
+    (["A", "AB"], "cuda", "--device cuda:0: 2 ranks would share this GPU of ")])
+def test_each_rank_takes_a_card_of_its_own(monkeypatch, seen, device, expected):
+    selected = {}
+    name = threading.current_thread
+
+    class Runtime:
+        def getDeviceCount(self):
+            return len(seen[int(name().name[-1])])
+
+        def deviceGetPCIBusId(self, number):
+            return seen[int(name().name[-1])][number]
+
+        def getDevice(self):
+            return int(selected[name().name][-1])
+
+    class Cupy:
+        class cuda:
+            runtime = Runtime()
+
+    monkeypatch.setattr(together, "gpu", lambda: Cupy)
+    monkeypatch.setattr(together, "select", lambda device: selected.update({name().name: device}))
+    monkeypatch.setattr(together, "NCCL", lambda ranks: ranks)
+    if isinstance(expected, list):
+        ranks_of.run(2, lambda ranks: together.card(device, ranks))
+        assert [selected[f"rank {rank}"] for rank in range(2)] == expected
+    else:
+        with pytest.raises((RunError, UserError), match=re.escape(expected)):
+            ranks_of.run(2, lambda ranks: together.card(device, ranks))
 
 
 def test_one_rank_of_a_machine_goes_first():
@@ -226,7 +267,7 @@ def test_ranks_are_the_same_run_and_any_number_of_them_goes_on_with_it(folder):
     code, err = train(2, *options, "--steps", "6", "--out", "run", cwd=folder, script="""
 if rank == 1:
     in_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))""")
-    assert code == 143 and err.count("stopped after step 4; continue with: minitv train --resume run") == 1, err
+    assert code == 143 and err.count("stopped after step 4; continue with: mpiexec -n 2 minitv train --resume run") == 1, err
     assert err.count("model     longnet") == 1 and err.count("step 3: held-out loss") == 1
     code, err = train(3, "--resume", "run", cwd=folder)
     assert code == 0, err
@@ -235,6 +276,14 @@ if rank == 1:
              for record in read_log(folder / name)[1]] for name in ("alone", "run")]
     assert logs[0] == logs[1]
     assert {path.name for path in (folder / "run").iterdir()} == {path.name for path in (folder / "alone").iterdir()}
+
+
+@mpi
+@pytest.mark.full
+def test_ranks_with_other_options_are_found_before_they_wait_for_each_other(folder):
+    code, err = train(2, *TINY, "--sequence-ranks", "2", cwd=folder, script="if rank == 1: sys.argv[-1] = '1'")
+    assert code == 1 and re.match(r"rank 1 of 2 on \S+ does not have the --sequence-ranks of rank 0, 1 and not 2: start all "
+                                  "ranks with the same command", sentence(err)), err
 
 
 @mpi
@@ -345,5 +394,6 @@ def test_a_signal_to_the_launcher_saves_once(folder):
     process.send_signal(signal.SIGTERM)
     code, err = ended(process, 30)
     saved = checkpoint.load(folder / "run").state["step"]
-    assert code != 0 and err.count(f"stopped after step {saved}; continue with: minitv train --resume run") == 1, err
+    assert code != 0, err
+    assert err.count(f"stopped after step {saved}; continue with: mpiexec -n 2 minitv train --resume run") == 1, err
     assert err.count("stopping after this step") == 1

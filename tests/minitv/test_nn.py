@@ -17,6 +17,7 @@ from autograd.reversible import reversible
 from minitv.nn import Buffer, Linear, Module, Parameter, Stateful, Statistics, gather, undrawn
 from minitv.optim import AdamW
 from minitv.shift import Shifted
+from tests.autograd import fake_cupy
 from tests.minitv.models import build
 
 
@@ -167,6 +168,23 @@ def test_one_worker_and_four_agree():
     for _ in range(3):
         expected = 0.9 * expected + 0.1 * (rng.normal(size=(12, 7, 5)) + np.arange(5)).mean(axis=(0, 1))
     assert_close(alone.mean.numpy(), expected, terms=100)
+
+
+def test_what_another_rank_counted_lies_where_the_model_does():
+    """On a GPU too, where NumPy arrays do not add to those of a model."""
+    with fake_cupy.installed("fast") as cupy:
+        model = Model(3)
+        modules = list(model.modules())
+        mine, theirs = Statistics(), Statistics()
+        for index, statistics in enumerate((mine, theirs)):
+            with statistics.part(index):
+                gather(model.centered, cupy.asarray(np.full(3, index + 1.0)), cupy.asarray(2.0), 4)
+        mine.decode(theirs.encoded(modules), modules, cupy.zeros(1))
+        found = []
+        model.centered.add_statistics = lambda *sums: found.extend(sums)
+        mine.apply()
+        assert [type(value) for value in found[:2]] == [type(cupy.zeros(1))] * 2
+        assert found[0].get().tolist() == [3, 3, 3] and found[1].get() == 4 and found[2] == 8
 
 
 def test_nothing_is_counted_outside_a_training_step():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autograd.ranks import Communicator
 from autograd.ranks.threads import run
-from minitv import variants
+from minitv import tasks, variants
 from minitv.experiment import possible
 from minitv.optim import GradientBuffer
 from minitv.summing import Gradients, Plan, halves, share
@@ -77,9 +77,8 @@ def test_few_buffers_are_needed():
 def trained(name: str, size: int, threads: int, steps: int = 2, **options):
     """What is left of some steps of a variant on so many ranks: losses, norms, held-out sums, weights and buffers."""
     variant = variants.load(name)
-    task = possible(variant)[0]
-    values = {**TINY, **variant_options(variant), **options}
-    experiment = variant.configure(task=task, threads=threads, **values)
+    values = {"task": possible(variant)[0], **TINY, **variant_options(variant), **options}
+    experiment = variant.configure(threads=threads, **values)
 
     def rank(ranks):
         data = experiment.begin()
@@ -116,6 +115,24 @@ def test_two_ranks_train_as_one_does(name):
     assert_same(trained(name, 2, 2), numbers, arrays)
 
 
+ON_TASK = {"images": dict(context=64, side=8), "audio": dict(context=64)}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("task", tasks.tasks())
+def test_two_ranks_train_as_one_does_for_every_task(task):
+    name = next(name for name in variants.variants() if task in possible(variants.load(name)))
+    (numbers, arrays), = trained(name, 1, 1, task=task, **ON_TASK.get(task, {}))
+    assert np.isfinite(numbers).all()
+    assert_same(trained(name, 2, 2, task=task, **ON_TASK.get(task, {})), numbers, arrays)
+
+
+@pytest.mark.full
+def test_ranks_without_micro_batches_take_part():
+    (numbers, arrays), = trained("transformer", 1, 1, micro_batch=3)
+    assert_same(trained("transformer", 4, 1, micro_batch=3), numbers, arrays)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("size, threads", [(1, 3), (3, 1), (4, 2), (5, 1)])
 def test_any_number_of_ranks_and_threads_gives_the_same_bits(size, threads):
@@ -144,6 +161,9 @@ def test_unlike_processors_have_the_weights_of_rank_0():
     def rank(ranks):
         data = experiment.begin()
         trainer = Trainer(experiment, data, ranks, unlike=True)
+        trainer.optimizer.param[...] *= np.float32(1 + 1e-7 * ranks.rank)  # drawn a bit differently
+        trainer.align()
+        assert len(set(ranks.gather_bytes(trainer.optimizer.param.tobytes()))) == 1
         update = trainer.optimizer.update
         if ranks.rank == 1:
             trainer.optimizer.update = lambda lr, *more, **others: update(lr * 1.0001, *more, **others)
