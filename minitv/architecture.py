@@ -174,6 +174,16 @@ SAME = Way(lambda arrays, values: arrays, lambda arrays, values: arrays)
 TRANSPOSED = Way(lambda arrays, values: [array.T for array in arrays], lambda arrays, values: [array.T for array in arrays])
 
 
+def width(values: Values) -> int:
+    """How many channels the model has: the rows of a square matrix."""
+    return values["width"]
+
+
+def untied(values: Values, i: int) -> bool:
+    """Whether the head has weights of its own: for ``Rule.when``."""
+    return not values["tied"]
+
+
 def rows(*sizes: Callable[[Values], int]) -> Way:
     """Several of theirs are, one below the other, the rows of one of ours; each of ``sizes`` gives the rows of one of them."""
     def write(arrays: Arrays, values: Values) -> Arrays:

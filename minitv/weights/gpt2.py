@@ -4,7 +4,21 @@ Their linear layers are called Conv1D and keep their matrices [inputs outputs], 
 queries, keys and values, in this order, which is also ours.
 """
 
-from ..architecture import ACTIVATIONS, TRANSPOSED, Architecture, Rule, biased, count, flag, number, only, ratio, training, word
+from ..architecture import (
+    ACTIVATIONS,
+    TRANSPOSED,
+    Architecture,
+    Rule,
+    biased,
+    count,
+    flag,
+    number,
+    only,
+    ratio,
+    training,
+    untied,
+    word,
+)
 
 WIDTH = count("n_embd", "width", 768)
 
@@ -40,7 +54,7 @@ GPT2 = Architecture(
         *biased("transformer.h.{i}.mlp.c_fc", "blocks.{i}.ffn.up", TRANSPOSED),
         *biased("transformer.h.{i}.mlp.c_proj", "blocks.{i}.ffn.down", TRANSPOSED),
         *biased("transformer.ln_f", "norm"),
-        Rule("lm_head.weight", "head.weight", when=lambda values, i: not values["tied"]),
+        Rule("lm_head.weight", "head.weight", when=untied),
     ),
     copies={"lm_head.weight": "transformer.wte.weight"},
     ignored_arrays=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),  # the causal mask, and the number behind it

@@ -26,6 +26,8 @@ from ..architecture import (
     ratio,
     rows,
     training,
+    untied,
+    width,
     word,
     worded,
 )
@@ -127,7 +129,7 @@ def _keys_and_values(values: Values) -> int:
     return (values["kv_heads"] or values["heads"]) * values["width"] // values["heads"]
 
 
-ROWS = rows(lambda values: values["width"], _keys_and_values, _keys_and_values)
+ROWS = rows(width, _keys_and_values, _keys_and_values)
 
 
 def _write_qkv(arrays: Arrays, values: Values) -> Arrays:
@@ -191,7 +193,7 @@ LLAMA = Architecture(
         *_linear("mlp.up_proj", "ffn.gate"),
         *_linear("mlp.down_proj", "ffn.down"),
         Rule("model.norm.weight", "norm.weight"),
-        Rule("lm_head.weight", "head.weight", when=lambda values, i: not values["tied"]),
+        Rule("lm_head.weight", "head.weight", when=untied),
     ),
     copies={"lm_head.weight": "model.embed_tokens.weight"},
     ignored_arrays=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),  # the angles, which older files keep

@@ -25,6 +25,8 @@ from ..architecture import (
     only,
     rows,
     training,
+    untied,
+    width,
     widths,
     word,
 )
@@ -32,10 +34,6 @@ from ..errors import CheckpointError
 from ..ops.rope import rope_angles
 
 WIDTH = count("decoder_embed_dim", "width", 768)
-
-
-def width(values: Values) -> int:
-    return values["width"]
 
 
 def tables(values: Values) -> Arrays:
@@ -91,7 +89,7 @@ RETNET = Architecture(
             ("retention.v_proj", "mixer.v"), ("retention.g_proj", "mixer.gate"), ("retention.out_proj", "mixer.out"),
             ("final_layer_norm", "norm2"), ("ffn.fc1", "ffn.up"), ("ffn.gate", "ffn.gate"), ("ffn.fc2", "ffn.down"))),
         Rule("layer_norm.weight", "norm.weight"),
-        Rule("output_projection.weight", "head.weight", when=lambda values, i: not values["tied"]),
+        Rule("output_projection.weight", "head.weight", when=untied),
     ),
     copies={"output_projection.weight": "embed_tokens.weight"},
     ignored=("subln", "drop_path_rate", "activation_dropout", "recurrent_chunk_size", "chunkwise_recurrent", "ddp_rank",

@@ -27,6 +27,8 @@ from ..architecture import (
     only,
     rows,
     training,
+    untied,
+    width,
     widths,
     word,
 )
@@ -37,16 +39,8 @@ WIDTH = count("hidden_size", "width", 768)
 LAYER, HEAD = "roformer.encoder.layer.{i}", "cls.predictions"
 
 
-def width(values: Values) -> int:
-    return values["width"]
-
-
 def tied(values: Values, i: int) -> bool:
     return values["tied"]
-
-
-def untied(values: Values, i: int) -> bool:
-    return not values["tied"]
 
 
 def sines(values: Values) -> np.ndarray:

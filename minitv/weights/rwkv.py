@@ -5,7 +5,7 @@ layers, and with it the weights of their outputs (``rescale_every``), so that fl
 its epsilon. Files always have the weights before that, and here nothing is halved.
 """
 
-from ..architecture import FLAT, Architecture, Key, Rule, Values, biased, count, entry, flag, only, ratio
+from ..architecture import FLAT, Architecture, Key, Rule, Values, biased, count, entry, flag, only, ratio, untied
 from ..errors import UserError
 
 WIDTH = count("hidden_size", "width", 4096)
@@ -52,7 +52,7 @@ RWKV = Architecture(
         *(Rule(f"rwkv.blocks.{{i}}.feed_forward.{name}.weight", f"blocks.{{i}}.ffn.{name}")
           for name in ("key", "receptance", "value")),
         *biased("rwkv.ln_out", "norm"),
-        Rule("head.weight", "head.weight", when=lambda values, i: not values["tied"]),
+        Rule("head.weight", "head.weight", when=untied),
     ),
     copies={"head.weight": "rwkv.embeddings.weight"},
 )

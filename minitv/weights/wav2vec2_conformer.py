@@ -25,6 +25,7 @@ from ..architecture import (
     rows,
     shaped,
     training,
+    width,
     widths,
     word,
 )
@@ -39,10 +40,6 @@ MOST = 32  # convolutions over samples
 SOUND = dict(frames="samples", rate=16_000, normalise="utterance")  # how it is read
 LAST = shaped(lambda shape: (*shape, 1), lambda shape: shape[:-1])  # a matrix, which they keep as a filter with one tap
 MIDDLE = shaped(lambda shape: (shape[0], 1, shape[1]), lambda shape: (shape[0], shape[2]))
-
-
-def width(values: Values) -> int:
-    return values["width"]
 
 
 def read_lists(config: Values) -> Values:
