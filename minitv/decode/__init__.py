@@ -56,7 +56,7 @@ class Decoder:
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         ids = self._known(ids)
-        return self._read(np.repeat(ids, self.batch // len(ids), axis=0))
+        return self._read(self._of_all(ids))
 
     def _known(self, ids: np.ndarray) -> np.ndarray:
         """The first ids as an array; ShapeError unless there is a row of them for all sequences, or one for each."""
@@ -65,6 +65,10 @@ class Decoder:
             rows = "1" if self.batch == 1 else f"1 or {self.batch}"
             raise ShapeError(f"prefill: ids have the shape {ids.shape}, allowed: [B T] with {rows} rows")
         return ids
+
+    def _of_all(self, rows: np.ndarray) -> np.ndarray:
+        """A row for each sequence [B ·], where one [1 ·] may stand for all."""
+        return np.repeat(rows, self.batch // len(rows), axis=0)
 
     def _read(self, ids: np.ndarray) -> np.ndarray:
         alone = ids.shape[1] < MANY or is_cupy(self.model.embed.weight.data)
@@ -113,9 +117,9 @@ class FusedDecoder(Decoder):
             for half, state in zip(halves, states if type(block) is PreNorm else (states,), strict=True):
                 half.load(state, self._position)
         if few:
-            for tokens in np.repeat(ids, self.batch // len(ids), axis=0).T:
+            for tokens in self._of_all(ids).T:
                 logits = self.step(tokens)
-        return np.repeat(logits, self.batch // len(logits), axis=0)
+        return self._of_all(logits)
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         model, position, x = self.model, self._position, self._x

@@ -81,20 +81,19 @@ class Reader(FusedDecoder):
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         ids = self._known(ids)
-        repeats = self.batch // len(ids)
         if ids.shape[1] <= FEW:
             self._state, self._position, self._tokens = self._start, 0, self._tokens[:, :0]  # caches are written anew
-            for tokens in np.repeat(ids, repeats, axis=0).T:
+            for tokens in self._of_all(ids).T:
                 logits = self.step(tokens)
             return logits
         logits = self._read(ids)
-        self._position, self._tokens = ids.shape[1], np.repeat(self._state.recent, repeats, axis=0)
+        self._position, self._tokens = ids.shape[1], self._of_all(self._state.recent)
         for level, states, carry in zip(self._levels, self._state.levels, self._state.carries, strict=True):
             for half, state in zip(level.halves, (state for block in states for state in block), strict=True):
                 half.load(state, self._position)
             if rest := carry.shape[1]:
                 level.carry[:, -rest:] = carry.data
-        return np.repeat(logits, repeats, axis=0)
+        return self._of_all(logits)
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         position, patch = self._position, self.model.patch

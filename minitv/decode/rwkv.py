@@ -79,8 +79,7 @@ def channel_mix(x, position, weights, state, memory):
     _shifted(h, state.channel_x, weights.key, y, wide)
     _shifted(h, state.channel_x, weights.receptance, y, r)
     assign(state.channel_x.reshape(-1), h.reshape(-1))
-    for b in range(count):
-        activate(wide[b], weights.activation, activated[b], memory[at:])
+    activate(wide.reshape(-1), weights.activation, activated.reshape(-1), memory[at:])
     linear(weights.value, activated, y, False)
     for b in range(count):
         sigmoid_row(y[b], r[b], h[b])

@@ -146,8 +146,7 @@ def feed_forward(x, position, weights, state, memory):
     activated, at = rows(memory, at, count, hidden)
     norm(x, weights.norm, h, memory[at:])
     linear(weights.up, h, wide, False)
-    for b in range(count):
-        activate(wide[b], weights.activation, activated[b], memory[at:])
+    activate(wide.reshape(-1), weights.activation, activated.reshape(-1), memory[at:])
     if len(weights.gate.weight):
         linear(weights.gate, h, wide, False)
         for b in range(count):

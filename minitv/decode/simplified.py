@@ -110,8 +110,7 @@ def block(x, position, weights, cache, memory):
     if weights.serial:
         _normed(h, weights.after, z, memory[at:])
     linear(weights.up, z, wide, False)
-    for b in range(count):
-        activate(wide[b], weights.activation, activated[b], memory[at:])
+    activate(wide.reshape(-1), weights.activation, activated.reshape(-1), memory[at:])
     linear(weights.down, activated, x, False)
     for b in range(count):
         for c in range(width):
