@@ -8,6 +8,10 @@ The files are those of make_weights.py, and expected.npz may also have
     samples [B T 1]     in place of ids: the sound that the model reads
     hidden [B T D]      what the last layer gives
     buffer/OURS         numbers that the library draws anew in every call, by our names
+    steps [B T V]       logits of the library's own steps, a token at a time, where they may be another map than its call
+    together [B T V]    the same steps of all texts at once, where they may be others
+    so_far [B T V]      logits that a call without a cache gives the last token of every beginning of the ids
+    KEY/ENTRY=VALUE     KEY of the same weights with another entry of config.json
 
 Tables of angles are float32 in these libraries; here they are the same numbers in float64, because float32 ends at 1e-7. That
 of RoFormer is written into its file.
@@ -69,32 +73,75 @@ def roformer(rng: np.random.Generator, causal: bool):
 
 def reformer(rng: np.random.Generator, axial: bool):
     """In training, because only then the chain of its streams can be traced back; without dropout nothing else changes."""
-    model = transformers.ReformerModelWithLMHead(transformers.ReformerConfig(
-        attention_head_size=3, num_attention_heads=2, hidden_size=8, num_hashes=2, num_buckets=[4, 2] if axial else 6,
-        attn_layers=["local", "lsh"] if axial else ["lsh"], lsh_attn_chunk_length=4, local_attn_chunk_length=2,
-        is_decoder=True, vocab_size=VOCAB, feed_forward_size=10, hidden_act="relu" if axial else "gelu",
-        hidden_dropout_prob=0.0, local_attention_probs_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0,
-        axial_pos_embds=axial, axial_pos_shape=[3, 4], axial_pos_embds_dim=[3, 5], max_position_embeddings=CONTEXT,
-        pad_token_id=None)).double().train()
+    def build(**entries):
+        return transformers.ReformerModelWithLMHead(transformers.ReformerConfig(**dict(
+            attention_head_size=3, num_attention_heads=2, hidden_size=8, num_hashes=2, num_buckets=[4, 2] if axial else 6,
+            attn_layers=["local", "lsh"] if axial else ["lsh"], lsh_attn_chunk_length=4, local_attn_chunk_length=2,
+            is_decoder=True, vocab_size=VOCAB, feed_forward_size=10, hidden_act="relu" if axial else "gelu",
+            hidden_dropout_prob=0.0, local_attention_probs_dropout_prob=0.0, lsh_attention_probs_dropout_prob=0.0,
+            axial_pos_embds=axial, axial_pos_shape=[3, 4], axial_pos_embds_dim=[3, 5], max_position_embeddings=CONTEXT,
+            pad_token_id=None) | entries)).double()
+
+    def draws(model, ending=""):
+        """Its numbers, with a seed so that they are known."""
+        layers = [layer.attention.self_attention for layer in model.reformer.encoder.layers]
+        hashed = {i: layer for i, layer in enumerate(layers) if hasattr(layer, "hash_seed")}
+        for layer in hashed.values():
+            layer.hash_seed = 1
+        return {f"buffer/blocks.{i}.mixer.rotations{ending}": rotations(layer).numpy() for i, layer in hashed.items()}
+
+    model = build().train()
     random_weights(model, rng)
-    found = {}
-    for i, layer in enumerate(model.reformer.encoder.layers):
-        attention = layer.attention.self_attention
-        if hasattr(attention, "hash_seed"):
-            attention.hash_seed = 1  # so that its numbers are known
-            found[f"buffer/blocks.{i}.mixer.rotations"] = rotations(attention).numpy()
-    return model.save_pretrained, found | answers(model, rng, lambda ids: model(ids).logits, length=CONTEXT)
+    found = draws(model) | answers(model, rng, lambda ids: model(ids).logits, length=CONTEXT)
+    ids = torch.from_numpy(found["ids"])
+    for read, entries in ((steps, {}), (together, {}), (so_far, {}), (steps, {"lsh_attn_chunk_length": CONTEXT}),
+                          (steps, {"num_hashes": 1}), *[(so_far, {"local_attn_chunk_length": 6})] * axial):
+        other = build(pad_token_id=0, **entries).eval()
+        other.load_state_dict(model.state_dict())
+        found |= draws(other, named(entries))
+        with torch.no_grad():
+            found[f"{read.__name__}{named(entries)}"] = read(other, ids)
+    return model.save_pretrained, found
+
+
+def named(entries: dict) -> str:
+    """What the key of an array says of other entries."""
+    return "".join(f"/{name}={value!r}" for name, value in entries.items())
+
+
+def steps(model: torch.nn.Module, ids: torch.Tensor) -> np.ndarray:
+    """The logits of a Reformer that reads a token at a time, one text after the other."""
+    return np.concatenate([together(model, text) for text in ids.split(1)])
+
+
+def together(model: torch.nn.Module, ids: torch.Tensor) -> np.ndarray:
+    """The same of all texts at once: there, all read the keys and values of the first."""
+    past, parts = None, []
+    for token in ids.split(1, dim=1):
+        out = model(token, past_buckets_states=past, use_cache=True)
+        past, parts = out.past_buckets_states, [*parts, out.logits]
+    return torch.cat(parts, 1).numpy()
+
+
+def so_far(model: torch.nn.Module, ids: torch.Tensor) -> np.ndarray:
+    """The logits of the last token of each beginning."""
+    return torch.cat([model(ids[:, : t + 1], use_cache=False).logits[:, -1:] for t in range(ids.shape[1])], 1).numpy()
 
 
 def retnet(rng: np.random.Generator):
-    """torchscale's parallel form, with its divisor differentiated; it has no format of its own, and no cache of this form."""
+    """torchscale's parallel form, with its divisor differentiated, and its recurrent one; it has no format of its own."""
     width, heads = 8, 2
-    config = RetNetConfig(decoder_embed_dim=width, decoder_value_embed_dim=12, decoder_retention_heads=heads,
-                          decoder_ffn_embed_dim=10, decoder_layers=2, vocab_size=VOCAB, activation_fn="swish")
-    model = RetNetDecoder(config, embed_tokens=torch.nn.Embedding(VOCAB, width)).double().eval()
+
+    def build(**entries):
+        config = RetNetConfig(decoder_embed_dim=width, decoder_value_embed_dim=12, decoder_retention_heads=heads,
+                              decoder_ffn_embed_dim=10, decoder_layers=2, vocab_size=VOCAB, activation_fn="swish", **entries)
+        model = RetNetDecoder(config, embed_tokens=torch.nn.Embedding(VOCAB, width)).double().eval()
+        model.retnet_rel_pos.angle = (10_000.0 ** -torch.linspace(0, 1, 2, dtype=torch.float64)).repeat_interleave(2)
+        model.retnet_rel_pos.decay = torch.log1p(-(2.0 ** (-5 - torch.arange(heads).double())))
+        return config, model
+
+    config, model = build()
     random_weights(model, rng)
-    model.retnet_rel_pos.angle = (10_000.0 ** -torch.linspace(0, 1, 2, dtype=torch.float64)).repeat_interleave(2)
-    model.retnet_rel_pos.decay = torch.log1p(-(2.0 ** (-5 - torch.arange(heads).double())))
 
     def save(folder):
         folder.mkdir()
@@ -102,7 +149,16 @@ def retnet(rng: np.random.Generator):
         save_file(model.state_dict(), folder / "model.safetensors")
 
     with faithful_torchscale():
-        return save, answers(model, rng, lambda ids: model(ids)[0])
+        found = answers(model, rng, lambda ids: model(ids)[0])
+        ids = torch.from_numpy(found["ids"])
+        for entries in ({}, {"layernorm_eps": 1e-30}):
+            _, other = build(**entries)
+            other.load_state_dict(model.state_dict())
+            past: dict = {}
+            with torch.no_grad():
+                parts = [other(ids[:, : t + 1], incremental_state=past)[0] for t in range(LENGTH)]
+            found[f"steps{named(entries)}"] = torch.cat(parts, 1).numpy()
+    return save, found
 
 
 def wav2vec2_conformer(rng: np.random.Generator, norm: str):
