@@ -97,7 +97,24 @@ def keep_memory() -> None:
     """
     trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of malloc.h
     with suppress(OSError, AttributeError, TypeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # the most that older releases take
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(arena_max, 1)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2**30) or libc.mallopt(mmap_threshold, 2**25)  # the most that older releases take
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(arena_max, 1)
+        _ask_for_large_pages()
+
+
+@cache
+def _ask_for_large_pages() -> None:
+    """Ask Linux for pages of 2 MB where the heap grows next: a step touches more of 4 kB than a processor remembers.
+
+    The block that is allocated for it is never touched, and its end stays the end of the heap.
+    """
+    size, page, huge = 2**29, 2**21, 14  # MADV_HUGEPAGE of mman.h
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes, libc.madvise.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if block := libc.malloc(size):
+        start = -(-block // page) * page
+        libc.madvise(start, (block + size - start) // page * page, huge)
+        libc.free(block)
