@@ -27,8 +27,8 @@ def cosine(step: int, *, lr: float, min_lr: float, warmup: int, steps: int) -> f
 class GradientBuffer:
     """A flat gradient: the first contribution to a parameter is written, later ones are added."""
 
-    def __init__(self, layout: dict[int, tuple[int, int, tuple[int, ...]]], size: int, dtype, xp=np):
-        self.flat = xp.zeros(size, dtype)
+    def __init__(self, layout: dict[int, tuple[int, int, tuple[int, ...]]], flat):
+        self.flat = flat
         self._views = {key: self.flat[start:stop].reshape(shape) for key, (start, stop, shape) in layout.items()}
         self.written: set[int] = set()
 
@@ -66,17 +66,23 @@ class AdamW:
         xp, dtype = namespace(*(p.data for _, p in named)), named[0][1].dtype
         self.decayed = sum(p.size for _, p in named if p.ndim >= 2)
         self.param, self.m, self.v = (xp.zeros(size, dtype) for _ in range(3))
-        layout, start = {}, 0
+        self._layout: dict[int, tuple[int, int, tuple[int, ...]]] = {}
+        start = 0
         for _, parameter in named:
-            stop = start + parameter.size
-            self.param[start:stop] = parameter.data.reshape(-1)
-            parameter.data = self.param[start:stop].reshape(parameter.shape)
-            layout[id(parameter)] = (start, stop, parameter.shape)
-            start = stop
-        self._layout = layout
+            self._layout[id(parameter)] = (start, start + parameter.size, parameter.shape)
+            start += parameter.size
+        self.move(self.param)
         self.buffers = [self.buffer() for _ in range(buffers)]
         self.gradient = self.buffers[0].flat  # of the last step
         self.steps = 0
+
+    def move(self, flat) -> None:
+        """Let the parameters lie in another flat buffer."""
+        for _, parameter in self._named:
+            start, stop, shape = self._layout[id(parameter)]
+            flat[start:stop] = parameter.data.reshape(-1)
+            parameter.data = flat[start:stop].reshape(shape)
+        self.param = flat
 
     def step(self, lr: float, run: Callable = map) -> float:
         """Add the gradients of all buffers, clip, update; returns the norm before clipping. A norm that is not finite
@@ -86,9 +92,11 @@ class AdamW:
         """
         return self.update(lr, *read(self.squares(run)), run)
 
-    def buffer(self) -> GradientBuffer:
-        """One more buffer for a gradient."""
-        return GradientBuffer(self._layout, self.param.size, self.param.dtype, namespace(self.param))
+    def buffer(self, flat=None) -> GradientBuffer:
+        """One more buffer for a gradient, in a flat array of its own or in one that is given."""
+        if flat is None:
+            flat = namespace(self.param).zeros(self.param.size, self.param.dtype)
+        return GradientBuffer(self._layout, flat)
 
     def add(self, left: GradientBuffer, right: GradientBuffer) -> None:
         """left += right, for gradients that are finished."""

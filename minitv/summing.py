@@ -69,6 +69,19 @@ class Plan:
                 unseen += halves(node)
         return found
 
+    def most(self, rank: int) -> int:
+        """The buffers that a rank needs which takes its micro-batches in order, one after the other."""
+        sums: set[Node] = set()
+        found = 0
+        for number in share(self.count, rank, self.ranks):
+            node = (number, number + 1)
+            found = max(found, len(sums) + 1)
+            while (parent := self.parents.get(node)) is not None and halves(parent)[1] == node:
+                sums.remove(halves(parent)[0])
+                node = parent
+            sums.add(node)
+        return found
+
     def fold(self, values: dict[Node, Any]) -> tuple[Any, list[tuple[Any, Any]]]:
         """Where the sum of all ``tops`` comes to stand, and the additions (left, right) that make it, left += right."""
         pairs: list[tuple[Any, Any]] = []

@@ -3,9 +3,11 @@
 A batch is cut into micro-batches, by its sizes alone: of up to 512 tokens on a CPU, and two at least. Each rank has a share of
 them, and its worker threads pull them from a counter and run the tape on them, with serial kernels and one-threaded BLAS: a
 core that is slow for a moment takes fewer. Where the last ones are fewer than workers, as with a single long sequence, the
-others take parts of their calls (autograd/cpu/team.py). Gradients are added up in a fixed tree over the numbers of the
-micro-batches (summing.py), and whatever else is a sum in their order. So a run is determined by its seed: on the same kind of
-processor, any number of threads and ranks gives the same bits.
+others take parts of their calls (autograd/cpu/team.py). From the second step on, on Linux, the workers are copies of this
+process, if all of them get about as many micro-batches (forks.py).
+
+Gradients are added up in a fixed tree over the numbers of the micro-batches (summing.py), and whatever else is a sum in their
+order. So a run is determined by its seed: on the same kind of processor, any number of threads and ranks gives the same bits.
 Losses and gradients are sums over the answers that a task asks for; they are divided once, by the number of answers in the
 whole batch, so that micro-batches with more and with fewer answers add up exactly.
 
@@ -24,6 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -40,9 +43,9 @@ from autograd.cpu.team import Team
 from autograd.device import is_cupy, read, select
 from autograd.random import Random
 from autograd.ranks import Communicator
-from autograd.state import products
+from autograd.state import Switches, products, switches
 
-from . import variants
+from . import forks, variants
 from .errors import UserError
 from .experiment import BUFFERS, DROPOUT, Experiment
 from .nn import Module, Statistics
@@ -82,6 +85,9 @@ class Trainer:
         if on_gpu:
             self.MICRO_BATCH_TOKENS, self.LEAST = self.MICRO_BATCH_TOKENS_GPU, self.ranks.size // run.sequence_ranks
             select(run.device)
+        self._forks: forks.Forks | None = None
+        self._shared: list[list] = []  # the gradient buffers of each process
+        self._news = b""  # what modules counted in the last step, which the forks have not heard
         self._companion = None if on_gpu or self.workers < 2 or self.ranks.size > 1 else Companion()
         watch(self._companion)
         loading = None if on_gpu else self._pool.submit(_load_compiler)
@@ -169,18 +175,17 @@ class Trainer:
         mine, before = share(len(slices), self.across.rank, self.across.size), self.line.sent
         losses, counts, statistics = [math.nan] * len(slices), [0] * len(slices), Statistics()
         optimizer = self.optimizer
-        gradients = Gradients(Plan(len(slices), self.across.size), self._buffers, optimizer.buffer, optimizer.add)
-        if self._redraws:
-            self.model.begin_step(step, self._redrawn)
+        if self._forked(len(slices)):
+            gradients = self._by_forks(batch, step, losses, counts, statistics)
+        else:
+            gradients = Gradients(Plan(len(slices), self.across.size), self._buffers, optimizer.buffer, optimizer.add)
+            if self._redraws:
+                self.model.begin_step(step, self._redrawn)
 
-        def work(i: int) -> None:
-            buffer = gradients.take()
-            with statistics.part(i):
-                losses[i], counts[i] = self._micro_batch(batch, slices[i], step, i, buffer, self.line)
-            buffer.finish()
-            gradients.put(i, buffer)
+            def work(i: int) -> None:
+                losses[i], counts[i] = self._add_micro_batch(batch, slices[i], step, i, gradients, statistics)
 
-        self._each(work, mine)
+            self._each(work, mine)
         if self.line.size > 1:
             self.sent = int(self.ranks.gather(np.array(self.line.sent - before)).max())
         if self.across.size > 1:
@@ -202,8 +207,88 @@ class Trainer:
             self.ranks.broadcast(norm)
             self.grad_norm = float(norm)
         if math.isfinite(self.grad_norm):
+            if self._counts and self._forks is not None:
+                self._news = statistics.encoded(list(self.model.modules()))
             statistics.apply()
         return loss / max(count, 1)
+
+    def _add_micro_batch(self, batch: Batch, rows: slice, step: int, index: int, gradients: Gradients,
+                         statistics: Statistics) -> tuple:
+        """Add the gradient of a micro-batch to the others; returns its loss and the number of its answers."""
+        buffer = gradients.take()
+        with statistics.part(index):
+            found = self._micro_batch(batch, rows, step, index, buffer, self.line)
+        buffer.finish()
+        gradients.put(index, buffer)
+        return found
+
+    # -- workers that are processes --------------------------------------------------------------------------------------
+    def _forked(self, count: int) -> bool:
+        """Whether copies of this process share a step of so many micro-batches; they are made at the first one.
+
+        There are none in the first step, whose kernels are compiled once, where their shares would differ by more than a
+        quarter, and under a switch, which a copy would not know of.
+        """
+        if not (forks.AVAILABLE and self._began and self._map is not map and self.workers > 1 and self.ranks.size == 1
+                and threading.current_thread() is threading.main_thread() and switches() == Switches()
+                and 4 * -(-count // self.workers) * self.workers <= 5 * count):
+            return False
+        plan = Plan(count, self.workers)
+        most = max(map(plan.most, range(self.workers)))
+        if self._forks is None or most > len(self._shared[0]):
+            self._end_forks()
+            self._buffers.clear()
+            self.optimizer.move(forks.shared(self.optimizer.param))
+            self._shared = [[self.optimizer.buffer(forks.shared(self.optimizer.param)) for _ in range(most)]
+                            for _ in range(self.workers)]
+            self._forks = forks.Forks(self.workers - 1, lambda number, *message: self._portion(number + 1, *message))
+        return True
+
+    def _by_forks(self, batch: Batch, step: int, losses: list, counts: list[int], statistics: Statistics) -> Gradients:
+        """Let all processes compute their shares: fills in the lists, and returns the sums of the gradients."""
+        plan, modules, news = Plan(len(losses), self.workers), list(self.model.modules()), self._news
+        gradients, self._news = Gradients(plan, [], self.optimizer.buffer, self.optimizer.add), b""
+
+        def portion(number: int) -> tuple:
+            return self._portion(0, batch, step) if number == 0 else self._forks.ask(number - 1, batch, step, news)
+
+        try:
+            portions = self._map(portion, range(self.workers))
+        except BaseException:
+            self._end_forks()  # answers may be on their way
+            raise
+        for number, (found, sums, counted) in enumerate(portions):
+            for i, (loss, answers) in zip(share(plan.count, number, plan.ranks), found, strict=True):
+                losses[i], counts[i] = loss, answers
+            gradients.sums |= {node: self._shared[number][place] for node, place in sums.items()}
+            if self._counts:
+                statistics.decode(counted, modules, self.optimizer.param)
+        return gradients
+
+    def _portion(self, number: int, batch: Batch, step: int, news: bytes = b"") -> tuple:
+        """The share of process ``number``: losses and counts, where the sums of gradients lie, and what was counted.
+
+        ``news`` is what the others counted in the step before.
+        """
+        slices, statistics, modules = self._slices(batch), Statistics(), list(self.model.modules())
+        if news:
+            statistics.decode(news, modules, self.optimizer.param)
+            statistics.apply()
+        buffers = self._shared[number]
+        gradients = Gradients(Plan(len(slices), self.workers), list(buffers), self.optimizer.buffer, self.optimizer.add)
+        if self._redraws:
+            self.model.begin_step(step, self._redrawn)
+        with self._alone:
+            found = [self._add_micro_batch(batch, slices[i], step, i, gradients, statistics)
+                     for i in share(len(slices), number, self.workers)]
+        places = {id(buffer): place for place, buffer in enumerate(buffers)}
+        return (found, {node: places[id(buffer)] for node, buffer in gradients.sums.items()},
+                statistics.encoded(modules) if self._counts else b"")
+
+    def _end_forks(self) -> None:
+        if self._forks is not None:
+            self._forks.close()
+            self._forks = None
 
     def _gather(self, losses: list, counts: list[int], mine: range, statistics: Statistics) -> None:
         """Fill in what the other ranks have of a step: the losses, how many answers there are, and what modules counted."""
@@ -261,6 +346,7 @@ class Trainer:
     def close(self, wait: bool = True) -> None:
         """Stop the worker threads and give BLAS its threads back; ``wait`` until they have done what they are at."""
         self._dismiss_companion()
+        self._end_forks()
         for pool in self._pools.values():
             pool.shutdown(wait, cancel_futures=not wait)
         self._blas.__exit__(None, None, None)

@@ -35,17 +35,34 @@ def cores() -> int:
 
 
 def peak_mb() -> float | None:
-    """The largest memory this process has held, in MB (10⁶ bytes); None where the system does not tell."""
-    with suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:  # Linux
-        for line in file:
-            if line.startswith("VmHWM:"):  # ru_maxrss begins with the memory of the process that started this one
-                return int(line.split()[1]) * 1024 / 1e6
+    """The largest memory this process has held, in MB (10⁶ bytes), and what its children hold besides; None where the system
+    does not tell.
+    """
+    with suppress(OSError):  # Linux; ru_maxrss begins with the memory of the process that started this one
+        return (_kilobytes("/proc/self/status", "VmHWM:") + _of_children()) * 1024 / 1e6
     try:
         import resource
     except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _kilobytes(path: str, *entries: str) -> int:
+    """The sum of these entries of a file of /proc."""
+    with open(path, encoding="ascii", errors="replace") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith(entries))
+
+
+def _of_children() -> int:
+    """The kilobytes of memory that belong to a child of this process alone, of all of them."""
+    total = 0
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError), open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+            for child in file.read().split():
+                with suppress(OSError):
+                    total += _kilobytes(f"/proc/{child}/smaps_rollup", "Private_")
+    return total
 
 
 @cache
@@ -118,3 +135,9 @@ def _ask_for_large_pages() -> None:
         start = -(-block // page) * page
         libc.madvise(start, (block + size - start) // page * page, huge)
         libc.free(block)
+
+
+def return_memory() -> None:
+    """Give the system what is free, where the C library is glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -21,9 +21,7 @@ TINY = dict(context=32, layers=2, width=16, batch=6, dropout=0.1, micro_batch=1,
 
 
 def buffer(values) -> GradientBuffer:
-    made = GradientBuffer({}, len(values), np.float32)
-    made.flat[...] = values
-    return made
+    return GradientBuffer({}, np.array(values, np.float32))
 
 
 def summed(values: np.ndarray, ranks: Communicator, order: list[int]) -> np.ndarray:
@@ -72,6 +70,17 @@ def test_few_buffers_are_needed():
     for i in range(64):
         gradients.put(i, gradients.take())
     assert len(made) == 7
+
+
+@given(st.integers(1, 70), st.integers(1, 6))
+def test_how_many_buffers_a_rank_needs_is_known(count, size):
+    plan = Plan(count, size)
+    for rank in range(size):
+        made = []
+        gradients = Gradients(plan, [], lambda made=made: made.append(buffer([0])) or made[-1], lambda left, right: None)
+        for i in share(count, rank, size):
+            gradients.put(i, gradients.take())
+        assert len(made) == plan.most(rank)
 
 
 def trained(name: str, size: int, threads: int, steps: int = 2, **options):

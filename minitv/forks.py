@@ -1,0 +1,119 @@
+"""Copies of this process, made by fork, that compute parts of every training step.
+
+Threads take turns in Python: in a step of small layers they wait for each other for a fifth of the time. Copies do not. What
+they have in common are arrays of ``shared``; messages are pickled. A copy knows what this process knew when it was made.
+
+There are none but on Linux: the libraries of other systems do not survive a fork, or there is none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import pickle
+import signal
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+import numpy as np
+
+from autograd.cpu.process import return_memory
+
+from .errors import RunError
+from .signals import NUMBERS
+
+AVAILABLE = sys.platform == "linux"
+DIES_WITH_ITS_PARENT = 1  # PR_SET_PDEATHSIG of sys/prctl.h
+
+
+def shared(like: np.ndarray) -> np.ndarray:
+    """Zeros as many as ``like`` has numbers, which this process and its later copies see and write."""
+    return np.frombuffer(mmap.mmap(-1, max(1, like.nbytes)), like.dtype, like.size)
+
+
+class Forks:
+    """``count`` copies of this process; copy i answers ``ask(i, *message)`` by ``serve(i, *message)``.
+
+    It is made by the main thread, while no other one computes.
+    """
+
+    def __init__(self, count: int, serve: Callable[..., Any]):
+        self._ends: list[Connection] = []
+        self._processes: list[int] = []
+        owner = os.getpid()
+        return_memory()  # else every page that is free is copied when it is used
+        for number in range(count):
+            ours, theirs = Pipe()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of other threads: they are idle
+                process = os.fork()
+            if process == 0:
+                _live(owner, theirs, [*self._ends, ours], lambda *message, number=number: serve(number, *message))
+            theirs.close()
+            self._ends.append(ours)
+            self._processes.append(process)
+        self._end = weakref.finalize(self, _end, owner, self._ends, self._processes)
+
+    def ask(self, number: int, *message: Any) -> Any:
+        """What copy ``number`` answers; raises what it has raised."""
+        try:
+            self._ends[number].send(message)
+            well, answer = self._ends[number].recv()
+        except (EOFError, OSError):
+            raise RunError(f"process {self._processes[number]}, which computes a part of each step, has ended: something "
+                           "killed it, perhaps the system, because no memory was left") from None
+        if not well:
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the copies, whatever they are doing."""
+        self._end()
+
+
+def _end(owner: int, ends: Sequence[Connection], processes: Sequence[int]) -> None:
+    if os.getpid() != owner:  # a copy of this process has copies of these names, too
+        return
+    for end, process in zip(ends, processes, strict=True):
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        end.close()
+
+
+def _live(owner: int, end: Connection, others: Sequence[Connection], serve: Callable[..., Any]) -> None:
+    """The life of a copy."""
+    try:
+        ctypes.CDLL(None).prctl(DIES_WITH_ITS_PARENT, signal.SIGKILL)
+        if os.getppid() != owner:
+            return
+        for other in others:
+            other.close()
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all; this process's parent obeys them
+        signal.set_wakeup_fd(-1)
+        gc.freeze()  # what is there is not searched again, which would write to every page of it
+        while True:
+            message = end.recv()
+            try:
+                answer = True, serve(*message)
+            except BaseException as error:
+                answer = False, _portable(error)
+            end.send(answer)
+    except (EOFError, OSError):
+        pass  # nobody asks any more
+    finally:
+        os._exit(0)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error, or what it says where it cannot be sent."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:  # of whatever kind: classes of errors may need more than their message
+        return RuntimeError(f"{type(error).__name__}: {error}")
