@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import llvmlite.binding as llvm
 import numba
@@ -35,19 +35,22 @@ from llvmlite import ir
 from numba import types
 
 from ..errors import DtypeError, KernelError
-from . import gemm
-from .compile import BITS, inner, unavailable
+from . import amx, gemm
+from .choice import Choice, choose, kept
+from .compile import BITS, inline, inner, unavailable
 from .gemm import F4, NONE, ROWS, WIDE, compiled, tile_vectors, transposed
 from .vectors import FLOAT, LONG, Vector, repeat, vectorized
 
 FEATURE = "+avx512bf16"  # as LLVM lists what it may compile for
 LANES = 16  # pairs or sums a vector
 DEPTH, COLUMNS, BAND = 512, 8 * WIDE, 64  # of k, columns of `b` and rows of `a`, so many are copied at a time
+MANY = 1024  # columns in place of COLUMNS, with AMX
 PITCH = DEPTH // 2 + LANES  # pairs from one line of `a` to the next, so that eight lines do not share a set of the cache
 
-# The scratch memory of a thread, in bytes: zeros, panels of `b`, lines or strips of `a`, and room to write beyond each.
-PANELS = 4 * WIDE
-LEFT = PANELS + 4 * (DEPTH // 2 * COLUMNS + LANES * WIDE)
+# The scratch memory of a thread, in bytes: zeros, a block, panels of `b`, lines or strips of `a`, and room to write beyond each.
+CORNER = 4 * WIDE
+PANELS = CORNER + 4 * amx.BLOCK**2
+LEFT = PANELS + 4 * (DEPTH // 2 * max(COLUMNS, MANY) + LANES * WIDE)
 SCRATCH = LEFT + 4 * (PITCH * (BAND + LANES)) + 64
 
 INT, BIT = ir.IntType(32), ir.IntType(1)
@@ -125,13 +128,24 @@ def _line(to, source, count):
     to.store(_pairs(to.builder, _rounded(_load(source, _mask(count)), _load(source + 4 * LANES, _mask(count - LANES)))))
 
 
+def _interleaved(source, step, count, depth) -> Vector:
+    """Pairs of up to 16 numbers here and a step further on, of as many of both as there is depth; zeros beyond."""
+    builder, places = source.builder, ir.Constant(ir.VectorType(INT, 32), INTERLEAVED)
+    shorts = _rounded(_load(source, _mask(count, depth)), _load(source + step, _mask(count, depth - 1)))
+    return _pairs(builder, builder.shuffle_vector(shorts, shorts, places))
+
+
 @vectorized
 def _interleave(to, source, step, count, depth):
-    """A vector of pairs of up to 16 numbers here and a step further on; those are zeros if the depth is 1."""
-    mask = _mask(count)
-    shorts = _rounded(_load(source, mask), _load(source + step, _mask(count, depth - 1)))
-    places = ir.Constant(ir.VectorType(INT, 32), INTERLEAVED)
-    to.store(_pairs(to.builder, to.builder.shuffle_vector(shorts, shorts, places)))
+    """A vector of pairs of up to 16 numbers here and a step further on."""
+    to.store(_interleaved(source, step, count, depth))
+
+
+@vectorized
+def _turn(to, to_row, source, step, count, depth):
+    """to[c, p] = the pair p of column c, for 16 x 16 pairs; `count` numbers of each of `depth` rows are read."""
+    for c, row in enumerate(transposed([_interleaved(source + step * k, step, count, depth - k) for k in range(0, 2 * LANES, 2)])):
+        (to + to_row * c).store(row)
 
 
 @vectorized
@@ -173,83 +187,150 @@ def tile(vectors, pairs, a, a_row, a_pair, b, out, out_row, start, start_row, ro
 
 
 # -- copies ------------------------------------------------------------------------------------------------------------
+@inline
+def _width(columns, tiles):
+    """How many columns the next panel has if so many are left."""
+    return amx.BLOCK if tiles else tile_vectors(columns) * LANES
+
+
 @inner
-def _panels(to, depth, columns, b, b_row, b_column):
-    """Copy b[:depth, :columns] to panels of up to three vectors, one after the other."""
+def _panels(to, pairs, depth, columns, b, b_row, b_column, tiles):
+    """Copy b[:depth, :columns] to panels [pairs, width], one after the other, with zeros beyond."""
     n = 0
     while n < columns:
-        width, left = tile_vectors(columns - n) * LANES, columns - n
+        width, left = _width(columns - n, tiles), columns - n
         for c in range(0, width, LANES):
             source = b + (n + c) * b_column
             if b_column == 4:
-                for k in range(0, depth, 2):
+                for k in range(0, 2 * pairs, 2):
                     _interleave(to + 4 * (k // 2 * width + c), source + k * b_row, b_row, left - c, depth - k)
             else:
                 for k in range(0, depth, 2 * LANES):
                     _transpose(to + 4 * (k // 2 * width + c), 4 * width, source + 4 * k, b_column, depth - k, left - c)
-        to += 4 * width * ((depth + 1) // 2)
+        to += 4 * width * pairs
         n += width
 
 
 @inner
-def _left(to, depth, rows, a, a_row, a_column):
-    """Copy a[:rows, :depth] to lines if its rows are contiguous, otherwise to strips."""
+def _left(to, pairs, depth, rows, a, a_row, a_column, tiles):
+    """Copy a[:rows, :depth] to lines if its rows are contiguous or for AMX, otherwise to strips."""
     if a_column == 4:
         for r in range(rows):
             for k in range(0, depth, 2 * LANES):
                 _line(to + 4 * (r * PITCH + k // 2), a + r * a_row + 4 * k, depth - k)
         return
-    pairs = (depth + 1) // 2
+    if tiles:
+        for k in range(0, depth, 2 * LANES):
+            for r in range(0, rows, LANES):
+                _turn(to + 4 * (r * PITCH + k // 2), 4 * PITCH, a + 4 * r + k * a_column, a_column, rows - r, depth - k)
+        return
     for r in range(0, rows, LANES):
         for k in range(0, depth, 2):
             _interleave(to + 4 * (r * pairs + k // 2 * LANES), a + 4 * r + k * a_column, a_column, rows - r, depth - k)
 
 
-def _multiply(a, b, out, bias, accumulate, scratch):
-    """out = a @ b, plus bias (if not empty) or plus out; rows or columns of `a` and `b`, and rows of `out`, are contiguous."""
+@vectorized
+def _add(out, start, total, columns):
+    """out = start + total, a vector of up to 16 numbers."""
+    mask = _mask(columns)
+    _store(out, _load(start, mask) + total.load(LANES), mask)
+
+
+@inner
+def _block(pairs, a, b, out, out_row, start, start_row, rows, columns, corner, plain):
+    """As a tile, for amx.BLOCK rows and columns; `plain` says that `start` is zeros."""
+    if plain and rows >= amx.BLOCK and columns >= amx.BLOCK:
+        amx.block(pairs // amx.PAIRS, a, 4 * PITCH, b, 4 * amx.BLOCK, out, out_row)
+        return
+    amx.block(pairs // amx.PAIRS, a, 4 * PITCH, b, 4 * amx.BLOCK, corner, 4 * amx.BLOCK)
+    for r in range(min(rows, amx.BLOCK)):
+        for c in range(0, amx.BLOCK, LANES):
+            at, total = r * out_row + 4 * c, corner + 4 * (r * amx.BLOCK + c)
+            _add(out + at, start + r * start_row + 4 * c, total, columns - c)
+
+
+def _multiply(a, b, out, bias, accumulate, scratch, tiles):
+    """out = a @ b, plus bias (if not empty) or plus out; rows or columns of `a` and `b`, and rows of `out`, are contiguous.
+
+    `tiles` says that AMX computes it. Then depth and columns are filled up with zeros, on both sides, to whole tiles.
+    """
     M, K, N = a.shape[0], a.shape[1], b.shape[1]
     (a_row, a_column), (b_row, b_column), out_row = a.strides, b.strides, out.strides[0]
     a_start, b_start, out_start = np.int64(a.ctypes.data), np.int64(b.ctypes.data), np.int64(out.ctypes.data)
     zeros = (np.int64(scratch.ctypes.data) + 63) // 64 * 64  # so that no vector of a panel straddles two cache lines
-    panels, left = zeros + PANELS, zeros + LEFT
+    corner, panels, left = zeros + CORNER, zeros + PANELS, zeros + LEFT
     start, start_row, start_column = zeros, 0, 0
     if accumulate:
         start, start_row, start_column = out_start, out_row, 4
     elif bias.size:
         start, start_column = np.int64(bias.ctypes.data), 4
+    at_once, rows = (MANY, amx.BLOCK) if tiles else (COLUMNS, ROWS)
+    if tiles:
+        amx.begin(corner)
     for k in range(0, K, DEPTH):
         depth = min(DEPTH, K - k)
         pairs = (depth + 1) // 2
+        if tiles:
+            pairs = (pairs + amx.PAIRS - 1) // amx.PAIRS * amx.PAIRS
         if k > 0:
             start, start_row, start_column = out_start, out_row, 4
-        for n0 in range(0, N, COLUMNS):
-            columns = min(COLUMNS, N - n0)
-            _panels(panels, depth, columns, b_start + k * b_row + n0 * b_column, b_row, b_column)
+        for n0 in range(0, N, at_once):
+            columns = min(at_once, N - n0)
+            _panels(panels, pairs, depth, columns, b_start + k * b_row + n0 * b_column, b_row, b_column, tiles)
             for m0 in range(0, M, BAND):
                 band = min(BAND, M - m0)
-                _left(left, depth, band, a_start + m0 * a_row + k * a_column, a_row, a_column)
+                _left(left, pairs, depth, band, a_start + m0 * a_row + k * a_column, a_row, a_column, tiles)
                 n = 0
                 while n < columns:
-                    vectors = tile_vectors(columns - n)
-                    y = panels + 4 * n * pairs
-                    for m in range(0, band, ROWS):
+                    width = _width(columns - n, tiles)
+                    vectors, y = width // LANES, panels + 4 * n * pairs
+                    for m in range(0, band, rows):
                         x, x_row, x_pair = left + 4 * m * PITCH, 4 * PITCH, 4
-                        if a_column != 4:
+                        if a_column != 4 and not tiles:
                             x, x_row, x_pair = left + 4 * (m // LANES * LANES * pairs + m % LANES), 4, 4 * LANES
                         to = out_start + (m0 + m) * out_row + 4 * (n0 + n)
                         add = start + (m0 + m) * start_row + (n0 + n) * start_column
-                        if vectors == 3:
+                        if tiles:
+                            _block(pairs, x, y, to, out_row, add, start_row, band - m, columns - n, corner, start == zeros)
+                        elif vectors == 3:
                             tile(3, pairs, x, x_row, x_pair, y, to, out_row, add, start_row, band - m, columns - n)
                         elif vectors == 2:
                             tile(2, pairs, x, x_row, x_pair, y, to, out_row, add, start_row, band - m, columns - n)
                         else:
                             tile(1, pairs, x, x_row, x_pair, y, to, out_row, add, start_row, band - m, columns - n)
-                    n += vectors * LANES
+                    n += width
+    if tiles:
+        amx.end(corner)
 
 
 @cache
 def _compiled() -> Callable:
-    return compiled(_multiply, types.void)
+    return compiled(_multiply, types.void, types.boolean)
+
+
+# -- which instructions ------------------------------------------------------------------------------------------------
+AVX, AMX = "AVX512-BF16", "AMX"
+
+
+@cache
+def chosen() -> Choice:
+    """Whose instructions compute all products here, and why; measured at the first use, see choice.py."""
+    reason = amx.missing()
+    return Choice(AVX, reason) if reason else choose("products-bfloat16", _ways, AMX)
+
+
+def explained() -> str:
+    """What computes products and why, as a sentence; without a measurement, if none was written down yet."""
+    if reason := missing():
+        return reason
+    choice = chosen() if amx.missing() else kept("products-bfloat16")
+    who = "by AVX512-BF16 or AMX, between which the first one chooses" if choice is None else f"by {choice.way} ({choice.why})"
+    return f"products in training steps with --matmul bf16, {who}"
+
+
+def _ways() -> dict[str, list[Callable]]:
+    calls, scratch = gemm.linear_layer(), np.zeros(SCRATCH // 4, F4)
+    return {way: [partial(_compiled(), *call, NONE, False, scratch, way == AMX) for call in calls] for way in (AMX, AVX)}
 
 
 def _straight(x, rows: bool):
@@ -282,7 +363,7 @@ def _product(a, b, out, accumulate, bias):
     a, b, early = _straight(a, False), _straight(b, False), NONE if bias is None or accumulate else np.ascontiguousarray(bias)
     apart = not any(np.may_share_memory(out, x) for x in (a, b, early))
     to = out if apart and _straight(out, True) is out and out.flags.writeable else np.array(out, F4, order="C")
-    _compiled()(a, b, to, early, bool(accumulate), _threads.scratch)
+    _compiled()(a, b, to, early, bool(accumulate), _threads.scratch, chosen().way == AMX)
     if to is not out:
         out[...] = to
     return out if bias is None or not accumulate else np.add(out, bias, out=out)

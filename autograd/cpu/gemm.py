@@ -209,11 +209,11 @@ def _multiply(a, b, out, bias, accumulate, scratch):
     return True
 
 
-def compiled(multiply: Callable, result: types.Type) -> Callable:
+def compiled(multiply: Callable, result: types.Type, *more: types.Type) -> Callable:
     """A kernel in one version: any array passes for one of no particular layout or alignment that is only read."""
     matrix, row = (types.Array(types.float32, ndim, "A", readonly=True, aligned=False) for ndim in (2, 1))
     kernel = cpu_kernel(multiply)
-    kernel.compile(result(matrix, matrix, matrix, row, types.boolean, row))
+    kernel.compile(result(matrix, matrix, matrix, row, types.boolean, row, *more))
     kernel.disable_compile()
     return kernel
 
@@ -248,12 +248,15 @@ def explained() -> str:
     return f"{computes} ({choice.why})"
 
 
-def _ways() -> dict[str, list[Callable]]:
-    """The three products of a linear layer, for the tokens of a micro-batch."""
+def linear_layer() -> list[tuple]:
+    """The three products of a linear layer, for the tokens of a micro-batch, to measure: factors and where each goes."""
     rng = np.random.default_rng(0)
     x, w, g = (rng.standard_normal(shape, F4) for shape in ((512, 256), (384, 256), (512, 384)))  # [M K], [N K], [M N]
-    calls = [(x, w.T, np.empty_like(g)), (g, w, np.empty_like(x)), (g.T, x, np.empty_like(w))]
-    scratch = np.zeros(SCRATCH // 4, F4)
+    return [(x, w.T, np.empty_like(g)), (g, w, np.empty_like(x)), (g.T, x, np.empty_like(w))]
+
+
+def _ways() -> dict[str, list[Callable]]:
+    calls, scratch = linear_layer(), np.zeros(SCRATCH // 4, F4)
     return {KERNEL: [partial(_compiled(), *call, NONE, False, scratch) for call in calls],
             BLAS: [partial(np.matmul, *call) for call in calls]}
 
