@@ -1,4 +1,4 @@
-"""Products of bfloat16 in tiles: the instructions of Intel's AMX, on servers from Sapphire Rapids on, and the leave to use them.
+"""Products of bfloat16 in tiles: the instructions of Intel's AMX (servers from Sapphire Rapids on), and the leave to use them.
 
 A core has eight *tiles*, registers of 16 rows of 64 bytes. TDPBF16PS multiplies two of them, 16 rows with 16 pairs of bfloat16
 each and 16 pairs with 16 columns each, and adds the product to the 16 x 16 float32 sums of a third. Four tiles hold sums here,
@@ -28,7 +28,7 @@ import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 
-from .vectors import LONG, repeat, vectorized
+from .vectors import repeat, vectorized
 
 FEATURES = {"amx-tile", "amx-bf16"}  # as LLVM calls them
 ROWS, PAIRS = 16, 16  # of a tile; as many columns of sums

@@ -47,7 +47,7 @@ DEPTH, COLUMNS, BAND = 512, 8 * WIDE, 64  # of k, columns of `b` and rows of `a`
 MANY = 1024  # columns in place of COLUMNS, with AMX
 PITCH = DEPTH // 2 + LANES  # pairs from one line of `a` to the next, so that eight lines do not share a set of the cache
 
-# The scratch memory of a thread, in bytes: zeros, a block, panels of `b`, lines or strips of `a`, and room to write beyond each.
+# The scratch memory of a thread, in bytes: zeros, a block, panels of `b`, lines or strips of `a`, and room to write beyond.
 CORNER = 4 * WIDE
 PANELS = CORNER + 4 * amx.BLOCK**2
 LEFT = PANELS + 4 * (DEPTH // 2 * max(COLUMNS, MANY) + LANES * WIDE)
@@ -144,7 +144,8 @@ def _interleave(to, source, step, count, depth):
 @vectorized
 def _turn(to, to_row, source, step, count, depth):
     """to[c, p] = the pair p of column c, for 16 x 16 pairs; `count` numbers of each of `depth` rows are read."""
-    for c, row in enumerate(transposed([_interleaved(source + step * k, step, count, depth - k) for k in range(0, 2 * LANES, 2)])):
+    pairs = [_interleaved(source + step * k, step, count, depth - k) for k in range(0, 2 * LANES, 2)]
+    for c, row in enumerate(transposed(pairs)):
         (to + to_row * c).store(row)
 
 

@@ -1,11 +1,18 @@
-"""bfloat16 products against a model of their rounding: bits, errors, every layout, gradients, refusals, the machine code."""
+"""bfloat16 products against a model of their rounding: bits, errors, every layout, gradients, refusals, the machine code.
+
+All that concerns products is tried with the instructions of AVX512-BF16 and with those of AMX, where there are both.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autograd import DtypeError, KernelError, Tensor, gradients, use
-from autograd.cpu import bf16, team
+from autograd.cpu import amx, bf16, choice, team
 from autograd.cpu import compile as compiler
+from autograd.cpu.choice import Choice
 from autograd.ops import linear
 from autograd.reversible import reversible
 from autograd.state import PRODUCTS, products
@@ -24,7 +32,20 @@ from tests.autograd.test_team import fine
 U = 2.0**-24  # what rounding to float32 changes at most, in relation to the number
 TINY = 2.0**-126  # the smallest number that is not flushed to zero
 
-here = pytest.mark.skipif(bf16.missing() is not None, reason=str(bf16.missing()))
+CHOSEN = bf16.chosen  # which `way` replaces
+
+here = pytest.mark.usefixtures("way")
+tiles = pytest.mark.skipif(bool(bf16.missing() or amx.missing()), reason=str(bf16.missing() or amx.missing()))
+
+
+@pytest.fixture(scope="module", params=[bf16.AVX, bf16.AMX])
+def way(request):
+    """The instructions that compute all products."""
+    if reason := bf16.missing() or (amx.missing() if request.param == bf16.AMX else None):
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bf16, "chosen", lambda: Choice(request.param, "for a test"))
+        yield request.param
 
 
 def rounded(x):
@@ -77,15 +98,34 @@ def test_blocks(sizes, layouts):
         check(sizes, (*layouts, "rows"), accumulate, with_bias, seed=0)
 
 
-@here
-@pytest.mark.parametrize("K", [1, 2, 7, 128, bf16.DEPTH])
-def test_bits(K):
-    """Two products after the other are added to a sum of float32, the odd one first, and each sum is rounded to the nearest."""
-    a, b = normal(K, (5, K), (K, 19))
-    x, y, total = np.pad(rounded(a), ((0, 0), (0, 1))), np.pad(rounded(b), ((0, 1), (0, 0))), np.zeros((5, 19), np.float32)
+def in_pairs(x, y, K):
+    """Two products after the other are added to a sum, the odd one first."""
+    total = np.float32(0)
     for even in range(0, K, 2):
         for k in (even + 1, even):
-            total = total + x[:, k : k + 1] * y[k]  # float32: the product is exact
+            total = total + x[:, k : k + 1] * y[k]  # the product of two bfloat16 is exact in float32
+    return total
+
+
+def in_tiles(x, y, K):
+    """The 16 even products of 32, one after the other, and the odd ones for themselves; both sums are added to the total."""
+    total = np.float32(0)
+    for start in range(0, K, 32):
+        even, odd = (sum((x[:, k : k + 1] * y[k] for k in range(start + first, start + 32, 2) if k < K), np.float32(0))
+                     for first in (0, 1))
+        total = total + (even + odd)
+    return total
+
+
+SUMS = {bf16.AVX: in_pairs, bf16.AMX: in_tiles}
+
+
+@here
+@pytest.mark.parametrize("K", [1, 2, 7, 128, bf16.DEPTH])
+def test_bits(K, way):
+    """The order of sums of float32, each of which is rounded to the nearest: that of the instructions."""
+    a, b = normal(K, (5, K), (K, 19))
+    total = SUMS[way](np.pad(rounded(a), ((0, 0), (0, 31))), np.pad(rounded(b), ((0, 31), (0, 0))), K)
     for left in LAYOUTS:
         for right in LAYOUTS:
             got = bf16.product(Guarded(a, left).view, Guarded(b, right).view)
@@ -102,6 +142,18 @@ def test_how_factors_are_rounded():
     np.testing.assert_array_equal(rounded(cases), expected)
     np.testing.assert_array_equal(bf16.product(cases[:, None], one)[:, 0], expected)
     np.testing.assert_array_equal(bf16.product(one, cases[None])[0], expected)
+
+
+@here
+def test_what_is_too_small_counts_as_zero():
+    """A product below 2^-126, a sum below it of two numbers above, and the sign is kept or not as for any zero."""
+    small, large = np.float32(2.0**-70), np.float32(2.0**-60)
+    a = np.array([[small, 0, 0], [large, 0, -large], [-small, small, 0], [large, 0, 0]], np.float32)
+    b = np.array([[small, large * 2**-6], [small, small], [large, large * 2**-6 * 0.75]], np.float32)
+    a[1], b[:, 0] = [1.5, 0, -1], [TINY, 0, TINY]  # 2^-127
+    exact = rounded(a).astype(float) @ rounded(b).astype(float)
+    np.testing.assert_array_equal(bf16.product(a, b)[1], [0, 0.75 * float(large) * 2**-6])
+    assert abs(exact[1, 0]) == TINY / 2
 
 
 @here
@@ -172,22 +224,27 @@ def test_arrays_of_any_kind():
 @here
 @pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages of memory with mprotect")
-def test_nothing_outside_is_read():
-    nothing_outside_is_read("bf16")
+def test_nothing_outside_is_read(way):
+    nothing_outside_is_read("bf16", way)
 
 
-@here
 @pytest.mark.full
+@pytest.mark.skipif(bf16.missing() is not None, reason=str(bf16.missing()))
 def test_inner_loops_are_packed_and_stay_in_registers(monkeypatch):
-    """Each tile's loop has one instruction for each vector of the tile, and none of its vectors is on the stack."""
+    """Each tile's loop has one instruction for each vector of the tile, and none of its vectors is on the stack. Each loop of
+    AMX has four products for four loads.
+    """
     monkeypatch.setattr(compiler, "cache_directory", lambda: None)  # which does not keep assembly
     (code,) = bf16._compiled.__wrapped__().inspect_asm().values()
-    counts = []
+    counts, amx_counts = [], []
     for loop in re.findall(r"^(\.L\w+):((?:(?!^\.L)[^\n]*\n)*?)\s+j\w+\s+\1\b", code, flags=re.M):
         if multiplied := re.findall(r"\bvdpbf16ps\b.*%zmm", loop[1]):
             counts.append(len(multiplied))
             assert not re.search(r"%rsp\)[^\n]*%zmm|%zmm[^\n]*%rsp\)", loop[1])
+        if "tdpbf16ps" in loop[1]:
+            amx_counts.append((loop[1].count("tdpbf16ps"), loop[1].count("tileloadd")))
     assert set(counts) == {vectors * bf16.ROWS for vectors in (1, 2, 3)}
+    assert set(amx_counts) == {(4, 4)}
 
 
 # -- the switch --------------------------------------------------------------------------------------------------------
@@ -289,3 +346,97 @@ def test_the_processor_decides(monkeypatch, has, bits, compiled, said):
     assert reason is None if said is None else reason.startswith(said)
     monkeypatch.setattr(bf16, "unavailable", lambda: "switched off")
     assert bf16.missing.__wrapped__() == "switched off"
+
+
+# -- AMX ---------------------------------------------------------------------------------------------------------------
+def in_a_process(program, **environment):
+    """What a program prints, in which ``product`` is that of bf16 and ``a`` and ``b`` are factors."""
+    start = """
+        import ctypes, os, threading
+        import numpy as np
+        from autograd.cpu import amx, bf16
+        rng = np.random.default_rng(0)
+        a, b = rng.standard_normal((70, 90), np.float32), rng.standard_normal((90, 50), np.float32)
+    """
+    source = textwrap.dedent(start) + textwrap.dedent(program)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment})
+    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
+    return done.stdout.splitlines()
+
+
+@tiles
+def test_threads_that_were_there_before_and_processes_that_are_forked_may_use_tiles():
+    """Linux permits tiles to all threads of a process, and to its children."""
+    assert in_a_process("""
+        found, asked = [], threading.Event()
+        def later():
+            asked.wait()
+            found.append(bf16.product(a, b))
+        thread = threading.Thread(target=later)
+        thread.start()
+        assert amx.missing() is None
+        bf16.chosen = lambda: bf16.Choice(bf16.AMX, "for a test")
+        asked.set()
+        expected = bf16.product(a, b)
+        thread.join()
+        child = os.fork()
+        if not child:
+            os._exit(not np.array_equal(bf16.product(a, b), expected))
+        print(np.array_equal(found[0], expected), os.waitpid(child, 0)[1], np.array_equal(bf16.product(a, b), expected))
+    """) == ["True 0 True"]
+
+
+@tiles
+def test_without_permission_the_other_instructions_compute():
+    """Linux permits no tiles to a process with a stack for signals that is too small to keep them."""
+    found = in_a_process("""
+        class Stack(ctypes.Structure):
+            _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+        memory = ctypes.create_string_buffer(4096)
+        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(memory), 0, len(memory))), None) == 0
+        print(bf16.chosen())
+        print(bf16.explained())
+        print(np.abs(bf16.product(a, b) - a @ b).max() < 0.5)
+    """)
+    reason = "the system does not permit AMX to this process"
+    assert found == [str(Choice(bf16.AVX, reason)),
+                     f"products in training steps with --matmul bf16, by AVX512-BF16 ({reason})", "True"]
+
+
+@tiles
+def test_features_that_are_left_out_are_not_used():
+    features = ",".join(feature for feature in compiler.numba.config.CPU_FEATURES.split(",") if "amx" not in feature)
+    found = in_a_process("""
+        print(bf16.chosen())
+        print(np.abs(bf16.product(a, b) - a @ b).max() < 0.5)
+    """, NUMBA_CPU_NAME=compiler.numba.config.CPU_NAME, NUMBA_CPU_FEATURES=features)
+    assert found == [str(Choice(bf16.AVX, "NUMBA_CPU_FEATURES leaves out AMX, which this processor has")), "True"]
+
+
+@pytest.mark.parametrize("has, compiled, system, said", [
+    ("amx-tile amx-bf16", "+avx512f,+amx-tile,+amx-bf16", "linux", None), ("amx-tile amx-bf16", None, "linux", None),
+    ("amx-tile", None, "linux", "this processor has no AMX"), ("", None, "linux", "this processor has no AMX"),
+    ("amx-tile amx-bf16", "+avx512f,+amx-tile,-amx-bf16", "linux", "NUMBA_CPU_FEATURES leaves out AMX"),
+    ("amx-tile amx-bf16", None, "win32", "the system does not permit AMX"),
+])
+def test_who_may_use_tiles(monkeypatch, has, compiled, system, said):
+    monkeypatch.setattr(amx.llvm, "get_host_cpu_features", lambda: dict.fromkeys(has.split(), True))
+    monkeypatch.setattr(amx.numba.config, "CPU_FEATURES", compiled)
+    monkeypatch.setattr(amx.sys, "platform", system)
+    monkeypatch.setattr(amx.ctypes, "CDLL", lambda _: SimpleNamespace(syscall=lambda *_: 0))
+    reason = amx.missing.__wrapped__()
+    assert reason is None if said is None else reason.startswith(said)
+    monkeypatch.setattr(amx.ctypes, "CDLL", lambda _: SimpleNamespace(syscall=lambda *_: -1))
+    assert amx.missing.__wrapped__()
+
+
+def test_the_choice_is_measured_and_explained(monkeypatch, tmp_path):
+    monkeypatch.setattr(bf16, "missing", lambda: None)
+    monkeypatch.setattr(amx, "missing", lambda: None)
+    monkeypatch.setattr(choice, "cache_directory", lambda: tmp_path)
+    monkeypatch.setattr(bf16, "_ways", lambda: {bf16.AMX: [lambda: None], bf16.AVX: [lambda: sum(range(10_000))]})
+    monkeypatch.setattr(bf16, "chosen", CHOSEN)
+    assert bf16.explained().endswith("by AVX512-BF16 or AMX, between which the first one chooses")
+    assert CHOSEN.__wrapped__().way == bf16.AMX
+    assert re.search(r"by AMX \(measured here: 0\.\d\d of the time of AVX512-BF16\)$", bf16.explained())

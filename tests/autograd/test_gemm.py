@@ -223,13 +223,16 @@ def test_nothing_outside_is_read():
     nothing_outside_is_read("gemm")
 
 
-def nothing_outside_is_read(module):
-    """Operands that end, and operands that begin, where memory that may not be touched begins or ends."""
+def nothing_outside_is_read(module, way=""):
+    """Operands that end, and operands that begin, where memory that may not be touched begins or ends; ``way`` of bf16."""
     program = textwrap.dedent("""
         import ctypes, itertools, mmap
         import numpy as np
-        from autograd.cpu import bf16, gemm
+        from autograd.cpu import amx, bf16, gemm
+        from autograd.cpu.choice import Choice
         gemm.suits, gemm._numpy = lambda *_: True, None
+        amx.missing()  # which asks for tiles
+        bf16.chosen = lambda: Choice("WAY", "for a test")
         kept = []
         def at_edge(values, transposed, last):
             pages = mmap.mmap(-1, 5 * mmap.PAGESIZE)
@@ -250,7 +253,7 @@ def nothing_outside_is_read(module):
                 MODULE.product(at_edge(a, ta, last), at_edge(b, tb, last), out, accumulate, bias=bias)
                 assert np.array_equal(out, a @ b + 1 + accumulate)
         print("done", len(kept))
-    """).replace("MODULE", module)
+    """).replace("MODULE", module).replace("WAY", way)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     assert done.returncode == 0 and done.stdout.startswith("done"), done.stderr[-2000:]
