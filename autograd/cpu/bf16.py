@@ -2,9 +2,12 @@
 
 A bfloat16 is the upper half of a float32: the same range, 8 bits of significand. AVX512-BF16 has an instruction that takes
 pairs of them: lane by lane, s = (s + a[1] b[1]) + a[0] b[0]. Products of two are exact in float32, and each of both sums is
-rounded to the nearest. It takes as long as one multiply-add of float32, so a product is done in half the time. Numbers
-below 2^-126, where float32 becomes coarse, count as 0, as factors, products and sums
+rounded to the nearest. Where it takes as long as one multiply-add of float32, as on AMD's processors, a product is done in half
+the time. Numbers below 2^-126, where float32 becomes coarse, count as 0, as factors, products and sums
 (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, VDPBF16PS and VCVTNE2PS2BF16).
+
+Intel's servers have AMX as well, which multiplies whole blocks of such pairs and adds in another order: amx.py. Which of both
+computes is measured once (choice.py) and holds for all sizes, so that bits do not depend on how a product is cut.
 
 With u = 2^-24, the sum of K products is as exact as any in float32: its error is at most K u / (1 - K u) times the sum of
 their absolute values, plus 2^-126 for each sum that was too small. Beside it stands what rounding the factors changes, at most
@@ -16,6 +19,7 @@ is filled up with a zero on both sides.
 
     a, rows contiguous      lines [rows, pairs]           two vectors of a row are rounded to one of pairs
     a, columns contiguous   strips [rows / 16, pairs, 16]  row k and row k + 1 are rounded and interleaved
+     ... for AMX            lines [rows, pairs]           and then transposed, 16 x 16 pairs in registers
     b, rows contiguous      panels [pairs, width]          as strips
     b, columns contiguous   panels [pairs, width]          as lines, 16 x 16 pairs transposed in registers
 
@@ -44,7 +48,7 @@ from .vectors import FLOAT, LONG, Vector, repeat, vectorized
 FEATURE = "+avx512bf16"  # as LLVM lists what it may compile for
 LANES = 16  # pairs or sums a vector
 DEPTH, COLUMNS, BAND = 512, 8 * WIDE, 64  # of k, columns of `b` and rows of `a`, so many are copied at a time
-MANY = 1024  # columns in place of COLUMNS, with AMX
+MANY = 1024  # columns of `b` in place of COLUMNS for AMX, whose processors have larger caches
 PITCH = DEPTH // 2 + LANES  # pairs from one line of `a` to the next, so that eight lines do not share a set of the cache
 
 # The scratch memory of a thread, in bytes: zeros, a block, panels of `b`, lines or strips of `a`, and room to write beyond.
@@ -325,8 +329,8 @@ def explained() -> str:
     if reason := missing():
         return reason
     choice = chosen() if amx.missing() else kept("products-bfloat16")
-    who = "by AVX512-BF16 or AMX, between which the first one chooses" if choice is None else f"by {choice.way} ({choice.why})"
-    return f"products in training steps with --matmul bf16, {who}"
+    computes = f"{choice.way} ({choice.why})" if choice else f"{AVX} or {AMX}, between which the first such step chooses"
+    return f"products in training steps with --matmul bf16, by {computes}"
 
 
 def _ways() -> dict[str, list[Callable]]:

@@ -437,6 +437,6 @@ def test_the_choice_is_measured_and_explained(monkeypatch, tmp_path):
     monkeypatch.setattr(choice, "cache_directory", lambda: tmp_path)
     monkeypatch.setattr(bf16, "_ways", lambda: {bf16.AMX: [lambda: None], bf16.AVX: [lambda: sum(range(10_000))]})
     monkeypatch.setattr(bf16, "chosen", CHOSEN)
-    assert bf16.explained().endswith("by AVX512-BF16 or AMX, between which the first one chooses")
+    assert bf16.explained().endswith("by AVX512-BF16 or AMX, between which the first such step chooses")
     assert CHOSEN.__wrapped__().way == bf16.AMX
     assert re.search(r"by AMX \(measured here: 0\.\d\d of the time of AVX512-BF16\)$", bf16.explained())
