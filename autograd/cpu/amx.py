@@ -1,4 +1,4 @@
-"""Products of bfloat16 in tiles: the instructions of Intel's AMX (servers from Sapphire Rapids on), and the leave to use them.
+"""Products of bfloat16 in tiles: the instructions of AMX, on Intel's servers from Sapphire Rapids on, and their permission.
 
 A core has eight *tiles*, registers of 16 rows of 64 bytes. TDPBF16PS multiplies two of them, 16 rows with 16 pairs of bfloat16
 each and 16 pairs with 16 columns each, and adds the product to the 16 x 16 float32 sums of a third. Four tiles hold sums here,
@@ -13,9 +13,9 @@ Manual, volume 2, TDPBF16PS): even = a[0] b[0] + a[2] b[2] + ... and odd = a[1] 
 on, by multiply-adds that round once; then sum = sum + (even + odd). All is rounded to the nearest, then to even. Numbers below
 2^-126 count as 0, as factors, products and sums, and nothing depends on or changes what MXCSR says of rounding.
 
-Linux gives a process the memory that tiles take only if it asks, once: this holds for all of its threads, for those too that
-run already, and for what it forks. Tiles lose nothing between instructions, since the compiler has no use for them, and a
-thread that is interrupted gets them back. They hold something between ``begin`` and ``end`` only.
+Linux permits tiles to a process only if it asks, once: this holds for all of its threads, also for those that run already, and
+for what it forks. Between instructions tiles lose nothing, since the compiler has no use for them, and a thread that is
+interrupted gets them back. They are in use between ``begin`` and ``end`` only.
 """
 
 from __future__ import annotations
@@ -50,10 +50,8 @@ def missing() -> str | None:
 
 def _permitted() -> bool:
     """Ask Linux for tiles; no other system is asked."""
-    if sys.platform != "linux":
-        return False
-    call = ctypes.CDLL(None).syscall
-    return call(*map(ctypes.c_long, (ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA))) == 0
+    asked = map(ctypes.c_long, (ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA))
+    return sys.platform == "linux" and ctypes.CDLL(None).syscall(*asked) == 0
 
 
 def _write(builder, text: str, *values) -> None:
