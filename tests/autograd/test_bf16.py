@@ -56,11 +56,11 @@ def rounded(x):
     return np.where(np.isnan(x), np.float32(np.nan), up).astype(np.float32)
 
 
-def assert_is_the_product(got, a, b, start=0.0):
-    """The product of the rounded factors, to the rounding of K additions."""
+def assert_is_the_product(got, a, b, *more):
+    """The product of the rounded factors and what is added to it, to the rounding of so many additions."""
     a, b, K = rounded(a).astype(float), rounded(b).astype(float), a.shape[1] + 2
-    size = np.abs(a) @ np.abs(b) + np.abs(start)
-    assert np.all(np.abs(got - (a @ b + start)) <= K * U / (1 - K * U) * size + K * TINY)
+    size, more = np.abs(a) @ np.abs(b) + sum(map(np.abs, more)), sum(x.astype(float) for x in more)
+    assert np.all(np.abs(got - (a @ b + more)) <= K * U / (1 - K * U) * size + K * TINY)
 
 
 def normal(seed, *shapes):
@@ -74,7 +74,7 @@ def check(sizes, layouts, accumulate, with_bias, seed):
     x, y, z = Guarded(a, layouts[0]), Guarded(b, layouts[1]), Guarded(c if accumulate else np.nan * c, layouts[2])
     extra = Guarded(bias, "rows")
     assert bf16.product(x.view, y.view, z.view, accumulate, bias=extra.view[0] if with_bias else None) is z.view
-    assert_is_the_product(z.view, a, b, accumulate * c.astype(float) + with_bias * bias.astype(float))
+    assert_is_the_product(z.view, a, b, *[c] * accumulate, *[bias] * with_bias)
     assert z.unchanged(outside_only=True) and x.unchanged() and y.unchanged() and extra.unchanged()
 
 
@@ -185,9 +185,9 @@ def test_parts_of_a_product(sizes, monkeypatch):
     monkeypatch.setattr(bf16, "_compiled", lambda: lambda *call: calls.append(call) or compiled(*call))
     monkeypatch.setattr(team, "spans", fine)
     with team.Team(2):
-        assert_is_the_product(bf16.product(a, b, bias=bias), a, b, bias.astype(float))
+        assert_is_the_product(bf16.product(a, b, bias=bias), a, b, bias)
         assert len(calls) > 1
-        assert_is_the_product(bf16.product(a, b, there.copy(), True), a, b, there.astype(float))
+        assert_is_the_product(bf16.product(a, b, there.copy(), True), a, b, there)
 
 
 @here
@@ -258,7 +258,7 @@ def test_linear_and_its_gradients():
     plain = linear(x, weight, bias)
     gx, gweight, gbias = (g.data for g in gradients(y, [x, weight, bias], seed))
     rows, g = x.data.reshape(21, 20), seed.data.reshape(21, 33)
-    assert_is_the_product(y.data.reshape(21, 33), rows, weight.data.T, bias.data.astype(float))
+    assert_is_the_product(y.data.reshape(21, 33), rows, weight.data.T, bias.data)
     assert_is_the_product(gx.reshape(21, 20), g, weight.data)
     assert_is_the_product(gweight, g.T, rows)
     np.testing.assert_array_equal(gbias, np.add.reduce(g, axis=0))
