@@ -83,7 +83,11 @@ class Decoder:
 
 
 class FusedDecoder(Decoder):
-    """A Decoder whose steps are kernel calls, of a model that ``unread`` has nothing against."""
+    """A Decoder whose steps are kernel calls, of a model that ``unread`` has nothing against.
+
+    What is computed for a sequence depends, to the last bit, on the shared.UNIT sequences with which it is read, and on no
+    others: kernels and prompts take so many together, from the first on, and what is left over.
+    """
 
     def __init__(self, model: LanguageModel, batch: int = 1):
         super().__init__(model, batch)
@@ -107,19 +111,25 @@ class FusedDecoder(Decoder):
         return self._position
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
-        ids = self._known(ids)
-        few = ids.shape[1] <= FEW
-        if few:
+        ids, everyone = self._known(ids), slice(None)
+        if ids.shape[1] <= FEW:
             self._state, self._position = self._start, 0
-        else:
-            logits, self._position = self._read(ids), ids.shape[1]
-        for block, halves, states in zip(self.model.blocks, self._blocks, self._state.blocks, strict=True):
-            for half, state in zip(halves, states if type(block) is PreNorm else (states,), strict=True):
-                half.load(state, self._position)
-        if few:
+            self._load(everyone, 0)
             for tokens in self._of_all(ids).T:
                 logits = self.step(tokens)
-        return self._of_all(logits)
+            return logits
+        parts = []
+        for first in range(0, len(ids), shared.UNIT):
+            parts.append(self._read(ids[first : first + shared.UNIT]))
+            self._load(slice(first, first + shared.UNIT) if len(ids) > 1 else everyone, ids.shape[1])
+        self._position = ids.shape[1]
+        return self._of_all(np.concatenate(parts))
+
+    def _load(self, rows: slice, position: int) -> None:
+        """Let some sequences go on from the state of what has been read last."""
+        for block, halves, states in zip(self.model.blocks, self._blocks, self._state.blocks, strict=True):
+            for half, state in zip(halves, states if type(block) is PreNorm else (states,), strict=True):
+                half.load(state, position, rows)
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         model, position, x = self.model, self._position, self._x

@@ -134,11 +134,11 @@ class AFT(Half):
         """pos_u, pos_v and filters; without rows where there are none."""
         return (np.empty((0, 1), self.dtype),) * 3
 
-    def load(self, state, position):
-        self._begin(state.average.data, self._spread(state.logsum.data, axis=1))
+    def load(self, state, position, rows=slice(None)):
+        self._begin(state.average.data, self._spread(state.logsum.data, axis=1), rows)
 
-    def _begin(self, average, logsum) -> None:
-        mean = self.state.mean
+    def _begin(self, average, logsum, rows: slice) -> None:
+        mean = self.state.mean[rows]
         mean[:, 0], mean[:, 1], mean[:, 2] = average, 1, logsum
 
     def _spread(self, x: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -170,17 +170,17 @@ class Local(AFT):
     def biases(self, module):
         return module.pos_u.data, module.pos_v.data, np.empty((0, 1), self.dtype)
 
-    def load(self, state, position):
-        super().load(state, position)
-        self._fill(state, position)
+    def load(self, state, position, rows=slice(None)):
+        super().load(state, position, rows)
+        self._fill(state, position, rows)
 
-    def _fill(self, state, position: int) -> None:
+    def _fill(self, state, position: int, rows: slice) -> None:
         """The newest keys and values go into the rings; the row of the next token stays as it is."""
         size = self.state.keys.shape[1]
         count = min(position, size - 1)
         places, first = np.arange(position - count, position) % size, state.keys.shape[1] - count
-        self.state.keys[:, places] = self._spread(state.keys.data[:, first:], axis=2)
-        self.state.values[:, places] = state.values.data[:, first:]
+        self.state.keys[rows, places] = self._spread(state.keys.data[:, first:], axis=2)
+        self.state.values[rows, places] = state.values.data[:, first:]
 
 
 class Full(Local):
@@ -189,9 +189,9 @@ class Full(Local):
     def window(self, module, model):
         return model.context
 
-    def load(self, state, position):
-        self._begin(0, -np.inf)
-        self._fill(state, position)
+    def load(self, state, position, rows=slice(None)):
+        self._begin(0, -np.inf, rows)
+        self._fill(state, position, rows)
 
 
 class Conv(Local):

@@ -83,22 +83,22 @@ class LongConvolutions(Half):
     def memory(self, module, model):
         return self.width + 2 * len(module.short)
 
-    def load(self, state, position):
+    def load(self, state, position, rows=slice(None)):
         recent, count = state.recent.data, self.state.recent.shape[1]
-        self.state.recent[:, np.arange(position - recent.shape[1], position) % count] = recent
-        self.state.sums[:] = 0
+        self.state.recent[rows, np.arange(position - recent.shape[1], position) % count] = recent
+        self.state.sums[rows] = 0
         for o, past in enumerate(state.pasts):
             self.weights.filters[o], start = state.filters[o].data, 0
             for block in past.blocks:
-                start = self._join(o, start, block)
-            self.state.inputs[:, o, start:position] = past.recent.data
+                start = self._join(o, start, block, rows)
+            self.state.inputs[rows, o, start:position] = past.recent.data
 
-    def _join(self, o: int, start: int, block: online.Block) -> int:
-        """Take a block of convolution o that begins here; where it ends."""
+    def _join(self, o: int, start: int, block: online.Block, rows: slice = slice(None)) -> int:
+        """Take a block of convolution o that begins here, of some sequences; where it ends."""
         inputs, ahead = (a.data for a in block)
         stop = start + inputs.shape[1]
-        self.state.inputs[:, o, start:stop] = inputs
-        later = self.state.sums[:, o, stop : stop + ahead.shape[1]]
+        self.state.inputs[rows, o, start:stop] = inputs
+        later = self.state.sums[rows, o, stop : stop + ahead.shape[1]]
         later += ahead[:, : later.shape[1]]
         return stop
 

@@ -21,9 +21,9 @@ class SegmentAttention(Attention):
         columns = model.context // segment * mixtures + segment
         return self.wired(norm, module, module.heads, None, columns, segment=segment, mixtures=mixtures)
 
-    def load(self, state, position):
-        self.write(0, state.mixed_keys, state.mixed_values)
-        self.write(state.mixed_keys.shape[2], state.keys, state.values)
+    def load(self, state, position, rows=slice(None)):
+        self.write(0, state.mixed_keys, state.mixed_values, rows)
+        self.write(state.mixed_keys.shape[2], state.keys, state.values, rows)
 
     def __call__(self, x, position):
         super().__call__(x, position)

@@ -81,19 +81,15 @@ class Reader(FusedDecoder):
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         ids = self._known(ids)
-        if ids.shape[1] <= FEW:
-            self._state, self._position, self._tokens = self._start, 0, self._tokens[:, :0]  # caches are written anew
-            for tokens in self._of_all(ids).T:
-                logits = self.step(tokens)
-            return logits
-        logits = self._read(ids)
-        self._position, self._tokens = ids.shape[1], self._of_all(self._state.recent)
+        self._tokens = self._of_all(ids[:, :0] if ids.shape[1] <= FEW else ids[:, -self.model.patch :])
+        return super().prefill(ids)
+
+    def _load(self, rows, position):
         for level, states, carry in zip(self._levels, self._state.levels, self._state.carries, strict=True):
             for half, state in zip(level.halves, (state for block in states for state in block), strict=True):
-                half.load(state, self._position)
+                half.load(state, position, rows)
             if rest := carry.shape[1]:
-                level.carry[:, -rest:] = carry.data
-        return self._of_all(logits)
+                level.carry[rows, -rest:] = carry.data
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         position, patch = self._position, self.model.patch

@@ -83,9 +83,9 @@ class Retention(Half):
     def memory(self, module, model):
         return 7 * self.width + 3 * len(module.v.weight) + self.width // module.heads + 2 * module.heads  # of the norm of heads
 
-    def load(self, state, position):
+    def load(self, state, position, rows=slice(None)):
         for place, part in zip(self.state, state[:3], strict=True):
-            place.reshape(self.batch, *part.shape[1:])[:] = part.data
+            place.reshape(self.batch, *part.shape[1:])[rows] = part.data
 
 
 class FeedForward(shared.FeedForward):

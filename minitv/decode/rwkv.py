@@ -93,9 +93,9 @@ class Mix(Half):
     def _linear(self, weight) -> Linear:
         return Linear(weight.data, np.zeros(len(weight), self.dtype))
 
-    def load(self, state, position):
+    def load(self, state, position, rows=slice(None)):
         for place, part in zip(self.state, state, strict=True):
-            place[:] = part.data
+            place[rows] = part.data
 
 
 class TimeMix(Mix):

@@ -24,6 +24,7 @@ from .. import blocks, nn
 from ..models.lm import LanguageModel
 from ..ops.gated.cpu import swish
 
+UNIT = 4  # sequences that meet a row of weights together
 GELU, GELU_TANH, RELU, RELU_SQUARED, SILU = range(5)
 
 
@@ -83,10 +84,10 @@ def columns(x, first, size, memory, at):
 def linear(layer, x, y, add):
     """y[B ·] = x[B ·] Wᵀ + b, added to y if ``add``; four sequences meet two rows of weights at a time."""
     weight, bias, zero = layer.weight, layer.bias, x.dtype.type(0)
-    fours, pairs, inputs = len(x) - len(x) % 4, len(weight) - len(weight) % 2, weight.shape[1]
+    fours, pairs, inputs = len(x) - len(x) % UNIT, len(weight) - len(weight) % 2, weight.shape[1]
     for i in range(0, pairs if fours else 0, 2):
         row, other = weight[i], weight[i + 1]
-        for b in range(0, fours, 4):
+        for b in range(0, fours, UNIT):
             one, two, three, four = x[b], x[b + 1], x[b + 2], x[b + 3]
             a0, a1, a2, a3, b0, b1, b2, b3 = zero, zero, zero, zero, zero, zero, zero, zero
             for j in range(inputs):
@@ -208,8 +209,8 @@ class Half:
         """How many numbers of scratch memory the kernel takes for a sequence."""
         raise NotImplementedError
 
-    def load(self, state: Any, position: int) -> None:
-        """Go on from the module's state of one sequence, or of each, after ``position`` tokens."""
+    def load(self, state: Any, position: int, rows: slice = slice(None)) -> None:
+        """Some sequences go on from the module's state of each of them, or of one for all, after ``position`` tokens."""
 
     def __call__(self, x: np.ndarray, position: int) -> None:
         self._compute(x, position, *self._arguments)

@@ -155,10 +155,10 @@ class Block(Cached):
         hidden = len(module.ffn.up.weight)
         return 11 * self.width + 3 * hidden + 2 * module.mixer.heads + self.scores(module.mixer.heads)
 
-    def load(self, state: Any, position: int) -> None:
+    def load(self, state, position, rows=slice(None)):
         keys, values, mean = state[0]
-        self.write(0, keys, values)
-        self.state.mean[:] = mean.data
+        self.write(0, keys, values, rows)
+        self.state.mean[rows] = mean.data
 
     def __call__(self, x, position):
         self.make_room(position + 1)

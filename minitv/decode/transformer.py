@@ -126,13 +126,13 @@ class Cached(Half):
         groups *= self.batch
         return Cache(np.zeros((groups, size, columns), self.dtype), np.zeros((groups, columns, size), self.dtype))
 
-    def write(self, first: int, keys: Tensor, values: Tensor) -> None:
-        """Keys and values [1 G n K], or [B G n K], become columns from ``first`` on."""
+    def write(self, first: int, keys: Tensor, values: Tensor, rows: slice = slice(None)) -> None:
+        """Keys and values [n G T K] of some sequences, or [1 G T K] for all, become columns from ``first`` on."""
         stop = first + keys.shape[2]
         self.make_room(stop)
         for place, part in ((self.state.keys[:, :, first:stop], keys.data.swapaxes(2, 3)),
                             (self.state.values[:, first:stop], values.data)):
-            place.reshape(self.batch, len(place) // self.batch, *place.shape[1:])[:] = part
+            place.reshape(self.batch, len(place) // self.batch, *place.shape[1:])[rows] = part
 
     def no_sink(self, heads: int) -> np.ndarray:
         return np.full(self.batch * heads, -np.inf, self.dtype)
@@ -172,8 +172,8 @@ class Attention(Cached):
     def memory(self, module, model):
         return 11 * self.width + module.heads + self.scores(module.heads)
 
-    def load(self, state, position):
-        self.write(0, state.keys, state.values)
+    def load(self, state, position, rows=slice(None)):
+        self.write(0, state.keys, state.values, rows)
 
     def __call__(self, x, position):
         self.make_room(column(position, self.weights.segment, self.weights.mixtures) + 1)
