@@ -18,6 +18,10 @@ def _device(**kwargs: Any) -> Any:
     return option("cpu", "where to compute: cpu, cuda (an NVIDIA GPU), or cuda:1 for the second one", **kwargs)
 
 
+def _threads(what: str, **kwargs: Any) -> Any:
+    return option(None, f"worker threads on the CPU, {what}", low=1, high=1024, **kwargs)
+
+
 def _checkpoint() -> Any:
     return option("last", "the newest weights, or those with the lowest held-out loss", choices=("last", "best"))
 
@@ -154,10 +158,8 @@ class TrainOptions:
         "evaluation and sampling among it, are float32", choices=("float32", "tf32", "bf16"), group=SCREEN, resumable=True,
         newer=True,
     )
-    threads: int | None = option(
-        None, "worker threads on the CPU, of each rank; none = every usable core, which the ranks of a machine share", low=1,
-        high=1024, group=SCREEN, resumable=True, harmless=True
-    )
+    threads: int | None = _threads("of each rank; none = every usable core, which the ranks of a machine share", group=SCREEN,
+                                   resumable=True, harmless=True)
     micro_batch: int | None = option(
         None, "sequences that a thread computes at once, on which the last bits of the results depend; none = as many as have "
         "512 tokens, but at most half of --batch", low=1, high=2**20, group=SCREEN, newer=True)
@@ -226,6 +228,7 @@ class SampleOptions:
     checkpoint: str = _checkpoint()
 
     device: str = _device()
+    threads: int | None = _threads("which share what is written side by side; none = every usable core")
 
     def __post_init__(self) -> None:
         check(self)
@@ -248,9 +251,10 @@ class SampleOptions:
             raise UserError(f"--count {self.count}: the first text has no end without --tokens, allowed: 1")
 
     def drawing(self, usual: float = 0.8) -> dict[str, Any]:
-        """How ``generate`` draws, by its arguments; ``usual`` is the temperature of what is written, if none was given."""
+        """How ``together`` writes, by its arguments; ``usual`` is the temperature of what is written, if none was given."""
         return {"temperature": usual if self.temperature is None else self.temperature, "top_k": self.top_k,
-                "top_p": self.top_p, "min_p": self.min_p, "repetition_penalty": self.repetition_penalty}
+                "top_p": self.top_p, "min_p": self.min_p, "repetition_penalty": self.repetition_penalty,
+                "threads": self.threads}
 
 
 ONE_TEXT = "--data and --text: give one of them, the text that the model is to predict"

@@ -7,13 +7,14 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from autograd.cpu.process import blas_threads
+from autograd.cpu.process import blas_threads, cores
 from autograd.device import select
 from autograd.random import Random
 
@@ -25,9 +26,11 @@ from .models.encdec import EncoderDecoder, padded
 from .models.lm import LanguageModel
 from .nn import undrawn
 from .options import OF_SOME, SampleOptions
+from .signals import outcome
+from .signals import threads as worker_threads
 from .variants.attention_sinks import cache_of, streaming
 
-BLOCK = 64  # random numbers drawn at a time
+BLOCK = 64  # random numbers drawn at a time, and tokens that a thread writes before it waits for others
 MANY = 1000  # numbers of which the order is found another way
 GROUP = 16  # sequences written side by side: the states of more leave the caches
 
@@ -92,9 +95,8 @@ def generate(model: LanguageModel, prompt: np.ndarray, tokens: int | None, rng: 
     return (int(row[0]) for row in together(model, np.asarray(prompt)[None], tokens, [rng], **options))
 
 
-def together(model: LanguageModel, prompts: np.ndarray, tokens: int | None, rngs: Sequence[Random], *, temperature: float = 1.0,
-             top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0,
-             repetition_penalty: float = 1.0, among: int | None = None) -> Iterator[np.ndarray]:
+def together(model: LanguageModel, prompts: np.ndarray, tokens: int | None, rngs: Sequence[Random], *,
+             threads: int | None = None, **options: Any) -> Iterator[np.ndarray]:
     """Yield ids [B], ``tokens`` times or without end where that is None, which continue B prompts of equal length side by side.
 
     Prompts [B T] have at least one id each; one prompt [1 T] is that of all. Each sequence has its own source of randomness, so
@@ -102,10 +104,47 @@ def together(model: LanguageModel, prompts: np.ndarray, tokens: int | None, rngs
     first ids alone where ``among`` says how many; ``penalise`` applies before it to every id of the prompt and of what has been
     generated. Where the model ends at its context, as learned positions do, the state is then rebuilt from the last half of it,
     so at least context / 2 tokens are always seen.
-    """
-    from .decode import decoder  # its kernels, of all variants, are no part of the start of a training run
 
-    prompts, batch = np.asarray(prompts, np.intp), len(rngs)
+    The sequences are shared by so many ``threads``, by default as many as there are usable cores, where kernels write: they
+    compute without Python's lock. What is written is the same, to the last bit, for any number of them.
+    """
+    prompts = np.asarray(prompts, np.intp)
+    fused, parts = _parts(model, len(rngs), threads or cores())
+    groups = [_group(model, prompts if len(prompts) == 1 else prompts[part], tokens, rngs[part], **options) for part in parts]
+    return groups[0] if len(groups) == 1 else _joined(groups, len(groups) if fused else 0)
+
+
+def _parts(model: LanguageModel, batch: int, threads: int) -> tuple[bool, list[slice]]:
+    """Whether kernels write B sequences, and groups of these: one for a thread, or of a size that threads do not change."""
+    from .decode import UNIT, unread  # its kernels, of all variants, are no part of the start of a training run
+
+    fused, units = not unread(model), -(-batch // UNIT)
+    count = min(threads, units)
+    edges = [UNIT * (units * i // count) for i in range(count)] if fused else range(0, batch, GROUP)
+    return fused, [slice(a, b) for a, b in itertools.pairwise([*edges, batch])]
+
+
+def _joined(groups: list[Iterator[np.ndarray]], threads: int) -> Iterator[np.ndarray]:
+    """What groups of sequences write, side by side; each thread goes on with one for a while, under the caller's switches."""
+    def written(group: Iterator[np.ndarray]) -> list[np.ndarray]:
+        return list(itertools.islice(group, BLOCK))
+
+    with worker_threads(threads or 1) as pool:
+        while True:
+            started = [pool.submit(copy_context().run, written, group) for group in groups] if threads else groups
+            chunks = list(map(outcome if threads else written, started))
+            if not chunks[0]:
+                return
+            yield from map(np.concatenate, zip(*chunks, strict=True))
+
+
+def _group(model: LanguageModel, prompts: np.ndarray, tokens: int | None, rngs: Sequence[Random], *, temperature: float = 1.0,
+           top_k: int | None = None, top_p: float = 1.0, min_p: float = 0.0,
+           repetition_penalty: float = 1.0, among: int | None = None) -> Iterator[np.ndarray]:
+    """The same by one decoder, in the thread that asks for the ids."""
+    from .decode import decoder
+
+    batch = len(rngs)
     history = list(np.broadcast_to(prompts, (batch, prompts.shape[1])).T)
     if not history:
         raise UserError("prompt: it is empty, and the first token needs one before it: give at least one id")
@@ -134,12 +173,18 @@ def together(model: LanguageModel, prompts: np.ndarray, tokens: int | None, rngs
         yield ids
 
 
-def written(model: LanguageModel, prompts: np.ndarray, tokens: int, rngs: Sequence[Random], **options: Any) -> np.ndarray:
-    """The ids [N tokens] that continue prompts [N T], or one of all [1 T], a group at a time; options as for ``together``."""
-    parts = [slice(i, i + GROUP) for i in range(0, len(rngs), GROUP)]
+def written(model: LanguageModel, prompts: np.ndarray, tokens: int, rngs: Sequence[Random], *, threads: int | None = None,
+            **options: Any) -> np.ndarray:
+    """The ids [N tokens] that continue prompts [N T], or one of all [1 T], some at a time; options as for ``together``."""
     prompts = np.broadcast_to(prompts, (len(rngs), np.shape(prompts)[1]))
-    return np.concatenate([np.reshape(list(together(model, prompts[part], tokens, rngs[part], **options)), (tokens, -1)).T
-                           for part in parts])
+    rows = [together(model, prompts[part], tokens, rngs[part], threads=threads, **options) for part in _turns(rngs, threads)]
+    return np.concatenate([np.reshape(list(ids), (tokens, -1)).T for ids in rows])
+
+
+def _turns(items: Sequence, threads: int | None) -> list[slice]:
+    """The sequences that are written one after the other: a group for each thread at a time."""
+    size = GROUP * (threads or cores())
+    return [slice(i, i + size) for i in range(0, len(items), size)]
 
 
 class Trained(NamedTuple):
@@ -173,7 +218,8 @@ class Trained(NamedTuple):
         if not self.answers:
             self.check_causal("write")
         config = SampleOptions(prompt=prompt, tokens=tokens, **options)
-        if wrong := [name for name in ("count", "checkpoint", "device", "out", "complete", "seconds") if name in options]:
+        alone = "count", "checkpoint", "device", "threads", "out", "complete", "seconds"
+        if wrong := [name for name in alone if name in options]:
             raise UserError(f"write: {wrong[0]} is an option of `minitv sample` alone; a run that is loaded writes one text, "
                             "with its weights where they are")
         check_options(task, config)
@@ -283,9 +329,8 @@ def texts(run: Trained, options: SampleOptions) -> Iterator[tuple[int, Iterator[
     """The same for a run that is open."""
     check_options(run.experiment.task, options)
     seeds = range(options.seed, options.seed + (options.count or 1))
-    for first in range(0, len(seeds), GROUP):
-        group = seeds[first : first + GROUP]
-        yield from zip(group, run.pieces(options, group), strict=True)
+    for part in _turns(seeds, options.threads):
+        yield from zip(seeds[part], run.pieces(options, seeds[part]), strict=True)
 
 
 def write_file(run: Trained, directory: str, options: SampleOptions) -> tuple[Path, str]:

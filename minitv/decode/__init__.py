@@ -27,6 +27,7 @@ from ..blocks import PreNorm
 from ..models.lm import LanguageModel
 from ..stack import Stack
 from . import shared
+from .shared import UNIT
 
 FEW = 16  # tokens that are read faster one by one: a call of the model costs as much as 20 steps of nanogpt-cpu
 MANY = 512  # tokens that are read by all cores
@@ -119,9 +120,9 @@ class FusedDecoder(Decoder):
                 logits = self.step(tokens)
             return logits
         parts = []
-        for first in range(0, len(ids), shared.UNIT):
-            parts.append(self._read(ids[first : first + shared.UNIT]))
-            self._load(slice(first, first + shared.UNIT) if len(ids) > 1 else everyone, ids.shape[1])
+        for first in range(0, len(ids), UNIT):
+            parts.append(self._read(ids[first : first + UNIT]))
+            self._load(slice(first, first + UNIT) if len(ids) > 1 else everyone, ids.shape[1])
         self._position = ids.shape[1]
         return self._of_all(np.concatenate(parts))
 

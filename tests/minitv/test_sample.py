@@ -3,6 +3,7 @@
 import io
 import itertools
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autograd import no_grad, state
 from autograd.random import Random
 from minitv import checkpoint, sample, variants
 from minitv.cli import main
@@ -227,6 +229,51 @@ def test_sequences_side_by_side_are_those_that_each_prompt_gives_alone(variant, 
     alike = sample.written(model, prompts[:1], 25, rngs, temperature=3.0, **options)
     assert alike.tolist() == sample.written(model, prompts[[0, 0, 0]], 25, rngs, temperature=3.0, **options).tolist()
     assert len({tuple(row) for row in alike}) == 3
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("prompt", [3, 20])
+@pytest.mark.parametrize("variant", ["transformer", "rwkv", "megabyte"])
+def test_any_number_of_threads_writes_the_same(variant, prompt, fused, monkeypatch):
+    """Logits to the last bit, past the end of the context; four and four and two of ten, and without kernels."""
+    model, seen = build(variant, 11, np.float32, context=24), {}
+    prompts, rngs = np.random.default_rng(0).integers(0, 11, (10, prompt)), list(map(Random, range(10)))
+    choose = sample.choose
+    monkeypatch.setattr(sample, "GROUP", 4)
+
+    def watched(logits, uniforms, *options):
+        for row, uniform in zip(logits, uniforms, strict=True):
+            logs[number].append((uniform, row.tobytes()))
+        return choose(logits, uniforms, *options)
+
+    monkeypatch.setattr(sample, "choose", watched)
+    logs = {number: [] for number in (1, 2, 3)}
+    if not fused:
+        monkeypatch.setattr("minitv.decode.unread", lambda model: "for a test")
+    for number in logs:
+        rows = sample.together(model, prompts, 70, rngs, threads=number, temperature=3.0)
+        seen[number] = [next(rows) for _ in range(70)]
+        assert next(rows, None) is None
+    assert sorted(logs[1]) == sorted(logs[2]) == sorted(logs[3])
+    np.testing.assert_array_equal(seen[1], seen[2])
+    np.testing.assert_array_equal(seen[1], seen[3])
+    np.testing.assert_array_equal(np.transpose(seen[1]), sample.written(model, prompts, 70, rngs, threads=2, temperature=3.0))
+
+
+def test_threads_write_under_the_switches_of_the_caller_and_give_it_their_errors(monkeypatch):
+    model, rngs, choose, grads = build("transformer", 11), list(map(Random, range(8))), sample.choose, []
+
+    def watched(logits, *others):
+        grads.append((threading.current_thread() is threading.main_thread(), state.switches().recording))
+        return choose(logits, *others)
+
+    monkeypatch.setattr(sample, "choose", watched)
+    with no_grad():
+        list(sample.together(model, np.array([[1]]), 3, rngs, threads=2))
+    assert grads == [(False, False)] * 6
+    model.embed.weight.assign_(np.full(model.embed.weight.shape, np.nan))
+    with pytest.raises(RunError, match="no token can be drawn"):
+        next(sample.together(model, np.array([[1]]), 3, rngs, threads=2))
 
 
 # -- streams
