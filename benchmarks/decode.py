@@ -28,21 +28,21 @@ ALONE = "alone"  # the contender that is our own writing of one text, where seve
 EAGER = ("transformer", "megabyte")
 
 
-def minitv(variant: str, preset: str, batch: int, fused: bool = True):
+def minitv(variant: str, preset: str, threads: int, batch: int, fused: bool = True):
     """Our own texts, as ``minitv sample`` writes them, or without the fused step."""
     from autograd.cpu.process import blas_threads
     from autograd.random import Random
     from minitv import decode, sample
 
     if not fused:
-        decode.decoder = decode.Decoder
+        decode.unread = lambda model: "the operators are measured"
 
     model = experiment(variant, preset).build(VOCAB)
     blas_threads(1).__enter__()
 
     def write(index: int) -> int:
         rngs = list(map(Random(index).split, range(batch)))
-        return sum(map(len, sample.together(model, np.array([[1]]), model.context - 1, rngs)))
+        return sum(map(len, sample.together(model, np.array([[1]]), model.context - 1, rngs, threads=threads)))
 
     return write
 
@@ -83,7 +83,7 @@ def work(contender: str, variant: str, preset: str, threads: int, seconds: float
     if contender == "eager":
         write = pytorch(variant, preset, threads, batch)
     else:
-        write = minitv(variant, preset, 1 if contender == ALONE else batch, contender != "operators")
+        write = minitv(variant, preset, threads, 1 if contender == ALONE else batch, contender != "operators")
     for index in range(3 if batch == 1 else 1):
         write(index)
     tokens, start = 0, time.perf_counter()
@@ -118,7 +118,7 @@ def main() -> None:
                         help="texts that are written side by side; repeat for several (default: 1)")
     parser.add_argument("--rounds", type=int, default=5, help="processes per contender (default: 5)")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured time per process (default: 5)")
-    parser.add_argument("--threads", type=int, default=cores(), help="of PyTorch; we write with one (default: all)")
+    parser.add_argument("--threads", type=int, default=cores(), help="one text is written by one of ours (default: all)")
     parser.add_argument("--save", action="store_true",
                         help="write decode.json, or together.json of several texts, for this processor")
     parser.add_argument("--worker", choices=["minitv", *RIVALS, ALONE],
