@@ -32,7 +32,8 @@ from .variants.attention_sinks import cache_of, streaming
 
 BLOCK = 64  # random numbers drawn at a time, and tokens that a thread writes before it waits for others
 MANY = 1000  # numbers of which the order is found another way
-GROUP = 16  # sequences written side by side: the states of more leave the caches
+GROUP = 32  # sequences that a thread writes side by side, at most: a step of more takes as much longer
+WORK = 2**23  # sequences of a thread times weights, at least: with fewer, threads wait longer for Python's lock than they save
 
 
 def choose(logits: np.ndarray, uniforms: np.ndarray, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
@@ -118,9 +119,10 @@ def _parts(model: LanguageModel, batch: int, threads: int) -> tuple[bool, list[s
     """Whether kernels write B sequences, and groups of these: one for a thread, or of a size that threads do not change."""
     from .decode import UNIT, unread  # its kernels, of all variants, are no part of the start of a training run
 
-    fused, units = not unread(model), -(-batch // UNIT)
-    count = min(threads, units)
-    edges = [UNIT * (units * i // count) for i in range(count)] if fused else range(0, batch, GROUP)
+    fused, units, edges = not unread(model), -(-batch // UNIT), range(0, batch, GROUP)
+    if fused:
+        count = max(1, min(threads, units, batch * sum(weight.size for weight in model.parameters()) // WORK))
+        edges = [UNIT * (units * i // count) for i in range(count)]
     return fused, [slice(a, b) for a, b in itertools.pairwise([*edges, batch])]
 
 

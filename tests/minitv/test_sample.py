@@ -240,6 +240,7 @@ def test_any_number_of_threads_writes_the_same(variant, prompt, fused, monkeypat
     prompts, rngs = np.random.default_rng(0).integers(0, 11, (10, prompt)), list(map(Random, range(10)))
     choose = sample.choose
     monkeypatch.setattr(sample, "GROUP", 4)
+    monkeypatch.setattr(sample, "WORK", 1)
 
     def watched(logits, uniforms, *options):
         for row, uniform in zip(logits, uniforms, strict=True):
@@ -268,6 +269,7 @@ def test_threads_write_under_the_switches_of_the_caller_and_give_it_their_errors
         return choose(logits, *others)
 
     monkeypatch.setattr(sample, "choose", watched)
+    monkeypatch.setattr(sample, "WORK", 1)
     with no_grad():
         list(sample.together(model, np.array([[1]]), 3, rngs, threads=2))
     assert grads == [(False, False)] * 6
