@@ -157,6 +157,18 @@ def _without_memory() -> None:
     minitv.trainer.keep_memory = lambda: None
 
 
+def _without_large_pages() -> None:
+    from autograd.cpu import process
+
+    process._ask_for_large_pages = lambda: None
+
+
+def _without_forks() -> None:
+    from minitv import forks
+
+    forks.AVAILABLE = False
+
+
 def _without_micro_batches() -> None:
     from minitv.trainer import Trainer
 
@@ -203,6 +215,8 @@ TECHNIQUES = {
     "fused cross_entropy": _without_kernel("cross_entropy"),
     "fused dropout": _without_kernel("dropout"),
     "memory kept from step to step": _without_memory,
+    "pages of 2 MB": _without_large_pages,
+    "workers that are processes": _without_forks,
     "micro-batches of 512 tokens": _without_micro_batches,
 }
 

@@ -40,25 +40,29 @@ def shared(like: np.ndarray) -> np.ndarray:
 class Forks:
     """``count`` copies of this process; copy i answers ``ask(i, *message)`` by ``serve(i, *message)``.
 
-    It is made by the main thread, while no other one computes.
+    It is made by the main thread, while no other one computes; OSError where the system permits no more processes.
     """
 
     def __init__(self, count: int, serve: Callable[..., Any]):
         self._ends: list[Connection] = []
         self._processes: list[int] = []
         owner = os.getpid()
+        self._end = weakref.finalize(self, _end, owner, self._ends, self._processes)
         return_memory()  # else every page that is free is copied when it is used
         for number in range(count):
             ours, theirs = Pipe()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of other threads: they are idle
-                process = os.fork()
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of other threads: they are idle
+                    process = os.fork()
+            except OSError:
+                self.close()
+                raise
             if process == 0:
                 _live(owner, theirs, [*self._ends, ours], lambda *message, number=number: serve(number, *message))
             theirs.close()
             self._ends.append(ours)
             self._processes.append(process)
-        self._end = weakref.finalize(self, _end, owner, self._ends, self._processes)
 
     def ask(self, number: int, *message: Any) -> Any:
         """What copy ``number`` answers; raises what it has raised."""

@@ -27,7 +27,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import copy_context
@@ -85,15 +85,16 @@ class Trainer:
         if on_gpu:
             self.MICRO_BATCH_TOKENS, self.LEAST = self.MICRO_BATCH_TOKENS_GPU, self.ranks.size // run.sequence_ranks
             select(run.device)
+        self._forkable = forks.AVAILABLE and not on_gpu
         self._forks: forks.Forks | None = None
         self._shared: list[list] = []  # the gradient buffers of each process
-        self._news = b""  # what modules counted in the last step, which the forks have not heard
+        self._news: list[bytes] = []  # what modules counted in steps of which the forks have not heard
         self._companion = None if on_gpu or self.workers < 2 or self.ranks.size > 1 else Companion()
         watch(self._companion)
         loading = None if on_gpu else self._pool.submit(_load_compiler)
         # Of a buffer for each worker and of those in which sums wait for others.
         parts = min(run.batch, max(self.LEAST, run.batch * experiment.model.context // self.MICRO_BATCH_TOKENS))
-        buffers = min(parts, self.workers + parts.bit_length())
+        buffers = sum(map(Plan(parts, self.workers).most, range(self.workers)))
         copies = 1 if on_gpu else 3 + buffers  # with the optimizer's two averages and the gradients
         self.model = experiment.build(task.vocab, copies).to(run.device)
         self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay, clip=run.clip)
@@ -208,7 +209,7 @@ class Trainer:
             self.grad_norm = float(norm)
         if math.isfinite(self.grad_norm):
             if self._counts and self._forks is not None:
-                self._news = statistics.encoded(list(self.model.modules()))
+                self._news.append(statistics.encoded(list(self.model.modules())))
             statistics.apply()
         return loss / max(count, 1)
 
@@ -229,25 +230,30 @@ class Trainer:
         There are none in the first step, whose kernels are compiled once, where their shares would differ by more than a
         quarter, and under a switch, which a copy would not know of.
         """
-        if not (forks.AVAILABLE and self._began and self._map is not map and self.workers > 1 and self.ranks.size == 1
+        if not (self._forkable and self._began and self.workers > 1 and self.ranks.size == 1
                 and threading.current_thread() is threading.main_thread() and switches() == Switches()
                 and 4 * -(-count // self.workers) * self.workers <= 5 * count):
             return False
         plan = Plan(count, self.workers)
         most = max(map(plan.most, range(self.workers)))
-        if self._forks is None or most > len(self._shared[0]):
-            self._end_forks()
-            self._buffers.clear()
+        if self._forks is not None and most <= len(self._shared[0]):
+            return True
+        self._end_forks()
+        self._buffers.clear()
+        try:
             self.optimizer.move(forks.shared(self.optimizer.param))
             self._shared = [[self.optimizer.buffer(forks.shared(self.optimizer.param)) for _ in range(most)]
                             for _ in range(self.workers)]
             self._forks = forks.Forks(self.workers - 1, lambda number, *message: self._portion(number + 1, *message))
-        return True
+            self._news = []
+        except OSError:  # no memory, or no more processes, for this user
+            self._forkable = False
+        return self._forkable
 
     def _by_forks(self, batch: Batch, step: int, losses: list, counts: list[int], statistics: Statistics) -> Gradients:
         """Let all processes compute their shares: fills in the lists, and returns the sums of the gradients."""
         plan, modules, news = Plan(len(losses), self.workers), list(self.model.modules()), self._news
-        gradients, self._news = Gradients(plan, [], self.optimizer.buffer, self.optimizer.add), b""
+        gradients, self._news = Gradients(plan, [], self.optimizer.buffer, self.optimizer.add), []
 
         def portion(number: int) -> tuple:
             return self._portion(0, batch, step) if number == 0 else self._forks.ask(number - 1, batch, step, news)
@@ -265,14 +271,14 @@ class Trainer:
                 statistics.decode(counted, modules, self.optimizer.param)
         return gradients
 
-    def _portion(self, number: int, batch: Batch, step: int, news: bytes = b"") -> tuple:
+    def _portion(self, number: int, batch: Batch, step: int, news: Sequence[bytes] = ()) -> tuple:
         """The share of process ``number``: losses and counts, where the sums of gradients lie, and what was counted.
 
-        ``news`` is what the others counted in the step before.
+        ``news`` is what all counted in the steps before.
         """
         slices, statistics, modules = self._slices(batch), Statistics(), list(self.model.modules())
-        if news:
-            statistics.decode(news, modules, self.optimizer.param)
+        for counted in news:
+            statistics.decode(counted, modules, self.optimizer.param)
             statistics.apply()
         buffers = self._shared[number]
         gradients = Gradients(Plan(len(slices), self.workers), list(buffers), self.optimizer.buffer, self.optimizer.add)

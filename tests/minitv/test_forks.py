@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ TINY = dict(context=16, layers=2, width=16, batch=6, dropout=0.1, micro_batch=1,
 def training(name: str = "transformer", threads: int = 2, **options) -> Iterator[tuple]:
     """A trainer and the batches of its task."""
     variant = variants.load(name)
-    sound = dict(context=320, longest=1) if variant.reads != "tokens" else {}
+    sound = dict(context=320, longest=1, conv_norm="batch") if variant.reads != "tokens" else {}
     setup = variant.configure(task=possible(variant)[0], threads=threads, **{**TINY, **sound, **options})
     task = setup.begin()
     trainer = Trainer(setup, task)
@@ -88,6 +88,33 @@ def test_a_switch_is_obeyed_by_threads():
         assert trainer._forks is None
 
 
+def test_copies_hear_what_is_counted():
+    """Running means and variances are the same in all processes, also after a step that threads have taken."""
+    def means(trainer) -> list[bytes]:
+        return [value.data.tobytes() for name, value in trainer.model.named_buffers() if name.endswith((".mean", ".variance"))]
+
+    with training("conformer") as (trainer, task):
+        for step in range(2):
+            trainer.step(task.batch(step), step)
+        before = means(trainer)
+        trainer._forks.close()
+        trainer._forks, trainer._news = forks.Forks(1, lambda _, *message: (trainer._portion(1, *message), means(trainer))), []
+        seen, ask = [], trainer._forks.ask
+
+        def listen(*message):
+            answer, found = ask(*message)
+            seen.append(found)
+            return answer
+
+        trainer._forks.ask = listen
+        for step in range(2, 6):
+            with use(kernel="none") if step == 3 else nullcontext():
+                expected = means(trainer)
+                trainer.step(task.batch(step), step)
+            assert step == 3 or seen[-1] == expected
+        assert seen[-1] != before
+
+
 def test_an_error_in_a_copy_is_raised_here():
     with training() as (trainer, task):
         for step in range(2):
@@ -108,6 +135,27 @@ def test_a_copy_that_was_killed_is_named():
         with pytest.raises(RunError, match=f"process {process}, which computes a part of each step, has ended"):
             trainer.step(task.batch(2), 2)
         assert np.isfinite(trainer.step(task.batch(2), 2))  # with another copy
+
+
+def test_threads_compute_where_the_system_permits_no_more_processes(monkeypatch):
+    made = []
+
+    def fork():
+        if made:
+            raise BlockingIOError("Resource temporarily unavailable")
+        made.append(fork_of_the_system())
+        return made[-1]
+
+    fork_of_the_system = os.fork
+    monkeypatch.setattr(os, "fork", fork)
+    numbers = []
+    for threads in (3, 1):
+        with training(threads=threads) as (trainer, task):
+            numbers.append([trainer.step(task.batch(step), step) for step in range(3)])
+            assert trainer._forks is None
+    assert numbers[0] == numbers[1]
+    with pytest.raises(ChildProcessError):  # the one that was made has ended
+        os.waitpid(made[0], os.WNOHANG)
 
 
 def test_nothing_is_left_when_a_training_is_closed_or_forgotten():
