@@ -8,6 +8,7 @@ leaf tensor, or ``(node, index)`` for one output of a node.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
@@ -19,7 +20,17 @@ from .errors import GraphError, NonFiniteError, ShapeError
 from .state import Switch, switches
 
 _number = itertools.count()
-_claiming = threading.Lock()
+
+
+def free_in_forks() -> threading.Lock:
+    """A lock that no copy of the process finds taken by a thread which it does not have."""
+    lock = threading.Lock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock
+
+
+_claiming = free_in_forks()
 
 
 class Node:

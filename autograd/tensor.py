@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -12,11 +11,11 @@ import numpy as np
 
 from .device import FLOATS, is_cupy, location, move, namespace, plain, read, to_numpy, unscalar
 from .errors import DtypeError, GraphError, ShapeError
-from .node import Sum, key, place_of, walk
+from .node import Sum, free_in_forks, key, place_of, walk
 from .registry import REGISTRY
 from .state import Switch, switches
 
-_adding = threading.Lock()
+_adding = free_in_forks()
 
 
 def _comparison(name: str) -> Callable:

@@ -17,8 +17,11 @@ import signal
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -37,37 +40,48 @@ def shared(like: np.ndarray) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, max(1, like.nbytes)), like.dtype, like.size)
 
 
-class Forks:
-    """``count`` copies of this process; copy i answers ``ask(i, *message)`` by ``serve(i, *message)``.
+def packed(*message: Any) -> bytes | None:
+    """A message for ``Forks.ask``; None where a part of it cannot be pickled."""
+    with suppress(Exception):  # classes raise what they like
+        return bytes(ForkingPickler.dumps(message))
+    return None
 
-    It is made by the main thread, while no other one computes; OSError where the system permits no more processes.
+
+class Forks:
+    """``count`` copies of this process; copy i answers ``ask(i, packed(...))`` by ``serve(i, ...)``.
+
+    They are made by the main thread, with which they end, while no other thread computes. OSError where the system permits no
+    more processes.
     """
 
     def __init__(self, count: int, serve: Callable[..., Any]):
+        self.owner = os.getpid()
         self._ends: list[Connection] = []
         self._processes: list[int] = []
-        owner = os.getpid()
-        self._end = weakref.finalize(self, _end, owner, self._ends, self._processes)
+        self._end = weakref.finalize(self, _end, self.owner, self._ends, self._processes)
         return_memory()  # else every page that is free is copied when it is used
-        for number in range(count):
-            ours, theirs = Pipe()
-            try:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)  # so that each copy is known here, and knows that it is one
+        try:
+            for number in range(count):
+                ours, theirs = Pipe()
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of other threads: they are idle
                     process = os.fork()
-            except OSError:
-                self.close()
-                raise
-            if process == 0:
-                _live(owner, theirs, [*self._ends, ours], lambda *message, number=number: serve(number, *message))
-            theirs.close()
-            self._ends.append(ours)
-            self._processes.append(process)
+                if process == 0:
+                    _live(self.owner, theirs, [*self._ends, ours], before, partial(serve, number))
+                self._ends.append(ours)
+                self._processes.append(process)
+                theirs.close()
+        except OSError:
+            self.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def ask(self, number: int, *message: Any) -> Any:
+    def ask(self, number: int, message: bytes) -> Any:
         """What copy ``number`` answers; raises what it has raised."""
         try:
-            self._ends[number].send(message)
+            self._ends[number].send_bytes(message)
             well, answer = self._ends[number].recv()
         except (EOFError, OSError):
             raise RunError(f"process {self._processes[number]}, which computes a part of each step, has ended: something "
@@ -82,30 +96,35 @@ class Forks:
 
 
 def _end(owner: int, ends: Sequence[Connection], processes: Sequence[int]) -> None:
-    if os.getpid() != owner:  # a copy of this process has copies of these names, too
+    if os.getpid() != owner:  # in a copy of this process, these are names of processes that are not its children
         return
-    for end, process in zip(ends, processes, strict=True):
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    for process in processes:
+        with suppress(ChildProcessError):  # where SIGCHLD is ignored, the system has forgotten it
+            os.waitpid(process, 0)
+    for end in ends:
         end.close()
 
 
-def _live(owner: int, end: Connection, others: Sequence[Connection], serve: Callable[..., Any]) -> None:
-    """The life of a copy."""
+def _live(owner: int, end: Connection, others: Sequence[Connection], mask: Iterable[int], serve: Callable[..., Any]) -> None:
+    """The life of a copy, from which it does not return."""
     try:
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all; this process's parent obeys them
+        signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         ctypes.CDLL(None).prctl(DIES_WITH_ITS_PARENT, signal.SIGKILL)
         if os.getppid() != owner:
             return
         for other in others:
             other.close()
-        for number in NUMBERS:
-            signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all; this process's parent obeys them
-        signal.set_wakeup_fd(-1)
         gc.freeze()  # what is there is not searched again, which would write to every page of it
         while True:
-            message = end.recv()
+            content = end.recv_bytes()
             try:
-                answer = True, serve(*message)
+                answer = True, serve(*pickle.loads(content))
             except BaseException as error:
                 answer = False, _portable(error)
             end.send(answer)

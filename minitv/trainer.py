@@ -27,8 +27,8 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from typing import Any
@@ -80,6 +80,7 @@ class Trainer:
         on_gpu = run.device != "cpu"
         self.workers = 1 if on_gpu else run.threads or threads or cores()
         self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._started: list[Future] = []
         self._map = map if on_gpu else self._in_pool  # which card is the current one is a matter of the thread
         self._team, self._alone = Team(self.workers), Team(1)
         if on_gpu:
@@ -88,7 +89,6 @@ class Trainer:
         self._forkable = forks.AVAILABLE and not on_gpu
         self._forks: forks.Forks | None = None
         self._shared: list[list] = []  # the gradient buffers of each process
-        self._news: list[bytes] = []  # what modules counted in steps of which the forks have not heard
         self._companion = None if on_gpu or self.workers < 2 or self.ranks.size > 1 else Companion()
         watch(self._companion)
         loading = None if on_gpu else self._pool.submit(_load_compiler)
@@ -176,12 +176,13 @@ class Trainer:
         mine, before = share(len(slices), self.across.rank, self.across.size), self.line.sent
         losses, counts, statistics = [math.nan] * len(slices), [0] * len(slices), Statistics()
         optimizer = self.optimizer
-        if self._forked(len(slices)):
-            gradients = self._by_forks(batch, step, losses, counts, statistics)
+        message = self._message(batch, step, len(slices))
+        if self._redraws:
+            self.model.begin_step(step, self._redrawn)
+        if message is not None:
+            gradients = self._by_forks(batch, step, message, losses, counts, statistics)
         else:
             gradients = Gradients(Plan(len(slices), self.across.size), self._buffers, optimizer.buffer, optimizer.add)
-            if self._redraws:
-                self.model.begin_step(step, self._redrawn)
 
             def work(i: int) -> None:
                 losses[i], counts[i] = self._add_micro_batch(batch, slices[i], step, i, gradients, statistics)
@@ -208,8 +209,6 @@ class Trainer:
             self.ranks.broadcast(norm)
             self.grad_norm = float(norm)
         if math.isfinite(self.grad_norm):
-            if self._counts and self._forks is not None:
-                self._news.append(statistics.encoded(list(self.model.modules())))
             statistics.apply()
         return loss / max(count, 1)
 
@@ -224,39 +223,59 @@ class Trainer:
         return found
 
     # -- workers that are processes --------------------------------------------------------------------------------------
-    def _forked(self, count: int) -> bool:
-        """Whether copies of this process share a step of so many micro-batches; they are made at the first one.
+    def _message(self, batch: Batch, step: int, count: int) -> bytes | None:
+        """What copies of this process hear of a step of so many micro-batches that they share; None where threads take it.
 
-        There are none in the first step, whose kernels are compiled once, where their shares would differ by more than a
-        quarter, and under a switch, which a copy would not know of.
+        Threads take the first step, whose kernels are compiled once; steps on a GPU, of several ranks, and outside the main
+        thread, with which copies would end; steps under a switch, which copies would not know of; and those in which the
+        largest share would be more than 5/4 of the mean.
         """
+        if self._forks is not None and self._forks.owner != os.getpid():  # in a copy that somebody else has made
+            self._end_forks()
+            self._lay(lambda like: np.empty(like.size, like.dtype))
         if not (self._forkable and self._began and self.workers > 1 and self.ranks.size == 1
                 and threading.current_thread() is threading.main_thread() and switches() == Switches()
                 and 4 * -(-count // self.workers) * self.workers <= 5 * count):
-            return False
+            return None
         plan = Plan(count, self.workers)
-        most = max(map(plan.most, range(self.workers)))
-        if self._forks is not None and most <= len(self._shared[0]):
-            return True
-        self._end_forks()
+        most, message = max(map(plan.most, range(self.workers))), forks.packed(batch, step)
+        if message is None:
+            self._forkable = False
+        elif not self._shared or most > len(self._shared[0]):
+            self._end_forks()
+            if all(future.done() for future in self._started):  # none is left of a step that was interrupted
+                self._fork(most)
+        return message if self._forks is not None else None
+
+    def _fork(self, buffers: int) -> None:
+        """Make copies of this process with so many buffers for gradients each; nothing where the system refuses."""
         self._buffers.clear()
         try:
-            self.optimizer.move(forks.shared(self.optimizer.param))
-            self._shared = [[self.optimizer.buffer(forks.shared(self.optimizer.param)) for _ in range(most)]
+            self._lay(forks.shared)
+            self._shared = [[self.optimizer.buffer(forks.shared(self.optimizer.param)) for _ in range(buffers)]
                             for _ in range(self.workers)]
             self._forks = forks.Forks(self.workers - 1, lambda number, *message: self._portion(number + 1, *message))
-            self._news = []
-        except OSError:  # no memory, or no more processes, for this user
+        except OSError:  # there is no memory, or there are no more processes for this user
+            self._end_forks()
             self._forkable = False
-        return self._forkable
 
-    def _by_forks(self, batch: Batch, step: int, losses: list, counts: list[int], statistics: Statistics) -> Gradients:
+    def _lay(self, make: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Let parameters and buffers lie in flat arrays that ``make`` gives for others of the same size."""
+        self.optimizer.move(make(self.optimizer.param))
+        for _, buffer in self.model.named_buffers():
+            if buffer.saved and buffer.size:
+                flat = make(buffer.data)
+                flat[...] = buffer.data.reshape(-1)
+                buffer.data = flat.reshape(buffer.shape)
+
+    def _by_forks(self, batch: Batch, step: int, message: bytes, losses: list, counts: list[int],
+                  statistics: Statistics) -> Gradients:
         """Let all processes compute their shares: fills in the lists, and returns the sums of the gradients."""
-        plan, modules, news = Plan(len(losses), self.workers), list(self.model.modules()), self._news
-        gradients, self._news = Gradients(plan, [], self.optimizer.buffer, self.optimizer.add), []
+        plan = Plan(len(losses), self.workers)
+        gradients = Gradients(plan, [], self.optimizer.buffer, self.optimizer.add)
 
         def portion(number: int) -> tuple:
-            return self._portion(0, batch, step) if number == 0 else self._forks.ask(number - 1, batch, step, news)
+            return self._portion(0, batch, step) if number == 0 else self._forks.ask(number - 1, message)
 
         try:
             portions = self._map(portion, range(self.workers))
@@ -268,33 +287,24 @@ class Trainer:
                 losses[i], counts[i] = loss, answers
             gradients.sums |= {node: self._shared[number][place] for node, place in sums.items()}
             if self._counts:
-                statistics.decode(counted, modules, self.optimizer.param)
+                statistics.decode(counted, list(self.model.modules()), self.optimizer.param)
         return gradients
 
-    def _portion(self, number: int, batch: Batch, step: int, news: Sequence[bytes] = ()) -> tuple:
-        """The share of process ``number``: losses and counts, where the sums of gradients lie, and what was counted.
-
-        ``news`` is what all counted in the steps before.
-        """
-        slices, statistics, modules = self._slices(batch), Statistics(), list(self.model.modules())
-        for counted in news:
-            statistics.decode(counted, modules, self.optimizer.param)
-            statistics.apply()
-        buffers = self._shared[number]
+    def _portion(self, number: int, batch: Batch, step: int) -> tuple:
+        """The share of process ``number``: losses and counts, where the sums of gradients lie, and what was counted."""
+        slices, statistics, buffers = self._slices(batch), Statistics(), self._shared[number]
         gradients = Gradients(Plan(len(slices), self.workers), list(buffers), self.optimizer.buffer, self.optimizer.add)
-        if self._redraws:
-            self.model.begin_step(step, self._redrawn)
         with self._alone:
             found = [self._add_micro_batch(batch, slices[i], step, i, gradients, statistics)
                      for i in share(len(slices), number, self.workers)]
         places = {id(buffer): place for place, buffer in enumerate(buffers)}
         return (found, {node: places[id(buffer)] for node, buffer in gradients.sums.items()},
-                statistics.encoded(modules) if self._counts else b"")
+                statistics.encoded(list(self.model.modules())) if self._counts else b"")
 
     def _end_forks(self) -> None:
         if self._forks is not None:
             self._forks.close()
-            self._forks = None
+        self._forks, self._shared = None, []
 
     def _gather(self, losses: list, counts: list[int], mine: range, statistics: Statistics) -> None:
         """Fill in what the other ranks have of a step: the losses, how many answers there are, and what modules counted."""
@@ -402,8 +412,8 @@ class Trainer:
 
     def _in_pool(self, function: Callable, items) -> list:
         """``map`` in the worker threads, under the switches of the caller (no_grad, use, check_mode)."""
-        started = [self._pool.submit(copy_context().run, function, item) for item in items]
-        return list(map(outcome, started))
+        self._started = [self._pool.submit(copy_context().run, function, item) for item in items]
+        return list(map(outcome, self._started))
 
     @property
     def _pool(self) -> ThreadPoolExecutor:

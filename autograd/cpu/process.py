@@ -35,11 +35,12 @@ def cores() -> int:
 
 
 def peak_mb() -> float | None:
-    """The largest memory this process has held, in MB (10⁶ bytes), and what its children hold besides; None where the system
-    does not tell.
+    """The largest memory this process has held, in MB (10⁶ bytes), and what its children hold besides at this moment; None
+    where the system does not tell.
     """
     with suppress(OSError):  # Linux; ru_maxrss begins with the memory of the process that started this one
-        return (_kilobytes("/proc/self/status", "VmHWM:") + _of_children()) * 1024 / 1e6
+        if own := _kilobytes("/proc/self/status", "VmHWM:"):
+            return (own + _of_children()) * 1024 / 1e6
     try:
         import resource
     except ImportError:  # Windows

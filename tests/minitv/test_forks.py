@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 import pytest
 
-from autograd import use
+from autograd import node, tensor, use
 from autograd.errors import DomainError
 from minitv import forks, variants
 from minitv.errors import RunError
@@ -88,31 +89,20 @@ def test_a_switch_is_obeyed_by_threads():
         assert trainer._forks is None
 
 
-def test_copies_hear_what_is_counted():
-    """Running means and variances are the same in all processes, also after a step that threads have taken."""
-    def means(trainer) -> list[bytes]:
-        return [value.data.tobytes() for name, value in trainer.model.named_buffers() if name.endswith((".mean", ".variance"))]
-
-    with training("conformer") as (trainer, task):
-        for step in range(2):
-            trainer.step(task.batch(step), step)
-        before = means(trainer)
-        trainer._forks.close()
-        trainer._forks, trainer._news = forks.Forks(1, lambda _, *message: (trainer._portion(1, *message), means(trainer))), []
-        seen, ask = [], trainer._forks.ask
-
-        def listen(*message):
-            answer, found = ask(*message)
-            seen.append(found)
-            return answer
-
-        trainer._forks.ask = listen
-        for step in range(2, 6):
-            with use(kernel="none") if step == 3 else nullcontext():
-                expected = means(trainer)
-                trainer.step(task.batch(step), step)
-            assert step == 3 or seen[-1] == expected
-        assert seen[-1] != before
+@pytest.mark.parametrize("name", ["performer", "conformer"])  # of which buffers are drawn anew, and count
+def test_copies_see_the_buffers_of_steps_that_threads_take(name):
+    options = dict(redraw=2) if name == "performer" else {}
+    with training(name, **options) as (trainer, task), training(name, threads=1, **options) as (other, _):
+        for step in range(6):
+            with use(kernel="none") if step == 2 else nullcontext():
+                assert trainer.step(task.batch(step), step) == other.step(task.batch(step), step)
+            if step == 3:
+                for one in (trainer, other):
+                    for _, buffer in one.model.named_buffers():
+                        buffer.assign_(1.5 * buffer.data)
+        assert trainer._forks is not None
+        assert all(mine.data.tobytes() == theirs.data.tobytes() for (_, mine), (_, theirs)
+                   in zip(trainer.model.named_buffers(), other.model.named_buffers(), strict=True))
 
 
 def test_an_error_in_a_copy_is_raised_here():
@@ -164,12 +154,82 @@ def test_nothing_is_left_when_a_training_is_closed_or_forgotten():
             trainer.step(task.batch(step), step)
         processes = trainer._forks._processes
     forgotten = forks.Forks(1, lambda number: number)
-    assert forgotten.ask(0) == 0
+    assert forgotten.ask(0, forks.packed()) == 0
     processes = [*processes, *forgotten._processes]
     del forgotten
     for process in processes:
         with pytest.raises(ChildProcessError):
             os.waitpid(process, os.WNOHANG)
+
+
+def test_copies_that_somebody_else_has_waited_for_are_no_error():
+    with training() as (trainer, task):
+        for step in range(2):
+            trainer.step(task.batch(step), step)
+        (process,) = trainer._forks._processes
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def test_a_batch_that_cannot_be_sent_is_for_threads():
+    class Mine(Batch):
+        """A class that another process does not find."""
+
+    with training() as (trainer, task), training(threads=1) as (other, _):
+        for step in range(3):
+            batch = Mine(*task.batch(step))
+            assert trainer.step(batch, step) == other.step(batch, step)
+        assert trainer._forks is None
+
+
+def test_a_copy_that_a_user_makes_trains_on_its_own():
+    with training() as (trainer, task):
+        for step in range(2):
+            trainer.step(task.batch(step), step)
+        before = trainer.optimizer.param.copy()
+        if (process := os.fork()) == 0:
+            code = 1
+            with suppress(BaseException):
+                trainer.step(task.batch(2), 2)
+                code = 0 if (trainer.optimizer.param != before).any() else 2
+                trainer.close()
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+        assert (trainer.optimizer.param == before).all()
+        assert np.isfinite(trainer.step(task.batch(2), 2))
+
+
+def test_a_signal_as_copies_are_made_waits_until_they_are_known(monkeypatch):
+    """It is raised once, in this process, when all are made."""
+    def fork():
+        process = fork_of_the_system()
+        os.kill(os.getpid(), signal.SIGINT)
+        return process
+
+    fork_of_the_system = os.fork
+    monkeypatch.setattr(os, "fork", fork)
+    owner, made = os.getpid(), []
+    with pytest.raises(KeyboardInterrupt):
+        made.append(forks.Forks(2, lambda number: number))
+    assert os.getpid() == owner and not made  # a copy would have gone on from here
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_locks_are_free_in_a_copy():
+    taken, free = threading.Event(), threading.Event()
+
+    def hold():
+        with node._claiming, tensor._adding:
+            taken.set()
+            free.wait(0.2)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait()
+    copies = forks.Forks(1, lambda number: node._claiming.acquire(timeout=1) and tensor._adding.acquire(timeout=1))
+    thread.join()
+    assert copies.ask(0, forks.packed())
 
 
 class Unusual(Exception):
@@ -182,7 +242,7 @@ def test_an_error_that_cannot_be_sent_says_what_it_is():
         raise Unusual(1, 2)
 
     with pytest.raises(RuntimeError, match=r"^Unusual: 1 and 2$"):
-        forks.Forks(1, serve).ask(0)
+        forks.Forks(1, serve).ask(0, forks.packed())
 
 
 KILLED = """
