@@ -8,28 +8,17 @@ leaf tensor, or ``(node, index)`` for one output of a node.
 from __future__ import annotations
 
 import itertools
-import os
-import threading
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
 import numpy as np
 
+from .cpu.process import free_in_forks
 from .device import namespace, unscalar
 from .errors import GraphError, NonFiniteError, ShapeError
 from .state import Switch, switches
 
 _number = itertools.count()
-
-
-def free_in_forks() -> threading.Lock:
-    """A lock that no copy of the process finds taken by a thread which it does not have."""
-    lock = threading.Lock()
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
-    return lock
-
-
 _claiming = free_in_forks()
 
 

@@ -9,9 +9,10 @@ from functools import wraps
 
 import numpy as np
 
+from .cpu.process import free_in_forks
 from .device import FLOATS, is_cupy, location, move, namespace, plain, read, to_numpy, unscalar
 from .errors import DtypeError, GraphError, ShapeError
-from .node import Sum, free_in_forks, key, place_of, walk
+from .node import Sum, key, place_of, walk
 from .registry import REGISTRY
 from .state import Switch, switches
 

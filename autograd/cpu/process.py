@@ -1,4 +1,4 @@
-"""This process on its machine: the cores it may use, the threads of BLAS, its memory."""
+"""This process on its machine: the cores it may use, its locks and the threads of BLAS, its memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -92,6 +93,14 @@ def uncollected() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+def free_in_forks() -> threading.Lock:
+    """A lock that no copy of this process finds taken by a thread which the copy does not have."""
+    lock = threading.Lock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock
 
 
 @contextmanager
