@@ -202,18 +202,19 @@ def test_a_copy_that_a_user_makes_trains_on_its_own():
 def test_a_signal_as_copies_are_made_waits_until_they_are_known(monkeypatch):
     """It is raised once, in this process, when all are made."""
     def fork():
-        process = fork_of_the_system()
+        processes.append(fork_of_the_system())
         os.kill(os.getpid(), signal.SIGINT)
-        return process
+        return processes[-1]
 
     fork_of_the_system = os.fork
     monkeypatch.setattr(os, "fork", fork)
-    owner, made = os.getpid(), []
+    owner, made, processes = os.getpid(), [], []
     with pytest.raises(KeyboardInterrupt):
         made.append(forks.Forks(2, lambda number: number))
     assert os.getpid() == owner and not made  # a copy would have gone on from here
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    for process in processes:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(process, os.WNOHANG)
 
 
 def test_locks_are_free_in_a_copy():
