@@ -62,21 +62,26 @@ class Forks:
         return_memory()  # else every page that is free is copied when it is used
         before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)  # so that each copy is known here, and knows that it is one
         try:
-            for number in range(count):
-                ours, theirs = Pipe()
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of other threads: they are idle
-                    process = os.fork()
-                if process == 0:
-                    _live(self.owner, theirs, [*self._ends, ours], before, partial(serve, number))
-                self._ends.append(ours)
-                self._processes.append(process)
-                theirs.close()
-        except OSError:
+            try:
+                for number in range(count):
+                    self._fork(before, partial(serve, number))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        except BaseException:  # the system refuses, or a signal came meanwhile
             self.close()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _fork(self, mask: Iterable[int], serve: Callable[..., Any]) -> None:
+        """Make one more copy."""
+        ours, theirs = Pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of other threads: they are idle
+            process = os.fork()
+        if process == 0:
+            _live(self.owner, theirs, [*self._ends, ours], mask, serve)
+        self._ends.append(ours)
+        self._processes.append(process)
+        theirs.close()
 
     def ask(self, number: int, message: bytes) -> Any:
         """What copy ``number`` answers; raises what it has raised."""
