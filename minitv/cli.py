@@ -631,7 +631,7 @@ def _info(argv: list[str]) -> int:
         if pool["user_api"] == "blas":
             name = " ".join(str(pool[key]) for key in ("internal_api", "version", "architecture") if pool.get(key))
             rows.append(("BLAS", f"{name}, {pool['num_threads']} threads (1 while training)"))
-    serial = f"serial kernels on {cores()} worker threads while training (--threads sets both)"
+    serial = f"serial kernels on {cores()} workers while training (--threads sets both)"
     rows.append(("Numba", compiler.unavailable() or serial))
     state, folder = "compiled" if disk.cached() else "empty: the first run compiles", disk.cache_directory()
     rows.append(("kernel cache", f"{folder} ({state})" if folder else "none: no folder will do, every run compiles"))

@@ -17,7 +17,7 @@ import signal
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, Pipe
@@ -60,25 +60,30 @@ class Forks:
         self._processes: list[int] = []
         self._end = weakref.finalize(self, _end, self.owner, self._ends, self._processes)
         return_memory()  # else every page that is free is copied when it is used
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)  # so that each copy is known here, and knows that it is one
+        came: list[int] = []  # signals wait until each copy is known here and knows that it is one
+        before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in NUMBERS
+                  if signal.getsignal(number) is not None}
         try:
             try:
                 for number in range(count):
-                    self._fork(before, partial(serve, number))
+                    self._fork(partial(serve, number))
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        except BaseException:  # the system refuses, or a signal came meanwhile
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+            for number in came:
+                signal.raise_signal(number)
+        except BaseException:  # the system refuses, or a signal came
             self.close()
             raise
 
-    def _fork(self, mask: Iterable[int], serve: Callable[..., Any]) -> None:
+    def _fork(self, serve: Callable[..., Any]) -> None:
         """Make one more copy."""
         ours, theirs = Pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on, of other threads: they are idle
             process = os.fork()
         if process == 0:
-            _live(self.owner, theirs, [*self._ends, ours], mask, serve)
+            _live(self.owner, theirs, [*self._ends, ours], serve)
         self._ends.append(ours)
         self._processes.append(process)
         theirs.close()
@@ -113,13 +118,12 @@ def _end(owner: int, ends: Sequence[Connection], processes: Sequence[int]) -> No
         end.close()
 
 
-def _live(owner: int, end: Connection, others: Sequence[Connection], mask: Iterable[int], serve: Callable[..., Any]) -> None:
+def _live(owner: int, end: Connection, others: Sequence[Connection], serve: Callable[..., Any]) -> None:
     """The life of a copy, from which it does not return."""
     try:
         for number in NUMBERS:
             signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all; this process's parent obeys them
         signal.set_wakeup_fd(-1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         ctypes.CDLL(None).prctl(DIES_WITH_ITS_PARENT, signal.SIGKILL)
         if os.getppid() != owner:
             return

@@ -208,10 +208,13 @@ def test_a_signal_as_copies_are_made_waits_until_they_are_known(monkeypatch):
 
     fork_of_the_system = os.fork
     monkeypatch.setattr(os, "fork", fork)
-    owner, made, processes = os.getpid(), [], []
+    owner, made, processes, over = os.getpid(), [], [], threading.Event()
+    other = threading.Thread(target=over.wait)  # takes the signal, if the main thread blocks it
+    other.start()
     with pytest.raises(KeyboardInterrupt) as kept:  # with the frames in which it was raised
         made.append(forks.Forks(2, lambda number: number))
-    assert os.getpid() == owner and not made  # a copy would have gone on from here
+    over.set()
+    assert os.getpid() == owner and not made and len(processes) == 2  # a copy would have gone on from here
     for process in processes:
         with pytest.raises(ChildProcessError):
             os.waitpid(process, os.WNOHANG)
