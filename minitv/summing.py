@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from autograd.device import namespace
@@ -69,8 +69,12 @@ class Plan:
                 unseen += halves(node)
         return found
 
-    def most(self, rank: int) -> int:
-        """The buffers that a rank needs which takes its micro-batches in order, one after the other."""
+    @cached_property
+    def buffers(self) -> list[int]:
+        """How many buffers each rank needs that takes its micro-batches in order, one after the other."""
+        return [self._most(rank) for rank in range(self.ranks)]
+
+    def _most(self, rank: int) -> int:
         sums: set[Node] = set()
         found = 0
         for number in share(self.count, rank, self.ranks):
@@ -94,6 +98,12 @@ class Plan:
             return left
 
         return visit((0, self.count)), pairs
+
+
+@lru_cache(64)
+def plan(count: int, ranks: int = 1) -> Plan:
+    """The Plan of so many micro-batches, made once: steps ask for the same ones."""
+    return Plan(count, ranks)
 
 
 class Gradients:

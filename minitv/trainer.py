@@ -52,7 +52,7 @@ from .nn import Module, Statistics
 from .optim import AdamW, cosine
 from .sequence import Share, sharing
 from .signals import outcome
-from .summing import Gradients, Plan, share
+from .summing import Gradients, plan, share
 from .task import Batch, Task
 
 
@@ -94,7 +94,7 @@ class Trainer:
         loading = None if on_gpu else self._pool.submit(_load_compiler)
         # Of a buffer for each worker and of those in which sums wait for others.
         parts = min(run.batch, max(self.LEAST, run.batch * experiment.model.context // self.MICRO_BATCH_TOKENS))
-        buffers = sum(map(Plan(parts, self.workers).most, range(self.workers)))
+        buffers = sum(plan(parts, self.workers).buffers)
         copies = 1 if on_gpu else 3 + buffers  # with the optimizer's two averages and the gradients
         self.model = experiment.build(task.vocab, copies).to(run.device)
         self.optimizer = AdamW(self.model, beta1=run.beta1, beta2=run.beta2, weight_decay=run.weight_decay, clip=run.clip)
@@ -182,7 +182,7 @@ class Trainer:
         if message is not None:
             gradients = self._by_forks(batch, step, message, losses, counts, statistics)
         else:
-            gradients = Gradients(Plan(len(slices), self.across.size), self._buffers, optimizer.buffer, optimizer.add)
+            gradients = Gradients(plan(len(slices), self.across.size), self._buffers, optimizer.buffer, optimizer.add)
 
             def work(i: int) -> None:
                 losses[i], counts[i] = self._add_micro_batch(batch, slices[i], step, i, gradients, statistics)
@@ -237,9 +237,9 @@ class Trainer:
                 and threading.current_thread() is threading.main_thread() and switches() == Switches()
                 and 4 * -(-count // self.workers) * self.workers <= 5 * count):
             return None
-        plan = Plan(count, self.workers)
-        most, message = max(map(plan.most, range(self.workers))), forks.packed(batch, step)
+        most, message = max(plan(count, self.workers).buffers), forks.packed(batch, step)
         if message is None:
+            self._end_forks()
             self._forkable = False
         elif not self._shared or most > len(self._shared[0]):
             self._end_forks()
@@ -271,8 +271,7 @@ class Trainer:
     def _by_forks(self, batch: Batch, step: int, message: bytes, losses: list, counts: list[int],
                   statistics: Statistics) -> Gradients:
         """Let all processes compute their shares: fills in the lists, and returns the sums of the gradients."""
-        plan = Plan(len(losses), self.workers)
-        gradients = Gradients(plan, [], self.optimizer.buffer, self.optimizer.add)
+        gradients = Gradients(plan(len(losses), self.workers), [], self.optimizer.buffer, self.optimizer.add)
 
         def portion(number: int) -> tuple:
             return self._portion(0, batch, step) if number == 0 else self._forks.ask(number - 1, message)
@@ -283,7 +282,7 @@ class Trainer:
             self._end_forks()  # answers may be on their way
             raise
         for number, (found, sums, counted) in enumerate(portions):
-            for i, (loss, answers) in zip(share(plan.count, number, plan.ranks), found, strict=True):
+            for i, (loss, answers) in zip(share(len(losses), number, self.workers), found, strict=True):
                 losses[i], counts[i] = loss, answers
             gradients.sums |= {node: self._shared[number][place] for node, place in sums.items()}
             if self._counts:
@@ -293,7 +292,7 @@ class Trainer:
     def _portion(self, number: int, batch: Batch, step: int) -> tuple:
         """The share of process ``number``: losses and counts, where the sums of gradients lie, and what was counted."""
         slices, statistics, buffers = self._slices(batch), Statistics(), self._shared[number]
-        gradients = Gradients(Plan(len(slices), self.workers), list(buffers), self.optimizer.buffer, self.optimizer.add)
+        gradients = Gradients(plan(len(slices), self.workers), list(buffers), self.optimizer.buffer, self.optimizer.add)
         with self._alone:
             found = [self._add_micro_batch(batch, slices[i], step, i, gradients, statistics)
                      for i in share(len(slices), number, self.workers)]

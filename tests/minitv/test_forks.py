@@ -41,6 +41,11 @@ def training(name: str = "transformer", threads: int = 2, **options) -> Iterator
         trainer.close()
 
 
+def take(trainer: Trainer, task, steps: int) -> list[float]:
+    """The losses of the first steps."""
+    return [trainer.step(task.batch(step), step) for step in range(steps)]
+
+
 def after(steps: int, name: str, threads: int, **options):
     """The numbers of some steps, and all that is saved afterwards."""
     with training(name, threads, **options) as (trainer, task):
@@ -65,11 +70,11 @@ def test_copies_give_the_bits_of_threads(name, monkeypatch):
 @pytest.mark.parametrize("batch", [5, 6, 7, 16])
 def test_shares_need_not_be_equal(batch, monkeypatch):
     with training(batch=batch, threads=3) as (trainer, task):
-        found = [trainer.step(task.batch(step), step) for step in range(3)]
+        found = take(trainer, task, 3)
         assert (trainer._forks is not None) == (batch != 7)  # 2, 2 and 3: one worker would wait for a third of the time
     monkeypatch.setattr(forks, "AVAILABLE", False)
     with training(batch=batch, threads=1) as (trainer, task):
-        assert [trainer.step(task.batch(step), step) for step in range(3)] == found
+        assert take(trainer, task, 3) == found
 
 
 def test_more_micro_batches_than_before_need_more_buffers():
@@ -107,8 +112,7 @@ def test_copies_see_the_buffers_of_steps_that_threads_take(name):
 
 def test_an_error_in_a_copy_is_raised_here():
     with training() as (trainer, task):
-        for step in range(2):
-            trainer.step(task.batch(step), step)
+        take(trainer, task, 2)
         ids, labels = (array.copy() for array in task.batch(2))
         ids[-1, -1] = task.vocab  # in the share of the copy
         with pytest.raises(DomainError, match="embedding: id"):
@@ -118,8 +122,7 @@ def test_an_error_in_a_copy_is_raised_here():
 
 def test_a_copy_that_was_killed_is_named():
     with training() as (trainer, task):
-        for step in range(2):
-            trainer.step(task.batch(step), step)
+        take(trainer, task, 2)
         (process,) = trainer._forks._processes
         os.kill(process, signal.SIGKILL)
         with pytest.raises(RunError, match=f"process {process}, which computes a part of each step, has ended"):
@@ -141,7 +144,7 @@ def test_threads_compute_where_the_system_permits_no_more_processes(monkeypatch)
     numbers = []
     for threads in (3, 1):
         with training(threads=threads) as (trainer, task):
-            numbers.append([trainer.step(task.batch(step), step) for step in range(3)])
+            numbers.append(take(trainer, task, 3))
             assert trainer._forks is None
     assert numbers[0] == numbers[1]
     with pytest.raises(ChildProcessError):  # the one that was made has ended
@@ -150,8 +153,7 @@ def test_threads_compute_where_the_system_permits_no_more_processes(monkeypatch)
 
 def test_nothing_is_left_when_a_training_is_closed_or_forgotten():
     with training() as (trainer, task):
-        for step in range(2):
-            trainer.step(task.batch(step), step)
+        take(trainer, task, 2)
         processes = trainer._forks._processes
     forgotten = forks.Forks(1, lambda number: number)
     assert forgotten.ask(0, forks.packed()) == 0
@@ -164,8 +166,7 @@ def test_nothing_is_left_when_a_training_is_closed_or_forgotten():
 
 def test_copies_that_somebody_else_has_waited_for_are_no_error():
     with training() as (trainer, task):
-        for step in range(2):
-            trainer.step(task.batch(step), step)
+        take(trainer, task, 2)
         (process,) = trainer._forks._processes
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
@@ -184,8 +185,7 @@ def test_a_batch_that_cannot_be_sent_is_for_threads():
 
 def test_a_copy_that_a_user_makes_trains_on_its_own():
     with training() as (trainer, task):
-        for step in range(2):
-            trainer.step(task.batch(step), step)
+        take(trainer, task, 2)
         before = trainer.optimizer.param.copy()
         if (process := os.fork()) == 0:
             code = 1
@@ -252,11 +252,10 @@ def test_an_error_that_cannot_be_sent_says_what_it_is():
 
 KILLED = """
 import os, signal, sys
-from tests.minitv.test_forks import training
+from tests.minitv.test_forks import take, training
 
 with training() as (trainer, task):
-    for step in range(2):
-        trainer.step(task.batch(step), step)
+    take(trainer, task, 2)
     print(trainer._forks._processes[0], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """

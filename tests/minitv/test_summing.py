@@ -80,7 +80,7 @@ def test_how_many_buffers_a_rank_needs_is_known(count, size):
         gradients = Gradients(plan, [], lambda made=made: made.append(buffer([0])) or made[-1], lambda left, right: None)
         for i in share(count, rank, size):
             gradients.put(i, gradients.take())
-        assert len(made) == plan.most(rank)
+        assert len(made) == plan.buffers[rank]
 
 
 def trained(name: str, size: int, threads: int, steps: int = 2, **options):
